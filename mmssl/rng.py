@@ -1,0 +1,28 @@
+"""Randomness as a pure function of words: the same words give the same generator on every machine and process."""
+
+import hashlib
+
+import numpy as np
+import torch
+
+Word = int | str
+
+
+def _digest(words: tuple[Word, ...]) -> bytes:
+    # repr keeps 1 and "1" apart and puts a separator between words.
+    return hashlib.blake2b(repr(words).encode(), digest_size=16).digest()
+
+
+def generator(*words: Word) -> np.random.Generator:
+    """A Philox generator keyed by `words`, for example `generator(seed, "augment", epoch, sample_id)`."""
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(_digest(words), "little")))
+
+
+def torch_seed(*words: Word) -> int:
+    """A 63-bit seed keyed by `words`."""
+    return int.from_bytes(_digest(words)[:8], "little") >> 1
+
+
+def torch_generator(*words: Word, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator on `device` keyed by `words`."""
+    return torch.Generator(device).manual_seed(torch_seed(*words))

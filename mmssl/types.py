@@ -1,0 +1,65 @@
+"""The records that flow between rooms."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One record of a shard, still encoded."""
+
+    id: int
+    """Position in the data set (all shards in name order, each in file order): the key of its randomness."""
+    shard: str
+    """Path or URL of the tar it came from."""
+    key: str
+    """Its name inside the tar: everything before the first dot of the base name, with its folder."""
+    image: bytes
+    """The encoded picture (JPEG, PNG, WebP, ...)."""
+    fields: dict[str, Any]
+    """The other members by extension: `txt` -> str, `cls` -> int, and each entry of `json` under its own name."""
+
+
+@dataclass
+class Batch:
+    """One collated batch, or one rank's part of it. B is the number of samples on this rank."""
+
+    views: dict[str, Tensor]
+    """View name -> uint8 pictures [B, 3, H, W]."""
+    tokens: Tensor
+    """Token ids, int64 [B, L], padded to the longest caption of the global batch's part."""
+    token_mask: Tensor
+    """True where `tokens` is a real token, bool [B, L]."""
+    ids: Tensor
+    """Sample ids, int64 [B]."""
+    keys: list[str]
+    """`shard:key` of each sample, for messages."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device) -> "Batch":
+        """A copy with every tensor on `device` (asynchronously where memory is pinned)."""
+        return replace(
+            self,
+            views={name: view.to(device, non_blocking=True) for name, view in self.views.items()},
+            **{f: getattr(self, f).to(device, non_blocking=True) for f in ("tokens", "token_mask", "ids")},
+        )
+
+    def slice(self, start: int, stop: int) -> "Batch":
+        """Samples [start, stop) as a batch of views on the same memory."""
+        assert {f.name for f in fields(self)} == {"views", "tokens", "token_mask", "ids", "keys"}
+        return Batch(
+            views={name: view[start:stop] for name, view in self.views.items()},
+            tokens=self.tokens[start:stop],
+            token_mask=self.token_mask[start:stop],
+            ids=self.ids[start:stop],
+            keys=self.keys[start:stop],
+        )
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: what is wrong, where, and what to do. The CLI prints it and exits with 2."""

@@ -1,0 +1,85 @@
+"""The dual encoder: two towers, their projections to a shared space, and the temperature."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.config import ModelConfig
+from mmssl.models.text import TextTower, build_text
+from mmssl.models.vision import VisionTower, build_vision
+
+
+class DualEncoder(nn.Module):
+    """Pictures and captions in one space of `embed_dim` dimensions, as CLIP (Radford et al. 2021)."""
+
+    def __init__(
+        self,
+        vision: VisionTower,
+        text: TextTower,
+        image_projection: nn.Module,
+        text_projection: nn.Module,
+        init_temperature: float,
+        max_logit_scale: float,
+    ) -> None:
+        super().__init__()
+        self.vision = vision
+        self.text = text
+        self.image_projection = image_projection
+        self.text_projection = text_projection
+        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / init_temperature)))
+        self.max_log_logit_scale = math.log(max_logit_scale)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, S, S] -> unit vectors [B, embed_dim]."""
+        return self.project_image(self.vision(images).pooled)
+
+    def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Token ids and mask [B, L] -> unit vectors [B, embed_dim]."""
+        return self.project_text(self.text(tokens, mask).pooled)
+
+    def project_image(self, pooled: Tensor) -> Tensor:
+        """The vision tower's vectors [B, width] -> unit vectors [B, embed_dim] in float32."""
+        return F.normalize(self.image_projection(pooled).float(), dim=-1)
+
+    def project_text(self, pooled: Tensor) -> Tensor:
+        """The text tower's vectors [B, width] -> unit vectors [B, embed_dim] in float32."""
+        return F.normalize(self.text_projection(pooled).float(), dim=-1)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Inverse temperature, a scalar with gradient."""
+        return self.log_logit_scale.exp()
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keep the logit scale within [1, max_logit_scale]; called after each update (CLIP, section 2.5)."""
+        self.log_logit_scale.clamp_(0, self.max_log_logit_scale)
+
+
+def build_dual_encoder(config: ModelConfig, vocab_size: int, pad_id: int) -> DualEncoder:
+    """Both towers and projections of a configuration, with weights drawn from torch's global generator.
+
+    Raises:
+        UserError: a tower cannot be built as asked.
+    """
+    vision, pretrained_projection = build_vision(config.vision, config.embed_dim)
+    text = build_text(config.text, vocab_size, pad_id)
+    if vision.projects:
+        image_projection: nn.Module = nn.Identity()
+    else:
+        image_projection = _projection(vision.width, config.embed_dim, config.projection)
+    if pretrained_projection is not None and isinstance(image_projection, nn.Linear):
+        with torch.no_grad():
+            image_projection.weight.copy_(pretrained_projection)
+    text_projection = _projection(text.width, config.embed_dim, config.projection)
+    return DualEncoder(vision, text, image_projection, text_projection, config.init_temperature, config.max_logit_scale)
+
+
+def _projection(width: int, embed_dim: int, kind: str) -> nn.Module:
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(width, embed_dim), nn.GELU(), nn.Linear(embed_dim, embed_dim, bias=False))
+    linear = nn.Linear(width, embed_dim, bias=False)
+    nn.init.normal_(linear.weight, std=width**-0.5)
+    return linear

@@ -1,0 +1,129 @@
+"""Text towers: any Hugging Face encoder, pretrained or built from a configuration."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from mmssl.config import TextConfig
+from mmssl.models.vision import Encoded
+from mmssl.types import UserError
+
+
+class TextTower(nn.Module):
+    """A Hugging Face encoder with one pooled vector a caption.
+
+    Attributes:
+        width: size of the pooled vector and of each token's.
+        pooling: `cls`, `mean` or `eos`.
+    """
+
+    def __init__(self, encoder: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = pooling
+        self.width = int(encoder.config.hidden_size)
+        self._locked = False
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Encoded:
+        """Encode captions: token ids int64 [B, L] and their mask bool [B, L] (True: a real token)."""
+        hidden = self.encoder(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        return Encoded(pool(hidden, mask, self.pooling), hidden)
+
+    def lock(self, unlocked_layers: int = 0) -> None:
+        """Freeze all but the last `unlocked_layers` transformer blocks.
+
+        Raises:
+            UserError: the encoder's blocks cannot be found.
+        """
+        self.requires_grad_(False)
+        self._locked = True
+        if unlocked_layers > 0:
+            blocks = next((m for m in self.encoder.modules() if isinstance(m, nn.ModuleList) and len(m) > 0), None)
+            if blocks is None:
+                raise UserError("model.text.unlocked_layers: this tower has no list of blocks to unlock; set it to 0")
+            for block in list(blocks)[-unlocked_layers:]:
+                block.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "TextTower":
+        """As nn.Module.train, but a fully locked tower stays in evaluation mode (no dropout)."""
+        return super().train(mode and not (self._locked and not any(p.requires_grad for p in self.parameters())))
+
+
+def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """One vector a caption [B, W] from token vectors [B, L, W]: the first, the mean of real ones, or the last real one."""
+    if pooling == "cls":
+        return hidden[:, 0]
+    if pooling == "mean":
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+    assert pooling == "eos", pooling
+    last = mask.long().cumsum(1).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def build_text(config: TextConfig, vocab_size: int, pad_id: int) -> TextTower:
+    """The tower of a configuration; a random one takes the tokenizer's vocabulary size.
+
+    Raises:
+        UserError: the model cannot be found or built, or its vocabulary is smaller than the tokenizer's.
+    """
+    encoder = _from_config(config.config, vocab_size, pad_id) if config.config is not None else _pretrained(str(config.name))
+    if encoder.config.vocab_size < vocab_size:
+        raise UserError(
+            f"model.text: the tokenizer has {vocab_size} tokens, the tower {encoder.config.vocab_size}; use the tower's own tokenizer"
+        )
+    limit = getattr(encoder.config, "max_position_embeddings", None)
+    if limit is not None and limit < config.max_tokens:
+        raise UserError(f"model.text.max_tokens={config.max_tokens}, but the tower has {limit} positions; lower model.text.max_tokens")
+    # The pooler's weights would get no gradient.
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None
+    tower = TextTower(encoder, _pooling(config))
+    if config.lock:
+        tower.lock(config.unlocked_layers)
+    return tower
+
+
+def _from_config(options: dict[str, Any], vocab_size: int, pad_id: int) -> Any:
+    values = {"vocab_size": vocab_size, "pad_token_id": pad_id, **options}
+    kind = values.pop("model_type", None)
+    if kind is None:
+        raise UserError("model.text.config needs model_type, for example bert")
+    try:
+        settings = AutoConfig.for_model(kind, **values)
+        return AutoModel.from_config(settings)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"model.text.config: transformers could not build a {kind!r}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _pretrained(name: str) -> Any:
+    folder = Path(name)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise UserError(f"model.text.name={name}: the folder has no config.json; give a Hugging Face model folder")
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        model = AutoModel.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.text.name={name!r} is neither a folder here nor reachable on the hub: {' '.join(str(error).split())[:200]}"
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    return getattr(model, "text_model", model) if not hasattr(model.config, "hidden_size") else model
+
+
+def _pooling(config: TextConfig) -> str:
+    if config.pooling != "auto":
+        return config.pooling
+    declared = Path(config.name or "") / "1_Pooling" / "config.json"
+    if config.name is not None and declared.is_file():
+        flags = json.loads(declared.read_text(encoding="utf-8"))
+        return "mean" if flags.get("pooling_mode_mean_tokens") else "cls"
+    return "cls"

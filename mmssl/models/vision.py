@@ -1,0 +1,302 @@
+"""Vision towers of open_clip and timm behind one forward: uint8 pictures in, a vector and patch tokens out."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from mmssl.config import VisionConfig
+from mmssl.types import UserError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a tower makes of B inputs."""
+
+    pooled: Tensor
+    """One vector an input, [B, width]."""
+    tokens: Tensor | None
+    """One vector a patch or text token, [B, T, width]; None for towers without them."""
+
+
+class PatchSelect(nn.Module):
+    """Stands where a ViT drops patches, after the position embedding, and keeps the ones it is told to."""
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.keep: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.keep is None:
+            return x
+        index = self.keep.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+        return torch.cat([x[:, : self.prefix], x[:, self.prefix :].gather(1, index)], dim=1)
+
+
+class VisionTower(nn.Module):
+    """A library's trunk with its normalisation and, for ViTs, access to patches.
+
+    Attributes:
+        width: size of the pooled vector.
+        image_size: side of the square input in pixels.
+        grid: patches per column and row, or None where the tower has no patch grid.
+        projects: the trunk ends in its own projection to the shared space (attention pooling of CLIP's ResNets).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, trunk: nn.Module, image_size: int, mean: Any, std: Any, projects: bool = False) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.image_size = image_size
+        self.projects = projects
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+        self.select, self.grid, self.patch_size = _patch_access(trunk)
+        self._locked = False
+        was_training = trunk.training
+        trunk.eval()
+        with torch.no_grad():
+            self.width = self(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)).pooled.shape[-1]
+        trunk.train(was_training)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 or [0, 255] float pictures [B, 3, H, W] -> zero mean, unit deviation."""
+        return (images.to(self.mean.dtype) - self.mean) / self.std
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Encoded:
+        """Encode pictures.
+
+        Args:
+            images: uint8 [B, 3, image_size, image_size] (or float in 0..255).
+            keep: int64 [B, K], the patches (row-major) the tower sees; None: all of them.
+
+        Raises:
+            UserError: `keep` is given and the tower cannot encode a subset of patches.
+        """
+        x = self.normalize(images).contiguous(memory_format=torch.channels_last)
+        if keep is None:
+            return self._encode(x)
+        if self.select is None:
+            raise UserError("this vision tower cannot encode a subset of patches; use a ViT of open_clip or timm")
+        self.select.keep = keep
+        try:
+            return self._encode(x)
+        finally:
+            self.select.keep = None
+
+    def _encode(self, x: Tensor) -> Encoded:
+        if isinstance(self.trunk, open_clip.transformer.VisionTransformer):
+            pooled, tokens = self.trunk(x)
+            return Encoded(pooled, tokens)
+        if self.projects:
+            return Encoded(self.trunk(x), None)
+        features = self.trunk.forward_features(x)
+        pooled = self.trunk.forward_head(features, pre_logits=True)
+        if features.ndim == 3 and self.grid is not None:
+            return Encoded(pooled, features[:, self.trunk.num_prefix_tokens :])
+        return Encoded(pooled, None)
+
+    def lock(self, unlocked_layers: int = 0) -> None:
+        """Freeze all but the last `unlocked_layers` blocks (with what follows them)."""
+        self.requires_grad_(False)
+        self._locked = True
+        if unlocked_layers > 0:
+            for parameter in _last_layers(self.trunk, unlocked_layers):
+                parameter.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "VisionTower":
+        """As nn.Module.train, but what is locked stays in evaluation mode, so batch norms keep their statistics."""
+        super().train(mode)
+        if self._locked and mode:
+            for module in self.trunk.modules():
+                own = list(module.parameters())
+                if not any(p.requires_grad for p in own):
+                    module.training = False
+        return self
+
+
+def build_vision(config: VisionConfig, embed_dim: int) -> tuple[VisionTower, Tensor | None]:
+    """The tower of a configuration and, where its weights bring one, the projection to the shared space [embed_dim, width].
+
+    Raises:
+        UserError: unknown library, model or option, or weights that do not fit.
+    """
+    library, _, name = config.name.partition(":")
+    if library == "open_clip" and name:
+        tower, projection = _open_clip_tower(config, name, embed_dim)
+    elif library == "timm" and name:
+        tower, projection = _timm_tower(config, name), None
+    else:
+        raise UserError(f"model.vision.name={config.name!r}: write open_clip:MODEL or timm:MODEL, e.g. open_clip:ViT-B-32")
+    if projection is not None and projection.shape[0] != embed_dim:
+        raise UserError(
+            f"model.embed_dim={embed_dim}, but the weights of {config.name} project to {projection.shape[0]}; "
+            f"set model.embed_dim={projection.shape[0]}"
+        )
+    if config.lock:
+        tower.lock(config.unlocked_layers)
+    return tower, projection
+
+
+def _open_clip_tower(config: VisionConfig, name: str, embed_dim: int) -> tuple[VisionTower, Tensor | None]:
+    known = open_clip.get_model_config(name)
+    if known is None:
+        near = [m for m in open_clip.list_models() if m.lower().startswith(name.lower()[:5])][:5]
+        raise UserError(f"model.vision.name: open_clip has no model {name!r}; some it has: {', '.join(near) or 'ViT-B-32, RN50'}")
+    vision = {**known["vision_cfg"], **config.options}
+    if config.image_size is not None:
+        vision["image_size"] = config.image_size
+    overrides: dict[str, Any] = {"vision_cfg": vision}
+    if config.pretrained is None:
+        # Only the visual tower is kept: a tiny text tower keeps random weights cheap and needs no hub.
+        overrides |= {"embed_dim": embed_dim, "text_cfg": _TINY_TEXT}
+    try:
+        with _quiet(config.pretrained is None):
+            model = open_clip.create_model(name, pretrained=config.pretrained, pretrained_text=False, **overrides)
+    except (RuntimeError, TypeError, OSError, ValueError) as error:
+        raise UserError(f"model.vision: open_clip could not build {name!r}: {_one_line(error)}") from error
+    visual = model.visual
+    side = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
+    statistics = (visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"])
+    if isinstance(visual, open_clip.transformer.VisionTransformer):
+        projection, visual.proj = visual.proj, None
+        visual.output_tokens = True
+        visual.patch_dropout = PatchSelect(prefix=1)
+        weights = projection.detach().T if config.pretrained is not None and projection is not None else None
+        return VisionTower(visual, side, *statistics), weights
+    if isinstance(visual, open_clip.timm_model.TimmModel) and [*visual.head._modules] in (["drop", "proj"], []):
+        tower = VisionTower(_with_patch_select(visual.trunk), side, *statistics)
+        if config.pretrained is None:
+            return tower, None
+        # SigLIP's tower has no projection: its pooled vector already lives in the shared space.
+        return tower, visual.head.proj.weight.detach() if len(visual.head) > 0 else torch.eye(tower.width)
+    tower = VisionTower(visual, side, *statistics, projects=True)
+    if tower.width != embed_dim:
+        raise UserError(f"model.embed_dim={embed_dim}, but {config.name} projects to {tower.width}; set model.embed_dim={tower.width}")
+    return tower, None
+
+
+def _timm_tower(config: VisionConfig, name: str) -> VisionTower:
+    options = dict(config.options)
+    file = config.pretrained if config.pretrained is not None and Path(config.pretrained).is_file() else None
+    if config.pretrained is not None and file is None:
+        name = f"{name}.{config.pretrained}" if config.pretrained != "true" else name
+    if not timm.is_model(name.partition(".")[0]):
+        near = timm.list_models(f"*{name.partition('_')[0]}*")[:5]
+        raise UserError(f"model.vision.name: timm has no model {name!r}; some it has: {', '.join(near) or 'resnet18, vit_tiny_patch16_224'}")
+    takes_size = config.image_size is not None and "img_size" not in options
+    try:
+        trunk = _create_timm(name, config, options, file is None, takes_size)
+    except (RuntimeError, TypeError, OSError, ValueError, AssertionError) as error:
+        raise UserError(f"model.vision: timm could not build {name!r}: {_one_line(error)}") from error
+    if file is not None:
+        load_weights(trunk, read_weights(Path(file)), where=file)
+    settings = trunk.pretrained_cfg
+    side = options.get("img_size") or config.image_size or settings["input_size"][-1]
+    return VisionTower(_with_patch_select(trunk), int(side), settings["mean"], settings["std"])
+
+
+def _create_timm(name: str, config: VisionConfig, options: dict[str, Any], pretrained: bool, takes_size: bool) -> Any:
+    arguments = {"pretrained": pretrained and config.pretrained is not None, "num_classes": 0, **options}
+    if takes_size:
+        try:
+            return timm.create_model(name, img_size=config.image_size, **arguments)
+        except TypeError as error:
+            # Convolutional towers take any size and have no such argument.
+            if "img_size" not in str(error):
+                raise
+    return timm.create_model(name, **arguments)
+
+
+_TINY_TEXT = {"context_length": 8, "vocab_size": 64, "width": 64, "heads": 1, "layers": 1}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from a safetensors file or a torch file (tensors only: nothing in it can run).
+
+    Raises:
+        UserError: no weights can be read from the file.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} holds no weights that can be read safely: {_one_line(error)}") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} is not a state dict (names -> tensors)")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a whole state dict; a classifier head in it is allowed to be left over.
+
+    Raises:
+        UserError: weights are missing, or have another shape; names the first ones.
+    """
+    own = module.state_dict()
+    missing = [k for k in own if k not in state]
+    shapes = [f"{k} {tuple(state[k].shape)} against {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    if missing or shapes:
+        raise UserError(
+            f"{where} does not fit the tower: {len(own) - len(missing) - len(shapes)} of {len(own)} weights match; "
+            f"missing: {', '.join(missing[:3]) or 'none'}; other shape: {', '.join(shapes[:2]) or 'none'}"
+        )
+    module.load_state_dict({k: state[k] for k in own})
+
+
+def _with_patch_select(trunk: Any) -> Any:
+    if hasattr(trunk, "patch_drop"):
+        trunk.patch_drop = PatchSelect(prefix=trunk.num_prefix_tokens)
+    return trunk
+
+
+@contextlib.contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    """open_clip warns on the root logger that random weights are random."""
+    logging.disable(logging.WARNING if quiet else logging.NOTSET)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _patch_access(trunk: nn.Module) -> tuple[PatchSelect | None, tuple[int, int] | None, int | None]:
+    select = next((m for m in trunk.modules() if isinstance(m, PatchSelect)), None)
+    if isinstance(trunk, open_clip.transformer.VisionTransformer):
+        return select, tuple(trunk.grid_size), trunk.patch_size[0]
+    embed = getattr(trunk, "patch_embed", None)
+    if select is not None and getattr(embed, "grid_size", None) is not None:
+        return select, tuple(embed.grid_size), embed.patch_size[0]
+    return None, None, None
+
+
+def _last_layers(trunk: nn.Module, count: int) -> list[nn.Parameter]:
+    if isinstance(trunk, open_clip.transformer.VisionTransformer):
+        modules: list[nn.Module] = [*trunk.transformer.resblocks[-count:], trunk.ln_post]
+        if trunk.attn_pool is not None:
+            modules.append(trunk.attn_pool)
+        return [p for m in modules for p in m.parameters()]
+    if not hasattr(trunk, "group_matcher"):
+        raise UserError("model.vision.unlocked_layers: this tower cannot be unlocked by layers; set it to 0")
+    groups = group_parameters(trunk, trunk.group_matcher(coarse=False))
+    last = sorted(groups)[-count:]
+    return [trunk.get_parameter(name) for group in last for name in groups[group]]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,122 @@
+"""Talk between ranks. Without an initialised process group there is one rank and every call is a no-op.
+
+Rank and world are plain values here, so that whatever needs them can be built and tested in one process.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The ranks of this run. Satisfies `mmssl.losses.ranks.Ranks`. All ranks call its methods alike."""
+
+    rank: int = 0
+    world: int = 1
+    even: bool = False
+    """Every rank brings equally many rows to each `gather`, so they need not tell each other how many."""
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, int]:
+        """All ranks' rows [n, ...] in rank order [N, ...], and where this rank's begin. n may differ.
+
+        Differentiable: the gradient of a rank's rows is the sum of what every rank's loss sends back to them.
+        """
+        if self.world == 1:
+            return rows, 0
+        sizes = [len(rows)] * self.world if self.even else self._sizes(rows)
+        gathered: Tensor = _Gather.apply(rows, sizes, self.rank)
+        return gathered, sum(sizes[: self.rank])
+
+    def logsumexp(self, x: Tensor) -> Tensor:
+        """Elementwise log of the sum over ranks of exp(x). Differentiable, likewise."""
+        if self.world == 1:
+            return x
+        result: Tensor = _LogSumExp.apply(x)
+        return result
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Elementwise sum over ranks, the same on each. Carries no gradient."""
+        return x.detach() if self.world == 1 else _sum(x.detach())
+
+    def broadcast(self, value: Any, source: int = 0) -> Any:
+        """`value` of rank `source` on every rank: anything that JSON holds; nothing is unpickled."""
+        if self.world == 1:
+            return value
+        device = _message_device()
+        text = json.dumps(value).encode() if self.rank == source else b""
+        length = torch.tensor(len(text), device=device)
+        dist.broadcast(length, source)
+        message = torch.zeros(int(length), dtype=torch.uint8, device=device)
+        if self.rank == source:
+            message.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        dist.broadcast(message, source)
+        return json.loads(bytes(message.tolist()))
+
+    def barrier(self) -> None:
+        """Return once every rank has called it."""
+        if self.world > 1:
+            dist.barrier()
+
+    def _sizes(self, rows: Tensor) -> list[int]:
+        sizes = torch.empty(self.world, dtype=torch.int64, device=rows.device)
+        dist.all_gather_into_tensor(sizes, torch.tensor([len(rows)], device=rows.device))
+        return [int(size) for size in sizes.tolist()]
+
+
+def processes(even: bool = False) -> Processes:
+    """The ranks of the initialised process group, or the one rank there is without it."""
+    if dist.is_available() and dist.is_initialized():
+        return Processes(dist.get_rank(), dist.get_world_size(), even)
+    return Processes()
+
+
+def _message_device() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def _sum(x: Tensor) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: list[int], rank: int) -> Tensor:
+        ctx.sizes, ctx.rank = sizes, rank
+        longest = max(sizes)
+        padded = rows.contiguous()
+        if len(rows) < longest:
+            padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
+        everyone = rows.new_empty(len(sizes) * longest, *rows.shape[1:])
+        dist.all_gather_into_tensor(everyone, padded)
+        if min(sizes) == longest:
+            return everyone
+        return torch.cat([everyone[r * longest : r * longest + size] for r, size in enumerate(sizes)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        start = sum(ctx.sizes[: ctx.rank])
+        return _sum(gradient)[start : start + ctx.sizes[ctx.rank]], None, None
+
+
+class _LogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        largest = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        result = largest + _sum((x - largest).exp()).log()
+        ctx.save_for_backward(x, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x: Tensor
+        result: Tensor
+        x, result = ctx.saved_tensors
+        return _sum(gradient) * (x - result).exp()

@@ -1,0 +1,52 @@
+"""What a loss over the global batch needs to know of the other ranks."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Ranks(Protocol):
+    """The ranks that share a global batch: rank r holds the r-th run of its rows.
+
+    Runs may differ in length.
+    """
+
+    @property
+    def rank(self) -> int:
+        """This one, from 0."""
+
+    @property
+    def world(self) -> int:
+        """How many there are."""
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, int]:
+        """Every rank's rows [n, ...] in rank order [N, ...], and where this rank's begin.
+
+        Differentiable: the gradient of a rank's rows is the sum of what all ranks send back to them.
+        """
+
+    def logsumexp(self, x: Tensor) -> Tensor:
+        """Elementwise log of the sum over ranks of exp(x). Differentiable, likewise."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Elementwise sum over ranks. Carries no gradient."""
+
+
+@dataclass(frozen=True)
+class _Alone:
+    rank: int = 0
+    world: int = 1
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, int]:
+        return rows, 0
+
+    def logsumexp(self, x: Tensor) -> Tensor:
+        return x
+
+    def sum(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+ALONE: Ranks = _Alone()
+"""One process holds the whole batch."""

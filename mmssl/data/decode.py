@@ -1,0 +1,240 @@
+"""Encoded pictures to RGB pixels: JPEG by libjpeg-turbo (simplejpeg), every other format by Pillow.
+
+Nothing in here can run code: formats are told apart by their first bytes and only plain raster formats are
+read (Pillow's own `Image.open` would also try formats that call external programs).
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+Pixels = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 178_956_970
+"""Default cap on a picture's size in pixels (Pillow's own warning threshold)."""
+REDUCTIONS = (8, 4, 2)
+"""Factors by which JPEG can be decoded smaller, the greatest first (DCT scaling)."""
+
+_SIGNATURES = (
+    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    (b"GIF87a", GifImagePlugin.GifImageFile),
+    (b"GIF89a", GifImagePlugin.GifImageFile),
+    (b"BM", BmpImagePlugin.BmpImageFile),
+    (b"II*\x00", TiffImagePlugin.TiffImageFile),
+    (b"MM\x00*", TiffImagePlugin.TiffImageFile),
+    (b"WEBP", WebPImagePlugin.WebPImageFile),  # after RIFF and a length
+)
+_EXIF_ORIENTATION = 0x0112
+_EXIF_SHORT = 3
+
+
+class DecodeError(ValueError):
+    """A picture that cannot be used. The message is one line that says why."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of a picture before it is decoded."""
+
+    format: str
+    """JPEG, PNG, WEBP, GIF, BMP or TIFF."""
+    width: int
+    """Pixels from left to right as displayed, that is after the EXIF orientation."""
+    height: int
+    """Pixels from top to bottom as displayed."""
+    orientation: int = 1
+    """EXIF orientation still to be applied, 1 to 8."""
+    reducible: bool = False
+    """Whether it can be decoded at 1/2, 1/4 or 1/8 of its size."""
+
+
+def read_header(image: bytes, max_pixels: int = MAX_PIXELS) -> Header:
+    """Format, displayed size and orientation of an encoded picture, without decoding it.
+
+    Raises:
+        DecodeError: no known format, a broken header, or more than `max_pixels` pixels.
+    """
+    header = _jpeg_header(image) if image[:3] == b"\xff\xd8\xff" else None
+    if header is None:
+        header = _pillow_header(_open(image))
+    if header.width * header.height > max_pixels:
+        raise DecodeError(
+            f"the picture has {header.width} x {header.height} pixels, "
+            f"more than the limit of {max_pixels:,} (data.max_pixels)"
+        )
+    if header.width < 1 or header.height < 1:
+        raise DecodeError(f"the picture has {header.width} x {header.height} pixels, so nothing to see")
+    return header
+
+
+def decode(image: bytes, header: Header | None = None, reduce: int = 1) -> Pixels:
+    """RGB pixels, uint8 [height, width, 3], upright, transparency laid on white, first frame of an animation.
+
+    Args:
+        header: what `read_header` gave for this picture; read with the default pixel cap when not given.
+        reduce: 2, 4 or 8 asks for 1/2, 1/4 or 1/8 of the size (rounded up), which JPEG decodes faster.
+            Formats that cannot (`header.reducible`) and damaged JPEGs come at their full size.
+
+    Raises:
+        DecodeError: the data is broken or cut, or holds a kind of pixel that has no RGB form.
+    """
+    header = read_header(image) if header is None else header
+    pixels = _decode_jpeg(image, header, reduce) if header.reducible else None
+    if pixels is None:
+        pixels = _decode_pillow(image)
+    return _upright(pixels, header.orientation)
+
+
+def rgb_pixels(image: Image.Image) -> Pixels:
+    """RGB pixels of a Pillow image, uint8 [height, width, 3]; transparency is laid on white.
+
+    Raises:
+        DecodeError: floating-point pixels, whose range is unknown.
+    """
+    if image.mode.startswith("I"):  # 16-bit gray; Pillow's own conversion clips at 255
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return np.repeat(((wide + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise DecodeError(
+            "the picture has floating-point pixels of unknown range; convert it to 8 or 16 bits"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        background = Image.new("RGB", image.size, "white")
+        background.paste(image, mask=image)
+        return np.array(background)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _jpeg_header(image: bytes) -> Header | None:
+    """None for the JPEGs that libjpeg-turbo cannot turn into RGB by itself, or whose header it doubts."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(image)
+    except ValueError:
+        return None
+    if colorspace not in ("YCbCr", "RGB", "Gray"):
+        return None
+    orientation = _jpeg_orientation(image)
+    if orientation >= 5:
+        width, height = height, width
+    return Header("JPEG", width, height, orientation, reducible=True)
+
+
+def _jpeg_orientation(image: bytes) -> int:
+    """Walks the JPEG markers before the pixel data up to an EXIF block."""
+    at = 2
+    while at + 4 <= len(image) and image[at] == 0xFF:
+        marker = image[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker == 0xDA:  # start of scan
+            break
+        length = int.from_bytes(image[at + 2 : at + 4], "big")
+        if marker == 0xE1 and image[at + 4 : at + 10] == b"Exif\x00\x00":
+            return _exif_orientation(image[at + 10 : at + 2 + length])
+        at += 2 + length
+    return 1
+
+
+def _exif_orientation(tiff: bytes) -> int:
+    """The orientation entry of the first EXIF directory; 1 (upright) where it is missing or nonsense."""
+    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
+    if order is None:
+        return 1
+    try:
+        (at,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, at)
+        for entry in range(min(entries, 512)):
+            tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, at + 2 + 12 * entry)
+            if tag == _EXIF_ORIENTATION:
+                return value if kind == _EXIF_SHORT and 1 <= value <= 8 else 1
+    except struct.error:  # the directory runs past its end; the picture itself may be sound
+        return 1
+    return 1
+
+
+def _open(image: bytes) -> Image.Image:
+    """The picture opened by the Pillow reader its first bytes ask for; pixels are not read yet."""
+    is_webp = image[:4] == b"RIFF" and image[8:12] == b"WEBP"
+    head = b"WEBP" if is_webp else image[:8]
+    readers = [reader for signature, reader in _SIGNATURES if head.startswith(signature)]
+    if not readers:
+        raise DecodeError(
+            f"not a JPEG, PNG, WebP, GIF, BMP or TIFF picture: {len(image)} bytes starting with {image[:8]!r}"
+        )
+    try:
+        # The reader itself rather than Image.open: the pixel cap is the caller's, not Pillow's global one.
+        return readers[0](io.BytesIO(image))
+    except Exception as error:  # Pillow's readers raise any kind of exception on broken bytes
+        raise _broken(error) from error
+
+
+def _pillow_header(image: Image.Image) -> Header:
+    width, height = image.size
+    exif = image.info.get("exif")
+    orientation = 1
+    # Pillow turns a TIFF upright by itself. EXIF after a PNG's pixels is unknown until they are decoded.
+    if isinstance(exif, bytes) and image.format != "TIFF":
+        orientation = _exif_orientation(exif.removeprefix(b"Exif\x00\x00"))
+    if orientation >= 5:
+        width, height = height, width
+    return Header(str(image.format), width, height, orientation)
+
+
+def _decode_jpeg(image: bytes, header: Header, reduce: int) -> Pixels | None:
+    """None where libjpeg-turbo met something wrong: Pillow then judges whether the picture is whole."""
+    assert reduce == 1 or reduce in REDUCTIONS, reduce
+    sides = (header.height, header.width) if header.orientation < 5 else (header.width, header.height)
+    height, width = (-(-side // reduce) for side in sides)
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(image, min_height=height, min_width=width, min_factor=reduce)
+    except ValueError:
+        return None
+    return pixels
+
+
+def _decode_pillow(image: bytes) -> Pixels:
+    opened = _open(image)
+    try:
+        opened.load()
+        return rgb_pixels(opened)
+    except DecodeError:
+        raise
+    except Exception as error:  # as in _open
+        raise _broken(error) from error
+
+
+def _broken(error: Exception) -> DecodeError:
+    if isinstance(error, Image.DecompressionBombError):
+        return DecodeError("the picture claims more pixels than any format reader takes")
+    return DecodeError(
+        f"the picture is broken or cut: {' '.join(str(error).split()) or type(error).__name__}"
+    )
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """EXIF 2.32, tag 0x0112: where the first row and column of the stored pixels are displayed."""
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:  # rows are stored as columns
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,251 @@
+"""Data sets: a folder in CLIP_benchmark's WebDataset layout, a flat folder, or any pattern of shards.
+
+FOLDER/classnames.txt                            one name a line; line 1 is class 0
+FOLDER/zeroshot_classification_templates.txt     one template a line, `{c}` for the name
+FOLDER/dataset_type.txt                          `retrieval` or `multilabel`; absent: classification
+FOLDER/test/nshards.txt, FOLDER/test/0.tar ...   or flat: FOLDER/test-*.tar or FOLDER/val-*.tar
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmssl.data.patterns import expand
+from mmssl.data.reader import BadSample, iter_samples
+from mmssl.evaluate.prompts import Templates, read_classnames, read_templates
+from mmssl.types import Sample, UserError
+
+Kind = Literal["classification", "multilabel", "retrieval"]
+
+CLASSNAMES_FILE = "classnames.txt"
+TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+KIND_FILE = "dataset_type.txt"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Where the samples are and what is known of their classes."""
+
+    name: str
+    """Short name for tables and files."""
+    shards: tuple[str, ...]
+    """Paths or URLs, in reading order."""
+    kind: Kind
+    """What it is made for."""
+    classnames: tuple[str, ...] | None
+    """Class names in the order of the labels. None: taken from the labels."""
+    classnames_source: str
+    """The file they came from, for messages."""
+    templates: Templates | None
+    """Prompt templates that came with the data."""
+    label: str | None
+    """The field that holds the label: `cls`, or an entry of the JSON member. None: `cls`, or else `label`."""
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Class name -> index; the first one where a name occurs twice."""
+        names = self.classnames if self.classnames is not None else ()
+        return {name: index for index, name in reversed(list(enumerate(names)))}
+
+
+def open_dataset(
+    spec: str | Path | Sequence[str],
+    *,
+    name: str | None = None,
+    split: str = "test",
+    classnames: str | Path | Sequence[str] | None = None,
+    templates: str | Path | Templates | None = None,
+    label: str | None = None,
+) -> Dataset:
+    """Find shards, class names and templates.
+
+    Args:
+        spec: a folder, or a pattern (or list of patterns) of shards.
+        name: default from the folder or the file names.
+        split: the part to read from a folder.
+        classnames: a file, `imagenet`, or the names themselves. Default: classnames.txt beside the shards.
+        templates: a file, `openai-imagenet`, `simple-imagenet`, or the templates themselves.
+            Default: the file beside the shards.
+        label: the field that holds the label. Default: `cls`, or else `label`.
+    Raises:
+        UserError: there are no shards, or a file is missing or of another form.
+    """
+    shards, home = _find(spec, split)
+    if (
+        classnames is None
+        and home is not None
+        and (home / CLASSNAMES_FILE).is_file()
+        and label in (None, "cls")
+    ):
+        classnames = home / CLASSNAMES_FILE
+    if templates is None and home is not None and (home / TEMPLATES_FILE).is_file():
+        templates = home / TEMPLATES_FILE
+    return Dataset(
+        name=name if name is not None else _name(spec, shards),
+        shards=tuple(shards),
+        kind=_kind(home),
+        classnames=read_classnames(classnames)
+        if isinstance(classnames, str | Path)
+        else (None if classnames is None else tuple(classnames)),
+        classnames_source=str(classnames) if isinstance(classnames, str | Path) else "the class names given",
+        templates=read_templates(templates) if isinstance(templates, str | Path) else templates,
+        label=label,
+    )
+
+
+def find_datasets(folder: str | Path, split: str = "test") -> dict[str, Path]:
+    """Every data set in or under a folder, by its path relative to it (slashes as dashes), in name order.
+
+    Raises:
+        UserError: there is none.
+    """
+    root = Path(folder)
+    found = [path for path in sorted([root, *root.rglob("*")]) if path.is_dir() and _is_dataset(path, split)]
+    if not found:
+        raise UserError(
+            f"no data set under {folder}; a data set is a folder with {' or '.join(_patterns(split))}"
+        )
+    return {(path.name if path == root else "-".join(path.relative_to(root).parts)): path for path in found}
+
+
+def read(dataset: Dataset, on_bad: Callable[[BadSample], None]) -> Iterator[Sample]:
+    """Every usable sample once, in order; those that cannot be used go to `on_bad`."""
+    yield from iter_samples(dataset.shards, need_text=False, on_bad=on_bad)
+
+
+def label_of(sample: Sample, dataset: Dataset) -> int | str:
+    """The class index of a sample, or its class name where there are no class names to count.
+
+    Raises:
+        UserError: the sample has no label, or one that does not fit the class names.
+    """
+    field = _label_field(sample, dataset)
+    value = sample.fields[field]
+    names = dataset.classnames
+    if names is None:
+        if field == "cls" and isinstance(value, int):
+            raise UserError(
+                f"no class names for the labels in {Path(sample.shard).parent}; "
+                f"put {CLASSNAMES_FILE} there (one name a line), or give a file"
+            )
+        return str(value)
+    index = value if isinstance(value, int) else dataset.positions.get(str(value))
+    if index is None:
+        raise UserError(
+            f"label {value!r} of {_where(sample)} is not among the {len(names)} class names "
+            f"of {dataset.classnames_source}; add it there"
+        )
+    if not 0 <= index < len(names):
+        raise UserError(
+            f"label {index} of {_where(sample)} does not fit the {len(names)} class names "
+            f"of {dataset.classnames_source} (0 to {len(names) - 1}); give the names of these shards"
+        )
+    return index
+
+
+def labels_of(samples: Sequence[Sample], dataset: Dataset) -> tuple[tuple[str, ...], Tensor]:
+    """Class names and each sample's class, int64 [N]. Names not given: the distinct labels, sorted."""
+    labels = [label_of(sample, dataset) for sample in samples]
+    if dataset.classnames is not None:
+        return dataset.classnames, torch.tensor(labels, dtype=torch.int64)
+    names = tuple(sorted({str(label) for label in labels}))
+    position = {name: index for index, name in enumerate(names)}
+    return names, torch.tensor([position[str(label)] for label in labels], dtype=torch.int64)
+
+
+def captions_of(sample: Sample) -> list[str]:
+    """The captions of a sample: the non-empty lines of its .txt member.
+
+    Raises:
+        UserError: it has none.
+    """
+    captions = [line.strip() for line in str(sample.fields.get("txt", "")).splitlines() if line.strip()]
+    if not captions:
+        raise UserError(
+            f"{_where(sample)} has no caption; retrieval needs a .txt member (a caption a line) in each"
+        )
+    return captions
+
+
+def _find(spec: str | Path | Sequence[str], split: str) -> tuple[list[str], Path | None]:
+    """The shards, and the folder that may hold class names and templates."""
+    if isinstance(spec, str | Path) and Path(spec).is_dir():
+        home = Path(spec)
+        return expand(_folder_shards(home, split)), home
+    shards = expand(str(spec) if isinstance(spec, Path) else spec)
+    folders = {str(Path(shard).parent) for shard in shards}
+    folder = Path(folders.pop()) if len(folders) == 1 and "://" not in shards[0] else None
+    if folder is not None and folder.name == split and not (folder / CLASSNAMES_FILE).is_file():
+        folder = folder.parent
+    return shards, folder
+
+
+def _folder_shards(home: Path, split: str) -> list[str]:
+    count = home / split / "nshards.txt"
+    if count.is_file():
+        text = count.read_text(encoding="utf-8").strip()
+        if not text.isdecimal() or int(text) < 1:
+            raise UserError(f"{count} must hold the number of shards, found {text[:40]!r}")
+        return [str(home / split / f"{number}.tar") for number in range(int(text))]
+    for pattern in _patterns(split):
+        shards = sorted(home.glob(pattern))
+        if shards:
+            return [str(shard) for shard in shards]
+    raise UserError(
+        f"no data set in {home}: neither {' nor '.join(_patterns(split))} is there; "
+        f"give a pattern of shards, such as {home}/*.tar"
+    )
+
+
+def _patterns(split: str) -> tuple[str, ...]:
+    """Where the shards of a split may lie in a folder; `val` stands in for a missing `test`."""
+    return (f"{split}/*.tar", f"{split}-*.tar", *(["val-*.tar"] if split == "test" else []))
+
+
+def _is_dataset(folder: Path, split: str) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in (f"{split}/nshards.txt", *_patterns(split)))
+
+
+def _kind(home: Path | None) -> Kind:
+    if home is None or not (home / KIND_FILE).is_file():
+        return "classification"
+    word = (home / KIND_FILE).read_text(encoding="utf-8").strip().lower()
+    known: dict[str, Kind] = {
+        "classification": "classification",
+        "multilabel": "multilabel",
+        "retrieval": "retrieval",
+    }
+    if word not in known:
+        raise UserError(f"{home / KIND_FILE} says {word!r}; it must be one of {', '.join(known)}")
+    return known[word]
+
+
+def _name(spec: str | Path | Sequence[str], shards: Sequence[str]) -> str:
+    """The folder's name; for a pattern followed by what its shards share: `emoji-val-unseen-style`."""
+    if isinstance(spec, str | Path) and Path(spec).is_dir():
+        return Path(spec).resolve().name
+    stems = [Path(shard).name.removesuffix(".tar").rstrip("0123456789-_.") for shard in shards]
+    parts = (Path(shards[0]).parent.name, stems[0] if len(set(stems)) == 1 else "")
+    return "-".join(part for part in parts if part) or "data"
+
+
+def _label_field(sample: Sample, dataset: Dataset) -> str:
+    fields: dict[str, Any] = sample.fields
+    wanted = [dataset.label] if dataset.label is not None else ["cls", "label"]
+    for field in wanted:
+        if field in fields:
+            return field
+    has = ", ".join(sorted(fields)) or "none"
+    raise UserError(
+        f"{_where(sample)} has no label {' or '.join(map(repr, wanted))} (its fields: {has}); "
+        "name the field that holds the label"
+    )
+
+
+def _where(sample: Sample) -> str:
+    return f"{sample.key} in {sample.shard}"

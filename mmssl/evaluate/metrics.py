@@ -1,0 +1,200 @@
+"""Figures of merit as pure functions of tensors. Nothing here knows of models, data sets or files."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SCORES_PER_BLOCK = 1 << 24
+"""Similarities held at a time by the blocked procedures (64 MiB in float32)."""
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class of the per-class table; rates without a denominator are None."""
+
+    name: str
+    samples: int
+    """Samples whose label it is."""
+    recall: float | None
+    """Share of its samples predicted as it."""
+    precision: float | None
+    """Share of the predictions of it that are right."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often one class was taken for another."""
+
+    label: int
+    prediction: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The best classes of each row."""
+
+    scores: Tensor
+    """Similarities, best first, [N, k]."""
+    best: Tensor
+    """Class indices, best first, equals in the order of `torch.topk`, int64 [N, k]."""
+    first: Tensor
+    """The predicted class, the lowest index among equals (`argmax`), int64 [N]."""
+
+
+def top_k(features: Tensor, weights: Tensor, k: int) -> Outcome:
+    """The k best classes of each row by dot product; no more than a block of the logits exists at a time.
+
+    Equal scores are treated as in clip_benchmark: accuracies come from `topk` and predictions from `argmax`.
+
+    Args:
+        features: [N, D], N >= 1.
+        weights: class vectors [C, D], C >= k.
+    """
+    scores, best, first = [], [], []
+    for block in _blocks(features, len(weights)):
+        logits = block @ weights.T
+        found = logits.topk(k, dim=1)
+        scores.append(found.values)
+        best.append(found.indices)
+        first.append(logits.argmax(dim=1))
+    return Outcome(torch.cat(scores), torch.cat(best), torch.cat(first))
+
+
+def confidence(features: Tensor, weights: Tensor, logit_scale: float) -> Tensor:
+    """The probability of the most probable class: the maximum of softmax(logit_scale * similarity), [N]."""
+    blocks = _blocks(features, len(weights))
+    return torch.cat([(logit_scale * block @ weights.T).softmax(dim=1).amax(dim=1) for block in blocks])
+
+
+def top_k_accuracy(best: Tensor, labels: Tensor, k: int) -> float:
+    """Share of rows whose label is among their first k predictions.
+
+    Args:
+        best: class indices, best first, [N, >= k], N >= 1.
+        labels: [N].
+    """
+    assert best.shape[1] >= k
+    return share(best[:, :k].eq(labels[:, None]).any(dim=1))
+
+
+def mean_per_class_recall(predictions: Tensor, labels: Tensor) -> float:
+    """The mean recall of the classes that have samples (scikit-learn's balanced accuracy). Both [N]."""
+    classes = int(labels.max()) + 1
+    samples = torch.bincount(labels, minlength=classes)
+    hits = torch.bincount(labels[predictions == labels], minlength=classes)
+    seen = samples > 0
+    return float((hits[seen].double() / samples[seen]).mean())
+
+
+def per_class(predictions: Tensor, labels: Tensor, names: Sequence[str]) -> list[ClassRow]:
+    """One row a class, in the order of `names`. Predictions and labels: [N]."""
+    samples = torch.bincount(labels, minlength=len(names)).tolist()
+    predicted = torch.bincount(predictions, minlength=len(names)).tolist()
+    hits = torch.bincount(labels[predictions == labels], minlength=len(names)).tolist()
+    return [
+        ClassRow(name, n, hit / n if n else None, hit / p if p else None)
+        for name, n, p, hit in zip(names, samples, predicted, hits, strict=True)
+    ]
+
+
+def confusion_matrix(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Counts, int64 [classes, classes]: row = label, column = prediction."""
+    return torch.bincount(labels * classes + predictions, minlength=classes * classes).view(classes, classes)
+
+
+def most_confused(predictions: Tensor, labels: Tensor, limit: int | None = None) -> list[Confusion]:
+    """Wrong (label, prediction) pairs by falling count, then by index; only pairs that occur take memory."""
+    wrong = predictions != labels
+    both = torch.stack([labels[wrong], predictions[wrong]], dim=1).numpy()
+    pairs, counts = np.unique(both, axis=0, return_counts=True)
+    found = [Confusion(a, b, n) for (a, b), n in zip(pairs.tolist(), counts.tolist(), strict=True)]
+    return sorted(found, key=lambda c: (-c.count, c.label, c.prediction))[:limit]
+
+
+def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
+    """|accuracy - confidence| averaged over bins of equal width by their samples (Guo et al. 2017, eq. 3).
+
+    Args:
+        confidence: probability of the predicted class, in [0, 1], [N], N >= 1.
+        correct: whether that class is the label, bool [N].
+    """
+    index = (confidence.double() * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64)
+    gap.index_add_(0, index, correct.double() - confidence.double())
+    return float(gap.abs().sum() / len(confidence))
+
+
+def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
+    """Average precision of each class over all samples: the mean precision at its positives, float64 [C].
+
+    Ties are ordered by `torch.sort`, as in clip_benchmark. A class without positives scores NaN.
+
+    Args:
+        scores: [N, C].
+        targets: 1 where the class is present, [N, C].
+    """
+    order = scores.argsort(dim=0, descending=True)
+    truth = targets.gather(0, order).double()
+    precision = truth.cumsum(0) / torch.arange(1, len(truth) + 1, dtype=torch.float64)[:, None]
+    return (precision * truth).sum(0) / truth.sum(0)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a search found for each query."""
+
+    hits: dict[int, Tensor]
+    """k -> whether a right candidate is among the k best, bool [Q]."""
+    ranks: Tensor
+    """Rank of the best right candidate, from 1; equals share the mean of their ranks. float64 [Q]."""
+
+
+def rank(
+    queries: Tensor, candidates: Tensor, query_group: Tensor, candidate_group: Tensor, ks: Sequence[int]
+) -> Ranking:
+    """Search every query among all candidates; a candidate is right when it is of the query's group.
+
+    A query with several right candidates is a hit when one of them is found, as in the CLIP papers. The
+    k best are those of `torch.topk`, as in clip_benchmark. Only a block of the scores exists at a time.
+
+    Args:
+        queries: [Q, D]. candidates: [K, D].
+        query_group: int64 [Q]. candidate_group: int64 [K]. Every query has a right candidate.
+        ks: numbers of candidates to look at, each at most K.
+    """
+    assert all(1 <= k <= len(candidates) for k in ks)
+    hits: dict[int, list[Tensor]] = {k: [] for k in ks}
+    ranks = []
+    blocks = _blocks(queries, len(candidates)), _blocks(query_group, len(candidates))
+    for block, group in zip(*blocks, strict=True):
+        scores = block @ candidates.T
+        right = group[:, None] == candidate_group[None, :]
+        found = right.gather(1, scores.topk(max(ks), dim=1).indices)
+        for k in ks:
+            hits[k].append(found[:, :k].any(dim=1))
+        best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+        better = (scores > best).sum(dim=1)
+        equal = ((scores == best) & ~right).sum(dim=1)
+        ranks.append(1 + better.double() + equal.double() / 2)
+    return Ranking({k: torch.cat(h) for k, h in hits.items()}, torch.cat(ranks))
+
+
+def share(values: Tensor) -> float:
+    """How many of the values are true, as a fraction. bool [N], N >= 1."""
+    return int(values.sum()) / len(values)
+
+
+def median(values: Tensor) -> float:
+    """The middle value, or the mean of the two middle ones. [N], N >= 1."""
+    return float(np.median(values.numpy()))
+
+
+def _blocks(rows: Tensor, columns: int) -> Iterator[Tensor]:
+    """The rows in parts whose scores against `columns` candidates fit in a block."""
+    step = max(1, SCORES_PER_BLOCK // columns)
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]

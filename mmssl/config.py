@@ -232,8 +232,6 @@ class TrainConfig(Section):
     """Number format of the forward pass."""
     micro_batch: int | Literal["auto"] | None = None
     """Pairs a process holds activations for at a time (the gradient stays that of the whole batch). Default: all."""
-    logits: Literal["auto", "plain", "blocked"] = "auto"
-    """Form of the contrastive loss: `blocked` never holds the whole matrix. `auto` picks by size."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then evaluated and exported. Null: none."""
     checkpoint_steps: int | None = Field(None, ge=1)
@@ -252,6 +250,8 @@ class TrainConfig(Section):
     """CPU threads of the math. Default: torch's own choice."""
     trackers: list[str] = ["tensorboard"]
     """Accelerate trackers beside metrics.jsonl."""
+    log_samples: bool = False
+    """Write the sample ids of every step's global batch to sample_ids.jsonl."""
     nonfinite_limit: int = Field(5, ge=1)
     """Updates in a row skipped for a non-finite loss or gradient before the run stops."""
 
@@ -305,6 +305,14 @@ class Config(Section):
     """Length, precision, safety."""
     evaluate: EvaluateConfig = EvaluateConfig()  # type: ignore[call-arg]
     """Evaluation."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.optim.warmup >= 1 and self.train.minutes is not None:
+            raise ValueError("optim.warmup counts steps, but train.minutes measures the run; give a fraction below 1")
+        if all(objective.weight == 0 for objective in self.objectives.values()):
+            raise ValueError("objectives: none has a weight above 0; add one, for example contrastive: {weight: 1}")
+        return self
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -26,3 +26,30 @@ def torch_seed(*words: Word) -> int:
 def torch_generator(*words: Word, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator on `device` keyed by `words`."""
     return torch.Generator(device).manual_seed(torch_seed(*words))
+
+
+class RowRandom:
+    """Random numbers for some rows of a batch of `total`, the same for a row whichever process holds it.
+
+    Numbers are drawn for the whole batch and cut to rows [start, stop).
+    """
+
+    def __init__(self, generator: torch.Generator, start: int, stop: int, total: int) -> None:
+        self._generator = generator
+        self._rows = slice(start, stop)
+        self._total = total
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        """Uniform in [0, 1), float32 [rows, *shape]."""
+        device = self._generator.device
+        return torch.rand(self._total, *shape, generator=self._generator, device=device)[self._rows]
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        """Standard normal, float32 [rows, *shape]."""
+        device = self._generator.device
+        return torch.randn(self._total, *shape, generator=self._generator, device=device)[self._rows]
+
+    def integers(self, high: int, *shape: int) -> torch.Tensor:
+        """Uniform in 0..high-1, int64 [rows, *shape]."""
+        device = self._generator.device
+        return torch.randint(high, (self._total, *shape), generator=self._generator, device=device)[self._rows]

@@ -1,0 +1,30 @@
+"""Training objectives, one module each; a module's name is the objective's name in the configuration."""
+
+import importlib
+import pkgutil
+
+from mmssl.objectives.base import Objective
+from mmssl.types import UserError
+
+_ROOMS = {"base", "mixer"}
+
+
+def objective_names() -> list[str]:
+    """Names of all objectives, found by looking at the modules of this package."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _ROOMS)
+
+
+def find_objective(name: str) -> type[Objective]:
+    """The objective class of a name.
+
+    Raises:
+        UserError: there is none; lists those there are.
+    """
+    if name not in objective_names():
+        raise UserError(f"unknown objective 'objectives.{name}'; there are: {', '.join(objective_names())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    found = [
+        c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Objective) and c.__module__ == module.__name__
+    ]
+    assert len(found) == 1, f"{module.__name__} must define exactly one objective"
+    return found[0]

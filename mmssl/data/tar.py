@@ -1,0 +1,190 @@
+"""Reading tar headers: which members stand where, without trusting a byte of them.
+
+Regular members of ustar, GNU (long names) and pax archives are understood; every other kind is refused by name.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+BLOCK = 512
+_MAX_EXTENSION_BYTES = 1 << 20
+"""Long names and pax records larger than this are taken for damage."""
+_REFUSED = {
+    b"1": "hard link",
+    b"2": "symbolic link",
+    b"3": "device",
+    b"4": "device",
+    b"5": "folder",
+    b"6": "pipe",
+    b"S": "sparse file",
+}
+_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
+
+ReadAt = Callable[[int, int], bytes]
+"""`read(offset, count)` gives `count` bytes, or fewer at the end of the archive."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside a tar. Offsets are bytes from where the walk's archive begins."""
+
+    name: str
+    start: int
+    """Its first header, long-name and pax headers included."""
+    data: int
+    """Its first byte."""
+    size: int
+    refused: str | None = None
+    """Why it must not be used, or None."""
+
+    @property
+    def end(self) -> int:
+        """Where the next header stands."""
+        return self.data + padded(self.size)
+
+
+class TarError(ValueError):
+    """The archive cannot be read any further. `name` is the member concerned, where it is known."""
+
+    def __init__(self, message: str, offset: int, name: str | None = None) -> None:
+        super().__init__(f"{message} at byte {offset}")
+        self.offset = offset
+        self.name = name
+
+
+def padded(size: int) -> int:
+    """`size` rounded up to whole blocks."""
+    return -(-size // BLOCK) * BLOCK
+
+
+class Archive:
+    """The files of a tar of `size` bytes, read through `read`."""
+
+    def __init__(self, read: ReadAt, size: int) -> None:
+        self.read = read
+        self.size = size
+        self.end = 0
+        """Where the walk stands: after the last member once it is over."""
+
+    def members(self) -> Iterator[Member]:
+        """Every file in order; folders are passed over.
+
+        Stops at the end marker (a block of zeros) or at the end of the bytes.
+
+        Raises:
+            TarError: a header is damaged, or a member reaches past `size`.
+        """
+        self.end = 0
+        while (member := self._member(self.end)) is not None:
+            self.end = member.end
+            if member.refused != "folder":
+                yield member
+
+    def _member(self, start: int) -> Member | None:
+        """The file whose first header stands at `start`, None at the end."""
+        position, long_name, pax = start, None, {}
+        while (block := self._block(position)) is not None:
+            kind, count, data = block[156:157], _number(block[124:136], position), position + BLOCK
+            if kind in (b"L", b"K", b"x", b"X", b"g"):
+                content = _extension(self.read, data, count, position)
+                if kind == b"L":
+                    long_name = _text(content)
+                elif kind in (b"x", b"X"):
+                    pax = _pax_records(content, position)
+                position = data + padded(count)
+                continue
+            name = pax.get("path") or long_name or _name(block)
+            if "size" in pax:
+                count = _decimal(pax["size"], position)
+            if kind in _WITHOUT_DATA:
+                count = 0
+            if data + count > self.size:
+                message = f"{name!r} is cut: {count} bytes promised, {self.size - data} present"
+                raise TarError(message, start, name)
+            return Member(name, start, data, count, _refusal(kind, name, pax))
+        if position != start:
+            raise TarError("the archive ends after a long name", start)
+        return None
+
+    def _block(self, position: int) -> bytes | None:
+        """The header at `position`; None where the archive ends."""
+        if position >= self.size:
+            return None
+        block = self.read(position, BLOCK)
+        if len(block) < BLOCK:
+            raise TarError("the archive ends inside a header", position)
+        if block.count(0) == BLOCK:
+            return None
+        _check_sum(block, position)
+        return block
+
+
+def _check_sum(block: bytes, position: int) -> None:
+    stored = _number(block[148:156], position)
+    rest = block[:148] + block[156:]
+    if stored == sum(rest) + 256:
+        return
+    # Some old writers summed signed characters.
+    if stored != sum(rest) + 256 - 256 * sum(byte > 127 for byte in rest):
+        raise TarError("damaged header", position)
+
+
+def _number(field: bytes, position: int) -> int:
+    """Octal digits, or GNU's base-256 for what does not fit."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    digits = field.partition(b"\0")[0].strip() or b"0"
+    if not all(48 <= digit < 56 for digit in digits):
+        raise TarError("damaged header", position)
+    return int(digits, 8)
+
+
+def _decimal(text: str, position: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise TarError("damaged pax header", position)
+    return int(text)
+
+
+def _extension(read: ReadAt, data: int, count: int, position: int) -> bytes:
+    if count > _MAX_EXTENSION_BYTES:
+        raise TarError("damaged header (a name of more than 1 MiB)", position)
+    content = read(data, count)
+    if len(content) < count:
+        raise TarError("the archive ends inside a long name", position)
+    return content
+
+
+def _pax_records(content: bytes, position: int) -> dict[str, str]:
+    """Records of the form `LENGTH key=value\\n`, where LENGTH counts the whole record."""
+    records = {}
+    while content.strip(b"\0"):
+        digits, _, rest = content.partition(b" ")
+        length = _decimal(digits.decode("latin-1"), position)
+        key, equals, value = content[len(digits) + 1 : length].partition(b"=")
+        if not rest or not equals or length > len(content) or value[-1:] != b"\n":
+            raise TarError("damaged pax header", position)
+        records[_text(key)] = _text(value[:-1])
+        content = content[length:]
+    return records
+
+
+def _name(block: bytes) -> str:
+    name, prefix = _text(block[:100]), _text(block[345:500])
+    is_posix = block[257:263] == b"ustar\0"
+    return f"{prefix}/{name}" if is_posix and prefix else name
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", errors="backslashreplace")
+
+
+def _refusal(kind: bytes, name: str, pax: dict[str, str]) -> str | None:
+    if kind in _REFUSED:
+        return _REFUSED[kind]
+    if any(key.startswith("GNU.sparse") for key in pax):
+        return "sparse file"
+    if kind not in (b"0", b"\0", b"7"):
+        return f"member of unknown type {kind!r}"
+    if name.startswith("/") or ".." in name.split("/"):
+        return "name that leaves the folder"
+    return None

@@ -1,0 +1,170 @@
+"""The importable result: a trained dual encoder with its tokenizer and preprocessing."""
+
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmssl.config import ModelConfig, TextConfig
+from mmssl.data.tokens import Tokenizer, load_tokenizer
+from mmssl.data.views import EvalView
+from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
+from mmssl.models.text import TextTower
+from mmssl.models.vision import VisionTower
+from mmssl.types import UserError
+
+FORMAT = 1
+
+Picture = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
+"""A file's path, an encoded picture, a PIL image, or uint8 pixels (array [H, W, 3], tensor [3, H, W])."""
+
+
+class MMSSL:
+    """Pictures and texts to unit vectors of one space, and zero-shot classification with them."""
+
+    def __init__(self, encoder: DualEncoder, tokenizer: Tokenizer, config: ModelConfig) -> None:
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.config = config
+        self.view = EvalView(encoder.vision.image_size)
+
+    @property
+    def vision(self) -> VisionTower:
+        """The vision tower, an nn.Module."""
+        return self.encoder.vision
+
+    @property
+    def text(self) -> TextTower:
+        """The text tower, an nn.Module."""
+        return self.encoder.text
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.encoder.log_logit_scale.device
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor from cosine similarities to logits."""
+        return float(self.encoder.logit_scale)
+
+    def to(self, device: torch.device | str) -> "MMSSL":
+        """Move the weights; returns itself."""
+        self.encoder.to(device)
+        return self
+
+    def encode_image(self, images: Picture | Sequence[Picture], batch_size: int = 256) -> Tensor:
+        """Unit vectors [N, D], float32 on the CPU, of one picture or a list of them.
+
+        Raises:
+            UserError: a file cannot be read.
+            DecodeError: a picture cannot be decoded.
+        """
+        pictures = list(images) if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) else [images]
+        if isinstance(images, Tensor) and images.ndim == 4:
+            pictures = list(images)
+        rows = []
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(pictures), batch_size):
+                batch = torch.stack(list(pool.map(self._render, pictures[start : start + batch_size])))
+                rows.append(self._evaluate(lambda b=batch: self.encoder.encode_image(b.to(self.device))))
+        return torch.cat(rows) if rows else torch.empty(0, self.config.embed_dim)
+
+    def encode_text(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
+        """Unit vectors [N, D], float32 on the CPU, of one text or several."""
+        captions = [texts] if isinstance(texts, str) else list(texts)
+        rows = []
+        for start in range(0, len(captions), batch_size):
+            tokens, mask = self.tokenizer.encode(captions[start : start + batch_size])
+            rows.append(
+                self._evaluate(lambda t=tokens, m=mask: self.encoder.encode_text(t.to(self.device), m.to(self.device)))
+            )
+        return torch.cat(rows) if rows else torch.empty(0, self.config.embed_dim)
+
+    def classify(self, image: Picture, labels: Sequence[str], template: str = "{c}") -> dict[str, float]:
+        """Probability of each label for one picture, highest first."""
+        texts = self.encode_text([template.replace("{c}", label) for label in labels])
+        logits = self.logit_scale * self.encode_image(image) @ texts.T
+        ranked = sorted(zip(labels, logits.softmax(-1)[0].tolist(), strict=True), key=lambda pair: -pair[1])
+        return dict(ranked)
+
+    def save(self, folder: Path) -> None:
+        """Write model.safetensors, config.json and tokenizer/: all that `load` needs, on any machine without a network."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.encoder.state_dict().items()}
+        save_file(state, folder / "model.safetensors")
+        self.tokenizer.save(folder / "tokenizer")
+        record = {"format": FORMAT, "model": self._self_contained().model_dump(mode="json")}
+        (folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+    def _self_contained(self) -> ModelConfig:
+        """The configuration without names that would have to be looked up elsewhere."""
+        hugging_face = self.text.encoder.config
+        settings = {**hugging_face.to_diff_dict(), "model_type": hugging_face.model_type}
+        for key in ("transformers_version", "architectures", "_name_or_path", "dtype"):
+            settings.pop(key, None)
+        text = TextConfig(
+            config={**settings, "vocab_size": hugging_face.vocab_size},
+            tokenizer="tokenizer",
+            pooling=self.text.pooling,
+            max_tokens=self.config.text.max_tokens,
+        )
+        vision = self.config.vision.model_copy(
+            update={"pretrained": None, "lock": False, "unlocked_layers": 0, "image_size": self.vision.image_size}
+        )
+        return self.config.model_copy(update={"text": text, "vision": vision})
+
+    def _render(self, picture: Picture) -> Tensor:
+        if isinstance(picture, (str, Path)):
+            try:
+                picture = Path(picture).read_bytes()
+            except OSError as error:
+                raise UserError(f"cannot read picture {picture}: {error.strerror}") from None
+        return self.view(picture)
+
+    @torch.no_grad()
+    def _evaluate(self, encode: Any) -> Tensor:
+        training = self.encoder.training
+        self.encoder.eval()
+        try:
+            features: Tensor = encode()
+            return features.float().cpu()
+        finally:
+            self.encoder.train(training)
+
+
+def load(path: str | Path) -> MMSSL:
+    """The model of a run folder or of its `model/` folder.
+
+    Raises:
+        UserError: there is no model, or its files do not fit together.
+    """
+    folder = Path(path)
+    if (folder / "model" / "config.json").is_file():
+        folder = folder / "model"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"no model at {path}; give a run folder with model/, or a model folder (config.json, model.safetensors)")
+    try:
+        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise UserError(f"{folder} has format {record['format']!r}, this version reads {FORMAT}")
+        config = ModelConfig.model_validate(record["model"])
+        tokenizer = load_tokenizer(str(folder / "tokenizer"), config.text.max_tokens)
+        state = load_file(folder / "model.safetensors")
+    except (ValueError, KeyError, TypeError, OSError, ValidationError) as error:
+        raise UserError(f"{folder} is not a model of mmssl: {' '.join(str(error).split())[:300]}") from error
+    encoder = build_dual_encoder(config, tokenizer.vocab_size, tokenizer.pad_id)
+    own = encoder.state_dict()
+    differ = [k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape]
+    if differ:
+        raise UserError(f"{folder}: weights and config.json do not fit together ({len(differ)} differences, first {sorted(differ)[0]})")
+    encoder.load_state_dict(state)
+    return MMSSL(encoder.eval(), tokenizer, config)

@@ -1,0 +1,102 @@
+"""What an objective is: which encodings it needs, what it predicts from them, and its loss.
+
+A step runs in this order, each part on the whole of a process's batch or on micro-batches of it:
+
+1. `prepare` draws everything random (masks, noise, permutations) for the whole batch as tensors of B rows.
+2. The union of all objectives' `forwards` runs once.
+3. `predict` maps the encodings of some samples to tensors, sample by sample.
+4. `loss` maps predictions to a sum and the number of terms in it. A `coupled` loss sees the predictions of the whole
+   batch, because each sample's loss depends on the others; any other may be summed over parts of the batch.
+"""
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.config import ObjectiveConfig, ViewConfig
+from mmssl.distributed import Processes
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models.vision import Encoded
+from mmssl.rng import RowRandom
+
+Inputs = Mapping[str, Tensor]
+"""Name -> tensor of B rows: `view.NAME`, `tokens`, `token_mask`, `ids`, and what objectives prepare."""
+
+Predictions = dict[str, Tensor]
+"""Name -> tensor of b rows, or a scalar shared by all samples (a temperature)."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One encoding a step needs; equal ones are run once."""
+
+    tower: Literal["vision", "text"]
+    input: str
+    """Name of the pictures or token ids among the inputs."""
+    mask: str = ""
+    """Text: name of the token mask. Vision: name of the patch indices to keep; empty for all patches."""
+
+
+CLEAN_IMAGE = Forward("vision", "view.main")
+CLEAN_TEXT = Forward("text", "tokens", "token_mask")
+
+Features = Mapping[Forward, Encoded]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What objectives need to know of the tokenizer."""
+
+    size: int
+    mask_id: int | None
+    special_ids: tuple[int, ...]
+    continues_word: Tensor
+    """True where a token continues the word before it, bool [size]."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """A loss as a sum and what it runs over, so that micro-batches and processes combine exactly."""
+
+    total: Tensor
+    """Sum of the loss's terms, a scalar with gradient."""
+    metrics: dict[str, tuple[Tensor, Tensor | float]] = field(default_factory=dict)
+    """Name -> (sum, number of terms), without gradient."""
+
+
+class Objective(nn.Module, abc.ABC):
+    """One training objective. Subclasses own their heads and nothing of the towers."""
+
+    Options: ClassVar[type[ObjectiveConfig]]
+    """The typed options of the objective's configuration entry."""
+    coupled: ClassVar[bool] = False
+    """The loss of one sample depends on the other samples of the global batch."""
+
+    def views(self) -> dict[str, ViewConfig]:
+        """Renderings needed beside `main`, by name."""
+        return {}
+
+    def prepare(self, inputs: Inputs, random: RowRandom) -> dict[str, Tensor]:
+        """Random tensors of B rows for the whole batch of this process, the same rows at any number of processes."""
+        return {}
+
+    def count(self, inputs: Inputs) -> Tensor:
+        """Number of terms in the loss of these samples; by default one a sample, and one a batch if `coupled`."""
+        ids = inputs["ids"]
+        return torch.tensor(1.0 if self.coupled else float(len(ids)), device=ids.device)
+
+    @abc.abstractmethod
+    def forwards(self) -> tuple[Forward, ...]:
+        """The encodings `predict` reads."""
+
+    @abc.abstractmethod
+    def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
+        """Predictions for some samples from their encodings; row i depends on sample i only."""
+
+    @abc.abstractmethod
+    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+        """The loss. If `coupled`: its mean over processes must be the loss of the global batch."""

@@ -1,0 +1,118 @@
+"""The mixer: which objectives act at a step, how strongly, and one forward that serves them all."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.config import ObjectiveConfig
+from mmssl.distributed import Processes
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models.vision import Encoded
+from mmssl.objectives.base import Forward, Inputs, Objective, Output, Predictions
+from mmssl.rng import RowRandom
+from mmssl.types import Batch
+
+Cached = dict[str, Predictions]
+"""Objective name -> gradient of the weighted total with respect to its predictions for the samples at hand."""
+
+
+def weight_at(schedule: ObjectiveConfig, step: int, progress: float) -> float:
+    """Weight of an objective at `step`, when the part `progress` of the training is done (0 to 1)."""
+    if step % schedule.every or not schedule.start <= progress <= schedule.end:
+        return 0.0
+    if schedule.ramp == 0 or progress >= schedule.start + schedule.ramp:
+        return schedule.weight
+    return schedule.weight * (progress - schedule.start) / schedule.ramp
+
+
+def forward_plan(objectives: Iterable[Objective]) -> tuple[Forward, ...]:
+    """The distinct encodings these objectives need, in order of first need."""
+    return tuple(dict.fromkeys(forward for objective in objectives for forward in objective.forwards()))
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """What a step applies to one objective."""
+
+    weight: float
+    """From the schedule."""
+    scale: Tensor
+    """Processes over the loss's terms in the global batch: after averaging over processes, sums become a mean."""
+
+
+class Mixer(nn.Module):
+    """The dual encoder with its objectives, as one module with one forward a backward pass (as DDP wants)."""
+
+    def __init__(self, encoder: DualEncoder, objectives: Mapping[str, Objective], processes: Processes) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.objectives = nn.ModuleDict(objectives)
+        self.processes = processes
+
+    def inputs(self, batch: Batch, active: Iterable[str], random: RowRandom) -> dict[str, Tensor]:
+        """A batch, and everything random the active objectives draw for it."""
+        inputs = {f"view.{name}": view for name, view in batch.views.items()}
+        inputs |= {"tokens": batch.tokens, "token_mask": batch.token_mask, "ids": batch.ids}
+        for name in active:
+            inputs |= self.objective(name).prepare(inputs, random)
+        return inputs
+
+    def objective(self, name: str) -> Objective:
+        """One objective by name."""
+        objective = self.objectives[name]
+        assert isinstance(objective, Objective)
+        return objective
+
+    def predict(self, inputs: Inputs, active: Iterable[str]) -> dict[str, Predictions]:
+        """Run the forward plan of the active objectives and their predictions."""
+        chosen = {name: self.objective(name) for name in active}
+        features = {forward: self._encode(forward, inputs) for forward in forward_plan(chosen.values())}
+        return {name: objective.predict(features, inputs, self.encoder) for name, objective in chosen.items()}
+
+    def losses(
+        self, predictions: Mapping[str, Predictions], inputs: Inputs, active: Mapping[str, Weighted]
+    ) -> tuple[Tensor, dict[str, Output]]:
+        """The weighted total of some objectives, and each one's own output."""
+        outputs = {
+            name: self.objective(name).loss(predictions[name], inputs, self.processes) for name in active
+        }
+        parts = [active[name].weight * active[name].scale * output.total for name, output in outputs.items()]
+        return torch.stack(parts).sum(), outputs
+
+    def forward(
+        self, inputs: Inputs, active: Mapping[str, Weighted], cached: Cached | None = None
+    ) -> tuple[Tensor, dict[str, Output]]:
+        """The scalar to back-propagate for these samples, and each objective's output.
+
+        With `cached`, the named objectives' losses were taken on the whole batch before; their gradients with respect to
+        these samples' predictions are given, and the inner product with them stands for the loss (GradCache, Gao et al. 2021).
+        """
+        cached = cached or {}
+        predictions = self.predict(inputs, active)
+        direct = {name: weighted for name, weighted in active.items() if name not in cached}
+        total, outputs = torch.zeros((), device=inputs["ids"].device), {}
+        if direct:
+            total, outputs = self.losses(predictions, inputs, direct)
+        for name, gradients in cached.items():
+            for key, gradient in gradients.items():
+                total = total + (predictions[name][key].float() * gradient).sum()
+        # DDP waits for a gradient of every weight, also of objectives that rest at this step.
+        resting = [p for name, o in self.objectives.items() if name not in active for p in o.parameters() if p.requires_grad]
+        for parameter in resting:
+            total = total + 0 * parameter.sum()
+        return total, outputs
+
+    def _encode(self, forward: Forward, inputs: Inputs) -> Encoded:
+        x = inputs[forward.input]
+        if forward.tower == "vision":
+            tower = self.encoder.vision
+            encode = lambda: tower(x, inputs[forward.mask] if forward.mask else None)  # noqa: E731
+        else:
+            tower = self.encoder.text
+            encode = lambda: tower(x, inputs[forward.mask])  # noqa: E731
+        if any(p.requires_grad for p in tower.parameters()):
+            return encode()
+        with torch.no_grad():
+            return encode()

@@ -1,0 +1,184 @@
+"""Checkpoints: safetensors and JSON in a folder of their own, written beside and renamed, with checksums.
+
+A folder `checkpoints/step-000001000/` holds model.safetensors (the mixer: towers, projections, objectives),
+optimizer.safetensors, and state.json (step, position in the data, versions, checksums of the other files), which is
+written last. Nothing in it is code.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmssl.types import UserError
+
+FORMAT = 1
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> Path:
+    """Write `folder/step-N` so that it is there whole or not at all.
+
+    Raises:
+        UserError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    final = folder / f"step-{step:09d}"
+    partial = folder / f".writing-{final.name}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        sums = {}
+        for name, tensors in (("model", model), ("optimizer", optimizer)):
+            path = partial / f"{name}.safetensors"
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+            sums[path.name] = _settle(path)
+        record = {"format": FORMAT, "step": step, "sha256": sums, **state}
+        (partial / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        _settle(partial / "state.json")
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync_folder(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"could not write checkpoint {final}: {error}; free some space, then go on with --resume from the previous one"
+        ) from error
+    return final
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Weights, optimizer tensors and state of one checkpoint folder, its checksums verified.
+
+    Raises:
+        UserError: a file is missing, cut or altered.
+    """
+    state = read_state(path)
+    for name, expected in state["sha256"].items():
+        file = path / name
+        if not file.is_file() or _sha256(file) != expected:
+            raise UserError(f"checkpoint {path} is damaged: {name} is missing or does not match its checksum")
+    return load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state.json of a checkpoint.
+
+    Raises:
+        UserError: it is missing, not JSON, or of another format.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint {path} is damaged: {error}") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"checkpoint {path} has format {state.get('format')!r}, this version reads {FORMAT}")
+    return state
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, list[str]] | None:
+    """The newest checkpoint whose checksums hold, and a line for each newer one that was passed over."""
+    passed = []
+    for path in list_checkpoints(folder)[::-1]:
+        try:
+            load_checkpoint(path)
+            return path, passed
+        except UserError as error:
+            passed.append(str(error))
+    if passed:
+        raise UserError(f"no usable checkpoint in {folder}: {'; '.join(passed)}")
+    return None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def prune_checkpoints(folder: Path, keep: int, best: Path | None) -> None:
+    """Delete all but the newest `keep` and the best one."""
+    for path in list_checkpoints(folder)[:-keep]:
+        if best is None or path != best:
+            shutil.rmtree(path)
+
+
+def load_model_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load weights that must fit exactly.
+
+    Raises:
+        UserError: says which weights are missing, left over or of another shape.
+    """
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}" for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or extra or shapes:
+        problems = [
+            *(f"missing {k}" for k in missing[:2]),
+            *(f"left over {k}" for k in extra[:2]),
+            *shapes[:2],
+        ]
+        count = len(missing) + len(extra) + len(shapes)
+        raise UserError(f"{where} holds another architecture than the configuration builds ({count} differences: {'; '.join(problems)})")
+    module.load_state_dict(dict(state))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+    """The optimizer's state as `PARAMETER/ENTRY` -> tensor."""
+    return {
+        f"{names[parameter]}/{entry}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for parameter, entries in optimizer.state.items()
+        for entry, value in entries.items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` gave.
+
+    Raises:
+        UserError: it names parameters that are not optimised here.
+    """
+    optimised = {p for group in optimizer.param_groups for p in group["params"]}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        if name not in parameters or parameters[name] not in optimised:
+            raise UserError(f"the checkpoint's optimizer has {name}, which is not trained here; resume with the run's own settings")
+        # AdamW keeps its step counter on the CPU unless it is fused, and then with the parameter.
+        optimizer.state[parameters[name]][entry] = value.to(parameters[name].device)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file so that readers see the old or the new one whole."""
+    partial = path.with_name(f".writing-{path.name}")
+    partial.write_bytes(data)
+    _settle(partial)
+    partial.rename(path)
+
+
+def _settle(path: Path) -> str:
+    """Flush a file to the disk and return its SHA-256."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return _sha256(path)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

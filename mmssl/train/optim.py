@@ -1,0 +1,73 @@
+"""The optimizer's parameter groups, and the learning rate as a function of the step."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmssl.config import OptimConfig
+
+_EMBEDDINGS = ("position_embed", "positional_embed", "pos_embed", "class_embedding", "cls_token", "token_type_embed")
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:
+    """AdamW groups by tower and by weight decay from the mixer's named parameters; the schedule scales `lr_peak`.
+
+    Biases, norms, the temperature and embeddings of position, class and segment are not decayed.
+    """
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    peaks = {"vision": config.vision_lr or config.lr, "text": config.text_lr or config.lr, "rest": config.lr}
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        tower = next((t for t in ("vision", "text") if name.startswith(f"encoder.{t}.")), "rest")
+        decays = parameter.ndim > 1 and not any(part in name for part in _EMBEDDINGS)
+        group = groups.setdefault(
+            (tower, decays),
+            {
+                "params": [],
+                "lr": peaks[tower],
+                "lr_peak": peaks[tower],
+                "weight_decay": config.weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) in its fused form."""
+    return torch.optim.AdamW(
+        parameter_groups(named, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+    )
+
+
+def lr_factor(config: OptimConfig, progress: float, step: int, steps: int | None) -> float:
+    """Learning rate of update `step` (from 0) relative to its peak; the curve is OpenCLIP's.
+
+    Args:
+        progress: the part of the training done before this update, 0 to 1.
+        steps: length of the training in updates, or None where it is measured in minutes.
+    """
+    if steps is None:
+        ramp, warmup = progress, config.warmup
+    else:
+        ramp, warmup = (step + 1) / steps, min(config.warmup if config.warmup < 1 else config.warmup / steps, 1.0)
+    if ramp < warmup:
+        return ramp / warmup
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "wsd":
+        left = min((1 - progress) / config.decay, 1.0)
+    else:
+        rest = min(max((progress - warmup) / max(1 - warmup, 1e-9), 0.0), 1.0)
+        left = 0.5 * (1 + math.cos(math.pi * rest))
+    return config.final_lr + (1 - config.final_lr) * max(left, 0.0)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Scale every group's peak learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr_peak"] * factor

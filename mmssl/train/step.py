@@ -1,0 +1,139 @@
+"""One step's gradient: of the whole global batch, exactly, whatever the micro-batch and the number of processes."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.objectives.base import Inputs, Output, Predictions
+from mmssl.objectives.mixer import Cached, Mixer, Weighted
+from mmssl.rng import RowRandom, torch_generator, torch_seed
+from mmssl.types import Batch
+
+
+@dataclass
+class Tally:
+    """Sums and counts by name, added up over micro-batches on the device, then over processes."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
+        """Add a sum and the number of terms in it."""
+        pair = torch.stack([total.detach().float(), torch.as_tensor(count, device=total.device).float()])
+        self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+    def stacked(self) -> Tensor:
+        """Float32 [names, 2], in order of first addition."""
+        return torch.stack(list(self.sums.values()))
+
+
+def backward(
+    model: nn.Module,
+    mixer: Mixer,
+    batch: Batch,
+    weights: Mapping[str, float],
+    seed: tuple[int | str, ...],
+    micro_batch: int | None,
+    accelerator: Any,
+) -> Tally:
+    """Add the gradient of the weighted total over the global batch to the parameters.
+
+    Args:
+        model: `mixer` as prepared by Accelerate.
+        batch: this process's part, of the same size on every process, on the device.
+        weights: objective -> weight; those that rest are absent.
+        seed: words that key this step's randomness.
+        micro_batch: samples held with their activations at a time; None: all.
+
+    Returns: each objective's loss and metrics on this process, as sums and counts.
+    """
+    processes = mixer.processes
+    rows = len(batch)
+    start = processes.rank * rows
+    generator = torch_generator(*seed, "objectives", device=batch.tokens.device)
+    random = RowRandom(generator, start, start + rows, rows * processes.world)
+    inputs = mixer.inputs(batch, weights, random)
+    counts = torch.stack([mixer.objective(name).count(inputs) for name in weights])
+    everyone = processes.sum(counts).clamp(min=1)
+    active = {name: Weighted(weights[name], processes.world / everyone[i]) for i, name in enumerate(weights)}
+    tally = Tally()
+    for i, name in enumerate(weights):
+        tally.add(f"{name}.loss", torch.zeros_like(counts[i]), counts[i])
+    chunks = list(_chunks(rows, micro_batch))
+    cached: dict[str, Predictions] = {}
+    if len(chunks) > 1:
+        cached = _cache_gradients(mixer, inputs, active, chunks, start, seed, accelerator, tally)
+    for a, b in chunks:
+        last = b == rows
+        _reseed(seed, start + a)
+        with nullcontext() if last else accelerator.no_sync(model):
+            total, outputs = model(_rows(inputs, a, b), active, _cached_rows(cached, a, b))
+            accelerator.backward(total)
+        _record(tally, outputs)
+    return tally
+
+
+def _cache_gradients(
+    mixer: Mixer,
+    inputs: Inputs,
+    active: Mapping[str, Weighted],
+    chunks: list[tuple[int, int]],
+    start: int,
+    seed: tuple[int | str, ...],
+    accelerator: Any,
+    tally: Tally,
+) -> dict[str, Predictions]:
+    """First pass of GradCache (Gao et al. 2021): coupled objectives' gradients with respect to their predictions."""
+    coupled = {name: weighted for name, weighted in active.items() if mixer.objective(name).coupled}
+    if not coupled:
+        return {}
+    parts = []
+    for a, b in chunks:
+        _reseed(seed, start + a)
+        with torch.no_grad(), accelerator.autocast():
+            parts.append(mixer.predict(_rows(inputs, a, b), coupled))
+    leaves = {name: {key: _join([part[name][key] for part in parts]) for key in parts[0][name]} for name in coupled}
+    total, outputs = mixer.losses(leaves, inputs, coupled)
+    total.backward()
+    _record(tally, outputs)
+    return {name: {key: _gradient(leaf, len(chunks)) for key, leaf in kept.items()} for name, kept in leaves.items()}
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    joined = parts[0] if parts[0].ndim == 0 else torch.cat(parts)
+    return joined.float().detach().requires_grad_()
+
+
+def _gradient(leaf: Tensor, chunks: int) -> Tensor:
+    if leaf.grad is None:
+        return torch.zeros_like(leaf)
+    # A scalar's gradient is handed out once per micro-batch.
+    return leaf.grad / chunks if leaf.ndim == 0 else leaf.grad
+
+
+def _chunks(rows: int, size: int | None) -> Iterator[tuple[int, int]]:
+    for a in range(0, rows, size or rows):
+        yield a, min(a + (size or rows), rows)
+
+
+def _rows(inputs: Inputs, a: int, b: int) -> Inputs:
+    return {name: tensor[a:b] for name, tensor in inputs.items()}
+
+
+def _cached_rows(cached: Mapping[str, Predictions], a: int, b: int) -> Cached:
+    return {n: {k: g if g.ndim == 0 else g[a:b] for k, g in kept.items()} for n, kept in cached.items()}
+
+
+def _reseed(seed: tuple[int | str, ...], position: int) -> None:
+    """Dropout and drop-path of the samples from `position` in the global batch draw the same in both passes."""
+    torch.manual_seed(torch_seed(*seed, "dropout", position))
+
+
+def _record(tally: Tally, outputs: Mapping[str, Output]) -> None:
+    for name, output in outputs.items():
+        tally.add(f"{name}.loss", output.total, 0.0)
+        for metric, (total, count) in output.metrics.items():
+            tally.add(f"{name}.{metric}", total, count)

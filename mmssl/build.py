@@ -4,13 +4,16 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+import os
+
 import torch
 from pydantic import ValidationError
 
-from mmssl.config import Config, ObjectiveConfig, SourceConfig, ViewConfig
+from mmssl.config import Config, ObjectiveConfig, ViewConfig
 from mmssl.data.captions import render_caption
-from mmssl.data.loader import TrainStream
-from mmssl.data.patterns import expand
+from mmssl.data.grouping import Limits
+from mmssl.data.index import Progress
+from mmssl.data.loader import TrainStream, sources_of
 from mmssl.data.reader import iter_samples
 from mmssl.data.render import Renderer
 from mmssl.data.tokens import Tokenizer, load_tokenizer, train_tokenizer
@@ -45,24 +48,6 @@ def objective_options(config: Config) -> dict[str, ObjectiveConfig]:
     return options
 
 
-def training_sources(config: Config) -> list[SourceConfig]:
-    """The weighted sources of `data.train`."""
-    train = config.data.train
-    entries = [train] if isinstance(train, str) else train
-    plain = [entry for entry in entries if isinstance(entry, str)]
-    weighted = [entry for entry in entries if isinstance(entry, SourceConfig)]
-    return ([SourceConfig(shards=plain, weight=1.0)] if plain else []) + weighted
-
-
-def training_shards(config: Config) -> list[list[str]]:
-    """The shards of each source.
-
-    Raises:
-        UserError: a pattern matches nothing or a shard is missing.
-    """
-    return [expand(source.shards, allow_pipe=config.data.allow_pipe) for source in training_sources(config)]
-
-
 def learn_tokenizer(shards: Sequence[str], templates: Sequence[str], vocab_size: int, max_tokens: int) -> Tokenizer:
     """A tokenizer learnt from every caption template of the samples in full, in file order."""
     captions = (render_caption(s.fields, [t], None) for s in iter_samples(shards) for t in templates)
@@ -82,7 +67,7 @@ def build_tokenizer(config: Config, learnt: Path) -> Tokenizer:
         return load_tokenizer(source, text.max_tokens)
     if learnt.is_dir():
         return load_tokenizer(str(learnt), text.max_tokens)
-    shards = [shard for source in training_shards(config) for shard in source]
+    shards = [shard for source in sources_of(config.data.train, config.data.allow_pipe) for shard in source.shards]
     return learn_tokenizer(shards, config.data.captions, text.vocab_size, text.max_tokens)
 
 
@@ -123,19 +108,40 @@ def build_views(config: Config, mixer: Mixer) -> dict[str, ViewConfig]:
     return {**asked, **config.data.views}
 
 
-def build_stream(config: Config, mixer: Mixer, tokenizer: Tokenizer, bad_samples: Path) -> TrainStream:
-    """The training stream of this process."""
+def build_stream(
+    config: Config, mixer: Mixer, tokenizer: Tokenizer, bad_samples: Path, progress: Progress | None = None
+) -> TrainStream:
+    """The training stream of this process.
+
+    Raises:
+        UserError: shards are missing or unusable, or the batch does not fit them.
+    """
     data, processes = config.data, mixer.processes
     size = mixer.encoder.vision.image_size
-    views = {name: View(view, size, mode=data.decode, max_pixels=data.max_pixels) for name, view in build_views(config, mixer).items()}
+    fast = data.decode == "fast"
+    views = {name: View(view, size, fast, data.max_pixels) for name, view in build_views(config, mixer).items()}
     return TrainStream(
-        training_shards(config),
-        weights=[source.weight for source in training_sources(config)],
+        sources_of(data.train, data.allow_pipe),
         seed=config.seed,
-        data=data,
-        rank=processes.rank,
-        world=processes.world,
+        batch_size=data.batch_size,
         render=Renderer(views, data.captions, config.seed),
         tokenize=tokenizer.encode,
-        bad_samples=bad_samples,
+        lanes=data.lanes,
+        shuffle_block=data.shuffle_block,
+        slice_mib=data.slice_mib,
+        rank=processes.rank,
+        world=processes.world,
+        workers=data.workers if data.workers is not None else default_workers(),
+        worker_kind=data.worker_kind,
+        limits=Limits(max_member_bytes=int(data.max_member_mib * 2**20)),
+        max_bad_fraction=data.bad_samples,
+        bad_log=bad_samples,
+        pin_memory=torch.cuda.is_available(),
+        index_progress=progress,
     )
+
+
+def default_workers() -> int:
+    """Half of this process's share of the cores, 1 to 16: decoding shares them with the training step."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(16, max(1, len(os.sched_getaffinity(0)) // processes // 2))

@@ -297,13 +297,13 @@ class Config(Section):
     """Where samples come from."""
     model: ModelConfig
     """The dual encoder."""
-    objectives: dict[str, ObjectiveConfig] = {"contrastive": ObjectiveConfig()}  # type: ignore[call-arg]
+    objectives: dict[str, ObjectiveConfig] = {"contrastive": ObjectiveConfig()}
     """Objective name -> weight, schedule and its own options."""
-    optim: OptimConfig = OptimConfig()  # type: ignore[call-arg]
+    optim: OptimConfig = OptimConfig()
     """Optimizer and schedule."""
     train: TrainConfig
     """Length, precision, safety."""
-    evaluate: EvaluateConfig = EvaluateConfig()  # type: ignore[call-arg]
+    evaluate: EvaluateConfig = EvaluateConfig()
     """Evaluation."""
 
     @model_validator(mode="after")

@@ -54,7 +54,7 @@ class MMSSL:
     @property
     def logit_scale(self) -> float:
         """Factor from cosine similarities to logits."""
-        return float(self.encoder.logit_scale)
+        return float(self.encoder.logit_scale.detach())
 
     def to(self, device: torch.device | str) -> "MMSSL":
         """Move the weights; returns itself."""

@@ -22,11 +22,13 @@ class TextTower(nn.Module):
         pooling: `cls`, `mean` or `eos`.
     """
 
+    encoder: Any
+
     def __init__(self, encoder: nn.Module, pooling: str) -> None:
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
-        self.width = int(encoder.config.hidden_size)
+        self.width = int(self.encoder.config.hidden_size)
         self._locked = False
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Encoded:

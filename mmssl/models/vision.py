@@ -1,6 +1,7 @@
 """Vision towers of open_clip and timm behind one forward: uint8 pictures in, a vector and patch tokens out."""
 
 import contextlib
+import difflib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class VisionTower(nn.Module):
 
     mean: Tensor
     std: Tensor
+    trunk: Any
 
     def __init__(self, trunk: nn.Module, image_size: int, mean: Any, std: Any, projects: bool = False) -> None:
         super().__init__()
@@ -154,8 +156,7 @@ def build_vision(config: VisionConfig, embed_dim: int) -> tuple[VisionTower, Ten
 def _open_clip_tower(config: VisionConfig, name: str, embed_dim: int) -> tuple[VisionTower, Tensor | None]:
     known = open_clip.get_model_config(name)
     if known is None:
-        near = [m for m in open_clip.list_models() if m.lower().startswith(name.lower()[:5])][:5]
-        raise UserError(f"model.vision.name: open_clip has no model {name!r}; some it has: {', '.join(near) or 'ViT-B-32, RN50'}")
+        raise UserError(_unknown_model("open_clip", name, open_clip.list_models()))
     vision = {**known["vision_cfg"], **config.options}
     if config.image_size is not None:
         vision["image_size"] = config.image_size
@@ -195,8 +196,7 @@ def _timm_tower(config: VisionConfig, name: str) -> VisionTower:
     if config.pretrained is not None and file is None:
         name = f"{name}.{config.pretrained}" if config.pretrained != "true" else name
     if not timm.is_model(name.partition(".")[0]):
-        near = timm.list_models(f"*{name.partition('_')[0]}*")[:5]
-        raise UserError(f"model.vision.name: timm has no model {name!r}; some it has: {', '.join(near) or 'resnet18, vit_tiny_patch16_224'}")
+        raise UserError(_unknown_model("timm", name, timm.list_models()))
     takes_size = config.image_size is not None and "img_size" not in options
     try:
         trunk = _create_timm(name, config, options, file is None, takes_size)
@@ -279,13 +279,13 @@ def _patch_access(trunk: nn.Module) -> tuple[PatchSelect | None, tuple[int, int]
     select = next((m for m in trunk.modules() if isinstance(m, PatchSelect)), None)
     if isinstance(trunk, open_clip.transformer.VisionTransformer):
         return select, tuple(trunk.grid_size), trunk.patch_size[0]
-    embed = getattr(trunk, "patch_embed", None)
+    embed: Any = getattr(trunk, "patch_embed", None)
     if select is not None and getattr(embed, "grid_size", None) is not None:
         return select, tuple(embed.grid_size), embed.patch_size[0]
     return None, None, None
 
 
-def _last_layers(trunk: nn.Module, count: int) -> list[nn.Parameter]:
+def _last_layers(trunk: Any, count: int) -> list[nn.Parameter]:
     if isinstance(trunk, open_clip.transformer.VisionTransformer):
         modules: list[nn.Module] = [*trunk.transformer.resblocks[-count:], trunk.ln_post]
         if trunk.attn_pool is not None:
@@ -296,6 +296,11 @@ def _last_layers(trunk: nn.Module, count: int) -> list[nn.Parameter]:
     groups = group_parameters(trunk, trunk.group_matcher(coarse=False))
     last = sorted(groups)[-count:]
     return [trunk.get_parameter(name) for group in last for name in groups[group]]
+
+
+def _unknown_model(library: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.3)
+    return f"model.vision.name: {library} has no model {name!r}; near it: {', '.join(near) or 'none'}"
 
 
 def _one_line(error: BaseException) -> str:

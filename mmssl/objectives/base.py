@@ -64,7 +64,7 @@ class Output:
 
     total: Tensor
     """Sum of the loss's terms, a scalar with gradient."""
-    metrics: dict[str, tuple[Tensor, Tensor | float]] = field(default_factory=dict)
+    metrics: Mapping[str, tuple[Tensor, Tensor | float]] = field(default_factory=dict)
     """Name -> (sum, number of terms), without gradient."""
 
 

@@ -49,8 +49,4 @@ class Contrastive(Objective):
         with torch.no_grad():
             rows = image[:ACCURACY_ROWS]
             hits = (rows @ text.T).argmax(1) == torch.arange(len(rows), device=rows.device)
-        metrics = {
-            "accuracy": (hits.sum(), float(len(rows))),
-            "logit_scale": (scale.detach(), 1.0),
-        }
-        return Output(total, metrics)
+        return Output(total, {"accuracy": (hits.sum(), len(rows)), "logit_scale": (scale.detach(), 1.0)})

@@ -92,7 +92,8 @@ class Mixer(nn.Module):
         cached = cached or {}
         predictions = self.predict(inputs, active)
         direct = {name: weighted for name, weighted in active.items() if name not in cached}
-        total, outputs = torch.zeros((), device=inputs["ids"].device), {}
+        total = torch.zeros((), device=inputs["ids"].device)
+        outputs: dict[str, Output] = {}
         if direct:
             total, outputs = self.losses(predictions, inputs, direct)
         for name, gradients in cached.items():
@@ -105,14 +106,10 @@ class Mixer(nn.Module):
         return total, outputs
 
     def _encode(self, forward: Forward, inputs: Inputs) -> Encoded:
-        x = inputs[forward.input]
-        if forward.tower == "vision":
-            tower = self.encoder.vision
-            encode = lambda: tower(x, inputs[forward.mask] if forward.mask else None)  # noqa: E731
-        else:
-            tower = self.encoder.text
-            encode = lambda: tower(x, inputs[forward.mask])  # noqa: E731
-        if any(p.requires_grad for p in tower.parameters()):
-            return encode()
-        with torch.no_grad():
-            return encode()
+        tower: nn.Module = self.encoder.vision if forward.tower == "vision" else self.encoder.text
+        x, mask = inputs[forward.input], inputs[forward.mask] if forward.mask else None
+        # A locked tower needs no graph.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in tower.parameters())):
+            encoded = tower(x, mask)
+        assert isinstance(encoded, Encoded)
+        return encoded

@@ -86,7 +86,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def newest_checkpoint(folder: Path) -> tuple[Path, list[str]] | None:
     """The newest checkpoint whose checksums hold, and a line for each newer one that was passed over."""
-    passed = []
+    passed: list[str] = []
     for path in list_checkpoints(folder)[::-1]:
         try:
             load_checkpoint(path)
@@ -130,7 +130,7 @@ def load_model_state(module: nn.Module, state: Mapping[str, Tensor], where: str)
     module.load_state_dict(dict(state))
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
     """The optimizer's state as `PARAMETER/ENTRY` -> tensor."""
     return {
         f"{names[parameter]}/{entry}": value if isinstance(value, Tensor) else torch.tensor(value)

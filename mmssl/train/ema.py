@@ -24,5 +24,5 @@ class Ema:
         pull = (1 - min(self.decay, (1 + step) / (10 + step))) * finite.float()
         for own, other in zip(self.encoder.parameters(), encoder.parameters(), strict=True):
             own.lerp_(other, pull)
-        for own, other in zip(self.encoder.buffers(), encoder.buffers(), strict=True):
-            own.copy_(other)
+        for buffer, other in zip(self.encoder.buffers(), encoder.buffers(), strict=True):
+            buffer.copy_(other)

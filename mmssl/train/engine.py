@@ -5,7 +5,7 @@ import math
 import platform
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmssl import build
 from mmssl.config import Config, dump_config
+from mmssl.data.loader import sources_of
 from mmssl.distributed import processes
 from mmssl.evaluate import suite
 from mmssl.evaluate.tables import Metrics, write_json
@@ -82,6 +83,7 @@ class Engine:
             synchronize_batch_norm(self.mixer, self.processes, self.accelerator.device)
         self.mixer.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stream = build.build_stream(config, self.mixer, self.tokenizer, config.run_dir / "bad_samples.jsonl")
+        self.counted = replace(self.stream.counters())
         self.length = training_length(config.train, config.data.batch_size, self.stream.samples_per_epoch)
         self.optimizer = build_optimizer(self.mixer.named_parameters(), config.optim)
         self.ema = Ema(encoder, config.train.ema) if config.train.ema is not None else None
@@ -163,14 +165,24 @@ class Engine:
             "samples": (step + 1) * config.data.batch_size,
             "samples_per_s": config.data.batch_size / max(seconds, 1e-9),
             "data_wait": min(wait / max(seconds, 1e-9), 1.0),
-            **self.stream.counters(),
-        }
+        } | self._stream_record(seconds)
         return self._reduce(tally, weights, norm, seconds, record, batch)
+
+    def _stream_record(self, seconds: float) -> Record:
+        """What the stream of this process did during the step."""
+        now, before, self.counted = self.stream.counters(), self.counted, replace(self.stream.counters())
+        record: Record = {
+            "mb_per_s": (now.bytes - before.bytes) / 1e6 / max(seconds, 1e-9),
+            "bad_samples": now.bad_samples,
+        }
+        if len(now.source_samples) > 1:
+            record |= {f"source_{i}_share": n / max(now.samples, 1) for i, n in enumerate(now.source_samples)}
+        return record
 
     def _update(self) -> Tensor:
         """Clip, step, follow with the EMA; an update that is not finite is skipped on the device. Returns the norm."""
         clip = self.config.optim.clip_norm
-        norm = self.accelerator.clip_grad_norm_(self.mixer.parameters(), float("inf") if clip is None else clip)
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.mixer.parameters(), float("inf") if clip is None else clip)
         finite = torch.isfinite(norm)
         if self.accelerator.scaler is None:
             # AdamW's fused kernel leaves everything as it is where this is 1, without asking the host.
@@ -350,7 +362,7 @@ def _check(config: Config, world: int, resume: bool) -> None:
         raise UserError(f"run_dir={config.run_dir} exists; pick another, or go on with it: mmssl train --resume {config.run_dir}")
     if config.data.batch_size % world:
         raise UserError(f"data.batch_size={config.data.batch_size} does not divide by the {world} processes; pick a multiple of {world}")
-    build.training_shards(config)
+    sources_of(config.data.train, config.data.allow_pipe)
 
 
 def _claim(config: Config, resume: bool) -> None:

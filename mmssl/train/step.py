@@ -97,7 +97,7 @@ def _cache_gradients(
             parts.append(mixer.predict(_rows(inputs, a, b), coupled))
     leaves = {name: {key: _join([part[name][key] for part in parts]) for key in parts[0][name]} for name in coupled}
     total, outputs = mixer.losses(leaves, inputs, coupled)
-    total.backward()
+    torch.autograd.backward(total)
     _record(tally, outputs)
     return {name: {key: _gradient(leaf, len(chunks)) for key, leaf in kept.items()} for name, kept in leaves.items()}
 

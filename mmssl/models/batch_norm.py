@@ -1,0 +1,75 @@
+"""Batch norm over the global batch, on CPU and GPU."""
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.distributed import Processes
+
+
+class _OverProcesses(nn.BatchNorm2d):
+    """Batch norm whose statistics in training are those of all processes; torch's own form needs a GPU."""
+
+    processes: Processes
+    after: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            evaluated: Tensor = self.after(super().forward(x))
+            return evaluated
+        x32 = x.float()
+        count = torch.tensor([x.numel() / x.shape[1]], device=x.device)
+        variance, mean = torch.var_mean(x32, dim=(0, 2, 3), correction=0)
+        everyone, _ = self.processes.gather(torch.cat([count, mean, variance]).unsqueeze(0))
+        n, (means, variances) = everyone[:, :1], everyone[:, 1:].chunk(2, dim=1)
+        total = n.sum()
+        mean = (n * means).sum(0) / total
+        variance = (n * (variances + (means - mean) ** 2)).sum(0) / total
+        self._update(mean.detach(), variance.detach() * total / (total - 1).clamp(min=1))
+        scaled = (x32 - mean.view(1, -1, 1, 1)) * (variance.view(1, -1, 1, 1) + self.eps).rsqrt()
+        if self.affine:
+            scaled = scaled * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        result: Tensor = self.after(scaled.to(x.dtype))
+        return result
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, unbiased: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(unbiased, momentum)
+
+
+class _OverGpus(nn.SyncBatchNorm):
+    after: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.after(super().forward(x))
+        return result
+
+
+def synchronize_batch_norm(module: nn.Module, processes: Processes, device: torch.device) -> None:
+    """Replace every 2-D batch norm inside `module` in place; weights, buffers and names stay.
+
+    timm's batch norms carry dropout and an activation, which are applied after.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, _replacement(child, processes, device))
+        else:
+            synchronize_batch_norm(child, processes, device)
+
+
+def _replacement(norm: nn.BatchNorm2d, processes: Processes, device: torch.device) -> nn.Module:
+    new: _OverProcesses | _OverGpus
+    new = (_OverGpus if device.type == "cuda" else _OverProcesses)(norm.num_features, norm.eps, norm.momentum, norm.affine)
+    if isinstance(new, _OverProcesses):
+        new.processes = processes
+    extras = [m for m in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(m, nn.Module)]
+    new.after = nn.Sequential(*extras)
+    new.weight, new.bias = norm.weight, norm.bias
+    new.running_mean, new.running_var = norm.running_mean, norm.running_var
+    new.num_batches_tracked = norm.num_batches_tracked
+    new.train(norm.training)
+    return new

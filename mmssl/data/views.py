@@ -13,6 +13,10 @@ from mmssl.config import ViewConfig
 from mmssl.data.augment import Draws, augment, between, between_log, draw
 from mmssl.data.decode import MAX_PIXELS, REDUCTIONS, Header, Pixels, decode, read_header, rgb_pixels
 
+DecodeMode = Literal["quality", "fast"]
+"""`quality` keeps a JPEG's pixels within 1/255 of the full decode on average; `fast` decodes it at the
+smallest size that keeps 3/4 of the output's side, or more."""
+
 _FAST_MARGIN = 0.75
 _QUALITY_MARGIN = 2.5
 
@@ -30,12 +34,15 @@ class View:
     """One named random rendering of pictures: crop, resize and flip, then changes of shape and colour."""
 
     def __init__(
-        self, config: ViewConfig, image_size: int, fast: bool = False, max_pixels: int = MAX_PIXELS
+        self,
+        config: ViewConfig,
+        image_size: int,
+        mode: DecodeMode = "quality",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        """`fast` decodes JPEG at the smallest size that keeps 3/4 of the output's side, or more."""
         self.config = config
         self.image_size = image_size
-        self.fast = fast
+        self.mode = mode
         self.max_pixels = max_pixels
 
     def __call__(self, image: bytes, rng: np.random.Generator) -> Tensor:
@@ -70,7 +77,7 @@ class View:
 
     def reduction(self, header: Header, crop: Crop) -> int:
         """The factor by which the picture may be decoded smaller for this crop."""
-        return _reduction(header, min(crop.height, crop.width) / self.image_size, self.fast)
+        return _reduction(header, min(crop.height, crop.width) / self.image_size, self.mode)
 
     def paint(self, pixels: Pixels, header: Header, crop: Crop, draws: Draws) -> Tensor:
         """Render decoded pixels, of full or reduced size, to uint8 [3, image_size, image_size]."""
@@ -86,15 +93,15 @@ class EvalView:
     def __init__(
         self,
         image_size: int,
-        mode: Literal["shortest", "squash"] = "shortest",
-        fast: bool = False,
+        resize: Literal["shortest", "squash"] = "shortest",
+        mode: DecodeMode = "quality",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         """`shortest` resizes the shorter side to `image_size` and cuts out the centre, as OpenCLIP does;
         `squash` resizes both sides and keeps everything."""
         self.image_size = image_size
+        self.resize = resize
         self.mode = mode
-        self.fast = fast
         self.max_pixels = max_pixels
 
     def __call__(self, image: bytes | Image.Image | Pixels | Tensor) -> Tensor:
@@ -111,12 +118,12 @@ class EvalView:
         if isinstance(image, bytes):
             header = read_header(image, self.max_pixels)
             shrink = min(header.height, header.width) / self.image_size
-            pixels = decode(image, header, _reduction(header, shrink, self.fast))
+            pixels = decode(image, header, _reduction(header, shrink, self.mode))
         else:
             pixels = _as_pixels(image)
             header = Header("pixels", pixels.shape[1], pixels.shape[0])
         side = self.image_size
-        if self.mode == "squash":
+        if self.resize == "squash":
             return _resize(pixels, side, side)
         short = min(header.height, header.width)
         height, width = int(side * header.height / short), int(side * header.width / short)
@@ -124,7 +131,7 @@ class EvalView:
         return _resize(pixels, height, width)[:, top : top + side, left : left + side].contiguous()
 
 
-def _reduction(header: Header, shrink: float, fast: bool) -> int:
+def _reduction(header: Header, shrink: float, mode: DecodeMode) -> int:
     """The DCT reduction for a crop whose shorter side is `shrink` times the output's.
 
     Fast mode takes the greatest that leaves 3/4 of the output's side. Quality mode halves, and only where
@@ -133,7 +140,7 @@ def _reduction(header: Header, shrink: float, fast: bool) -> int:
     """
     if not header.reducible:
         return 1
-    if not fast:
+    if mode == "quality":
         return 2 if shrink >= 2 * _QUALITY_MARGIN else 1
     return next((factor for factor in REDUCTIONS if shrink >= factor * _FAST_MARGIN), 1)
 

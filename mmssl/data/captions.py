@@ -1,0 +1,83 @@
+"""Caption templates and the clean-up of captions."""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ftfy
+import numpy as np
+
+from mmssl.types import UserError
+
+_SLOT = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_NAME = re.compile(r"[^.\[\]!:]+")
+
+
+def render_caption(
+    fields: Mapping[str, Any], templates: Sequence[str], rng: np.random.Generator | None
+) -> str:
+    """A sample's caption from one of the templates, such as `{txt}` or `{label}: {tags}`.
+
+    A field is named in braces; `{{` and `}}` are plain braces. Fields are looked up by their whole name and
+    never further: there is no attribute, index or format, so data cannot reach anything else.
+
+    Args:
+        fields: the sample's fields. A list renders its items joined by ", ".
+        rng: draws the template, and of a list field a non-empty subset in random order. Without it the first
+            template is used, and lists in full.
+
+    Raises:
+        UserError: the template names a field that the sample lacks, or is malformed.
+    """
+    template = templates[0 if rng is None else int(rng.integers(len(templates)))]
+    return _SLOT.sub(lambda slot: _fill(slot, template, fields, rng), template)
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raises UserError for a malformed template: a single brace, or anything but a plain name in braces."""
+    for template in templates:
+        for slot in _SLOT.finditer(template):
+            _name(slot, template)
+
+
+def clean_caption(text: str) -> str:
+    """The caption as OpenCLIP cleans it: mended mojibake, HTML entities resolved, white space collapsed.
+
+    Mending (ftfy) is left out where it could change nothing, on plain ASCII.
+    """
+    if not text.isascii():
+        text = ftfy.fix_text(text)
+    if "&" in text:
+        text = html.unescape(html.unescape(text))
+    return " ".join(text.split())
+
+
+def _fill(
+    slot: re.Match[str], template: str, fields: Mapping[str, Any], rng: np.random.Generator | None
+) -> str:
+    name = _name(slot, template)
+    if name is None:
+        return slot.group()[0]
+    if name not in fields:
+        known = ", ".join(sorted(fields)) or "none"
+        raise UserError(f"caption template {template!r} names the field {name!r}; the sample has: {known}")
+    value = fields[name]
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    if rng is not None and len(value) > 1:
+        value = [value[i] for i in rng.permutation(len(value))[: rng.integers(1, len(value) + 1)]]
+    return ", ".join(str(item) for item in value)
+
+
+def _name(slot: re.Match[str], template: str) -> str | None:
+    """The field's name, or None for a doubled brace."""
+    if slot.group() in ("{{", "}}"):
+        return None
+    name: str | None = slot.group(1)
+    if name is None or _NAME.fullmatch(name) is None:
+        raise UserError(
+            f"caption template {template!r} is malformed at {slot.group()!r}; "
+            "a field is a plain name in braces, for example {txt}, and a plain brace is doubled"
+        )
+    return name

@@ -8,7 +8,8 @@ from mmssl.data.tar import Archive, Member, TarError
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 TEXTS = ("txt", "json")
 USED = (*IMAGES, *TEXTS, "cls")
-"""Extensions that are read. Every other member (`.npy`, `.pyd`, `.pth` ...) is left alone: nothing decodes it."""
+"""Extensions that are read. Every other member (`.npy`, `.pyd`, `.pth` ...) is left alone: nothing decodes
+it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def _refuse(group: Group, extension: str, member: Member, limits: Limits) -> Non
     if member.refused is not None:
         group.defect = f".{extension} is refused: {member.refused}"
     elif member.size > limits.max_member_bytes:
-        group.defect = f".{extension} has {member.size} bytes, more than the limit of {limits.max_member_bytes}"
+        group.defect = (
+            f".{extension} has {member.size} bytes, more than the limit of {limits.max_member_bytes}"
+        )
 
 
 def _defect(group: Group, limits: Limits, need_text: bool) -> str | None:

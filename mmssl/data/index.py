@@ -1,7 +1,8 @@
 """Where each sample of a shard stands: built from the tar headers alone, kept beside the shards.
 
-`NAME.tar.idx` holds N + 1 little-endian uint64: where each sample's first header stands, then the end of the last
-sample (the layout Megatron-Energon writes). `mmssl-index.json`, one a folder, holds counts, sizes and what is left out.
+`NAME.tar.idx` holds N + 1 little-endian uint64: where each sample's first header stands, then the end of the
+last sample (the layout Megatron-Energon writes). `mmssl-index.json`, one a folder, holds counts, sizes and
+what is left out.
 """
 
 import hashlib
@@ -89,10 +90,11 @@ class ShardIndex:
 def index_shards(
     shards: Sequence[str], limits: Limits, *, processes: int = 0, progress: Progress | None = None
 ) -> list[ShardIndex]:
-    """The index of local shards, from the files beside them where those still fit, else made anew and written.
+    """The index of local shards, from the files beside them where those still fit, else made anew and
+    written.
 
-    A folder that cannot be written is no error: the index then lives in memory. `processes` > 0 reads the headers in
-    that many processes, else in threads.
+    A folder that cannot be written is no error: the index then lives in memory. `processes` > 0 reads the
+    headers in that many processes, else in threads.
     """
     kept = {folder: _read_folder(folder) for folder in {Path(shard).parent for shard in shards}}
     done = {shard: index for shard in shards if (index := _still_fits(shard, kept, limits)) is not None}
@@ -115,7 +117,7 @@ def index_shard(shard: str, limits: Limits) -> ShardIndex:
         with Path(shard).open("rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             found: list[Group] = []
-            problems = list(_collect(Archive(_windowed(file.fileno()), status.st_size), limits, found))
+            problems = list(_collect(Archive(windowed(file.fileno()), status.st_size), limits, found))
     except OSError as error:
         raise UserError(f"shard {shard} cannot be read: {error.strerror}") from None
     end = found[-1].end if found else 0
@@ -132,6 +134,15 @@ def index_shard(shard: str, limits: Limits) -> ShardIndex:
         max_member_bytes=limits.max_member_bytes,
         offsets=offsets,
     )
+
+
+def fingerprint(indexes: Sequence[ShardIndex]) -> str:
+    """BLAKE2b-64 of the shards' names, sizes, offsets and exclusions, wherever the folder stands."""
+    digest = hashlib.blake2b(digest_size=8)
+    for index in indexes:
+        left_out = [out.ordinal for out in index.left_out]
+        digest.update(repr((Path(index.shard).name, index.bytes, index.checksum, left_out)).encode())
+    return digest.hexdigest()
 
 
 def report(indexes: Sequence[ShardIndex]) -> str | None:
@@ -151,7 +162,7 @@ def _collect(archive: Archive, limits: Limits, found: list[Group]) -> Iterator[s
         return
     try:
         for group in groups(archive, limits):
-            found.append(group)  # noqa: PERF402 (what was found before an error counts)
+            found.append(group)
     except TarError as error:
         yield f"{error}; the {archive.size - error.offset} bytes from there on are not used"
         return
@@ -161,7 +172,7 @@ def _collect(archive: Archive, limits: Limits, found: list[Group]) -> Iterator[s
         yield f"the {archive.size - archive.end} bytes after its end marker are not used"
 
 
-def _windowed(file: int) -> ReadAt:
+def windowed(file: int) -> ReadAt:
     """Positioned reads that fetch a window at a time, for neighbouring headers of small members."""
     window, begin = b"", 0
 

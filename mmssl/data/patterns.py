@@ -1,9 +1,9 @@
 """From what a user writes to a list of shards: braces, globs, folders, URLs."""
 
-import glob
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from glob import glob, has_magic
 from pathlib import Path
 
 import fsspec
@@ -17,12 +17,12 @@ _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?")
 def expand(spec: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
     """Shards named by a pattern or a list of patterns, sorted by name.
 
-    A pattern is a path or URL with braces (`{00000..00009}`, `{a,b}`) and, where the file system can list, globs
-    (`*`, `?`, `[...]`, `**`). A local folder stands for the `.tar` files in it.
+    A pattern is a path or URL with braces (`{00000..00009}`, `{a,b}`) and, where the file system can list,
+    globs (`*`, `?`, `[...]`, `**`). A local folder stands for the `.tar` files in it.
 
     Raises:
-        UserError: nothing matches, a named local shard is missing, a shard is named twice, or a `pipe:` command
-            is given without `allow_pipe`.
+        UserError: nothing matches, a named local shard is missing, a shard is named twice, or a `pipe:`
+        command is given without `allow_pipe`.
     """
     patterns = [spec] if isinstance(spec, str) else list(spec)
     names = [name for pattern in patterns for name in _expand_one(pattern, allow_pipe)]
@@ -106,9 +106,11 @@ def _local(name: str) -> list[str]:
         return found
     if path.is_file():
         return [str(path)]
-    if not glob.has_magic(name):
+    if not has_magic(name):
         raise UserError(f"shard {name} does not exist; correct the path (the current folder is {Path.cwd()})")
-    found = sorted(match for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+    # Path.glob takes no absolute patterns.
+    matches = glob(str(path), recursive=True)  # noqa: PTH207
+    found = sorted(match for match in matches if Path(match).is_file())
     if not found:
         raise UserError(f"no file matches {name}; correct the pattern (the current folder is {Path.cwd()})")
     return found
@@ -123,7 +125,7 @@ def _remote(name: str) -> list[str]:
         if "*" in name:
             raise UserError(f"{name}: a web server does not list files; use braces such as {{00000..00099}}")
         return [name]
-    if not glob.has_magic(name):
+    if not has_magic(name):
         return [name]
     try:
         filesystem, root = fsspec.core.url_to_fs(name)

@@ -1,17 +1,18 @@
 """The order of the training samples as a pure function of integers; nothing here reads a file.
 
-A slice is a run of neighbouring samples of one shard. An epoch permutes the slices of a source; end to end they are one
-line of samples, cut into lanes of equal length. A lane shuffles blocks of a few consecutive slices. The sample at any
-depth of any lane is thus computed, never remembered, and the state of the stream is an epoch and a depth.
+A slice is a run of neighbouring samples of one shard. An epoch permutes the slices of a source; end to end
+they are one line of samples, cut into lanes of equal length. A lane shuffles blocks of a few consecutive
+slices. The sample at any depth of any lane is thus computed, never remembered, and the state of the stream is
+an epoch and a depth.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import lcm
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,13 @@ Ints = NDArray[np.int64]
 _SINGLE = 64 << 20
 """Sets of at most this many bytes are shuffled sample by sample."""
 _MAX_PATTERN = 4096
+STATE_VERSION = 1
+_MEANING = {
+    "version": "its state was written by another version of mmssl",
+    "fingerprint": "the shards, the weights, data.slice_mib or data.shuffle_block changed; restore them",
+    "seed": "the seed changed; restore it",
+    "lanes": "data.lanes changed; restore it",
+}
 
 
 def shuffled(count: int, *words: Word) -> Ints:
@@ -32,12 +40,13 @@ def shuffled(count: int, *words: Word) -> Ints:
     Sorts raw Philox output, which NumPy promises never to change, unlike its `permutation`.
     """
     bits = generator(*words).bit_generator
-    raw = cast(NDArray[np.uint64], bits.random_raw(count)) if count > 0 else np.empty(0, dtype=np.uint64)
+    raw = bits.random_raw(count) if count > 0 else np.empty(0, dtype=np.uint64)
     return np.argsort(raw, kind="stable").astype(np.int64)
 
 
 def default_slice_bytes(total: int) -> int:
-    """Slice size for a set of `total` bytes: single samples up to 64 MiB, then some 4,096 slices, 8 MiB at most."""
+    """Slice size for a set of `total` bytes: single samples up to 64 MiB, then some 4,096 slices, 8 MiB at
+    most."""
     return 1 if total <= _SINGLE else min(8 << 20, max(total // 4096, 16 << 10))
 
 
@@ -90,7 +99,8 @@ class EpochOrder:
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
     def block(self, lane: int, depth: int) -> tuple[Ints, int]:
-        """The sample numbers shuffled together with the one at `depth`, in order, and its place among them."""
+        """The sample numbers shuffled together with the one at `depth`, in order, and its place among
+        them."""
         begin, stop = self._lane(lane)
         assert 0 <= depth < stop - begin, f"depth {depth} is outside of lane {lane}"
         head = self._slice_at(begin)
@@ -151,3 +161,198 @@ class Run:
     stop: int
     slots: Ints
     """Their places in the rank's batch, int64 [stop - start]."""
+
+
+class Mixture:
+    """Which source each depth of a lane reads: a pattern of T slots, repeated, with exact shares in every
+    lane.
+
+    Lane l begins at slot l mod T, so that also one row across the lanes is close to the shares.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        quotas = _quotas(weights)
+        centres = [
+            ((slot + 0.5) / quota, source) for source, quota in enumerate(quotas) for slot in range(quota)
+        ]
+        self.pattern = np.array([source for _, source in sorted(centres)], dtype=np.int64)
+        is_source = self.pattern[None] == np.arange(len(quotas))[:, None]
+        self._before = np.concatenate(
+            [np.zeros((len(quotas), 1), np.int64), np.cumsum(is_source, axis=1)], axis=1
+        )
+
+    def count(self, source: int, lane: int, depth: int) -> int:
+        """How often `source` is read in the first `depth` depths of a lane."""
+        shift = lane % len(self.pattern)
+        return self._prefix(source, depth + shift) - self._prefix(source, shift)
+
+    def sources(self, lane: int, start: int, stop: int) -> Ints:
+        """The source at each depth of [start, stop)."""
+        return self.pattern[(np.arange(start, stop) + lane) % len(self.pattern)]
+
+    def _prefix(self, source: int, slots: int) -> int:
+        rounds, rest = divmod(slots, len(self.pattern))
+        return rounds * int(self._before[source, -1]) + int(self._before[source, rest])
+
+
+def _quotas(weights: Sequence[float]) -> list[int]:
+    """Whole numbers in the proportion of the weights; the nearest of sum 4,096 where the exact ones are
+    larger."""
+    exact = [Fraction(weight).limit_denominator(10_000) for weight in weights]
+    shares = [weight / sum(exact) for weight in exact]
+    length = lcm(*(share.denominator for share in shares))
+    if length <= _MAX_PATTERN:
+        return [int(share * length) for share in shares]
+    quotas = [max(1, int(share * _MAX_PATTERN)) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: quotas[i] - shares[i] * _MAX_PATTERN)
+    for source in by_remainder[: max(0, _MAX_PATTERN - sum(quotas))]:
+        quotas[source] += 1
+    return quotas
+
+
+class Plan:
+    """The order of the whole stream: which samples make up every batch of every epoch."""
+
+    def __init__(self, sources: Sequence[PlannedSource], *, seed: int, lanes: int, block: int) -> None:
+        self.sources = tuple(sources)
+        self.lanes = lanes
+        self._seed = seed
+        self._block = block
+        self._mixture = Mixture([source.weight for source in sources]) if len(sources) > 1 else None
+        self._lane_lengths = [source.samples // lanes for source in sources]
+        self.order = lru_cache(3 * len(sources))(self._order)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.sources, self._seed, self.lanes, self._block)
+
+    @property
+    def lane_length(self) -> int:
+        """Depth of an epoch: samples of all sources a lane, without the remainder."""
+        return sum(source.samples for source in self.sources) // self.lanes
+
+    def check(self, batch_size: int) -> None:
+        """Refuse a batch that the data cannot fill with different samples."""
+        if batch_size % self.lanes:
+            raise UserError(
+                f"data.batch_size={batch_size} is not divisible by the stream's {self.lanes} lanes; "
+                f"use a multiple of {self.lanes}"
+            )
+        depth = batch_size // self.lanes
+        for source, length in enumerate(self._lane_lengths):
+            most = depth if self._mixture is None else self._most(source, depth)
+            if length < most or length == 0:
+                raise UserError(
+                    f"data.batch_size={batch_size} takes {most * self.lanes} samples of a source that has "
+                    f"{self.sources[source].samples}; make the batch smaller"
+                )
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        """Whole batches of an epoch (of a mixture: of as many samples as its sources have together)."""
+        return self.lane_length // (batch_size // self.lanes)
+
+    def start(self, position: Position, batch_size: int) -> Position:
+        """Where the next batch begins: one source drops the tail of its epoch, a mixture has none."""
+        depth = batch_size // self.lanes
+        if self._mixture is not None:
+            extra, rest = divmod(position.depth, self.lane_length)
+            return Position(position.epoch + extra, rest)
+        return position if position.depth + depth <= self.lane_length else Position(position.epoch + 1, 0)
+
+    def after(self, position: Position, batch_size: int) -> Position:
+        """Where the batch that begins at `position` ends."""
+        return Position(position.epoch, position.depth + batch_size // self.lanes)
+
+    def runs(self, position: Position, batch_size: int, start: int, stop: int) -> list[Run]:
+        """Samples [start, stop) of the global batch that begins at `position`; slots count from `start`.
+
+        The batch is lane-major: lane 0's next samples, then lane 1's, and so on.
+        """
+        depth = batch_size // self.lanes
+        found: list[Run] = []
+        for lane in range(start // depth, -(-stop // depth)):
+            low, high = max(start, lane * depth), min(stop, (lane + 1) * depth)
+            first = position.depth + low - lane * depth
+            found.extend(self._lane_runs(lane, position.epoch, first, np.arange(low - start, high - start)))
+        return found
+
+    def ids(self, run: Run) -> Ints:
+        """Sample numbers of a run within its source, int64 [stop - start]."""
+        return self.order(run.source, run.epoch).addresses(run.lane, run.start, run.stop)
+
+    def stand_ins(self, run: Run, depth: int, most: int) -> Iterator[int]:
+        """Sample numbers to use instead of the one at `depth`: half a block away, so rarely of the same
+        batch."""
+        ids, place = self.order(run.source, run.epoch).block(run.lane, depth)
+        length = self._lane_lengths[run.source]
+        for step in range(min(most, len(ids) - 1)):
+            yield int(ids[(place + 1 + (len(ids) // 2 + step) % (len(ids) - 1)) % len(ids)])
+        for step in range(len(ids), min(most, length)):
+            other = (depth + step) % length
+            yield int(self.order(run.source, run.epoch).addresses(run.lane, other, other + 1)[0])
+
+    def state(self, position: Position) -> dict[str, int | str]:
+        """The position as a few integers and the fingerprint of what they mean."""
+        return {
+            "version": STATE_VERSION,
+            "fingerprint": self.fingerprint,
+            "seed": self._seed,
+            "lanes": self.lanes,
+            "epoch": position.epoch,
+            "depth": position.depth,
+        }
+
+    def position(self, state: Mapping[str, Any]) -> Position:
+        """The position a state stands for.
+
+        Raises:
+            UserError: the state belongs to other data, another seed or another order.
+        """
+        for key, own in self.state(Position()).items():
+            if key not in ("epoch", "depth") and state.get(key) != own:
+                raise UserError(
+                    f"the stream cannot be resumed: {_MEANING[key]} ({state.get(key)} then, {own} now)"
+                )
+        epoch, depth = state.get("epoch"), state.get("depth")
+        if not (
+            isinstance(epoch, int) and isinstance(depth, int) and epoch >= 0 <= depth <= self.lane_length
+        ):
+            raise UserError(
+                f"the stream cannot be resumed: its state is damaged (epoch {epoch}, depth {depth})"
+            )
+        return Position(epoch, depth)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """BLAKE2b-64 of the data and the order's parameters."""
+        digest = hashlib.blake2b(repr(self._block).encode(), digest_size=8)
+        for source in self.sources:
+            digest.update(repr((source.fingerprint, source.weight)).encode())
+            digest.update(source.slices.first.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def _order(self, source: int, epoch: int) -> EpochOrder:
+        return EpochOrder(self.sources[source].slices, (self._seed, source, epoch), self.lanes, self._block)
+
+    def _lane_runs(self, lane: int, epoch: int, first: int, slots: Ints) -> Iterator[Run]:
+        if self._mixture is None:
+            yield Run(0, epoch, lane, first, first + len(slots), slots)
+            return
+        begin = epoch * self.lane_length + first
+        picked = self._mixture.sources(lane, begin, begin + len(slots))
+        for source, length in enumerate(self._lane_lengths):
+            own, done = slots[picked == source], self._mixture.count(source, lane, begin)
+            while len(own) > 0:
+                source_epoch, start = divmod(done, length)
+                count = min(len(own), length - start)
+                yield Run(source, source_epoch, lane, start, start + count, own[:count])
+                own, done = own[count:], done + count
+
+    def _most(self, source: int, depth: int) -> int:
+        assert self._mixture is not None
+        length = len(self._mixture.pattern)
+        before = [self._mixture.count(source, 0, slot) for slot in range(length + depth + 1)]
+        return max(before[slot + depth] - before[slot] for slot in range(length + 1))
+
+
+def _rebuild(sources: Sequence[PlannedSource], seed: int, lanes: int, block: int) -> Plan:
+    return Plan(sources, seed=seed, lanes=lanes, block=block)

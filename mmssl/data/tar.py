@@ -1,6 +1,7 @@
 """Reading tar headers: which members stand where, without trusting a byte of them.
 
-Regular members of ustar, GNU (long names) and pax archives are understood; every other kind is refused by name.
+Regular members of ustar, GNU (long names) and pax archives are understood; every other kind is refused by
+name.
 """
 
 from collections.abc import Callable, Iterator

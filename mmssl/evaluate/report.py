@@ -49,6 +49,8 @@ class Page:
             left, top = x + (side - width) / 2, y + (side - height) / 2
             extent = (left, left + width, top + height, top)
             self.axes.imshow(image, extent=extent, aspect="auto", interpolation="lanczos")
+        else:
+            self.text(x + side / 2, y + side / 2, "no picture", ha="center", color="#8c959f")
         self.axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=frame, linewidth=2))
 
     def bar(self, x: float, y: float, width: float, height: float, color: str) -> None:
@@ -152,8 +154,8 @@ def draw_matrix(path: Path, name: str, found: ZeroShot) -> None:
     percent = (100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     names = [_wrap(label, 24, 1) for label in found.classnames]
     cell, margin = 0.42, 0.5 + 0.085 * max(map(len, names))
-    side = margin + classes * cell + 0.6
-    with _page(path, side + 0.3, side, f"{name}: what the pictures of each row were taken for, in %") as page:
+    side = margin + classes * cell + 0.3
+    with _page(path, side, side + 0.2, f"{name}: what the pictures of each row were taken for, in %") as page:
         for row in range(classes):
             page.text(margin - 0.08, 0.5 + (row + 0.5) * cell, names[row], ha="right")
             page.text(

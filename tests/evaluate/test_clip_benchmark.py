@@ -1,0 +1,142 @@
+"""clip_benchmark's own evaluation, driving our encoder through a few lines of adapter, gives our numbers."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+zeroshot_classification = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
+zeroshot_retrieval = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
+
+from mmssl.evaluate import retrieval, zero_shot  # noqa: E402
+from mmssl.evaluate.datasets import Dataset, captions_of, labels_of, open_dataset, read  # noqa: E402
+from mmssl.evaluate.embed import Pictures, embed_pictures  # noqa: E402
+from mmssl.types import Sample  # noqa: E402
+from tests.evaluate.toy import ToyEncoder  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_element_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """clip_benchmark 1.6.2 calls `float` on arrays of one element, which NumPy allows no more."""
+
+    def to_float(value: Any) -> float:
+        return value.item() if isinstance(value, np.ndarray) else float(value)
+
+    monkeypatch.setattr(zeroshot_classification, "float", to_float, raising=False)
+
+
+class Adapter:
+    """Our encoder as clip_benchmark's model and tokenizer; tensors hold the places of pictures and texts."""
+
+    def __init__(self, encoder: Any, images: Sequence[bytes]) -> None:
+        self.encoder = encoder
+        self.images = images
+        self.texts: list[str] = []
+
+    def encode_image(self, numbers: Tensor) -> Tensor:
+        return self.encoder.encode_image([self.images[i] for i in numbers.tolist()])
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        self.texts.extend(texts)
+        return torch.arange(len(self.texts) - len(texts), len(self.texts))
+
+    def encode_text(self, numbers: Tensor) -> Tensor:
+        return self.encoder.encode_text([self.texts[i] for i in numbers.tolist()])
+
+
+class Loader:
+    """Batches of picture numbers and targets, with the attributes that clip_benchmark asks for."""
+
+    def __init__(self, targets: Sequence[Any], classes: Sequence[str] | None) -> None:
+        self.targets = targets
+        self.classes = classes
+        self.dataset = self
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        for start in range(0, len(self.targets), 7):
+            targets = self.targets[start : start + 7]
+            yield (
+                torch.arange(start, start + len(targets)),
+                torch.tensor(targets) if self.classes else targets,
+            )
+
+
+def load(dataset: Dataset, encoder: Any) -> tuple[list[Sample], Pictures]:
+    """The samples with their bytes, and their features."""
+    samples = list(read(dataset, on_bad=pytest.fail))
+    return samples, embed_pictures(encoder, samples, batch_size=16)
+
+
+def theirs_classification(dataset: Dataset, encoder: Any, samples: Sequence[Sample]) -> dict[str, float]:
+    classnames, labels = labels_of(samples, dataset)
+    assert isinstance(dataset.templates, tuple)
+    adapter = Adapter(encoder, [s.image for s in samples])
+    return zeroshot_classification.evaluate(
+        adapter,
+        Loader(labels.tolist(), classnames),
+        adapter.tokenize,
+        classnames,
+        list(dataset.templates),
+        "cpu",
+        amp=False,
+    )
+
+
+# scikit-learn tells that a predicted class has no sample, which is meant here.
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.parametrize("classes", [3, 5, 7])
+@pytest.mark.parametrize("noise", [0.0, 1.0, 4.0])
+def test_zero_shot_classification_is_clip_benchmarks(numbers: Path, classes: int, noise: float) -> None:
+    """acc1, acc5 and mean_per_class_recall agree to 1e-6, also below 5 classes and with an empty class."""
+    dataset = open_dataset(numbers)
+    encoder = ToyEncoder(noise=noise)
+    samples, _ = load(dataset, encoder)
+    samples = [s for s in samples if s.fields["cls"] < classes]
+    assert dataset.classnames is not None
+    dataset = open_dataset(numbers, classnames=dataset.classnames[:classes])
+    ours = zero_shot.evaluate(encoder, dataset, embed_pictures(encoder, samples)).metrics
+    theirs = theirs_classification(dataset, encoder, samples)
+    for name, value in theirs.items():
+        if math.isnan(value):
+            assert name not in ours
+        else:
+            assert ours[name] == pytest.approx(value, abs=1e-6), name
+    assert noise > 0 or ours["acc1"] == 1.0
+    assert noise < 4 or ours["acc1"] < 1.0
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_equal_scores_are_clip_benchmarks(numbers: Path) -> None:
+    """Classes with the same name score the same; accuracies and recall still agree to 1e-6."""
+    names = [f"number {100 + c % 3}" for c in range(7)]
+    dataset = open_dataset(numbers, classnames=names, templates=("{c}",))
+    encoder = ToyEncoder(noise=1.0)
+    samples, embedded = load(dataset, encoder)
+    ours = zero_shot.evaluate(encoder, dataset, embedded).metrics
+    theirs = theirs_classification(dataset, encoder, samples)
+    assert {name: ours[name] for name in theirs} == pytest.approx(theirs, abs=1e-6)
+    assert 0 < ours["acc1"] < 1
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0, 4.0])
+def test_retrieval_is_clip_benchmarks(captioned: Path, noise: float) -> None:
+    """Recall at 1, 5 and 10 in both directions agrees to 1e-6, with 1 to 3 captions a picture."""
+    dataset = open_dataset(captioned)
+    encoder = ToyEncoder(noise=noise)
+    samples, embedded = load(dataset, encoder)
+    ours = retrieval.evaluate(encoder, embedded).metrics
+    adapter = Adapter(encoder, [s.image for s in samples])
+    loader = Loader([captions_of(s) for s in samples], None)
+    theirs = zeroshot_retrieval.evaluate(
+        adapter, loader, adapter.tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10]
+    )
+    assert len(theirs) == 6
+    for name, value in theirs.items():
+        assert ours[name] == pytest.approx(value, abs=1e-6), name
+    assert noise > 0 or ours["image_retrieval_recall@1"] == ours["text_retrieval_recall@1"] == 1.0
+    assert noise < 4 or ours["text_retrieval_recall@1"] < 0.9

@@ -1,0 +1,130 @@
+"""Data sets in every layout, and what is said of broken ones."""
+
+from pathlib import Path
+
+import pytest
+
+from mmssl.evaluate.datasets import captions_of, find_datasets, label_of, labels_of, open_dataset, read
+from mmssl.types import Sample, UserError
+from tests.evaluate.toy import pack, paint
+
+
+def sample(**fields: object) -> Sample:
+    return Sample(id=0, shard="some/test/0.tar", key="00000", image=b"", fields=dict(fields))
+
+
+def test_clip_benchmark_layout(numbers: Path) -> None:
+    """Shards come from nshards.txt, names and templates from the files beside; every sample is read once."""
+    (numbers / "test" / "2.tar").write_bytes(b"not counted by nshards.txt")
+    dataset = open_dataset(numbers)
+    assert [Path(shard).name for shard in dataset.shards] == ["0.tar", "1.tar"]
+    assert dataset.name == "numbers"
+    assert dataset.kind == "classification"
+    assert dataset.classnames is not None
+    assert dataset.classnames[6] == "number 106"
+    assert dataset.templates == ("a {c}", "a picture of the {c}.")
+    samples = list(read(dataset, on_bad=pytest.fail))
+    assert len({s.id for s in samples}) == 40
+    assert labels_of(samples, dataset)[1].tolist() == [i % 6 for i in range(40)]
+
+
+def test_retrieval_layout(captioned: Path) -> None:
+    """dataset_type.txt makes it a retrieval set; captions are the lines of .txt."""
+    dataset = open_dataset(captioned)
+    assert dataset.kind == "retrieval"
+    assert dataset.classnames is None
+    assert [len(captions_of(s)) for s in read(dataset, on_bad=pytest.fail)] == [1 + i % 3 for i in range(30)]
+
+
+def test_flat_folder_and_pattern(tmp_path: Path) -> None:
+    """A flat folder gives its val shards; a pattern gives what it names, with the names beside the shards."""
+    home = tmp_path / "flat"
+    for name in ("train-00000", "val-00000", "val-00001"):
+        pack(home / f"{name}.tar", [{"png": paint(1), "cls": 0}])
+    (home / "classnames.txt").write_text("one\ntwo\n")
+    assert [Path(s).name for s in open_dataset(home).shards] == ["val-00000.tar", "val-00001.tar"]
+    train = open_dataset(str(home / "train-*.tar"))
+    assert train.name == "flat-train"
+    assert train.classnames == ("one", "two")
+    assert open_dataset(home, split="train").shards == train.shards
+
+
+def test_names_from_labels(tmp_path: Path) -> None:
+    """Where a JSON entry holds the label, the classes are the distinct labels in sorted order."""
+    records = [
+        {"png": paint(i), "json": {"label": f"c{i % 3}", "group": i % 2}, "txt": "x"} for i in range(6)
+    ]
+    shard = pack(tmp_path / "a-0.tar", records)
+    dataset = open_dataset(shard)
+    names, labels = labels_of(list(read(dataset, on_bad=pytest.fail)), dataset)
+    assert names == ("c0", "c1", "c2")
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2]
+    groups = open_dataset(shard, label="group")
+    assert labels_of(list(read(groups, on_bad=pytest.fail)), groups)[0] == ("0", "1")
+
+
+def test_labels_by_name(tmp_path: Path) -> None:
+    """A label that is a name finds its place among given class names, the first of equal ones."""
+    dataset = open_dataset(pack(tmp_path / "a.tar", [{"png": paint(1)}]), classnames=["b", "a", "a"])
+    assert label_of(sample(label="a"), dataset) == 1
+    with pytest.raises(UserError, match=r"'z' of 00000 in .* is not among the 3 class names"):
+        label_of(sample(label="z"), dataset)
+
+
+def test_labels_that_do_not_fit_name_the_file(numbers: Path) -> None:
+    """A label beyond the class names names itself, the sample and the file."""
+    (numbers / "classnames.txt").write_text("only one\n")
+    dataset = open_dataset(numbers)
+    with pytest.raises(
+        UserError, match=r"label 1 of 00001 in .*0\.tar does not fit the 1 class names of .*classnames\.txt"
+    ):
+        labels_of(list(read(dataset, on_bad=pytest.fail)), dataset)
+    with pytest.raises(UserError, match="label -1 of"):
+        label_of(sample(cls=-1), dataset)
+
+
+def test_missing_class_names_and_labels(numbers: Path) -> None:
+    """Numeric labels without class names, and samples without the label, are refused with the remedy."""
+    (numbers / "classnames.txt").unlink()
+    dataset = open_dataset(numbers)
+    with pytest.raises(UserError, match=r"no class names for the labels in .*; put classnames\.txt there"):
+        label_of(sample(cls=0), dataset)
+    with pytest.raises(UserError, match=r"has no label 'cls' or 'label' \(its fields: style, txt\)"):
+        label_of(sample(txt="a", style="b"), dataset)
+    with pytest.raises(UserError, match=r"has no label 'kind' \(its fields: none\)"):
+        label_of(sample(), open_dataset(numbers, label="kind"))
+
+
+@pytest.mark.parametrize("text", ["", " \n\n"])
+def test_missing_captions(text: str) -> None:
+    """Retrieval refuses a sample without a caption."""
+    with pytest.raises(UserError, match=r"00000 in .* has no caption"):
+        captions_of(sample(txt=text))
+
+
+def test_empty_folder_and_missing_shard(numbers: Path, tmp_path: Path) -> None:
+    """An empty folder, a counted shard that is not there, and broken files are one-line errors."""
+    (tmp_path / "empty").mkdir()
+    (numbers / "test" / "nshards.txt").write_text("3")
+    with pytest.raises(UserError, match=r"no data set in .*empty"):
+        open_dataset(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"2\.tar"):
+        open_dataset(numbers)
+    (numbers / "test" / "nshards.txt").write_text("many")
+    with pytest.raises(UserError, match=r"nshards\.txt must hold the number of shards, found 'many'"):
+        open_dataset(numbers)
+    (numbers / "dataset_type.txt").write_text("regression")
+    (numbers / "test" / "nshards.txt").write_text("2")
+    with pytest.raises(UserError, match=r"dataset_type\.txt says 'regression'"):
+        open_dataset(numbers)
+
+
+def test_find_datasets(numbers: Path, captioned: Path, tmp_path: Path) -> None:
+    """Every data set under a folder is found by its path, and the folder itself where it is one."""
+    nested = tmp_path / "vtab" / "caltech"
+    pack(nested / "test" / "0.tar", [{"png": paint(1), "cls": 0}])
+    found = find_datasets(tmp_path)
+    assert found == {"captioned": captioned, "numbers": numbers, "vtab-caltech": nested}
+    assert find_datasets(numbers) == {"numbers": numbers}
+    with pytest.raises(UserError, match="no data set under"):
+        find_datasets(numbers / "test")

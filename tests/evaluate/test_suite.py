@@ -1,0 +1,197 @@
+"""A whole evaluation: what it returns, what it leaves on disk, and what it does with broken data."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmssl.evaluate import suite
+from mmssl.evaluate.datasets import open_dataset
+from mmssl.evaluate.suite import default_task
+from mmssl.evaluate.tables import format_results, write_json
+from mmssl.evaluate.zero_shot import class_weights
+from mmssl.types import UserError
+from tests.evaluate.toy import ToyEncoder, pack, paint
+
+
+def test_a_perfect_model_scores_one(numbers: Path, captioned: Path, tmp_path: Path) -> None:
+    """Accuracies and recalls of a perfect model are exactly 1, and results.json holds what is returned."""
+    data = {"numbers": (numbers, "zero_shot"), "captioned": (captioned, "retrieval")}
+    results = suite.run(ToyEncoder(), data, tmp_path / "out", batch_size=16)
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+    assert results["numbers/zero_shot"] == {
+        "acc1": 1.0,
+        "acc5": 1.0,
+        "mean_per_class_recall": 1.0,
+        "classes": 7,
+        "samples": 40,
+    }
+    found = results["captioned/retrieval"]
+    assert {value for name, value in found.items() if "recall" in name or "rank" in name} == {1.0}
+    assert (found["samples"], found["captions"]) == (30, 60)
+
+
+def test_tables_agree_with_the_figures(numbers: Path, tmp_path: Path) -> None:
+    """The per-sample, per-class and confusion tables each give the accuracy that is reported."""
+    data = {"n": (numbers, "zero_shot")}
+    figures = suite.run(ToyEncoder(noise=2.0), data, tmp_path, draw=False, logit_scale=10.0)["n/zero_shot"]
+    folder = tmp_path / "n" / "zero_shot"
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    tables = {name: list(csv.DictReader(io.StringIO(text))) for name, text in texts.items()}
+    rows = tables["predictions"]
+    assert 0 < figures["acc1"] < 1
+    assert np.mean([row["label"] == row["class1"] for row in rows]) == pytest.approx(figures["acc1"])
+    in_five = [row["label"] in [row[f"class{n}"] for n in range(1, 6)] for row in rows]
+    assert np.mean(in_five) == pytest.approx(figures["acc5"])
+    recalls = [float(row["recall"]) for row in tables["per_class"] if row["recall"] != ""]
+    assert len(tables["per_class"]) == 7
+    assert np.mean(recalls) == pytest.approx(figures["mean_per_class_recall"])
+    wrong = sum(int(row["count"]) for row in tables["confusions"])
+    assert wrong == round(40 * (1 - figures["acc1"]))
+    assert 0 <= figures["calibration_error"] <= 1
+
+
+def test_pictures_are_drawn(numbers: Path, captioned: Path, tmp_path: Path) -> None:
+    """Examples, confusions and retrieval grid are PNGs with something on them, for few and many classes."""
+    many = [{"png": paint(300 + i, i), "json": {"label": f"$number^ 写 {300 + i}"}} for i in range(40)]
+    pack(tmp_path / "many-0.tar", many)
+    data: dict[str, Any] = {
+        "few": (numbers, "zero_shot"),
+        "many": (str(tmp_path / "many-0.tar"), "zero_shot"),
+        "search": (captioned, "retrieval"),
+    }
+    suite.run(ToyEncoder(noise=4.0), data, tmp_path / "out", logit_scale=20.0)
+    found = sorted(
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")
+    )
+    expected = ["few/zero_shot/confused.png", "few/zero_shot/examples.png", "many/zero_shot/confused.png"]
+    assert found == [*expected, "many/zero_shot/examples.png", "search/retrieval/retrieval.png"]
+    for path in (tmp_path / "out").rglob("*.png"):
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        assert min(pixels.shape[:2]) > 200
+        assert 0.01 < (pixels != 255).any(axis=2).mean() < 0.9
+
+
+def test_shards_are_encoded_once_for_all_their_tasks(captioned: Path) -> None:
+    """Two tasks on the same shards cost one pass of pictures, in batches of the given size."""
+    records = [{"png": paint(i), "cls": i % 6, "txt": f"number {i}"} for i in range(40)]
+    shard = pack(captioned / "both-0.tar", records)
+    (captioned / "classnames.txt").write_text("\n".join(f"number {i}" for i in range(6)))
+    encoder = ToyEncoder()
+    spec = str(shard)
+    results = suite.run(encoder, {"a": (spec, "zero_shot"), "b": (spec, "retrieval")}, batch_size=16)
+    assert list(results) == ["a/zero_shot", "b/retrieval"]
+    assert encoder.calls == [16, 16, 8]
+
+
+def test_a_broken_picture_costs_only_itself(numbers: Path) -> None:
+    """A picture that cannot be decoded is left out and counted; the others are judged as without it."""
+    records: list[dict[str, Any]] = [{"png": paint(100 + i % 6, i), "cls": i % 6} for i in range(10)]
+    data = {"x": (numbers, "zero_shot")}
+    whole = suite.run(ToyEncoder(noise=2.0), data, batch_size=4)["x/zero_shot"]
+    pack(numbers / "test" / "0.tar", [*records[:3], {"png": b"broken", "cls": 0}, *records[3:]])
+    pack(numbers / "test" / "1.tar", [{"png": paint(100 + i % 6, i), "cls": i % 6} for i in range(10, 40)])
+    found = suite.run(ToyEncoder(noise=2.0), data, batch_size=4)["x/zero_shot"]
+    assert found == whole | {"bad_samples": 1}
+
+
+def test_bad_data_is_refused_before_it_is_encoded(numbers: Path, tmp_path: Path) -> None:
+    """Labels that do not fit, unknown tasks and broken pictures are errors that leave nothing behind."""
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"unknown task 'zeroshot' .*zero_shot"):
+        suite.run(ToyEncoder(), {"x": (numbers, "zeroshot")}, out)
+    (numbers / "classnames.txt").write_text("only one\n")
+    encoder = ToyEncoder()
+    with pytest.raises(UserError, match="does not fit the 1 class names"):
+        suite.run(encoder, {"x": (numbers, "zero_shot")}, out)
+    assert encoder.calls == []
+    with pytest.raises(UserError, match="has no caption"):
+        suite.run(encoder, {"x": (numbers, "retrieval")}, out)
+    shard = pack(tmp_path / "broken-0.tar", [{"png": b"no picture", "json": {"label": "a"}}])
+    with pytest.raises(UserError, match=r"no picture from .*00000 on could be encoded"):
+        suite.run(ToyEncoder(), {"x": (shard, "zero_shot")}, out)
+    empty = pack(tmp_path / "empty-0.tar", [])
+    with pytest.raises(UserError, match="no sample"):
+        suite.run(ToyEncoder(), {"x": (empty, "zero_shot")}, out)
+    assert not out.exists()
+
+
+def test_broken_weights_are_named(numbers: Path) -> None:
+    """A model that gives NaN is refused, naming the first such picture."""
+    encoder = ToyEncoder()
+    encoder.table[103] = torch.nan
+    with pytest.raises(UserError, match=r"0\.tar:00003 are not finite"):
+        suite.run(encoder, {"x": (numbers, "zero_shot")})
+
+
+def test_class_weights_are_open_clips() -> None:
+    """The class vectors are those of open_clip's build_zero_shot_classifier."""
+    from open_clip import build_zero_shot_classifier
+
+    encoder = ToyEncoder()
+    names = [f"number {i}" for i in range(11)]
+    templates = ("a {c}", "a good picture of the {c}.", "{c}")
+
+    class Model:
+        def encode_text(self, tokens: torch.Tensor, normalize: bool) -> torch.Tensor:
+            assert normalize
+            return encoder.encode_text([texts[i] for i in tokens.tolist()])
+
+    texts: list[str] = []
+
+    def tokenize(new: list[str]) -> torch.Tensor:
+        texts.extend(new)
+        return torch.arange(len(texts) - len(new), len(texts))
+
+    theirs = build_zero_shot_classifier(Model(), tokenize, names, [t.replace("{c}", "{}") for t in templates])
+    ours = class_weights(encoder, names, templates, batch_size=4)
+    torch.testing.assert_close(ours, theirs.T, rtol=0, atol=1e-6)
+
+
+def test_default_task(numbers: Path, captioned: Path) -> None:
+    """A folder says what it is made for."""
+    assert default_task(open_dataset(numbers)) == "zero_shot"
+    assert default_task(open_dataset(captioned)) == "retrieval"
+
+
+def test_progress_names_the_data_set(numbers: Path) -> None:
+    """The callback hears how many pictures and texts of which data set are done."""
+    heard: list[tuple[str, int]] = []
+    suite.run(
+        ToyEncoder(),
+        {"x": (numbers, "zero_shot")},
+        batch_size=16,
+        progress=lambda what, done: heard.append((what, done)),
+    )
+    assert heard == [("x: pictures", 16), ("x: pictures", 32), ("x: pictures", 40), ("x: texts", 14)]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A tree that is no JSON leaves the old file and no other."""
+    path = tmp_path / "results.json"
+    write_json(path, {"a": 1})
+    for tree in ({"a": {1, 2}}, {"a": float("nan")}):
+        with pytest.raises((TypeError, ValueError)):
+            write_json(path, tree)
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_table_shows_percents_and_counts() -> None:
+    """One line an evaluation, percent where a figure exists, aligned columns."""
+    table = format_results(
+        {
+            "a/zero_shot": {"acc1": 0.5, "acc5": 1.0, "classes": 10, "samples": 200},
+            "long/retrieval": {"image_retrieval_recall@5": 0.25, "samples": 3},
+        }
+    ).splitlines()
+    assert table[0].split() == ["acc1", "acc5", "image_retrieval_recall@5", "classes", "samples"]
+    assert table[1].split() == ["a/zero_shot", "50.00", "100.00", "10", "200"]
+    assert table[2].split() == ["long/retrieval", "25.00", "3"]
+    assert len({len(line) for line in table}) == 1

@@ -6,9 +6,9 @@
 
     uv run scripts/make_shards.py [--out shards] [--cache ~/.cache/mmssl-shards]
 
-The packages come through `npm pack`. Each concept (gender variants and near-identical series count as one) falls on
-one side of the split: its Noto and Twemoji drawings go to train or to the unseen-concepts test, and for some of the
-train concepts the OpenMoji drawing goes to the unseen-style test.
+The packages come through `npm pack`. Each concept (variants in sex or age and near-identical series count as
+one) falls on one side of the split: its Noto and Twemoji drawings go to train or to the unseen-concepts test,
+and for some of the train concepts the OpenMoji drawing goes to the unseen-style test.
 """
 
 import argparse
@@ -41,15 +41,16 @@ DRAWINGS = {  # style -> package, folder of its drawings
 }
 SEED = "mmssl"
 SIDE = 64
-IMAGE_BYTES = 1024  # two tar blocks; most drawings need no fewer, and 32 to 64 colours fit
+MIN_PSNR = 36.0  # dB
 UNSEEN_CONCEPTS = 230
 UNSEEN_STYLE = 400
 TRAIN_SHARDS = 4
 TAR_BYTES = 8 * 2**20 - 96 * 2**10  # of all tars together; the rest of the 8 MiB is for texts
+TEST_SAMPLE_BYTES = 2500  # on average, and a little more
 TEMPLATES = "{c}\n"
 
 # Signs and country flags are writing: what an unseen one is called cannot be seen from others.
-SKIPPED_GROUPS = {"component", "symbols", "flags"}
+SKIPPED_GROUPS = {"components", "symbols", "flags"}
 # Concepts that differ by sex or age only, under code points that do not say so.
 SAME = (
     ("child", "boy", "girl"),
@@ -75,7 +76,7 @@ SERIES = (
 
 @dataclass(frozen=True)
 class Concept:
-    """One thing with a name; `code` is its code points without presentation selectors, `order` its place in Unicode."""
+    """One thing with a name; `code` is its code points without presentation selectors, `order` Unicode's."""
 
     order: int
     code: str
@@ -98,7 +99,9 @@ def fetch(package: str, cache: Path) -> Path:
         subprocess.run(["npm", "pack", package, "--silent", "--pack-destination", str(cache)], check=True)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != PACKAGES[package]:
-        raise ValueError(f"{path} has SHA-256 {digest}, expected {PACKAGES[package]}; delete it and run again")
+        raise ValueError(
+            f"{path} has SHA-256 {digest}, expected {PACKAGES[package]}; delete it and run again"
+        )
     return path
 
 
@@ -137,7 +140,7 @@ def family_keys(concept: Concept) -> list[str]:
 
 
 def representatives(concepts: Iterable[Concept]) -> list[Concept]:
-    """One concept of each family: the first in Unicode order, which names no sex where Unicode has such a form."""
+    """One concept of each family: the first in Unicode order of those that name no sex, or else of all."""
     family_of: dict[str, int] = {}
     families: dict[int, list[Concept]] = {}
     for number, concept in enumerate(concepts):
@@ -173,28 +176,35 @@ def draw(content: bytes) -> Image.Image:
     return page.convert("RGB")
 
 
+def psnr(picture: Image.Image, other: Image.Image) -> float:
+    """Likeness of two pictures in dB."""
+    error = np.square(np.asarray(picture, np.float64) - np.asarray(other, np.float64)).mean()
+    return 10 * math.log10(255**2 / max(error, 1e-2))
+
+
 def encode(picture: Image.Image) -> bytes:
-    """Lossless WebP with about the largest palette that fits IMAGE_BYTES (found by bisection)."""
-    best, low, high = b"", 8, 160
-    while high - low > 2:
-        colours = (low + high) // 2
-        reduced = picture.quantize(colours, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
+    """Lossless WebP of a palette: as few tar blocks as MIN_PSNR allows, then as many colours as they hold."""
+
+    def reduced(colours: int) -> Image.Image:
+        palette = picture.quantize(colours, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
+        return palette.convert("RGB")
+
+    def webp(image: Image.Image) -> bytes:
         buffer = io.BytesIO()
-        reduced.convert("RGB").save(buffer, "WEBP", lossless=True, quality=80, method=4)
-        if buffer.tell() <= IMAGE_BYTES:
-            best, low = buffer.getvalue(), colours
+        image.save(buffer, "WEBP", lossless=True, quality=80, method=4)
+        return buffer.getvalue()
+
+    low = next(n for n in (8, 12, 16, 24, 32, 48, 64, 96, 128, 256) if psnr(picture, reduced(n)) >= MIN_PSNR)
+    best, high = webp(reduced(low)), 192
+    room = math.ceil(len(best) / 512) * 512
+    while high - low > 8:
+        colours = (low + high) // 2
+        trial = webp(reduced(colours))
+        if len(trial) <= room:
+            best, low = trial, colours
         else:
             high = colours
-    if not best:
-        raise ValueError(f"a drawing does not fit {IMAGE_BYTES} bytes; raise IMAGE_BYTES")
     return best
-
-
-def psnr(picture: Image.Image, encoded: bytes) -> float:
-    """Fidelity of an encoded picture in dB."""
-    decoded = Image.open(io.BytesIO(encoded)).convert("RGB")
-    error = np.square(np.asarray(picture, np.float64) - np.asarray(decoded, np.float64)).mean()
-    return 10 * math.log10(255**2 / max(error, 1e-2))
 
 
 Record = list[tuple[str, bytes]]
@@ -241,11 +251,13 @@ def write_test(folder: Path, classes: Sequence[Concept], styles: Sequence[str], 
 
 
 def choose(concepts: Sequence[Concept], sizes: dict[str, int]) -> dict[str, list[Concept]]:
-    """Split -> its concepts. Train takes what fits beside the tests; `sizes` holds each code's bytes in train."""
+    """Split -> its concepts. Train takes what fits beside the tests; `sizes`: code -> bytes in train."""
     order = by_hash(concepts, "split")
     unseen, seen = order[:UNSEEN_CONCEPTS], order[UNSEEN_CONCEPTS:]
-    room = TAR_BYTES - (len(unseen) * 2 + UNSEEN_STYLE) * (512 + IMAGE_BYTES + 1024)
-    train = [c for c, used in zip(seen, np.cumsum([sizes[c.code] for c in seen]), strict=True) if used <= room]
+    room = TAR_BYTES - (len(unseen) * 2 + UNSEEN_STYLE) * TEST_SAMPLE_BYTES
+    train = [
+        c for c, used in zip(seen, np.cumsum([sizes[c.code] for c in seen]), strict=True) if used <= room
+    ]
     style = by_hash(train, "style")[:UNSEEN_STYLE]
     return {"train": train, "unseen-style": in_order(style), "unseen-concepts": in_order(unseen)}
 
@@ -274,37 +286,47 @@ def report(out: Path, splits: dict[str, list[Concept]], fidelity: list[float], s
         own = [t for t in tars if name in t.relative_to(out).parts[0]]
         samples = len(concepts) * (1 if name == "unseen-style" else 2)
         print(f"{name:<18}{samples:>8}{len(concepts):>8}{sum(t.stat().st_size for t in own):>10}")
-    print(f"left out for lack of room: {spare} concepts; bytes in all: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file())}")
+    total = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    print(f"left out for lack of room: {spare} concepts; bytes in all: {total}")
     print(f"PSNR of the pictures: median {np.median(fidelity):.1f} dB, lowest {min(fidelity):.1f} dB")
 
 
 def main() -> None:
     """Fetch, choose, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "shards")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "mmssl-shards")
     args = parser.parse_args()
 
-    drawings = {s: read_folder(fetch(package, args.cache), folder) for s, (package, folder) in DRAWINGS.items()}
+    drawings = {
+        s: read_folder(fetch(package, args.cache), folder) for s, (package, folder) in DRAWINGS.items()
+    }
     concepts = [
         c
         for c in representatives(read_concepts(fetch("emojibase-data@17.0.0", args.cache)))
         if c.group not in SKIPPED_GROUPS and all(c.code in drawn for drawn in drawings.values())
     ]
     pictures = {(s, c.code): draw(drawn[c.code]) for s, drawn in drawings.items() for c in concepts}
-    images = {key: encode(picture) for key, picture in pictures.items()}
+    images = {key: encode(picture) for key, picture in pictures.items() if key[0] != "openmoji"}
     sizes = {
-        c.code: sum(tar_size(train_record(c, s, images[s, c.code])) for s in ("noto", "twemoji")) for c in concepts
+        c.code: sum(tar_size(train_record(c, s, images[s, c.code])) for s in ("noto", "twemoji"))
+        for c in concepts
     }
     splits = choose(concepts, sizes)
+    images |= {("openmoji", c.code): encode(pictures["openmoji", c.code]) for c in splits["unseen-style"]}
 
     for folder in ("train", "emoji-unseen-style/test", "emoji-unseen-concepts/test"):
         shutil.rmtree(args.out / folder, ignore_errors=True)
     write_train(args.out / "train", splits["train"], images)
     write_test(args.out / "emoji-unseen-style", splits["unseen-style"], ["openmoji"], images)
     write_test(args.out / "emoji-unseen-concepts", splits["unseen-concepts"], ["noto", "twemoji"], images)
+    fidelity = [
+        psnr(pictures[key], Image.open(io.BytesIO(image)).convert("RGB")) for key, image in images.items()
+    ]
     used = len(splits["train"]) + len(splits["unseen-concepts"])
-    report(args.out, splits, [psnr(picture, images[key]) for key, picture in pictures.items()], len(concepts) - used)
+    report(args.out, splits, fidelity, len(concepts) - used)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ class SourceConfig(Section):
 class ViewConfig(Section):
     """How one named rendering of a picture is made while training. The defaults are OpenCLIP's."""
 
+    changed: float = Field(1.0, ge=0, le=1)
+    """Part of the pictures that may get any of the changes below but crop and flip; the others stay close to what is judged."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Smallest and largest area of the random resized crop, as a fraction of the picture."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
@@ -42,6 +44,10 @@ class ViewConfig(Section):
     """Probability of a small random rotation, translation and scaling."""
     affine_degrees: float = Field(15.0, ge=0, le=180)
     """Largest rotation of `affine`, in degrees."""
+    affine_scale: tuple[float, float] = (0.9, 1.1)
+    """Smallest and largest scale of `affine`."""
+    affine_fill: Literal["mirror", "white"] = "mirror"
+    """What `affine` brings into sight from outside the picture."""
     color_jitter: float = Field(0.0, ge=0, le=1)
     """Probability of changing brightness, contrast, saturation and hue."""
     color_jitter_strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
@@ -52,6 +58,10 @@ class ViewConfig(Section):
     """Probability of the negative."""
     solarize: float = Field(0.0, ge=0, le=1)
     """Probability of inverting the pixels above one half."""
+    posterize: float = Field(0.0, ge=0, le=1)
+    """Probability of keeping 3 to 6 levels a colour."""
+    outline: float = Field(0.0, ge=0, le=1)
+    """Probability of darkening the edges of shapes, as a drawing with outlines."""
     blur: float = Field(0.0, ge=0, le=1)
     """Probability of a Gaussian blur with a sigma of 0.1 to 2 pixels at 224 px (scaled with the size)."""
     erase: float = Field(0.0, ge=0, le=1)

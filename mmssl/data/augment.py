@@ -4,6 +4,7 @@ Each operation is a pure function of the picture and of numbers drawn before (`D
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +24,11 @@ _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.
 _RGB = np.linalg.inv(_YIQ)
 _GRAY = np.ones((3, 1)) * LUMA
 _AFFINE_SHIFT = 0.1
-_AFFINE_SCALE = 0.1
 _BLUR_SIGMA = (0.1 / 224, 2.0 / 224)
+_POSTERIZE_LEVELS = (3, 6)
+_OUTLINE_STRENGTH = (1.0, 4.0)
+_OUTLINE_THRESHOLD = 38.0
+"""Local contrast, of 255, that is too weak for an outline."""
 _ERASE_AREA = (0.02, 0.2)
 _ERASE_RATIO = (0.3, 1 / 0.3)
 _CROP_ATTEMPTS = 10
@@ -62,6 +66,11 @@ class Draws(NamedTuple):
     erase_ratio: float
     erase_top: float
     erase_left: float
+    changed: float
+    posterize: float
+    posterize_levels: float
+    outline: float
+    outline_strength: float
 
 
 def draw(rng: np.random.Generator) -> Draws:
@@ -85,37 +94,50 @@ def between_log(bounds: tuple[float, float], u: float) -> float:
 def augment(picture: Tensor, config: ViewConfig, draws: Draws) -> Tensor:
     """Apply the operations that were drawn to a picture, uint8 [3, H, W]; rounds once, at the end."""
     recolour = draws.jitter < config.color_jitter or draws.gray < config.gray or draws.invert < config.invert
-    warp, negate = draws.affine < config.affine, draws.solarize < config.solarize
-    smooth, cover = draws.blur < config.blur, draws.erase < config.erase
-    if not (recolour or warp or negate or smooth or cover):
+    steps: list[tuple[bool, Callable[[Tensor], Tensor]]] = [
+        (draws.outline < config.outline, lambda x: outline(x, between(_OUTLINE_STRENGTH, draws.outline_strength))),
+        (draws.posterize < config.posterize, lambda x: posterize(x, draws.posterize_levels)),
+        (draws.affine < config.affine, lambda x: affine(x, config, draws)),
+        (recolour, lambda x: change_colours(x, config, draws)),
+        (draws.solarize < config.solarize, solarize),
+        (draws.blur < config.blur, lambda x: gaussian_blur(x, between(_BLUR_SIGMA, draws.blur_sigma) * x.shape[-1])),
+        (draws.erase < config.erase, lambda x: erase(x, draws)),
+    ]
+    chosen = [step for drawn, step in steps if drawn]
+    if not chosen or draws.changed >= config.changed:
         return picture
     x = picture.float()
-    if warp:
-        x = affine(x, config.affine_degrees, draws)
-    if recolour:
-        x = change_colours(x, config, draws)
-    if negate:
-        x = solarize(x)
-    if smooth:
-        x = gaussian_blur(x, between(_BLUR_SIGMA, draws.blur_sigma) * x.shape[-1])
-    if cover:
-        x = erase(x, draws)
+    for step in chosen:
+        x = step(x)
     return x.round_().to(torch.uint8)
 
 
-def affine(x: Tensor, degrees: float, draws: Draws) -> Tensor:
-    """Rotate by up to `degrees`, scale by up to 10 % and shift by up to 10 % of the side, about the centre.
-
-    What comes into sight from outside is the mirrored picture.
-    """
-    angle = math.radians(degrees) * (2 * draws.angle - 1)
-    scale = 1 + _AFFINE_SCALE * (2 * draws.scale - 1)
+def affine(x: Tensor, config: ViewConfig, draws: Draws) -> Tensor:
+    """Rotate, scale and shift by up to 10 % of the side, about the centre, as `config.affine_*` say."""
+    angle = math.radians(config.affine_degrees) * (2 * draws.angle - 1)
+    scale = between(config.affine_scale, draws.scale)
     # Where each output pixel comes from, in coordinates that run from -1 to 1 over the picture.
     right, down = (2 * _AFFINE_SHIFT * (2 * u - 1) for u in (draws.shift_x, draws.shift_y))
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     inverse = [[cos, sin, -cos * right - sin * down], [-sin, cos, sin * right - cos * down]]
     grid = F.affine_grid(torch.tensor([inverse]), [1, *x.shape], align_corners=False)
-    return F.grid_sample(x[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False)[0]
+    if config.affine_fill == "mirror":
+        return F.grid_sample(x[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False)[0]
+    # Outside the negative lies black: white once it is turned back.
+    return 255 - F.grid_sample(255 - x[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+
+
+def outline(x: Tensor, strength: float) -> Tensor:
+    """Darken each pixel by how much its 3 x 3 neighbourhood differs in any colour."""
+    contrast = (F.max_pool2d(x[None], 3, 1, 1) + F.max_pool2d(-x[None], 3, 1, 1))[0].amax(0)
+    return x * (1 - (strength * contrast - _OUTLINE_THRESHOLD).div_(255).clamp_(0, 1))
+
+
+def posterize(x: Tensor, u: float) -> Tensor:
+    """Keep a few evenly spaced levels of each colour; `u` in [0, 1) picks how many."""
+    low, high = _POSTERIZE_LEVELS
+    gap = 255 / (low + int(u * (high - low + 1)) - 1)
+    return (x / gap).round_() * gap
 
 
 def change_colours(x: Tensor, config: ViewConfig, draws: Draws) -> Tensor:

@@ -3,5 +3,11 @@
 import sys
 
 from mmssl.cli import main
+from mmssl.train.launch import missing_processes, start
 
-main(["train", *sys.argv[1:]])
+if __name__ == "__main__":
+    count = missing_processes()
+    if count is None:
+        main(["train", *sys.argv[1:]])
+    else:
+        start(count, sys.argv[1:])

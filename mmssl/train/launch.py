@@ -1,0 +1,53 @@
+"""Processes on CPUs: what `accelerate launch --cpu --num_processes N` is asked for, and does not do."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import psutil
+import torch.distributed.run
+
+from mmssl.types import UserError
+
+
+def missing_processes() -> int | None:
+    """The number of processes an enclosing `accelerate launch --cpu` was asked for but did not start, if so.
+
+    Without MPI, Accelerate (seen in 1.15) starts one process for `--cpu --num_processes N` and says nothing; it sets
+    MASTER_ADDR only where N > 1, and a launcher that does start N sets WORLD_SIZE.
+
+    Raises:
+        UserError: processes are missing and their number cannot be found.
+    """
+    environment = os.environ
+    on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
+    launched_by_mpi = any(key in environment for key in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
+    if not on_cpu or "MASTER_ADDR" not in environment or launched_by_mpi:
+        return None
+    parent = psutil.Process().parent()
+    count = _asked_for(parent.cmdline() if parent is not None else [])
+    if count is None:
+        raise UserError(
+            "accelerate launch --cpu starts one process only; use: torchrun --nproc_per_node N -m mmssl.train CONFIG"
+        )
+    return count
+
+
+def start(count: int, arguments: Sequence[str]) -> None:
+    """Run `python -m mmssl.train ARGUMENTS` as `count` processes on this machine; exits with the first failure's code."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    command = ["--standalone", "--nproc_per_node", str(count), "-m", "mmssl.train", *arguments]
+    try:
+        torch.distributed.run.main(command)
+    except torch.distributed.elastic.multiprocessing.errors.ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values() if failure.exitcode > 0]
+        sys.exit(min(codes, default=1))
+
+
+def _asked_for(command: Sequence[str]) -> int | None:
+    for i, word in enumerate(command):
+        name, _, value = word.replace("-", "_").partition("=")
+        if name == "__num_processes":
+            value = value or (command[i + 1] if i + 1 < len(command) else "")
+            return int(value) if value.isdecimal() else None
+    return None

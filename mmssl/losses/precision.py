@@ -18,8 +18,8 @@ def _widen(x: object) -> object:
 def in_float32(loss: Callable[P, R]) -> Callable[P, R]:
     """Make `loss` compute with autocast off, its 16-bit tensor arguments as float32 (float64 stays).
 
-    In bfloat16 a logit near 100 has steps of 0.5, more than most gaps between logits. Widening comes before any
-    gather inside `loss`, because a gradient summed over ranks in 16 bits would lose its small parts.
+    In bfloat16 a logit near 100 has steps of 0.5, more than most gaps between logits. Widening comes before
+    any gather inside `loss`, because a gradient summed over ranks in 16 bits would lose its small parts.
     """
 
     @wraps(loss)

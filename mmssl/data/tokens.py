@@ -1,5 +1,6 @@
 """Captions to token ids: a Hugging Face fast tokenizer, loaded or learnt."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -84,6 +85,11 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write the tokenizer as Hugging Face's files; `load_tokenizer` and AutoTokenizer read them."""
         self._hugging_face.save_pretrained(str(folder))
+        config = folder / "tokenizer_config.json"
+        record = json.loads(config.read_text(encoding="utf-8"))
+        if record.get("tokenizer_class") == "TokenizersBackend":  # a name that transformers 4 does not know
+            record["tokenizer_class"] = "PreTrainedTokenizerFast"
+            config.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def load_tokenizer(name_or_folder: str, max_tokens: int) -> Tokenizer:
@@ -136,14 +142,14 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_tokens: int) -
             letters[letter] += count
     ranked = sorted(letters, key=lambda letter: (-letters[letter], letter))
     alphabet = set(ranked[: vocab_size // 4])
-    # The trainer numbers the continuing letters in the order of a hash map that changes from run to run; naming
-    # them as special tokens fixes their ids, and with them the choice between equally frequent merges.
+    # The trainer numbers the continuing letters in the order of a hash map that changes from run to run. Naming
+    # them as special tokens fixes their ids, and so which of two equally frequent merges wins.
     fixed = [*SPECIAL_TOKENS.values(), *(_CONTINUES + letter for letter in sorted(alphabet))]
     learner = tokenizers.Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS["unk_token"]))
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, show_progress=False)
     learner.train_from_iterator(_repeat(words, alphabet), trainer)
-    return Tokenizer(_bert_tokenizer(learner.get_vocab()), max_tokens)
+    return Tokenizer(_bert_tokenizer(learner.get_vocab(), max_tokens), max_tokens)
 
 
 def _first(*candidates: int | None) -> int | None:
@@ -167,7 +173,7 @@ def _repeat(words: Counter[str], alphabet: set[str]) -> Iterator[str]:
                 yield " ".join([word] * min(_CHUNK, count - start))
 
 
-def _bert_tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
+def _bert_tokenizer(vocabulary: dict[str, int], max_tokens: int) -> PreTrainedTokenizerFast:
     special = SPECIAL_TOKENS
     model = models.WordPiece(vocabulary, unk_token=special["unk_token"], continuing_subword_prefix=_CONTINUES)
     backend = tokenizers.Tokenizer(model)
@@ -178,4 +184,4 @@ def _bert_tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
     backend.post_processor = processors.TemplateProcessing(
         single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends
     )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=max_tokens, **special)

@@ -29,6 +29,13 @@ class Crop(NamedTuple):
     height: int
     width: int
 
+    def on_grid(self, reduce: int, header: Header) -> "Crop":
+        """The crop with its edges moved to multiples of `reduce`, where a reduced decode can cut exactly."""
+        top, left = round(self.top / reduce), round(self.left / reduce)
+        bottom = min(round((self.top + self.height) / reduce), header.height // reduce)
+        right = min(round((self.left + self.width) / reduce), header.width // reduce)
+        return Crop(top * reduce, left * reduce, (bottom - top) * reduce, (right - left) * reduce)
+
 
 class View:
     """One named random rendering of pictures: crop, resize and flip, then changes of shape and colour."""
@@ -147,11 +154,12 @@ def _reduction(header: Header, shrink: float, mode: DecodeMode) -> int:
 
 def _cut(pixels: Pixels, header: Header, crop: Crop) -> Pixels:
     """The crop, given at full size, out of pixels that may be decoded at a reduced size."""
-    rows, columns = pixels.shape[0] / header.height, pixels.shape[1] / header.width
-    top, left = round(crop.top * rows), round(crop.left * columns)
-    bottom = max(top + 1, round((crop.top + crop.height) * rows))
-    right = max(left + 1, round((crop.left + crop.width) * columns))
-    return pixels[top:bottom, left:right]
+    sizes = (
+        (-(-header.height // factor), -(-header.width // factor)) for factor in (1, *reversed(REDUCTIONS))
+    )
+    reduce = 2 ** list(sizes).index(pixels.shape[:2])
+    top, left, height, width = (length // reduce for length in crop.on_grid(reduce, header))
+    return pixels[top : top + height, left : left + width]
 
 
 def _resize(pixels: Pixels, height: int, width: int) -> Tensor:

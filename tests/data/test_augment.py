@@ -55,7 +55,7 @@ def jittered(x: Tensor, strength: tuple[float, float, float, float], **values: f
 
 
 def test_every_number_is_drawn_every_time() -> None:
-    """A draw takes the same count of numbers from the generator, so that draws in a row do not depend on use."""
+    """A draw takes all its numbers from the generator, in the order of the fields, used or not."""
     one, two = np.random.default_rng(3), np.random.default_rng(3)
     first, second = augment.draw(one), augment.draw(one)
     numbers = two.random(2 * (20 + len(Draws._fields) - 2))

@@ -171,7 +171,7 @@ class _Making:
                 return
         bad = self._bad[slot]
         raise UserError(
-            f"none of {tried} samples can stand in for {bad.shard}:{bad.key} ({bad.error}); "
+            f"none of {tried} samples can stand in for {bad.key!r} of {bad.shard} ({bad.error}); "
             "run `mmssl shards check` on these shards"
         )
 

@@ -147,7 +147,7 @@ def fingerprint(indexes: Sequence[ShardIndex]) -> str:
 
 def report(indexes: Sequence[ShardIndex]) -> str | None:
     """One line that counts and names what was left out of the shards, or None when all is well."""
-    lost = [f"{index.shard}: {out.key} ({out.reason})" for index in indexes for out in index.left_out]
+    lost = [f"{index.shard}: {out.key!r} ({out.reason})" for index in indexes for out in index.left_out]
     wrong = [f"{index.shard}: {problem}" for index in indexes for problem in index.problems]
     if not lost and not wrong:
         return None
@@ -294,8 +294,9 @@ def _replace(path: Path, content: bytes) -> None:
         temporary = Path(file.name)
         try:
             file.write(content)
+            file.flush()
+            temporary.chmod(0o644)
+            temporary.replace(path)
         except OSError:
             temporary.unlink()
             raise
-    temporary.chmod(0o644)
-    temporary.replace(path)

@@ -254,7 +254,7 @@ class _Judge:
 
     def _name(self, bad: BadSample) -> str:
         where = "" if self._log is None else f"; all are in {self._log}"
-        return f"is {bad.shard}:{bad.key} ({bad.error}){where}; run `mmssl shards check` on these shards"
+        return f"is {bad.key!r} of {bad.shard} ({bad.error}){where}; run `mmssl shards check` on these shards"
 
     def _write(self, made: Made) -> None:
         if self._log is None or not made.bad:

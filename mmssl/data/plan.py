@@ -198,7 +198,8 @@ class Mixture:
 def _quotas(weights: Sequence[float]) -> list[int]:
     """Whole numbers in the proportion of the weights; the nearest of sum 4,096 where the exact ones are
     larger."""
-    exact = [Fraction(weight).limit_denominator(10_000) for weight in weights]
+    # By way of its digits: 0.3 is 3/10, not the nearest binary fraction.
+    exact = [Fraction(repr(float(weight))) for weight in weights]
     shares = [weight / sum(exact) for weight in exact]
     length = lcm(*(share.denominator for share in shares))
     if length <= _MAX_PATTERN:
@@ -286,8 +287,8 @@ class Plan:
         length = self._lane_lengths[run.source]
         for step in range(min(most, len(ids) - 1)):
             yield int(ids[(place + 1 + (len(ids) // 2 + step) % (len(ids) - 1)) % len(ids)])
-        for step in range(len(ids), min(most, length)):
-            other = (depth + step) % length
+        for step in range(len(ids), min(most + 1, length)):
+            other = (depth - place + step) % length
             yield int(self.order(run.source, run.epoch).addresses(run.lane, other, other + 1)[0])
 
     def state(self, position: Position) -> dict[str, int | str]:

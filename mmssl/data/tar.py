@@ -135,7 +135,7 @@ def _number(field: bytes, position: int) -> int:
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.partition(b"\0")[0].strip() or b"0"
-    if not all(48 <= digit < 56 for digit in digits):
+    if digits.strip(b"01234567"):
         raise TarError("damaged header", position)
     return int(digits, 8)
 
@@ -158,21 +158,23 @@ def _extension(read: ReadAt, data: int, count: int, position: int) -> bytes:
 def _pax_records(content: bytes, position: int) -> dict[str, str]:
     """Records of the form `LENGTH key=value\\n`, where LENGTH counts the whole record."""
     records = {}
-    while content.strip(b"\0"):
-        digits, _, rest = content.partition(b" ")
-        length = _decimal(digits.decode("latin-1"), position)
-        key, equals, value = content[len(digits) + 1 : length].partition(b"=")
-        if not rest or not equals or length > len(content) or value[-1:] != b"\n":
+    content = content.rstrip(b"\0")
+    begin = 0
+    while begin < len(content):
+        digits = content[begin : begin + 20].partition(b" ")[0]
+        end = begin + _decimal(digits.decode("latin-1"), position)
+        key, equals, value = content[begin + len(digits) + 1 : end].partition(b"=")
+        if not equals or end > len(content) or value[-1:] != b"\n":
             raise TarError("damaged pax header", position)
         records[_text(key)] = _text(value[:-1])
-        content = content[length:]
+        begin = end
     return records
 
 
 def _name(block: bytes) -> str:
-    name, prefix = _text(block[:100]), _text(block[345:500])
-    is_posix = block[257:263] == b"ustar\0"
-    return f"{prefix}/{name}" if is_posix and prefix else name
+    name = _text(block[:100])
+    has_prefix = block[257:263] == b"ustar\0" and block[345] != 0
+    return f"{_text(block[345:500])}/{name}" if has_prefix else name
 
 
 def _text(field: bytes) -> str:

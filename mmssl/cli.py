@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -24,17 +24,23 @@ tokenizer_app = typer.Typer(help="Tokenizers for text towers.", no_args_is_help=
 app.add_typer(tokenizer_app, name="tokenizer")
 
 Overrides = Annotated[
-    Optional[list[str]],
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the configuration, for example optim.lr=1e-3 train.steps=100."),
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Changes to the configuration, for example optim.lr=1e-3 train.steps=100.",
+    ),
 ]
 
 
 @app.command()
 def train(
-    config: Annotated[Optional[str], typer.Argument(help="A YAML file, for example configs/quickstart.yaml.")] = None,
+    config: Annotated[
+        str | None, typer.Argument(help="A YAML file, for example configs/quickstart.yaml.")
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[
-        Optional[Path], typer.Option(help="Go on with this run from its newest checkpoint; KEY=VALUE may change settings.")
+        Path | None,
+        typer.Option(help="Go on with this run from its newest checkpoint; KEY=VALUE may change settings."),
     ] = None,
 ) -> None:
     """Train a dual encoder: `mmssl train CONFIG [KEY=VALUE]...` or `mmssl train --resume RUN`.
@@ -51,7 +57,9 @@ def train(
             raise UserError(f"{resume} is not a run: it has no config.yaml")
         settings = load_config(resume / "config.yaml", [*changes, f"run_dir={resume}"])
     elif config is None:
-        raise UserError("give a configuration, for example: mmssl train configs/quickstart.yaml, or --resume RUN")
+        raise UserError(
+            "give a configuration, for example: mmssl train configs/quickstart.yaml, or --resume RUN"
+        )
     else:
         settings = load_config(config, changes)
     finished = run(settings, resume=resume is not None)
@@ -60,7 +68,10 @@ def train(
         if finished.signal is None:
             print(f"model: {finished.run_dir / 'model'}")
     if finished.signal is not None:
-        print(f"stopped by signal {finished.signal}; go on with: mmssl train --resume {finished.run_dir}", file=sys.stderr)
+        print(
+            f"stopped by signal {finished.signal}; go on with: mmssl train --resume {finished.run_dir}",
+            file=sys.stderr,
+        )
         raise typer.Exit(128 + finished.signal)
 
 
@@ -86,21 +97,28 @@ def evaluate(
         ),
     ],
     task: Annotated[
-        Optional[str], typer.Option(help="zero_shot or retrieval. Default: what the data set is made for.")
+        str | None, typer.Option(help="zero_shot or retrieval. Default: what the data set is made for.")
     ] = None,
     classnames: Annotated[
-        Optional[str], typer.Option(help="File of class names, one a line, or 'imagenet', instead of the data set's own.")
+        str | None,
+        typer.Option(help="File of class names, one a line, or 'imagenet', instead of the data set's own."),
     ] = None,
     templates: Annotated[
-        Optional[str],
-        typer.Option(help="File of prompt templates with {c}, or 'openai-imagenet', instead of the data set's own."),
+        str | None,
+        typer.Option(
+            help="File of prompt templates with {c}, or 'openai-imagenet', instead of the data set's own."
+        ),
     ] = None,
     label: Annotated[
-        Optional[str], typer.Option(help="JSON field that holds the class, for shards without .cls members.")
+        str | None, typer.Option(help="JSON field that holds the class, for shards without .cls members.")
     ] = None,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the figures to this file.")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder for tables and pictures.")] = None,
-    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to this file.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for tables and pictures.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")
+    ] = None,
 ) -> None:
     """Judge a model: zero-shot classification and image-text retrieval."""
     import torch
@@ -130,10 +148,14 @@ def evaluate(
 
 @tokenizer_app.command("train")
 def train_tokenizer(
-    shards: Annotated[list[str], typer.Argument(help="Shards whose captions to learn from: paths or patterns.")],
+    shards: Annotated[
+        list[str], typer.Argument(help="Shards whose captions to learn from: paths or patterns.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write; name it in model.text.tokenizer.")],
     vocab_size: Annotated[int, typer.Option(help="Largest vocabulary.")] = 30_522,
-    captions: Annotated[Optional[list[str]], typer.Option(help="Caption templates, for example '{label}: {tags}'.")] = None,
+    captions: Annotated[
+        list[str] | None, typer.Option(help="Caption templates, for example '{label}: {tags}'.")
+    ] = None,
 ) -> None:
     """Learn a WordPiece tokenizer from the captions of shards."""
     from mmssl.build import learn_tokenizer
@@ -150,7 +172,9 @@ def _print_results(results: dict[str, dict[str, float]]) -> None:
     table = Table("data set / task", "figure", "value")
     for name, figures in results.items():
         for i, (figure, value) in enumerate(figures.items()):
-            table.add_row(name if i == 0 else "", figure, f"{value:.4f}" if isinstance(value, float) else str(value))
+            table.add_row(
+                name if i == 0 else "", figure, f"{value:.4f}" if isinstance(value, float) else str(value)
+            )
     Console().print(table)
 
 

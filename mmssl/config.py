@@ -110,9 +110,13 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         if self.lanes is not None and self.batch_size % self.lanes:
-            raise ValueError(f"data.lanes={self.lanes} does not divide data.batch_size={self.batch_size}; pick a divisor")
+            raise ValueError(
+                f"data.lanes={self.lanes} does not divide data.batch_size={self.batch_size}; pick a divisor"
+            )
         if "main" not in self.views:
-            raise ValueError("data.views has no view named 'main'; the contrastive objective reads it: add one")
+            raise ValueError(
+                "data.views has no view named 'main'; the contrastive objective reads it: add one"
+            )
         if not self.captions:
             raise ValueError("data.captions is empty; give at least one template, for example ['{txt}']")
         return self
@@ -158,9 +162,13 @@ class TextConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "TextConfig":
         if (self.name is None) == (self.config is None):
-            raise ValueError("model.text needs exactly one of `name` (pretrained) and `config` (random weights)")
+            raise ValueError(
+                "model.text needs exactly one of `name` (pretrained) and `config` (random weights)"
+            )
         if self.name is None and self.tokenizer is None:
-            raise ValueError("model.text.tokenizer is missing; give a folder or hub name, or 'train' to learn one")
+            raise ValueError(
+                "model.text.tokenizer is missing; give a folder or hub name, or 'train' to learn one"
+            )
         return self
 
 
@@ -270,7 +278,9 @@ class TrainConfig(Section):
         given = [k for k in ("steps", "epochs", "samples", "minutes") if getattr(self, k) is not None]
         if len(given) != 1:
             found = f"found {' and '.join(given)}" if given else "found none"
-            raise ValueError(f"train needs exactly one of steps, epochs, samples and minutes ({found}); set the others to null")
+            raise ValueError(
+                f"train needs exactly one of steps, epochs, samples and minutes ({found}); set the others to null"
+            )
         return self
 
 
@@ -319,9 +329,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> "Config":
         if self.optim.warmup >= 1 and self.train.minutes is not None:
-            raise ValueError("optim.warmup counts steps, but train.minutes measures the run; give a fraction below 1")
+            raise ValueError(
+                "optim.warmup counts steps, but train.minutes measures the run; give a fraction below 1"
+            )
         if all(objective.weight == 0 for objective in self.objectives.values()):
-            raise ValueError("objectives: none has a weight above 0; add one, for example contrastive: {weight: 1}")
+            raise ValueError(
+                "objectives: none has a weight above 0; add one, for example contrastive: {weight: 1}"
+            )
         return self
 
 
@@ -333,7 +347,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no configuration file at {path}; give the path of a YAML file, for example configs/quickstart.yaml")
+        raise UserError(
+            f"no configuration file at {path}; give the path of a YAML file, for example configs/quickstart.yaml"
+        )
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -381,7 +397,9 @@ def _set(tree: dict[str, Any], override: str) -> None:
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise UserError(f"override {override!r} has a value that is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"override {override!r} has a value that is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
     node = tree
     *parents, last = key.split(".")
     for depth, name in enumerate(parents):
@@ -389,7 +407,9 @@ def _set(tree: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[name] = {}
         if not isinstance(child, dict):
-            raise UserError(f"override {override!r}: {'.'.join(parents[: depth + 1])} is a value, not a section")
+            raise UserError(
+                f"override {override!r}: {'.'.join(parents[: depth + 1])} is a value, not a section"
+            )
         node = child
     node[last] = parsed
 

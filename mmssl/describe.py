@@ -30,7 +30,13 @@ def describe(config: Config) -> str:
         *((f"objective {name}", module) for name, module in mixer.objectives.items()),
     ]
     lines += [f"  {name}: {_count(module)}" for name, module in parts]
-    lines += ["length", f"  {_length(config)}", "learning rate", f"  {_curve(config)}", "forward plan of a step"]
+    lines += [
+        "length",
+        f"  {_length(config)}",
+        "learning rate",
+        f"  {_curve(config)}",
+        "forward plan of a step",
+    ]
     for forward in forward_plan(mixer.objective(name) for name in mixer.objectives):
         users = [n for n in mixer.objectives if forward in mixer.objective(n).forwards()]
         masked = f" seeing {forward.mask} only" if forward.tower == "vision" and forward.mask else ""

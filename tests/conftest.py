@@ -19,7 +19,14 @@ TINY_TEXT = {
 def tiny_model_config(dropout: float = 0.0, drop_path: float = 0.0) -> ModelConfig:
     """A two-layer ViT on 16 px and a two-layer BERT."""
     text = {**TINY_TEXT, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    options = {"patch_size": 4, "depth": 2, "embed_dim": 32, "num_heads": 2, "drop_path_rate": drop_path, "proj_drop_rate": dropout}
+    options = {
+        "patch_size": 4,
+        "depth": 2,
+        "embed_dim": 32,
+        "num_heads": 2,
+        "drop_path_rate": drop_path,
+        "proj_drop_rate": dropout,
+    }
     return ModelConfig(
         vision=VisionConfig(name="timm:vit_tiny_patch16_224", image_size=16, options=options),
         text=TextConfig(config=text, tokenizer="train", pooling="mean"),

@@ -74,8 +74,15 @@ def test_overrides_win_and_values_are_yaml(tmp_path: Path) -> None:
     """`key=value` replaces, creates sections on the way, and parses lists, numbers and null."""
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(tree()))
-    config = load_config(path, ["train.steps=null", "train.minutes=0.5", "optim.betas=[0.8, 0.9]", "optim.lr=1e-3"])
-    assert (config.train.steps, config.train.minutes, config.optim.betas, config.optim.lr) == (None, 0.5, (0.8, 0.9), 1e-3)
+    config = load_config(
+        path, ["train.steps=null", "train.minutes=0.5", "optim.betas=[0.8, 0.9]", "optim.lr=1e-3"]
+    )
+    assert (config.train.steps, config.train.minutes, config.optim.betas, config.optim.lr) == (
+        None,
+        0.5,
+        (0.8, 0.9),
+        1e-3,
+    )
 
 
 def test_the_configuration_is_frozen_and_every_field_documented() -> None:
@@ -91,4 +98,11 @@ def test_the_configuration_is_frozen_and_every_field_documented() -> None:
             assert field.description, f"{section.__name__}.{name}"
             seen.add(name)
     assert {"run_dir", "seed"} <= seen
-    assert {"data.train", "data.batch_size", "train.steps", "train.minutes", "train.precision", "optim.lr"} <= set(known_keys())
+    assert {
+        "data.train",
+        "data.batch_size",
+        "train.steps",
+        "train.minutes",
+        "train.precision",
+        "optim.lr",
+    } <= set(known_keys())

@@ -63,10 +63,14 @@ def synchronize_batch_norm(module: nn.Module, processes: Processes, device: torc
 
 def _replacement(norm: nn.BatchNorm2d, processes: Processes, device: torch.device) -> nn.Module:
     new: _OverProcesses | _OverGpus
-    new = (_OverGpus if device.type == "cuda" else _OverProcesses)(norm.num_features, norm.eps, norm.momentum, norm.affine)
+    new = (_OverGpus if device.type == "cuda" else _OverProcesses)(
+        norm.num_features, norm.eps, norm.momentum, norm.affine
+    )
     if isinstance(new, _OverProcesses):
         new.processes = processes
-    extras = [m for m in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(m, nn.Module)]
+    extras = [
+        m for m in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(m, nn.Module)
+    ]
     new.after = nn.Sequential(*extras)
     new.weight, new.bias = norm.weight, norm.bias
     new.running_mean, new.running_var = norm.running_mean, norm.running_var

@@ -58,7 +58,9 @@ class VisionTower(nn.Module):
     std: Tensor
     trunk: Any
 
-    def __init__(self, trunk: nn.Module, image_size: int, mean: Any, std: Any, projects: bool = False) -> None:
+    def __init__(
+        self, trunk: nn.Module, image_size: int, mean: Any, std: Any, projects: bool = False
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.image_size = image_size
@@ -91,7 +93,9 @@ class VisionTower(nn.Module):
         if keep is None:
             return self._encode(x)
         if self.select is None:
-            raise UserError("this vision tower cannot encode a subset of patches; use a ViT of open_clip or timm")
+            raise UserError(
+                "this vision tower cannot encode a subset of patches; use a ViT of open_clip or timm"
+            )
         self.select.keep = keep
         try:
             return self._encode(x)
@@ -142,7 +146,9 @@ def build_vision(config: VisionConfig, embed_dim: int) -> tuple[VisionTower, Ten
     elif library == "timm" and name:
         tower, projection = _timm_tower(config, name), None
     else:
-        raise UserError(f"model.vision.name={config.name!r}: write open_clip:MODEL or timm:MODEL, e.g. open_clip:ViT-B-32")
+        raise UserError(
+            f"model.vision.name={config.name!r}: write open_clip:MODEL or timm:MODEL, e.g. open_clip:ViT-B-32"
+        )
     if projection is not None and projection.shape[0] != embed_dim:
         raise UserError(
             f"model.embed_dim={embed_dim}, but the weights of {config.name} project to {projection.shape[0]}; "
@@ -166,7 +172,9 @@ def _open_clip_tower(config: VisionConfig, name: str, embed_dim: int) -> tuple[V
         overrides |= {"embed_dim": embed_dim, "text_cfg": _TINY_TEXT}
     try:
         with _quiet(config.pretrained is None):
-            model = open_clip.create_model(name, pretrained=config.pretrained, pretrained_text=False, **overrides)
+            model = open_clip.create_model(
+                name, pretrained=config.pretrained, pretrained_text=False, **overrides
+            )
     except (RuntimeError, TypeError, OSError, ValueError) as error:
         raise UserError(f"model.vision: open_clip could not build {name!r}: {_one_line(error)}") from error
     visual = model.visual
@@ -178,7 +186,10 @@ def _open_clip_tower(config: VisionConfig, name: str, embed_dim: int) -> tuple[V
         visual.patch_dropout = PatchSelect(prefix=1)
         weights = projection.detach().T if config.pretrained is not None and projection is not None else None
         return VisionTower(visual, side, *statistics), weights
-    if isinstance(visual, open_clip.timm_model.TimmModel) and [*visual.head._modules] in (["drop", "proj"], []):
+    if isinstance(visual, open_clip.timm_model.TimmModel) and [*visual.head._modules] in (
+        ["drop", "proj"],
+        [],
+    ):
         tower = VisionTower(_with_patch_select(visual.trunk), side, *statistics)
         if config.pretrained is None:
             return tower, None
@@ -186,7 +197,9 @@ def _open_clip_tower(config: VisionConfig, name: str, embed_dim: int) -> tuple[V
         return tower, visual.head.proj.weight.detach() if len(visual.head) > 0 else torch.eye(tower.width)
     tower = VisionTower(visual, side, *statistics, projects=True)
     if tower.width != embed_dim:
-        raise UserError(f"model.embed_dim={embed_dim}, but {config.name} projects to {tower.width}; set model.embed_dim={tower.width}")
+        raise UserError(
+            f"model.embed_dim={embed_dim}, but {config.name} projects to {tower.width}; set model.embed_dim={tower.width}"
+        )
     return tower, None
 
 
@@ -209,7 +222,9 @@ def _timm_tower(config: VisionConfig, name: str) -> VisionTower:
     return VisionTower(_with_patch_select(trunk), int(side), settings["mean"], settings["std"])
 
 
-def _create_timm(name: str, config: VisionConfig, options: dict[str, Any], pretrained: bool, takes_size: bool) -> Any:
+def _create_timm(
+    name: str, config: VisionConfig, options: dict[str, Any], pretrained: bool, takes_size: bool
+) -> Any:
     arguments = {"pretrained": pretrained and config.pretrained is not None, "num_classes": 0, **options}
     if takes_size:
         try:
@@ -250,7 +265,11 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> 
     """
     own = module.state_dict()
     missing = [k for k in own if k not in state]
-    shapes = [f"{k} {tuple(state[k].shape)} against {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    shapes = [
+        f"{k} {tuple(state[k].shape)} against {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
     if missing or shapes:
         raise UserError(
             f"{where} does not fit the tower: {len(own) - len(missing) - len(shapes)} of {len(own)} weights match; "

@@ -24,7 +24,9 @@ def find_objective(name: str) -> type[Objective]:
         raise UserError(f"unknown objective 'objectives.{name}'; there are: {', '.join(objective_names())}")
     module = importlib.import_module(f"{__name__}.{name}")
     found = [
-        c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Objective) and c.__module__ == module.__name__
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Objective) and c.__module__ == module.__name__
     ]
     assert len(found) == 1, f"{module.__name__} must define exactly one objective"
     return found[0]

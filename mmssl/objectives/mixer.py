@@ -45,7 +45,9 @@ class Weighted:
 class Mixer(nn.Module):
     """The dual encoder with its objectives, as one module with one forward a backward pass (as DDP wants)."""
 
-    def __init__(self, encoder: DualEncoder, objectives: Mapping[str, Objective], processes: Processes) -> None:
+    def __init__(
+        self, encoder: DualEncoder, objectives: Mapping[str, Objective], processes: Processes
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.objectives = nn.ModuleDict(objectives)
@@ -100,7 +102,13 @@ class Mixer(nn.Module):
             for key, gradient in gradients.items():
                 total = total + (predictions[name][key].float() * gradient).sum()
         # DDP waits for a gradient of every weight, also of objectives that rest at this step.
-        resting = [p for name, o in self.objectives.items() if name not in active for p in o.parameters() if p.requires_grad]
+        resting = [
+            p
+            for name, o in self.objectives.items()
+            if name not in active
+            for p in o.parameters()
+            if p.requires_grad
+        ]
         for parameter in resting:
             total = total + 0 * parameter.sum()
         return total, outputs
@@ -109,7 +117,9 @@ class Mixer(nn.Module):
         tower: nn.Module = self.encoder.vision if forward.tower == "vision" else self.encoder.text
         x, mask = inputs[forward.input], inputs[forward.mask] if forward.mask else None
         # A locked tower needs no graph.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in tower.parameters())):
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and any(p.requires_grad for p in tower.parameters())
+        ):
             encoded = tower(x, mask)
         assert isinstance(encoded, Encoded)
         return encoded

@@ -24,7 +24,11 @@ FORMAT = 1
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+    folder: Path,
+    step: int,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
 ) -> Path:
     """Write `folder/step-N` so that it is there whole or not at all.
 
@@ -118,7 +122,11 @@ def load_model_state(module: nn.Module, state: Mapping[str, Tensor], where: str)
     """
     own = module.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}" for k in own if k in state and own[k].shape != state[k].shape]
+    shapes = [
+        f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
+        for k in own
+        if k in state and own[k].shape != state[k].shape
+    ]
     if missing or extra or shapes:
         problems = [
             *(f"missing {k}" for k in missing[:2]),
@@ -126,7 +134,9 @@ def load_model_state(module: nn.Module, state: Mapping[str, Tensor], where: str)
             *shapes[:2],
         ]
         count = len(missing) + len(extra) + len(shapes)
-        raise UserError(f"{where} holds another architecture than the configuration builds ({count} differences: {'; '.join(problems)})")
+        raise UserError(
+            f"{where} holds another architecture than the configuration builds ({count} differences: {'; '.join(problems)})"
+        )
     module.load_state_dict(dict(state))
 
 
@@ -151,9 +161,17 @@ def load_optimizer_tensors(
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         if name not in parameters or parameters[name] not in optimised:
-            raise UserError(f"the checkpoint's optimizer has {name}, which is not trained here; resume with the run's own settings")
-        # AdamW keeps its step counter on the CPU unless it is fused, and then with the parameter.
-        optimizer.state[parameters[name]][entry] = value.to(parameters[name].device)
+            raise UserError(
+                f"the checkpoint's optimizer has {name}, which is not trained here; resume with the run's own settings"
+            )
+        parameter = parameters[name]
+        # Moments must lie in memory as their parameter does: the fused kernel reads both by address.
+        like = (
+            torch.empty_like(parameter)
+            if value.shape == parameter.shape
+            else torch.empty_like(value, device=parameter.device)
+        )
+        optimizer.state[parameter][entry] = like.detach().copy_(value)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -5,9 +5,9 @@ import math
 import platform
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import accelerate
 import torch
@@ -33,7 +33,7 @@ from mmssl.train.length import training_length
 from mmssl.train.optim import build_optimizer, lr_factor, set_lr
 from mmssl.train.signals import StopRequest
 from mmssl.train.step import Tally, backward
-from mmssl.train.trackers import MetricsLog, ProgressBar, Record
+from mmssl.train.trackers import ProgressBar, Record, StepLog
 from mmssl.types import Batch, UserError
 
 
@@ -82,7 +82,9 @@ class Engine:
         if config.train.sync_batch_norm and self.processes.world > 1:
             synchronize_batch_norm(self.mixer, self.processes, self.accelerator.device)
         self.mixer.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.stream = build.build_stream(config, self.mixer, self.tokenizer, config.run_dir / "bad_samples.jsonl")
+        self.stream = build.build_stream(
+            config, self.mixer, self.tokenizer, config.run_dir / "bad_samples.jsonl"
+        )
         self.counted = replace(self.stream.counters())
         self.length = training_length(config.train, config.data.batch_size, self.stream.samples_per_epoch)
         self.optimizer = build_optimizer(self.mixer.named_parameters(), config.optim)
@@ -103,11 +105,12 @@ class Engine:
 
     def run(self) -> Finished:
         """Train to the end, or to a signal."""
-        with self.signals, ProgressBar(self.console, shown=self.main) as self.bar, self.stream:
-            self.log = MetricsLog(self.config.run_dir / "metrics.jsonl", self.step) if self.main else None
+        with ExitStack() as stack:
+            self.logs = {name: stack.enter_context(log) for name, log in self._open_logs().items()}
+            self.bar = stack.enter_context(ProgressBar(self.console, shown=self.main))
+            stack.enter_context(self.stream)
+            stack.enter_context(self.signals)
             self._loop()
-            if self.log is not None:
-                self.log.close()
         results: dict[str, Metrics] = {}
         if self._done():
             results = self._evaluate(self.config.run_dir)
@@ -116,6 +119,12 @@ class Engine:
                 write_json(self.config.run_dir / "results.json", results)
         self.accelerator.end_training()
         return Finished(self.config.run_dir, results, None if self._done() else self.signals.signal)
+
+    def _open_logs(self) -> dict[str, StepLog]:
+        names = ["metrics", "sample_ids"] if self.config.train.log_samples else ["metrics"]
+        return {
+            name: StepLog(self.config.run_dir / f"{name}.jsonl", self.step) for name in names if self.main
+        }
 
     def _loop(self) -> None:
         self.mark = self.saved = time.monotonic()
@@ -155,7 +164,9 @@ class Engine:
         weights = {name: weight for name, weight in weights.items() if weight > 0}
         self.model.train()
         micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else None
-        tally = backward(self.model, self.mixer, batch, weights, (config.seed, "step", step), micro, self.accelerator)
+        tally = backward(
+            self.model, self.mixer, batch, weights, (config.seed, "step", step), micro, self.accelerator
+        )
         norm = self._update()
         now = time.monotonic()
         seconds, self.mark = now - self.mark, now
@@ -182,7 +193,9 @@ class Engine:
     def _update(self) -> Tensor:
         """Clip, step, follow with the EMA; an update that is not finite is skipped on the device. Returns the norm."""
         clip = self.config.optim.clip_norm
-        norm: Tensor = self.accelerator.clip_grad_norm_(self.mixer.parameters(), float("inf") if clip is None else clip)
+        norm: Tensor = self.accelerator.clip_grad_norm_(
+            self.mixer.parameters(), float("inf") if clip is None else clip
+        )
         finite = torch.isfinite(norm)
         if self.accelerator.scaler is None:
             # AdamW's fused kernel leaves everything as it is where this is 1, without asking the host.
@@ -195,7 +208,13 @@ class Engine:
         return norm
 
     def _reduce(
-        self, tally: Tally, weights: dict[str, float], norm: Tensor, seconds: float, record: Record, batch: Batch
+        self,
+        tally: Tally,
+        weights: dict[str, float],
+        norm: Tensor,
+        seconds: float,
+        record: Record,
+        batch: Batch,
     ) -> "_Pending":
         """Start adding up the step's numbers over the processes, with what they must agree on."""
         device = norm.device
@@ -224,21 +243,25 @@ class Engine:
         values = {name: total / count if count else float("nan") for name, (total, count) in sums.items()}
         loss = sum(weight * values[f"{name}.loss"] for name, weight in step.weights.items())
         norm = float(step.norm)
-        self._guard(math.isfinite(norm), step)
-        record = {"step": step.record.pop("step"), "loss": loss, **step.record, **values, "gradient_norm": norm}
-        record |= {"seconds": round(self.seconds, 3), "skipped_updates": self.skipped}
-        if self.log is not None:
-            self.log.write(record)
-            if step.ids is not None:
-                line = json.dumps({"step": step.step, "ids": step.ids.tolist()})
-                with (self.config.run_dir / "sample_ids.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
-            self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step.step)
-            self.bar.update(record, self.length.progress(step.step, self.seconds))
-
-    def _guard(self, finite: bool, step: "_Pending") -> None:
-        self.skipped_in_row = 0 if finite else self.skipped_in_row + 1
+        finite = math.isfinite(norm)
         self.skipped += not finite
+        self.skipped_in_row = 0 if finite else self.skipped_in_row + 1
+        record = {
+            "step": step.record.pop("step"),
+            "loss": loss,
+            **step.record,
+            **values,
+            "gradient_norm": norm,
+        }
+        record |= {"seconds": round(self.seconds, 3), "skipped_updates": self.skipped}
+        if self.main:
+            self.logs["metrics"].write(record)
+            if step.ids is not None:
+                self.logs["sample_ids"].write({"step": step.step, "ids": step.ids.tolist()})
+            self.accelerator.log(
+                {k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step.step
+            )
+            self.bar.update(record, self.length.progress(step.step, self.seconds))
         if self.skipped_in_row >= self.config.train.nonfinite_limit:
             path = self.config.run_dir / f"nonfinite-step-{step.step}-rank-{self.processes.rank}.json"
             path.write_text(json.dumps({"step": step.step, "keys": step.keys}), encoding="utf-8")
@@ -248,7 +271,11 @@ class Engine:
             )
 
     def _model(self) -> MMSSL:
-        return MMSSL(self.ema.encoder if self.ema is not None else self.mixer.encoder, self.tokenizer, self.config.model)
+        return MMSSL(
+            self.ema.encoder if self.ema is not None else self.mixer.encoder,
+            self.tokenizer,
+            self.config.model,
+        )
 
     def _evaluate(self, out: Path | None) -> dict[str, Metrics]:
         """Judge the present model (its EMA if there is one) on the configured suites; every process gets the figures."""
@@ -266,8 +293,15 @@ class Engine:
                 draw=out is not None,
             )
             with (self.config.run_dir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self.step, "seconds": self.seconds, "results": results}) + "\n")
-            figures = {f"eval/{n}/{k}": v for n, m in results.items() for k, v in m.items() if isinstance(v, (int, float))}
+                file.write(
+                    json.dumps({"step": self.step, "seconds": self.seconds, "results": results}) + "\n"
+                )
+            figures = {
+                f"eval/{n}/{k}": v
+                for n, m in results.items()
+                for k, v in m.items()
+                if isinstance(v, (int, float))
+            }
             self.accelerator.log(figures, step=self.step)
         results = self.processes.broadcast(results)
         return results
@@ -315,7 +349,9 @@ class Engine:
         for line in passed:
             self.console.print(f"passed over: {line}", style="yellow")
         tensors, optimizer, state = checkpoint.load_checkpoint(path)
-        ema = {name.removeprefix("ema."): tensors.pop(name) for name in list(tensors) if name.startswith("ema.")}
+        ema = {
+            name.removeprefix("ema."): tensors.pop(name) for name in list(tensors) if name.startswith("ema.")
+        }
         checkpoint.load_model_state(self.mixer, tensors, f"checkpoint {path}")
         if self.ema is not None:
             checkpoint.load_model_state(self.ema.encoder, ema, f"checkpoint {path} (EMA)")
@@ -342,7 +378,7 @@ def _accelerator(config: Config) -> Accelerator:
     precision = config.train.precision
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision=fp16 needs a GPU; use bf16 or fp32")
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=not config.train.sync_batch_norm)
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         kwargs_handlers=[ddp],
@@ -359,9 +395,13 @@ def _check(config: Config, world: int, resume: bool) -> None:
         UserError: the run exists already, shards or data sets are missing, or the batch does not divide.
     """
     if config.run_dir.exists() and not resume:
-        raise UserError(f"run_dir={config.run_dir} exists; pick another, or go on with it: mmssl train --resume {config.run_dir}")
+        raise UserError(
+            f"run_dir={config.run_dir} exists; pick another, or go on with it: mmssl train --resume {config.run_dir}"
+        )
     if config.data.batch_size % world:
-        raise UserError(f"data.batch_size={config.data.batch_size} does not divide by the {world} processes; pick a multiple of {world}")
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} does not divide by the {world} processes; pick a multiple of {world}"
+        )
     sources_of(config.data.train, config.data.allow_pipe)
 
 
@@ -389,4 +429,7 @@ def _timed(stream: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{m.__name__: m.__version__ for m in (torch, accelerate, transformers)}}
+    return {
+        "python": platform.python_version(),
+        **{m.__name__: m.__version__ for m in (torch, accelerate, transformers)},
+    }

@@ -21,7 +21,10 @@ def missing_processes() -> int | None:
     """
     environment = os.environ
     on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
-    launched_by_mpi = any(key in environment for key in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
+    launched_by_mpi = any(
+        key in environment
+        for key in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    )
     if not on_cpu or "MASTER_ADDR" not in environment or launched_by_mpi:
         return None
     parent = psutil.Process().parent()

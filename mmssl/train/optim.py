@@ -9,7 +9,14 @@ from torch import nn
 
 from mmssl.config import OptimConfig
 
-_EMBEDDINGS = ("position_embed", "positional_embed", "pos_embed", "class_embedding", "cls_token", "token_type_embed")
+_EMBEDDINGS = (
+    "position_embed",
+    "positional_embed",
+    "pos_embed",
+    "class_embedding",
+    "cls_token",
+    "token_type_embed",
+)
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:
@@ -54,7 +61,10 @@ def lr_factor(config: OptimConfig, progress: float, step: int, steps: int | None
     if steps is None:
         ramp, warmup = progress, config.warmup
     else:
-        ramp, warmup = (step + 1) / steps, min(config.warmup if config.warmup < 1 else config.warmup / steps, 1.0)
+        ramp, warmup = (
+            (step + 1) / steps,
+            min(config.warmup if config.warmup < 1 else config.warmup / steps, 1.0),
+        )
     if ramp < warmup:
         return ramp / warmup
     if config.schedule == "constant":

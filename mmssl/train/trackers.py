@@ -1,7 +1,8 @@
-"""Where a run's numbers go: metrics.jsonl, Accelerate's trackers, and the progress bar."""
+"""Where a run's numbers go: step logs, Accelerate's trackers, and the progress bar."""
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from rich.text import Text
 Record = dict[str, float | int | str]
 
 
-class MetricsLog:
-    """`metrics.jsonl`: one JSON object a step; on resuming, lines of steps to come are cut off."""
+class StepLog:
+    """A file of one JSON object a step; on resuming, lines of steps to come are cut off."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         kept = []
@@ -24,14 +25,16 @@ class MetricsLog:
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; a number that JSON cannot hold becomes null."""
         safe = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._file.write(json.dumps(safe) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
-        """Close the file."""
+    def __enter__(self) -> "StepLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 
@@ -44,7 +47,9 @@ class _Remaining(ProgressColumn):
             return Text("ETA --:--")
         left = int(elapsed * (1 - done) / done)
         hours, minutes, seconds = left // 3600, left // 60 % 60, left % 60
-        return Text(f"ETA {hours}:{minutes:02d}:{seconds:02d}" if hours else f"ETA {minutes:02d}:{seconds:02d}")
+        return Text(
+            f"ETA {hours}:{minutes:02d}:{seconds:02d}" if hours else f"ETA {minutes:02d}:{seconds:02d}"
+        )
 
 
 class ProgressBar:

@@ -22,7 +22,13 @@ from mmssl.types import UserError
 
 
 def save(folder: Path, step: int) -> Path:
-    return save_checkpoint(folder, step, {"w": torch.full((3,), float(step))}, {"w/exp_avg": torch.ones(3)}, {"stream": {"depth": step}})
+    return save_checkpoint(
+        folder,
+        step,
+        {"w": torch.full((3,), float(step))},
+        {"w/exp_avg": torch.ones(3)},
+        {"stream": {"depth": step}},
+    )
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
@@ -94,8 +100,16 @@ def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
 def test_another_architecture_says_what_differs(tmp_path: Path) -> None:
     """Missing, left-over and reshaped weights are each named."""
     module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    state = {"0.weight": torch.zeros(3, 4), "0.bias": torch.zeros(3), "1.weight": torch.zeros(1, 3), "2.bias": torch.zeros(1)}
-    with pytest.raises(UserError, match=r"3 differences: missing 1.bias; left over 2.bias; 0.weight is \(3, 4\), not \(3, 2\)"):
+    state = {
+        "0.weight": torch.zeros(3, 4),
+        "0.bias": torch.zeros(3),
+        "1.weight": torch.zeros(1, 3),
+        "2.bias": torch.zeros(1),
+    }
+    with pytest.raises(
+        UserError,
+        match=r"3 differences: missing 1.bias; left over 2.bias; 0.weight is \(3, 4\), not \(3, 2\)",
+    ):
         load_model_state(module, state, "checkpoint x")
     save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
 

@@ -29,7 +29,9 @@ def test_other_schedules_by_hand() -> None:
     constant = OptimConfig(schedule="constant", warmup=0)
     assert [lr_factor(constant, p, 0, None) for p in (0, 0.5, 1)] == [1, 1, 1]
     wsd = OptimConfig(schedule="wsd", warmup=0.1, decay=0.2, final_lr=0.1)
-    assert [lr_factor(wsd, p, 0, None) for p in (0, 0.05, 0.1, 0.8, 0.9, 1)] == pytest.approx([0, 0.5, 1, 1, 0.55, 0.1])
+    assert [lr_factor(wsd, p, 0, None) for p in (0, 0.05, 0.1, 0.8, 0.9, 1)] == pytest.approx(
+        [0, 0.5, 1, 1, 0.55, 0.1]
+    )
     cosine = OptimConfig(warmup=0, final_lr=0.2)
     assert [lr_factor(cosine, p, 0, None) for p in (0, 0.5, 1)] == pytest.approx([1, 0.6, 0.2])
 
@@ -43,7 +45,9 @@ def test_groups_decay_matrices_only_and_know_their_tower(tiny_encoder: DualEncod
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(found) == len(named)
     for name, parameter in named.items():
         group = found[id(parameter)]
-        plain = parameter.ndim < 2 or any(w in name for w in ("position_embeddings", "pos_embed", "cls_token", "token_type"))
+        plain = parameter.ndim < 2 or any(
+            w in name for w in ("position_embeddings", "pos_embed", "cls_token", "token_type")
+        )
         assert group["weight_decay"] == (0 if plain else 0.3), name
         peak = 0.5 if ".vision." in name else 0.25 if ".text." in name else 1.0
         assert group["lr_peak"] == peak, name

@@ -1,0 +1,288 @@
+"""Runs as users start them: what they leave behind, what they refuse, and that they go on where they stopped."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+import mmssl
+from mmssl.config import Config, parse_config
+from mmssl.train.engine import train
+from mmssl.types import UserError
+from tests.conftest import TINY_TEXT
+
+ROOT = Path(__file__).parents[2]
+COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (250, 250, 250)}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tars of 24 plain pictures each, captioned with their colour; labels as .cls."""
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for i in range(24):
+                label = int(rng.integers(len(COLORS)))
+                name, color = list(COLORS.items())[label]
+                pixels = np.clip(np.array(color) + rng.normal(0, 12, (20, 20, 3)), 0, 255).astype(np.uint8)
+                picture = io.BytesIO()
+                Image.fromarray(pixels).save(picture, "PNG")
+                members = {
+                    "png": picture.getvalue(),
+                    "txt": f"a {name} square {i}".encode(),
+                    "cls": str(label).encode(),
+                }
+                for extension, data in members.items():
+                    info = tarfile.TarInfo(f"s{shard}-{i:03d}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    (folder / "classnames.txt").write_text("\n".join(COLORS))
+    return folder
+
+
+def tree(shards: Path, run: Path, **changes: Any) -> dict[str, Any]:
+    """A run of a few seconds."""
+    options = {"patch_size": 4, "depth": 1, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.1}
+    text = {**TINY_TEXT, "num_hidden_layers": 1}
+    base: dict[str, Any] = {
+        "run_dir": str(run),
+        "data": {"train": str(shards / "*.tar"), "batch_size": 8, "workers": 1},
+        "model": {
+            "vision": {"name": "timm:vit_tiny_patch16_224", "image_size": 16, "options": options},
+            "text": {"config": text, "tokenizer": "train", "vocab_size": 64, "pooling": "mean"},
+            "embed_dim": 16,
+        },
+        "optim": {"lr": 2e-3},
+        "train": {
+            "steps": 8,
+            "checkpoint_steps": 3,
+            "threads": 1,
+            "ema": 0.9,
+            "log_samples": True,
+            "trackers": [],
+        },
+        "evaluate": {"suites": {"colors": {"data": str(shards / "*.tar")}}},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        base[section] = {**base[section], name: value} if name else value
+    return base
+
+
+def config(shards: Path, run: Path, **changes: Any) -> Config:
+    return parse_config(tree(shards, run, **changes), "test")
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(run: Path) -> list[dict[str, Any]]:
+    clocks = ("samples_per_s", "data_wait", "mb_per_s", "seconds")
+    return [{k: v for k, v in record.items() if k not in clocks} for record in metrics(run)]
+
+
+@pytest.fixture(scope="module")
+def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One uninterrupted run."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    train(config(shards, run))
+    return run
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    """Configuration, one metrics line a step, the last checkpoints, figures of the final evaluation, and the model."""
+    records = metrics(finished)
+    assert [r["step"] for r in records] == list(range(1, 9))
+    assert all(
+        {"loss", "lr", "samples_per_s", "data_wait", "contrastive.accuracy"} <= r.keys() for r in records
+    )
+    assert [p.name for p in sorted((finished / "checkpoints").iterdir())] == [
+        "step-000000006",
+        "step-000000008",
+    ]
+    results = json.loads((finished / "results.json").read_text())
+    assert results["colors/zero_shot"]["classes"] == 4
+    assert results["colors/zero_shot"]["samples"] == 48
+    assert yaml.safe_load((finished / "config.yaml").read_text())["train"]["steps"] == 8
+    assert {p.name for p in (finished / "model").iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "tokenizer",
+    }
+
+
+def test_the_model_is_imported_with_the_same_features(finished: Path, shards: Path, tmp_path: Path) -> None:
+    """mmssl.load gives the EMA weights of the last checkpoint; every way to give a picture gives the same vector."""
+    model = mmssl.load(finished)
+    checkpoint = load_file(finished / "checkpoints" / "step-000000008" / "model.safetensors")
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, checkpoint[f"ema.{name}"]), name
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "x.png")
+    ways = [
+        tmp_path / "x.png",
+        str(tmp_path / "x.png"),
+        image,
+        torch.from_numpy(pixels).permute(2, 0, 1),
+        pixels,
+    ]
+    features = model.encode_image([*ways, (tmp_path / "x.png").read_bytes()])
+    assert features.shape == (6, 16)
+    torch.testing.assert_close(features, features[:1].expand(6, -1))
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(6))
+    torch.testing.assert_close(model.encode_image(image), features[:1])
+    assert model.encode_text("a red square").shape == (1, 16)
+    probabilities = model.classify(image, ["red", "blue"])
+    assert set(probabilities) == {"red", "blue"}
+    assert sum(probabilities.values()) == pytest.approx(1)
+    assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
+    assert isinstance(model.vision, torch.nn.Module)
+    assert isinstance(model.text, torch.nn.Module)
+
+
+def test_a_run_cut_after_any_checkpoint_ends_bit_identical(
+    finished: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Back at step 6, in the middle of an epoch, with metrics and ids written beyond it: weights, optimizer, EMA, sample
+    order and metrics end equal to the bit."""
+    run = tmp_path / "cut"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "checkpoints" / "step-000000008")
+    shutil.rmtree(run / "model")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    train(config(shards, run), resume=True)
+    for name in ("model", "optimizer"):
+        path = Path("checkpoints/step-000000008") / f"{name}.safetensors"
+        assert (run / path).read_bytes() == (finished / path).read_bytes()
+    assert untimed(run) == untimed(finished)
+    assert (run / "sample_ids.jsonl").read_text() == (finished / "sample_ids.jsonl").read_text()
+    assert (run / "model" / "model.safetensors").read_bytes() == (
+        finished / "model" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path, shards: Path, tmp_path: Path) -> None:
+    """The model is written again, the weights are the same."""
+    run = tmp_path / "again"
+    shutil.copytree(finished, run)
+    train(config(shards, run), resume=True)
+    assert untimed(run) == untimed(finished)
+    assert (run / "model" / "model.safetensors").read_bytes() == (
+        finished / "model" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(
+    finished: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Equal metrics for equal seeds; other losses and another order for another seed."""
+    train(config(shards, tmp_path / "same"))
+    assert untimed(tmp_path / "same") == untimed(finished)
+    train(config(shards, tmp_path / "other", seed=1))
+    assert untimed(tmp_path / "other")[0]["loss"] != untimed(finished)[0]["loss"]
+    assert (tmp_path / "other" / "sample_ids.jsonl").read_text() != (
+        finished / "sample_ids.jsonl"
+    ).read_text()
+
+
+def test_a_loss_that_is_not_finite_skips_the_update_and_stops_after_a_few(
+    shards: Path, tmp_path: Path
+) -> None:
+    """With an absurd learning rate the run stops with the samples named; the weights it saved are finite."""
+    run = tmp_path / "nan"
+    settings = config(shards, run, optim__lr=1e20, optim__warmup=0, train__nonfinite_limit=2, train__steps=30)
+    with pytest.raises(UserError, match="not finite"):
+        train(settings)
+    named = json.loads(next(run.glob("nonfinite-*.json")).read_text())
+    assert len(named["keys"]) == 8
+    assert metrics(run)[-1]["skipped_updates"] >= 1
+
+
+def command(*arguments: str, launcher: tuple[str, ...] = ()) -> list[str]:
+    return [*launcher, *arguments] if launcher else [sys.executable, "-m", "mmssl", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def test_sigterm_saves_and_stops_and_the_run_goes_on(shards: Path, finished: Path, tmp_path: Path) -> None:
+    """The exit code is 128 + 15, no model is left half-made, and the resumed run ends with the same weights."""
+    run, path = tmp_path / "stopped", tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(tree(shards, run, train__steps=400)))
+    process = subprocess.Popen(
+        command("train", str(path)), env=environment(), stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    while not (run / "metrics.jsonl").is_file() or len((run / "metrics.jsonl").read_text().splitlines()) < 2:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + 15, errors
+    assert "--resume" in errors
+    assert not (run / "model").exists()
+    step = metrics(run)[-1]["step"]
+    assert (run / "checkpoints" / f"step-{step:09d}").is_dir()
+    whole = tmp_path / "whole"
+    train(config(shards, whole, train__steps=400 if step > 350 else step + 4))
+    train(config(shards, run, train__steps=400 if step > 350 else step + 4), resume=True)
+    assert [r["step"] for r in metrics(run)] == [r["step"] for r in metrics(whole)]
+
+
+@pytest.mark.parametrize("vision", ["vit", "resnet"])
+def test_two_processes_follow_one(vision: str, tmp_path: Path) -> None:
+    """`accelerate launch --cpu --num_processes 2` follows one process at the same global batch: 20 losses within 1e-4
+    (with batch norm, where rounding grows by itself, the first 6)."""
+    steps = 20 if vision == "vit" else 6
+    changes = [
+        f"train.steps={steps}",
+        "train.trackers=[]",
+        "train.checkpoint_minutes=null",
+        "data.batch_size=32",
+    ]
+    if vision == "resnet":
+        changes += [
+            "model.vision.name=timm:resnet10t",
+            "model.vision.options={channels: [8, 16, 16, 32], stem_width: 8}",
+        ]
+    for count in (1, 2):
+        launcher = (
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--cpu",
+            "--num_processes",
+            "2",
+            "-m",
+            "mmssl.train",
+        )
+        start = command("train") if count == 1 else list(launcher)
+        subprocess.run(
+            [*start, "configs/ci_tiny.yaml", f"run_dir={tmp_path / str(count)}", *changes],
+            env=environment(),
+            check=True,
+            cwd=ROOT,
+            capture_output=True,
+        )
+    one, two = ([r["loss"] for r in metrics(tmp_path / str(count))] for count in (1, 2))
+    assert len(one) == steps
+    assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-4
+    assert one[-1] < one[0]

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmssl.losses.blocked import Form
 from mmssl.losses.contrastive import info_nce
+from mmssl.losses.logits import Form
 from mmssl.losses.siglip import siglip
 
 Loss = Literal["contrastive", "siglip"]

@@ -50,3 +50,12 @@ class _Alone:
 
 ALONE: Ranks = _Alone()
 """One process holds the whole batch."""
+
+
+def share(total: Tensor, count: Tensor | int, ranks: Ranks) -> Tensor:
+    """This rank's share of the mean over all ranks' items: `total` sums this rank's, `count` says how many.
+
+    Zero where no rank has an item.
+    """
+    counted = count if isinstance(count, Tensor) else total.new_full((), count)
+    return total * (ranks.world / ranks.sum(counted).clamp(min=1))

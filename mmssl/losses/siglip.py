@@ -3,12 +3,10 @@
 import math
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from mmssl.losses import blocked
-from mmssl.losses.blocked import Form, choose
+from mmssl.losses.logits import Form, sigmoid_loss
 from mmssl.losses.precision import in_float32
-from mmssl.losses.ranks import ALONE, Ranks
+from mmssl.losses.ranks import ALONE, Ranks, share
 
 INITIAL_LOG_SCALE = math.log(10)
 """t at the first step: the scale is exp(t)."""
@@ -32,13 +30,5 @@ def siglip(
     L2-normalised by the caller; `logit_scale` (exp(t), not t) and `logit_bias` are scalars. The blocked
     form never holds the matrix of logits.
     """
-    texts, offset = ranks.gather(text_features)
-    plain = choose(form, len(image_features), len(texts), image_features.device) == "plain"
-    total = _plain_sigmoid_loss if plain else blocked.sigmoid_loss
-    return total(image_features, texts, logit_scale, logit_bias, offset) * (ranks.world / len(texts))
-
-
-def _plain_sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, offset: int) -> Tensor:
-    logits = scale * image @ text.T + bias
-    logits.diagonal(offset).neg_()
-    return F.softplus(logits, threshold=50).sum()
+    total = sigmoid_loss(image_features, text_features, logit_scale, logit_bias, ranks=ranks, form=form)
+    return share(total, len(image_features), ranks)

@@ -1,0 +1,74 @@
+"""What losses need of the matrix of logits between the global batch's two sides, whole or in blocks.
+
+The matrix is scale * left @ right.T [N, N] over all ranks' rows; a rank works on its own n rows of it, so on
+its own left side against everyone's right side. The diagonal holds what belongs together.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmssl.losses import blocked
+from mmssl.losses.ranks import Ranks
+
+Form = Literal["auto", "plain", "blocked"]
+
+
+def logsumexps(
+    left: Tensor,
+    right: Tensor,
+    scale: Tensor,
+    *,
+    ranks: Ranks,
+    form: Form = "auto",
+    without_diagonal: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp of this rank's rows and of this rank's columns, and its part of the diagonal, all [n].
+
+    `left` and `right` [n, D], `scale` a scalar. `without_diagonal` leaves the diagonal out of the sums.
+    """
+    everyone, offset = ranks.gather(right)
+    plain = choose(form, len(left), len(everyone), left.device) == "plain"
+    parts = _plain_logsumexps if plain else blocked.logsumexps
+    rows, columns, diagonal = parts(left, everyone, scale, offset, without_diagonal)
+    # Here a column has summed over this rank's rows only.
+    return rows, ranks.logsumexp(columns)[offset : offset + len(right)], diagonal
+
+
+def sigmoid_loss(
+    left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, *, ranks: Ranks, form: Form = "auto"
+) -> Tensor:
+    """Sum over this rank's rows of -log sigmoid(+-(logit + bias)): + on the diagonal, - elsewhere."""
+    everyone, offset = ranks.gather(right)
+    plain = choose(form, len(left), len(everyone), left.device) == "plain"
+    return (_plain_sigmoid_loss if plain else blocked.sigmoid_loss)(left, everyone, scale, bias, offset)
+
+
+def choose(form: Form, rows: int, columns: int, device: torch.device) -> Literal["plain", "blocked"]:
+    """The form to use for [rows, columns] logits: `form` itself, unless it is `auto`."""
+    if form != "auto":
+        return form
+    # On a CPU the blocked form is the faster one from 4 Mi logits on. A GPU moves matrices fast: there it
+    # starts where autograd's four or so copies of the matrix would take a GiB.
+    largest_plain = 2**22 if device.type == "cpu" else 2**26
+    return "plain" if rows * columns < largest_plain else "blocked"
+
+
+def _plain_logsumexps(
+    left: Tensor, right: Tensor, scale: Tensor, offset: int, without_diagonal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    logits = scale * left @ right.T
+    diagonal = logits.diagonal(offset)
+    if without_diagonal:
+        own = torch.arange(len(left), device=left.device)
+        logits = logits.index_put((own, own + offset), logits.new_tensor(blocked.LEFT_OUT))
+    return logits.logsumexp(1), logits.logsumexp(0), diagonal
+
+
+def _plain_sigmoid_loss(left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, offset: int) -> Tensor:
+    logits = scale * left @ right.T + bias
+    logits.diagonal(offset).neg_()
+    # A pair's loss is softplus(z): z is a negative's logit, or minus a positive's.
+    return F.softplus(logits, threshold=50).sum()

@@ -139,7 +139,7 @@ class _Making:
             self._samples[slot] = parse_sample(place.id, shard, content, self._parent.limits)
             self._bytes += len(content)
         except SampleError as error:
-            self._bad.setdefault(slot, BadSample(shard, f"#{place.ordinal}", str(error)))
+            self._bad.setdefault(slot, BadSample(shard, error.key or f"#{place.ordinal}", str(error)))
             return str(error)
         finally:
             self._watch[2] = 0

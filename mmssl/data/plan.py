@@ -287,9 +287,10 @@ class Plan:
         length = self._lane_lengths[run.source]
         for step in range(min(most, len(ids) - 1)):
             yield int(ids[(place + 1 + (len(ids) // 2 + step) % (len(ids) - 1)) % len(ids)])
-        for step in range(len(ids), min(most + 1, length)):
-            other = (depth - place + step) % length
-            yield int(self.order(run.source, run.epoch).addresses(run.lane, other, other + 1)[0])
+        for step in range(len(ids), min(most + 1, length * self.lanes)):
+            lanes, other = divmod(depth - place + step, length)
+            lane = (run.lane + lanes) % self.lanes
+            yield int(self.order(run.source, run.epoch).addresses(lane, other, other + 1)[0])
 
     def state(self, position: Position) -> dict[str, int | str]:
         """The position as a few integers and the fingerprint of what they mean."""

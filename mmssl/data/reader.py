@@ -29,6 +29,10 @@ class BadSample:
 class SampleError(ValueError):
     """The bytes of a sample are not what the index promised, or a member cannot be parsed."""
 
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
 
 class LocalFiles:
     """Positioned reads of local files, the most recently used of which stay open. Not for sharing between
@@ -92,7 +96,10 @@ def parse_sample(number: int, shard: str, content: bytes, limits: Limits, need_t
     if group is None or group.defect is not None:
         reason = "no members" if group is None else group.defect
         raise SampleError(f"{reason}; the shard changed since it was indexed")
-    return _sample(number, shard, group, content)
+    try:
+        return _sample(number, shard, group, content)
+    except SampleError as error:
+        raise SampleError(str(error), group.key) from None
 
 
 def iter_samples(

@@ -1,0 +1,428 @@
+"""The stream hands out the plan's batches, whole and in order, whoever makes them and whatever goes wrong."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmssl.config import SourceConfig
+from mmssl.data.loader import Source, TrainStream, sources_of
+from mmssl.data.workers import cut
+from mmssl.types import Batch, Sample, UserError
+from tests.data.tars import ToyRendered, pair, tar_bytes, toy_render, toy_stream, toy_tokenize, write_shards
+
+COUNTS = [13, 1, 30, 0, 22]
+
+
+def join(parts: Sequence[Batch]) -> tuple[list[int], list[str], torch.Tensor]:
+    """Ids, keys and pictures of the ranks' parts of a batch."""
+    ids = [number for part in parts for number in part.ids.tolist()]
+    return (
+        ids,
+        [key for part in parts for key in part.keys],
+        torch.cat([part.views["main"] for part in parts]),
+    )
+
+
+def ids_of(stream: TrainStream, count: int) -> list[list[int]]:
+    """Sample ids of the next batches."""
+    return [batch.ids.tolist() for batch in islice(stream, count)]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[str]:
+    """66 pairs in 5 shards, one of them empty."""
+    return write_shards(tmp_path, COUNTS)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_global_batches_are_the_same_for_any_world_and_threads(
+    shards: list[str], world: int, workers: int
+) -> None:
+    """Ids, keys and pixels of 20 batches, over two ends of epochs, joined over the ranks, equal those of one
+    rank."""
+    alone = toy_stream(shards, batch_size=12)
+    ranks = [toy_stream(shards, batch_size=12, rank=r, world=world, workers=workers) for r in range(world)]
+    for _ in range(12):
+        expected, found = join([next(alone)]), join([next(stream) for stream in ranks])
+        assert found[:2] == expected[:2]
+        assert torch.equal(found[2], expected[2])
+    for stream in [alone, *ranks]:
+        stream.close()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_processes_make_the_batches_that_threads_make(shards: list[str]) -> None:
+    """Two worker processes give the same batches, resume from a state, and end with the stream."""
+    with toy_stream(shards, workers=2) as threads:
+        expected = [next(threads) for _ in range(6)]
+    with toy_stream(shards, workers=2, worker_kind="process") as processes:
+        processes.load_state_dict(json.loads(json.dumps(toy_state_after(shards, 2))))
+        for batch in expected[2:]:
+            found = next(processes)
+            assert join([found])[:2] == join([batch])[:2]
+            assert torch.equal(found.views["main"], batch.views["main"])
+            assert torch.equal(found.tokens, batch.tokens)
+
+
+def toy_state_after(shards: list[str], batches: int) -> dict[str, int | str]:
+    """The state of a stream that handed out so many batches."""
+    stream = toy_stream(shards)
+    ids_of(stream, batches)
+    return stream.state_dict()
+
+
+def test_batches_hold_the_samples_they_name(shards: list[str]) -> None:
+    """Ids count the data set in order; keys, pixels, tokens and masks belong to those samples."""
+    keys = [f"{shards[s]}:{s}-{i}" for s, count in enumerate(COUNTS) for i in range(count)]
+    stream = toy_stream(shards)
+    seen = []
+    for _ in range(stream.batches_per_epoch):
+        batch = next(stream)
+        assert batch.keys == [keys[number] for number in batch.ids.tolist()]
+        texts = [
+            "".join(map(chr, row[mask].tolist()))
+            for row, mask in zip(batch.tokens, batch.token_mask, strict=True)
+        ]
+        assert texts == [f"caption of {key.rpartition(':')[2]}" for key in batch.keys]
+        assert batch.views["main"].shape == (8, 3, 2, 2)
+        seen += batch.ids.tolist()
+    assert len(set(seen)) == len(seen) == stream.samples_per_epoch == 64
+    assert stream.samples == 66
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_after_every_batch_continues_the_order(shards: list[str], workers: int) -> None:
+    """At every step, in a new stream and in the same one, prefetched batches are not counted as handed
+    out."""
+    with toy_stream(shards, workers=workers) as stream:
+        states = [json.dumps(stream.state_dict())]
+        whole = []
+        for _ in range(20):
+            whole += ids_of(stream, 1)
+            states.append(json.dumps(stream.state_dict()))
+    for step, state in enumerate(states):
+        with toy_stream(shards, workers=workers) as again:
+            again.load_state_dict(json.loads(state))
+            assert ids_of(again, min(3, 20 - step)) == whole[step : step + 3]
+            again.load_state_dict(json.loads(states[0]))
+            assert ids_of(again, 1) == whole[:1]
+
+
+def test_state_goes_over_to_another_world_and_batch_size(shards: list[str]) -> None:
+    """One rank's state resumes two ranks, and a batch of another size on the lanes of the state."""
+    with toy_stream(shards, batch_size=8) as stream:
+        ids_of(stream, 3)
+        state = stream.state_dict()
+        rest = ids_of(stream, 2)
+    ranks = [toy_stream(shards, batch_size=8, rank=r, world=2) for r in range(2)]
+    for stream in ranks:
+        stream.load_state_dict(state)
+    assert [i for stream in ranks for i in ids_of(stream, 1)[0]] == rest[0]
+    larger = toy_stream(shards, batch_size=16, lanes=None)
+    larger.load_state_dict(state)
+    assert sorted(ids_of(larger, 1)[0]) == sorted(rest[0] + rest[1])
+    with pytest.raises(UserError, match="4 lanes"):
+        toy_stream(shards, batch_size=6, lanes=3).load_state_dict(state)
+    with pytest.raises(UserError, match="the seed changed"):
+        toy_stream(shards, seed=1).load_state_dict(state)
+
+
+def test_moved_shards_resume_and_changed_ones_do_not(tmp_path: Path) -> None:
+    """The state knows the data by content: another folder is fine, another sample is not."""
+    first, moved = write_shards(tmp_path / "a", COUNTS), write_shards(tmp_path / "b", COUNTS)
+    stream = toy_stream(first)
+    ids_of(stream, 2)
+    other = toy_stream(moved)
+    other.load_state_dict(stream.state_dict())
+    assert ids_of(other, 2) == ids_of(stream, 2)
+    with pytest.raises(UserError, match="the shards"):
+        toy_stream(write_shards(tmp_path / "c", [*COUNTS, 1])).load_state_dict(stream.state_dict())
+
+
+def broken_shards(folder: Path, bad: set[int], count: int = 64) -> list[str]:
+    """One shard of pairs, the pictures of `bad` broken."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [
+        (name, b"broken" if number in bad and name.endswith("jpg") else content)
+        for number in range(count)
+        for name, content in pair(f"{number:03d}")
+    ]
+    (folder / "x.tar").write_bytes(tar_bytes(files))
+    return [str(folder / "x.tar")]
+
+
+def test_bad_samples_get_the_same_stand_ins_everywhere(tmp_path: Path) -> None:
+    """Whatever the world and workers, a bad sample's place holds the same good one, and the loss is written
+    down."""
+    bad = {3, 17, 18, 40}
+    shards = broken_shards(tmp_path / "a", bad)
+    expected = None
+    for world, workers in ((1, 0), (1, 3), (2, 2), (4, 1)):
+        log = tmp_path / f"bad-{world}-{workers}.jsonl"
+        options = {"max_bad_fraction": 1.0, "bad_log": log, "world": world, "workers": workers}
+        ranks = [toy_stream(shards, rank=r, **options) for r in range(world)]
+        found = [join([next(stream) for stream in ranks]) for _ in range(8)]
+        for stream in ranks:
+            stream.close()
+        expected = expected or found
+        for (ids, keys, pixels), (ids2, keys2, pixels2) in zip(expected, found, strict=True):
+            assert ids == ids2
+            assert keys == keys2
+            assert torch.equal(pixels, pixels2)
+            assert not bad & set(ids)
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        assert sorted(line["key"] for line in lines) == [f"{number:03d}" for number in sorted(bad)]
+        assert all(line["shard"] == shards[0] and line["error"] == "it is broken" for line in lines)
+        assert sum(stream.counters().bad_samples for stream in ranks) == len(bad)
+    good = toy_stream(broken_shards(tmp_path / "b", set()))
+    for (ids, _, _), batch in zip(expected or [], good, strict=False):
+        for mine, planned in zip(ids, batch.ids.tolist(), strict=True):
+            assert mine == planned or planned in bad
+
+
+def test_samples_whose_text_or_bytes_are_bad_get_stand_ins_too(tmp_path: Path) -> None:
+    """A caption that is not UTF-8 is found by the reader, before any rendering, even where all of a part
+    are."""
+    files = [
+        f for i in range(16) for f in ((f"{i}.jpg", b"i%d" % i), (f"{i}.txt", b"\xff" if i < 8 else b"good"))
+    ]
+    path = tmp_path / "x.tar"
+    path.write_bytes(tar_bytes(files))
+    log = tmp_path / "bad.jsonl"
+    stream = toy_stream([str(path)], batch_size=4, lanes=4, max_bad_fraction=1.0, bad_log=log)
+    for _ in range(4):
+        assert min(next(stream).ids.tolist()) >= 8
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(lines) == 8
+    assert {line["key"] for line in lines} == {str(i) for i in range(8)}
+    assert all(line["error"] == ".txt is not UTF-8 (byte 0)" for line in lines)
+
+
+def test_too_many_bad_samples_stop_the_stream(tmp_path: Path) -> None:
+    """Above the fraction after 1,000 samples, 100 in a row at once, and none that can stand in: each one
+    clear line."""
+    log = tmp_path / "bad.jsonl"
+    options = {"max_bad_fraction": 0.05, "workers": 2, "bad_log": log}
+    some = toy_stream(broken_shards(tmp_path / "a", set(range(0, 64, 16))), **options)
+    message = rf"63 of 1000 samples .* data\.bad_samples=0\.05; the last one is '0\d\d' .*; all are in {log}"
+    with pytest.raises(UserError, match=message) as error:
+        ids_of(some, 200)
+    assert "\n" not in str(error.value)
+    row = toy_stream(
+        broken_shards(tmp_path / "b", set(range(100)), 101), batch_size=1, lanes=1, max_bad_fraction=1.0
+    )
+    with pytest.raises(UserError, match="100 samples in a row could not be used"):
+        ids_of(row, 2000)
+    every = toy_stream(broken_shards(tmp_path / "c", set(range(64))), max_bad_fraction=1.0)
+    with pytest.raises(UserError, match="can stand in for '0"):
+        next(every)
+
+
+def test_index_exclusions_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What the index leaves out is said at the start, by the first rank alone."""
+    path = tmp_path / "x.tar"
+    path.write_bytes(tar_bytes([*(f for i in range(8) for f in pair(str(i))), ("alone.jpg", b"")]))
+    for rank in range(2):
+        toy_stream([str(path)], rank=rank, world=2)
+    assert caplog.text.count("1 unusable samples left out") == 1
+
+
+class Failing:
+    """A rendering that fails like a bug, not like a bad sample."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, samples: Sequence[Sample], epoch: int) -> ToyRendered:
+        if any(s.key == "0-5" for s in samples):
+            raise self.error
+        return toy_render(samples, epoch)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("error", [UserError("a line"), KeyError("bug")])
+def test_errors_of_workers_come_out_where_the_batch_is_asked_for(
+    shards: list[str], workers: int, error: Exception
+) -> None:
+    """The very error is raised, batches before it are handed out, and nothing is left running."""
+    before = threading.active_count()
+    stream = TrainStream(
+        [Source(shards)], seed=0, batch_size=8, render=Failing(error), tokenize=toy_tokenize, workers=workers
+    )
+    with pytest.raises(type(error)) as raised:
+        ids_of(stream, 100)
+    assert raised.value is error
+    assert threading.active_count() == before
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_errors_of_processes_come_out_as_themselves(shards: list[str]) -> None:
+    """A UserError crosses the process border as one line."""
+    render = Failing(UserError("a line"))
+    options = {"seed": 0, "batch_size": 8, "workers": 1, "worker_kind": "process"}
+    stream = TrainStream([Source(shards)], render=render, tokenize=toy_tokenize, **options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^a line$"):
+        ids_of(stream, 100)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_closing_leaves_no_thread(shards: list[str], workers: int) -> None:
+    """Closed in the middle of prefetching, by `with` or twice, every thread is joined; the stream can go on
+    after."""
+    before = threading.active_count()
+    with toy_stream(shards, workers=workers) as stream:
+        first = ids_of(stream, 2)
+        assert threading.active_count() > before
+    stream.close()
+    assert threading.active_count() == before
+    whole = ids_of(toy_stream(shards), 3)
+    assert [*first, *ids_of(stream, 1)] == whole
+    stream.close()
+
+
+def test_worker_threads_use_one_core_each(shards: list[str]) -> None:
+    """Torch's number of threads is 1 inside the workers and unchanged outside."""
+    inside: set[int] = set()
+
+    def render(samples: Sequence[Sample], epoch: int) -> ToyRendered:
+        inside.add(torch.get_num_threads())
+        return toy_render(samples, epoch)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    with TrainStream(
+        [Source(shards)], seed=0, batch_size=8, render=render, tokenize=toy_tokenize, workers=2
+    ) as stream:
+        ids_of(stream, 3)
+        assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)
+    assert inside == {1}
+
+
+def test_prefetching_is_bounded(shards: list[str]) -> None:
+    """A loop that takes one batch finds no more than `batches_ahead` + 1 others made."""
+    made: list[int] = []
+
+    def render(samples: Sequence[Sample], epoch: int) -> ToyRendered:
+        made.append(len(samples))
+        return toy_render(samples, epoch)
+
+    with TrainStream(
+        [Source(shards)],
+        seed=0,
+        batch_size=8,
+        render=render,
+        tokenize=toy_tokenize,
+        workers=1,
+        batches_ahead=2,
+    ) as stream:
+        next(stream)
+        for _ in range(20):
+            time.sleep(0.01)
+        assert sum(made) <= 3 * 8
+
+
+def test_a_stalled_worker_is_reported_with_shard_and_byte(
+    shards: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a read hangs, the log names the worker, the shard and the byte; then the stream goes on."""
+    caplog.set_level(logging.WARNING)
+    hang = threading.Event()
+
+    def read(self: object, shard: str, start: int, stop: int) -> bytes:
+        hang.wait(20)
+        return Path(shard).read_bytes()[start:stop]
+
+    monkeypatch.setattr("mmssl.data.reader.LocalFiles.read", read)
+    timer = threading.Timer(0.5, hang.set)
+    timer.start()
+    with toy_stream(shards, workers=1, stall_seconds=0.1) as stream:
+        next(stream)
+    timer.join()
+    assert "no batch for" in caplog.text
+    assert any(f"worker 0 reads {shard} at byte " in caplog.text for shard in shards)
+
+
+def test_mixture_counts_and_epochs(tmp_path: Path) -> None:
+    """Sources keep their shares, their ids do not overlap, and repeats of a source are rendered for another
+    epoch."""
+    a, b = write_shards(tmp_path / "a", [40]), write_shards(tmp_path / "b", [20])
+    epochs: dict[str, set[int]] = {}
+
+    def render(samples: Sequence[Sample], epoch: int) -> ToyRendered:
+        for sample in samples:
+            where = f"{sample.shard}:{sample.key}"
+            assert epoch not in epochs.setdefault(where, set())
+            epochs[where].add(epoch)
+        return toy_render(samples, epoch)
+
+    sources = [Source(a, 1.0), Source(b, 3.0)]
+    options = {"seed": 0, "batch_size": 16, "lanes": 4}
+    stream = TrainStream(sources, render=render, tokenize=toy_tokenize, **options)  # type: ignore[arg-type]
+    threaded = TrainStream(sources, render=toy_render, tokenize=toy_tokenize, workers=3, **options)  # type: ignore[arg-type]
+    for _ in range(30):
+        batch, other = next(stream), next(threaded)
+        assert batch.keys == other.keys
+        assert torch.equal(batch.views["main"], other.views["main"])
+        assert sum(number >= 40 for number in batch.ids.tolist()) == 12
+    threaded.close()
+    assert stream.counters().source_samples == (120, 360)
+    assert {len(seen) for where, seen in epochs.items() if where.startswith(b[0])} == {18}
+
+
+def test_counters_tell_samples_bytes_and_waiting(shards: list[str]) -> None:
+    """Bytes are those of the members and their headers, samples those handed out."""
+    stream = toy_stream(shards)
+    ids_of(stream, 3)
+    counters = stream.counters()
+    assert counters.samples == 24
+    assert counters.bytes == 24 * 4 * 512
+    assert counters.bad_samples == 0
+    assert counters.wait_seconds > 0
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path, shards: list[str]) -> None:
+    """Batches larger than the data, indivisible ones and shards without samples are errors of one line."""
+    with pytest.raises(UserError, match="takes 128 samples of a source that has 66"):
+        toy_stream(shards, batch_size=128)
+    with pytest.raises(UserError, match="not divisible by 3 processes"):
+        toy_stream(shards, world=3)
+    path = tmp_path / "empty.tar"
+    path.write_bytes(tar_bytes([("a.jpg", b"")]))
+    with pytest.raises(UserError, match=r"no usable sample .* 'a' \(no text\)"):
+        toy_stream([str(path)])
+
+
+def test_sources_of_a_configuration(shards: list[str]) -> None:
+    """Plain patterns together are one source; weighted entries are their own."""
+    folder = str(Path(shards[0]).parent)
+    assert sources_of(folder) == [Source(shards)]
+    assert sources_of(shards[:2]) == [Source(shards[:2])]
+    mixed = [shards[0], SourceConfig(shards=shards[2:], weight=2.0), shards[1]]
+    assert sources_of(mixed) == [Source(shards[:2]), Source(shards[2:], 2.0)]
+    with pytest.raises(UserError, match="no shards"):
+        sources_of([])
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "depth", "workers", "cuts"),
+    [
+        (0, 64, 8, 3, [(0, 24), (24, 40), (40, 64)]),
+        (0, 64, 32, 4, [(0, 16), (16, 32), (32, 48), (48, 64)]),
+        (4, 12, 4, 2, [(4, 8), (8, 12)]),
+        (0, 2, 1, 4, [(0, 1), (1, 2)]),
+    ],
+)
+def test_workers_get_whole_lanes_where_there_are_enough(
+    start: int, stop: int, depth: int, workers: int, cuts: list[tuple[int, int]]
+) -> None:
+    """Cuts fall between lanes unless a worker would have none."""
+    assert cut(start, stop, depth, workers) == cuts

@@ -1,0 +1,377 @@
+"""Train mmssl and OpenCLIP 3.3's own trainer in turn, on the same shards, with towers of the same size, for
+the same minutes on this machine, and compare their zero-shot accuracy.
+
+    python scripts/compare_openclip.py --minutes 15 --seeds 0 1 2 --train 'shards/train/*.tar' \\
+        --test style=shards/emoji-unseen-style concepts=shards/emoji-unseen-concepts
+
+OpenCLIP lives in an environment of its own (made on first use, or given by --peer-python). Its model is built
+from our configuration: the same timm model and image size; a text tower of the same width, layers, heads
+and context with OpenCLIP's own tokenizer. Before each of its runs its speed is measured, and the number of
+steps is chosen so that its cosine schedule ends when the minutes end; start-up counts for neither. Finished
+cells are kept in --out and skipped.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import venv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmssl.config import Config, load_config
+from mmssl.data.patterns import expand
+from mmssl.types import UserError
+
+MODEL = "peer"
+PEER_PACKAGES = ("open_clip_torch==3.3.0", "webdataset==0.2.86", "pandas", "ftfy", "regex")
+SHARED_PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy")  # at our own versions
+PEER_SIDE = Path(__file__).with_name("openclip_peer.py")
+PASSES_PER_EPOCH = 8  # the sets are small; longer epochs spare OpenCLIP the pauses between them
+
+
+@dataclass(frozen=True)
+class Test:
+    """A zero-shot test, as both sides read it."""
+
+    name: str
+    spec: str
+    shards: list[str]
+    classnames: str | None
+    templates: str
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast OpenCLIP trains."""
+
+    precision: str
+    workers: int
+    step_seconds: float
+    startup_seconds: float
+    """What the first epoch takes above its steps."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """OpenCLIP's environment and settings."""
+
+    python: str
+    models: Path
+    work: Path
+    shards: list[str]
+    passes: int
+    """Steps of one pass over the data."""
+    batch: int
+    lr: float
+    wd: float
+    extra: list[str]
+
+    def train(self, name: str, speed: Speed, steps: int, epochs: int, seed: int) -> list[float]:
+        """Run OpenCLIP's trainer for `epochs` epochs of `steps` steps; returns the seconds of each epoch."""
+        shutil.rmtree(self.work / name, ignore_errors=True)
+        times = self.work / f"{name}.times.json"
+        total = steps * epochs
+        run(
+            [
+                *(self.python, str(PEER_SIDE), "train", str(self.models), str(times)),
+                *("--model", MODEL, "--dataset-type", "webdataset", "--train-data", "::".join(self.shards)),
+                *("--train-num-samples", str(steps * self.batch), "--batch-size", str(self.batch)),
+                *("--epochs", str(epochs), "--lr", str(self.lr), "--wd", str(self.wd)),
+                *("--warmup", str(max(1, total // 20)), "--precision", speed.precision, "--device", "cpu"),
+                *("--workers", str(speed.workers), "--seed", str(seed), "--save-frequency", "0"),
+                *("--logs", str(self.work), "--name", name, *self.extra),
+            ],
+            self.work / f"{name}.log",
+        )
+        return [float(s) for s in json.loads(times.read_text())]
+
+    def evaluate(self, name: str, epochs: int, tests: Sequence[Test]) -> dict[str, float]:
+        """acc1 of the final checkpoint on each test."""
+        table = {
+            t.name: {"shards": t.shards, "classnames": t.classnames, "templates": t.templates} for t in tests
+        }
+        checkpoint = self.work / name / "checkpoints" / f"epoch_{epochs}.pt"
+        arguments = [str(self.models), MODEL, str(checkpoint), json.dumps(table)]
+        lines = run([self.python, str(PEER_SIDE), "eval", *arguments], self.work / f"{name}.eval.log")
+        return {k: float(v) for k, v in json.loads(lines.splitlines()[-1]).items()}
+
+
+def run(command: Sequence[str], log: Path) -> str:
+    """Run a command with its output in `log`; returns its standard output."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as errors:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, check=False)
+        errors.write(done.stdout)
+    if done.returncode != 0:
+        raise UserError(f"{command[1]} {command[2]} failed with exit code {done.returncode}; see {log}")
+    return done.stdout
+
+
+def make_environment(folder: Path) -> str:
+    """The interpreter of an environment with OpenCLIP's trainer, made if it is not there."""
+    python = folder / "bin" / "python"
+    done = folder / ".complete"
+    if not done.is_file():
+        shared = [f"{name}=={importlib.metadata.version(name)}" for name in SHARED_PACKAGES]
+        print(f"making OpenCLIP's environment in {folder}")
+        venv.create(folder, with_pip=True, clear=True)
+        uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+        install = (
+            [uv, "pip", "install", "--python", str(python)] if uv else [str(python), "-m", "pip", "install"]
+        )
+        subprocess.run([*install, "--quiet", *PEER_PACKAGES, *shared], check=True)
+        done.touch()
+    return str(python)
+
+
+def peer_model(config: Config, context: int | None) -> dict[str, dict[str, object]]:
+    """File name -> content: OpenCLIP's model config for towers of the same size, and its timm tower."""
+    vision, text = config.model.vision, config.model.text.config
+    kind, _, name = vision.name.partition(":")
+    if kind != "timm" or vision.pretrained is not None or text is None:
+        raise UserError(
+            "the comparison needs a timm vision tower and a text tower built from a config, untrained"
+        )
+    size: dict[str, object] = {} if vision.image_size is None else {"image_size": vision.image_size}
+    model = {
+        "embed_dim": config.model.embed_dim,
+        "vision_cfg": {"timm_model_name": "peer_tower", "timm_pool": "", "timm_proj": "linear", **size},
+        "text_cfg": {
+            "context_length": context or config.model.text.max_tokens,
+            "vocab_size": 49408,
+            "width": text["hidden_size"],
+            "heads": text["num_attention_heads"],
+            "layers": text["num_hidden_layers"],
+            "mlp_ratio": text["intermediate_size"] / text["hidden_size"],
+        },
+    }
+    return {f"{MODEL}.json": model, "tower.json": {"name": name, "options": vision.options}}
+
+
+def measure(peer: Peer, precision: str, workers: int, seconds: float) -> Speed:
+    """Time OpenCLIP for about `seconds`: a first epoch with all start-up in it, then one of bare steps."""
+    speed = Speed(precision, workers, 1.0, 0.0)
+    steps = 2 * workers * math.ceil(4 / workers)
+    first, second = peer.train("speed", speed, steps, 2, seed=0)
+    speed = Speed(precision, workers, second / steps, max(0.0, first - second))
+    steps = workers * int(seconds / speed.step_seconds / workers / 2)
+    if steps <= 8:
+        return speed
+    first, second = peer.train("speed", speed, steps, 2, seed=0)
+    return Speed(
+        precision, workers, (first + second - speed.startup_seconds) / (2 * steps), speed.startup_seconds
+    )
+
+
+def fastest(peer: Peer, precisions: Sequence[str], workers: Sequence[int], seconds: float) -> Speed:
+    """The fastest way to run OpenCLIP here."""
+    speeds = [measure(peer, p, w, seconds) for p in precisions for w in workers if w <= len(peer.shards)]
+    for s in speeds:
+        print(
+            f"open_clip {s.precision}, {s.workers} workers: {peer.batch / s.step_seconds:.0f} samples/s",
+            flush=True,
+        )
+    return min(speeds, key=lambda s: s.step_seconds)
+
+
+def cell_peer(
+    peer: Peer, speed: Speed, seed: int, minutes: float, tests: Sequence[Test]
+) -> dict[str, object]:
+    """One run of OpenCLIP."""
+    speed = measure(peer, speed.precision, speed.workers, min(60.0, minutes * 15))
+    steps = max(1, round((minutes * 60 - speed.startup_seconds) / speed.step_seconds))
+    epochs = max(1, round(steps / (peer.passes * PASSES_PER_EPOCH)))
+    steps = max(1, round(steps / epochs / speed.workers)) * speed.workers
+    name = f"open_clip-{seed}"
+    spent = sum(peer.train(name, speed, steps, epochs, seed))
+    acc1 = peer.evaluate(name, epochs, tests)
+    return {
+        "acc1": acc1,
+        "seconds": round(spent, 1),
+        "steps": steps * epochs,
+        "samples": steps * epochs * peer.batch,
+    }
+
+
+def cell_ours(args: argparse.Namespace, work: Path, seed: int, tests: Sequence[Test]) -> dict[str, object]:
+    """One run of mmssl."""
+    folder = work / f"mmssl-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    changes = [
+        f"run_dir={folder}",
+        f"seed={seed}",
+        f"data.train={json.dumps(args.train)}",
+        "evaluate.suites={}",
+    ]
+    changes += [*length(args.minutes), *args.set]
+    run([sys.executable, "-m", "mmssl", "train", args.config, *changes], work / f"mmssl-{seed}.log")
+    acc1 = {}
+    for test in tests:
+        out = work / f"mmssl-{seed}.{test.name}.json"
+        command = [sys.executable, "-m", "mmssl", "eval", str(folder), test.spec, "--task", "zero_shot"]
+        run([*command, "--templates", test.templates, "--json", str(out)], out.with_suffix(".log"))
+        (figures,) = json.loads(out.read_text()).values()
+        acc1[test.name] = figures["acc1"]
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    return {"acc1": acc1, "steps": last["step"], "samples": last["step"] * args.batch}
+
+
+def length(minutes: float) -> list[str]:
+    """Overrides that set the length of training."""
+    others = [f"train.{name}=null" for name in ("steps", "epochs", "samples")]
+    return [*others, f"train.minutes={minutes}"]
+
+
+def count_samples(shards: Sequence[str]) -> int:
+    """Captions in local shards."""
+    total = 0
+    for shard in shards:
+        with tarfile.open(shard) as tar:
+            total += sum(member.name.endswith(".txt") for member in tar)
+    return total
+
+
+def open_tests(specs: Sequence[str], work: Path) -> list[Test]:
+    """`name=FOLDER` (CLIP_benchmark's layout) or `name=PATTERN` (class = `label` of the JSON member)."""
+    plain = work / "templates.txt"
+    plain.write_text("{c}\n")
+    tests = []
+    for spec in specs:
+        name, _, place = spec.partition("=")
+        folder = Path(place)
+        if folder.is_dir():
+            shards, names = expand(str(folder / "test" / "*.tar")), str(folder / "classnames.txt")
+            tests.append(
+                Test(name, place, shards, names, str(folder / "zeroshot_classification_templates.txt"))
+            )
+        else:
+            tests.append(Test(name, place, expand(place), None, str(plain)))
+    return tests
+
+
+def report(
+    cells: dict[str, dict[str, dict[str, float]]], seeds: Sequence[int], tests: Sequence[Test]
+) -> None:
+    """Print acc1 of both sides per seed and test, and the ratio of the means."""
+    print(f"\n{'test':<24}{'seed':>6}{'mmssl':>10}{'open_clip':>11}{'ratio':>8}")
+    for test in tests:
+        pairs = []
+        for seed in seeds:
+            found = [
+                cells.get(f"{side}-{seed}", {}).get("acc1", {}).get(test.name)
+                for side in ("mmssl", "open_clip")
+            ]
+            if None not in found:
+                pairs.append(found)
+                print(line(test.name, str(seed), *found))
+        if pairs:
+            print(line(test.name, "mean", *(sum(column) / len(pairs) for column in zip(*pairs, strict=True))))
+
+
+def line(test: str, seed: str, ours: float, peer: float) -> str:
+    """One row of the table."""
+    return f"{test:<24}{seed:>6}{ours:>10.4f}{peer:>11.4f}{ours / peer if peer else math.inf:>8.2f}"
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/quickstart.yaml", help="our configuration")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to our configuration"
+    )
+    parser.add_argument("--train", default="shards/train/*.tar", help="pattern of training shards")
+    parser.add_argument("--test", nargs="+", required=True, metavar="NAME=FOLDER_OR_PATTERN")
+    parser.add_argument(
+        "--minutes", type=float, default=15.0, help="wall-clock minutes of training, each side"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/compare_openclip"), help="results and logs")
+    parser.add_argument(
+        "--peer-python", help="interpreter with open_clip_torch 3.3.0 and its trainer's needs"
+    )
+    parser.add_argument("--peer-cache", type=Path, default=Path.home() / ".cache" / "mmssl-openclip")
+    parser.add_argument(
+        "--peer-precisions", nargs="+", default=["fp32", "amp_bf16"], help="the fastest is taken"
+    )
+    parser.add_argument("--peer-workers", type=int, nargs="+", default=[1, 2], help="the fastest is taken")
+    parser.add_argument("--peer-lr", type=float, default=1e-3)
+    parser.add_argument("--peer-wd", type=float, default=0.2)
+    parser.add_argument("--peer-context", type=int, help="its context; default: our model.text.max_tokens")
+    parser.add_argument(
+        "--peer-args", nargs=argparse.REMAINDER, default=[], help="further arguments of OpenCLIP's trainer"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure speed, run the missing cells, print the table."""
+    args = parse()
+    config = load_config(
+        args.config, [f"data.train={json.dumps(args.train)}", *length(args.minutes), *args.set]
+    )
+    args.batch = config.data.batch_size
+    work: Path = args.out
+    (work / "models").mkdir(parents=True, exist_ok=True)
+    for name, content in peer_model(config, args.peer_context).items():
+        (work / "models" / name).write_text(json.dumps(content, indent=1))
+    tests = open_tests(args.test, work)
+    shards = expand(args.train)
+    peer = Peer(
+        python=args.peer_python or make_environment(args.peer_cache),
+        models=work / "models",
+        work=work,
+        shards=shards,
+        passes=math.ceil(count_samples(shards) / args.batch),
+        batch=args.batch,
+        lr=args.peer_lr,
+        wd=args.peer_wd,
+        extra=args.peer_args,
+    )
+    settings = {
+        k: v for k, v in sorted(vars(args).items()) if k not in ("out", "seeds", "peer_python", "peer_cache")
+    }
+    settings |= {
+        "our_config": config.model_dump(mode="json"),
+        "peer_model": peer_model(config, args.peer_context)[f"{MODEL}.json"],
+    }
+    results = work / "results.json"
+    kept = json.loads(results.read_text()) if results.is_file() else {"settings": settings, "cells": {}}
+    if kept["settings"] != json.loads(json.dumps(settings)):
+        raise UserError(f"{results} holds results of other settings; give another --out or delete it")
+    cells = kept["cells"]
+    speed = None
+    for seed in args.seeds:
+        for side in ("mmssl", "open_clip"):
+            if f"{side}-{seed}" in cells:
+                continue
+            start = time.strftime("%H:%M")
+            if side == "mmssl":
+                cell = cell_ours(args, work, seed, tests)
+            else:
+                speed = speed or fastest(
+                    peer, args.peer_precisions, args.peer_workers, min(15.0, args.minutes * 15)
+                )
+                cell = cell_peer(peer, speed, seed, args.minutes, tests)
+                cell |= {"precision": speed.precision, "workers": speed.workers}
+            cells[f"{side}-{seed}"] = cell
+            results.write_text(json.dumps(kept, indent=1))
+            print(f"{start} {side} seed {seed}: {cell}", flush=True)
+    report(cells, args.seeds, tests)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -12,9 +12,10 @@ from mmssl.config import Config, ObjectiveConfig, ViewConfig
 from mmssl.data.captions import render_caption
 from mmssl.data.grouping import Limits
 from mmssl.data.index import Progress
-from mmssl.data.loader import TrainStream, sources_of
+from mmssl.data.loader import TrainStream
 from mmssl.data.reader import iter_samples
 from mmssl.data.render import Renderer
+from mmssl.data.sources import sources_of
 from mmssl.data.tokens import Tokenizer, load_tokenizer, train_tokenizer
 from mmssl.data.views import View
 from mmssl.distributed import Processes
@@ -47,9 +48,7 @@ def objective_options(config: Config) -> dict[str, ObjectiveConfig]:
     return options
 
 
-def learn_tokenizer(
-    shards: Sequence[str], templates: Sequence[str], vocab_size: int, max_tokens: int
-) -> Tokenizer:
+def learn_tokenizer(shards: Sequence[str], templates: Sequence[str], vocab_size: int, max_tokens: int) -> Tokenizer:
     """A tokenizer learnt from every caption template of the samples in full, in file order."""
     captions = (render_caption(s.fields, [t], None) for s in iter_samples(shards) for t in templates)
     return train_tokenizer(islice(captions, TOKENIZER_CAPTIONS), vocab_size, max_tokens)
@@ -68,9 +67,7 @@ def build_tokenizer(config: Config, learnt: Path) -> Tokenizer:
         return load_tokenizer(source, text.max_tokens)
     if learnt.is_dir():
         return load_tokenizer(str(learnt), text.max_tokens)
-    shards = [
-        shard for source in sources_of(config.data.train, config.data.allow_pipe) for shard in source.shards
-    ]
+    shards = [shard for source in sources_of(config.data.train, config.data.allow_pipe) for shard in source.shards]
     return learn_tokenizer(shards, config.data.captions, text.vocab_size, text.max_tokens)
 
 
@@ -81,9 +78,7 @@ def build_encoder(config: Config, tokenizer: Tokenizer) -> DualEncoder:
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """What objectives need to know of a tokenizer."""
-    return Vocabulary(
-        tokenizer.vocab_size, tokenizer.mask_id, tuple(tokenizer.special_ids), tokenizer.continues_word
-    )
+    return Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, tuple(tokenizer.special_ids), tokenizer.continues_word)
 
 
 def unlearnt_vocabulary(size: int) -> Vocabulary:
@@ -104,9 +99,7 @@ def build_objectives(
 
 def build_mixer(config: Config, encoder: DualEncoder, tokenizer: Tokenizer, processes: Processes) -> Mixer:
     """The dual encoder with the configured objectives."""
-    return Mixer(
-        encoder, build_objectives(objective_options(config), encoder, vocabulary_of(tokenizer)), processes
-    )
+    return Mixer(encoder, build_objectives(objective_options(config), encoder, vocabulary_of(tokenizer)), processes)
 
 
 def build_views(config: Config, mixer: Mixer) -> dict[str, ViewConfig]:
@@ -126,9 +119,7 @@ def build_stream(
     data, processes = config.data, mixer.processes
     size = mixer.encoder.vision.image_size
     fast = data.decode == "fast"
-    views = {
-        name: View(view, size, fast, data.max_pixels) for name, view in build_views(config, mixer).items()
-    }
+    views = {name: View(view, size, fast, data.max_pixels) for name, view in build_views(config, mixer).items()}
     return TrainStream(
         sources_of(data.train, data.allow_pipe),
         seed=config.seed,

@@ -34,9 +34,7 @@ Overrides = Annotated[
 
 @app.command()
 def train(
-    config: Annotated[
-        str | None, typer.Argument(help="A YAML file, for example configs/quickstart.yaml.")
-    ] = None,
+    config: Annotated[str | None, typer.Argument(help="A YAML file, for example configs/quickstart.yaml.")] = None,
     overrides: Overrides = None,
     resume: Annotated[
         Path | None,
@@ -57,9 +55,7 @@ def train(
             raise UserError(f"{resume} is not a run: it has no config.yaml")
         settings = load_config(resume / "config.yaml", [*changes, f"run_dir={resume}"])
     elif config is None:
-        raise UserError(
-            "give a configuration, for example: mmssl train configs/quickstart.yaml, or --resume RUN"
-        )
+        raise UserError("give a configuration, for example: mmssl train configs/quickstart.yaml, or --resume RUN")
     else:
         settings = load_config(config, changes)
     finished = run(settings, resume=resume is not None)
@@ -93,7 +89,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="DATA...",
-            help="Data sets: a folder in CLIP_benchmark's WebDataset layout, a folder of such folders, or a pattern of shards.",
+            help="Data sets: folders in CLIP_benchmark's WebDataset layout, folders of such, patterns of shards.",
         ),
     ],
     task: Annotated[
@@ -105,20 +101,14 @@ def evaluate(
     ] = None,
     templates: Annotated[
         str | None,
-        typer.Option(
-            help="File of prompt templates with {c}, or 'openai-imagenet', instead of the data set's own."
-        ),
+        typer.Option(help="File of prompt templates with {c}, or 'openai-imagenet', instead of the data set's own."),
     ] = None,
     label: Annotated[
         str | None, typer.Option(help="JSON field that holds the class, for shards without .cls members.")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures to this file.")
-    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for tables and pictures.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
 ) -> None:
     """Judge a model: zero-shot classification and image-text retrieval."""
     import torch
@@ -148,9 +138,7 @@ def evaluate(
 
 @tokenizer_app.command("train")
 def train_tokenizer(
-    shards: Annotated[
-        list[str], typer.Argument(help="Shards whose captions to learn from: paths or patterns.")
-    ],
+    shards: Annotated[list[str], typer.Argument(help="Shards whose captions to learn from: paths or patterns.")],
     out: Annotated[Path, typer.Option(help="Folder to write; name it in model.text.tokenizer.")],
     vocab_size: Annotated[int, typer.Option(help="Largest vocabulary.")] = 30_522,
     captions: Annotated[
@@ -172,9 +160,7 @@ def _print_results(results: dict[str, dict[str, float]]) -> None:
     table = Table("data set / task", "figure", "value")
     for name, figures in results.items():
         for i, (figure, value) in enumerate(figures.items()):
-            table.add_row(
-                name if i == 0 else "", figure, f"{value:.4f}" if isinstance(value, float) else str(value)
-            )
+            table.add_row(name if i == 0 else "", figure, f"{value:.4f}" if isinstance(value, float) else str(value))
     Console().print(table)
 
 

@@ -33,7 +33,8 @@ class ViewConfig(Section):
     """How one named rendering of a picture is made while training. The defaults are OpenCLIP's."""
 
     changed: float = Field(1.0, ge=0, le=1)
-    """Part of the pictures that may get any of the changes below but crop and flip; the others stay close to what is judged."""
+    """Part of the pictures that may get any of the changes below but crop and flip; the others stay close to
+    what is judged."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Smallest and largest area of the random resized crop, as a fraction of the picture."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
@@ -79,11 +80,13 @@ class DataConfig(Section):
     """Caption templates; each sample draws one. `{txt}` is the .txt member, other fields come from the .json member.
     A list field such as `{tags}` renders a random non-empty subset in random order."""
     lanes: int | None = Field(None, ge=1)
-    """Parallel readers of the stream, fixed for a run; they divide the batch. Default: the largest divisor of the batch up to 64."""
+    """Parallel readers of the stream, fixed for a run; they divide the batch. Default: the largest divisor
+    of the batch up to 64."""
     shuffle_block: int = Field(8, ge=1)
     """Slices shuffled together inside a lane; more costs memory and mixes better."""
     slice_mib: float | None = Field(None, gt=0)
-    """Contiguous bytes of one shard read together. Default: 8 MiB, less for small sets so that at least 512 slices exist."""
+    """Contiguous bytes of one shard read together. Default: 8 MiB, less for small sets so that at least 512
+    slices exist."""
     workers: int | None = Field(None, ge=0)
     """Readers and decoders per process; 0 decodes in the training thread. Default: from the number of cores."""
     worker_kind: Literal["thread", "process"] = "thread"
@@ -99,7 +102,8 @@ class DataConfig(Section):
     max_caption_chars: int = Field(20_000, ge=1)
     """Longer captions are refused."""
     bad_samples: float = Field(0.01, ge=0, le=1)
-    """The run stops when a larger fraction of the samples so far (after the first 1,000), or 100 in a row, could not be used."""
+    """The run stops when a larger fraction of the samples so far (after the first 1,000), or 100 in a row,
+    could not be used."""
     cache_dir: Path | None = None
     """Folder that keeps copies of remote shards."""
     cache_gib: float = Field(100.0, gt=0)
@@ -114,9 +118,7 @@ class DataConfig(Section):
                 f"data.lanes={self.lanes} does not divide data.batch_size={self.batch_size}; pick a divisor"
             )
         if "main" not in self.views:
-            raise ValueError(
-                "data.views has no view named 'main'; the contrastive objective reads it: add one"
-            )
+            raise ValueError("data.views has no view named 'main'; the contrastive objective reads it: add one")
         if not self.captions:
             raise ValueError("data.captions is empty; give at least one template, for example ['{txt}']")
         return self
@@ -147,7 +149,8 @@ class TextConfig(Section):
     config: dict[str, Any] | None = None
     """A Hugging Face configuration (`model_type: bert`, ...) to build random weights from, instead of `name`."""
     tokenizer: str | None = None
-    """A hub name, a folder with a fast tokenizer, or `train` to learn one from the training captions. Default: `name`."""
+    """A hub name, a folder with a fast tokenizer, or `train` to learn one from the training captions.
+    Default: `name`."""
     vocab_size: int = Field(8192, ge=64)
     """Largest vocabulary of a tokenizer learnt here (`tokenizer: train`)."""
     pooling: Literal["auto", "cls", "mean", "eos"] = "auto"
@@ -162,13 +165,9 @@ class TextConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "TextConfig":
         if (self.name is None) == (self.config is None):
-            raise ValueError(
-                "model.text needs exactly one of `name` (pretrained) and `config` (random weights)"
-            )
+            raise ValueError("model.text needs exactly one of `name` (pretrained) and `config` (random weights)")
         if self.name is None and self.tokenizer is None:
-            raise ValueError(
-                "model.text.tokenizer is missing; give a folder or hub name, or 'train' to learn one"
-            )
+            raise ValueError("model.text.tokenizer is missing; give a folder or hub name, or 'train' to learn one")
         return self
 
 
@@ -224,7 +223,8 @@ class OptimConfig(Section):
     weight_decay: float = Field(0.2, ge=0)
     """Decoupled weight decay; none on biases, norms, embeddings of position and class, and the temperature."""
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    """After the warm-up: cosine to `final_lr`, constant, or constant and then a linear decay (warm-up, stable, decay)."""
+    """After the warm-up: cosine to `final_lr`, constant, or constant and then a linear decay (warm-up,
+    stable, decay)."""
     warmup: float = Field(0.05, ge=0)
     """Linear warm-up: a fraction of the training below 1, else a number of steps."""
     decay: float = Field(0.2, gt=0, le=1)
@@ -301,7 +301,8 @@ class EvaluateConfig(Section):
     every: int | None = Field(None, ge=1)
     """Evaluate every so many steps. Default: at the end only."""
     best: str | None = None
-    """The metric that picks the best checkpoint, for example `unseen_style/zero_shot/acc1`. Default: the first suite's main one."""
+    """The metric that picks the best checkpoint, for example `unseen_style/zero_shot/acc1`. Default: the
+    first suite's main one."""
     batch_size: int = Field(256, ge=1)
     """Pictures or captions a forward pass."""
 
@@ -329,13 +330,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> "Config":
         if self.optim.warmup >= 1 and self.train.minutes is not None:
-            raise ValueError(
-                "optim.warmup counts steps, but train.minutes measures the run; give a fraction below 1"
-            )
+            raise ValueError("optim.warmup counts steps, but train.minutes measures the run; give a fraction below 1")
         if all(objective.weight == 0 for objective in self.objectives.values()):
-            raise ValueError(
-                "objectives: none has a weight above 0; add one, for example contrastive: {weight: 1}"
-            )
+            raise ValueError("objectives: none has a weight above 0; add one, for example contrastive: {weight: 1}")
         return self
 
 
@@ -407,9 +404,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[name] = {}
         if not isinstance(child, dict):
-            raise UserError(
-                f"override {override!r}: {'.'.join(parents[: depth + 1])} is a value, not a section"
-            )
+            raise UserError(f"override {override!r}: {'.'.join(parents[: depth + 1])} is a value, not a section")
         node = child
     node[last] = parsed
 

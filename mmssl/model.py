@@ -68,11 +68,7 @@ class MMSSL:
             UserError: a file cannot be read.
             DecodeError: a picture cannot be decoded.
         """
-        pictures = (
-            list(images)
-            if isinstance(images, Sequence) and not isinstance(images, (str, bytes))
-            else [images]
-        )
+        pictures = list(images) if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) else [images]
         if isinstance(images, Tensor) and images.ndim == 4:
             pictures = list(images)
         rows = []
@@ -89,9 +85,7 @@ class MMSSL:
         for start in range(0, len(captions), batch_size):
             tokens, mask = self.tokenizer.encode(captions[start : start + batch_size])
             rows.append(
-                self._evaluate(
-                    lambda t=tokens, m=mask: self.encoder.encode_text(t.to(self.device), m.to(self.device))
-                )
+                self._evaluate(lambda t=tokens, m=mask: self.encoder.encode_text(t.to(self.device), m.to(self.device)))
             )
         return torch.cat(rows) if rows else torch.empty(0, self.config.embed_dim)
 
@@ -103,11 +97,10 @@ class MMSSL:
         return dict(ranked)
 
     def save(self, folder: Path) -> None:
-        """Write model.safetensors, config.json and tokenizer/: all that `load` needs, on any machine without a network."""
+        """Write model.safetensors, config.json and tokenizer/: all that `load` needs, on any machine without
+        a network."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            name: tensor.detach().cpu().contiguous() for name, tensor in self.encoder.state_dict().items()
-        }
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.encoder.state_dict().items()}
         save_file(state, folder / "model.safetensors")
         self.tokenizer.save(folder / "tokenizer")
         record = {"format": FORMAT, "model": self._self_contained().model_dump(mode="json")}
@@ -178,14 +171,11 @@ def load(path: str | Path) -> MMSSL:
         raise UserError(f"{folder} is not a model of mmssl: {' '.join(str(error).split())[:300]}") from error
     encoder = build_dual_encoder(config, tokenizer.vocab_size, tokenizer.pad_id)
     own = encoder.state_dict()
-    differ = [
-        k
-        for k in own.keys() | state.keys()
-        if k not in own or k not in state or own[k].shape != state[k].shape
-    ]
+    differ = [k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape]
     if differ:
         raise UserError(
-            f"{folder}: weights and config.json do not fit together ({len(differ)} differences, first {sorted(differ)[0]})"
+            f"{folder}: weights and config.json do not fit together ({len(differ)} differences, first "
+            f"{sorted(differ)[0]})"
         )
     encoder.load_state_dict(state)
     return MMSSL(encoder.eval(), tokenizer, config)

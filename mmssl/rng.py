@@ -52,6 +52,4 @@ class RowRandom:
     def integers(self, high: int, *shape: int) -> torch.Tensor:
         """Uniform in 0..high-1, int64 [rows, *shape]."""
         device = self._generator.device
-        return torch.randint(high, (self._total, *shape), generator=self._generator, device=device)[
-            self._rows
-        ]
+        return torch.randint(high, (self._total, *shape), generator=self._generator, device=device)[self._rows]

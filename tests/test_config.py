@@ -74,9 +74,7 @@ def test_overrides_win_and_values_are_yaml(tmp_path: Path) -> None:
     """`key=value` replaces, creates sections on the way, and parses lists, numbers and null."""
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(tree()))
-    config = load_config(
-        path, ["train.steps=null", "train.minutes=0.5", "optim.betas=[0.8, 0.9]", "optim.lr=1e-3"]
-    )
+    config = load_config(path, ["train.steps=null", "train.minutes=0.5", "optim.betas=[0.8, 0.9]", "optim.lr=1e-3"])
     assert (config.train.steps, config.train.minutes, config.optim.betas, config.optim.lr) == (
         None,
         0.5,

@@ -68,9 +68,7 @@ def _replacement(norm: nn.BatchNorm2d, processes: Processes, device: torch.devic
     )
     if isinstance(new, _OverProcesses):
         new.processes = processes
-    extras = [
-        m for m in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(m, nn.Module)
-    ]
+    extras = [m for m in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(m, nn.Module)]
     new.after = nn.Sequential(*extras)
     new.weight, new.bias = norm.weight, norm.bias
     new.running_mean, new.running_var = norm.running_mean, norm.running_var

@@ -74,16 +74,12 @@ def build_dual_encoder(config: ModelConfig, vocab_size: int, pad_id: int) -> Dua
         with torch.no_grad():
             image_projection.weight.copy_(pretrained_projection)
     text_projection = _projection(text.width, config.embed_dim, config.projection)
-    return DualEncoder(
-        vision, text, image_projection, text_projection, config.init_temperature, config.max_logit_scale
-    )
+    return DualEncoder(vision, text, image_projection, text_projection, config.init_temperature, config.max_logit_scale)
 
 
 def _projection(width: int, embed_dim: int, kind: str) -> nn.Module:
     if kind == "mlp":
-        return nn.Sequential(
-            nn.Linear(width, embed_dim), nn.GELU(), nn.Linear(embed_dim, embed_dim, bias=False)
-        )
+        return nn.Sequential(nn.Linear(width, embed_dim), nn.GELU(), nn.Linear(embed_dim, embed_dim, bias=False))
     linear = nn.Linear(width, embed_dim, bias=False)
     nn.init.normal_(linear.weight, std=width**-0.5)
     return linear

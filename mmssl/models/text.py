@@ -45,26 +45,21 @@ class TextTower(nn.Module):
         self.requires_grad_(False)
         self._locked = True
         if unlocked_layers > 0:
-            blocks = next(
-                (m for m in self.encoder.modules() if isinstance(m, nn.ModuleList) and len(m) > 0), None
-            )
+            blocks = next((m for m in self.encoder.modules() if isinstance(m, nn.ModuleList) and len(m) > 0), None)
             if blocks is None:
-                raise UserError(
-                    "model.text.unlocked_layers: this tower has no list of blocks to unlock; set it to 0"
-                )
+                raise UserError("model.text.unlocked_layers: this tower has no list of blocks to unlock; set it to 0")
             for block in list(blocks)[-unlocked_layers:]:
                 block.requires_grad_(True)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "TextTower":
         """As nn.Module.train, but a fully locked tower stays in evaluation mode (no dropout)."""
-        return super().train(
-            mode and not (self._locked and not any(p.requires_grad for p in self.parameters()))
-        )
+        return super().train(mode and not (self._locked and not any(p.requires_grad for p in self.parameters())))
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """One vector a caption [B, W] from token vectors [B, L, W]: the first, the mean of real ones, or the last real one."""
+    """One vector a caption [B, W] from token vectors [B, L, W]: the first, the mean of real ones, or the
+    last real one."""
     if pooling == "cls":
         return hidden[:, 0]
     if pooling == "mean":
@@ -82,18 +77,18 @@ def build_text(config: TextConfig, vocab_size: int, pad_id: int) -> TextTower:
         UserError: the model cannot be found or built, or its vocabulary is smaller than the tokenizer's.
     """
     encoder = (
-        _from_config(config.config, vocab_size, pad_id)
-        if config.config is not None
-        else _pretrained(str(config.name))
+        _from_config(config.config, vocab_size, pad_id) if config.config is not None else _pretrained(str(config.name))
     )
     if encoder.config.vocab_size < vocab_size:
         raise UserError(
-            f"model.text: the tokenizer has {vocab_size} tokens, the tower {encoder.config.vocab_size}; use the tower's own tokenizer"
+            f"model.text: the tokenizer has {vocab_size} tokens, the tower {encoder.config.vocab_size}; use "
+            f"the tower's own tokenizer"
         )
     limit = getattr(encoder.config, "max_position_embeddings", None)
     if limit is not None and limit < config.max_tokens:
         raise UserError(
-            f"model.text.max_tokens={config.max_tokens}, but the tower has {limit} positions; lower model.text.max_tokens"
+            f"model.text.max_tokens={config.max_tokens}, but the tower has {limit} positions; lower "
+            f"model.text.max_tokens"
         )
     # The pooler's weights would get no gradient.
     if getattr(encoder, "pooler", None) is not None:
@@ -121,16 +116,15 @@ def _from_config(options: dict[str, Any], vocab_size: int, pad_id: int) -> Any:
 def _pretrained(name: str) -> Any:
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
-        raise UserError(
-            f"model.text.name={name}: the folder has no config.json; give a Hugging Face model folder"
-        )
+        raise UserError(f"model.text.name={name}: the folder has no config.json; give a Hugging Face model folder")
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
         model = AutoModel.from_pretrained(name)
     except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"model.text.name={name!r} is neither a folder here nor reachable on the hub: {' '.join(str(error).split())[:200]}"
+            f"model.text.name={name!r} is neither a folder here nor reachable on the hub: {reason}"
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)

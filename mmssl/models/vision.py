@@ -58,9 +58,7 @@ class VisionTower(nn.Module):
     std: Tensor
     trunk: Any
 
-    def __init__(
-        self, trunk: nn.Module, image_size: int, mean: Any, std: Any, projects: bool = False
-    ) -> None:
+    def __init__(self, trunk: nn.Module, image_size: int, mean: Any, std: Any, projects: bool = False) -> None:
         super().__init__()
         self.trunk = trunk
         self.image_size = image_size
@@ -93,9 +91,7 @@ class VisionTower(nn.Module):
         if keep is None:
             return self._encode(x)
         if self.select is None:
-            raise UserError(
-                "this vision tower cannot encode a subset of patches; use a ViT of open_clip or timm"
-            )
+            raise UserError("this vision tower cannot encode a subset of patches; use a ViT of open_clip or timm")
         self.select.keep = keep
         try:
             return self._encode(x)
@@ -135,7 +131,7 @@ class VisionTower(nn.Module):
 
 
 def build_vision(config: VisionConfig, embed_dim: int) -> tuple[VisionTower, Tensor | None]:
-    """The tower of a configuration and, where its weights bring one, the projection to the shared space [embed_dim, width].
+    """A configuration's tower and the projection to the shared space [embed_dim, width] its weights bring, if any.
 
     Raises:
         UserError: unknown library, model or option, or weights that do not fit.
@@ -172,9 +168,7 @@ def _open_clip_tower(config: VisionConfig, name: str, embed_dim: int) -> tuple[V
         overrides |= {"embed_dim": embed_dim, "text_cfg": _TINY_TEXT}
     try:
         with _quiet(config.pretrained is None):
-            model = open_clip.create_model(
-                name, pretrained=config.pretrained, pretrained_text=False, **overrides
-            )
+            model = open_clip.create_model(name, pretrained=config.pretrained, pretrained_text=False, **overrides)
     except (RuntimeError, TypeError, OSError, ValueError) as error:
         raise UserError(f"model.vision: open_clip could not build {name!r}: {_one_line(error)}") from error
     visual = model.visual
@@ -198,7 +192,8 @@ def _open_clip_tower(config: VisionConfig, name: str, embed_dim: int) -> tuple[V
     tower = VisionTower(visual, side, *statistics, projects=True)
     if tower.width != embed_dim:
         raise UserError(
-            f"model.embed_dim={embed_dim}, but {config.name} projects to {tower.width}; set model.embed_dim={tower.width}"
+            f"model.embed_dim={embed_dim}, but {config.name} projects to {tower.width}; set "
+            f"model.embed_dim={tower.width}"
         )
     return tower, None
 
@@ -222,9 +217,7 @@ def _timm_tower(config: VisionConfig, name: str) -> VisionTower:
     return VisionTower(_with_patch_select(trunk), int(side), settings["mean"], settings["std"])
 
 
-def _create_timm(
-    name: str, config: VisionConfig, options: dict[str, Any], pretrained: bool, takes_size: bool
-) -> Any:
+def _create_timm(name: str, config: VisionConfig, options: dict[str, Any], pretrained: bool, takes_size: bool) -> Any:
     arguments = {"pretrained": pretrained and config.pretrained is not None, "num_classes": 0, **options}
     if takes_size:
         try:

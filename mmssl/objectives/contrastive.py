@@ -48,5 +48,6 @@ class Contrastive(Objective):
         total = info_nce(image, text, scale, ranks=processes)
         with torch.no_grad():
             rows = image[:ACCURACY_ROWS]
-            hits = (rows @ text.T).argmax(1) == torch.arange(len(rows), device=rows.device)
+            texts, offset = processes.gather(text)
+            hits = (rows @ texts.T).argmax(1) == torch.arange(offset, offset + len(rows), device=rows.device)
         return Output(total, {"accuracy": (hits.sum(), len(rows)), "logit_scale": (scale.detach(), 1.0)})

@@ -45,9 +45,7 @@ class Weighted:
 class Mixer(nn.Module):
     """The dual encoder with its objectives, as one module with one forward a backward pass (as DDP wants)."""
 
-    def __init__(
-        self, encoder: DualEncoder, objectives: Mapping[str, Objective], processes: Processes
-    ) -> None:
+    def __init__(self, encoder: DualEncoder, objectives: Mapping[str, Objective], processes: Processes) -> None:
         super().__init__()
         self.encoder = encoder
         self.objectives = nn.ModuleDict(objectives)
@@ -77,9 +75,7 @@ class Mixer(nn.Module):
         self, predictions: Mapping[str, Predictions], inputs: Inputs, active: Mapping[str, Weighted]
     ) -> tuple[Tensor, dict[str, Output]]:
         """The weighted total of some objectives, and each one's own output."""
-        outputs = {
-            name: self.objective(name).loss(predictions[name], inputs, self.processes) for name in active
-        }
+        outputs = {name: self.objective(name).loss(predictions[name], inputs, self.processes) for name in active}
         parts = [active[name].weight * active[name].scale * output.total for name, output in outputs.items()]
         return torch.stack(parts).sum(), outputs
 
@@ -88,8 +84,9 @@ class Mixer(nn.Module):
     ) -> tuple[Tensor, dict[str, Output]]:
         """The scalar to back-propagate for these samples, and each objective's output.
 
-        With `cached`, the named objectives' losses were taken on the whole batch before; their gradients with respect to
-        these samples' predictions are given, and the inner product with them stands for the loss (GradCache, Gao et al. 2021).
+        With `cached`, the named objectives' losses were taken on the whole batch before; their gradients with respect
+        to these samples' predictions are given, and the inner product with them stands for the loss (GradCache, Gao
+        et al. 2021).
         """
         cached = cached or {}
         predictions = self.predict(inputs, active)
@@ -103,11 +100,7 @@ class Mixer(nn.Module):
                 total = total + (predictions[name][key].float() * gradient).sum()
         # DDP waits for a gradient of every weight, also of objectives that rest at this step.
         resting = [
-            p
-            for name, o in self.objectives.items()
-            if name not in active
-            for p in o.parameters()
-            if p.requires_grad
+            p for name, o in self.objectives.items() if name not in active for p in o.parameters() if p.requires_grad
         ]
         for parameter in resting:
             total = total + 0 * parameter.sum()
@@ -117,9 +110,7 @@ class Mixer(nn.Module):
         tower: nn.Module = self.encoder.vision if forward.tower == "vision" else self.encoder.text
         x, mask = inputs[forward.input], inputs[forward.mask] if forward.mask else None
         # A locked tower needs no graph.
-        with torch.set_grad_enabled(
-            torch.is_grad_enabled() and any(p.requires_grad for p in tower.parameters())
-        ):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in tower.parameters())):
             encoded = tower(x, mask)
         assert isinstance(encoded, Encoded)
         return encoded

@@ -54,7 +54,8 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"could not write checkpoint {final}: {error}; free some space, then go on with --resume from the previous one"
+            f"could not write checkpoint {final}: {error}; free some space, then go on with --resume from the "
+            f"previous one"
         ) from error
     return final
 
@@ -135,7 +136,8 @@ def load_model_state(module: nn.Module, state: Mapping[str, Tensor], where: str)
         ]
         count = len(missing) + len(extra) + len(shapes)
         raise UserError(
-            f"{where} holds another architecture than the configuration builds ({count} differences: {'; '.join(problems)})"
+            f"{where} holds another architecture than the configuration builds "
+            f"({count} differences: {'; '.join(problems)})"
         )
     module.load_state_dict(dict(state))
 

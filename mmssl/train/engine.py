@@ -19,9 +19,10 @@ from torch import Tensor
 
 from mmssl import build
 from mmssl.config import Config, dump_config
-from mmssl.data.loader import sources_of
+from mmssl.data.sources import sources_of
 from mmssl.distributed import processes
 from mmssl.evaluate import suite
+from mmssl.evaluate.datasets import open_dataset
 from mmssl.evaluate.tables import Metrics, write_json
 from mmssl.model import MMSSL
 from mmssl.models.batch_norm import synchronize_batch_norm
@@ -82,9 +83,7 @@ class Engine:
         if config.train.sync_batch_norm and self.processes.world > 1:
             synchronize_batch_norm(self.mixer, self.processes, self.accelerator.device)
         self.mixer.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.stream = build.build_stream(
-            config, self.mixer, self.tokenizer, config.run_dir / "bad_samples.jsonl"
-        )
+        self.stream = build.build_stream(config, self.mixer, self.tokenizer, config.run_dir / "bad_samples.jsonl")
         self.counted = replace(self.stream.counters())
         self.length = training_length(config.train, config.data.batch_size, self.stream.samples_per_epoch)
         self.optimizer = build_optimizer(self.mixer.named_parameters(), config.optim)
@@ -122,9 +121,7 @@ class Engine:
 
     def _open_logs(self) -> dict[str, StepLog]:
         names = ["metrics", "sample_ids"] if self.config.train.log_samples else ["metrics"]
-        return {
-            name: StepLog(self.config.run_dir / f"{name}.jsonl", self.step) for name in names if self.main
-        }
+        return {name: StepLog(self.config.run_dir / f"{name}.jsonl", self.step) for name in names if self.main}
 
     def _loop(self) -> None:
         self.mark = self.saved = time.monotonic()
@@ -164,9 +161,7 @@ class Engine:
         weights = {name: weight for name, weight in weights.items() if weight > 0}
         self.model.train()
         micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else None
-        tally = backward(
-            self.model, self.mixer, batch, weights, (config.seed, "step", step), micro, self.accelerator
-        )
+        tally = backward(self.model, self.mixer, batch, weights, (config.seed, "step", step), micro, self.accelerator)
         norm = self._update()
         now = time.monotonic()
         seconds, self.mark = now - self.mark, now
@@ -176,7 +171,8 @@ class Engine:
             "samples": (step + 1) * config.data.batch_size,
             "samples_per_s": config.data.batch_size / max(seconds, 1e-9),
             "data_wait": min(wait / max(seconds, 1e-9), 1.0),
-        } | self._stream_record(seconds)
+            **self._stream_record(seconds),
+        }
         return self._reduce(tally, weights, norm, seconds, record, batch)
 
     def _stream_record(self, seconds: float) -> Record:
@@ -193,9 +189,7 @@ class Engine:
     def _update(self) -> Tensor:
         """Clip, step, follow with the EMA; an update that is not finite is skipped on the device. Returns the norm."""
         clip = self.config.optim.clip_norm
-        norm: Tensor = self.accelerator.clip_grad_norm_(
-            self.mixer.parameters(), float("inf") if clip is None else clip
-        )
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.mixer.parameters(), float("inf") if clip is None else clip)
         finite = torch.isfinite(norm)
         if self.accelerator.scaler is None:
             # AdamW's fused kernel leaves everything as it is where this is 1, without asking the host.
@@ -258,16 +252,16 @@ class Engine:
             self.logs["metrics"].write(record)
             if step.ids is not None:
                 self.logs["sample_ids"].write({"step": step.step, "ids": step.ids.tolist()})
-            self.accelerator.log(
-                {k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step.step
-            )
+            self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step.step)
             self.bar.update(record, self.length.progress(step.step, self.seconds))
         if self.skipped_in_row >= self.config.train.nonfinite_limit:
             path = self.config.run_dir / f"nonfinite-step-{step.step}-rank-{self.processes.rank}.json"
             path.write_text(json.dumps({"step": step.step, "keys": step.keys}), encoding="utf-8")
             raise UserError(
-                f"the loss or gradient was not finite at {self.skipped_in_row} steps in a row up to {step.step}; the samples of the "
-                f"last one are named in {path}; lower optim.lr or use train.precision=bf16, then --resume from the last checkpoint"
+                f"the loss or gradient was not finite at {self.skipped_in_row} steps in a row up to "
+                f"{step.step}; the samples of the "
+                f"last one are named in {path}; lower optim.lr or use train.precision=bf16, then --resume "
+                f"from the last checkpoint"
             )
 
     def _model(self) -> MMSSL:
@@ -278,7 +272,8 @@ class Engine:
         )
 
     def _evaluate(self, out: Path | None) -> dict[str, Metrics]:
-        """Judge the present model (its EMA if there is one) on the configured suites; every process gets the figures."""
+        """Judge the present model (its EMA if there is one) on the configured suites; every process gets the
+        figures."""
         suites = self.config.evaluate.suites
         results: dict[str, Metrics] = {}
         if self.main and suites:
@@ -293,14 +288,9 @@ class Engine:
                 draw=out is not None,
             )
             with (self.config.run_dir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-                file.write(
-                    json.dumps({"step": self.step, "seconds": self.seconds, "results": results}) + "\n"
-                )
+                file.write(json.dumps({"step": self.step, "seconds": self.seconds, "results": results}) + "\n")
             figures = {
-                f"eval/{n}/{k}": v
-                for n, m in results.items()
-                for k, v in m.items()
-                if isinstance(v, (int, float))
+                f"eval/{n}/{k}": v for n, m in results.items() for k, v in m.items() if isinstance(v, (int, float))
             }
             self.accelerator.log(figures, step=self.step)
         results = self.processes.broadcast(results)
@@ -322,7 +312,7 @@ class Engine:
         """Write a checkpoint; the others wait, so that none runs ahead of a failed write."""
         if self.main:
             folder = self.config.run_dir / "checkpoints"
-            names = {parameter: name for name, parameter in self.mixer.named_parameters()}
+            names: dict[Tensor, str] = {parameter: name for name, parameter in self.mixer.named_parameters()}
             tensors = dict(self.mixer.state_dict())
             if self.ema is not None:
                 tensors |= {f"ema.{name}": value for name, value in self.ema.encoder.state_dict().items()}
@@ -349,9 +339,7 @@ class Engine:
         for line in passed:
             self.console.print(f"passed over: {line}", style="yellow")
         tensors, optimizer, state = checkpoint.load_checkpoint(path)
-        ema = {
-            name.removeprefix("ema."): tensors.pop(name) for name in list(tensors) if name.startswith("ema.")
-        }
+        ema = {name.removeprefix("ema."): tensors.pop(name) for name in list(tensors) if name.startswith("ema.")}
         checkpoint.load_model_state(self.mixer, tensors, f"checkpoint {path}")
         if self.ema is not None:
             checkpoint.load_model_state(self.ema.encoder, ema, f"checkpoint {path} (EMA)")
@@ -400,9 +388,12 @@ def _check(config: Config, world: int, resume: bool) -> None:
         )
     if config.data.batch_size % world:
         raise UserError(
-            f"data.batch_size={config.data.batch_size} does not divide by the {world} processes; pick a multiple of {world}"
+            f"data.batch_size={config.data.batch_size} does not divide by the {world} processes; pick a "
+            f"multiple of {world}"
         )
     sources_of(config.data.train, config.data.allow_pipe)
+    for name, entry in config.evaluate.suites.items():
+        open_dataset(entry.data, name=name)
 
 
 def _claim(config: Config, resume: bool) -> None:

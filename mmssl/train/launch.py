@@ -22,8 +22,7 @@ def missing_processes() -> int | None:
     environment = os.environ
     on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     launched_by_mpi = any(
-        key in environment
-        for key in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+        key in environment for key in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
     )
     if not on_cpu or "MASTER_ADDR" not in environment or launched_by_mpi:
         return None
@@ -37,7 +36,8 @@ def missing_processes() -> int | None:
 
 
 def start(count: int, arguments: Sequence[str]) -> None:
-    """Run `python -m mmssl.train ARGUMENTS` as `count` processes on this machine; exits with the first failure's code."""
+    """Run `python -m mmssl.train ARGUMENTS` as `count` processes on this machine; exits with the first
+    failure's code."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
     command = ["--standalone", "--nproc_per_node", str(count), "-m", "mmssl.train", *arguments]
     try:

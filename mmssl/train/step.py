@@ -95,16 +95,11 @@ def _cache_gradients(
         _reseed(seed, start + a)
         with torch.no_grad(), accelerator.autocast():
             parts.append(mixer.predict(_rows(inputs, a, b), coupled))
-    leaves = {
-        name: {key: _join([part[name][key] for part in parts]) for key in parts[0][name]} for name in coupled
-    }
+    leaves = {name: {key: _join([part[name][key] for part in parts]) for key in parts[0][name]} for name in coupled}
     total, outputs = mixer.losses(leaves, inputs, coupled)
     torch.autograd.backward(total)
     _record(tally, outputs)
-    return {
-        name: {key: _gradient(leaf, len(chunks)) for key, leaf in kept.items()}
-        for name, kept in leaves.items()
-    }
+    return {name: {key: _gradient(leaf, len(chunks)) for key, leaf in kept.items()} for name, kept in leaves.items()}
 
 
 def _join(parts: list[Tensor]) -> Tensor:

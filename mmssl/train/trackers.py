@@ -47,9 +47,7 @@ class _Remaining(ProgressColumn):
             return Text("ETA --:--")
         left = int(elapsed * (1 - done) / done)
         hours, minutes, seconds = left // 3600, left // 60 % 60, left % 60
-        return Text(
-            f"ETA {hours}:{minutes:02d}:{seconds:02d}" if hours else f"ETA {minutes:02d}:{seconds:02d}"
-        )
+        return Text(f"ETA {hours}:{minutes:02d}:{seconds:02d}" if hours else f"ETA {minutes:02d}:{seconds:02d}")
 
 
 class ProgressBar:

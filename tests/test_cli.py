@@ -1,0 +1,173 @@
+"""Bad input ends in one line that says what, where and what to do, exit code 2, and nothing half-written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from mmssl.cli import main
+from mmssl.config import parse_config
+from mmssl.train.engine import train
+from tests.pairs import run_tree, write_pairs
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 small pictures in two tars."""
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="module")
+def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two steps."""
+    run = tmp_path_factory.mktemp("runs") / "done"
+    train(parse_config(run_tree(shards, run, train__steps=2), "test"))
+    return run
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    """The command exits with 2 and one line on stderr that holds the words."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert caught.value.code == 2
+    assert len(lines) == 1, lines
+    assert [word for word in words if word not in lines[0]] == []
+    assert "Traceback" not in lines[0]
+
+
+def configured(shards: Path, run: Path, path: Path) -> str:
+    path.write_text(yaml.safe_dump(run_tree(shards, run, train__steps=2)))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("optim.lrr=1", ["optim.lrr", "did you mean 'optim.lr'"]),
+        ("data.train={here}/none-*.tar", ["none-*.tar", "match"]),
+        ("data.train={here}/none.tar", ["none.tar"]),
+        ("data.batch_size=4096", ["4096", "48"]),
+        ("model.text={{name: {here}/empty}}", ["empty", "tokenizer"]),
+        ("model.vision.name=timm:resnet10tt", ["resnet10tt", "resnet10t"]),
+        ("objectives.contrastive.temperature=1", ["objectives.contrastive.temperature"]),
+        ("objectives.contrastiv.weight=1", ["contrastiv", "contrastive"]),
+        ("run_dir=/proc/none", ["/proc/none", "cannot be written"]),
+        ("run_dir={here}/c.yaml/run", ["c.yaml/run", "cannot be written"]),
+        ("evaluate.suites.x.data={here}/nowhere", ["nowhere"]),
+        ("data.captions=['{{title}}']", ["title", "txt"]),
+        ("train.precision=fp16", ["fp16", "bf16"]),
+    ],
+)
+def test_training_refuses_bad_input(
+    change: str, words: list[str], shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each mistake is named before a run folder exists."""
+    if torch.cuda.is_available() and "fp16" in change:
+        change, words = "train.precision=fp8", ["fp8", "bf16"]
+    (tmp_path / "empty").mkdir()
+    path = configured(shards, tmp_path / "run", tmp_path / "c.yaml")
+    fails(["train", path, change.format(here=tmp_path)], capsys, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_is_never_overwritten(
+    finished: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training into a folder that exists is refused, with the way to go on; its files stay."""
+    before = (finished / "metrics.jsonl").read_bytes()
+    fails(["train", configured(shards, finished, tmp_path / "c.yaml")], capsys, str(finished), "--resume")
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_architecture_says_what_differs(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resuming with another tower names the weights that do not fit, and leaves the run as it was."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    saved = (run / "config.yaml").read_bytes()
+    fails(["train", "--resume", str(run), "model.embed_dim=12"], capsys, "another architecture", "projection")
+    assert (run / "config.yaml").read_bytes() == saved
+
+
+def test_resuming_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder without config.yaml is named."""
+    fails(["train", "--resume", str(tmp_path)], capsys, str(tmp_path), "config.yaml")
+    fails(["train"], capsys, "configs/quickstart.yaml")
+    fails(["train", str(tmp_path / "none.yaml")], capsys, "none.yaml")
+
+
+def test_evaluation_refuses_what_does_not_fit(
+    finished: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Too few class names, no data, no model, and an unwritable output are each named; no figures file appears."""
+    few = tmp_path / "few.txt"
+    few.write_text("red\ngreen\n")
+    out = tmp_path / "figures.json"
+    common = ["--json", str(out)]
+    pattern = str(shards / "*.tar")
+    fails(["eval", str(finished), pattern, "--classnames", str(few), *common], capsys, "few.txt")
+    fails(["eval", str(finished), str(tmp_path / "none-*.tar"), *common], capsys, "none-*.tar")
+    fails(["eval", str(tmp_path), pattern, *common], capsys, str(tmp_path), "no model")
+    fails(["eval", str(finished), pattern, "--task", "zeroshot", *common], capsys, "zeroshot", "zero_shot")
+    assert not out.exists()
+    fails(["eval", str(finished), pattern, "--json", "/proc/none/x.json"], capsys, "/proc/none/x.json")
+    fails(["eval", str(finished), pattern, "--out", "/proc/none"], capsys, "/proc/none")
+
+
+def test_a_model_folder_that_does_not_fit_together_is_refused(
+    finished: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights of another shape, and a configuration of another format, are named."""
+    model = tmp_path / "model"
+    shutil.copytree(finished / "model", model)
+    save_file({"x": torch.zeros(1)}, model / "model.safetensors")
+    fails(["eval", str(model), str(shards / "*.tar")], capsys, "do not fit together")
+    (model / "config.json").write_text(json.dumps({"format": 9}))
+    fails(["eval", str(model), str(shards / "*.tar")], capsys, "format 9")
+
+
+def test_eval_writes_figures_tables_and_pictures(
+    finished: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both tasks on the same shards; --json holds what is printed, --out holds tables and pictures."""
+    for task, figure in (("zero_shot", "acc1"), ("retrieval", "image_retrieval_recall@1")):
+        out = tmp_path / task
+        main_ok(
+            ["eval", str(finished), str(shards / "*.tar"), "--task", task, "--json", f"{out}.json", "--out", str(out)]
+        )
+        (figures,) = json.loads(Path(f"{out}.json").read_text()).values()
+        assert 0 <= figures[figure] <= 1
+        assert list(out.rglob("*.png"))
+        assert figure in capsys.readouterr().out
+
+
+def test_show_needs_no_data(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`show` prints the resolved configuration, counts, length, curve and plan although the shards do not exist."""
+    path = configured(tmp_path / "nowhere", tmp_path / "run", tmp_path / "c.yaml")
+    main_ok(["show", path, "optim.lr=3e-3"])
+    printed = capsys.readouterr().out
+    for word in ("lr: 0.003", "vision tower", "2 steps of 8 pairs", "peak 0.003", "vision tower on view.main"):
+        assert word in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_is_learnt_from_shards(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`tokenizer train` writes a folder that the configuration can name."""
+    main_ok(["tokenizer", "train", str(shards / "*.tar"), "--out", str(tmp_path / "tok"), "--vocab-size", "80"])
+    assert (tmp_path / "tok" / "tokenizer.json").is_file()
+    path = configured(shards, tmp_path / "run", tmp_path / "c.yaml")
+    main_ok(["show", path, f"model.text.tokenizer={tmp_path / 'tok'}"])
+
+
+def main_ok(arguments: list[str]) -> None:
+    """The command ends with exit code 0."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert not caught.value.code

@@ -3,8 +3,8 @@
 The losses look at scale * left @ right.T [n, N]. Here it exists one block at a time, in two buffers whose
 size does not grow with the batch, and a backward pass computes blocks anew where it needs them: memory
 O(n + N) in place of O(n N). In products of that size, InfoNCE takes 4 (1 forward, 1 anew and 2 for the
-gradients backward) and SigLIP 3. Their plain forms take 3, but from some size on, moving the matrix costs more
-than a product.
+gradients backward) and SigLIP 3. Their plain forms take 3, but from some size on, moving the matrix costs
+more than a product.
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,7 +7,7 @@ FOLDER/test/nshards.txt, FOLDER/test/0.tar ...   or flat: FOLDER/test-*.tar or F
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mmssl.data.patterns import expand
-from mmssl.data.reader import BadSample, iter_samples
+from mmssl.data.reader import iter_samples
+from mmssl.data.sample import BadSample
 from mmssl.evaluate.prompts import Templates, read_classnames, read_templates
 from mmssl.types import Sample, UserError
 
@@ -43,6 +44,8 @@ class Dataset:
     """The file they came from, for messages."""
     templates: Templates | None
     """Prompt templates that came with the data."""
+    train: tuple[str, ...] | None
+    """The shards of its training split, if it has one."""
     label: str | None
     """The field that holds the label: `cls`, or an entry of the JSON member. None: `cls`, or else `label`."""
 
@@ -76,12 +79,7 @@ def open_dataset(
         UserError: there are no shards, or a file is missing or of another form.
     """
     shards, home = _find(spec, split)
-    if (
-        classnames is None
-        and home is not None
-        and (home / CLASSNAMES_FILE).is_file()
-        and label in (None, "cls")
-    ):
+    if classnames is None and home is not None and (home / CLASSNAMES_FILE).is_file() and label in (None, "cls"):
         classnames = home / CLASSNAMES_FILE
     if templates is None and home is not None and (home / TEMPLATES_FILE).is_file():
         templates = home / TEMPLATES_FILE
@@ -94,6 +92,7 @@ def open_dataset(
         else (None if classnames is None else tuple(classnames)),
         classnames_source=str(classnames) if isinstance(classnames, str | Path) else "the class names given",
         templates=read_templates(templates) if isinstance(templates, str | Path) else templates,
+        train=_train_shards(spec) if split != "train" else None,
         label=label,
     )
 
@@ -107,10 +106,21 @@ def find_datasets(folder: str | Path, split: str = "test") -> dict[str, Path]:
     root = Path(folder)
     found = [path for path in sorted([root, *root.rglob("*")]) if path.is_dir() and _is_dataset(path, split)]
     if not found:
-        raise UserError(
-            f"no data set under {folder}; a data set is a folder with {' or '.join(_patterns(split))}"
-        )
+        raise UserError(f"no data set under {folder}; a data set is a folder with {' or '.join(_patterns(split))}")
     return {(path.name if path == root else "-".join(path.relative_to(root).parts)): path for path in found}
+
+
+def training_split(dataset: Dataset) -> Dataset:
+    """The same data set with its training shards in place of its own.
+
+    Raises:
+        UserError: it has none.
+    """
+    if dataset.train is None:
+        raise UserError(
+            f"data set {dataset.name!r} has no training split; give a folder with train/*.tar or train-*.tar"
+        )
+    return replace(dataset, shards=dataset.train, train=None)
 
 
 def read(dataset: Dataset, on_bad: Callable[[BadSample], None]) -> Iterator[Sample]:
@@ -118,17 +128,24 @@ def read(dataset: Dataset, on_bad: Callable[[BadSample], None]) -> Iterator[Samp
     yield from iter_samples(dataset.shards, need_text=False, on_bad=on_bad)
 
 
-def label_of(sample: Sample, dataset: Dataset) -> int | str:
+def label_of(dataset: Dataset, sample: Sample) -> int | str:
     """The class index of a sample, or its class name where there are no class names to count.
 
     Raises:
         UserError: the sample has no label, or one that does not fit the class names.
     """
-    field = _label_field(sample, dataset)
-    value = sample.fields[field]
+    return label_index(dataset, sample, sample.fields[_label_field(dataset, sample)])
+
+
+def label_index(dataset: Dataset, sample: Sample, value: Any) -> int | str:
+    """One label of a sample: the class index, or the class name where there are no class names to count.
+
+    Raises:
+        UserError: it does not fit the class names, or is a number and there are none.
+    """
     names = dataset.classnames
     if names is None:
-        if field == "cls" and isinstance(value, int):
+        if isinstance(value, int) and dataset.label is None:
             raise UserError(
                 f"no class names for the labels in {Path(sample.shard).parent}; "
                 f"put {CLASSNAMES_FILE} there (one name a line), or give a file"
@@ -137,20 +154,20 @@ def label_of(sample: Sample, dataset: Dataset) -> int | str:
     index = value if isinstance(value, int) else dataset.positions.get(str(value))
     if index is None:
         raise UserError(
-            f"label {value!r} of {_where(sample)} is not among the {len(names)} class names "
+            f"label {value!r} of {where(sample)} is not among the {len(names)} class names "
             f"of {dataset.classnames_source}; add it there"
         )
     if not 0 <= index < len(names):
         raise UserError(
-            f"label {index} of {_where(sample)} does not fit the {len(names)} class names "
+            f"label {index} of {where(sample)} does not fit the {len(names)} class names "
             f"of {dataset.classnames_source} (0 to {len(names) - 1}); give the names of these shards"
         )
     return index
 
 
-def labels_of(samples: Sequence[Sample], dataset: Dataset) -> tuple[tuple[str, ...], Tensor]:
+def labels_of(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, ...], Tensor]:
     """Class names and each sample's class, int64 [N]. Names not given: the distinct labels, sorted."""
-    labels = [label_of(sample, dataset) for sample in samples]
+    labels = [label_of(dataset, sample) for sample in samples]
     if dataset.classnames is not None:
         return dataset.classnames, torch.tensor(labels, dtype=torch.int64)
     names = tuple(sorted({str(label) for label in labels}))
@@ -166,10 +183,13 @@ def captions_of(sample: Sample) -> list[str]:
     """
     captions = [line.strip() for line in str(sample.fields.get("txt", "")).splitlines() if line.strip()]
     if not captions:
-        raise UserError(
-            f"{_where(sample)} has no caption; retrieval needs a .txt member (a caption a line) in each"
-        )
+        raise UserError(f"{where(sample)} has no caption; retrieval needs a .txt member (a caption a line) in each")
     return captions
+
+
+def where(sample: Sample) -> str:
+    """The sample as messages name it."""
+    return f"{sample.key} in {sample.shard}"
 
 
 def _find(spec: str | Path | Sequence[str], split: str) -> tuple[list[str], Path | None]:
@@ -200,6 +220,12 @@ def _folder_shards(home: Path, split: str) -> list[str]:
         f"no data set in {home}: neither {' nor '.join(_patterns(split))} is there; "
         f"give a pattern of shards, such as {home}/*.tar"
     )
+
+
+def _train_shards(spec: str | Path | Sequence[str]) -> tuple[str, ...] | None:
+    if not (isinstance(spec, str | Path) and Path(spec).is_dir() and _is_dataset(Path(spec), "train")):
+        return None
+    return tuple(expand(_folder_shards(Path(spec), "train")))
 
 
 def _patterns(split: str) -> tuple[str, ...]:
@@ -234,7 +260,7 @@ def _name(spec: str | Path | Sequence[str], shards: Sequence[str]) -> str:
     return "-".join(part for part in parts if part) or "data"
 
 
-def _label_field(sample: Sample, dataset: Dataset) -> str:
+def _label_field(dataset: Dataset, sample: Sample) -> str:
     fields: dict[str, Any] = sample.fields
     wanted = [dataset.label] if dataset.label is not None else ["cls", "label"]
     for field in wanted:
@@ -242,10 +268,6 @@ def _label_field(sample: Sample, dataset: Dataset) -> str:
             return field
     has = ", ".join(sorted(fields)) or "none"
     raise UserError(
-        f"{_where(sample)} has no label {' or '.join(map(repr, wanted))} (its fields: {has}); "
+        f"{where(sample)} has no label {' or '.join(map(repr, wanted))} (its fields: {has}); "
         "name the field that holds the label"
     )
-
-
-def _where(sample: Sample) -> str:
-    return f"{sample.key} in {sample.shard}"

@@ -54,14 +54,15 @@ def top_k(features: Tensor, weights: Tensor, k: int) -> Outcome:
         features: [N, D], N >= 1.
         weights: class vectors [C, D], C >= k.
     """
-    scores, best, first = [], [], []
-    for block in _blocks(features, len(weights)):
-        logits = block @ weights.T
-        found = logits.topk(k, dim=1)
-        scores.append(found.values)
-        best.append(found.indices)
-        first.append(logits.argmax(dim=1))
+    parts = [best_of(block @ weights.T, k) for block in _blocks(features, len(weights))]
+    scores, best, first = zip(*((part.scores, part.best, part.first) for part in parts), strict=True)
     return Outcome(torch.cat(scores), torch.cat(best), torch.cat(first))
+
+
+def best_of(scores: Tensor, k: int) -> Outcome:
+    """The k best classes of each row of scores [N, C], as `top_k` finds them."""
+    found = scores.topk(k, dim=1)
+    return Outcome(found.values, found.indices, scores.argmax(dim=1))
 
 
 def confidence(features: Tensor, weights: Tensor, logit_scale: float) -> Tensor:
@@ -149,6 +150,8 @@ class Ranking:
 
     hits: dict[int, Tensor]
     """k -> whether a right candidate is among the k best, bool [Q]."""
+    average_precision: Tensor
+    """Mean precision at the right ones among the K best (K: the largest k), of as many as fit there, [Q]."""
     ranks: Tensor
     """Rank of the best right candidate, from 1; equals share the mean of their ranks. float64 [Q]."""
 
@@ -168,7 +171,7 @@ def rank(
     """
     assert all(1 <= k <= len(candidates) for k in ks)
     hits: dict[int, list[Tensor]] = {k: [] for k in ks}
-    ranks = []
+    ranks, precisions = [], []
     blocks = _blocks(queries, len(candidates)), _blocks(query_group, len(candidates))
     for block, group in zip(*blocks, strict=True):
         scores = block @ candidates.T
@@ -176,11 +179,14 @@ def rank(
         found = right.gather(1, scores.topk(max(ks), dim=1).indices)
         for k in ks:
             hits[k].append(found[:, :k].any(dim=1))
+        precision = found.cumsum(dim=1) / torch.arange(1, max(ks) + 1)
+        possible = right.sum(dim=1).clamp(max=max(ks))
+        precisions.append((precision * found).sum(dim=1).double() / possible)
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
         better = (scores > best).sum(dim=1)
         equal = ((scores == best) & ~right).sum(dim=1)
         ranks.append(1 + better.double() + equal.double() / 2)
-    return Ranking({k: torch.cat(h) for k, h in hits.items()}, torch.cat(ranks))
+    return Ranking({k: torch.cat(h) for k, h in hits.items()}, torch.cat(precisions), torch.cat(ranks))
 
 
 def share(values: Tensor) -> float:

@@ -20,9 +20,7 @@ def fill(classnames: Sequence[str], templates: Templates) -> list[list[str]]:
         return [[template.replace("{c}", name) for template in templates] for name in classnames]
     missing = [name for name in classnames if name not in templates]
     if missing:
-        raise UserError(
-            f"the class-specific prompts lack class {missing[0]!r}; add one or use templates with {{c}}"
-        )
+        raise UserError(f"the class-specific prompts lack class {missing[0]!r}; add one or use templates with {{c}}")
     return [list(templates[name]) for name in classnames]
 
 
@@ -62,9 +60,7 @@ def read_templates(source: str | Path) -> Templates:
     templates = tuple(line.strip() for line in text.splitlines() if line.strip())
     for template in templates:
         if "{c}" not in template:
-            raise UserError(
-                f"template {template!r} in {path} has no {{c}}; write {{c}} where the class name goes"
-            )
+            raise UserError(f"template {template!r} in {path} has no {{c}}; write {{c}} where the class name goes")
     if not templates:
         raise UserError(f"{path} is empty; write one template a line, for example: a photo of a {{c}}.")
     return templates
@@ -81,9 +77,7 @@ def imagenet_templates(simple: bool = False) -> tuple[str, ...]:
     """OpenAI's 80 ImageNet templates, or their subset of 7."""
     from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
-    return tuple(
-        template("{c}") for template in (SIMPLE_IMAGENET_TEMPLATES if simple else OPENAI_IMAGENET_TEMPLATES)
-    )
+    return tuple(template("{c}") for template in (SIMPLE_IMAGENET_TEMPLATES if simple else OPENAI_IMAGENET_TEMPLATES))
 
 
 def _class_prompts(path: Path, text: str) -> dict[str, tuple[str, ...]]:
@@ -92,9 +86,7 @@ def _class_prompts(path: Path, text: str) -> dict[str, tuple[str, ...]]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(tree, dict):
-        raise UserError(
-            f"{path} must be an object of class name -> list of prompts, found {type(tree).__name__}"
-        )
+        raise UserError(f"{path} must be an object of class name -> list of prompts, found {type(tree).__name__}")
     for name, prompts in tree.items():
         if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
             raise UserError(f"class {name!r} in {path} must have a non-empty list of prompts")

@@ -2,7 +2,7 @@
 
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from mmssl.data.decode import Pixels, decode
-from mmssl.data.reader import BadSample
+from mmssl.data.sample import BadSample
+from mmssl.evaluate.classification import Classification
 from mmssl.evaluate.datasets import Dataset, read
 from mmssl.evaluate.embed import Pictures
 from mmssl.evaluate.metrics import Confusion, confusion_matrix
 from mmssl.evaluate.retrieval import Retrieval
-from mmssl.evaluate.zero_shot import ZeroShot
 from mmssl.rng import generator
 
 GREEN, RED, GRAY = "#1a7f37", "#c93c37", "#d0d7de"
@@ -63,20 +63,28 @@ class Page:
         self.axes.text(x, y, text, **(usual | style))
 
 
-def draw_zero_shot(
-    folder: Path, name: str, dataset: Dataset, pictures: Pictures, found: ZeroShot, logit_scale: float | None
+def draw_classification(
+    folder: Path,
+    name: str,
+    dataset: Dataset,
+    pictures: Pictures,
+    found: Classification,
+    scores: Callable[[Tensor], Tensor],
+    probable: bool,
 ) -> None:
     """examples.png and, where something went wrong, confused.png in `folder`.
 
     Args:
-        logit_scale: with it the bars of the examples are probabilities, else cosine similarities.
+        scores: features [n, D] -> what the bars of the examples show, [n, C].
+        probable: whether these are probabilities.
     """
     rows = _examples(found.predictions == found.labels)
     pairs = found.confusions[:12]
     faces = [_faces(found, pair) for pair in pairs]
     wanted = {*rows, *(row for pair in faces for row in pair if row is not None)}
     small = thumbnails(dataset, pictures, wanted)
-    draw_examples(folder / "examples.png", name, small, pictures.features, found, rows, logit_scale)
+    values = scores(pictures.features[torch.tensor(rows)])
+    draw_examples(folder / "examples.png", name, small, found, rows, values, probable)
     if pairs and len(found.classnames) <= MATRIX_CLASSES:
         draw_matrix(folder / "confused.png", name, found)
     elif pairs:
@@ -101,14 +109,17 @@ def draw_examples(
     path: Path,
     name: str,
     small: Thumbnails,
-    features: Tensor,
-    found: ZeroShot,
+    found: Classification,
     rows: Sequence[int],
-    logit_scale: float | None,
+    values: Tensor,
+    probable: bool,
 ) -> None:
-    """A page of pictures, each with its five best labels as bars, the right one green."""
-    similarity = features[torch.tensor(rows)] @ found.weights.T
-    values = similarity if logit_scale is None else (logit_scale * similarity).softmax(dim=1)
+    """A page of pictures, each with its five best labels as bars, the right one green.
+
+    Args:
+        rows: the samples to show. values: their scores, [len(rows), C].
+        probable: whether these are probabilities.
+    """
     right = (found.predictions == found.labels).tolist()
     good = sum(right[row] for row in rows)
     title = (
@@ -121,14 +132,14 @@ def draw_examples(
         for place, (row, value) in enumerate(zip(rows, values, strict=True)):
             x, y = 0.15 + place % columns * width, 0.75 + place // columns * height
             page.picture(x, y, 1.5, small[row], GREEN if right[row] else RED)
-            _bars(page, x + 1.6, y, value, int(found.labels[row]), found.classnames, logit_scale is not None)
+            _bars(page, x + 1.6, y, value, int(found.labels[row]), found.classnames, probable)
 
 
 def draw_confused(
     path: Path,
     name: str,
     small: Thumbnails,
-    found: ZeroShot,
+    found: Classification,
     pairs: Sequence[Confusion],
     faces: Sequence[tuple[int, int | None]],
 ) -> None:
@@ -147,7 +158,7 @@ def draw_confused(
             page.text(x + 2.65, y + 1.15, taken, ha="center", va="bottom", weight="bold")
 
 
-def draw_matrix(path: Path, name: str, found: ZeroShot) -> None:
+def draw_matrix(path: Path, name: str, found: Classification) -> None:
     """The confusion matrix, each row in percent of its label's samples."""
     classes = len(found.classnames)
     counts = confusion_matrix(found.predictions, found.labels, classes).double()
@@ -212,7 +223,7 @@ def _examples(right: Tensor) -> list[int]:
     return good + bad[: 12 - len(good)]
 
 
-def _faces(found: ZeroShot, pair: Confusion) -> tuple[int, int | None]:
+def _faces(found: Classification, pair: Confusion) -> tuple[int, int | None]:
     """A row that shows the mistake, and a row of the class it was taken for, if that has any."""
     mistaken = (found.labels == pair.label) & (found.predictions == pair.prediction)
     typical = (found.labels == pair.prediction).nonzero().flatten().tolist()
@@ -227,9 +238,7 @@ def _bars(
     full = 1.0 if probable else max(1e-6, float(best.values.max()))
     for place, (value, index) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
         top = y + 0.25 * place
-        page.bar(
-            x, top + 0.015, 2.7 * max(0.0, value) / full, 0.22, GREEN_BAR if index == label else GRAY_BAR
-        )
+        page.bar(x, top + 0.015, 2.7 * max(0.0, value) / full, 0.22, GREEN_BAR if index == label else GRAY_BAR)
         text = f"{_wrap(classnames[index], 32, 1)}  {f'{100 * value:.0f} %' if probable else f'{value:.2f}'}"
         page.text(x + 0.05, top + 0.125, text, weight="bold" if index == label else "normal")
     if label not in best.indices.tolist():

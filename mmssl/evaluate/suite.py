@@ -1,37 +1,27 @@
-"""Every evaluation of a model on every data set, and what it leaves on disk."""
+"""Every evaluation of a model on every data set."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
-from mmssl.data.reader import BadSample
-from mmssl.evaluate import report, retrieval, tables, zero_shot
-from mmssl.evaluate.datasets import Dataset, captions_of, label_of, open_dataset, read
-from mmssl.evaluate.embed import Encoder, Pictures, Progress, embed_pictures
+from mmssl.data.sample import BadSample
+from mmssl.distributed import Processes
+from mmssl.evaluate import tables
+from mmssl.evaluate.datasets import Dataset, label_of, open_dataset, read, training_split
+from mmssl.evaluate.embed import ALONE, Encoder, Pictures, Progress, embed_pictures
 from mmssl.evaluate.tables import Metrics
-from mmssl.types import Sample, UserError
+from mmssl.evaluate.tasks import Job, known
+from mmssl.types import Sample
 
-
-@dataclass(frozen=True)
-class Job:
-    """One task on one data set, its pictures already encoded."""
-
-    encoder: Encoder
-    name: str
-    dataset: Dataset
-    embedded: Pictures
-    folder: Path | None
-    """Where tables and pictures go. None: nowhere."""
-    draw: bool
-    """Whether to draw pictures too."""
-    batch_size: int
-    logit_scale: float | None
-    progress: Progress | None
+Check = Callable[[Sample], Any]
+"""Raises UserError for a sample that a task cannot use."""
+DEFAULT_TASKS = {"classification": "zero_shot", "multilabel": "multilabel", "retrieval": "retrieval"}
 
 
 def default_task(dataset: Dataset) -> str:
-    """What a data set is made for: retrieval where it says so, else zero-shot classification."""
-    return "retrieval" if dataset.kind == "retrieval" else "zero_shot"
+    """What a data set is made for."""
+    return DEFAULT_TASKS[dataset.kind]
 
 
 def run(
@@ -42,106 +32,98 @@ def run(
     batch_size: int = 256,
     logit_scale: float | None = None,
     draw: bool = True,
+    slice_by: Sequence[str] = (),
+    processes: Processes = ALONE,
     progress: Progress | None = None,
 ) -> dict[str, Metrics]:
     """Judge a model; data sets of the same shards are read and encoded once.
 
     Args:
-        datasets: name -> data set (or its folder or pattern) and task.
+        datasets: name -> data set (or its folder or pattern) and task (`mmssl.evaluate.tasks.TASKS` names
+            them).
         out: folder for results.json and, in NAME/TASK/, tables (CSV) and pictures (PNG). None: write nothing.
         logit_scale: the model's factor from similarities to logits, for calibration and the examples' bars.
         draw: also draw the PNGs, which reads the shards once more.
+        slice_by: metadata fields to break the accuracies of classifications down by.
+        processes: the ranks that share the work; all call alike, get the same figures, and rank 0 writes.
         progress: called with `NAME: pictures` or `NAME: texts` and how many are done.
     Returns:
-        `NAME/TASK` -> figures, in the order of `datasets`; with `bad_samples` where some could not be used.
+        `NAME/TASK` -> figures, in the order of `datasets`, with 95 % `intervals`, the widest `gaps` between
+        slices, and `bad_samples` where some could not be used.
     Raises:
         UserError: bad data or an unknown task, found before anything of that data set is written.
     """
-    plan = {name: (_opened(name, data), _known(name, task)) for name, (data, task) in datasets.items()}
-    results: dict[str, Metrics] = {f"{name}/{task}": {} for name, (_, task) in plan.items()}
-    for names in _by_shards(plan):
-        bad: list[BadSample] = []
-        samples = read(plan[names[0]][0], bad.append)
-        for name in names:
-            samples = _checked(samples, *plan[name])
-        embedded = embed_pictures(
-            encoder, samples, batch_size=batch_size, progress=_named(names[0], progress)
-        )
-        bad += embedded.bad
+    plan = {name: (_opened(name, data), known(name, task)) for name, (data, task) in datasets.items()}
+    keys = {name: f"{name}/{task}" for name, (_, task) in datasets.items()}
+    results: dict[str, Metrics] = {key: {} for key in keys.values()}
+    folder = out if processes.rank == 0 else None
+    for names in _by_shards({name: dataset for name, (dataset, _) in plan.items()}):
+        first = plan[names[0]][0]
+        embed = partial(_embed, encoder, batch_size=batch_size, processes=processes, progress=progress)
+        embedded, bad = embed(first, names[0], [partial(plan[n][1].check, plan[n][0]) for n in names])
+        training = cache(partial(_embed_training, embed, first, names[0]))
         for name in names:
             dataset, task = plan[name]
-            folder = None if out is None else out / name / task
             job = Job(
-                encoder,
-                name,
-                dataset,
-                embedded,
-                folder,
-                draw,
-                batch_size,
-                logit_scale,
-                _named(name, progress),
+                encoder=encoder,
+                name=name,
+                dataset=dataset,
+                embedded=embedded,
+                training=training,
+                folder=None if folder is None else folder / keys[name],
+                draw=draw,
+                slice_by=slice_by,
+                batch_size=batch_size,
+                logit_scale=logit_scale,
+                processes=processes,
+                progress=_named(name, progress),
             )
-            results[f"{name}/{task}"] = TASKS[task](job) | ({"bad_samples": len(bad)} if bad else {})
-    if out is not None:
-        tables.write_json(out / "results.json", results)
+            results[keys[name]] = task.run(job) | ({"bad_samples": bad} if bad else {})
+    if folder is not None:
+        tables.write_json(folder / "results.json", results)
     return results
 
 
-def _zero_shot(job: Job) -> Metrics:
-    found = zero_shot.evaluate(
-        job.encoder,
-        job.dataset,
-        job.embedded,
-        batch_size=job.batch_size,
-        logit_scale=job.logit_scale,
-        progress=job.progress,
-    )
-    if job.folder is not None:
-        tables.write_per_class(job.folder / "per_class.csv", found.per_class)
-        tables.write_confusions(job.folder / "confusions.csv", found.confusions, found.classnames)
-        tables.write_predictions(job.folder / "predictions.csv", job.embedded.samples, found)
-        if job.draw:
-            report.draw_zero_shot(job.folder, job.name, job.dataset, job.embedded, found, job.logit_scale)
-    return dict(found.metrics)
+def _embed(
+    encoder: Encoder,
+    dataset: Dataset,
+    name: str,
+    checks: Sequence[Check],
+    *,
+    batch_size: int,
+    processes: Processes,
+    progress: Progress | None,
+) -> tuple[Pictures, int]:
+    """The encoded pictures of a data set, and how many samples could not be used."""
+    bad: list[BadSample] = []
+    samples = _checked(read(dataset, bad.append), checks)
+    told = _named(name, progress)
+    found = embed_pictures(encoder, samples, batch_size=batch_size, processes=processes, progress=told)
+    return found, len(bad) + len(found.bad)
 
 
-def _retrieval(job: Job) -> Metrics:
-    found = retrieval.evaluate(job.encoder, job.embedded, batch_size=job.batch_size, progress=job.progress)
-    if job.folder is not None and job.draw:
-        report.draw_retrieval(job.folder, job.name, job.dataset, job.embedded, found)
-    return dict(found.metrics)
-
-
-TASKS: dict[str, Callable[[Job], Metrics]] = {"zero_shot": _zero_shot, "retrieval": _retrieval}
-"""What can be measured, by name."""
+def _embed_training(embed: Callable[..., tuple[Pictures, int]], dataset: Dataset, name: str) -> Pictures:
+    labelled = partial(label_of, dataset)
+    return embed(training_split(dataset), f"{name} (training split)", [labelled])[0]
 
 
 def _opened(name: str, data: str | Path | Dataset) -> Dataset:
     return data if isinstance(data, Dataset) else open_dataset(data, name=name)
 
 
-def _known(name: str, task: str) -> str:
-    if task not in TASKS:
-        raise UserError(f"unknown task {task!r} for data set {name!r}; the tasks are {', '.join(TASKS)}")
-    return task
-
-
-def _by_shards(plan: Mapping[str, tuple[Dataset, str]]) -> list[list[str]]:
+def _by_shards(datasets: Mapping[str, Dataset]) -> list[list[str]]:
     """The names that read the same shards, together."""
     groups: dict[tuple[str, ...], list[str]] = {}
-    for name, (dataset, _) in plan.items():
+    for name, dataset in datasets.items():
         groups.setdefault(dataset.shards, []).append(name)
     return list(groups.values())
 
 
-def _checked(samples: Iterator[Sample], dataset: Dataset, task: str) -> Iterator[Sample]:
-    """The samples, each refused before it is encoded when it lacks what the task needs."""
+def _checked(samples: Iterator[Sample], checks: Sequence[Check]) -> Iterator[Sample]:
+    """The samples, each refused before it is encoded when it lacks what a task needs."""
     for sample in samples:
-        if task == "retrieval":
-            captions_of(sample)
-        else:
-            label_of(sample, dataset)
+        for check in checks:
+            check(sample)
         yield sample
 
 

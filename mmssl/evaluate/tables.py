@@ -2,14 +2,19 @@
 
 import csv
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from mmssl.evaluate.classification import Classification
 from mmssl.evaluate.metrics import ClassRow, Confusion
-from mmssl.evaluate.zero_shot import ZeroShot
+from mmssl.evaluate.retrieval import Retrieval
+from mmssl.evaluate.slices import Slice
 from mmssl.types import Sample
 
 Metrics = dict[str, Any]
@@ -57,27 +62,40 @@ def write_confusions(path: Path, confusions: Iterable[Confusion], classnames: Se
     _write_csv(path, ("label", "prediction", "count"), rows)
 
 
-def write_predictions(path: Path, samples: Sequence[Sample], result: ZeroShot) -> None:
-    """One row a sample: shard, key, label, and the best classes with their similarities."""
-    k = result.best.shape[1]
-    header = (
-        "shard",
-        "key",
-        "label",
-        *(f"{word}{n}" for n in range(1, k + 1) for word in ("class", "similarity")),
-    )
+def write_predictions(path: Path, samples: Sequence[Sample], found: Classification) -> None:
+    """One row a sample: shard, key, label, then the best classes and their scores, best first."""
+    ranks = range(1, found.outcome.best.shape[1] + 1)
+    header = ("shard", "key", "label", *(f"class{n}" for n in ranks), *(f"score{n}" for n in ranks))
+    labels, best, scores = (t.tolist() for t in (found.labels, found.outcome.best, found.outcome.scores))
+    names = found.classnames
     rows = (
-        (
-            sample.shard,
-            sample.key,
-            result.classnames[label],
-            *(v for c, s in zip(best, sims, strict=True) for v in (result.classnames[c], s)),
-        )
-        for sample, label, best, sims in zip(
-            samples, result.labels.tolist(), result.best.tolist(), result.similarity.tolist(), strict=True
-        )
+        (sample.shard, sample.key, names[label], *(names[c] for c in classes), *values)
+        for sample, label, classes, values in zip(samples, labels, best, scores, strict=True)
     )
     _write_csv(path, header, rows)
+
+
+def write_ranks(path: Path, samples: Sequence[Sample], found: Retrieval) -> None:
+    """One row a picture and one a caption: the rank of the first right thing that it finds."""
+    owner = found.image_of_caption.tolist()
+    captions = zip(owner, found.captions, found.image_ranks.tolist(), strict=True)
+    rows = [
+        *((s.shard, s.key, "text", "", rank) for s, rank in zip(samples, found.text_ranks.tolist(), strict=True)),
+        *((samples[image].shard, samples[image].key, "image", text, rank) for image, text, rank in captions),
+    ]
+    _write_csv(path, ("shard", "key", "retrieval", "caption", "rank"), rows)
+
+
+def write_slices(path: Path, slices: Mapping[str, Sequence[Slice]]) -> None:
+    """field, group, samples, accuracy and its interval of every slice."""
+    rows = ((field, s.group, s.samples, s.accuracy, *s.interval) for field, rows in slices.items() for s in rows)
+    _write_csv(path, ("field", "group", "samples", "accuracy", "low", "high"), rows)
+
+
+def write_average_precisions(path: Path, names: Sequence[str], positives: Sequence[int], precisions: Tensor) -> None:
+    """class, positives, average precision (empty without positives)."""
+    values = (None if math.isnan(p) else p for p in precisions.tolist())
+    _write_csv(path, ("class", "positives", "average_precision"), zip(names, positives, values, strict=True))
 
 
 def format_results(results: Mapping[str, Metrics]) -> str:

@@ -73,7 +73,7 @@ def load(dataset: Dataset, encoder: Any) -> tuple[list[Sample], Pictures]:
 
 
 def theirs_classification(dataset: Dataset, encoder: Any, samples: Sequence[Sample]) -> dict[str, float]:
-    classnames, labels = labels_of(samples, dataset)
+    classnames, labels = labels_of(dataset, samples)
     assert isinstance(dataset.templates, tuple)
     adapter = Adapter(encoder, [s.image for s in samples])
     return zeroshot_classification.evaluate(
@@ -99,7 +99,7 @@ def test_zero_shot_classification_is_clip_benchmarks(numbers: Path, classes: int
     samples = [s for s in samples if s.fields["cls"] < classes]
     assert dataset.classnames is not None
     dataset = open_dataset(numbers, classnames=dataset.classnames[:classes])
-    ours = zero_shot.evaluate(encoder, dataset, embed_pictures(encoder, samples)).metrics
+    ours = zero_shot.evaluate(encoder, dataset, embed_pictures(encoder, samples)).judged.metrics
     theirs = theirs_classification(dataset, encoder, samples)
     for name, value in theirs.items():
         if math.isnan(value):
@@ -117,7 +117,7 @@ def test_equal_scores_are_clip_benchmarks(numbers: Path) -> None:
     dataset = open_dataset(numbers, classnames=names, templates=("{c}",))
     encoder = ToyEncoder(noise=1.0)
     samples, embedded = load(dataset, encoder)
-    ours = zero_shot.evaluate(encoder, dataset, embedded).metrics
+    ours = zero_shot.evaluate(encoder, dataset, embedded).judged.metrics
     theirs = theirs_classification(dataset, encoder, samples)
     assert {name: ours[name] for name in theirs} == pytest.approx(theirs, abs=1e-6)
     assert 0 < ours["acc1"] < 1

@@ -25,7 +25,7 @@ def test_clip_benchmark_layout(numbers: Path) -> None:
     assert dataset.templates == ("a {c}", "a picture of the {c}.")
     samples = list(read(dataset, on_bad=pytest.fail))
     assert len({s.id for s in samples}) == 40
-    assert labels_of(samples, dataset)[1].tolist() == [i % 6 for i in range(40)]
+    assert labels_of(dataset, samples)[1].tolist() == [i % 6 for i in range(40)]
 
 
 def test_retrieval_layout(captioned: Path) -> None:
@@ -56,19 +56,19 @@ def test_names_from_labels(tmp_path: Path) -> None:
     ]
     shard = pack(tmp_path / "a-0.tar", records)
     dataset = open_dataset(shard)
-    names, labels = labels_of(list(read(dataset, on_bad=pytest.fail)), dataset)
+    names, labels = labels_of(dataset, list(read(dataset, on_bad=pytest.fail)))
     assert names == ("c0", "c1", "c2")
     assert labels.tolist() == [0, 1, 2, 0, 1, 2]
     groups = open_dataset(shard, label="group")
-    assert labels_of(list(read(groups, on_bad=pytest.fail)), groups)[0] == ("0", "1")
+    assert labels_of(groups, list(read(groups, on_bad=pytest.fail)))[0] == ("0", "1")
 
 
 def test_labels_by_name(tmp_path: Path) -> None:
     """A label that is a name finds its place among given class names, the first of equal ones."""
     dataset = open_dataset(pack(tmp_path / "a.tar", [{"png": paint(1)}]), classnames=["b", "a", "a"])
-    assert label_of(sample(label="a"), dataset) == 1
+    assert label_of(dataset, sample(label="a")) == 1
     with pytest.raises(UserError, match=r"'z' of 00000 in .* is not among the 3 class names"):
-        label_of(sample(label="z"), dataset)
+        label_of(dataset, sample(label="z"))
 
 
 def test_labels_that_do_not_fit_name_the_file(numbers: Path) -> None:
@@ -78,9 +78,9 @@ def test_labels_that_do_not_fit_name_the_file(numbers: Path) -> None:
     with pytest.raises(
         UserError, match=r"label 1 of 00001 in .*0\.tar does not fit the 1 class names of .*classnames\.txt"
     ):
-        labels_of(list(read(dataset, on_bad=pytest.fail)), dataset)
+        labels_of(dataset, list(read(dataset, on_bad=pytest.fail)))
     with pytest.raises(UserError, match="label -1 of"):
-        label_of(sample(cls=-1), dataset)
+        label_of(dataset, sample(cls=-1))
 
 
 def test_missing_class_names_and_labels(numbers: Path) -> None:
@@ -88,11 +88,11 @@ def test_missing_class_names_and_labels(numbers: Path) -> None:
     (numbers / "classnames.txt").unlink()
     dataset = open_dataset(numbers)
     with pytest.raises(UserError, match=r"no class names for the labels in .*; put classnames\.txt there"):
-        label_of(sample(cls=0), dataset)
+        label_of(dataset, sample(cls=0))
     with pytest.raises(UserError, match=r"has no label 'cls' or 'label' \(its fields: style, txt\)"):
-        label_of(sample(txt="a", style="b"), dataset)
+        label_of(dataset, sample(txt="a", style="b"))
     with pytest.raises(UserError, match=r"has no label 'kind' \(its fields: none\)"):
-        label_of(sample(), open_dataset(numbers, label="kind"))
+        label_of(open_dataset(numbers, label="kind"), sample())
 
 
 @pytest.mark.parametrize("text", ["", " \n\n"])

@@ -137,7 +137,7 @@ def test_average_precision_equals_scikit_learn() -> None:
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.integers(2, 12), st.integers(2, 20))
 def test_ranks_are_those_of_a_loop(seed: int, groups: int, extra: int) -> None:
-    """Hits and the rank of the best right candidate are what sorting every row by hand gives."""
+    """Hits, average precision and the rank of the best right candidate are what sorting by hand gives."""
     g = torch.Generator().manual_seed(seed)
     of_candidate = torch.cat([torch.arange(groups), torch.randint(0, groups, (extra,), generator=g)])
     of_query = torch.randint(0, groups, (9,), generator=g)
@@ -150,6 +150,10 @@ def test_ranks_are_those_of_a_loop(seed: int, groups: int, extra: int) -> None:
         first = next(place for place, i in enumerate(scored, start=1) if of_candidate[i] == of_query[q])
         assert float(found.ranks[q]) == first
         assert [bool(found.hits[k][q]) for k in ks] == [first <= k for k in ks]
+        listed = [int(of_candidate[i] == of_query[q]) for i in scored[: ks[-1]]]
+        precision = sum(sum(listed[: i + 1]) / (i + 1) for i, right in enumerate(listed) if right)
+        possible = min(ks[-1], int((of_candidate == of_query[q]).sum()))
+        assert float(found.average_precision[q]) == pytest.approx(precision / possible)
 
 
 def test_equal_scores_share_their_ranks() -> None:

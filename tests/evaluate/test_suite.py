@@ -25,15 +25,19 @@ def test_a_perfect_model_scores_one(numbers: Path, captioned: Path, tmp_path: Pa
     data = {"numbers": (numbers, "zero_shot"), "captioned": (captioned, "retrieval")}
     results = suite.run(ToyEncoder(), data, tmp_path / "out", batch_size=16)
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+    sure = [1.0, 1.0]
     assert results["numbers/zero_shot"] == {
         "acc1": 1.0,
         "acc5": 1.0,
         "mean_per_class_recall": 1.0,
         "classes": 7,
         "samples": 40,
+        "intervals": {"acc1": sure, "acc5": sure, "mean_per_class_recall": sure},
     }
     found = results["captioned/retrieval"]
-    assert {value for name, value in found.items() if "recall" in name or "rank" in name} == {1.0}
+    assert {found[name] for name in found["intervals"]} == {1.0}
+    assert set(map(tuple, found["intervals"].values())) == {(1.0, 1.0)}
+    assert len(found["intervals"]) == 10
     assert (found["samples"], found["captions"]) == (30, 60)
 
 

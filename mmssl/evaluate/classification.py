@@ -1,0 +1,80 @@
+"""What is said of any classifier, zero-shot or trained: figures and intervals, classes, confusions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from mmssl.evaluate import metrics
+from mmssl.evaluate.interval import Interval, Rows, bootstrap
+from mmssl.evaluate.metrics import ClassRow, Confusion, Outcome
+
+
+@dataclass(frozen=True)
+class Classification:
+    """A classification of N samples into C classes, judged."""
+
+    metrics: dict[str, float]
+    """`acc1`, `acc5` (from 5 classes on), `mean_per_class_recall`, `calibration_error` (of probabilities),
+    `classes` C and `samples` N."""
+    intervals: dict[str, Interval]
+    """95 % bootstrap intervals of the figures, over samples."""
+    classnames: tuple[str, ...]
+    per_class: list[ClassRow]
+    confusions: list[Confusion]
+    """Every wrong pair of label and prediction, the most frequent first."""
+    labels: Tensor
+    """int64 [N]."""
+    outcome: Outcome
+    """The best classes of each sample."""
+
+    @property
+    def predictions(self) -> Tensor:
+        """int64 [N]."""
+        return self.outcome.first
+
+
+def list_length(classes: int) -> int:
+    """How many best classes are looked at: 5, or 1 where there are fewer than 5 classes."""
+    return 5 if classes >= 5 else 1
+
+
+def judge(
+    outcome: Outcome, labels: Tensor, classnames: Sequence[str], confidence: Tensor | None = None
+) -> Classification:
+    """Compare a classifier's outcome with the labels, int64 [N].
+
+    Args:
+        confidence: probability of each predicted class, [N], for the calibration error.
+    """
+    k = outcome.best.shape[1]
+    figures: dict[str, float] = {f"acc{n}": metrics.top_k_accuracy(outcome.best, labels, n) for n in (1, 5) if n <= k}
+    figures["mean_per_class_recall"] = metrics.mean_per_class_recall(outcome.first, labels)
+    if confidence is not None:
+        figures["calibration_error"] = metrics.expected_calibration_error(confidence, outcome.first == labels)
+    figures |= {"classes": len(classnames), "samples": len(labels)}
+    return Classification(
+        metrics=figures,
+        intervals=_intervals(outcome, labels),
+        classnames=tuple(classnames),
+        per_class=metrics.per_class(outcome.first, labels, classnames),
+        confusions=metrics.most_confused(outcome.first, labels),
+        labels=labels,
+        outcome=outcome,
+    )
+
+
+def _intervals(outcome: Outcome, labels: Tensor) -> dict[str, Interval]:
+    true = labels.numpy()
+    right = (outcome.first == labels).numpy()
+    listed = (outcome.best == labels[:, None]).numpy().cumsum(axis=1)
+
+    def figures(rows: Rows) -> dict[str, float]:
+        samples = np.bincount(true[rows])
+        hits = np.bincount(true[rows], weights=right[rows])
+        seen = samples > 0
+        found = {f"acc{n}": float(listed[rows, n - 1].mean()) for n in (1, 5) if n <= listed.shape[1]}
+        return found | {"mean_per_class_recall": float((hits[seen] / samples[seen]).mean())}
+
+    return bootstrap(figures, len(true))

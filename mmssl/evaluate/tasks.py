@@ -1,0 +1,219 @@
+"""The tasks by name: what each measures on a data set and what it leaves in its folder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mmssl.distributed import Processes
+from mmssl.evaluate import (
+    geometry,
+    knn,
+    metrics,
+    multilabel,
+    probe,
+    report,
+    retrieval,
+    slices,
+    tables,
+    zero_shot,
+)
+from mmssl.evaluate.classification import Classification, judge, list_length
+from mmssl.evaluate.datasets import Dataset, captions_of, label_of, labels_of
+from mmssl.evaluate.embed import Encoder, Pictures, Progress, embed_texts
+from mmssl.evaluate.interval import Interval, bootstrap
+from mmssl.evaluate.tables import Metrics
+from mmssl.types import Sample, UserError
+
+SEEDS = 5
+"""Random draws of training samples in few-shot classification."""
+HELD_OUT = 0.2
+"""Share of the training samples on which the linear probe chooses its regularisation."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task on one data set, its pictures already encoded."""
+
+    encoder: Encoder
+    name: str
+    dataset: Dataset
+    embedded: Pictures
+    training: Callable[[], Pictures]
+    """The encoded pictures of the training split. Raises UserError where there is none."""
+    folder: Path | None
+    """Where tables and pictures go. None: nowhere."""
+    draw: bool
+    """Whether to draw pictures too."""
+    slice_by: Sequence[str]
+    """Metadata fields to break accuracies down by."""
+    batch_size: int
+    logit_scale: float | None
+    processes: Processes
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A way to measure."""
+
+    run: Callable[[Job], Metrics]
+    check: Callable[[Dataset, Sample], Any]
+    """Raises UserError for a sample that lacks what the task needs, before it is encoded."""
+
+
+def _zero_shot(job: Job) -> Metrics:
+    found = zero_shot.evaluate(
+        job.encoder,
+        job.dataset,
+        job.embedded,
+        batch_size=job.batch_size,
+        logit_scale=job.logit_scale,
+        processes=job.processes,
+        progress=job.progress,
+    )
+
+    def scores(features: Tensor) -> Tensor:
+        similarity = features @ found.weights.T
+        return similarity if job.logit_scale is None else (job.logit_scale * similarity).softmax(dim=1)
+
+    return _classification(job, found.judged, scores, probable=job.logit_scale is not None)
+
+
+def _linear_probe(job: Job) -> Metrics:
+    train, train_labels, labels, names = _training(job)
+    rows = probe.hold_out(train_labels, HELD_OUT, seed=0)
+    fitted, c = probe.probe(train, train_labels, rows, len(names))
+    outcome = metrics.best_of(fitted.scores(job.embedded.features), list_length(len(names)))
+    judged = judge(outcome, labels, names)
+    found = _classification(job, judged, lambda features: fitted.scores(features).softmax(dim=1), probable=True)
+    return found | {"train_samples": len(train), "c": c}
+
+
+def _knn(job: Job) -> Metrics:
+    train, train_labels, labels, names = _training(job)
+    k = min(knn.NEIGHBOURS, len(train))
+
+    def scores(features: Tensor) -> Tensor:
+        votes = knn.knn_scores(features, train, train_labels, len(names), k=k)
+        return votes / votes.sum(dim=1, keepdim=True)
+
+    judged = judge(metrics.best_of(scores(job.embedded.features), list_length(len(names))), labels, names)
+    return _classification(job, judged, scores, probable=True) | {"train_samples": len(train), "k": k}
+
+
+def _few_shot(job: Job) -> Metrics:
+    """Linear probes on k samples of each class, the mean over draws, for each k that every class has."""
+    train, train_labels, labels, names = _training(job)
+    scarcest = int(np.unique(train_labels.numpy(), return_counts=True)[1].min())
+    right: dict[str, np.ndarray[Any, Any]] = {}
+    spread: dict[str, float] = {}
+    for k in (k for k in probe.SHOTS if k <= scarcest):
+        draws = []
+        for seed in range(SEEDS):
+            rows = probe.draw_shots(train_labels, k, seed)
+            fitted, _ = probe.probe(train, train_labels, rows, len(names), refit=False)
+            draws.append((fitted.scores(job.embedded.features).argmax(1) == labels).numpy())
+        right[f"acc1@{k}"] = np.mean(draws, axis=0)
+        spread[f"std@{k}"] = float(np.std([d.mean() for d in draws], ddof=1))
+    intervals = bootstrap(lambda rows: {name: float(v[rows].mean()) for name, v in right.items()}, len(labels))
+    figures: Metrics = {name: float(values.mean()) for name, values in right.items()}
+    return figures | spread | {"classes": len(names), "samples": len(labels), "draws": SEEDS} | _listed(intervals)
+
+
+def _multilabel(job: Job) -> Metrics:
+    names, targets = multilabel.targets_of(job.dataset, job.embedded.samples)
+    templates = job.dataset.templates if job.dataset.templates is not None else zero_shot.DEFAULT_TEMPLATES
+    weights = zero_shot.class_weights(
+        job.encoder,
+        names,
+        templates,
+        batch_size=job.batch_size,
+        processes=job.processes,
+        progress=job.progress,
+    )
+    found = multilabel.judge(job.embedded.features @ weights.T, targets)
+    if job.folder is not None:
+        tables.write_average_precisions(job.folder / "per_class.csv", names, targets.sum(0).tolist(), found.per_class)
+    return found.metrics | _listed(found.intervals)
+
+
+def _retrieval(job: Job) -> Metrics:
+    found = retrieval.evaluate(
+        job.encoder, job.embedded, batch_size=job.batch_size, processes=job.processes, progress=job.progress
+    )
+    if job.folder is not None:
+        tables.write_ranks(job.folder / "ranks.csv", job.embedded.samples, found)
+        if job.draw:
+            report.draw_retrieval(job.folder, job.name, job.dataset, job.embedded, found)
+    return found.metrics | _listed(found.intervals)
+
+
+def _geometry(job: Job) -> Metrics:
+    """The first caption of each picture stands for its texts."""
+    texts = [captions_of(sample)[0] for sample in job.embedded.samples]
+    features = embed_texts(
+        job.encoder, texts, batch_size=job.batch_size, processes=job.processes, progress=job.progress
+    )
+    return geometry.geometry(job.embedded.features, features) | {"samples": len(texts)}
+
+
+def _classification(job: Job, found: Classification, scores: Callable[[Tensor], Tensor], probable: bool) -> Metrics:
+    correct = (found.predictions == found.labels).numpy()
+    groups = {field: slices.groups_of(job.embedded.samples, field) for field in job.slice_by}
+    by_field = {field: slices.slice_by(correct, values) for field, values in groups.items()}
+    if job.folder is not None:
+        tables.write_per_class(job.folder / "per_class.csv", found.per_class)
+        tables.write_confusions(job.folder / "confusions.csv", found.confusions, found.classnames)
+        tables.write_predictions(job.folder / "predictions.csv", job.embedded.samples, found)
+        if by_field:
+            tables.write_slices(job.folder / "slices.csv", by_field)
+        if job.draw:
+            report.draw_classification(job.folder, job.name, job.dataset, job.embedded, found, scores, probable)
+    figures: Metrics = found.metrics | _listed(found.intervals)
+    for field, values in groups.items():
+        gap = slices.widest_gap(correct, values)
+        figures.setdefault("gaps", {})[field] = None if gap is None else vars(gap)
+    return figures
+
+
+def _listed(intervals: dict[str, Interval]) -> Metrics:
+    """As JSON reads them back."""
+    return {"intervals": {name: list(interval) for name, interval in intervals.items()}}
+
+
+def _training(job: Job) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
+    """Training features and labels, the labels of the pictures to judge, and the class names of both."""
+    train = job.training()
+    names, both = labels_of(job.dataset, [*train.samples, *job.embedded.samples])
+    return train.features, both[: len(train.samples)], both[len(train.samples) :], names
+
+
+def _caption(dataset: Dataset, sample: Sample) -> None:
+    captions_of(sample)
+
+
+TASKS: dict[str, Task] = {
+    "zero_shot": Task(_zero_shot, label_of),
+    "retrieval": Task(_retrieval, _caption),
+    "multilabel": Task(_multilabel, multilabel.labels_of_sample),
+    "linear_probe": Task(_linear_probe, label_of),
+    "few_shot": Task(_few_shot, label_of),
+    "knn": Task(_knn, label_of),
+    "geometry": Task(_geometry, _caption),
+}
+"""What can be measured, by name."""
+
+
+def known(name: str, task: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if task not in TASKS:
+        raise UserError(f"unknown task {task!r} for data set {name!r}; the tasks are {', '.join(TASKS)}")
+    return TASKS[task]

@@ -1,0 +1,62 @@
+"""Comparisons of two models against SciPy and against enumeration."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from mmssl.evaluate.compare import compare, holm, mcnemar, sign_flip
+from mmssl.rng import generator
+
+
+@settings(deadline=None)
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_binomial_test(gained: int, lost: int) -> None:
+    """The exact p-value is SciPy's two-sided binomial test with probability 1/2."""
+    expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost > 0 else 1.0
+    assert mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_of_many_samples() -> None:
+    """Fifty thousand changed samples overflow nothing."""
+    assert mcnemar(25_400, 24_600) == pytest.approx(stats.binomtest(25_400, 50_000).pvalue, rel=1e-6)
+
+
+def test_sign_flips_are_what_all_of_them_give() -> None:
+    """The sampled p-value is near that of all 2^10 sign patterns."""
+    change = generator(1).normal(0.4, size=10)
+    sums = [abs(np.dot(signs, change)) for signs in itertools.product((-1, 1), repeat=10)]
+    expected = np.mean([s >= abs(change.sum()) - 1e-12 for s in sums])
+    assert sign_flip(change) == pytest.approx(expected, abs=0.015)
+
+
+def test_equal_models_do_not_differ() -> None:
+    """A model compared with itself has no difference, an interval of no width, and p = 1."""
+    values = generator(2).random(50)
+    found = compare(values, values)
+    assert (found.difference, found.interval, found.p_value) == (0.0, (0.0, 0.0), 1.0)
+
+
+def test_a_real_gain_is_found_and_a_small_one_is_not() -> None:
+    """Thirty of 200 samples gained and none lost is real; three gained and two lost is not."""
+    first = np.zeros(200)
+    better, alike = first.copy(), first.copy()
+    better[:30] = 1
+    alike[:3] = 1
+    second = compare(first, better)
+    assert second.difference == pytest.approx(0.15)
+    assert second.interval[0] > 0.09
+    assert second.p_value < 1e-8
+    first[3:5] = 1
+    assert compare(first, alike).p_value == pytest.approx(1.0)
+    assert compare(first, alike).interval[0] < 0 < compare(first, alike).interval[1]
+
+
+def test_holm_by_hand() -> None:
+    """Of p = 0.01, 0.04, 0.03, 0.2 at 5 %: 0.01 <= 0.05/4 is real, 0.03 > 0.05/3 stops the rest."""
+    assert holm([0.01, 0.04, 0.03, 0.2]) == [True, False, False, False]
+    assert holm([0.01, 0.015, 0.02, 0.05]) == [True, True, True, True]
+    assert holm([]) == []

@@ -1,0 +1,214 @@
+"""Every task through the suite, on one process and on several."""
+
+import csv
+import io
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from mmssl.distributed import Processes
+from mmssl.evaluate import suite
+from mmssl.evaluate.datasets import open_dataset, read
+from mmssl.evaluate.embed import embed_pictures
+from mmssl.evaluate.multilabel import judge, targets_of
+from mmssl.types import UserError
+from tests.evaluate.toy import ToyEncoder, pack, paint
+
+
+@pytest.fixture
+def trained(numbers: Path) -> Path:
+    """The folder of numbers with a training split of 4 to 5 pictures a class, each with a style."""
+    records = [
+        {
+            "png": paint(100 + i % 6, 100 + i),
+            "cls": i % 6,
+            "txt": f"number {100 + i % 6}",
+            "json": {"style": i % 2},
+        }
+        for i in range(28)
+    ]
+    pack(numbers / "train" / "0.tar", records)
+    (numbers / "train" / "nshards.txt").write_text("1")
+    return numbers
+
+
+@pytest.mark.parametrize("task", ["linear_probe", "knn"])
+def test_classifiers_of_frozen_features(trained: Path, tmp_path: Path, task: str) -> None:
+    """On separable features they are perfect; their tables and pictures are those of any classification."""
+    found = suite.run(ToyEncoder(noise=0.1), {"n": (trained, task)}, tmp_path / "out")[f"n/{task}"]
+    assert found["acc1"] == found["mean_per_class_recall"] == 1.0
+    assert (found["classes"], found["samples"], found["train_samples"]) == (7, 40, 28)
+    names = {path.name for path in (tmp_path / "out" / "n" / task).iterdir()}
+    assert names == {"per_class.csv", "confusions.csv", "predictions.csv", "examples.png"}
+
+
+def test_few_shot(trained: Path) -> None:
+    """Every number of shots that each class has is measured; more shots are better on noisy features."""
+    found = suite.run(ToyEncoder(noise=3.0), {"n": (trained, "few_shot")})["n/few_shot"]
+    assert [name for name in found if name.startswith("acc1@")] == ["acc1@1", "acc1@2", "acc1@4"]
+    assert found["acc1@1"] < found["acc1@4"] <= 1.0
+    assert found["std@1"] > 0
+    low, high = found["intervals"]["acc1@4"]
+    assert low <= found["acc1@4"] <= high
+
+
+def test_a_training_split_is_needed(numbers: Path) -> None:
+    """Without one the error says where it should be."""
+    with pytest.raises(UserError, match=r"'n' has no training split; give a folder with train/\*\.tar"):
+        suite.run(ToyEncoder(), {"n": (numbers, "knn")})
+
+
+def test_training_pictures_are_encoded_once(trained: Path) -> None:
+    """Three tasks that train on the same split encode it once."""
+    encoder = ToyEncoder()
+    data = {task: (trained, task) for task in ("linear_probe", "knn", "few_shot")}
+    suite.run(encoder, data, batch_size=64)
+    assert encoder.calls == [40, 28]
+
+
+def test_geometry_of_pairs(captioned: Path) -> None:
+    """A perfect encoder has its pairs closer than a noisy one; the figures are finite."""
+    data = {"c": (captioned, "geometry")}
+    near, far = (suite.run(ToyEncoder(noise=noise), data)["c/geometry"] for noise in (0.0, 4.0))
+    assert near["alignment"] < far["alignment"]
+    assert near["samples"] == 30
+    assert set(near) == set(far)
+
+
+def test_slices_of_a_classification(trained: Path, tmp_path: Path) -> None:
+    """Accuracies by a metadata field go to slices.csv and the widest gap to the figures."""
+    data = open_dataset(str(trained / "train" / "*.tar"), classnames=trained / "classnames.txt")
+    found = suite.run(
+        ToyEncoder(noise=4.0), {"n": (data, "zero_shot")}, tmp_path, slice_by=["style"], draw=False
+    )["n/zero_shot"]
+    text = (tmp_path / "n" / "zero_shot" / "slices.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [(row["field"], row["samples"]) for row in rows] == [("style", "14")] * 2
+    assert sum(float(row["accuracy"]) for row in rows) / 2 == pytest.approx(found["acc1"])
+    gap = found["gaps"]["style"]
+    assert gap["width"] == pytest.approx(float(rows[1]["accuracy"]) - float(rows[0]["accuracy"]))
+    assert {gap["worst"], gap["best"]} == {"0", "1"}
+
+
+def test_multilabel(tmp_path: Path) -> None:
+    """Mean average precision over the classes with positives is scikit-learn's; others have none."""
+    labels = [[f"number {100 + i % 5}", f"number {100 + i % 3}"] for i in range(20)]
+    records = [{"png": paint(100 + i % 5, i), "json": {"labels": of}} for i, of in enumerate(labels)]
+    shard = pack(tmp_path / "m-0.tar", records)
+    encoder = ToyEncoder(noise=2.0)
+    names = [f"number {100 + i}" for i in range(6)]
+    dataset = open_dataset(shard, classnames=names, templates=("{c}",))
+    found = suite.run(encoder, {"m": (dataset, "multilabel")}, tmp_path / "out")["m/multilabel"]
+    embedded = embed_pictures(encoder, list(read(dataset, on_bad=pytest.fail)))
+    scores = embedded.features @ encoder.encode_text(names).T
+    targets = torch.tensor([[int(name in of) for name in names] for of in labels])
+    assert torch.equal(targets_of(dataset, embedded.samples)[1], targets)
+    expected = [average_precision_score(targets[:, c], scores[:, c]) for c in range(5)]
+    assert found["mean_average_precision"] == pytest.approx(sum(expected) / 5, abs=1e-6)
+    low, high = found["intervals"]["mean_average_precision"]
+    assert low < found["mean_average_precision"] < high
+    assert (found["classes"], found["samples"]) == (6, 20)
+    text = (tmp_path / "out" / "m" / "multilabel" / "per_class.csv").read_text()
+    assert list(csv.DictReader(io.StringIO(text)))[5]["average_precision"] == ""
+
+
+def test_multilabel_is_clip_benchmarks() -> None:
+    """The mean average precision agrees with clip_benchmark's to 1e-6 where every class has positives."""
+    theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification").average_precision_per_class
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(60, 8, generator=generator)
+    targets = (torch.rand(60, 8, generator=generator) < 0.2).long()
+    targets[0] = 1
+    expected = float(theirs(scores, targets).mean())
+    assert judge(scores, targets).metrics["mean_average_precision"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_multilabel_needs_lists(numbers: Path, tmp_path: Path) -> None:
+    """A sample without a list of labels, and a label that does not fit, are named."""
+    with pytest.raises(UserError, match="has no list of labels in 'labels' or 'label' or 'cls'"):
+        suite.run(ToyEncoder(), {"n": (numbers, "multilabel")})
+    shard = pack(tmp_path / "m-0.tar", [{"png": paint(1), "json": {"labels": [9]}}])
+    with pytest.raises(UserError, match="label 9 of 00000"):
+        suite.run(ToyEncoder(), {"n": (open_dataset(shard, classnames=["a"]), "multilabel")})
+
+
+class Board:
+    """What the ranks of a pretended process group tell each other."""
+
+    def __init__(self, world: int) -> None:
+        self.barrier = threading.Barrier(world, timeout=60)
+        self.values: list[Any] = [None] * world
+
+
+@dataclass(frozen=True)
+class Threads(Processes):
+    """Ranks that are threads."""
+
+    board: Board = field(default_factory=lambda: Board(1))
+
+    def _exchange(self, value: Any) -> list[Any]:
+        self.board.values[self.rank] = value
+        self.board.barrier.wait()
+        values = list(self.board.values)
+        self.board.barrier.wait()
+        return values
+
+    def sum(self, x: Tensor) -> Tensor:
+        return torch.stack(self._exchange(x)).sum(0)
+
+    def broadcast(self, value: Any, source: int = 0) -> Any:
+        return self._exchange(value)[source]
+
+
+def on_ranks(world: int, *arguments: Any, **options: Any) -> list[Any]:
+    """Results or errors of `suite.run` on every rank, and how many pictures each encoded."""
+    board, outcomes = Board(world), [None] * world
+
+    def work(rank: int) -> None:
+        encoder = ToyEncoder(noise=3.0)
+        try:
+            ranks = Threads(rank, world, board=board)
+            outcomes[rank] = (suite.run(encoder, *arguments, processes=ranks, **options), sum(encoder.calls))
+        except UserError as error:
+            outcomes[rank] = error
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+@pytest.mark.parametrize("world", [2, 7])
+def test_several_processes_equal_one(trained: Path, captioned: Path, tmp_path: Path, world: int) -> None:
+    """Figures are exactly the same on every rank; the ranks share the pictures, and one writes."""
+    data = {task: (trained, task) for task in ("zero_shot", "knn")}
+    data |= {task: (captioned, task) for task in ("retrieval", "geometry")}
+    alone = suite.run(ToyEncoder(noise=3.0), data, batch_size=8)
+    outcomes = on_ranks(world, data, tmp_path / "out", batch_size=8, draw=False)
+    assert [results for results, _ in outcomes] == [alone] * world
+    assert sum(pictures for _, pictures in outcomes) == 40 + 28 + 30
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_broken_pictures_over_processes(numbers: Path) -> None:
+    """A picture that one rank cannot decode is left out on all; a rank that fails stops all of them."""
+    records = [{"png": paint(100 + i % 6, i) if i != 9 else b"broken", "cls": i % 6} for i in range(40)]
+    pack(numbers / "test" / "0.tar", records[:25])
+    alone = suite.run(ToyEncoder(noise=3.0), {"n": (numbers, "zero_shot")}, batch_size=8)
+    outcomes = on_ranks(2, {"n": (numbers, "zero_shot")}, batch_size=8)
+    assert [results for results, _ in outcomes] == [alone] * 2
+    assert alone["n/zero_shot"]["bad_samples"] == 1
+    records[8:16] = [{"png": b"broken", "cls": 0}] * 8
+    pack(numbers / "test" / "0.tar", records[:25])
+    errors = on_ranks(2, {"n": (numbers, "zero_shot")}, batch_size=8)
+    assert all(isinstance(error, UserError) for error in errors)
+    assert str(errors[0]) == str(errors[1])
+    assert str(errors[0]).startswith(f"no picture from {numbers / 'test' / '0.tar'}:00008 on")

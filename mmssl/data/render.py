@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmssl.data.augment import draw
+from mmssl.data.augment import Draws, draw
 from mmssl.data.captions import check_templates, render_caption
 from mmssl.data.decode import DecodeError, decode, read_header
 from mmssl.data.views import View
@@ -38,37 +38,45 @@ class Renderer:
 
     def __call__(self, samples: Sequence[Sample], epoch: int) -> Rendered:
         """Render samples for an epoch; what cannot be used is listed, never raised."""
-        pictures = {
+        views = {
             name: torch.zeros(len(samples), 3, view.image_size, view.image_size, dtype=torch.uint8)
             for name, view in self.views.items()
         }
-        texts, bad = [""] * len(samples), []
+        bad: dict[int, str] = {}
+        # All the small work before the pictures: decoding empties the processor's caches every time.
+        texts = [self._caption(row, sample, epoch, bad) for row, sample in enumerate(samples)]
+        draws = {
+            name: [draw(generator(self.seed, "view", name, epoch, sample.id)) for sample in samples]
+            for name in self.views
+        }
         for row, sample in enumerate(samples):
+            if row in bad or not views:
+                continue
             try:
-                text = self._caption(sample, epoch)
-                for name, picture in self._pictures(sample, epoch).items():
-                    pictures[name][row] = picture
-                texts[row] = text
-            except (DecodeError, UserError) as error:
-                bad.append((row, str(error)))
-        return Rendered(pictures, texts, bad)
+                painted = self._paint(sample.image, {name: draws[name][row] for name in views})
+            except DecodeError as error:
+                bad[row], texts[row] = str(error), ""
+                continue
+            for name, picture in painted.items():
+                views[name][row] = picture
+        return Rendered(views, texts, sorted(bad.items()))
 
-    def _caption(self, sample: Sample, epoch: int) -> str:
+    def _caption(self, row: int, sample: Sample, epoch: int, bad: dict[int, str]) -> str:
         rng = generator(self.seed, "caption", epoch, sample.id)
-        text = render_caption(sample.fields, self.templates, rng)
+        try:
+            text = render_caption(sample.fields, self.templates, rng)
+        except UserError as error:
+            bad[row] = str(error)
+            return ""
         if not text.strip():
-            raise UserError("the caption is empty")
+            bad[row] = "the caption is empty"
+            return ""
         return text
 
-    def _pictures(self, sample: Sample, epoch: int) -> dict[str, Tensor]:
-        """Every view of one picture, which is decoded once at the smallest size that serves them all."""
-        if not self.views:
-            return {}
-        header = read_header(sample.image, min(view.max_pixels for view in self.views.values()))
-        plans = []
-        for name, view in self.views.items():
-            draws = draw(generator(self.seed, "view", name, epoch, sample.id))
-            plans.append((name, view, draws, view.crop(header, draws)))
-        reduce = min(view.reduction(header, crop) for _, view, _, crop in plans)
-        pixels = decode(sample.image, header, reduce)
-        return {name: view.paint(pixels, header, crop, draws) for name, view, draws, crop in plans}
+    def _paint(self, image: bytes, draws: dict[str, Draws]) -> dict[str, Tensor]:
+        """Every view of one picture, which is decoded once, at the smallest size that serves them all."""
+        header = read_header(image, min(view.max_pixels for view in self.views.values()))
+        crops = {name: view.crop(header, draws[name]) for name, view in self.views.items()}
+        reduce = min(view.reduction(header, crops[name]) for name, view in self.views.items())
+        pixels = decode(image, header, reduce)
+        return {name: v.paint(pixels, header, crops[name], draws[name]) for name, v in self.views.items()}

@@ -18,7 +18,7 @@ DecodeMode = Literal["quality", "fast"]
 smallest size that keeps 3/4 of the output's side, or more."""
 
 _FAST_MARGIN = 0.75
-_QUALITY_MARGIN = 2.5
+_QUALITY_MARGIN = 2.0
 
 
 class Crop(NamedTuple):
@@ -75,9 +75,7 @@ class View:
             ratio = between_log((low, high), v)
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
-                return Crop(
-                    int(draws.crop_top * (height - h + 1)), int(draws.crop_left * (width - w + 1)), h, w
-                )
+                return Crop(int(draws.crop_top * (height - h + 1)), int(draws.crop_left * (width - w + 1)), h, w)
         w = max(1, min(width, round(height * high)))
         h = max(1, min(height, round(width / low)))
         return Crop((height - h) // 2, (width - w) // 2, h, w)
@@ -142,8 +140,9 @@ def _reduction(header: Header, shrink: float, mode: DecodeMode) -> int:
     """The DCT reduction for a crop whose shorter side is `shrink` times the output's.
 
     Fast mode takes the greatest that leaves 3/4 of the output's side. Quality mode halves, and only where
-    2.5 times the output's side is left: the result then differs from a full decode by less than 1/255 on
-    average (photographs 0.5, drawings 0.2; quarters reach 2.4 on some drawings and are not used).
+    twice the output's side is left: over 60 drawings and 12 photographs the result then differed from that of
+    a full decode by 0.2 and 0.7 of 255 on average, by 1.24 at most, on gravel. Quarters reach 2.4 on some
+    drawings and are not used.
     """
     if not header.reducible:
         return 1
@@ -154,9 +153,7 @@ def _reduction(header: Header, shrink: float, mode: DecodeMode) -> int:
 
 def _cut(pixels: Pixels, header: Header, crop: Crop) -> Pixels:
     """The crop, given at full size, out of pixels that may be decoded at a reduced size."""
-    sizes = (
-        (-(-header.height // factor), -(-header.width // factor)) for factor in (1, *reversed(REDUCTIONS))
-    )
+    sizes = ((-(-header.height // factor), -(-header.width // factor)) for factor in (1, *reversed(REDUCTIONS)))
     reduce = 2 ** list(sizes).index(pixels.shape[:2])
     top, left, height, width = (length // reduce for length in crop.on_grid(reduce, header))
     return pixels[top : top + height, left : left + width]

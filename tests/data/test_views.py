@@ -76,13 +76,13 @@ def test_fast_mode_stays_near(seed: int) -> None:
         (671, "fast", 2),
         (672, "fast", 4),
         (1344, "fast", 8),
-        (1119, "quality", 1),
-        (1120, "quality", 2),
+        (895, "quality", 1),
+        (896, "quality", 2),
         (9000, "quality", 2),
     ],
 )
 def test_reduction_leaves_enough_pixels(side: int, mode: str, expected: int) -> None:
-    """For 224 px: fast mode keeps 168 px of a crop or more; quality mode only halves, and keeps 560 px."""
+    """For 224 px: fast mode keeps 168 px of a crop or more; quality mode only halves, and keeps 448 px."""
     view = View(ViewConfig(crop_scale=(1, 1), crop_ratio=(1, 1)), 224, mode=mode)  # type: ignore[arg-type]
     header = Header("JPEG", side, side, reducible=True)
     assert view.reduction(header, view.crop(header, draw(rng()))) == expected

@@ -1,14 +1,18 @@
 """Two models on the same samples: which differences are real."""
 
+import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmssl.evaluate.interval import Interval, bootstrap
+from mmssl.evaluate.retrieval import RECALL_AT
 from mmssl.rng import generator
+from mmssl.types import UserError
 
 Values = NDArray[np.float64]
 PERMUTATIONS = 10_000
@@ -45,6 +49,31 @@ def compare(first: Values, second: Values, seed: int = 0) -> Difference:
     return Difference(float(first.mean()), float(second.mean()), interval, p_value)
 
 
+def compare_results(first: Path, second: Path) -> dict[str, Difference]:
+    """Compare what two evaluations left in their folders: `NAME/TASK/FIGURE` -> difference, for all that both have.
+
+    Figures are acc1 and acc5 of classifications (from predictions.csv), and recall@1, 5 and 10 of retrieval (from
+    ranks.csv; a picture's captions count as one sample).
+
+    Raises:
+        UserError: they share no evaluation, or one was made on other samples.
+    """
+    found: dict[str, Difference] = {}
+    for name, read in (("predictions.csv", _read_predictions), ("ranks.csv", _read_ranks)):
+        for path in sorted(first.glob(f"*/*/{name}")):
+            place = path.relative_to(first)
+            if not (second / place).is_file():
+                continue
+            (samples, values), (others, other_values) = read(path), read(second / place)
+            if samples != others:
+                raise UserError(f"{path} and {second / place} are of other samples; evaluate both on the same data")
+            for figure in values.keys() & other_values.keys():
+                found[f"{place.parent.as_posix()}/{figure}"] = compare(values[figure], other_values[figure])
+    if not found:
+        raise UserError(f"{first} and {second} share no evaluation; give two folders that `mmssl eval --out` wrote")
+    return dict(sorted(found.items()))
+
+
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p-value: of equal models each changed sample is gained or lost with probability 1/2."""
     changed = gained + lost
@@ -79,3 +108,39 @@ def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
 
 def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def _read_predictions(path: Path) -> tuple[list[str], dict[str, Values]]:
+    rows = _read_csv(path)
+    figures = {}
+    for n in (1, 5):
+        if f"class{n}" in rows[0]:
+            listed = [row["label"] in (row[f"class{k}"] for k in range(1, n + 1)) for row in rows]
+            figures[f"acc{n}"] = np.array(listed, dtype=np.float64)
+    return [f"{_sample(row)} {row['label']}" for row in rows], figures
+
+
+def _read_ranks(path: Path) -> tuple[list[str], dict[str, Values]]:
+    """Hits are averaged over the captions of a picture: they are not independent."""
+    rows = _read_csv(path)
+    samples = list(dict.fromkeys(_sample(row) for row in rows))
+    place = {sample: index for index, sample in enumerate(samples)}
+    figures = {}
+    for direction in ("image", "text"):
+        queries = [row for row in rows if row["retrieval"] == direction]
+        owner = np.array([place[_sample(row)] for row in queries])
+        ranks = np.array([float(row["rank"]) for row in queries])
+        for k in RECALL_AT:
+            hits = np.bincount(owner, weights=ranks <= k, minlength=len(samples))
+            figures[f"{direction}_retrieval_recall@{k}"] = hits / np.bincount(owner, minlength=len(samples))
+    return samples, figures
+
+
+def _sample(row: dict[str, str]) -> str:
+    """The same data may lie in another folder on another machine."""
+    return f"{Path(row['shard']).name}:{row['key']}"
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

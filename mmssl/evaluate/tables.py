@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from mmssl.evaluate.classification import Classification
+from mmssl.evaluate.compare import Difference, holm
 from mmssl.evaluate.metrics import ClassRow, Confusion
 from mmssl.evaluate.retrieval import Retrieval
 from mmssl.evaluate.slices import Slice
@@ -110,20 +111,54 @@ def format_results(results: Mapping[str, Metrics]) -> str:
         ]
         for key, metrics in results.items()
     ]
-    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            [
-                line[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-            ]
-        )
-        for line in [header, *lines]
-    )
+    return _aligned([header, *lines])
+
+
+def format_differences(differences: Mapping[str, Difference]) -> str:
+    """A table for a terminal: both figures and their difference in percent; * marks those that are real (Holm, 5 %)."""
+    real = holm([d.p_value for d in differences.values()])
+    header = ["", "first", "second", "difference", "95 % interval", "p", ""]
+    lines = [
+        [
+            name,
+            *map(_percent, (d.first, d.second)),
+            f"{100 * d.difference:+.2f}",
+            f"{100 * d.interval[0]:+.2f} to {100 * d.interval[1]:+.2f}",
+            f"{d.p_value:.2g}",
+            "*" if sure else "",
+        ]
+        for (name, d), sure in zip(differences.items(), real, strict=True)
+    ]
+    return _aligned([header, *lines])
+
+
+def format_figures(metrics: Metrics) -> list[tuple[str, str]]:
+    """Every figure of one evaluation and its value in words, with its interval where it has one."""
+    intervals = metrics.get("intervals", {})
+    shown = []
+    for name, value in metrics.items():
+        if isinstance(value, int | float):
+            text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+            interval = intervals.get(name)
+            shown.append((name, text if interval is None else f"{text}  ({interval[0]:.4f} to {interval[1]:.4f})"))
+    for field, gap in metrics.get("gaps", {}).items():
+        if gap is not None:
+            words = f"{gap['width']:.4f} from {gap['worst']} to {gap['best']} (p = {gap['p_value']:.2g})"
+            shown.append((f"gap by {field}", words))
+    return shown
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f}"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width, the first one flush left."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    )
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -132,9 +132,7 @@ def test_retrieval_is_clip_benchmarks(captioned: Path, noise: float) -> None:
     ours = retrieval.evaluate(encoder, embedded).metrics
     adapter = Adapter(encoder, [s.image for s in samples])
     loader = Loader([captions_of(s) for s in samples], None)
-    theirs = zeroshot_retrieval.evaluate(
-        adapter, loader, adapter.tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10]
-    )
+    theirs = zeroshot_retrieval.evaluate(adapter, loader, adapter.tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10])
     assert len(theirs) == 6
     for name, value in theirs.items():
         assert ours[name] == pytest.approx(value, abs=1e-6), name

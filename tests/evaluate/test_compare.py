@@ -1,6 +1,7 @@
 """Comparisons of two models against SciPy and against enumeration."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mmssl.evaluate.compare import compare, holm, mcnemar, sign_flip
+from mmssl.evaluate import suite
+from mmssl.evaluate.compare import compare, compare_results, holm, mcnemar, sign_flip
+from mmssl.evaluate.tables import format_differences
 from mmssl.rng import generator
+from mmssl.types import UserError
+from tests.evaluate.toy import ToyEncoder
 
 
 @settings(deadline=None)
@@ -60,3 +65,51 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.2]) == [True, False, False, False]
     assert holm([0.01, 0.015, 0.02, 0.05]) == [True, True, True, True]
     assert holm([]) == []
+
+
+def test_results_of_two_models_are_compared(numbers: Path, captioned: Path, tmp_path: Path) -> None:
+    """The figures read from the folders are those that were reported, and the better model wins them."""
+    data = {"n": (numbers, "zero_shot"), "c": (captioned, "retrieval")}
+    results = [
+        suite.run(ToyEncoder(noise=noise), data, tmp_path / name, draw=False)
+        for name, noise in (("good", 0.5), ("bad", 4.0))
+    ]
+    found = compare_results(tmp_path / "bad", tmp_path / "good")
+    assert len(found) == 8
+    for name, difference in found.items():
+        key, _, figure = name.rpartition("/")
+        if "image_retrieval" not in figure:
+            assert (difference.second, difference.first) == pytest.approx([r[key][figure] for r in results])
+    assert found["n/zero_shot/acc1"].p_value < 0.01
+    assert found["c/retrieval/text_retrieval_recall@1"].interval[0] > 0
+    table = format_differences(found).splitlines()
+    assert len(table) == 9
+    assert next(line for line in table if line.startswith("n/zero_shot/acc1")).endswith("*")
+
+
+def test_a_picture_counts_once_however_many_captions_it_has(tmp_path: Path) -> None:
+    """Captions of one picture are averaged before models are compared."""
+    for name, rank in (("a", 1.0), ("b", 7.0)):
+        folder = tmp_path / name / "x" / "retrieval"
+        folder.mkdir(parents=True)
+        rows = [("0.tar", "k0", "text", "", 1.0), ("0.tar", "k1", "text", "", 1.0)]
+        rows += [
+            ("0.tar", "k0", "image", "one", rank),
+            ("0.tar", "k0", "image", "two", 1.0),
+            ("0.tar", "k1", "image", "x", 1.0),
+        ]
+        lines = [",".join(map(str, row)) for row in [("shard", "key", "retrieval", "caption", "rank"), *rows]]
+        (folder / "ranks.csv").write_text("\n".join(lines))
+    found = compare_results(tmp_path / "a", tmp_path / "b")["x/retrieval/image_retrieval_recall@5"]
+    assert (found.first, found.second) == (1.0, 0.75)
+
+
+def test_results_that_cannot_be_compared(numbers: Path, tmp_path: Path) -> None:
+    """Other samples, and nothing in common, are refused."""
+    suite.run(ToyEncoder(), {"n": (numbers, "zero_shot")}, tmp_path / "a", draw=False)
+    with pytest.raises(UserError, match="share no evaluation"):
+        compare_results(tmp_path / "a", tmp_path)
+    (numbers / "test" / "nshards.txt").write_text("1")
+    suite.run(ToyEncoder(), {"n": (numbers, "zero_shot")}, tmp_path / "b", draw=False)
+    with pytest.raises(UserError, match="are of other samples"):
+        compare_results(tmp_path / "a", tmp_path / "b")

@@ -51,9 +51,7 @@ def test_flat_folder_and_pattern(tmp_path: Path) -> None:
 
 def test_names_from_labels(tmp_path: Path) -> None:
     """Where a JSON entry holds the label, the classes are the distinct labels in sorted order."""
-    records = [
-        {"png": paint(i), "json": {"label": f"c{i % 3}", "group": i % 2}, "txt": "x"} for i in range(6)
-    ]
+    records = [{"png": paint(i), "json": {"label": f"c{i % 3}", "group": i % 2}, "txt": "x"} for i in range(6)]
     shard = pack(tmp_path / "a-0.tar", records)
     dataset = open_dataset(shard)
     names, labels = labels_of(dataset, list(read(dataset, on_bad=pytest.fail)))

@@ -11,9 +11,7 @@ from mmssl.rng import generator
 
 
 def unit(*words: int, rows: int, width: int) -> torch.Tensor:
-    return torch.nn.functional.normalize(
-        torch.from_numpy(generator(*words).normal(size=(rows, width))), dim=1
-    )
+    return torch.nn.functional.normalize(torch.from_numpy(generator(*words).normal(size=(rows, width))), dim=1)
 
 
 def test_alignment_and_gap_are_loops() -> None:

@@ -33,9 +33,7 @@ def test_recalls_equal_scikit_learn(seed: int, samples: int, classes: int) -> No
     assert metrics.confusion_matrix(predictions, labels, classes).tolist() == matrix.tolist()
     names = [f"class {i}" for i in range(classes)]
     recall = oracle.recall_score(labels, predictions, average=None, labels=range(classes))
-    precision = oracle.precision_score(
-        labels, predictions, average=None, labels=range(classes), zero_division=np.nan
-    )
+    precision = oracle.precision_score(labels, predictions, average=None, labels=range(classes), zero_division=np.nan)
     for row, r, p in zip(metrics.per_class(predictions, labels, names), recall, precision, strict=True):
         assert row.recall == pytest.approx(r)
         assert (row.precision is None) == np.isnan(p)
@@ -114,9 +112,7 @@ def test_calibration_error_of_random_confidences_is_a_loop_over_bins() -> None:
         if inside.any():
             gap = correct[inside].double().mean() - confidence[inside].double().mean()
             expected += float(gap.abs()) * int(inside.sum()) / 500
-    assert metrics.expected_calibration_error(confidence, correct, bins=10) == pytest.approx(
-        expected, abs=1e-9
-    )
+    assert metrics.expected_calibration_error(confidence, correct, bins=10) == pytest.approx(expected, abs=1e-9)
 
 
 def test_average_precision_equals_scikit_learn() -> None:
@@ -127,9 +123,7 @@ def test_average_precision_equals_scikit_learn() -> None:
     targets[0] = 1
     found = metrics.average_precision(scores, targets)
     for c in range(6):
-        assert float(found[c]) == pytest.approx(
-            oracle.average_precision_score(targets[:, c], scores[:, c]), abs=1e-6
-        )
+        assert float(found[c]) == pytest.approx(oracle.average_precision_score(targets[:, c], scores[:, c]), abs=1e-6)
     targets[:, 2] = 0
     assert metrics.average_precision(scores, targets)[2].isnan()
 

@@ -92,8 +92,6 @@ def test_knn_is_scikit_learns(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     theirs = KNeighborsClassifier(k, weights=weights, algorithm="brute").fit(x.double().numpy(), y.numpy())
     ours = knn.knn_scores(new, x, y, 4, k=k)
-    np.testing.assert_allclose(
-        ours / ours.sum(1, keepdim=True), theirs.predict_proba(new.double().numpy()), atol=1e-4
-    )
+    np.testing.assert_allclose(ours / ours.sum(1, keepdim=True), theirs.predict_proba(new.double().numpy()), atol=1e-4)
     monkeypatch.setattr(knn, "_SCORES_PER_BLOCK", 1000)
     torch.testing.assert_close(knn.knn_scores(new, x, y, 4, k=k), ours)

@@ -55,9 +55,7 @@ def test_a_gap_is_real_or_chance() -> None:
 def test_the_p_value_of_a_gap_is_uniform_without_one() -> None:
     """Where groups make no difference, a tenth of the p-values is below 0.1."""
     groups = ["a", "b", "c"] * 40
-    below = [
-        g.p_value < 0.1 for i in range(100) if (g := widest_gap(generator(4, i).random(120) < 0.5, groups))
-    ]
+    below = [g.p_value < 0.1 for i in range(100) if (g := widest_gap(generator(4, i).random(120) < 0.5, groups))]
     assert 0.02 <= np.mean(below) <= 0.2
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.evaluate.suite import default_task
-from mmssl.evaluate.tables import format_results, write_json
+from mmssl.evaluate.tables import format_figures, format_results, write_json
 from mmssl.evaluate.zero_shot import class_weights
 from mmssl.types import UserError
 from tests.evaluate.toy import ToyEncoder, pack, paint
@@ -71,9 +71,7 @@ def test_pictures_are_drawn(numbers: Path, captioned: Path, tmp_path: Path) -> N
         "search": (captioned, "retrieval"),
     }
     suite.run(ToyEncoder(noise=4.0), data, tmp_path / "out", logit_scale=20.0)
-    found = sorted(
-        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")
-    )
+    found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
     expected = ["few/zero_shot/confused.png", "few/zero_shot/examples.png", "many/zero_shot/confused.png"]
     assert found == [*expected, "many/zero_shot/examples.png", "search/retrieval/retrieval.png"]
     for path in (tmp_path / "out").rglob("*.png"):
@@ -199,3 +197,14 @@ def test_the_table_shows_percents_and_counts() -> None:
     assert table[1].split() == ["a/zero_shot", "50.00", "100.00", "10", "200"]
     assert table[2].split() == ["long/retrieval", "25.00", "3"]
     assert len({len(line) for line in table}) == 1
+
+
+def test_every_figure_is_shown_with_its_interval() -> None:
+    """Rates have four digits and their interval, counts are whole, gaps are in words."""
+    gap = {"best": "a", "worst": "b", "width": 0.25, "p_value": 0.001}
+    metrics = {"acc1": 0.5, "samples": 1200, "intervals": {"acc1": [0.4, 0.6]}, "gaps": {"style": gap, "size": None}}
+    assert format_figures(metrics) == [
+        ("acc1", "0.5000  (0.4000 to 0.6000)"),
+        ("samples", "1,200"),
+        ("gap by style", "0.2500 from b to a (p = 0.001)"),
+    ]

@@ -38,14 +38,9 @@ class ToyEncoder:
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        numbers = [
-            [int(word) for word in text.replace(".", " ").split() if word.isdecimal()] for text in texts
-        ]
+        numbers = [[int(word) for word in text.replace(".", " ").split() if word.isdecimal()] for text in texts]
         # Other words move the vector a little, so that templates differ.
-        rows = [
-            self.table[n[-1]] + 0.05 * len(text) * self.table[-1]
-            for n, text in zip(numbers, texts, strict=True)
-        ]
+        rows = [self.table[n[-1]] + 0.05 * len(text) * self.table[-1] for n, text in zip(numbers, texts, strict=True)]
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
 
@@ -63,9 +58,7 @@ def pack(path: Path, records: Sequence[Record]) -> Path:
         for index, record in enumerate(records):
             for extension, value in record.items():
                 is_bytes = isinstance(value, bytes)
-                content = (
-                    value if is_bytes else (json.dumps(value) if extension == "json" else str(value)).encode()
-                )
+                content = value if is_bytes else (json.dumps(value) if extension == "json" else str(value)).encode()
                 member = tarfile.TarInfo(f"{index:05d}.{extension}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))

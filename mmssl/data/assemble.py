@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmssl.data.catalog import Catalog, Place
+from mmssl.data.files import Access, Files
 from mmssl.data.grouping import Limits
 from mmssl.data.plan import Plan, Position, Run
-from mmssl.data.reader import BadSample, LocalFiles, SampleError, parse_sample
+from mmssl.data.remote import Span
+from mmssl.data.sample import BadSample, SampleError, parse_sample
 from mmssl.types import Sample, UserError
 
 BAD_IN_A_ROW = 100
@@ -61,6 +63,8 @@ class Part:
     """Samples of each source."""
     bytes: int = 0
     """Bytes read."""
+    retries: int = 0
+    """Remote reads taken up again."""
     bad: list[tuple[int, BadSample]] = field(default_factory=list)
     """Place in the part, and what was wrong there before a stand-in took it."""
 
@@ -81,26 +85,46 @@ class Watch:
 class Assembler:
     """Makes parts. Without state of its own, so any worker may make any part."""
 
-    def __init__(self, plan: Plan, catalog: Catalog, render: Render, limits: Limits) -> None:
+    def __init__(self, plan: Plan, catalog: Catalog, render: Render, limits: Limits, access: Access) -> None:
         self.plan = plan
         self.catalog = catalog
         self.render = render
         self.limits = limits
+        self.access = access
+        self.shards = [index.shard for index in catalog.shards]
+        self._remote = [catalog.is_remote(source) for source in range(len(catalog.sources))]
 
-    def part(self, task: Task, files: LocalFiles, watch: NDArray[np.int64]) -> Part:
+    def part(self, task: Task, files: Files, watch: NDArray[np.int64]) -> Part:
         """Read and render a task's samples.
 
         Raises:
             UserError: a shard is gone, or no stand-in could be found for a bad sample.
         """
         runs = self.plan.runs(task.position, task.batch_size, task.start, task.stop)
-        return _Making(self, task.stop - task.start, files, watch).part(runs)
+        retries = files.retries
+        for run in runs:
+            if self._remote[run.source]:
+                self._expect(files, run)
+        part = _Making(self, task.stop - task.start, files, watch).part(runs)
+        part.retries = files.retries - retries
+        return part
+
+    def _expect(self, files: Files, run: Run) -> None:
+        """Fetch the blocks of a run and the one after them ahead of their use."""
+        order = self.plan.order(run.source, run.epoch)
+        first, last = (order.block_number(run.lane, depth) for depth in (run.start, run.stop - 1))
+        reader, what = (run.source, run.lane), (run.epoch, first, last)
+        if files.has_expected(reader, what):
+            return
+        places = self.catalog.places(run.source, order.block_samples(run.lane, first, last + 1))
+        shards = self.catalog.shards
+        files.expect(reader, what, [Span(shards[place.shard], place.start, place.stop) for place in places])
 
 
 class _Making:
     """One part in the making."""
 
-    def __init__(self, parent: Assembler, count: int, files: LocalFiles, watch: NDArray[np.int64]) -> None:
+    def __init__(self, parent: Assembler, count: int, files: Files, watch: NDArray[np.int64]) -> None:
         self._parent = parent
         self._files = files
         self._watch = watch
@@ -126,16 +150,17 @@ class _Making:
         sources = [0] * len(self._parent.plan.sources)
         for run in runs:
             sources[run.source] += len(run.slots)
-        views, texts = _compose(self._pieces, len(samples))
+        views, texts = compose(self._pieces, len(samples))
         ids, keys = [s.id for s in samples], [f"{s.shard}:{s.key}" for s in samples]
-        return Part(views, texts, ids, keys, sources, self._bytes, sorted(self._bad.items()))
+        return Part(views, texts, ids, keys, sources, self._bytes, bad=sorted(self._bad.items()))
 
     def _read(self, slot: int, place: Place) -> str | None:
         """Fill a slot; the error where that fails."""
-        shard = self._parent.catalog.shards[place.shard].shard
+        index = self._parent.catalog.shards[place.shard]
+        shard = index.shard
         self._watch[:] = place.shard, place.start, time.monotonic_ns()
         try:
-            content = self._files.read(shard, place.start, place.stop)
+            content = self._files.read(index, place.start, place.stop)
             self._samples[slot] = parse_sample(place.id, shard, content, self._parent.limits)
             self._bytes += len(content)
         except SampleError as error:
@@ -176,16 +201,12 @@ class _Making:
         )
 
 
-def _compose(
-    pieces: Sequence[tuple[list[int], list[int], Rendered]], count: int
-) -> tuple[dict[str, Tensor], list[str]]:
+def compose(pieces: Sequence[tuple[list[int], list[int], Rendered]], count: int) -> tuple[dict[str, Tensor], list[str]]:
     """The pieces' rows in the order of their places."""
     slots, rows, rendered = pieces[0]
     if slots == rows == list(range(count)) and len(rendered.texts) == count:
         return rendered.views, rendered.texts
-    views = {
-        name: torch.empty(count, *view.shape[1:], dtype=view.dtype) for name, view in rendered.views.items()
-    }
+    views = {name: torch.empty(count, *view.shape[1:], dtype=view.dtype) for name, view in rendered.views.items()}
     texts = [""] * count
     for slots, rows, rendered in pieces:
         for name, view in rendered.views.items():

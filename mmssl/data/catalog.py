@@ -7,7 +7,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from mmssl.data.index import ShardIndex
+from mmssl.data.fetch import Fetcher, Patience
+from mmssl.data.patterns import is_remote
+from mmssl.data.remote_index import remote_offsets
+from mmssl.data.scan import ShardIndex
 
 _CACHED_OFFSETS = 16 << 20
 """Samples whose ranges are kept in memory (16 bytes each)."""
@@ -33,7 +36,9 @@ class Catalog:
     """The shards of all sources in order. Numbers of samples count usable ones: shards in name order, each in
     file order."""
 
-    def __init__(self, sources: Sequence[Sequence[ShardIndex]]) -> None:
+    def __init__(self, sources: Sequence[Sequence[ShardIndex]], patience: Patience) -> None:
+        self._patience = patience
+        self._fetcher = Fetcher(patience)
         self.sources = tuple(tuple(source) for source in sources)
         self.shards = [index for source in self.sources for index in source]
         counts = [index.samples for index in self.shards]
@@ -42,8 +47,12 @@ class Catalog:
         kept = max(16, _CACHED_OFFSETS * len(counts) // max(1, sum(counts)))
         self._ranges = lru_cache(kept)(self._ranges_of)
 
-    def __reduce__(self) -> tuple[type["Catalog"], tuple[Sequence[Sequence[ShardIndex]]]]:
-        return Catalog, (self.sources,)
+    def __reduce__(self) -> tuple[type["Catalog"], tuple[Sequence[Sequence[ShardIndex]], Patience]]:
+        return Catalog, (self.sources, self._patience)
+
+    def is_remote(self, source: int) -> bool:
+        """Whether any shard of a source is remote."""
+        return any(is_remote(index.shard) for index in self.sources[source])
 
     def places(self, source: int, numbers: Ints) -> list[Place]:
         """Where the samples of a source stand."""
@@ -57,4 +66,5 @@ class Catalog:
         return Place(number, shard, ordinal, int(starts[ordinal]), int(stops[ordinal]))
 
     def _ranges_of(self, shard: int) -> tuple[Ints, Ints]:
-        return self.shards[shard].ranges()
+        index = self.shards[shard]
+        return index.usable(remote_offsets(index, self._fetcher)) if is_remote(index.shard) else index.ranges()

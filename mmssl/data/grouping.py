@@ -98,9 +98,7 @@ def _refuse(group: Group, extension: str, member: Member, limits: Limits) -> Non
     if member.refused is not None:
         group.defect = f".{extension} is refused: {member.refused}"
     elif member.size > limits.max_member_bytes:
-        group.defect = (
-            f".{extension} has {member.size} bytes, more than the limit of {limits.max_member_bytes}"
-        )
+        group.defect = f".{extension} has {member.size} bytes, more than the limit of {limits.max_member_bytes}"
 
 
 def _defect(group: Group, limits: Limits, need_text: bool) -> str | None:

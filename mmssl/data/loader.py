@@ -1,27 +1,28 @@
 """The training stream: rank-local batches in the plan's order, made ahead of time by threads or processes."""
 
-import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mmssl.config import SourceConfig
-from mmssl.data import patterns
-from mmssl.data.assemble import BAD_IN_A_ROW, Assembler, Render
+from mmssl.data.assemble import Assembler, Render
 from mmssl.data.catalog import Catalog
+from mmssl.data.files import Access
 from mmssl.data.grouping import Limits
-from mmssl.data.index import Progress, ShardIndex, fingerprint, index_shards, report
-from mmssl.data.pipeline import Joiner, Made, Pipeline, Tokenize
-from mmssl.data.plan import Plan, PlannedSource, Position, Slices, default_lanes, default_slice_bytes
-from mmssl.data.reader import BadSample
+from mmssl.data.index import Progress, report
+from mmssl.data.judge import Judge
+from mmssl.data.patterns import expand
+from mmssl.data.pipeline import Joiner, Pipeline, Tokenize
+from mmssl.data.plan import Plan, PlannedSource, Position, default_lanes
+from mmssl.data.scan import ShardIndex
+from mmssl.data.sources import index_source, plan_source
+from mmssl.data.streamed import NOT_PROMISED, Passes, Streamer, streamed_lanes
 from mmssl.data.workers import Inline, Processes, Threads, Workers, cut
 from mmssl.types import Batch, UserError
 
-_FIRST = 1_000
-"""The fraction of bad samples counts after so many."""
 _log = logging.getLogger(__name__)
 
 
@@ -39,8 +40,8 @@ def sources_of(train: str | Sequence[str | SourceConfig], allow_pipe: bool = Fal
     entries = [train] if isinstance(train, str) else list(train)
     plain = [entry for entry in entries if isinstance(entry, str)]
     weighted = [entry for entry in entries if isinstance(entry, SourceConfig)]
-    sources = [Source(patterns.expand(plain, allow_pipe))] if plain or not weighted else []
-    return sources + [Source(patterns.expand(s.shards, allow_pipe), s.weight) for s in weighted]
+    sources = [Source(expand(plain, allow_pipe))] if plain or not weighted else []
+    return sources + [Source(expand(s.shards, allow_pipe), s.weight) for s in weighted]
 
 
 @dataclass
@@ -50,6 +51,8 @@ class Counters:
     samples: int = 0
     bytes: int = 0
     """Encoded bytes read."""
+    retries: int = 0
+    """Remote reads that broke off and were taken up again."""
     bad_samples: int = 0
     """Samples replaced by a stand-in."""
     wait_seconds: float = 0.0
@@ -81,6 +84,7 @@ class TrainStream:
         workers: int = 0,
         worker_kind: Literal["thread", "process"] = "thread",
         limits: Limits | None = None,
+        access: Access | None = None,
         max_bad_fraction: float = 0.01,
         bad_log: Path | None = None,
         batches_ahead: int = 2,
@@ -95,41 +99,41 @@ class TrainStream:
             world.
         """
         if batch_size % world:
-            raise UserError(
-                f"data.batch_size={batch_size} is not divisible by {world} processes; use a multiple"
-            )
+            raise UserError(f"data.batch_size={batch_size} is not divisible by {world} processes; use a multiple")
+        self._sources = list(sources)
         self._limits = limits or Limits()
-        indexes = [index_shards(s.shards, self._limits, progress=index_progress) for s in sources]
-        found = report([index for source in indexes for index in source])
-        if found is not None and rank == 0:
-            _log.warning("%s", found)
-        self._catalog = Catalog(indexes)
-        self._planned = [_plan_source(s, i, slice_mib) for s, i in zip(sources, indexes, strict=True)]
+        self._access = access or Access()
+        self._render = render
         self._seed = seed
         self._block = shuffle_block
         self._batch_size = batch_size
-        self._plan = self._make_plan(lanes or default_lanes(batch_size))
         self._share = (batch_size * rank // world, batch_size * (rank + 1) // world)
-        self._render = render
         self._joiner = Joiner(tokenize, pin_memory)
         self._workers = workers
         self._worker_kind = worker_kind
         self._ahead = batches_ahead
         self._stall_seconds = stall_seconds
+        self._catalog: Catalog | None = None
+        self._planned: list[PlannedSource] = []
+        indexes = [index_source(s.shards, self._limits, self._access, index_progress) for s in sources]
+        self._index(indexes, slice_mib, _log.warning if rank == 0 else _log.debug)
+        if self._catalog is None:
+            lanes = streamed_lanes([s.shards for s in sources], batch_size, world, lanes)
+        self._maker = self._make(lanes or default_lanes(batch_size))
         self._position = Position()
-        self._judge = _Judge(max_bad_fraction, bad_log)
+        self._judge = Judge(max_bad_fraction, bad_log)
         self._counters = Counters(source_samples=(0,) * len(sources))
         self._pipeline: Pipeline | None = None
 
     @property
     def samples(self) -> int:
         """Usable samples of all sources."""
-        return sum(source.samples for source in self._planned)
+        return self._maker.plan.samples
 
     @property
     def batches_per_epoch(self) -> int:
         """Global batches of an epoch."""
-        return self._plan.batches_per_epoch(self._batch_size)
+        return self._maker.plan.batches_per_epoch(self._batch_size)
 
     @property
     def samples_per_epoch(self) -> int:
@@ -142,7 +146,7 @@ class TrainStream:
 
     def state_dict(self) -> dict[str, int | str]:
         """The position after the last batch handed out: valid for any world size and workers."""
-        return self._plan.state(self._position)
+        return self._maker.plan.state(self._position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at a state's next sample. Its lanes are taken over; they must divide the batch.
@@ -151,9 +155,10 @@ class TrainStream:
             UserError: the state belongs to other data or another seed.
         """
         self.close()
-        if isinstance(state.get("lanes"), int) and state["lanes"] > 0:
-            self._plan = self._make_plan(state["lanes"])
-        self._position = self._plan.position(state)
+        lanes = state.get("lanes")
+        if self._catalog is not None and isinstance(lanes, int) and lanes > 0:
+            self._maker = self._make(lanes)
+        self._position = self._maker.plan.position(state)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -172,6 +177,7 @@ class TrainStream:
         counters = self._counters
         counters.samples += len(made.batch)
         counters.bytes += made.bytes
+        counters.retries += made.retries
         counters.bad_samples += len(made.bad)
         counters.source_samples = tuple(map(sum, zip(counters.source_samples, made.sources, strict=True)))
         counters.wait_seconds += time.monotonic() - begin
@@ -189,85 +195,60 @@ class TrainStream:
             self._pipeline.close()
             self._pipeline = None
 
-    def _make_plan(self, lanes: int) -> Plan:
-        plan = Plan(self._planned, seed=self._seed, lanes=lanes, block=self._block)
-        plan.check(self._batch_size)
-        return plan
+    def _index(
+        self, indexes: Sequence[Sequence[ShardIndex | None]], slice_mib: float | None, say: Callable[..., None]
+    ) -> None:
+        """Plan what is indexed, if all is; say what is lost."""
+        known = [[index for index in source if index is not None] for source in indexes]
+        found = report([index for source in known for index in source])
+        if found is not None:
+            say("%s", found)
+        missing = [
+            shard
+            for source, found in zip(self._sources, indexes, strict=True)
+            for shard, index in zip(source.shards, found, strict=True)
+            if index is None
+        ]
+        if missing:
+            say(NOT_PROMISED, len(missing), missing[0])
+            return
+        self._catalog = Catalog(known, self._access.patience)
+        pairs = zip(self._sources, known, strict=True)
+        self._planned = [plan_source(found, source.weight, slice_mib) for source, found in pairs]
+
+    def _make(self, lanes: int) -> Assembler | Streamer:
+        maker: Assembler | Streamer
+        if self._catalog is None:
+            shards, weights = [s.shards for s in self._sources], [s.weight for s in self._sources]
+            passes = Passes(shards, self._seed, lanes)
+            maker = Streamer(passes, shards, weights, self._render, self._limits, self._access)
+        else:
+            plan = Plan(self._planned, seed=self._seed, lanes=lanes, block=self._block)
+            maker = Assembler(plan, self._catalog, self._render, self._limits, self._access)
+        maker.plan.check(self._batch_size)
+        return maker
 
     def _start(self) -> Pipeline:
-        depth = self._batch_size // self._plan.lanes
-        cuts = cut(*self._share, depth, max(1, self._workers))
-        assembler = Assembler(self._plan, self._catalog, self._render, self._limits)
+        maker = self._maker = self._make(self._maker.plan.lanes)
+        self._position = maker.plan.resume(self._position)
+        depth = self._batch_size // maker.plan.lanes
+        lanes = (self._share[1] - self._share[0]) // depth
+        most = self._workers if self._catalog is not None else min(self._workers, lanes)
+        cuts = cut(*self._share, depth, max(1, most))
         workers: Workers
         if self._workers == 0:
-            workers = Inline(assembler, self._batch_size, cuts)
+            workers = Inline(maker, self._batch_size, cuts)
         elif self._worker_kind == "thread":
-            workers = Threads(assembler, self._batch_size, cuts)
+            workers = Threads(maker, self._batch_size, cuts)
         else:
-            workers = Processes(assembler, self._batch_size, cuts, self._position, self._ahead)
+            workers = Processes(maker, self._batch_size, cuts, self._position, self._ahead)
         return Pipeline(
             workers,
             self._joiner,
-            self._plan,
+            maker.plan,
             self._batch_size,
             self._position,
             ahead=self._ahead if self._workers > 0 else 0,
-            shards=[index.shard for index in self._catalog.shards],
+            shards=maker.shards,
             stall_seconds=self._stall_seconds,
         )
-
-
-class _Judge:
-    """Writes bad samples down and stops the stream when they are too many."""
-
-    def __init__(self, max_fraction: float, log: Path | None) -> None:
-        self._max_fraction = max_fraction
-        self._log = log
-        self._samples = 0
-        self._bad = 0
-        self._in_a_row = 0
-
-    def take(self, made: Made) -> None:
-        """Count a batch.
-
-        Raises:
-            UserError: more than the fraction of all samples so far, or 100 in a row, were bad.
-        """
-        self._write(made)
-        self._samples += len(made.batch)
-        self._bad += len(made.bad)
-        previous = -1
-        for place, bad in made.bad:
-            self._in_a_row = self._in_a_row + 1 if place == previous + 1 else 1
-            previous = place
-            if self._in_a_row >= BAD_IN_A_ROW:
-                raise UserError(
-                    f"{BAD_IN_A_ROW} samples in a row could not be used, the last one {self._name(bad)}"
-                )
-        if previous != len(made.batch) - 1:
-            self._in_a_row = 0
-        if self._samples >= _FIRST and self._bad > self._max_fraction * self._samples:
-            raise UserError(
-                f"{self._bad} of {self._samples} samples could not be used, more than data.bad_samples="
-                f"{self._max_fraction}; the last one {self._name(made.bad[-1][1])}"
-            )
-
-    def _name(self, bad: BadSample) -> str:
-        where = "" if self._log is None else f"; all are in {self._log}"
-        return f"is {bad.key!r} of {bad.shard} ({bad.error}){where}; run `mmssl shards check` on these shards"
-
-    def _write(self, made: Made) -> None:
-        if self._log is None or not made.bad:
-            return
-        with self._log.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(bad)) + "\n" for _, bad in made.bad)
-
-
-def _plan_source(source: Source, indexes: Sequence[ShardIndex], slice_mib: float | None) -> PlannedSource:
-    counts = [index.samples for index in indexes]
-    if sum(counts) == 0:
-        found = report(indexes) or "they are empty"
-        raise UserError(f"no usable sample in {source.shards[0]} and its {len(counts) - 1} fellows: {found}")
-    sizes = [index.bytes for index in indexes]
-    slice_bytes = default_slice_bytes(sum(sizes)) if slice_mib is None else max(1, int(slice_mib * 2**20))
-    return PlannedSource(Slices.cut(counts, sizes, slice_bytes), source.weight, fingerprint(indexes))

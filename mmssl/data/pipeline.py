@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmssl.data.plan import Plan, Position
-from mmssl.data.reader import BadSample
-from mmssl.data.workers import Wait, Workers
+from mmssl.data.plan import Position
+from mmssl.data.sample import BadSample
+from mmssl.data.workers import Positions, Wait, Workers
 from mmssl.types import Batch
 
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
@@ -30,6 +30,7 @@ class Made:
     bad: list[tuple[int, BadSample]]
     """Place in the batch, and what a stand-in replaces there."""
     bytes: int
+    retries: int
     sources: tuple[int, ...]
     """Samples of each source."""
 
@@ -57,7 +58,14 @@ class Joiner:
             bad += [(first + slot, sample) for slot, sample in part.bad]
             first += len(part.keys)
         sources = tuple(map(sum, zip(*(part.sources for part in found), strict=True)))
-        return Made(batch, after, bad, sum(part.bytes for part in found), sources)
+        return Made(
+            batch,
+            after,
+            bad,
+            bytes=sum(part.bytes for part in found),
+            retries=sum(part.retries for part in found),
+            sources=sources,
+        )
 
     def _cat(self, views: Sequence[Tensor]) -> Tensor:
         if len(views) == 1 and not self._pin_memory:
@@ -74,7 +82,7 @@ class Pipeline:
         self,
         workers: Workers,
         joiner: Joiner,
-        plan: Plan,
+        plan: Positions,
         batch_size: int,
         first: Position,
         *,

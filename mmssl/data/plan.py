@@ -1,30 +1,23 @@
 """The order of the training samples as a pure function of integers; nothing here reads a file.
 
-A slice is a run of neighbouring samples of one shard. An epoch permutes the slices of a source; end to end
-they are one line of samples, cut into lanes of equal length. A lane shuffles blocks of a few consecutive
-slices. The sample at any depth of any lane is thus computed, never remembered, and the state of the stream is
-an epoch and a depth.
+The state of the stream is an epoch and a depth: every lane stands at the same depth.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property, lru_cache
-from math import lcm
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmssl.rng import Word, generator
+from mmssl.data.mixture import Mixture
+from mmssl.data.order import EpochOrder, Slices
 from mmssl.types import UserError
 
 Ints = NDArray[np.int64]
 
-_SINGLE = 64 << 20
-"""Sets of at most this many bytes are shuffled sample by sample."""
-_MAX_PATTERN = 4096
 STATE_VERSION = 1
 _MEANING = {
     "version": "its state was written by another version of mmssl",
@@ -34,98 +27,9 @@ _MEANING = {
 }
 
 
-def shuffled(count: int, *words: Word) -> Ints:
-    """A permutation of range(count) keyed by `words`.
-
-    Sorts raw Philox output, which NumPy promises never to change, unlike its `permutation`.
-    """
-    bits = generator(*words).bit_generator
-    raw = bits.random_raw(count) if count > 0 else np.empty(0, dtype=np.uint64)
-    return np.argsort(raw, kind="stable").astype(np.int64)
-
-
-def default_slice_bytes(total: int) -> int:
-    """Slice size for a set of `total` bytes: single samples up to 64 MiB, then some 4,096 slices, 8 MiB at
-    most."""
-    return 1 if total <= _SINGLE else min(8 << 20, max(total // 4096, 16 << 10))
-
-
 def default_lanes(batch_size: int) -> int:
     """The largest divisor of the batch up to 64."""
     return max(lanes for lanes in range(1, 65) if batch_size % lanes == 0)
-
-
-@dataclass(frozen=True)
-class Slices:
-    """Runs of neighbouring samples, int64 [M] each."""
-
-    first: Ints
-    """Number of the first sample within the source."""
-    length: Ints
-
-    @staticmethod
-    def cut(counts: Sequence[int], sizes: Sequence[int], slice_bytes: int) -> "Slices":
-        """Cut shards of `counts` samples and `sizes` bytes into equal runs of about `slice_bytes`."""
-        samples = np.asarray(counts, dtype=np.int64)
-        pieces = -(-np.asarray(sizes, dtype=np.int64) // slice_bytes)
-        pieces = np.minimum(np.maximum(pieces, 1), samples)
-        shard = np.repeat(np.arange(len(samples)), pieces)
-        number = np.arange(len(shard)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        begin = samples[shard] * number // pieces[shard]
-        stop = samples[shard] * (number + 1) // pieces[shard]
-        return Slices((np.cumsum(samples) - samples)[shard] + begin, stop - begin)
-
-
-class EpochOrder:
-    """The order of one source in one epoch."""
-
-    def __init__(self, slices: Slices, words: tuple[Word, ...], lanes: int, block: int) -> None:
-        permutation = shuffled(len(slices.length), *words, "slices")
-        self._first = slices.first[permutation]
-        self._bounds = np.concatenate([[0], np.cumsum(slices.length[permutation])])
-        self._words = words
-        self._lanes = lanes
-        self._block = block
-        self._block_ids = lru_cache(2 * lanes)(self._block_ids_of)
-
-    def addresses(self, lane: int, start: int, stop: int) -> Ints:
-        """Sample numbers at depths [start, stop) of a lane, int64 [stop - start]."""
-        parts = []
-        while start < stop:
-            ids, offset = self.block(lane, start)
-            part = ids[offset : offset + stop - start]
-            parts.append(part)
-            start += len(part)
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-    def block(self, lane: int, depth: int) -> tuple[Ints, int]:
-        """The sample numbers shuffled together with the one at `depth`, in order, and its place among
-        them."""
-        begin, stop = self._lane(lane)
-        assert 0 <= depth < stop - begin, f"depth {depth} is outside of lane {lane}"
-        head = self._slice_at(begin)
-        number = (self._slice_at(begin + depth) - head) // self._block
-        low = max(begin, int(self._bounds[head + number * self._block]))
-        return self._block_ids(lane, number), begin + depth - low
-
-    def _lane(self, lane: int) -> tuple[int, int]:
-        total = int(self._bounds[-1])
-        return total * lane // self._lanes, total * (lane + 1) // self._lanes
-
-    def _slice_at(self, position: int) -> int:
-        return int(np.searchsorted(self._bounds, position, side="right")) - 1
-
-    def _block_ids_of(self, lane: int, number: int) -> Ints:
-        begin, stop = self._lane(lane)
-        head = self._slice_at(begin) + number * self._block
-        tail = min(head + self._block, len(self._first))
-        # A slice on the border of two lanes is shared between them.
-        low = np.maximum(self._bounds[head:tail], begin)
-        high = np.minimum(self._bounds[head + 1 : tail + 1], stop)
-        length = np.maximum(high - low, 0)
-        first = self._first[head:tail] + low - self._bounds[head:tail]
-        ids = np.repeat(first - (np.cumsum(length) - length), length) + np.arange(int(length.sum()))
-        return ids[shuffled(len(ids), *self._words, "block", lane, number)]
 
 
 @dataclass(frozen=True)
@@ -163,54 +67,6 @@ class Run:
     """Their places in the rank's batch, int64 [stop - start]."""
 
 
-class Mixture:
-    """Which source each depth of a lane reads: a pattern of T slots, repeated, with exact shares in every
-    lane.
-
-    Lane l begins at slot l mod T, so that also one row across the lanes is close to the shares.
-    """
-
-    def __init__(self, weights: Sequence[float]) -> None:
-        quotas = _quotas(weights)
-        centres = [
-            ((slot + 0.5) / quota, source) for source, quota in enumerate(quotas) for slot in range(quota)
-        ]
-        self.pattern = np.array([source for _, source in sorted(centres)], dtype=np.int64)
-        is_source = self.pattern[None] == np.arange(len(quotas))[:, None]
-        self._before = np.concatenate(
-            [np.zeros((len(quotas), 1), np.int64), np.cumsum(is_source, axis=1)], axis=1
-        )
-
-    def count(self, source: int, lane: int, depth: int) -> int:
-        """How often `source` is read in the first `depth` depths of a lane."""
-        shift = lane % len(self.pattern)
-        return self._prefix(source, depth + shift) - self._prefix(source, shift)
-
-    def sources(self, lane: int, start: int, stop: int) -> Ints:
-        """The source at each depth of [start, stop)."""
-        return self.pattern[(np.arange(start, stop) + lane) % len(self.pattern)]
-
-    def _prefix(self, source: int, slots: int) -> int:
-        rounds, rest = divmod(slots, len(self.pattern))
-        return rounds * int(self._before[source, -1]) + int(self._before[source, rest])
-
-
-def _quotas(weights: Sequence[float]) -> list[int]:
-    """Whole numbers in the proportion of the weights; the nearest of sum 4,096 where the exact ones are
-    larger."""
-    # By way of its digits: 0.3 is 3/10, not the nearest binary fraction.
-    exact = [Fraction(repr(float(weight))) for weight in weights]
-    shares = [weight / sum(exact) for weight in exact]
-    length = lcm(*(share.denominator for share in shares))
-    if length <= _MAX_PATTERN:
-        return [int(share * length) for share in shares]
-    quotas = [max(1, int(share * _MAX_PATTERN)) for share in shares]
-    by_remainder = sorted(range(len(shares)), key=lambda i: quotas[i] - shares[i] * _MAX_PATTERN)
-    for source in by_remainder[: max(0, _MAX_PATTERN - sum(quotas))]:
-        quotas[source] += 1
-    return quotas
-
-
 class Plan:
     """The order of the whole stream: which samples make up every batch of every epoch."""
 
@@ -227,9 +83,14 @@ class Plan:
         return _rebuild, (self.sources, self._seed, self.lanes, self._block)
 
     @property
+    def samples(self) -> int:
+        """Usable samples of all sources."""
+        return sum(source.samples for source in self.sources)
+
+    @property
     def lane_length(self) -> int:
         """Depth of an epoch: samples of all sources a lane, without the remainder."""
-        return sum(source.samples for source in self.sources) // self.lanes
+        return self.samples // self.lanes
 
     def check(self, batch_size: int) -> None:
         """Refuse a batch that the data cannot fill with different samples."""
@@ -262,6 +123,10 @@ class Plan:
     def after(self, position: Position, batch_size: int) -> Position:
         """Where the batch that begins at `position` ends."""
         return Position(position.epoch, position.depth + batch_size // self.lanes)
+
+    def resume(self, position: Position) -> Position:
+        """Where a new beginning goes on: at the very position."""
+        return position
 
     def runs(self, position: Position, batch_size: int, start: int, stop: int) -> list[Run]:
         """Samples [start, stop) of the global batch that begins at `position`; slots count from `start`.
@@ -311,16 +176,10 @@ class Plan:
         """
         for key, own in self.state(Position()).items():
             if key not in ("epoch", "depth") and state.get(key) != own:
-                raise UserError(
-                    f"the stream cannot be resumed: {_MEANING[key]} ({state.get(key)} then, {own} now)"
-                )
+                raise UserError(f"the stream cannot be resumed: {_MEANING[key]} ({state.get(key)} then, {own} now)")
         epoch, depth = state.get("epoch"), state.get("depth")
-        if not (
-            isinstance(epoch, int) and isinstance(depth, int) and epoch >= 0 <= depth <= self.lane_length
-        ):
-            raise UserError(
-                f"the stream cannot be resumed: its state is damaged (epoch {epoch}, depth {depth})"
-            )
+        if not (isinstance(epoch, int) and isinstance(depth, int) and epoch >= 0 <= depth <= self.lane_length):
+            raise UserError(f"the stream cannot be resumed: its state is damaged (epoch {epoch}, depth {depth})")
         return Position(epoch, depth)
 
     @cached_property

@@ -112,6 +112,8 @@ class Archive:
         if position >= self.size:
             return None
         block = self.read(position, BLOCK)
+        if not block:
+            return None
         if len(block) < BLOCK:
             raise TarError("the archive ends inside a header", position)
         if block.count(0) == BLOCK:

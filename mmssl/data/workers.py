@@ -5,18 +5,45 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mmssl.data.assemble import Assembler, Part, Task, Watch
+from mmssl.data.assemble import Part, Task, Watch
+from mmssl.data.files import Access, Files
 from mmssl.data.plan import Position
-from mmssl.data.reader import LocalFiles
 from mmssl.types import UserError
 
 Cuts = list[tuple[int, int]]
 """The parts of a batch: first sample and end of each, in the global batch."""
 Wait = Callable[[], list[Part]]
 """Waits for the parts of a batch that were requested."""
+
+
+class Positions(Protocol):
+    """Where batches begin and end."""
+
+    def start(self, position: Position, batch_size: int) -> Position:
+        """Where the next batch begins."""
+
+    def after(self, position: Position, batch_size: int) -> Position:
+        """Where the batch that begins at `position` ends."""
+
+
+class Maker(Protocol):
+    """Makes parts: an `Assembler` by a plan, a `Streamer` without one."""
+
+    @property
+    def plan(self) -> Positions:
+        """Where batches begin and end."""
+
+    @property
+    def access(self) -> Access:
+        """How shards are reached."""
+
+    def part(self, task: Task, files: Files, watch: NDArray[np.int64]) -> Part:
+        """Read and render a task's samples."""
 
 
 class Workers(Protocol):
@@ -43,17 +70,17 @@ def cut(start: int, stop: int, depth: int, workers: int) -> Cuts:
 class Inline:
     """No workers: parts are made where they are waited for."""
 
-    def __init__(self, assembler: Assembler, batch_size: int, cuts: Cuts) -> None:
+    def __init__(self, maker: Maker, batch_size: int, cuts: Cuts) -> None:
         self.watch = Watch(1)
-        self._assembler = assembler
+        self._maker = maker
         self._batch_size = batch_size
         self._cuts = cuts
-        self._files = LocalFiles()
+        self._files = maker.access.open()
 
     def request(self, position: Position) -> Wait:
         """The work is done when the result is called."""
         tasks = [Task(position, self._batch_size, start, stop) for start, stop in self._cuts]
-        return lambda: [self._assembler.part(task, self._files, self.watch.row(0)) for task in tasks]
+        return lambda: [self._maker.part(task, self._files, self.watch.row(0)) for task in tasks]
 
     def close(self) -> None:
         """Close the files."""
@@ -63,12 +90,12 @@ class Inline:
 class Threads:
     """One thread for each part; decoding and resizing release Python's lock."""
 
-    def __init__(self, assembler: Assembler, batch_size: int, cuts: Cuts) -> None:
+    def __init__(self, maker: Maker, batch_size: int, cuts: Cuts) -> None:
         self.watch = Watch(len(cuts))
-        self._assembler = assembler
+        self._maker = maker
         self._batch_size = batch_size
         self._cuts = cuts
-        self._files = [LocalFiles() for _ in cuts]
+        self._files = [maker.access.open() for _ in cuts]
         # One pool a part: a part's files are then used by one thread only.
         self._pools = [ThreadPoolExecutor(1, thread_name_prefix=f"mmssl-part-{i}") for i in range(len(cuts))]
         threads = torch.get_num_threads()
@@ -80,7 +107,7 @@ class Threads:
         """Queue the parts of a batch."""
         tasks = [Task(position, self._batch_size, start, stop) for start, stop in self._cuts]
         futures = [
-            pool.submit(self._assembler.part, task, files, self.watch.row(worker))
+            pool.submit(self._maker.part, task, files, self.watch.row(worker))
             for worker, (pool, task, files) in enumerate(zip(self._pools, tasks, self._files, strict=True))
         ]
         return lambda: [future.result() for future in futures]
@@ -104,13 +131,11 @@ class Processes:
     """One process for each part, started afresh (spawn), so that Python's lock stays with the training
     loop."""
 
-    def __init__(
-        self, assembler: Assembler, batch_size: int, cuts: Cuts, first: Position, ahead: int
-    ) -> None:
+    def __init__(self, maker: Maker, batch_size: int, cuts: Cuts, first: Position, ahead: int) -> None:
         self.watch = Watch(len(cuts))
         self._count = len(cuts)
         loader = DataLoader(
-            _Parts(assembler, batch_size, cuts, first, self.watch),
+            _Parts(maker, batch_size, cuts, first, self.watch),
             batch_size=None,
             num_workers=len(cuts),
             collate_fn=_same,
@@ -141,10 +166,8 @@ class Processes:
 class _Parts(IterableDataset[Part | UserError]):
     """The parts of one worker process, batch after batch."""
 
-    def __init__(
-        self, assembler: Assembler, batch_size: int, cuts: Cuts, first: Position, watch: Watch
-    ) -> None:
-        self._assembler = assembler
+    def __init__(self, maker: Maker, batch_size: int, cuts: Cuts, first: Position, watch: Watch) -> None:
+        self._maker = maker
         self._batch_size = batch_size
         self._cuts = cuts
         self._first = first
@@ -154,12 +177,12 @@ class _Parts(IterableDataset[Part | UserError]):
         info = get_worker_info()
         assert info is not None
         start, stop = self._cuts[info.id]
-        plan, files, watch = self._assembler.plan, LocalFiles(), self._watch.row(info.id)
+        plan, files, watch = self._maker.plan, self._maker.access.open(), self._watch.row(info.id)
         position = self._first
         while True:
             position = plan.start(position, self._batch_size)
             try:
-                yield self._assembler.part(Task(position, self._batch_size, start, stop), files, watch)
+                yield self._maker.part(Task(position, self._batch_size, start, stop), files, watch)
             except UserError as error:
                 # As a value: an exception would reach the parent wrapped in a traceback.
                 yield error

@@ -13,8 +13,10 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from mmssl.data import index as index_module
 from mmssl.data.grouping import Limits
-from mmssl.data.index import FOLDER_FILE, ShardIndex, fingerprint, index_shard, index_shards, report
-from mmssl.data.reader import LocalFiles, parse_sample
+from mmssl.data.index import FOLDER_FILE, fingerprint, index_shards, report
+from mmssl.data.scan import ShardIndex, index_shard
+from mmssl.data.reader import LocalFiles
+from mmssl.data.sample import parse_sample
 from mmssl.types import Sample, UserError
 from tests.data.tars import File, pair, tar_bytes, write_shards
 

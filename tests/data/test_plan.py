@@ -12,16 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from mmssl.data.plan import (
-    Mixture,
-    Plan,
-    PlannedSource,
-    Position,
-    Slices,
-    default_lanes,
-    default_slice_bytes,
-    shuffled,
-)
+from mmssl.data.mixture import Mixture
+from mmssl.data.order import Slices, default_slice_bytes, shuffled
+from mmssl.data.plan import Plan, PlannedSource, Position, default_lanes
 from mmssl.types import UserError
 
 GOLDEN = Path(__file__).parent / "golden_order.json"

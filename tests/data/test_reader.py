@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from mmssl.data.grouping import Limits
-from mmssl.data.index import index_shard
-from mmssl.data.reader import BadSample, LocalFiles, SampleError, iter_samples, parse_sample
+from mmssl.data.scan import index_shard
+from mmssl.data.reader import LocalFiles, iter_samples
+from mmssl.data.sample import BadSample, SampleError, parse_sample
 from mmssl.types import UserError
 from tests.data.tars import File, pair, tar_bytes, write_shards
 
@@ -136,5 +137,5 @@ def test_iter_samples_without_texts_and_with_damage(tmp_path: Path, caplog: pyte
     assert (sample.key, sample.fields) == ("a", {"cls": 3})
     assert "'b' is skipped: .png is cut" in caplog.text
     assert "the rest of the shard is not used" in caplog.text
-    with pytest.raises(UserError, match="cannot be opened"):
+    with pytest.raises(UserError, match="cannot be read: No such file"):
         list(iter_samples([str(tmp_path / "gone.tar")]))

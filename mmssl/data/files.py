@@ -1,0 +1,74 @@
+"""Where a worker reads shards: local files, or remote ones ahead of time."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmssl.data.fetch import Fetcher, Patience
+from mmssl.data.patterns import is_remote
+from mmssl.data.reader import LocalFiles
+from mmssl.data.remote import DiskCache, RemoteFiles, Span
+from mmssl.data.scan import ShardIndex
+
+
+@dataclass(frozen=True)
+class Access:
+    """How shards are reached; goes to every worker."""
+
+    patience: Patience = field(default_factory=Patience)
+    cache_dir: Path | None = None
+    """Folder that keeps what was read of remote shards."""
+    cache_bytes: int = 100 << 30
+
+    def open(self) -> "Files":
+        """What one worker reads with."""
+        return Files(self)
+
+
+class Files:
+    """Reads of shards for one worker. Not for sharing between threads."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._fetcher = Fetcher(access.patience)
+        self._local = LocalFiles()
+        self._remote: RemoteFiles | None = None
+        self._expected: dict[Hashable, Hashable] = {}
+
+    @property
+    def retries(self) -> int:
+        """Remote reads that had to be taken up again."""
+        return self._fetcher.retries
+
+    def read(self, shard: ShardIndex, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a shard.
+
+        Raises:
+            UserError: the shard is gone, changed or out of reach.
+            SampleError: these bytes of a local shard cannot be read.
+        """
+        if is_remote(shard.shard):
+            return self._reach().read(shard, start, stop)
+        return self._local.read(shard.shard, start, stop)
+
+    def has_expected(self, reader: Hashable, what: Hashable) -> bool:
+        """Whether `what` is the last thing that `reader` expected."""
+        return self._expected.get(reader) == what
+
+    def expect(self, reader: Hashable, what: Hashable, spans: Sequence[Span]) -> None:
+        """Begin to fetch the remote bytes that `reader` reads next."""
+        self._expected[reader] = what
+        self._reach().expect(reader, spans)
+
+    def close(self) -> None:
+        """Close every file and connection."""
+        self._local.close()
+        if self._remote is not None:
+            self._remote.close()
+
+    def _reach(self) -> RemoteFiles:
+        if self._remote is None:
+            access = self._access
+            cache = None if access.cache_dir is None else DiskCache(access.cache_dir, access.cache_bytes)
+            self._remote = RemoteFiles(self._fetcher, cache)
+        return self._remote

@@ -1,0 +1,42 @@
+"""Sources of shards: their index and their slices."""
+
+from collections.abc import Sequence
+
+from mmssl.data.fetch import Fetcher
+from mmssl.data.files import Access
+from mmssl.data.grouping import Limits
+from mmssl.data.index import Progress, fingerprint, index_shards, report
+from mmssl.data.order import Slices, default_slice_bytes
+from mmssl.data.patterns import is_remote
+from mmssl.data.plan import PlannedSource
+from mmssl.data.remote_index import find_remote_indexes
+from mmssl.data.scan import ShardIndex
+from mmssl.types import UserError
+
+
+def index_source(
+    shards: Sequence[str], limits: Limits, access: Access, progress: Progress | None = None
+) -> list[ShardIndex | None]:
+    """The index of each shard; None for a remote one that has none beside it."""
+    local = [shard for shard in shards if not is_remote(shard)]
+    remote = [shard for shard in shards if is_remote(shard) and not shard.startswith("pipe:")]
+    found: dict[str, ShardIndex | None] = {i.shard: i for i in index_shards(local, limits, progress=progress)}
+    indexes = find_remote_indexes(remote, limits, Fetcher(access.patience))
+    found.update(zip(remote, indexes, strict=True))
+    return [found.get(shard) for shard in shards]
+
+
+def plan_source(indexes: Sequence[ShardIndex], weight: float, slice_mib: float | None) -> PlannedSource:
+    """Cut a source into slices.
+
+    Raises:
+        UserError: no sample of it is usable.
+    """
+    counts, sizes = [index.samples for index in indexes], [index.bytes for index in indexes]
+    if sum(counts) == 0:
+        found = report(indexes) or "they are empty"
+        raise UserError(f"no usable sample in {indexes[0].shard} and its {len(counts) - 1} fellows: {found}")
+    remote = any(is_remote(index.shard) for index in indexes)
+    default = default_slice_bytes(sum(sizes), remote)
+    slice_bytes = default if slice_mib is None else max(1, int(slice_mib * 2**20))
+    return PlannedSource(Slices.cut(counts, sizes, slice_bytes), weight, fingerprint(indexes))

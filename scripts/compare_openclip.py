@@ -94,9 +94,7 @@ class Peer:
 
     def evaluate(self, name: str, epochs: int, tests: Sequence[Test]) -> dict[str, float]:
         """acc1 of the final checkpoint on each test."""
-        table = {
-            t.name: {"shards": t.shards, "classnames": t.classnames, "templates": t.templates} for t in tests
-        }
+        table = {t.name: {"shards": t.shards, "classnames": t.classnames, "templates": t.templates} for t in tests}
         checkpoint = self.work / name / "checkpoints" / f"epoch_{epochs}.pt"
         arguments = [str(self.models), MODEL, str(checkpoint), json.dumps(table)]
         lines = run([self.python, str(PEER_SIDE), "eval", *arguments], self.work / f"{name}.eval.log")
@@ -123,9 +121,7 @@ def make_environment(folder: Path) -> str:
         print(f"making OpenCLIP's environment in {folder}")
         venv.create(folder, with_pip=True, clear=True)
         uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
-        install = (
-            [uv, "pip", "install", "--python", str(python)] if uv else [str(python), "-m", "pip", "install"]
-        )
+        install = [uv, "pip", "install", "--python", str(python)] if uv else [str(python), "-m", "pip", "install"]
         subprocess.run([*install, "--quiet", *PEER_PACKAGES, *shared], check=True)
         done.touch()
     return str(python)
@@ -136,9 +132,7 @@ def peer_model(config: Config, context: int | None) -> dict[str, dict[str, objec
     vision, text = config.model.vision, config.model.text.config
     kind, _, name = vision.name.partition(":")
     if kind != "timm" or vision.pretrained is not None or text is None:
-        raise UserError(
-            "the comparison needs a timm vision tower and a text tower built from a config, untrained"
-        )
+        raise UserError("the comparison needs a timm vision tower and a text tower built from a config, untrained")
     size: dict[str, object] = {} if vision.image_size is None else {"image_size": vision.image_size}
     model = {
         "embed_dim": config.model.embed_dim,
@@ -165,9 +159,7 @@ def measure(peer: Peer, precision: str, workers: int, seconds: float) -> Speed:
     if steps <= 8:
         return speed
     first, second = peer.train("speed", speed, steps, 2, seed=0)
-    return Speed(
-        precision, workers, (first + second - speed.startup_seconds) / (2 * steps), speed.startup_seconds
-    )
+    return Speed(precision, workers, (first + second - speed.startup_seconds) / (2 * steps), speed.startup_seconds)
 
 
 def fastest(peer: Peer, precisions: Sequence[str], workers: Sequence[int], seconds: float) -> Speed:
@@ -181,9 +173,7 @@ def fastest(peer: Peer, precisions: Sequence[str], workers: Sequence[int], secon
     return min(speeds, key=lambda s: s.step_seconds)
 
 
-def cell_peer(
-    peer: Peer, speed: Speed, seed: int, minutes: float, tests: Sequence[Test]
-) -> dict[str, object]:
+def cell_peer(peer: Peer, speed: Speed, seed: int, minutes: float, tests: Sequence[Test]) -> dict[str, object]:
     """One run of OpenCLIP."""
     speed = measure(peer, speed.precision, speed.workers, min(60.0, minutes * 15))
     steps = max(1, round((minutes * 60 - speed.startup_seconds) / speed.step_seconds))
@@ -248,26 +238,19 @@ def open_tests(specs: Sequence[str], work: Path) -> list[Test]:
         folder = Path(place)
         if folder.is_dir():
             shards, names = expand(str(folder / "test" / "*.tar")), str(folder / "classnames.txt")
-            tests.append(
-                Test(name, place, shards, names, str(folder / "zeroshot_classification_templates.txt"))
-            )
+            tests.append(Test(name, place, shards, names, str(folder / "zeroshot_classification_templates.txt")))
         else:
             tests.append(Test(name, place, expand(place), None, str(plain)))
     return tests
 
 
-def report(
-    cells: dict[str, dict[str, dict[str, float]]], seeds: Sequence[int], tests: Sequence[Test]
-) -> None:
+def report(cells: dict[str, dict[str, dict[str, float]]], seeds: Sequence[int], tests: Sequence[Test]) -> None:
     """Print acc1 of both sides per seed and test, and the ratio of the means."""
     print(f"\n{'test':<24}{'seed':>6}{'mmssl':>10}{'open_clip':>11}{'ratio':>8}")
     for test in tests:
         pairs = []
         for seed in seeds:
-            found = [
-                cells.get(f"{side}-{seed}", {}).get("acc1", {}).get(test.name)
-                for side in ("mmssl", "open_clip")
-            ]
+            found = [cells.get(f"{side}-{seed}", {}).get("acc1", {}).get(test.name) for side in ("mmssl", "open_clip")]
             if None not in found:
                 pairs.append(found)
                 print(line(test.name, str(seed), *found))
@@ -282,27 +265,17 @@ def line(test: str, seed: str, ours: float, peer: float) -> str:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/quickstart.yaml", help="our configuration")
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to our configuration"
-    )
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to our configuration")
     parser.add_argument("--train", default="shards/train/*.tar", help="pattern of training shards")
     parser.add_argument("--test", nargs="+", required=True, metavar="NAME=FOLDER_OR_PATTERN")
-    parser.add_argument(
-        "--minutes", type=float, default=15.0, help="wall-clock minutes of training, each side"
-    )
+    parser.add_argument("--minutes", type=float, default=15.0, help="wall-clock minutes of training, each side")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/compare_openclip"), help="results and logs")
-    parser.add_argument(
-        "--peer-python", help="interpreter with open_clip_torch 3.3.0 and its trainer's needs"
-    )
+    parser.add_argument("--peer-python", help="interpreter with open_clip_torch 3.3.0 and its trainer's needs")
     parser.add_argument("--peer-cache", type=Path, default=Path.home() / ".cache" / "mmssl-openclip")
-    parser.add_argument(
-        "--peer-precisions", nargs="+", default=["fp32", "amp_bf16"], help="the fastest is taken"
-    )
+    parser.add_argument("--peer-precisions", nargs="+", default=["fp32", "amp_bf16"], help="the fastest is taken")
     parser.add_argument("--peer-workers", type=int, nargs="+", default=[1, 2], help="the fastest is taken")
     parser.add_argument("--peer-lr", type=float, default=1e-3)
     parser.add_argument("--peer-wd", type=float, default=0.2)
@@ -316,9 +289,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure speed, run the missing cells, print the table."""
     args = parse()
-    config = load_config(
-        args.config, [f"data.train={json.dumps(args.train)}", *length(args.minutes), *args.set]
-    )
+    config = load_config(args.config, [f"data.train={json.dumps(args.train)}", *length(args.minutes), *args.set])
     args.batch = config.data.batch_size
     work: Path = args.out
     (work / "models").mkdir(parents=True, exist_ok=True)
@@ -337,9 +308,7 @@ def main() -> None:
         wd=args.peer_wd,
         extra=args.peer_args,
     )
-    settings = {
-        k: v for k, v in sorted(vars(args).items()) if k not in ("out", "seeds", "peer_python", "peer_cache")
-    }
+    settings = {k: v for k, v in sorted(vars(args).items()) if k not in ("out", "seeds", "peer_python", "peer_cache")}
     settings |= {
         "our_config": config.model_dump(mode="json"),
         "peer_model": peer_model(config, args.peer_context)[f"{MODEL}.json"],
@@ -358,15 +327,16 @@ def main() -> None:
             if side == "mmssl":
                 cell = cell_ours(args, work, seed, tests)
             else:
-                speed = speed or fastest(
-                    peer, args.peer_precisions, args.peer_workers, min(15.0, args.minutes * 15)
-                )
+                speed = speed or fastest(peer, args.peer_precisions, args.peer_workers, min(15.0, args.minutes * 15))
                 cell = cell_peer(peer, speed, seed, args.minutes, tests)
                 cell |= {"precision": speed.precision, "workers": speed.workers}
             cells[f"{side}-{seed}"] = cell
             results.write_text(json.dumps(kept, indent=1))
             print(f"{start} {side} seed {seed}: {cell}", flush=True)
     report(cells, args.seeds, tests)
+    for name, cell in cells.items():
+        if "seconds" in cell and abs(cell["seconds"] / (args.minutes * 60) - 1) > 0.05:
+            print(f"note: {name} trained for {cell['seconds']:.0f} s instead of {args.minutes * 60:.0f} s")
 
 
 if __name__ == "__main__":

@@ -94,9 +94,7 @@ def evaluate(models: str, name: str, checkpoint: str, tests: str) -> None:
     open_clip.load_checkpoint(model, checkpoint, weights_only=True)
     model.eval()
     tokenizer = open_clip.get_tokenizer(name)
-    print(
-        json.dumps({t: accuracy(model, preprocess, tokenizer, test) for t, test in json.loads(tests).items()})
-    )
+    print(json.dumps({t: accuracy(model, preprocess, tokenizer, test) for t, test in json.loads(tests).items()}))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from mmssl.config import Config, ObjectiveConfig, ViewConfig
 from mmssl.data.captions import render_caption
+from mmssl.data.files import Access
 from mmssl.data.grouping import Limits
 from mmssl.data.index import Progress
-from mmssl.data.loader import TrainStream
+from mmssl.data.loader import TrainStream, sources_of
 from mmssl.data.reader import iter_samples
 from mmssl.data.render import Renderer
-from mmssl.data.sources import sources_of
 from mmssl.data.tokens import Tokenizer, load_tokenizer, train_tokenizer
 from mmssl.data.views import View
 from mmssl.distributed import Processes
@@ -118,13 +118,12 @@ def build_stream(
     """
     data, processes = config.data, mixer.processes
     size = mixer.encoder.vision.image_size
-    fast = data.decode == "fast"
-    views = {name: View(view, size, fast, data.max_pixels) for name, view in build_views(config, mixer).items()}
+    views = {name: View(view, size, data.decode, data.max_pixels) for name, view in build_views(config, mixer).items()}
     return TrainStream(
         sources_of(data.train, data.allow_pipe),
         seed=config.seed,
         batch_size=data.batch_size,
-        render=Renderer(views, data.captions, config.seed),
+        render=Renderer(views, data.captions, config.seed, data.max_caption_chars),
         tokenize=tokenizer.encode,
         lanes=data.lanes,
         shuffle_block=data.shuffle_block,
@@ -134,6 +133,7 @@ def build_stream(
         workers=data.workers if data.workers is not None else default_workers(),
         worker_kind=data.worker_kind,
         limits=Limits(max_member_bytes=int(data.max_member_mib * 2**20)),
+        access=Access(cache_dir=data.cache_dir, cache_bytes=int(data.cache_gib * 2**30)),
         max_bad_fraction=data.bad_samples,
         bad_log=bad_samples,
         pin_memory=torch.cuda.is_available(),

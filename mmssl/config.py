@@ -248,7 +248,7 @@ class TrainConfig(Section):
     """Length in minutes of wall clock; the schedule follows the clock."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of the forward pass."""
-    micro_batch: int | Literal["auto"] | None = None
+    micro_batch: int | None = Field(None, ge=1)
     """Pairs a process holds activations for at a time (the gradient stays that of the whole batch). Default: all."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then evaluated and exported. Null: none."""
@@ -262,8 +262,6 @@ class TrainConfig(Section):
     """Batch norms use the statistics of the global batch."""
     activation_checkpointing: bool = False
     """Recompute activations of the towers in the backward pass."""
-    compile: bool = False
-    """torch.compile both towers."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of the math. Default: torch's own choice."""
     trackers: list[str] = ["tensorboard"]

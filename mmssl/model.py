@@ -129,12 +129,12 @@ class MMSSL:
         return self.config.model_copy(update={"text": text, "vision": vision})
 
     def _render(self, picture: Picture) -> Tensor:
-        if isinstance(picture, (str, Path)):
-            try:
-                picture = Path(picture).read_bytes()
-            except OSError as error:
-                raise UserError(f"cannot read picture {picture}: {error.strerror}") from None
-        return self.view(picture)
+        if not isinstance(picture, (str, Path)):
+            return self.view(picture)
+        try:
+            return self.view(Path(picture).read_bytes())
+        except OSError as error:
+            raise UserError(f"cannot read picture {picture}: {error.strerror}") from None
 
     @torch.no_grad()
     def _evaluate(self, encode: Any) -> Tensor:

@@ -14,21 +14,16 @@ def main() -> None:
     """Load a model, judge it on each data set, print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="a run folder, or its model/ folder")
-    parser.add_argument(
-        "data", nargs="+", help="folders in CLIP_benchmark's layout, or patterns of labelled shards"
-    )
+    parser.add_argument("data", nargs="+", help="folders in CLIP_benchmark's layout, or patterns of labelled shards")
     parser.add_argument("--classnames", help="file with one class name a line, or `imagenet`")
-    parser.add_argument(
-        "--templates", help="file with one template a line, {c} for the name, or `openai-imagenet`"
-    )
+    parser.add_argument("--templates", help="file with one template a line, {c} for the name, or `openai-imagenet`")
     parser.add_argument("--label", help="the JSON entry that holds the label, where there is no .cls")
     parser.add_argument("--out", type=Path, help="folder for results.json, tables and pictures")
     args = parser.parse_args()
 
     model = mmssl.load(args.model)
     datasets = [
-        open_dataset(data, classnames=args.classnames, templates=args.templates, label=args.label)
-        for data in args.data
+        open_dataset(data, classnames=args.classnames, templates=args.templates, label=args.label) for data in args.data
     ]
     results = suite.run(
         model,

@@ -99,9 +99,7 @@ def fetch(package: str, cache: Path) -> Path:
         subprocess.run(["npm", "pack", package, "--silent", "--pack-destination", str(cache)], check=True)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != PACKAGES[package]:
-        raise ValueError(
-            f"{path} has SHA-256 {digest}, expected {PACKAGES[package]}; delete it and run again"
-        )
+        raise ValueError(f"{path} has SHA-256 {digest}, expected {PACKAGES[package]}; delete it and run again")
     return path
 
 
@@ -255,9 +253,7 @@ def choose(concepts: Sequence[Concept], sizes: dict[str, int]) -> dict[str, list
     order = by_hash(concepts, "split")
     unseen, seen = order[:UNSEEN_CONCEPTS], order[UNSEEN_CONCEPTS:]
     room = TAR_BYTES - (len(unseen) * 2 + UNSEEN_STYLE) * TEST_SAMPLE_BYTES
-    train = [
-        c for c, used in zip(seen, np.cumsum([sizes[c.code] for c in seen]), strict=True) if used <= room
-    ]
+    train = [c for c, used in zip(seen, np.cumsum([sizes[c.code] for c in seen]), strict=True) if used <= room]
     style = by_hash(train, "style")[:UNSEEN_STYLE]
     return {"train": train, "unseen-style": in_order(style), "unseen-concepts": in_order(unseen)}
 
@@ -293,16 +289,12 @@ def report(out: Path, splits: dict[str, list[Concept]], fidelity: list[float], s
 
 def main() -> None:
     """Fetch, choose, draw, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "shards")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "mmssl-shards")
     args = parser.parse_args()
 
-    drawings = {
-        s: read_folder(fetch(package, args.cache), folder) for s, (package, folder) in DRAWINGS.items()
-    }
+    drawings = {s: read_folder(fetch(package, args.cache), folder) for s, (package, folder) in DRAWINGS.items()}
     concepts = [
         c
         for c in representatives(read_concepts(fetch("emojibase-data@17.0.0", args.cache)))
@@ -311,8 +303,7 @@ def main() -> None:
     pictures = {(s, c.code): draw(drawn[c.code]) for s, drawn in drawings.items() for c in concepts}
     images = {key: encode(picture) for key, picture in pictures.items() if key[0] != "openmoji"}
     sizes = {
-        c.code: sum(tar_size(train_record(c, s, images[s, c.code])) for s in ("noto", "twemoji"))
-        for c in concepts
+        c.code: sum(tar_size(train_record(c, s, images[s, c.code])) for s in ("noto", "twemoji")) for c in concepts
     }
     splits = choose(concepts, sizes)
     images |= {("openmoji", c.code): encode(pictures["openmoji", c.code]) for c in splits["unseen-style"]}
@@ -322,9 +313,7 @@ def main() -> None:
     write_train(args.out / "train", splits["train"], images)
     write_test(args.out / "emoji-unseen-style", splits["unseen-style"], ["openmoji"], images)
     write_test(args.out / "emoji-unseen-concepts", splits["unseen-concepts"], ["noto", "twemoji"], images)
-    fidelity = [
-        psnr(pictures[key], Image.open(io.BytesIO(image)).convert("RGB")) for key, image in images.items()
-    ]
+    fidelity = [psnr(pictures[key], Image.open(io.BytesIO(image)).convert("RGB")) for key, image in images.items()]
     used = len(splits["train"]) + len(splits["unseen-concepts"])
     report(args.out, splits, fidelity, len(concepts) - used)
 

@@ -25,12 +25,17 @@ BAD_IN_A_ROW = 100
 class Rendered(Protocol):
     """What a rendering of n samples gives; the rows of `bad` samples hold anything."""
 
-    views: dict[str, Tensor]
-    """View name -> uint8 [n, 3, H, W]."""
-    texts: list[str]
-    """n captions."""
-    bad: list[tuple[int, str]]
-    """Index and error of each sample that could not be rendered."""
+    @property
+    def views(self) -> dict[str, Tensor]:
+        """View name -> uint8 [n, 3, H, W]."""
+
+    @property
+    def texts(self) -> list[str]:
+        """n captions."""
+
+    @property
+    def bad(self) -> list[tuple[int, str]]:
+        """Index and error of each sample that could not be rendered."""
 
 
 class Render(Protocol):

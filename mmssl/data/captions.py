@@ -14,9 +14,7 @@ _SLOT = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _NAME = re.compile(r"[^.\[\]!:]+")
 
 
-def render_caption(
-    fields: Mapping[str, Any], templates: Sequence[str], rng: np.random.Generator | None
-) -> str:
+def render_caption(fields: Mapping[str, Any], templates: Sequence[str], rng: np.random.Generator | None) -> str:
     """A sample's caption from one of the templates, such as `{txt}` or `{label}: {tags}`.
 
     A field is named in braces; `{{` and `}}` are plain braces. Fields are looked up by their whole name and
@@ -53,9 +51,7 @@ def clean_caption(text: str) -> str:
     return " ".join(text.split())
 
 
-def _fill(
-    slot: re.Match[str], template: str, fields: Mapping[str, Any], rng: np.random.Generator | None
-) -> str:
+def _fill(slot: re.Match[str], template: str, fields: Mapping[str, Any], rng: np.random.Generator | None) -> str:
     name = _name(slot, template)
     if name is None:
         return slot.group()[0]

@@ -109,9 +109,7 @@ def rgb_pixels(image: Image.Image) -> Pixels:
         wide = np.asarray(image).astype(np.int64).clip(0, 65535)
         return np.repeat(((wide + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode == "F":
-        raise DecodeError(
-            "the picture has floating-point pixels of unknown range; convert it to 8 or 16 bits"
-        )
+        raise DecodeError("the picture has floating-point pixels of unknown range; convert it to 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         background = Image.new("RGB", image.size, "white")
@@ -222,9 +220,7 @@ def _decode_pillow(image: bytes) -> Pixels:
 def _broken(error: Exception) -> DecodeError:
     if isinstance(error, Image.DecompressionBombError):
         return DecodeError("the picture claims more pixels than any format reader takes")
-    return DecodeError(
-        f"the picture is broken or cut: {' '.join(str(error).split()) or type(error).__name__}"
-    )
+    return DecodeError(f"the picture is broken or cut: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:

@@ -29,17 +29,20 @@ class Rendered:
 class Renderer:
     """Renders samples; (seed, epoch, sample id) fixes the result, whatever the workers and the batch."""
 
-    def __init__(self, views: dict[str, View], templates: Sequence[str], seed: int) -> None:
+    def __init__(
+        self, views: dict[str, View], templates: Sequence[str], seed: int, max_caption_chars: int = 20_000
+    ) -> None:
         """Raises UserError for a malformed caption template."""
         check_templates(templates)
         self.views = views
         self.templates = list(templates)
         self.seed = seed
+        self.max_caption_chars = max_caption_chars
 
     def __call__(self, samples: Sequence[Sample], epoch: int) -> Rendered:
         """Render samples for an epoch; what cannot be used is listed, never raised."""
         views = {
-            name: torch.zeros(len(samples), 3, view.image_size, view.image_size, dtype=torch.uint8)
+            name: torch.empty(len(samples), 3, view.image_size, view.image_size, dtype=torch.uint8)
             for name, view in self.views.items()
         }
         bad: dict[int, str] = {}
@@ -59,6 +62,9 @@ class Renderer:
                 continue
             for name, picture in painted.items():
                 views[name][row] = picture
+        for row in bad:
+            for view in views.values():
+                view[row] = 0
         return Rendered(views, texts, sorted(bad.items()))
 
     def _caption(self, row: int, sample: Sample, epoch: int, bad: dict[int, str]) -> str:
@@ -70,6 +76,9 @@ class Renderer:
             return ""
         if not text.strip():
             bad[row] = "the caption is empty"
+            return ""
+        if len(text) > self.max_caption_chars:
+            bad[row] = f"the caption has {len(text)} characters, more than {self.max_caption_chars}"
             return ""
         return text
 

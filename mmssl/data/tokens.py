@@ -34,8 +34,7 @@ class Tokenizer:
         """Raises UserError when the tokenizer has no padding token."""
         if tokenizer.pad_token_id is None:
             raise UserError(
-                f"tokenizer {tokenizer.name_or_path!r} has no padding token; add pad_token to its "
-                "tokenizer_config.json"
+                f"tokenizer {tokenizer.name_or_path!r} has no padding token; add pad_token to its tokenizer_config.json"
             )
         self.max_tokens = max_tokens
         self.vocab_size = len(tokenizer)
@@ -60,6 +59,14 @@ class Tokenizer:
         tokens = np.array([row.ids for row in rows], dtype=np.int64)
         mask = np.array([row.attention_mask for row in rows], dtype=np.bool_)
         return torch.from_numpy(tokens), torch.from_numpy(mask)
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each caption, beginning and end included, were it not cut."""
+        ends = self._backend.num_special_tokens_to_add(False)
+        rows = self._backend.encode_batch_fast([clean_caption(text) for text in texts])
+        return [
+            sum(row.attention_mask) + sum(sum(rest.attention_mask) - ends for rest in row.overflowing) for row in rows
+        ]
 
     @property
     def continues_word(self) -> Tensor:
@@ -100,9 +107,7 @@ def load_tokenizer(name_or_folder: str, max_tokens: int) -> Tokenizer:
     """
     folder = Path(name_or_folder)
     if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
-        raise UserError(
-            f"folder {folder} holds no tokenizer; it needs tokenizer.json and tokenizer_config.json"
-        )
+        raise UserError(f"folder {folder} holds no tokenizer; it needs tokenizer.json and tokenizer_config.json")
     if not folder.is_dir() and (folder.is_absolute() or name_or_folder.startswith(".")):
         raise UserError(f"no tokenizer folder at {folder}; correct the path")
     try:
@@ -133,9 +138,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_tokens: int) -
     """
     words = _count_words(captions)
     if not words:
-        raise UserError(
-            "cannot learn a tokenizer: the captions hold no words; check data.captions and the shards"
-        )
+        raise UserError("cannot learn a tokenizer: the captions hold no words; check data.captions and the shards")
     letters = Counter[str]()
     for word, count in words.items():
         for letter in word:
@@ -181,7 +184,5 @@ def _bert_tokenizer(vocabulary: dict[str, int], max_tokens: int) -> PreTrainedTo
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix=_CONTINUES)
     ends = [(special[name], vocabulary[special[name]]) for name in ("cls_token", "sep_token")]
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends
-    )
+    backend.post_processor = processors.TemplateProcessing(single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends)
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=max_tokens, **special)

@@ -41,16 +41,18 @@ def fit(features: Tensor, labels: Tensor, classes: int, c: float, start: Linear 
         c: inverse strength of the regularisation; the bias is not regularised.
         start: where to begin; the minimum is the same from everywhere.
     """
-    x, targets, n = features.double(), F.one_hot(labels, classes).double(), len(features)
+    # The bias is free, so the minimum is the same around the mean, where the solver needs far fewer steps.
+    mean, n = features.double().mean(dim=0), len(features)
+    x, targets = features.double() - mean, F.one_hot(labels, classes).double()
     if start is None:
         weights, bias = x.new_zeros(classes, x.shape[1]), x.new_zeros(classes)
     else:
-        weights, bias = start.weights.clone(), start.bias.clone()
+        weights, bias = start.weights.clone(), start.bias + start.weights @ mean
     solver = torch.optim.LBFGS(
         [weights, bias],
         max_iter=ITERATIONS,
         tolerance_grad=1e-7,
-        tolerance_change=1e-10,
+        tolerance_change=1e-9,
         history_size=20,
         line_search_fn="strong_wolfe",
     )
@@ -64,7 +66,7 @@ def fit(features: Tensor, labels: Tensor, classes: int, c: float, start: Linear 
         return -(log_p * targets).sum() / n + weights.square().sum() / (2 * c * n)
 
     solver.step(objective)  # type: ignore[no-untyped-call]
-    return Linear(weights, bias)
+    return Linear(weights, bias - weights @ mean)
 
 
 def choose_c(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], classes: int) -> float:

@@ -153,9 +153,7 @@ class _SigmoidLoss(torch.autograd.Function):
 class _Blocks:
     """The blocks of an [n, N] matrix of logits, row by row, each computed into the same memory."""
 
-    def __init__(
-        self, left: Tensor, right: Tensor, scale: Tensor, offset: int, block: tuple[int, int]
-    ) -> None:
+    def __init__(self, left: Tensor, right: Tensor, scale: Tensor, offset: int, block: tuple[int, int]) -> None:
         self.left, self.right, self.scale, self.offset = left, right, scale, offset
         self.height, self.width = min(block[0], len(left)), min(block[1], len(right))
         self.memory = left.new_empty(2, self.height * self.width)

@@ -22,8 +22,6 @@ def info_nce(
     `logit_scale` is the factor of their products (exp(s), not s), a scalar. The candidates for each image are
     all ranks' texts, and the other way round. The blocked form never holds the matrix of logits.
     """
-    by_image, by_text, positives = logsumexps(
-        image_features, text_features, logit_scale, ranks=ranks, form=form
-    )
+    by_image, by_text, positives = logsumexps(image_features, text_features, logit_scale, ranks=ranks, form=form)
     losses = ((by_image - positives) + (by_text - positives)) / 2
     return share(losses.sum(), len(losses), ranks)

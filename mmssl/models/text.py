@@ -36,6 +36,10 @@ class TextTower(nn.Module):
         hidden = self.encoder(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         return Encoded(pool(hidden, mask, self.pooling), hidden)
 
+    def checkpoint_activations(self) -> None:
+        """Keep no activations inside blocks in training; they are computed again in the backward pass."""
+        self.encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
     def lock(self, unlocked_layers: int = 0) -> None:
         """Freeze all but the last `unlocked_layers` transformer blocks.
 

@@ -110,6 +110,16 @@ class VisionTower(nn.Module):
             return Encoded(pooled, features[:, self.trunk.num_prefix_tokens :])
         return Encoded(pooled, None)
 
+    def checkpoint_activations(self) -> None:
+        """Keep no activations inside blocks in training; they are computed again in the backward pass.
+
+        Raises:
+            UserError: the library's tower cannot do this.
+        """
+        if not hasattr(self.trunk, "set_grad_checkpointing"):
+            raise UserError("train.activation_checkpointing: this vision tower has no such switch; set it to false")
+        self.trunk.set_grad_checkpointing(True)
+
     def lock(self, unlocked_layers: int = 0) -> None:
         """Freeze all but the last `unlocked_layers` blocks (with what follows them)."""
         self.requires_grad_(False)

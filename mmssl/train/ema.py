@@ -22,7 +22,7 @@ class Ema:
         Early on the decay is (1 + step) / (10 + step), so that the random start is soon forgotten.
         """
         pull = (1 - min(self.decay, (1 + step) / (10 + step))) * finite.float()
-        for own, other in zip(self.encoder.parameters(), encoder.parameters(), strict=True):
-            own.lerp_(other, pull)
+        for own, parameter in zip(self.encoder.parameters(), encoder.parameters(), strict=True):
+            own.lerp_(parameter, pull)
         for buffer, other in zip(self.encoder.buffers(), encoder.buffers(), strict=True):
             buffer.copy_(other)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmssl import build
 from mmssl.config import Config, dump_config
-from mmssl.data.sources import sources_of
+from mmssl.data.loader import sources_of
 from mmssl.distributed import processes
 from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset
@@ -79,6 +79,9 @@ class Engine:
         self.tokenizer = build.build_tokenizer(config, config.run_dir / "tokenizer")
         torch.manual_seed(torch_seed(config.seed, "weights"))
         encoder = build.build_encoder(config, self.tokenizer)
+        if config.train.activation_checkpointing:
+            encoder.vision.checkpoint_activations()
+            encoder.text.checkpoint_activations()
         self.mixer = build.build_mixer(config, encoder, self.tokenizer, self.processes)
         if config.train.sync_batch_norm and self.processes.world > 1:
             synchronize_batch_norm(self.mixer, self.processes, self.accelerator.device)
@@ -160,8 +163,15 @@ class Engine:
         weights = {name: weight_at(options, step, progress) for name, options in self.schedules.items()}
         weights = {name: weight for name, weight in weights.items() if weight > 0}
         self.model.train()
-        micro = config.train.micro_batch if isinstance(config.train.micro_batch, int) else None
-        tally = backward(self.model, self.mixer, batch, weights, (config.seed, "step", step), micro, self.accelerator)
+        tally = backward(
+            self.model,
+            self.mixer,
+            batch,
+            weights,
+            (config.seed, "step", step),
+            config.train.micro_batch,
+            self.accelerator,
+        )
         norm = self._update()
         now = time.monotonic()
         seconds, self.mark = now - self.mark, now

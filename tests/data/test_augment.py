@@ -91,9 +91,7 @@ def test_hue_rotates_the_chroma_of_yiq(u: float) -> None:
         y, i, q = colorsys.rgb_to_yiq(*(x[:, row, column] / 255).tolist())
         i, q = math.cos(turn) * i - math.sin(turn) * q, math.sin(turn) * i + math.cos(turn) * q
         expected = 255 * torch.tensor(colorsys.yiq_to_rgb(y, i, q))
-        assert (
-            ours[:, row, column] - expected
-        ).abs().max() < 1.5  # colorsys rounds its coefficients to 2 digits
+        assert (ours[:, row, column] - expected).abs().max() < 1.5  # colorsys rounds its coefficients to 2 digits
     luma = torch.tensor(augment.LUMA).float()
     torch.testing.assert_close(torch.einsum("c,chw", luma, ours), torch.einsum("c,chw", luma, x))
 
@@ -122,9 +120,7 @@ def test_colours_are_clamped_once() -> None:
     """Values pushed out of range by the jitter saturate; they never wrap around."""
     config = ViewConfig(color_jitter=1, color_jitter_strength=(0.9, 0.9, 0.9, 0.5))
     for u in (0.0, 0.999):
-        out = augment.change_colours(
-            picture(), config, draws(jitter=0, brightness=u, contrast=u, saturation=u, hue=u)
-        )
+        out = augment.change_colours(picture(), config, draws(jitter=0, brightness=u, contrast=u, saturation=u, hue=u))
         assert 0 <= out.min() <= out.max() <= 255
 
 

@@ -76,9 +76,7 @@ def test_gray_jpeg() -> None:
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
 
 
-@pytest.mark.parametrize(
-    ("format", "mode"), [("PNG", "RGBA"), ("PNG", "LA"), ("WEBP", "RGBA"), ("TIFF", "RGBA")]
-)
+@pytest.mark.parametrize(("format", "mode"), [("PNG", "RGBA"), ("PNG", "LA"), ("WEBP", "RGBA"), ("TIFF", "RGBA")])
 def test_transparency_is_laid_on_white(format: str, mode: str) -> None:
     """With alpha a, the pixel is a * colour + (1 - a) * white, to the rounding."""
     picture = photo().convert(mode[:-1])
@@ -169,9 +167,7 @@ def test_header_needs_no_pixels(format: str) -> None:
         encode(Image.new("L", (1, 1)), "BMP").replace(
             b"\x01\x00\x00\x00\x01\x00\x00\x00", b"\x30\x75\x00\x00\x20\x4e\x00\x00", 1
         ),
-        b"GIF89a"
-        + b"\xff\xff\xff\xff"
-        + b"\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02\x4c\x01\x00;",
+        b"GIF89a" + b"\xff\xff\xff\xff" + b"\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02\x4c\x01\x00;",
         b"RIFF\x1e\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00"
         + b"\x00\x00\x00\x00"
         + b"\xff\xff\x00\xff\xff\x00"

@@ -14,9 +14,9 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from mmssl.data import index as index_module
 from mmssl.data.grouping import Limits
 from mmssl.data.index import FOLDER_FILE, fingerprint, index_shards, report
-from mmssl.data.scan import ShardIndex, index_shard
 from mmssl.data.reader import LocalFiles
 from mmssl.data.sample import parse_sample
+from mmssl.data.scan import ShardIndex, index_shard
 from mmssl.types import Sample, UserError
 from tests.data.tars import File, pair, tar_bytes, write_shards
 
@@ -35,8 +35,7 @@ def samples_of(index: ShardIndex) -> list[Sample]:
     files = LocalFiles()
     bounds = zip(*index.ranges(), strict=True)
     samples = [
-        parse_sample(i, index.shard, files.read(index.shard, int(a), int(b)), LIMITS)
-        for i, (a, b) in enumerate(bounds)
+        parse_sample(i, index.shard, files.read(index.shard, int(a), int(b)), LIMITS) for i, (a, b) in enumerate(bounds)
     ]
     files.close()
     return samples

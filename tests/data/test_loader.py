@@ -43,9 +43,7 @@ def shards(tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
-def test_global_batches_are_the_same_for_any_world_and_threads(
-    shards: list[str], world: int, workers: int
-) -> None:
+def test_global_batches_are_the_same_for_any_world_and_threads(shards: list[str], world: int, workers: int) -> None:
     """Ids, keys and pixels of 20 batches, over two ends of epochs, joined over the ranks, equal those of one
     rank."""
     alone = toy_stream(shards, batch_size=12)
@@ -88,8 +86,7 @@ def test_batches_hold_the_samples_they_name(shards: list[str]) -> None:
         batch = next(stream)
         assert batch.keys == [keys[number] for number in batch.ids.tolist()]
         texts = [
-            "".join(map(chr, row[mask].tolist()))
-            for row, mask in zip(batch.tokens, batch.token_mask, strict=True)
+            "".join(map(chr, row[mask].tolist())) for row, mask in zip(batch.tokens, batch.token_mask, strict=True)
         ]
         assert texts == [f"caption of {key.rpartition(':')[2]}" for key in batch.keys]
         assert batch.views["main"].shape == (8, 3, 2, 2)
@@ -191,9 +188,7 @@ def test_bad_samples_get_the_same_stand_ins_everywhere(tmp_path: Path) -> None:
 def test_samples_whose_text_or_bytes_are_bad_get_stand_ins_too(tmp_path: Path) -> None:
     """A caption that is not UTF-8 is found by the reader, before any rendering, even where all of a part
     are."""
-    files = [
-        f for i in range(16) for f in ((f"{i}.jpg", b"i%d" % i), (f"{i}.txt", b"\xff" if i < 8 else b"good"))
-    ]
+    files = [f for i in range(16) for f in ((f"{i}.jpg", b"i%d" % i), (f"{i}.txt", b"\xff" if i < 8 else b"good"))]
     path = tmp_path / "x.tar"
     path.write_bytes(tar_bytes(files))
     log = tmp_path / "bad.jsonl"
@@ -216,9 +211,7 @@ def test_too_many_bad_samples_stop_the_stream(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as error:
         ids_of(some, 200)
     assert "\n" not in str(error.value)
-    row = toy_stream(
-        broken_shards(tmp_path / "b", set(range(100)), 101), batch_size=1, lanes=1, max_bad_fraction=1.0
-    )
+    row = toy_stream(broken_shards(tmp_path / "b", set(range(100)), 101), batch_size=1, lanes=1, max_bad_fraction=1.0)
     with pytest.raises(UserError, match="100 samples in a row could not be used"):
         ids_of(row, 2000)
     every = toy_stream(broken_shards(tmp_path / "c", set(range(64))), max_bad_fraction=1.0)
@@ -298,9 +291,7 @@ def test_worker_threads_use_one_core_each(shards: list[str]) -> None:
 
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    with TrainStream(
-        [Source(shards)], seed=0, batch_size=8, render=render, tokenize=toy_tokenize, workers=2
-    ) as stream:
+    with TrainStream([Source(shards)], seed=0, batch_size=8, render=render, tokenize=toy_tokenize, workers=2) as stream:
         ids_of(stream, 3)
         assert torch.get_num_threads() == 3
     torch.set_num_threads(before)

@@ -81,9 +81,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_itself(tmp_path: Path) -> Non
 
 def test_names_are_sorted_whatever_their_order(folder: Path) -> None:
     """The numbering of samples does not depend on how the list was written."""
-    assert expand([f"{folder}/b.tar", f"{folder}/a-000.tar"]) == expand(
-        [f"{folder}/a-000.tar", f"{folder}/b.tar"]
-    )
+    assert expand([f"{folder}/b.tar", f"{folder}/a-000.tar"]) == expand([f"{folder}/a-000.tar", f"{folder}/b.tar"])
 
 
 @pytest.mark.parametrize(

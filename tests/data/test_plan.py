@@ -120,8 +120,7 @@ def test_another_batch_size_goes_on_where_the_first_stopped() -> None:
     small, large = batches(plan, 8, 9), batches(plan, 16, 3, Position(0, 6))
     for i, batch in enumerate(large):
         lanes = [
-            small[3 + 2 * i][2 * lane : 2 * lane + 2] + small[4 + 2 * i][2 * lane : 2 * lane + 2]
-            for lane in range(4)
+            small[3 + 2 * i][2 * lane : 2 * lane + 2] + small[4 + 2 * i][2 * lane : 2 * lane + 2] for lane in range(4)
         ]
         assert batch == [pair for lane in lanes for pair in lane]
 
@@ -204,9 +203,7 @@ def test_ten_million_samples_are_planned_within_bounds() -> None:
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize(
-    "weights", [[1, 1], [3, 1], [0.5, 0.3, 0.2], [1, 2, 3, 4], [0.999, 0.001], [1e-6, 1, 1]]
-)
+@pytest.mark.parametrize("weights", [[1, 1], [3, 1], [0.5, 0.3, 0.2], [1, 2, 3, 4], [0.999, 0.001], [1e-6, 1, 1]])
 def test_mixture_has_exact_shares_in_every_lane(weights: list[float]) -> None:
     """Each T depths of each lane hold each source by its weight; the prefix counts equal counting."""
     mixture = Mixture(weights)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mmssl.data.grouping import Limits
-from mmssl.data.scan import index_shard
 from mmssl.data.reader import LocalFiles, iter_samples
 from mmssl.data.sample import BadSample, SampleError, parse_sample
+from mmssl.data.scan import index_shard
 from mmssl.types import UserError
 from tests.data.tars import File, pair, tar_bytes, write_shards
 
@@ -40,10 +40,7 @@ def test_fields_hold_every_text_member() -> None:
 )
 def test_labels_that_are_no_numbers_stay_text(text: str, label: int | str) -> None:
     """Nothing but plain digits becomes a class number."""
-    assert (
-        parse_sample(0, "x", sample_bytes(*pair("a"), ("a.cls", text.encode())), LIMITS).fields["cls"]
-        == label
-    )
+    assert parse_sample(0, "x", sample_bytes(*pair("a"), ("a.cls", text.encode())), LIMITS).fields["cls"] == label
 
 
 @pytest.mark.parametrize(

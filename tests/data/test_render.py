@@ -118,9 +118,7 @@ def test_bad_samples_are_listed() -> None:
     only_text = Renderer(renderer().views, ["{txt}"], 0)
     rendered, expected = only_text(broken, epoch=0), only_text(good, epoch=0)
     assert [row for row, _ in rendered.bad] == [1, 3, 4]
-    for (_, reason), word in zip(
-        rendered.bad, ("broken or cut", "'txt'; the sample has: title", "empty"), strict=True
-    ):
+    for (_, reason), word in zip(rendered.bad, ("broken or cut", "'txt'; the sample has: title", "empty"), strict=True):
         assert word in reason
         assert "\n" not in reason
     for row in range(7):

@@ -131,9 +131,7 @@ def test_learnt_words_are_known(learnt: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("name", ["minilm", "learnt"])
-def test_saving_and_pickling_keep_everything(
-    name: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_saving_and_pickling_keep_everything(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """A tokenizer that was saved and loaded, or sent to another process, gives the same ids."""
     tokenizer: Tokenizer = request.getfixturevalue(name)
     tokenizer.save(tmp_path / "tokenizer")

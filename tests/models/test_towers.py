@@ -228,6 +228,29 @@ def test_a_dual_encoder_gives_unit_vectors_and_clips_its_temperature(tiny_encode
         assert float(tiny_encoder.logit_scale) == pytest.approx(100, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["timm:resnet10t", "open_clip:ViT-B-32", "timm:vit_tiny_patch16_224"])
+def test_checkpointed_activations_give_the_same_gradient(name: str) -> None:
+    """Recomputing activations changes memory, not gradients, in towers of both libraries and BERT."""
+    options = {"open_clip:ViT-B-32": SMALL, "timm:vit_tiny_patch16_224": {"depth": 2}}.get(name, {})
+    config = ModelConfig(
+        vision=VisionConfig(name=name, image_size=32, options=options), text=tiny_model_config().text, embed_dim=16
+    )
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        encoder = build_dual_encoder(config, 100, 0).train()
+        if recompute:
+            encoder.vision.checkpoint_activations()
+            encoder.text.checkpoint_activations()
+        tokens = torch.tensor([[2, 5, 3], [2, 6, 3]])
+        texts = encoder.encode_text(tokens, torch.ones(2, 3, dtype=torch.bool))
+        (encoder.encode_image(pictures(2, 32)) @ texts.T).square().sum().backward()
+        found.append({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for key, gradient in found[0].items():
+        torch.testing.assert_close(found[1][key], gradient, rtol=1e-4, atol=1e-6)
+
+
 def test_every_trained_weight_gets_a_gradient() -> None:
     """No weight of a tower is unused (DDP would wait for it): towers of both libraries and BERT."""
     for name, options in (

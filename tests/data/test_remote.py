@@ -1,0 +1,334 @@
+"""The stream over remote shards: the same batches as from disk, or one clear line; a cache that stays
+small."""
+
+import json
+import logging
+import subprocess
+import threading
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from mmssl.data.fetch import Fetcher, Patience
+from mmssl.data.files import Access, Files
+from mmssl.data.grouping import Limits
+from mmssl.data.index import FOLDER_FILE, index_shards
+from mmssl.data.reader import iter_samples
+from mmssl.data.remote import CHUNK, DiskCache, RemoteFiles, Span
+from mmssl.data.remote_index import find_remote_indexes
+from mmssl.data.scan import ShardIndex
+from mmssl.types import UserError
+from tests.data.servers import Mischief, serve
+from tests.data.tars import pair, tar_bytes, toy_stream, write_shards
+
+ACCESS = Access(Patience(tries=4, backoff_seconds=0.01, stall_seconds=0.5))
+COUNTS = [40, 25, 63]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[str]:
+    """128 pairs of 60 kB in 3 shards, indexed."""
+    shards = write_shards(tmp_path / "shards", COUNTS, size=60_000)
+    index_shards(shards, Limits())
+    return shards
+
+
+def urls(url: str) -> list[str]:
+    """The served shards."""
+    return [f"{url}/{shard:05d}.tar" for shard in range(len(COUNTS))]
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("wrong", [{}, {"fail": 3, "cut": 5, "cut_after": 100_000, "stall": 2}], ids=str)
+def test_remote_batches_are_the_local_ones(shards: list[str], workers: int, wrong: dict[str, int]) -> None:
+    """Over an epoch and into the next, whatever breaks off on the way."""
+    local = toy_stream(shards)
+    mischief = Mischief(**wrong)  # type: ignore[arg-type]
+    with (
+        serve(Path(shards[0]).parent, mischief) as url,
+        toy_stream(urls(url), workers=workers, access=ACCESS) as remote,
+    ):
+        assert remote.samples == sum(COUNTS)
+        for _ in range(local.batches_per_epoch + 2):
+            here, there = next(local), next(remote)
+            assert here.ids.tolist() == there.ids.tolist()
+            assert here.views["main"].tolist() == there.views["main"].tolist()
+        assert (remote.counters().retries > 0) == bool(wrong)
+
+
+def test_remote_state_is_the_local_one(shards: list[str]) -> None:
+    """A run on local copies resumes on the server: the fingerprint is of content, not of place."""
+    local = toy_stream(shards)
+    next(local)
+    with serve(Path(shards[0]).parent) as url, toy_stream(urls(url), access=ACCESS) as remote:
+        remote.load_state_dict(local.state_dict())
+        assert next(remote).ids.tolist() == next(local).ids.tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"fail": 999}, "HTTP 503"),
+        ({"stall": 999}, "after 4 tries"),
+        ({"no_ranges": True}, "does not serve byte ranges"),
+    ],
+    ids=str,
+)
+def test_a_server_that_stays_broken_stops_the_stream(
+    shards: list[str], workers: int, wrong: dict[str, int], says: str
+) -> None:
+    """One clear line with the shard's address, and no thread is left behind."""
+    before = threading.active_count()
+    with serve(Path(shards[0]).parent, Mischief(**wrong)) as url:  # type: ignore[arg-type]
+        stream = toy_stream(urls(url), workers=workers, access=ACCESS)
+        with pytest.raises(UserError, match=says) as error:
+            next(stream)
+        assert ".tar" in str(error.value)
+    assert threading.active_count() == before
+
+
+def test_a_shard_that_changes_on_the_server_stops_the_stream(shards: list[str]) -> None:
+    """In the middle of training another file of the same size takes its place: no sample of it is used."""
+    with serve(Path(shards[0]).parent) as url, toy_stream(urls(url), access=ACCESS, slice_mib=0.1) as stream:
+        next(stream)
+        for shard in shards:
+            content = bytearray(Path(shard).read_bytes())
+            content[600:700] = bytes(100)
+            Path(shard).write_bytes(content)
+        with pytest.raises(UserError, match=r"changed while it was read \(ETag"):
+            for _ in range(100):
+                next(stream)
+
+
+def test_offsets_alone_are_an_index(shards: list[str]) -> None:
+    """Without the folder's file the .idx files suffice; without either there is none; damaged ones are
+    named."""
+    folder = Path(shards[0]).parent
+    expected = index_shards(shards, Limits())
+    (folder / FOLDER_FILE).unlink()
+    with serve(folder) as url:
+        found = find_remote_indexes(urls(url), Limits(), Fetcher(ACCESS.patience))
+        assert [i is not None and (i.bytes, i.samples, i.checksum) for i in found] == [
+            (i.bytes, i.samples, i.checksum) for i in expected
+        ]
+        Path(f"{shards[1]}.idx").unlink()
+        assert find_remote_indexes(urls(url), Limits(), Fetcher(ACCESS.patience))[1] is None
+        for content, says in ((b"123", "multiple of 8"), (bytes(24), "does not increase")):
+            Path(f"{shards[1]}.idx").write_bytes(content)
+            with pytest.raises(UserError, match=says):
+                find_remote_indexes(urls(url), Limits(), Fetcher(ACCESS.patience))
+        (folder / FOLDER_FILE).write_text('{"shards": {"00000.tar": {"bytes": "x"}}}')
+        with pytest.raises(UserError, match=r"index of .*00000\.tar is damaged"):
+            find_remote_indexes(urls(url), Limits(), Fetcher(ACCESS.patience))
+        (folder / FOLDER_FILE).write_text("[]")
+        with pytest.raises(UserError, match="is damaged; index"):
+            find_remote_indexes(urls(url), Limits(), Fetcher(ACCESS.patience))
+
+
+def test_a_query_stays_behind_the_suffix(shards: list[str]) -> None:
+    """Signed addresses: the token follows the name of the index as it follows that of the shard."""
+    mischief = Mischief()
+    with serve(Path(shards[0]).parent, mischief) as url:
+        (found,) = find_remote_indexes([f"{url}/00000.tar?token=1"], Limits(), Fetcher(ACCESS.patience))
+        stream = toy_stream([f"{url}/00000.tar?token=1"], access=ACCESS)
+        next(stream)
+        stream.close()
+    assert found is not None
+    assert found.samples == COUNTS[0]
+    assert {request.split()[0] for request in mischief.requests} == {FOLDER_FILE, "00000.tar", "00000.tar.idx"}
+
+
+def some_file(folder: Path, size: int) -> ShardIndex:
+    """A served file of numbered bytes that need be no shard."""
+    (folder / "x.tar").write_bytes(b"".join(i.to_bytes(8, "big") for i in range(size // 8)))
+    return ShardIndex("x.tar", size, 0, 0, (), (), "", 0)
+
+
+def test_chunks_are_fetched_once_ahead_and_in_few_requests(tmp_path: Path) -> None:
+    """Expected spans are fetched in long requests; reading them sends no more; what is not expected is
+    fetched too."""
+    size = 20 * CHUNK
+    shard, mischief = some_file(tmp_path, size), Mischief()
+    content = (tmp_path / "x.tar").read_bytes()
+    with serve(tmp_path, mischief) as url:
+        shard = ShardIndex(f"{url}/x.tar", size, 0, 0, (), (), "", 0)
+        files = RemoteFiles(Fetcher(ACCESS.patience), None)
+        files.expect(
+            "lane", [Span(shard, 100, 3 * CHUNK), Span(shard, 3 * CHUNK + 5, 4 * CHUNK), Span(shard, 19 * CHUNK, size)]
+        )
+        for start, stop in ((100, 200), (CHUNK - 1, 3 * CHUNK + 1), (size - 1, size), (7, 7), (0, 10)):
+            assert files.read(shard, start, stop) == content[start:stop]
+        assert sorted(mischief.requests) == [
+            f"x.tar bytes=0-{4 * CHUNK - 1}",
+            f"x.tar bytes={19 * CHUNK}-{size - 1}",
+        ]
+        assert files.read(shard, 6 * CHUNK, 6 * CHUNK + 9) == content[6 * CHUNK : 6 * CHUNK + 9]
+        assert len(mischief.requests) == 3
+        files.close()
+
+
+def test_cache_keeps_chunks_on_disk_and_stays_below_its_size(tmp_path: Path) -> None:
+    """A second reader asks the server nothing; a damaged file is fetched again; the oldest go first."""
+    (tmp_path / "www").mkdir()
+    size, mischief = 6 * CHUNK + 100, Mischief()
+    some_file(tmp_path / "www", size)
+    content = (tmp_path / "www" / "x.tar").read_bytes()
+    with serve(tmp_path / "www", mischief) as url:
+        shard = ShardIndex(f"{url}/x.tar", size, 0, 0, (), (), "", 0)
+        access = Access(ACCESS.patience, tmp_path / "cache", 10 * CHUNK)
+
+        def read() -> int:
+            before = len(mischief.requests)
+            files = Files(access)
+            assert files.read(shard, 0, size) == content
+            files.close()
+            return len(mischief.requests) - before
+
+        assert read() == 1
+        assert read() == 0
+        kept = sorted((tmp_path / "cache").glob("*/*"))
+        assert len(kept) == 7
+        assert sum(path.stat().st_size for path in kept) == size
+        kept[0].write_bytes(b"cut")
+        kept[3].unlink()
+        assert 1 <= read() <= 2
+        cache = DiskCache(tmp_path / "cache", 3 * CHUNK)
+        cache.get(shard, 2)
+        cache.sweep()
+        assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*/*")) <= 3 * CHUNK
+        assert cache.get(shard, 2) == content[2 * CHUNK : 3 * CHUNK], "the one used last stays"
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A full or broken disk costs speed, not the run."""
+    shard = some_file(tmp_path, CHUNK)
+    cache = DiskCache(tmp_path / "cache", CHUNK)
+    cache.put(shard, 0, bytes(CHUNK))
+    (folder,) = (tmp_path / "cache").iterdir()
+    (path,) = folder.iterdir()
+    path.unlink()
+    path.mkdir()
+    cache.put(shard, 0, bytes(CHUNK))
+    assert "cannot keep a chunk of x.tar" in caplog.text
+    assert cache.get(shard, 0) is None
+
+
+def test_other_file_systems(shards: list[str]) -> None:
+    """Shards and index on an fsspec file system give the local batches."""
+    memory = fsspec.filesystem("memory")
+    for path in Path(shards[0]).parent.iterdir():
+        memory.pipe_file(f"/remote/{path.name}", path.read_bytes())
+    names = [f"memory://remote/{shard:05d}.tar" for shard in range(len(COUNTS))]
+    local = toy_stream(shards)
+    with toy_stream(names, workers=2, access=ACCESS) as remote:
+        for _ in range(3):
+            assert next(remote).ids.tolist() == next(local).ids.tolist()
+
+
+def test_iter_samples_reads_remote_shards(shards: list[str]) -> None:
+    """In order, each once, without any index."""
+    expected = list(iter_samples(shards))
+    for path in Path(shards[0]).parent.glob("*i*"):
+        path.unlink()
+    with serve(Path(shards[0]).parent) as url:
+        found = list(iter_samples(urls(url)))
+    assert [(s.id, s.key, s.image, s.fields) for s in found] == [(s.id, s.key, s.image, s.fields) for s in expected]
+
+
+def bare_shards(folder: Path, counts: list[int]) -> list[str]:
+    """Shards without an index, with something wrong in the first."""
+    shards = write_shards(folder, counts)
+    files = [*pair("0-0"), ("alone.jpg", b""), *pair("0-1"), ("big.jpg", bytes(9000)), ("big.txt", b""), *pair("0-2")]
+    Path(shards[0]).write_bytes(tar_bytes(files)[:-600])
+    return shards
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_without_an_index_are_streamed(tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Whole shards a lane, over and over; one line says what is lost; what is wrong in them is counted and
+    named."""
+    bare_shards(tmp_path, [3, 20, 20, 20])
+    log = tmp_path / "bad.jsonl"
+    seen: dict[str, int] = {}
+    with serve(tmp_path, Mischief(cut=2)) as url:
+        names = [f"{url}/{shard:05d}.tar" for shard in range(4)]
+        options = {"lanes": None, "workers": workers, "access": ACCESS, "bad_log": log, "limits": Limits(8000)}
+        with toy_stream(names, max_bad_fraction=1.0, **options) as stream:
+            for _ in range(40):
+                batch = next(stream)
+                assert len(batch) == 8
+                for key in batch.keys:
+                    seen[key] = seen.get(key, 0) + 1
+            with pytest.raises(UserError, match="number of samples is unknown"):
+                assert stream.batches_per_epoch
+    assert len(seen) == 63
+    assert caplog.text.count("4 shards have no index") == 1
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {(line["key"], line["error"]) for line in lines} >= {("alone", "no text")}
+    assert any(line["key"] == "big" and "more than the limit" in line["error"] for line in lines)
+
+
+def test_streamed_shards_resume_with_another_order(tmp_path: Path) -> None:
+    """A state is accepted, and the stream begins anew; the same state gives the same beginning."""
+    shards = bare_shards(tmp_path, [3, 20, 20, 20])
+    commands = [f"pipe:cat {shard}" for shard in shards]
+    with toy_stream(commands, lanes=2, max_bad_fraction=1.0) as stream:
+        first = [next(stream).keys for _ in range(3)]
+        state = json.loads(json.dumps(stream.state_dict()))
+        stream.load_state_dict(state)
+        second = [next(stream).keys for _ in range(3)]
+    with toy_stream(commands, lanes=2, max_bad_fraction=1.0) as again:
+        assert [next(again).keys for _ in range(3)] == first
+        again.load_state_dict(state)
+        assert [next(again).keys for _ in range(3)] == second
+    assert first != second
+
+
+def test_streamed_shards_need_enough_shards_and_working_commands(tmp_path: Path) -> None:
+    """Fewer shards than processes, a failing command, nothing but bad samples: each one clear line."""
+    shards = bare_shards(tmp_path, [3, 20])
+    commands = [f"pipe:cat {shard}" for shard in shards]
+    with pytest.raises(UserError, match="2 shards without an index cannot be read by 4 processes"):
+        toy_stream(commands, lanes=None, world=4)
+    with pytest.raises(UserError, match="in 4 lanes"):
+        toy_stream(commands, lanes=4)
+    with toy_stream(["pipe:exit 3"], lanes=1) as stream, pytest.raises(UserError, match="exit status 3"):
+        next(stream)
+    (tmp_path / "bad.tar").write_bytes(tar_bytes((f"{i}.jpg", b"") for i in range(10)))
+    with (
+        toy_stream([f"pipe:cat {tmp_path}/bad.tar"], lanes=1, max_bad_fraction=1.0) as stream,
+        pytest.raises(UserError, match="100 samples in a row"),
+    ):
+        next(stream)
+    broken = [f for i in range(10) for f in ((f"{i}.jpg", b"broken"), (f"{i}.txt", b""))]
+    (tmp_path / "bad.tar").write_bytes(tar_bytes(broken))
+    with (
+        toy_stream([f"pipe:cat {tmp_path}/bad.tar"], lanes=1, max_bad_fraction=1.0) as stream,
+        pytest.raises(UserError, match="100 samples in a row"),
+    ):
+        next(stream)
+
+
+def test_closing_ends_commands(tmp_path: Path) -> None:
+    """A command that never ends is killed with the stream."""
+    shards = write_shards(tmp_path, [40])
+    mark = f"forever-{tmp_path.name}"
+    stream = toy_stream([f"pipe:cat {shards[0]}; exec sleep 1000 # {mark}"], lanes=1, workers=1)
+    next(stream)
+    stream.close()
+    del stream
+    running = subprocess.run(["pgrep", "-f", f"sleep 1000 # {mark}"], capture_output=True, check=False)
+    assert running.stdout == b""
+
+
+def test_a_slow_server_is_reported_while_it_stalls(shards: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    """Which shard breaks off at which byte is in the log."""
+    caplog.set_level(logging.WARNING)
+    with (
+        serve(Path(shards[0]).parent, Mischief(stall=1, cut_after=70_000)) as url,
+        toy_stream(urls(url), access=ACCESS) as stream,
+    ):
+        next(stream)
+    assert "broke off at byte" in caplog.text

@@ -183,8 +183,8 @@ class _Gradients:
 
     def __init__(self, left: Tensor, right: Tensor, scale: Tensor, needed: Sequence[bool]) -> None:
         self.inputs, self.needed = (left, right, scale), needed
-        # The scale's gradient is read off the left's.
-        self.left = torch.zeros_like(left) if needed[0] or needed[2] else None
+        # The scale's gradient is read off one side's.
+        self.left = torch.zeros_like(left) if needed[0] or (needed[2] and not needed[1]) else None
         self.right = torch.zeros_like(right) if needed[1] else None
 
     def add(self, block: Tensor, rows: slice, columns: slice) -> None:
@@ -196,13 +196,14 @@ class _Gradients:
 
     def finished(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Call once: until here the gradients lack the factor `scale`."""
-        left, _, scale = self.inputs
+        left, right, scale = self.inputs
         of_scale = None
-        if self.left is not None:
-            of_scale = torch.einsum("nd,nd->n", self.left, left).sum() if self.needed[2] else None
-            self.left.mul_(scale)
-        if self.right is not None:
-            self.right.mul_(scale)
+        if self.needed[2]:
+            summed, side = (self.right, right) if self.left is None else (self.left, left)
+            of_scale = torch.einsum("nd,nd->n", summed, side).sum()
+        for summed in (self.left, self.right):
+            if summed is not None:
+                summed.mul_(scale)
         return (self.left if self.needed[0] else None), self.right, of_scale
 
 

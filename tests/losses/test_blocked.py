@@ -158,6 +158,19 @@ def test_there_is_no_second_derivative(loss: Loss) -> None:
     assert not gradient.requires_grad
 
 
+@BOTH
+@pytest.mark.parametrize("locked", [0, 1])
+def test_a_locked_tower_saves_its_product(loss: Loss, locked: int) -> None:
+    """With one side frozen a step makes one product less for each block, and the scale costs none."""
+    products = []
+    for frozen in (None, locked):
+        inputs = [unit_rows(16, 4, seed=s).detach().requires_grad_(s != frozen) for s in (0, 1)]
+        with _Watch() as watch:
+            loss(*inputs, *torch.ones(2, dtype=torch.float64).requires_grad_()).backward()
+        products.append(watch.products)
+    assert products[1] == products[0] - 1
+
+
 def test_no_gradient_is_computed_under_no_grad() -> None:
     """Evaluation of the sigmoid loss makes one product for each block, and training three."""
     inputs = [unit_rows(32, 4, seed=0), unit_rows(32, 4, seed=1)]

@@ -56,7 +56,7 @@ def judge(
     figures |= {"classes": len(classnames), "samples": len(labels)}
     return Classification(
         metrics=figures,
-        intervals=_intervals(outcome, labels),
+        intervals=_intervals(outcome, labels, confidence),
         classnames=tuple(classnames),
         per_class=metrics.per_class(outcome.first, labels, classnames),
         confusions=metrics.most_confused(outcome.first, labels),
@@ -65,16 +65,21 @@ def judge(
     )
 
 
-def _intervals(outcome: Outcome, labels: Tensor) -> dict[str, Interval]:
+def _intervals(outcome: Outcome, labels: Tensor, confidence: Tensor | None) -> dict[str, Interval]:
     true = labels.numpy()
-    right = (outcome.first == labels).numpy()
+    right = outcome.first == labels
     listed = (outcome.best == labels[:, None]).numpy().cumsum(axis=1)
+    bins, gaps = metrics.calibration_bins(confidence, right) if confidence is not None else (None, None)
 
     def figures(rows: Rows) -> dict[str, float]:
         samples = np.bincount(true[rows])
-        hits = np.bincount(true[rows], weights=right[rows])
+        hits = np.bincount(true[rows], weights=right.numpy()[rows])
         seen = samples > 0
         found = {f"acc{n}": float(listed[rows, n - 1].mean()) for n in (1, 5) if n <= listed.shape[1]}
-        return found | {"mean_per_class_recall": float((hits[seen] / samples[seen]).mean())}
+        found["mean_per_class_recall"] = float((hits[seen] / samples[seen]).mean())
+        if bins is not None and gaps is not None:
+            totals = np.bincount(bins.numpy()[rows], weights=gaps.numpy()[rows])
+            found["calibration_error"] = float(np.abs(totals).sum() / len(rows))
+        return found
 
     return bootstrap(figures, len(true))

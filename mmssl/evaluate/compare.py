@@ -36,11 +36,10 @@ class Difference:
 
 
 def compare(first: Values, second: Values, seed: int = 0) -> Difference:
-    """Compare per-sample values (right or wrong, reciprocal ranks ...) of two models, paired by place, [N]
-    each.
+    """Compare per-sample values (right or wrong, reciprocal ranks ...) of two models, paired by place, [N] each.
 
-    Values that are all 0 or 1 are tested exactly (McNemar), others by flipping the differences' signs at
-    random."""
+    Values that are all 0 or 1 are tested exactly (McNemar), others by flipping the differences' signs at random.
+    """
     assert first.shape == second.shape
     change = second - first
     interval = bootstrap(lambda rows: {"mean": float(change[rows].mean())}, len(change), seed=seed)["mean"]

@@ -30,8 +30,7 @@ def alignment(images: Tensor, texts: Tensor) -> float:
 
 
 def uniformity(features: Tensor, t: float = 2.0) -> float:
-    """log of the mean of exp(-t |x - y|^2) over pairs of different rows; lower is more even (Wang & Isola
-    2020).
+    """log of the mean of exp(-t |x - y|^2) over pairs of different rows; lower is more even (Wang & Isola 2020).
 
     Args:
         features: normed, [N, D], N >= 2. More than `UNIFORMITY_ROWS` are sampled.
@@ -56,8 +55,7 @@ def modality_gap(images: Tensor, texts: Tensor) -> float:
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the normed singular values: 1 to D directions in use (Roy & Vetterli 2007). [N,
-    D].
+    """exp of the entropy of the normed singular values: 1 to D directions in use (Roy & Vetterli 2007). [N, D].
 
     The singular values are those of the features as they are, without centring.
     """

@@ -28,8 +28,7 @@ def bootstrap(
     What is resampled must be independent: where several rows belong to one picture, pictures are the samples.
 
     Args:
-        figures: indices in [0, samples), as many as there are samples -> figure by name, NaN where there is
-            none.
+        figures: indices in [0, samples), as many as there are samples -> figure by name, NaN where there is none.
         samples: how many there are, at least 1.
         level: probability that the interval covers the figure of the population.
     """

@@ -17,8 +17,7 @@ def knn_scores(
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Tensor:
-    """Votes for each class: each of the k most similar training rows votes exp(similarity / temperature), [N,
-    C].
+    """Votes for each class, [N, C]: each of the k most similar training rows votes exp(similarity / temperature).
 
     Args:
         features: normed, [N, D]. train: normed, [M, D].

@@ -123,10 +123,15 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
         confidence: probability of the predicted class, in [0, 1], [N], N >= 1.
         correct: whether that class is the label, bool [N].
     """
+    index, gaps = calibration_bins(confidence, correct, bins)
+    totals = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, gaps)
+    return float(totals.abs().sum() / len(confidence))
+
+
+def calibration_bins(confidence: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tensor, Tensor]:
+    """The bin (from 0) of each sample, int64 [N], and its accuracy less its confidence, float64 [N]."""
     index = (confidence.double() * bins).ceil().long().sub(1).clamp(0, bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64)
-    gap.index_add_(0, index, correct.double() - confidence.double())
-    return float(gap.abs().sum() / len(confidence))
+    return index, correct.double() - confidence.double()
 
 
 def average_precision(scores: Tensor, targets: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Every evaluation of a model on every data set."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from mmssl.evaluate.datasets import Dataset, label_of, open_dataset, read, train
 from mmssl.evaluate.embed import ALONE, Encoder, Pictures, Progress, embed_pictures
 from mmssl.evaluate.tables import Metrics
 from mmssl.evaluate.tasks import Job, known
-from mmssl.types import Sample
+from mmssl.types import Sample, UserError
 
 Check = Callable[[Sample], Any]
 """Raises UserError for a sample that a task cannot use."""
@@ -39,8 +40,7 @@ def run(
     """Judge a model; data sets of the same shards are read and encoded once.
 
     Args:
-        datasets: name -> data set (or its folder or pattern) and task (`mmssl.evaluate.tasks.TASKS` names
-            them).
+        datasets: name -> data set (or its folder or pattern) and task (`mmssl.evaluate.tasks.TASKS` names them).
         out: folder for results.json and, in NAME/TASK/, tables (CSV) and pictures (PNG). None: write nothing.
         logit_scale: the model's factor from similarities to logits, for calibration and the examples' bars.
         draw: also draw the PNGs, which reads the shards once more.
@@ -51,8 +51,10 @@ def run(
         `NAME/TASK` -> figures, in the order of `datasets`, with 95 % `intervals`, the widest `gaps` between
         slices, and `bad_samples` where some could not be used.
     Raises:
-        UserError: bad data or an unknown task, found before anything of that data set is written.
+        UserError: bad data, an unknown task or an unwritable folder, found before anything of a data set is written.
     """
+    if out is not None:
+        _check_writable(out)
     plan = {name: (_opened(name, data), known(name, task)) for name, (data, task) in datasets.items()}
     keys = {name: f"{name}/{task}" for name, (_, task) in datasets.items()}
     results: dict[str, Metrics] = {key: {} for key in keys.values()}
@@ -105,6 +107,13 @@ def _embed(
 def _embed_training(embed: Callable[..., tuple[Pictures, int]], dataset: Dataset, name: str) -> Pictures:
     labelled = partial(label_of, dataset)
     return embed(training_split(dataset), f"{name} (training split)", [labelled])[0]
+
+
+def _check_writable(folder: Path) -> None:
+    """Before hours of work, and without leaving a trace."""
+    nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {folder}: {nearest} is no folder that may be written; give another one")
 
 
 def _opened(name: str, data: str | Path | Dataset) -> Dataset:

@@ -20,10 +20,12 @@ def clusters(seed: int, rows: int = 240, classes: int = 4, noise: float = 1.0) -
     return torch.nn.functional.normalize(x, dim=1).float(), torch.from_numpy(labels)
 
 
+@pytest.mark.parametrize("rows", [240, 8])
 @pytest.mark.parametrize("c", [1e-3, 1.0, 100.0])
-def test_fit_is_scikit_learns_logistic_regression(c: float) -> None:
-    """Weights, and so scores up to a constant, are those of scikit-learn's minimum of the same objective."""
-    x, y = clusters(1)
+def test_fit_is_scikit_learns_logistic_regression(c: float, rows: int) -> None:
+    """Weights, and so scores up to a constant, are those of scikit-learn, with more rows than columns or fewer."""
+    x, y = clusters(1, rows)
+    y[:4] = torch.arange(4)
     ours = probe.fit(x, y, 4, c)
     theirs = LogisticRegression(C=c, max_iter=10_000, tol=1e-10).fit(x.double().numpy(), y.numpy())
     np.testing.assert_allclose(ours.weights, theirs.coef_, atol=2e-3 * np.abs(theirs.coef_).max())

@@ -58,7 +58,8 @@ def test_tables_agree_with_the_figures(numbers: Path, tmp_path: Path) -> None:
     assert np.mean(recalls) == pytest.approx(figures["mean_per_class_recall"])
     wrong = sum(int(row["count"]) for row in tables["confusions"])
     assert wrong == round(40 * (1 - figures["acc1"]))
-    assert 0 <= figures["calibration_error"] <= 1
+    low, high = figures["intervals"]["calibration_error"]
+    assert 0 <= low <= figures["calibration_error"] <= high <= 1
 
 
 def test_pictures_are_drawn(numbers: Path, captioned: Path, tmp_path: Path) -> None:
@@ -106,6 +107,9 @@ def test_a_broken_picture_costs_only_itself(numbers: Path) -> None:
 def test_bad_data_is_refused_before_it_is_encoded(numbers: Path, tmp_path: Path) -> None:
     """Labels that do not fit, unknown tasks and broken pictures are errors that leave nothing behind."""
     out = tmp_path / "out"
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*below: .*file is no folder"):
+        suite.run(ToyEncoder(), {"x": (numbers, "zero_shot")}, tmp_path / "file" / "below")
     with pytest.raises(UserError, match=r"unknown task 'zeroshot' .*zero_shot"):
         suite.run(ToyEncoder(), {"x": (numbers, "zeroshot")}, out)
     (numbers / "classnames.txt").write_text("only one\n")

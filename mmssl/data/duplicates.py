@@ -12,47 +12,53 @@ from mmssl.data.decode import Pixels
 
 Ints = npt.NDArray[np.int64]
 
-THUMBNAIL = 8
+THUMBNAIL = 12
 """Side of the thumbnails that are compared, in pixels."""
 _STEP = 2
 """Neighbouring cells that differ by no more, of 255, count as equal."""
 _WINDOW = 16
 _ROTATIONS = 4
 _MEAN_DIFFERENCE = 2.5
-_MAX_DIFFERENCE = 16
+_MAX_DIFFERENCE = 32
+_RELATIVE_DIFFERENCE = 0.06
+_SIGNS = 10
+"""Near pictures differ in the sign of at most so many of 60 pairs of neighbouring cells."""
 _CHUNK = 1 << 16
+_BITS = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)
 _WORD = re.compile(r"[^\W_]+")
 
 
 def thumbnail(pixels: Pixels) -> Pixels:
-    """A picture as uint8 [8, 8, 3]: the mean colour of each cell."""
-    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float()
-    cells = F.interpolate(planes, size=(THUMBNAIL, THUMBNAIL), mode="area")[0]
-    thumb: Pixels = cells.permute(1, 2, 0).round().to(torch.uint8).numpy()
+    """A picture squashed to uint8 [12, 12, 3]."""
+    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    cells = F.interpolate(planes, size=(THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)[0]
+    thumb: Pixels = cells.permute(1, 2, 0).contiguous().numpy()
     return thumb
 
 
 def near_pictures(thumbnails: Pixels) -> Ints:
-    """Pairs of pictures [P, 2] whose thumbnails [N, 8, 8, 3] hardly differ: by 2.5 of 255 on average, by 16 at most.
+    """Pairs of pictures [P, 2] whose thumbnails [N, 12, 12, 3] hardly differ.
 
-    Such pictures are the same but for size, compression or light touches. The signs of the differences between
+    They differ by at most 2.5 of 255 and by 6 % of their own variation on average, and nowhere by more than 32: the
+    same picture in another size or compression, or lightly retouched. The signs of the differences between
     neighbouring cells are sorted in a few rotations, and each picture is compared with the 16 after it: fast for
-    millions, and copies by the dozen end in one group, but a pair here or there may be missed.
+    millions, but a pair here or there may be missed.
     """
     count = len(thumbnails)
-    flat = thumbnails.reshape(count, -1)
-    signs = _signs(thumbnails)
-    pairs = []
+    flat, signs, variation = thumbnails.reshape(count, -1), _signs(thumbnails), _variation(thumbnails)
+    pairs = [np.zeros((0, 2), np.int64)]
     for rotation in range(_ROTATIONS):
-        turned = np.roll(signs, -rotation * signs.shape[1] // _ROTATIONS, axis=1)
-        order = np.lexsort(turned.T[::-1])
-        for gap in range(1, min(_WINDOW, count - 1) + 1):
-            for start in range(0, count - gap, _CHUNK):
-                first = order[start : min(start + _CHUNK, count - gap)]
-                second = order[start + gap : start + gap + len(first)]
-                near = _alike(flat[first], flat[second])
-                pairs.append(np.sort(np.stack([first[near], second[near]], axis=1), axis=1))
-    return np.unique(np.concatenate(pairs), axis=0) if pairs else np.zeros((0, 2), np.int64)
+        turned = np.ascontiguousarray(np.roll(signs, rotation * signs.shape[1] // _ROTATIONS, axis=1))
+        order = np.argsort(turned.view(">u8")[:, 0], kind="stable")
+        for gap in range(1, _WINDOW + 1):
+            one, other = order[:-gap], order[gap:]
+            close = _BITS[signs[one] ^ signs[other]].sum(1) <= _SIGNS
+            candidates = np.sort(np.stack([one[close], other[close]], axis=1), axis=1)
+            pairs += [
+                candidates[start : start + _CHUNK][_near(flat, variation, candidates[start : start + _CHUNK])]
+                for start in range(0, len(candidates), _CHUNK)
+            ]
+    return np.unique(np.concatenate(pairs), axis=0)
 
 
 def same(keys: Sequence[Hashable]) -> Ints:
@@ -84,15 +90,23 @@ def connect(count: int, *pairs: Ints) -> Ints:
 
 
 def _signs(thumbnails: Pixels) -> Pixels:
-    """Which of two neighbouring cells is brighter, as packed bits [N, 14]."""
-    luma = thumbnails.astype(np.int32) @ np.array([299, 587, 114])
-    step = 1000 * _STEP
+    """Which of two neighbouring cells of 6 x 6 is brighter: 60 bits, packed [N, 8]."""
+    half = THUMBNAIL // 2
+    luma = thumbnails.reshape(-1, half, 2, half, 2, 3).sum((2, 4), dtype=np.int32) @ np.array([299, 587, 114])
+    step = 4 * 1000 * _STEP
     right = luma[:, :, 1:] - luma[:, :, :-1] > step
     down = luma[:, 1:, :] - luma[:, :-1, :] > step
     return np.packbits(np.concatenate([a.reshape(len(a), -1) for a in (right, down)], axis=1), axis=1)
 
 
-def _alike(one: Pixels, other: Pixels) -> npt.NDArray[np.bool_]:
-    difference = np.abs(one.astype(np.int16) - other)
-    near: npt.NDArray[np.bool_] = (difference.max(1) <= _MAX_DIFFERENCE) & (difference.mean(1) <= _MEAN_DIFFERENCE)
+def _near(flat: Pixels, variation: npt.NDArray[np.float32], pairs: Ints) -> npt.NDArray[np.bool_]:
+    difference = np.abs(flat[pairs[:, 0]].astype(np.int16) - flat[pairs[:, 1]])
+    allowed = np.minimum(_MEAN_DIFFERENCE, _RELATIVE_DIFFERENCE * variation[pairs].min(1))
+    near: npt.NDArray[np.bool_] = (difference.max(1) <= _MAX_DIFFERENCE) & (difference.mean(1) <= allowed)
     return near
+
+
+def _variation(thumbnails: Pixels) -> npt.NDArray[np.float32]:
+    """Mean distance of the cells from the picture's mean colour, of 255 [N]."""
+    cells = thumbnails.reshape(len(thumbnails), -1, 3)
+    return np.array([np.abs(c - c.mean(0, dtype=np.float32)).mean() for c in cells], dtype=np.float32)

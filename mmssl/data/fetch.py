@@ -8,8 +8,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import fsspec
@@ -58,7 +58,7 @@ class Opened:
     """Bytes of the whole file, where the server tells."""
     tag: str | None
     """Changes with the content, where the server tells."""
-    pieces: Generator[bytes, None, None]
+    pieces: Iterator[bytes]
 
 
 class Fetcher:
@@ -93,10 +93,9 @@ class Fetcher:
         """
         for failures in itertools.count(1):
             try:
-                opened = self._open(url, 0, 1)
-                opened.pieces.close()
-                if opened.size is not None:
-                    return opened.size
+                with self._open(url, 0, 1) as opened:
+                    if opened.size is not None:
+                        return opened.size
                 raise UserError(f"{url}: the server does not tell its size; copy the shards to a disk")
             except (BrokenOffError, OSError, http.client.HTTPException) as error:
                 self._pause(url, 0, failures, error)
@@ -116,9 +115,8 @@ class Fetcher:
         while stop is None or position < stop:
             before = position
             try:
-                opened = self._open(url, position, stop)
-                size = self._check(url, opened, size)
-                with closing(opened.pieces):
+                with self._open(url, position, stop) as opened:
+                    size = self._check(url, opened, size)
                     for piece in _from(opened, position, stop):
                         position += len(piece)
                         yield piece
@@ -130,7 +128,7 @@ class Fetcher:
                 failures = 0 if position - before >= _PIECE else failures + 1
                 self._pause(url, position, failures, error)
 
-    def _open(self, url: str, start: int, stop: int | None) -> Opened:
+    def _open(self, url: str, start: int, stop: int | None) -> AbstractContextManager[Opened]:
         if url.startswith(("http://", "https://")):
             return _open_http(url, start, stop, self._patience.stall_seconds)
         return _open_fsspec(url, start, stop)
@@ -177,7 +175,8 @@ def _from(opened: Opened, position: int, stop: int | None) -> Iterator[bytes]:
             return
 
 
-def _open_http(url: str, start: int, stop: int | None, stall_seconds: float) -> Opened:
+@contextmanager
+def _open_http(url: str, start: int, stop: int | None, stall_seconds: float) -> Iterator[Opened]:
     headers = {"Accept-Encoding": "identity", "User-Agent": "mmssl"}
     if start > 0 or stop is not None:
         headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
@@ -186,16 +185,19 @@ def _open_http(url: str, start: int, stop: int | None, stall_seconds: float) -> 
     except urllib.error.HTTPError as error:
         with error:
             raise _refusal(url, error, start) from None
+    with response:
+        yield _opened(url, response, start, stop, stall_seconds)
+
+
+def _opened(url: str, response: http.client.HTTPResponse, start: int, stop: int | None, stall_seconds: float) -> Opened:
     tag, length = response.headers.get("ETag"), response.headers.get("Content-Length")
     if response.status == 206:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if found is None or int(found[1]) != start:
-            response.close()
             raise UserError(f"{url}: asked for bytes from {start}, the server sent others; copy the shards to a disk")
         return Opened(start, int(found[2]), tag, _pieces(response, stall_seconds))
     size = int(length) if length is not None and length.isdigit() else None
     if stop is not None and stop != size:
-        response.close()
         raise UserError(f"{url}: the server does not serve byte ranges; copy the shards to a disk")
     return Opened(0, size, tag, _pieces(response, stall_seconds))
 
@@ -211,19 +213,19 @@ def _refusal(url: str, error: urllib.error.HTTPError, start: int) -> Exception:
     return UserError(f"{url} cannot be read (HTTP {error.code} {error.reason}); check the address and your access")
 
 
-def _pieces(response: http.client.HTTPResponse, stall_seconds: float) -> Generator[bytes, None, None]:
-    with response:
-        begin, received = time.monotonic(), 0
-        while piece := response.read1(_PIECE):
-            received += len(piece)
-            if received >= _PIECE:
-                begin, received = time.monotonic(), 0
-            elif time.monotonic() - begin > stall_seconds:
-                raise BrokenOffError(f"fewer than 64 KiB came in {stall_seconds:.0f} s")
-            yield piece
+def _pieces(response: http.client.HTTPResponse, stall_seconds: float) -> Iterator[bytes]:
+    begin, received = time.monotonic(), 0
+    while piece := response.read1(_PIECE):
+        received += len(piece)
+        if received >= _PIECE:
+            begin, received = time.monotonic(), 0
+        elif time.monotonic() - begin > stall_seconds:
+            raise BrokenOffError(f"fewer than 64 KiB came in {stall_seconds:.0f} s")
+        yield piece
 
 
-def _open_fsspec(url: str, start: int, stop: int | None) -> Opened:
+@contextmanager
+def _open_fsspec(url: str, start: int, stop: int | None) -> Iterator[Opened]:
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -240,13 +242,13 @@ def _open_fsspec(url: str, start: int, stop: int | None) -> Opened:
     tag = info.get("ETag") or info.get("etag")
     end = int(info["size"]) if stop is None else stop
 
-    def pieces() -> Generator[bytes, None, None]:
+    def pieces() -> Iterator[bytes]:
         for position in range(start, end, _FSSPEC_PIECE):
             with _driver_errors():
                 piece = filesystem.cat_file(path, start=position, end=min(end, position + _FSSPEC_PIECE))
             yield piece
 
-    return Opened(start, int(info["size"]), None if tag is None else str(tag), pieces())
+    yield Opened(start, int(info["size"]), None if tag is None else str(tag), pieces())
 
 
 @contextmanager

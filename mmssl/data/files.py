@@ -1,8 +1,9 @@
 """Where a worker reads shards: local files, or remote ones ahead of time."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmssl.data.fetch import Fetcher, Patience
 from mmssl.data.patterns import is_remote
@@ -34,6 +35,8 @@ class Files:
         self._local = LocalFiles()
         self._remote: RemoteFiles | None = None
         self._expected: dict[Hashable, Hashable] = {}
+        self.streams: dict[Hashable, Generator[Any, None, None]] = {}
+        """What is read from beginning to end, a part at a time."""
 
     @property
     def retries(self) -> int:
@@ -61,7 +64,10 @@ class Files:
         self._reach().expect(reader, spans)
 
     def close(self) -> None:
-        """Close every file and connection."""
+        """Close every file, connection and stream."""
+        for stream in self.streams.values():
+            stream.close()
+        self.streams.clear()
         self._local.close()
         if self._remote is not None:
             self._remote.close()

@@ -1,5 +1,6 @@
 """Shards read from beginning to end: files, remote files, and what a command prints."""
 
+import io
 import subprocess
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -50,8 +51,8 @@ class _Window:
             if piece is None:
                 break
             self._content += piece
-            # What does not fit belongs to a sample that is refused for its size.
-            self.forget(min(offset, self._begin + max(0, len(self._content) - self._most)))
+            # What is further back belongs to a sample that is refused for its size.
+            self.forget(offset - self._most)
         if offset < self._begin:
             return b""
         return bytes(self._content[offset - self._begin : offset - self._begin + count])
@@ -84,9 +85,9 @@ def _pipe(command: str) -> Generator[bytes, None, None]:
         UserError: it failed.
     """
     with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
+        assert isinstance(process.stdout, io.BufferedReader)
         try:
-            while piece := process.stdout.read(_PIECE):
+            while piece := process.stdout.read1(_PIECE):
                 yield piece
         except GeneratorExit:
             process.kill()

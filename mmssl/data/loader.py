@@ -229,7 +229,7 @@ class TrainStream:
         return maker
 
     def _start(self) -> Pipeline:
-        maker = self._maker = self._make(self._maker.plan.lanes)
+        maker = self._maker
         self._position = maker.plan.resume(self._position)
         depth = self._batch_size // maker.plan.lanes
         lanes = (self._share[1] - self._share[0]) // depth

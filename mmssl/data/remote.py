@@ -124,6 +124,8 @@ class RemoteFiles:
             self._fetch(shard, [number for _, number in run])
         content = b"".join(self._chunk((shard.shard, number)) for number in numbers)
         begin = start - numbers[0] * CHUNK if len(numbers) > 0 else 0
+        if missing:
+            self._forget()
         return content[begin : begin + stop - start]
 
     def close(self) -> None:

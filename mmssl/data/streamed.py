@@ -129,7 +129,6 @@ class Streamer:
         self._render = render
         self._limits = limits
         self._mixture = Mixture(weights)
-        self._streams: dict[tuple[int, int], Iterator[Found]] = {}
 
     def part(self, task: Task, files: Files, watch: NDArray[np.int64]) -> Part:
         """Read and render a task's samples; a bad one gives way to the next of its lane.
@@ -143,16 +142,16 @@ class Streamer:
         for lane in range(task.start // depth, task.stop // depth):
             stop = task.position.depth + depth
             for source in self._mixture.sources(lane, task.position.depth, stop).tolist():
-                making.add(self._stream(source, lane, task.position.epoch), source)
+                making.add(self._stream(files, source, lane, task.position.epoch), source)
         return making.part(len(self._sources))
 
-    def _stream(self, source: int, lane: int, epoch: int) -> Iterator[Found]:
+    def _stream(self, files: Files, source: int, lane: int, epoch: int) -> Iterator[Found]:
         """The samples of a source's shards that a lane reads, for ever."""
-        if (source, lane) not in self._streams:
+        if (source, lane) not in files.streams:
             words = (self.plan.seed, source, "lane", epoch, lane)
             mix = webdataset.shuffle(BUFFER, initial=BUFFER // 4, rng=random.Random(torch_seed(*words)))
-            self._streams[source, lane] = iter(mix(self._samples(source, lane, epoch)))
-        return self._streams[source, lane]
+            files.streams[source, lane] = mix(self._samples(source, lane, epoch))
+        return files.streams[source, lane]
 
     def _samples(self, source: int, lane: int, epoch: int) -> Iterator[Found]:
         shards, fetcher = self._sources[source], Fetcher(self.access.patience)

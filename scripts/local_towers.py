@@ -36,9 +36,7 @@ def efficientnet_lite0(out: Path) -> None:
         if own.shape == tensor.shape
     }
     if len(state) != len(names):
-        sys.exit(
-            f"error: {len(names) - len(state)} weights of {source.name} have another shape than timm's tf_efficientnet_lite0"
-        )
+        sys.exit(f"error: {len(names) - len(state)} weights of {source.name} have another shape than timm's")
     save_file(state, out)
 
 

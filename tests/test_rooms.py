@@ -14,8 +14,8 @@ LAYERS = {
     "distributed": 1,
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("objectives", "evaluate"), 3),
-    **dict.fromkeys(("build", "model", "describe", "__init__"), 4),
-    **dict.fromkeys(("train", "bench"), 5),
+    **dict.fromkeys(("build", "model", "__init__"), 4),
+    **dict.fromkeys(("train", "bench", "describe"), 5),
     **dict.fromkeys(("cli", "__main__"), 6),
 }
 STRANGERS = [{"data", "models"}, {"objectives", "evaluate"}]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from mmssl.config import ObjectiveConfig, ViewConfig
@@ -68,10 +69,16 @@ class Output:
     """Name -> (sum, number of terms), without gradient."""
 
 
+class Options(ObjectiveConfig):
+    """Weight and schedule of an objective; each objective adds its own fields. Unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class Objective(nn.Module, abc.ABC):
     """One training objective. Subclasses own their heads and nothing of the towers."""
 
-    Options: ClassVar[type[ObjectiveConfig]]
+    Options: ClassVar[type[Options]]
     """The typed options of the objective's configuration entry."""
     coupled: ClassVar[bool] = False
     """The loss of one sample depends on the other samples of the global batch."""

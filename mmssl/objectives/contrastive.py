@@ -2,7 +2,6 @@
 
 import torch
 
-from mmssl.config import ObjectiveConfig
 from mmssl.distributed import Processes
 from mmssl.losses.contrastive import info_nce
 from mmssl.models.dual_encoder import DualEncoder
@@ -13,6 +12,7 @@ from mmssl.objectives.base import (
     Forward,
     Inputs,
     Objective,
+    Options,
     Output,
     Predictions,
     Vocabulary,
@@ -25,9 +25,7 @@ ACCURACY_ROWS = 512
 class Contrastive(Objective):
     """Each picture picks its caption among all of the global batch, and each caption its picture."""
 
-    class Options(ObjectiveConfig):
-        """None beside weight and schedule."""
-
+    Options = Options
     coupled = True
 
     def __init__(self, options: Options, encoder: DualEncoder, vocabulary: Vocabulary) -> None:

@@ -8,11 +8,13 @@ uninterrupted run.
 """
 
 import argparse
+import io
 import json
 import multiprocessing
 import os
 import random
 import signal
+import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -118,14 +120,11 @@ def _read_log(path: Path) -> dict[int, list[int]]:
     """The whole lines of a log; the last one may be cut."""
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     path.unlink(missing_ok=True)
-    return {step: ids for step, ids in map(json.loads, lines)}
+    return dict(map(json.loads, lines))
 
 
 def write_shards(folder: Path) -> list[str]:
     """1,003 samples in 9 shards of different lengths."""
-    import io
-    import tarfile
-
     paths = []
     for shard, count in enumerate([1, 200, 37, 150, 99, 301, 5, 110, 100]):
         path = folder / f"{shard:02d}.tar"

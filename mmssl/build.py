@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from mmssl.config import Config, ObjectiveConfig, ViewConfig
+from mmssl.config import Config, ViewConfig
 from mmssl.data.captions import render_caption
 from mmssl.data.files import Access
 from mmssl.data.grouping import Limits
@@ -21,7 +21,7 @@ from mmssl.data.views import View
 from mmssl.distributed import Processes
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmssl.objectives import find_objective
-from mmssl.objectives.base import Objective, Vocabulary
+from mmssl.objectives.base import Objective, ObjectiveOptions, Vocabulary
 from mmssl.objectives.mixer import Mixer
 from mmssl.types import UserError
 
@@ -29,7 +29,7 @@ TOKENIZER_CAPTIONS = 1_000_000
 """A tokenizer is learnt from the first so many captions."""
 
 
-def objective_options(config: Config) -> dict[str, ObjectiveConfig]:
+def objective_options(config: Config) -> dict[str, ObjectiveOptions]:
     """Each objective's entry as its own typed options.
 
     Raises:
@@ -87,7 +87,7 @@ def unlearnt_vocabulary(size: int) -> Vocabulary:
 
 
 def build_objectives(
-    options: Mapping[str, ObjectiveConfig], encoder: DualEncoder, vocabulary: Vocabulary
+    options: Mapping[str, ObjectiveOptions], encoder: DualEncoder, vocabulary: Vocabulary
 ) -> dict[str, Objective]:
     """Each configured objective with its heads.
 

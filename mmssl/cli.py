@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmssl.config import load_config
+from mmssl.evaluate.tables import Metrics
 from mmssl.types import UserError
 
 app = typer.Typer(
@@ -117,13 +118,18 @@ def evaluate(
     from mmssl.evaluate.datasets import find_datasets, open_dataset
     from mmssl.model import load
 
-    folders = [p for spec in data for p in (find_datasets(spec).values() if Path(spec).is_dir() else [spec])]
-    datasets = [open_dataset(p, classnames=classnames, templates=templates, label=label) for p in folders]
+    datasets = {}
+    for spec in data:
+        for name, place in find_datasets(spec).items() if Path(spec).is_dir() else [(None, spec)]:
+            dataset = open_dataset(place, name=name, classnames=classnames, templates=templates, label=label)
+            if dataset.name in datasets:
+                raise UserError(f"two data sets are named {dataset.name!r}; judge them by two commands")
+            datasets[dataset.name] = dataset
     judged = load(model).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with Console(stderr=True).status("evaluating") as status:
         results = suite.run(
             judged,
-            {d.name: (d, task or suite.default_task(d)) for d in datasets},
+            {name: (d, task or suite.default_task(d)) for name, d in datasets.items()},
             out,
             logit_scale=judged.logit_scale,
             progress=lambda what, done: status.update(f"{what} {done}"),
@@ -154,13 +160,19 @@ def train_tokenizer(
     print(f"{out}: {tokenizer.vocab_size} tokens")
 
 
-def _print_results(results: dict[str, dict[str, float]]) -> None:
+def _print_results(results: Mapping[str, Metrics]) -> None:
+    """One row a figure, with its bootstrap interval where there is one."""
     if not results:
         return
-    table = Table("data set / task", "figure", "value")
+    table = Table("data set / task", "figure", "value", "95 % interval")
     for name, figures in results.items():
-        for i, (figure, value) in enumerate(figures.items()):
-            table.add_row(name if i == 0 else "", figure, f"{value:.4f}" if isinstance(value, float) else str(value))
+        intervals = figures.get("intervals", {})
+        shown = [(k, v) for k, v in figures.items() if isinstance(v, int | float)]
+        for i, (figure, value) in enumerate(shown):
+            low_high = intervals.get(figure) if isinstance(intervals, dict) else None
+            interval = "" if low_high is None else f"{low_high[0]:.4f} - {low_high[1]:.4f}"
+            text = f"{value:.4f}" if isinstance(value, float) else str(value)
+            table.add_row(name if i == 0 else "", figure, text, interval)
     Console().print(table)
 
 

@@ -69,8 +69,8 @@ class Output:
     """Name -> (sum, number of terms), without gradient."""
 
 
-class Options(ObjectiveConfig):
-    """Weight and schedule of an objective; each objective adds its own fields. Unknown ones are refused."""
+class ObjectiveOptions(ObjectiveConfig):
+    """Weight and schedule of an objective; subclasses add their own fields. Unknown ones are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -78,7 +78,7 @@ class Options(ObjectiveConfig):
 class Objective(nn.Module, abc.ABC):
     """One training objective. Subclasses own their heads and nothing of the towers."""
 
-    Options: ClassVar[type[Options]]
+    Options: ClassVar[type[ObjectiveOptions]] = ObjectiveOptions
     """The typed options of the objective's configuration entry."""
     coupled: ClassVar[bool] = False
     """The loss of one sample depends on the other samples of the global batch."""

@@ -12,7 +12,7 @@ from mmssl.objectives.base import (
     Forward,
     Inputs,
     Objective,
-    Options,
+    ObjectiveOptions,
     Output,
     Predictions,
     Vocabulary,
@@ -25,10 +25,9 @@ ACCURACY_ROWS = 512
 class Contrastive(Objective):
     """Each picture picks its caption among all of the global batch, and each caption its picture."""
 
-    Options = Options
     coupled = True
 
-    def __init__(self, options: Options, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
+    def __init__(self, options: ObjectiveOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
         super().__init__()
 
     def forwards(self) -> tuple[Forward, ...]:

@@ -2,17 +2,23 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
+import mmssl
 from mmssl.cli import main
 from mmssl.config import parse_config
 from mmssl.train.engine import train
 from tests.pairs import run_tree, write_pairs
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +177,25 @@ def main_ok(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert not caught.value.code
+
+
+def test_lit_with_packaged_towers(tmp_path: Path) -> None:
+    """The shipped LiT configuration trains on towers that come in PyPI packages: the locked EfficientNet-Lite0 stays as
+    it was, MiniLM's last layer moves."""
+    towers = tmp_path / "towers"
+    subprocess.run([sys.executable, "scripts/local_towers.py", str(towers)], check=True, cwd=ROOT, capture_output=True)
+    changes = [
+        f"model.vision.pretrained={towers / 'tf_efficientnet_lite0.safetensors'}",
+        f"model.text.name={towers / 'all-MiniLM-L6-v2'}",
+        *("train.minutes=null", "train.steps=2", "data.batch_size=8", "train.threads=1", "train.trackers=[]"),
+        *("evaluate.suites={}", f"run_dir={tmp_path / 'run'}", f"data.train={ROOT}/shards/train/train-00000.tar"),
+    ]
+    main_ok(["train", str(ROOT / "configs" / "lit_efficientnet_minilm.yaml"), *changes])
+    model = mmssl.load(tmp_path / "run")
+    given = load_file(towers / "tf_efficientnet_lite0.safetensors")
+    for name, tensor in model.vision.trunk.state_dict().items():
+        assert torch.equal(tensor, given[name]), name
+    words = AutoModel.from_pretrained(towers / "all-MiniLM-L6-v2").state_dict()
+    moved = {n for n, t in model.text.encoder.state_dict().items() if not torch.equal(t, words[n])}
+    assert moved
+    assert all("layer.5." in name for name in moved)

@@ -8,7 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -85,6 +85,21 @@ class Fetcher:
             content += piece
         return bytes(content)
 
+    def write(self, url: str, content: bytes) -> None:
+        """Write a whole file.
+
+        Raises:
+            UserError: the file system cannot be written.
+        """
+        if url.startswith(("http://", "https://")):
+            raise UserError(f"{url} cannot be written over HTTP; index the shards where they are stored")
+        filesystem, path = _driver(url)
+        try:
+            with _driver_errors():
+                filesystem.pipe_file(path, content)
+        except (OSError, BrokenOffError) as error:
+            raise UserError(f"{url} cannot be written: {error}; check your access") from None
+
     def size(self, url: str) -> int:
         """Bytes of a file.
 
@@ -101,7 +116,7 @@ class Fetcher:
                 self._pause(url, 0, failures, error)
         raise AssertionError
 
-    def stream(self, url: str) -> Iterator[bytes]:
+    def stream(self, url: str) -> Generator[bytes, None, None]:
         """A whole file, piece by piece, whatever its size.
 
         Raises:
@@ -109,7 +124,7 @@ class Fetcher:
         """
         return self._persist(url, 0, None, None)
 
-    def _persist(self, url: str, start: int, stop: int | None, size: int | None) -> Iterator[bytes]:
+    def _persist(self, url: str, start: int, stop: int | None, size: int | None) -> Generator[bytes, None, None]:
         """Pieces of [start, stop), opening the file again wherever it breaks off."""
         position, failures = start, 0
         while stop is None or position < stop:
@@ -226,12 +241,7 @@ def _pieces(response: http.client.HTTPResponse, stall_seconds: float) -> Iterato
 
 @contextmanager
 def _open_fsspec(url: str, start: int, stop: int | None) -> Iterator[Opened]:
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        protocol = url.partition("://")[0]
-        reason = " ".join(str(error).split())
-        raise UserError(f"{url}: there is no driver for {protocol}:// ({reason}); install it") from None
+    filesystem, path = _driver(url)
     try:
         with _driver_errors():
             info = filesystem.info(path)
@@ -249,6 +259,17 @@ def _open_fsspec(url: str, start: int, stop: int | None) -> Iterator[Opened]:
             yield piece
 
     yield Opened(start, int(info["size"]), None if tag is None else str(tag), pieces())
+
+
+def _driver(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL and the path in it."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        protocol = url.partition("://")[0]
+        reason = " ".join(str(error).split())
+        raise UserError(f"{url}: there is no driver for {protocol}:// ({reason}); install it") from None
+    return filesystem, path
 
 
 @contextmanager

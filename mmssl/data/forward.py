@@ -9,11 +9,23 @@ from pathlib import Path
 from mmssl.data.fetch import Fetcher
 from mmssl.data.grouping import Group, Limits, groups
 from mmssl.data.patterns import is_remote
+from mmssl.data.scan import ShardIndex, index_archive
 from mmssl.data.tar import Archive
 from mmssl.types import UserError
 
 _PIECE = 1 << 20
 _ENDLESS = 1 << 62
+
+
+def index_forward(shard: str, fetcher: Fetcher, limits: Limits) -> ShardIndex:
+    """The index of a remote shard, for which it is read as a whole.
+
+    Raises:
+        UserError: the shard is out of reach.
+    """
+    size = fetcher.size(shard)
+    with closing(fetcher.stream(shard)) as pieces:
+        return index_archive(shard, Archive(_Window(pieces, 0).read, size), 0, limits)
 
 
 def read_groups(

@@ -18,10 +18,13 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from mmssl.data.grouping import Limits
+from mmssl.data.patterns import is_remote
 from mmssl.data.scan import LeftOut, ShardIndex, index_shard, offsets_path
 
 FOLDER_FILE = "mmssl-index.json"
 _VERSION = 1
+_TOGETHER = 256
+"""Indexes are written in groups of so many: little is lost when indexing is interrupted."""
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
@@ -40,15 +43,14 @@ def index_shards(
     kept = {folder: _read_folder(folder) for folder in {Path(shard).parent for shard in shards}}
     done = {shard: index for shard in shards if (index := _still_fits(shard, kept, limits)) is not None}
     missing = [shard for shard in shards if shard not in done]
+    made: list[ShardIndex] = []
     for number, index in enumerate(_index_all(missing, limits, processes), start=len(done) + 1):
-        done[index.shard] = index
+        made.append(index)
         if progress is not None:
             progress(number, len(shards))
-    made: dict[Path, list[ShardIndex]] = {}
-    for shard in missing:
-        made.setdefault(Path(shard).parent, []).append(done[shard])
-    for folder, indexes in made.items():
-        done.update((index.shard, index) for index in _write(folder, indexes, kept[folder]))
+        if len(made) == _TOGETHER or number == len(shards):
+            done.update((index.shard, index) for index in _write_all(made, kept))
+            made = []
     return [done[shard] for shard in shards]
 
 
@@ -57,7 +59,9 @@ def fingerprint(indexes: Sequence[ShardIndex]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for index in indexes:
         left_out = [out.ordinal for out in index.left_out]
-        digest.update(repr((Path(index.shard).name, index.bytes, index.checksum, left_out)).encode())
+        # Without the token of a signed address.
+        name = index.shard.partition("?")[0] if is_remote(index.shard) else index.shard
+        digest.update(repr((Path(name).name, index.bytes, index.checksum, left_out)).encode())
     return digest.hexdigest()
 
 
@@ -96,7 +100,8 @@ def _still_fits(shard: str, kept: Mapping[Path, dict[str, Any]], limits: Limits)
     return index if key == (status.st_size, status.st_mtime_ns, limits.max_member_bytes) else None
 
 
-def _to_json(index: ShardIndex) -> dict[str, Any]:
+def index_to_json(index: ShardIndex) -> dict[str, Any]:
+    """A shard's entry of its folder's file."""
     return {
         "bytes": index.bytes,
         "mtime_ns": index.mtime_ns,
@@ -140,22 +145,34 @@ def _index_all(shards: Sequence[str], limits: Limits, processes: int) -> Iterato
         yield from pool.map(index_shard, shards, itertools.repeat(limits))
 
 
-def _write(folder: Path, made: Sequence[ShardIndex], kept: dict[str, Any]) -> list[ShardIndex]:
-    """Write the offsets and the folder's file; the indexes, without the offsets that are now in a file."""
-    written = []
-    try:
-        for index in made:
-            assert index.offsets is not None
-            replace_file(offsets_path(index.shard), index.offsets.astype("<u8").tobytes())
-            written.append(replace(index, offsets=None))
-        entries = kept | {Path(index.shard).name: _to_json(index) for index in made}
-        entries = {name: entries[name] for name in sorted(entries) if (folder / name).exists()}
-        text = json.dumps({"version": _VERSION, "shards": entries}, indent=1)
-        replace_file(folder / FOLDER_FILE, text.encode())
-    except OSError as error:
-        _log.info("%s cannot be written (%s): its index is kept in memory", folder, error.strerror)
-        return []
-    return written
+def _write_all(made: Sequence[ShardIndex], kept: Mapping[Path, dict[str, Any]]) -> Iterator[ShardIndex]:
+    """Write the indexes to their folders; those that are in a file now come back without their offsets."""
+    folders: dict[Path, list[ShardIndex]] = {}
+    for index in made:
+        folders.setdefault(Path(index.shard).parent, []).append(index)
+    for folder, indexes in folders.items():
+        try:
+            _write(folder, indexes, kept[folder])
+        except OSError as error:
+            _log.info("%s cannot be written (%s): its index is kept in memory", folder, error.strerror)
+            yield from indexes
+        else:
+            yield from (replace(index, offsets=None) for index in indexes)
+
+
+def _write(folder: Path, made: Sequence[ShardIndex], kept: dict[str, Any]) -> None:
+    """Write offsets and the folder's file, in which other shards keep their entries."""
+    for index in made:
+        assert index.offsets is not None
+        replace_file(offsets_path(index.shard), index.offsets.astype("<u8").tobytes())
+    kept.update((Path(index.shard).name, index_to_json(index)) for index in made)
+    entries = {name: kept[name] for name in sorted(kept) if (folder / name).exists()}
+    replace_file(folder / FOLDER_FILE, folder_json(entries))
+
+
+def folder_json(entries: Mapping[str, Any]) -> bytes:
+    """The content of a folder's file, by the names of the shards."""
+    return json.dumps({"version": _VERSION, "shards": entries}, indent=1).encode()
 
 
 def replace_file(path: Path, content: bytes) -> None:

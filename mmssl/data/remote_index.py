@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from mmssl.data.fetch import Fetcher, MissingError
+from mmssl.data.forward import index_forward
 from mmssl.data.grouping import Limits
-from mmssl.data.index import FOLDER_FILE, index_from_json
+from mmssl.data.index import FOLDER_FILE, Progress, folder_json, index_from_json, index_to_json
 from mmssl.data.scan import Offsets, ShardIndex, checksum
 from mmssl.types import UserError
 
@@ -25,6 +26,29 @@ def find_remote_indexes(shards: Sequence[str], limits: Limits, fetcher: Fetcher)
         return list(pool.map(lambda shard: _find(shard, kept[_folder(shard)], limits, fetcher), shards))
 
 
+def index_remote_shards(
+    shards: Sequence[str], limits: Limits, fetcher: Fetcher, progress: Progress | None = None
+) -> list[ShardIndex]:
+    """Read remote shards from beginning to end and write their index beside them.
+
+    Raises:
+        UserError: a shard is out of reach, or its file system cannot be written.
+    """
+    made: list[ShardIndex] = []
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="mmssl-index") as pool:
+        for index in pool.map(lambda shard: index_forward(shard, fetcher, limits), shards):
+            assert index.offsets is not None
+            fetcher.write(beside(index.shard, ".idx"), index.offsets.astype("<u8").tobytes())
+            made.append(index)
+            if progress is not None:
+                progress(len(made), len(shards))
+    for folder in sorted({_folder(shard) for shard in shards}):
+        entries = _read_folder(folder, fetcher)
+        entries.update((_name(i.shard), index_to_json(i)) for i in made if _folder(i.shard) == folder)
+        fetcher.write(folder, folder_json(entries))
+    return made
+
+
 def remote_offsets(index: ShardIndex, fetcher: Fetcher) -> Offsets:
     """The offsets of a remote shard."""
     if index.offsets is not None:
@@ -36,6 +60,10 @@ def beside(shard: str, suffix: str) -> str:
     """The URL with `suffix` after its path, before its query."""
     path, question, query = shard.partition("?")
     return f"{path}{suffix}{question}{query}"
+
+
+def _name(shard: str) -> str:
+    return shard.partition("?")[0].rpartition("/")[2]
 
 
 def _folder(shard: str) -> str:
@@ -57,7 +85,7 @@ def _read_folder(url: str, fetcher: Fetcher) -> dict[str, Any]:
 
 
 def _find(shard: str, entries: dict[str, Any], limits: Limits, fetcher: Fetcher) -> ShardIndex | None:
-    entry = entries.get(shard.partition("?")[0].rpartition("/")[2])
+    entry = entries.get(_name(shard))
     try:
         if entry is not None:
             return index_from_json(shard, entry)

@@ -83,17 +83,23 @@ def index_shard(shard: str, limits: Limits) -> ShardIndex:
     try:
         with Path(shard).open("rb", buffering=0) as file:
             status = os.fstat(file.fileno())
-            found: list[Group] = []
-            problems = list(_collect(Archive(windowed(file.fileno()), status.st_size), limits, found))
+            archive = Archive(windowed(file.fileno()), status.st_size)
+            return index_archive(shard, archive, status.st_mtime_ns, limits)
     except OSError as error:
         raise UserError(f"shard {shard} cannot be read: {error.strerror}") from None
+
+
+def index_archive(shard: str, archive: Archive, mtime_ns: int, limits: Limits) -> ShardIndex:
+    """The index of an archive."""
+    found: list[Group] = []
+    problems = list(_collect(archive, limits, found))
     end = found[-1].end if found else 0
     offsets = np.array([*(group.start for group in found), end], dtype="<u8")
     left_out = (LeftOut(i, g.key, g.defect) for i, g in enumerate(found) if g.defect is not None)
     return ShardIndex(
         shard=shard,
-        bytes=status.st_size,
-        mtime_ns=status.st_mtime_ns,
+        bytes=archive.size,
+        mtime_ns=mtime_ns,
         groups=len(found),
         left_out=tuple(left_out),
         problems=tuple(problems),

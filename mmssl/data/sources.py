@@ -9,7 +9,7 @@ from mmssl.data.index import Progress, fingerprint, index_shards, report
 from mmssl.data.order import Slices, default_slice_bytes
 from mmssl.data.patterns import is_remote
 from mmssl.data.plan import PlannedSource
-from mmssl.data.remote_index import find_remote_indexes
+from mmssl.data.remote_index import find_remote_indexes, index_remote_shards
 from mmssl.data.scan import ShardIndex
 from mmssl.types import UserError
 
@@ -24,6 +24,24 @@ def index_source(
     indexes = find_remote_indexes(remote, limits, Fetcher(access.patience))
     found.update(zip(remote, indexes, strict=True))
     return [found.get(shard) for shard in shards]
+
+
+def make_index(
+    shards: Sequence[str], limits: Limits, access: Access, processes: int = 0, progress: Progress | None = None
+) -> list[ShardIndex]:
+    """Index local and remote shards anew where that is needed, and keep the index beside them.
+
+    Raises:
+        UserError: a shard is out of reach or is a command, or a remote file system cannot be written.
+    """
+    commands = [shard for shard in shards if shard.startswith("pipe:")]
+    if commands:
+        raise UserError(f"{commands[0]!r} is a command, which has no index; name files")
+    remote = [shard for shard in shards if is_remote(shard)]
+    local = [shard for shard in shards if not is_remote(shard)]
+    found = {i.shard: i for i in index_shards(local, limits, processes=processes, progress=progress)}
+    found.update((i.shard, i) for i in index_remote_shards(remote, limits, Fetcher(access.patience), progress))
+    return [found[shard] for shard in shards]
 
 
 def plan_source(indexes: Sequence[ShardIndex], weight: float, slice_mib: float | None) -> PlannedSource:

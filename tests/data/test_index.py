@@ -135,6 +135,20 @@ def test_folder_that_cannot_be_written_keeps_the_index_in_memory(tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.tar", "00000.tar.idx"]
 
 
+def test_an_interrupted_index_keeps_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes are written in groups: a failure in the seventh shard leaves the first six to the next
+    attempt."""
+    monkeypatch.setattr(index_module, "_TOGETHER", 3)
+    shards = write_shards(tmp_path, [1] * 8)
+    (tmp_path / "00006.tar").unlink()
+    (tmp_path / "00006.tar").mkdir()
+    with pytest.raises(UserError, match=r"00006\.tar cannot be read"):
+        index_shards(shards, LIMITS)
+    assert sorted(path.name for path in tmp_path.glob("*.idx")) == [f"0000{i}.tar.idx" for i in range(6)]
+    assert list(json.loads((tmp_path / FOLDER_FILE).read_text())["shards"]) == [f"0000{i}.tar" for i in range(6)]
+
+
+@pytest.mark.slow
 def test_two_processes_give_the_index_of_one(tmp_path: Path) -> None:
     """Indexing in processes changes nothing, and progress counts every shard."""
     shards = write_shards(tmp_path / "a", [3, 1, 2])

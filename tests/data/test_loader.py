@@ -56,6 +56,7 @@ def test_global_batches_are_the_same_for_any_world_and_threads(shards: list[str]
         stream.close()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_processes_make_the_batches_that_threads_make(shards: list[str]) -> None:
     """Two worker processes give the same batches, resume from a state, and end with the stream."""
@@ -256,6 +257,7 @@ def test_errors_of_workers_come_out_where_the_batch_is_asked_for(
     assert threading.active_count() == before
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_errors_of_processes_come_out_as_themselves(shards: list[str]) -> None:
     """A UserError crosses the process border as one line."""

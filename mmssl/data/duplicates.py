@@ -44,9 +44,11 @@ def near_pictures(thumbnails: Pixels) -> Ints:
     neighbouring cells are sorted in a few rotations, and each picture is compared with the 16 after it: fast for
     millions, but a pair here or there may be missed.
     """
-    count = len(thumbnails)
-    flat, signs, variation = thumbnails.reshape(count, -1), _signs(thumbnails), _variation(thumbnails)
     pairs = [np.zeros((0, 2), np.int64)]
+    if len(thumbnails) < 2:
+        return pairs[0]
+    flat = thumbnails.reshape(len(thumbnails), -1)
+    signs, variation = _signs(thumbnails), _variation(thumbnails)
     for rotation in range(_ROTATIONS):
         turned = np.ascontiguousarray(np.roll(signs, rotation * signs.shape[1] // _ROTATIONS, axis=1))
         order = np.argsort(turned.view(">u8")[:, 0], kind="stable")

@@ -82,11 +82,11 @@ class View:
 
     def reduction(self, header: Header, crop: Crop) -> int:
         """The factor by which the picture may be decoded smaller for this crop."""
-        return _reduction(header, min(crop.height, crop.width) / self.image_size, self.mode)
+        return dct_reduction(header, min(crop.height, crop.width) / self.image_size, self.mode)
 
     def paint(self, pixels: Pixels, header: Header, crop: Crop, draws: Draws) -> Tensor:
         """Render decoded pixels, of full or reduced size, to uint8 [3, image_size, image_size]."""
-        picture = _resize(_cut(pixels, header, crop), self.image_size, self.image_size)
+        picture = resize(_cut(pixels, header, crop), self.image_size, self.image_size)
         if draws.flip < self.config.flip:
             picture = picture.flip(-1)
         return augment(picture, self.config, draws)
@@ -98,14 +98,14 @@ class EvalView:
     def __init__(
         self,
         image_size: int,
-        resize: Literal["shortest", "squash"] = "shortest",
+        fit: Literal["shortest", "squash"] = "shortest",
         mode: DecodeMode = "quality",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         """`shortest` resizes the shorter side to `image_size` and cuts out the centre, as OpenCLIP does;
         `squash` resizes both sides and keeps everything."""
         self.image_size = image_size
-        self.resize = resize
+        self.fit = fit
         self.mode = mode
         self.max_pixels = max_pixels
 
@@ -123,20 +123,20 @@ class EvalView:
         if isinstance(image, bytes):
             header = read_header(image, self.max_pixels)
             shrink = min(header.height, header.width) / self.image_size
-            pixels = decode(image, header, _reduction(header, shrink, self.mode))
+            pixels = decode(image, header, dct_reduction(header, shrink, self.mode))
         else:
             pixels = _as_pixels(image)
             header = Header("pixels", pixels.shape[1], pixels.shape[0])
         side = self.image_size
-        if self.resize == "squash":
-            return _resize(pixels, side, side)
+        if self.fit == "squash":
+            return resize(pixels, side, side)
         short = min(header.height, header.width)
         height, width = int(side * header.height / short), int(side * header.width / short)
         top, left = round((height - side) / 2), round((width - side) / 2)
-        return _resize(pixels, height, width)[:, top : top + side, left : left + side].contiguous()
+        return resize(pixels, height, width)[:, top : top + side, left : left + side].contiguous()
 
 
-def _reduction(header: Header, shrink: float, mode: DecodeMode) -> int:
+def dct_reduction(header: Header, shrink: float, mode: DecodeMode) -> int:
     """The DCT reduction for a crop whose shorter side is `shrink` times the output's.
 
     Fast mode takes the greatest that leaves 3/4 of the output's side. Quality mode halves, and only where
@@ -159,7 +159,7 @@ def _cut(pixels: Pixels, header: Header, crop: Crop) -> Pixels:
     return pixels[top : top + height, left : left + width]
 
 
-def _resize(pixels: Pixels, height: int, width: int) -> Tensor:
+def resize(pixels: Pixels, height: int, width: int) -> Tensor:
     """Bicubic with antialiasing on bytes: uint8 [h, w, 3] -> uint8 [3, height, width]."""
     planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
     if planes.shape[1:] != (height, width):

@@ -125,6 +125,11 @@ def evaluate(
             if dataset.name in datasets:
                 raise UserError(f"two data sets are named {dataset.name!r}; judge them by two commands")
             datasets[dataset.name] = dataset
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {out} cannot be written: {error.strerror}; pick another folder") from None
     judged = load(model).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with Console(stderr=True).status("evaluating") as status:
         results = suite.run(

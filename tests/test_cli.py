@@ -187,7 +187,14 @@ def test_lit_with_packaged_towers(tmp_path: Path) -> None:
     changes = [
         f"model.vision.pretrained={towers / 'tf_efficientnet_lite0.safetensors'}",
         f"model.text.name={towers / 'all-MiniLM-L6-v2'}",
-        *("train.minutes=null", "train.steps=2", "data.batch_size=8", "train.threads=1", "train.trackers=[]"),
+        *(
+            "train.minutes=null",
+            "train.steps=2",
+            "train.precision=fp32",
+            "data.batch_size=8",
+            "train.threads=1",
+            "train.trackers=[]",
+        ),
         *("evaluate.suites={}", f"run_dir={tmp_path / 'run'}", f"data.train={ROOT}/shards/train/train-00000.tar"),
     ]
     main_ok(["train", str(ROOT / "configs" / "lit_efficientnet_minilm.yaml"), *changes])

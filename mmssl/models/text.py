@@ -38,7 +38,10 @@ class TextTower(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Keep no activations inside blocks in training; they are computed again in the backward pass."""
-        self.encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if hasattr(self.encoder, "activation_checkpointing_enable"):
+            self.encoder.activation_checkpointing_enable()
+        else:  # the older name of the same switch
+            self.encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def lock(self, unlocked_layers: int = 0) -> None:
         """Freeze all but the last `unlocked_layers` transformer blocks.

@@ -254,7 +254,7 @@ def test_errors_of_workers_come_out_where_the_batch_is_asked_for(
     with pytest.raises(type(error)) as raised:
         ids_of(stream, 100)
     assert raised.value is error
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 @pytest.mark.slow
@@ -277,7 +277,7 @@ def test_closing_leaves_no_thread(shards: list[str], workers: int) -> None:
         first = ids_of(stream, 2)
         assert threading.active_count() > before
     stream.close()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     whole = ids_of(toy_stream(shards), 3)
     assert [*first, *ids_of(stream, 1)] == whole
     stream.close()

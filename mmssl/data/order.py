@@ -16,11 +16,10 @@ from mmssl.rng import Word, generator
 
 Ints = NDArray[np.int64]
 
+SHUFFLE_UNIT = 8 << 20
+"""Blocks are measured in units of so many bytes."""
 _SINGLE = 64 << 20
 """Sets of at most this many bytes are shuffled sample by sample."""
-_LARGEST = 8 << 20
-_SMALLEST = {False: 16 << 10, True: 4 << 20}
-"""Smallest slice of larger sets: whether it is remote -> bytes."""
 
 
 def shuffled(count: int, *words: Word) -> Ints:
@@ -34,11 +33,14 @@ def shuffled(count: int, *words: Word) -> Ints:
 
 
 def default_slice_bytes(total: int, remote: bool = False) -> int:
-    """Slice size for a set of `total` bytes: single samples up to 64 MiB, then 4,096 slices of 8 MiB at most.
+    """Slice size for a set of `total` bytes: single samples up to 64 MiB, then a millionth of the set.
 
-    Remote slices have 4 MiB at least, for the sake of the number of requests.
+    At least 16 KiB, which is mostly a single sample again, and 8 MiB at most. Remote slices are some 4,096 of
+    4 to 8 MiB, for the sake of the number of requests.
     """
-    return 1 if total <= _SINGLE else min(_LARGEST, max(total // 4096, _SMALLEST[remote]))
+    if total <= _SINGLE:
+        return 1
+    return min(8 << 20, max(total >> 12, 4 << 20) if remote else max(total >> 20, 16 << 10))
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Slices:
     first: Ints
     """Number of the first sample within the source."""
     length: Ints
+
+    def unit(self, total: int) -> int:
+        """Slices of a unit of shuffling, in a set of `total` bytes."""
+        return max(1, SHUFFLE_UNIT * len(self.first) // total)
 
     @staticmethod
     def cut(counts: Sequence[int], sizes: Sequence[int], slice_bytes: int) -> "Slices":

@@ -39,6 +39,8 @@ class PlannedSource:
     slices: Slices
     weight: float
     fingerprint: str
+    unit: int = 1
+    """Slices of a unit of shuffling."""
 
     @property
     def samples(self) -> int:
@@ -77,7 +79,7 @@ class Plan:
         self._block = block
         self._mixture = Mixture([source.weight for source in sources]) if len(sources) > 1 else None
         self._lane_lengths = [source.samples // lanes for source in sources]
-        self.order = lru_cache(3 * len(sources))(self._order)
+        self.order = lru_cache(2 * len(sources))(self._order)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.sources, self._seed, self.lanes, self._block)
@@ -187,12 +189,14 @@ class Plan:
         """BLAKE2b-64 of the data and the order's parameters."""
         digest = hashlib.blake2b(repr(self._block).encode(), digest_size=8)
         for source in self.sources:
-            digest.update(repr((source.fingerprint, source.weight)).encode())
+            digest.update(repr((source.fingerprint, source.weight, source.unit)).encode())
             digest.update(source.slices.first.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def _order(self, source: int, epoch: int) -> EpochOrder:
-        return EpochOrder(self.sources[source].slices, (self._seed, source, epoch), self.lanes, self._block)
+        planned = self.sources[source]
+        words = (self._seed, source, epoch)
+        return EpochOrder(planned.slices, words, self.lanes, self._block * planned.unit)
 
     def _lane_runs(self, lane: int, epoch: int, first: int, slots: Ints) -> Iterator[Run]:
         if self._mixture is None:

@@ -57,4 +57,5 @@ def plan_source(indexes: Sequence[ShardIndex], weight: float, slice_mib: float |
     remote = any(is_remote(index.shard) for index in indexes)
     default = default_slice_bytes(sum(sizes), remote)
     slice_bytes = default if slice_mib is None else max(1, int(slice_mib * 2**20))
-    return PlannedSource(Slices.cut(counts, sizes, slice_bytes), weight, fingerprint(indexes))
+    slices = Slices.cut(counts, sizes, slice_bytes)
+    return PlannedSource(slices, weight, fingerprint(indexes), slices.unit(sum(sizes)))

@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def toy_tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def toy_stream(shards: Sequence[str], **options: object) -> TrainStream:
-    """A stream over one source."""
+    """A stream over one source, with blocks of three slices of 4 KiB."""
     settings = {
         "seed": 0,
         "batch_size": 8,
@@ -77,4 +78,5 @@ def toy_stream(shards: Sequence[str], **options: object) -> TrainStream:
         "slice_mib": 4096 / 2**20,
         **options,
     }
-    return TrainStream([Source(shards)], render=toy_render, tokenize=toy_tokenize, **settings)  # type: ignore[arg-type]
+    with patch("mmssl.data.order.SHUFFLE_UNIT", 4096):
+        return TrainStream([Source(shards)], render=toy_render, tokenize=toy_tokenize, **settings)  # type: ignore[arg-type]

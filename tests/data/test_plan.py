@@ -192,13 +192,14 @@ def test_shuffled_is_a_permutation_and_uniform() -> None:
 
 
 def test_ten_million_samples_are_planned_within_bounds() -> None:
-    """10,000 shards: an epoch's plan, its fingerprint and a batch in its middle take under 200 MB."""
+    """10,000 shards of 100 MB: two epochs' plans, the fingerprint and a batch in each take under 200 MB."""
     counts, sizes = [1000] * 10_000, [100_000_000] * 10_000
     tracemalloc.start()
     slices = Slices.cut(counts, sizes, default_slice_bytes(sum(sizes)))
     plan = Plan([PlannedSource(slices, 1.0, "x")], seed=0, lanes=64, block=8)
     assert plan.fingerprint
     take(plan, Position(0, 1000), 4096)
+    take(plan, Position(1, 1000), 4096)
     assert tracemalloc.get_traced_memory()[1] < 200e6
     tracemalloc.stop()
 
@@ -265,16 +266,13 @@ def test_stand_ins_are_others_of_the_same_block_first() -> None:
 
 
 def test_defaults() -> None:
-    """Slices: single samples for small sets, then growing to 8 MiB; lanes: the largest divisor up to 64."""
-    assert [default_slice_bytes(n << 20) for n in (1, 64, 65, 1024, 1 << 15, 1 << 20)] == [
-        1,
-        1,
-        16640,
-        256 << 10,
-        8 << 20,
-        8 << 20,
-    ]
+    """Slices: single samples for small sets, then growing to 8 MiB, larger for remote sets; lanes; units of 8 MiB."""
+    sizes = [n << 20 for n in (1, 64, 65, 1 << 14, 1 << 20, 1 << 24)]
+    assert [default_slice_bytes(n) for n in sizes] == [1, 1, 16 << 10, 16 << 10, 1 << 20, 8 << 20]
+    assert [default_slice_bytes(n, True) for n in sizes] == [1, 1, 4 << 20, 4 << 20, 8 << 20, 8 << 20]
     assert [default_lanes(n) for n in (1, 7, 64, 96, 97, 256, 4096)] == [1, 7, 64, 48, 1, 64, 64]
+    units = [Slices.cut([100], [100 << 20], n).unit(100 << 20) for n in (1, 4 << 20, 8 << 20, 1 << 30)]
+    assert units == [8, 2, 1, 1]
 
 
 def test_plan_survives_pickling() -> None:

@@ -23,7 +23,7 @@ OWNERS = {
     "accelerate": ("train/", "bench/"),
     "open_clip": ("models/vision.py", "evaluate/prompts.py", "bench/"),
     "timm": ("models/vision.py",),
-    "transformers": ("models/text.py", "data/tokens.py", "train/engine.py"),
+    "transformers": ("models/text.py", "data/tokens.py", "train/start.py"),
     "webdataset": ("data/",),
     "yaml": ("config.py",),
     "matplotlib": ("evaluate/", "data/"),

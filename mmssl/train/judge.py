@@ -1,0 +1,66 @@
+"""Judging the model while it is trained, and which checkpoint is the best."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from mmssl.config import Config
+from mmssl.distributed import Processes
+from mmssl.evaluate import suite
+from mmssl.evaluate.tables import Metrics
+from mmssl.model import MMSSL
+from mmssl.train.state import RunState
+from mmssl.types import UserError
+
+
+@dataclass
+class Judge:
+    """Judges models on the configured suites."""
+
+    config: Config
+    accelerator: Accelerator
+    processes: Processes
+    run: RunState
+
+    def evaluate(self, model: MMSSL, out: Path | None) -> dict[str, Metrics]:
+        """`suite/task` -> figures, the same on every process; tables and pictures go to `out`."""
+        suites = self.config.evaluate.suites
+        results: dict[str, Metrics] = {}
+        if self.processes.rank == 0 and suites:
+            datasets = {name: (entry.data, entry.task) for name, entry in suites.items()}
+            results = suite.run(
+                model,
+                datasets,
+                out,
+                batch_size=self.config.evaluate.batch_size,
+                logit_scale=model.logit_scale,
+                draw=out is not None,
+            )
+            record = {"step": self.run.step, "seconds": self.run.seconds, "results": results}
+            with (self.config.run_dir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            figures = {
+                f"eval/{n}/{k}": v for n, m in results.items() for k, v in m.items() if isinstance(v, (int, float))
+            }
+            self.accelerator.log(figures, step=self.run.step)
+        shared: dict[str, Metrics] = self.processes.broadcast(results)
+        return shared
+
+    def note_best(self, results: dict[str, Metrics]) -> None:
+        """Remember this step if it is the best so far.
+
+        Raises:
+            UserError: the metric to pick by is not among the results.
+        """
+        name = self.config.evaluate.best or next((f"{r}/{next(iter(m))}" for r, m in results.items()), None)
+        if name is None:
+            return
+        result, _, metric = name.rpartition("/")
+        if metric not in results.get(result, {}):
+            known = ", ".join(f"{r}/{m}" for r, metrics in results.items() for m in metrics)
+            raise UserError(f"evaluate.best={name!r} is not measured; there are: {known}")
+        value = float(results[result][metric])
+        if self.run.best is None or value > self.run.best[0]:
+            self.run.best = (value, self.run.step)

@@ -1,0 +1,119 @@
+"""A step's numbers: added up over the processes on the device, and read one step late, so that it never waits."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from mmssl.config import Config
+from mmssl.distributed import Processes
+from mmssl.train.length import Length
+from mmssl.train.state import RunState
+from mmssl.train.step import Tally
+from mmssl.train.trackers import ProgressBar, Record, StepLog
+from mmssl.types import Batch, UserError
+
+
+@dataclass
+class Pending:
+    """A step whose numbers are still on the device."""
+
+    step: int
+    weights: Mapping[str, float]
+    names: list[str]
+    numbers: Tensor
+    norm: Tensor
+    record: Record
+    keys: list[str]
+    ids: Tensor | None
+
+
+@dataclass
+class Numbers:
+    """Adds up, reads and logs the numbers of steps."""
+
+    config: Config
+    accelerator: Accelerator
+    processes: Processes
+    run: RunState
+    length: Length
+    logs: Mapping[str, StepLog]
+    bar: ProgressBar
+    stop: bool = False
+    """The processes agreed to save and stop."""
+    save: bool = False
+    """The processes agreed to save."""
+    pending: Pending | None = field(default=None)
+
+    def reduce(
+        self,
+        tally: Tally,
+        weights: Mapping[str, float],
+        norm: Tensor,
+        record: Record,
+        batch: Batch,
+        wishes: Mapping[str, float],
+    ) -> Pending:
+        """Start adding up a step's numbers over the processes, with what they must agree on.
+
+        Args:
+            wishes: this process's `seconds`, `save` and `stop`; any process's wish counts.
+        """
+        for name, value in wishes.items():
+            tally.add(name, torch.tensor(float(value), device=norm.device), 0.0)
+        numbers = self.processes.sum(tally.stacked())
+        ids = self.processes.gather(batch.ids)[0] if self.config.train.log_samples else None
+        return Pending(self.run.step + 1, weights, list(tally.sums), numbers, norm, record, batch.keys, ids)
+
+    def read(self) -> None:
+        """Take in the pending step's numbers: log them, and learn what the processes agreed on.
+
+        Raises:
+            UserError: too many updates in a row were not finite.
+        """
+        if self.pending is None:
+            return
+        step, self.pending = self.pending, None
+        run = self.run
+        sums = dict(zip(step.names, step.numbers.tolist(), strict=True))
+        run.seconds += sums.pop("seconds")[0]
+        self.stop, self.save = sums.pop("stop")[0] > 0, sums.pop("save")[0] > 0
+        values = {name: total / count if count else float("nan") for name, (total, count) in sums.items()}
+        norm = float(step.norm)
+        finite = math.isfinite(norm)
+        run.skipped += not finite
+        run.skipped_in_row = 0 if finite else run.skipped_in_row + 1
+        record: Record = {
+            "step": step.step,
+            "loss": sum(weight * values[f"{name}.loss"] for name, weight in step.weights.items()),
+            **step.record,
+            **values,
+            "gradient_norm": norm,
+            "seconds": round(run.seconds, 3),
+            "skipped_updates": run.skipped,
+        }
+        if self.processes.rank == 0:
+            self._log(step, record)
+        if run.skipped_in_row >= self.config.train.nonfinite_limit:
+            self._give_up(step)
+
+    def _log(self, step: Pending, record: Record) -> None:
+        self.logs["metrics"].write(record)
+        if step.ids is not None:
+            self.logs["sample_ids"].write({"step": step.step, "ids": step.ids.tolist()})
+        self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step.step)
+        self.bar.update(record, self.length.progress(step.step, self.run.seconds))
+
+    def _give_up(self, step: Pending) -> None:
+        path = self.config.run_dir / f"nonfinite-step-{step.step}-rank-{self.processes.rank}.json"
+        path.write_text(json.dumps({"step": step.step, "keys": step.keys}), encoding="utf-8")
+        raise UserError(
+            f"the loss or gradient was not finite at {self.run.skipped_in_row} steps in a row up to "
+            f"{step.step}; the samples of the "
+            f"last one are named in {path}; lower optim.lr or use train.precision=bf16, then --resume "
+            f"from the last checkpoint"
+        )

@@ -1,0 +1,75 @@
+"""How a run starts: what can be refused before anything is built, Accelerate's object, and the run's folder."""
+
+import platform
+
+import accelerate
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from mmssl.config import Config, dump_config
+from mmssl.data.loader import sources_of
+from mmssl.evaluate.datasets import open_dataset
+from mmssl.train.checkpoint import write_atomically
+from mmssl.types import UserError
+
+
+def build_accelerator(config: Config) -> Accelerator:
+    """Accelerate's object for this process; there must be one at most.
+
+    Raises:
+        UserError: the precision does not exist on this device.
+    """
+    precision = config.train.precision
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("train.precision=fp16 needs a GPU; use bf16 or fp32")
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[ddp],
+        log_with=list(config.train.trackers) or None,
+        project_dir=str(config.run_dir),
+    )
+
+
+def check(config: Config, world: int, resume: bool) -> None:
+    """What can be refused before anything is built.
+
+    Raises:
+        UserError: the run exists already, shards or data sets are missing, or the batch does not divide.
+    """
+    if config.run_dir.exists() and not resume:
+        raise UserError(
+            f"run_dir={config.run_dir} exists; pick another, or go on with it: mmssl train --resume {config.run_dir}"
+        )
+    if config.data.batch_size % world:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} does not divide by the {world} processes; pick a "
+            f"multiple of {world}"
+        )
+    sources_of(config.data.train, config.data.allow_pipe)
+    for name, entry in config.evaluate.suites.items():
+        open_dataset(entry.data, name=name)
+
+
+def claim(config: Config, resume: bool) -> None:
+    """Make the run's folder and write its configuration.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    run = config.run_dir
+    try:
+        run.mkdir(parents=True, exist_ok=resume)
+        write_atomically(run / "config.yaml", dump_config(config).encode())
+    except OSError as error:
+        raise UserError(f"run_dir={run} cannot be written: {error.strerror}; pick another folder") from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that shape a run."""
+    return {
+        "python": platform.python_version(),
+        **{m.__name__: m.__version__ for m in (torch, accelerate, transformers)},
+    }

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mmssl.cli_bench import bench_app
 from mmssl.config import load_config
 from mmssl.evaluate.tables import Metrics
 from mmssl.types import UserError
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 tokenizer_app = typer.Typer(help="Tokenizers for text towers.", no_args_is_help=True)
 app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(bench_app, name="bench")
 
 Overrides = Annotated[
     list[str] | None,

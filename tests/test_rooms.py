@@ -16,7 +16,7 @@ LAYERS = {
     **dict.fromkeys(("objectives", "evaluate"), 3),
     **dict.fromkeys(("build", "model", "__init__"), 4),
     **dict.fromkeys(("train", "bench", "describe"), 5),
-    **dict.fromkeys(("cli", "__main__"), 6),
+    **dict.fromkeys(("cli", "cli_bench", "cli_shards", "__main__"), 6),
 }
 STRANGERS = [{"data", "models"}, {"objectives", "evaluate"}]
 OWNERS = {

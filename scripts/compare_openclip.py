@@ -12,7 +12,6 @@ cells are kept in --out and skipped.
 """
 
 import argparse
-import importlib.metadata
 import json
 import math
 import shutil
@@ -20,18 +19,16 @@ import subprocess
 import sys
 import tarfile
 import time
-import venv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmssl.bench.peer import PEER_CACHE, make_environment
 from mmssl.config import Config, load_config
 from mmssl.data.patterns import expand
 from mmssl.types import UserError
 
 MODEL = "peer"
-PEER_PACKAGES = ("open_clip_torch==3.3.0", "webdataset==0.2.86", "pandas", "ftfy", "regex")
-SHARED_PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy")  # at our own versions
 PEER_SIDE = Path(__file__).with_name("openclip_peer.py")
 PASSES_PER_EPOCH = 8  # the sets are small; longer epochs spare OpenCLIP the pauses between them
 
@@ -110,21 +107,6 @@ def run(command: Sequence[str], log: Path) -> str:
     if done.returncode != 0:
         raise UserError(f"{command[1]} {command[2]} failed with exit code {done.returncode}; see {log}")
     return done.stdout
-
-
-def make_environment(folder: Path) -> str:
-    """The interpreter of an environment with OpenCLIP's trainer, made if it is not there."""
-    python = folder / "bin" / "python"
-    done = folder / ".complete"
-    if not done.is_file():
-        shared = [f"{name}=={importlib.metadata.version(name)}" for name in SHARED_PACKAGES]
-        print(f"making OpenCLIP's environment in {folder}")
-        venv.create(folder, with_pip=True, clear=True)
-        uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
-        install = [uv, "pip", "install", "--python", str(python)] if uv else [str(python), "-m", "pip", "install"]
-        subprocess.run([*install, "--quiet", *PEER_PACKAGES, *shared], check=True)
-        done.touch()
-    return str(python)
 
 
 def peer_model(config: Config, context: int | None) -> dict[str, dict[str, object]]:
@@ -274,7 +256,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/compare_openclip"), help="results and logs")
     parser.add_argument("--peer-python", help="interpreter with open_clip_torch 3.3.0 and its trainer's needs")
-    parser.add_argument("--peer-cache", type=Path, default=Path.home() / ".cache" / "mmssl-openclip")
+    parser.add_argument("--peer-cache", type=Path, default=PEER_CACHE)
     parser.add_argument("--peer-precisions", nargs="+", default=["fp32", "amp_bf16"], help="the fastest is taken")
     parser.add_argument("--peer-workers", type=int, nargs="+", default=[1, 2], help="the fastest is taken")
     parser.add_argument("--peer-lr", type=float, default=1e-3)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from mmssl.train.checkpoint import write_atomically
+
 Record = dict[str, float | int | str]
 
 
@@ -22,7 +24,8 @@ class StepLog:
             # A line cut by a kill has no line break and is dropped with what follows.
             whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
             kept = [line for line in whole.split("\n") if line and json.loads(line)["step"] <= first_step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        # A kill at this moment must not cost the lines of all steps so far.
+        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:

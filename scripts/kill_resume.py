@@ -1,0 +1,167 @@
+"""Kill a training run with SIGKILL again and again, resume it each time with another number of processes, and compare
+it with the same run never interrupted.
+
+    python scripts/kill_resume.py --kills 20
+
+Every piece is killed, all its processes at once, at a random moment of a random step, checkpoints being written
+included. The numbers of the samples of every step, those of the pieces joined, must be the ones of the uninterrupted
+run; so must those of the steps that a kill undid.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+LOG = "sample_ids.jsonl"
+Ids = dict[int, list[int]]
+"""Step -> sample numbers of its global batch, in order."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained."""
+
+    config: str
+    overrides: list[str]
+    steps: int
+    log: Path
+    """Where the runs' own output goes."""
+
+    def start(self, run: Path, processes: int) -> subprocess.Popen[bytes]:
+        """Begin the run, or go on with it."""
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [sys.executable, *(launcher if processes > 1 else []), "-m", "mmssl.train"]
+        fixed = [f"train.steps={self.steps}", "train.log_samples=true", "train.checkpoint_minutes=null"]
+        resume = (run / "config.yaml").is_file()
+        what = ["--resume", str(run)] if resume else [self.config, f"run_dir={run}", *fixed, *self.overrides]
+        if not resume:
+            # Killed before it wrote its configuration.
+            shutil.rmtree(run, ignore_errors=True)
+        with self.log.open("ab") as log:
+            return subprocess.Popen([*command, *what], stdout=log, stderr=log)
+
+    def finish(self, run: Path, processes: int) -> None:
+        """Run to the end."""
+        if self.start(run, processes).wait() != 0:
+            raise SystemExit(f"the run failed; see the end of {self.log}")
+
+
+@dataclass
+class Pieces:
+    """A run that was killed many times."""
+
+    kills: int = 0
+    wrong: int = 0
+    """Steps, of those undone by a kill too, whose samples were not the expected ones."""
+
+
+def run_in_pieces(
+    job: Job, run: Path, lives: Sequence[int], worlds: Sequence[int], expected: Ids, rng: random.Random
+) -> Pieces:
+    """Run with a random number of processes for some steps, kill, and so on; then to the end."""
+    pieces = Pieces()
+    for life in lives:
+        processes = rng.choice(worlds)
+        first = max(read_ids(run), default=0)
+        training = job.start(run, processes)
+        before, after = _kill(training, run, life, rng.random())
+        found = read_ids(run)
+        pieces.kills += 1
+        pieces.wrong += (wrong := differing(found, expected))
+        print(
+            f"kill {pieces.kills}: {processes} processes, log at step {first}, resumed after step {before}, "
+            f"killed after step {after}: {wrong} of {len(found)} steps differ",
+            flush=True,
+        )
+    job.finish(run, rng.choice(worlds))
+    return pieces
+
+
+def _kill(training: subprocess.Popen[bytes], run: Path, life: int, part_of_step: float) -> tuple[int, int]:
+    """Wait until `life` steps are logged, and some part of another one; kill. Returns the steps before and after."""
+    start, times, first = time.time_ns(), [], None
+    while len(times) < life:
+        if training.poll() is not None:
+            raise SystemExit(
+                f"the run ended by itself with exit status {training.returncode} before it could be killed"
+            )
+        time.sleep(0.002)
+        log = run / LOG
+        # The log is cut back to the checkpoint when the run begins.
+        if not log.is_file() or log.stat().st_mtime_ns < start:
+            continue
+        last = max(read_ids(run), default=0)
+        first = last if first is None else first
+        if last >= first + len(times) + 1:
+            times.append(time.monotonic())
+    assert first is not None
+    time.sleep(part_of_step * (times[-1] - times[0]) / max(1, life - 1))
+    root = psutil.Process(training.pid)
+    for process in (root, *root.children(recursive=True)):
+        process.kill()
+    training.wait()
+    return first, max(read_ids(run), default=0)
+
+
+def read_ids(run: Path) -> Ids:
+    """The whole lines of a run's log; the last one may be cut."""
+    log = run / LOG
+    lines = log.read_text().split("\n")[:-1] if log.is_file() else []
+    return {record["step"]: record["ids"] for record in map(json.loads, lines)}
+
+
+def differing(found: Ids, expected: Ids) -> int:
+    """Steps whose samples are not the expected ones."""
+    return sum(expected.get(step) != ids for step, ids in found.items())
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/ci_tiny.yaml")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the configuration")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--most-steps", type=int, default=16, help="a piece lives for 1 to so many steps")
+    parser.add_argument("--checkpoint-steps", type=int, default=4)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="drawn from for each piece")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and numbers of processes")
+    parser.add_argument("--out", type=Path, help="folder for the runs; default: a temporary one")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Kill, resume and compare; exit with 1 if anything differs."""
+    options = parse()
+    rng = random.Random(options.seed)
+    lives = [rng.randint(1, options.most_steps) for _ in range(options.kills)]
+    with tempfile.TemporaryDirectory() as temporary:
+        out: Path = options.out or Path(temporary)
+        out.mkdir(parents=True, exist_ok=True)
+        overrides = [f"train.checkpoint_steps={options.checkpoint_steps}", "evaluate.suites={}", *options.set]
+        job = Job(options.config, overrides, steps=sum(lives) + 10, log=out / "output.txt")
+        job.finish(out / "whole", 1)
+        expected = read_ids(out / "whole")
+        assert sorted(expected) == list(range(1, job.steps + 1))
+        print(f"uninterrupted: {job.steps} steps, {sum(map(len, expected.values()))} samples", flush=True)
+        pieces = run_in_pieces(job, out / "pieces", lives, options.processes, expected, rng)
+        joined = read_ids(out / "pieces")
+    same = joined == expected and pieces.wrong == 0
+    print(
+        f"{pieces.kills} kills, {len(joined)} steps joined: the samples are "
+        f"{'those' if same else 'NOT those'} of the uninterrupted run"
+    )
+    raise SystemExit(0 if same else 1)
+
+
+if __name__ == "__main__":
+    main()

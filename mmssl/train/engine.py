@@ -166,26 +166,29 @@ class Engine:
             "samples": (step + 1) * config.data.batch_size,
             "samples_per_s": config.data.batch_size / max(seconds, 1e-9),
             "data_wait": min(wait / max(seconds, 1e-9), 1.0),
-            **self._stream_record(seconds),
+            **self._mixture(),
         }
         minutes = config.train.checkpoint_minutes
         wishes = {
             "seconds": seconds * self.main,
             "save": float(self.main and minutes is not None and now - self.saved > 60 * minutes),
             "stop": float(self.signals.signal is not None),
+            **self._stream_counts(seconds),
         }
         return self.numbers.reduce(tally, weights, norm, record, batch, wishes)
 
-    def _stream_record(self, seconds: float) -> Record:
-        """What the stream of this process did during the step."""
+    def _stream_counts(self, seconds: float) -> dict[str, float]:
+        """What the stream of this process did: its speed in this step, and counts since the process started."""
         now, before, self.counted = self.stream.counters(), self.counted, replace(self.stream.counters())
-        record: Record = {
-            "mb_per_s": (now.bytes - before.bytes) / 1e6 / max(seconds, 1e-9),
-            "bad_samples": now.bad_samples,
-        }
-        if len(now.source_samples) > 1:
-            record |= {f"source_{i}_share": n / max(now.samples, 1) for i, n in enumerate(now.source_samples)}
-        return record
+        megabytes = (now.bytes - before.bytes) / 1e6
+        return {"mb_per_s": megabytes / max(seconds, 1e-9), "bad_samples": now.bad_samples, "retries": now.retries}
+
+    def _mixture(self) -> Record:
+        """The share of each source in what this process was given."""
+        now = self.stream.counters()
+        if len(now.source_samples) < 2:
+            return {}
+        return {f"source_{i}_share": n / max(now.samples, 1) for i, n in enumerate(now.source_samples)}
 
     def _update(self) -> Tensor:
         """Clip, step, follow with the EMA; an update that is not finite is skipped on the device. Returns the norm."""

@@ -17,6 +17,10 @@ from mmssl.train.step import Tally
 from mmssl.train.trackers import ProgressBar, Record, StepLog
 from mmssl.types import Batch, UserError
 
+STREAM = ("mb_per_s", "bad_samples", "retries")
+"""What the streams of all processes did together: encoded megabytes a second, samples that a stand-in replaced and
+remote reads taken up again since the processes started."""
+
 
 @dataclass
 class Pending:
@@ -61,7 +65,8 @@ class Numbers:
         """Start adding up a step's numbers over the processes, with what they must agree on.
 
         Args:
-            wishes: this process's `seconds`, `save` and `stop`; any process's wish counts.
+            wishes: this process's `seconds`, `save` and `stop`, of which any process's wish counts, and what its
+                stream did (`STREAM`), to be added up.
         """
         for name, value in wishes.items():
             tally.add(name, torch.tensor(float(value), device=norm.device), 0.0)
@@ -82,6 +87,7 @@ class Numbers:
         sums = dict(zip(step.names, step.numbers.tolist(), strict=True))
         run.seconds += sums.pop("seconds")[0]
         self.stop, self.save = sums.pop("stop")[0] > 0, sums.pop("save")[0] > 0
+        stream = {name: sums.pop(name)[0] for name in STREAM}
         values = {name: total / count if count else float("nan") for name, (total, count) in sums.items()}
         norm = float(step.norm)
         finite = math.isfinite(norm)
@@ -91,6 +97,9 @@ class Numbers:
             "step": step.step,
             "loss": sum(weight * values[f"{name}.loss"] for name, weight in step.weights.items()),
             **step.record,
+            "mb_per_s": stream["mb_per_s"],
+            "bad_samples": round(stream["bad_samples"]),
+            "retries": round(stream["retries"]),
             **values,
             "gradient_norm": norm,
             "seconds": round(run.seconds, 3),

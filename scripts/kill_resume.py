@@ -89,7 +89,8 @@ def run_in_pieces(
 
 def _kill(training: subprocess.Popen[bytes], run: Path, life: int, part_of_step: float) -> tuple[int, int]:
     """Wait until `life` steps are logged, and some part of another one; kill. Returns the steps before and after."""
-    start, times, first = time.time_ns(), [], None
+    start, first = time.time_ns(), None
+    times: list[float] = []
     while len(times) < life:
         if training.poll() is not None:
             raise SystemExit(

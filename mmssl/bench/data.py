@@ -213,10 +213,10 @@ def _cpu_seconds(command: Sequence[str], log: Path) -> float:
     It is read when nothing runs any more: what is made ahead is then as much at the end as at the beginning.
     """
     with log.open("w") as errors, _process(command, errors) as child:
-        _await(child, "ready", log)
+        _await(child, "ready", command, log)
         before = _settled(child.pid)
         _go_on(child)
-        _await(child, "done", log)
+        _await(child, "done", command, log)
         after = _settled(child.pid)
         _go_on(child)
     return after - before
@@ -234,14 +234,14 @@ def _process(command: Sequence[str], errors: IO[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True)
 
 
-def _await(child: subprocess.Popen[str], word: str, log: Path) -> None:
+def _await(child: subprocess.Popen[str], word: str, command: Sequence[str], log: Path) -> None:
     assert child.stdout is not None
     for line in child.stdout:
         if line.strip() == word:
             return
     child.wait()
     last = next(iter(log.read_text().strip().splitlines()[-1:]), "without a word")
-    raise UserError(f"{' '.join(child.args[:3])} failed with exit status {child.returncode}: {last}")
+    raise UserError(f"{' '.join(command[:3])} failed with exit status {child.returncode}: {last}")
 
 
 def _go_on(child: subprocess.Popen[str]) -> None:

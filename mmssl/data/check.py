@@ -94,6 +94,8 @@ def _advice(health: Health, image_size: int) -> Iterator[str]:
     if count == 0:
         yield "no sample is usable: a sample is NAME.jpg with NAME.txt or NAME.json beside it in the tar"
         return
+    if damaged := samples["damaged shards"]:
+        yield f"{len(damaged)} shards are damaged, as said above: fetch or pack them again"
     if samples["keys in several shards"]:
         yield "the same keys stand in several shards: one of these may be a copy of the other"
     yield from _picture_advice(health.pictures, count, image_size)

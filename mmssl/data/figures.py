@@ -38,6 +38,7 @@ def of_samples(survey: Survey) -> Figures:
         "samples of a shard, fewest to most": [min(per_shard.values()), max(per_shard.values())] if per_shard else [],
         "left out": dict(Counter(_reason(bad) for bad in survey.bad).most_common()),
         "left out, examples": [f"{bad.shard}:{bad.key} ({bad.error})" for bad in survey.bad[:_EXAMPLES]],
+        "damaged shards": survey.problems,
         "keys in several shards": len(again),
         "keys in several shards, examples": again[:_EXAMPLES],
     }

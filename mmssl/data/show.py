@@ -3,15 +3,21 @@
 import json
 import textwrap
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mmssl.data.captions import render_caption
+from mmssl.data.catalog import Catalog
 from mmssl.data.decode import DecodeError, Pixels, decode, read_header
+from mmssl.data.fetch import Patience
 from mmssl.data.grouping import Limits
-from mmssl.data.reader import iter_samples
+from mmssl.data.index import index_shards
+from mmssl.data.patterns import is_remote
+from mmssl.data.reader import LocalFiles, iter_samples
+from mmssl.data.sample import SampleError, parse_sample
 from mmssl.rng import generator
 from mmssl.types import Sample, UserError
 
@@ -30,10 +36,29 @@ class Entry:
 
 
 def pick(shards: Sequence[str], count: int, seed: int = 0, limits: Limits | None = None) -> list[Sample]:
-    """`count` samples drawn evenly from all of the shards, in file order (a reservoir: one pass, little memory)."""
-    rng = generator(seed, "pick")
+    """`count` samples drawn evenly from all of the shards, in file order.
+
+    Local shards are read where the samples stand, by their index; remote ones from beginning to end.
+    """
+    rng, limits = generator(seed, "pick"), limits or Limits()
+    if any(is_remote(shard) for shard in shards):
+        return _reservoir(iter_samples(shards, limits), count, rng)
+    indexes = index_shards(shards, limits)
+    total = sum(index.samples for index in indexes)
+    numbers = np.sort(rng.choice(total, min(count, total), replace=False))
+    files, chosen = LocalFiles(), []
+    for place in Catalog([indexes], Patience()).places(0, numbers):
+        shard = shards[place.shard]
+        with suppress(SampleError):
+            chosen.append(parse_sample(place.id, shard, files.read(shard, place.start, place.stop), limits))
+    files.close()
+    return chosen
+
+
+def _reservoir(samples: Iterable[Sample], count: int, rng: np.random.Generator) -> list[Sample]:
+    """One pass, with no more than `count` samples in memory."""
     chosen: list[Sample] = []
-    for number, sample in enumerate(iter_samples(shards, limits)):
+    for number, sample in enumerate(samples):
         if number < count:
             chosen.append(sample)
         elif (place := int(rng.integers(number + 1))) < count:

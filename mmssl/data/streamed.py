@@ -142,24 +142,28 @@ class Streamer:
         for lane in range(task.start // depth, task.stop // depth):
             stop = task.position.depth + depth
             for source in self._mixture.sources(lane, task.position.depth, stop).tolist():
-                making.add(self._stream(files, source, lane, task.position.epoch), source)
+                making.add(self._stream(files, source, lane, task.position.epoch, watch), source)
         return making.part(len(self._sources))
 
-    def _stream(self, files: Files, source: int, lane: int, epoch: int) -> Iterator[Found]:
+    def _stream(self, files: Files, source: int, lane: int, epoch: int, watch: NDArray[np.int64]) -> Iterator[Found]:
         """The samples of a source's shards that a lane reads, for ever."""
         if (source, lane) not in files.streams:
             words = (self.plan.seed, source, "lane", epoch, lane)
             mix = webdataset.shuffle(BUFFER, initial=BUFFER // 4, rng=random.Random(torch_seed(*words)))
-            files.streams[source, lane] = mix(self._samples(source, lane, epoch))
+            files.streams[source, lane] = mix(self._samples(source, lane, epoch, watch))
         return files.streams[source, lane]
 
-    def _samples(self, source: int, lane: int, epoch: int) -> Iterator[Found]:
+    def _samples(self, source: int, lane: int, epoch: int, watch: NDArray[np.int64]) -> Iterator[Found]:
         shards, fetcher = self._sources[source], Fetcher(self.access.patience)
+        before = sum(map(len, self._sources[:source]))
         while True:
             order = shuffled(len(shards), self.plan.seed, source, "shards", epoch)
             for shard in order[lane :: self.plan.lanes].tolist():
-                for found in _shard_samples(shards[shard], self._limits, fetcher):
+                watch[:2] = before + shard, 0
+                for found, end in _shard_samples(shards[shard], self._limits, fetcher):
                     yield found, epoch
+                    # Set anew each time: the worker's other lanes have read in between.
+                    watch[:2] = before + shard, end
             epoch += 1
 
 
@@ -233,16 +237,18 @@ def _too_many(bad: BadSample) -> UserError:
     )
 
 
-def _shard_samples(shard: str, limits: Limits, fetcher: Fetcher) -> Iterator[Sample | BadSample]:
-    """Every sample of a shard; their ids are drawn from their names."""
+def _shard_samples(shard: str, limits: Limits, fetcher: Fetcher) -> Iterator[tuple[Sample | BadSample, int]]:
+    """Every sample of a shard, and the byte where it ends; their ids are drawn from their names."""
+    end = 0
     try:
         for group, content in read_groups(shard, limits, fetcher, need_text=True):
+            end = group.end
             if group.defect is not None:
-                yield BadSample(shard, group.key, group.defect)
+                yield BadSample(shard, group.key, group.defect), end
                 continue
             try:
-                yield group_sample(torch_seed(shard, group.key), shard, group, content)
+                yield group_sample(torch_seed(shard, group.key), shard, group, content), end
             except SampleError as error:
-                yield BadSample(shard, group.key, str(error))
+                yield BadSample(shard, group.key, str(error)), end
     except TarError as error:
-        yield BadSample(shard, "", f"{error}; the rest of the shard is not used")
+        yield BadSample(shard, "", f"{error}; the rest of the shard is not used"), end

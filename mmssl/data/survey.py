@@ -44,6 +44,8 @@ class Survey:
     """uint8 [12, 12, 3] each."""
     bad: list[BadSample] = field(default_factory=list)
     """Samples that training would leave out, or replace, and why."""
+    problems: list[str] = field(default_factory=list)
+    """What is wrong with whole shards, where their index tells."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -74,17 +76,19 @@ def survey(
     limits: Limits | None = None,
     max_pixels: int = MAX_PIXELS,
     first: int | None = None,
+    problems: Sequence[str] = (),
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Survey:
     """Read, decode and caption the samples of shards, all of them or the `first` so many.
 
-    `progress` is called with the number of samples read so far.
+    `problems` are those of whole shards that an index found; `progress` is called with the number of samples read so
+    far.
 
     Raises:
         UserError: a shard cannot be opened.
     """
-    found = Survey()
+    found = Survey(problems=list(problems))
     samples = islice(iter_samples(shards, limits, on_bad=found.bad.append), first)
     done, workers = 0, threads or os.cpu_count() or 1
 

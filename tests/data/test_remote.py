@@ -374,3 +374,14 @@ def test_a_slow_server_is_reported_while_it_stalls(shards: list[str], caplog: py
     ):
         next(stream)
     assert "broke off at byte" in caplog.text
+
+
+def test_a_command_that_stalls_is_reported_with_the_byte(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a shard without an index, too, the log names the shard and the byte after the last whole sample."""
+    caplog.set_level(logging.WARNING)
+    (shard,) = write_shards(tmp_path, [20])
+    command = f"pipe:head -c 10000 {shard}; sleep 1; tail -c +10001 {shard}"
+    with toy_stream([command], lanes=1, workers=1, stall_seconds=0.1) as stream:
+        next(stream)
+    # A sample is two headers and two blocks of data; the fifth one's end is still to come.
+    assert f"worker 0 reads {command} at byte {4 * 2048} since" in caplog.text

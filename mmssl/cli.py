@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmssl.cli_bench import bench_app
+from mmssl.cli_shards import shards_app
 from mmssl.config import load_config
 from mmssl.evaluate.tables import Metrics
 from mmssl.types import UserError
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 tokenizer_app = typer.Typer(help="Tokenizers for text towers.", no_args_is_help=True)
 app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(shards_app, name="shards")
 app.add_typer(bench_app, name="bench")
 
 Overrides = Annotated[

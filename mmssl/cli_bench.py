@@ -24,7 +24,7 @@ def data(
     rounds: Annotated[int, typer.Option(min=1, help="Times that everything is measured, in turn.")] = 3,
     batches: Annotated[int, typer.Option(min=1, help="Batches of 128 a measurement.")] = 12,
     workers: Annotated[int, typer.Option(min=1, help="Workers of either side.")] = 1,
-    epochs: Annotated[int, typer.Option(help="Epochs over which memory is watched; 0: none.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Epochs over which memory is watched, 2 or more; 0: none.")] = 20,
     peer_python: Annotated[
         str | None,
         typer.Option(
@@ -40,6 +40,8 @@ def data(
     is that of the whole process tree, user and system, after a warm-up. The limit is decoding and resizing alone, by
     the same libraries, on one thread. For steady figures pin it to a core: taskset -c 1 mmssl bench data
     """
+    if epochs == 1:
+        raise UserError("--epochs 1 shows no growth; give 2 or more, or 0")
     from mmssl.bench.data import Options, bench_data
     from mmssl.bench.peer import make_environment
 

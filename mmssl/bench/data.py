@@ -89,7 +89,7 @@ class Memory:
     def text(self) -> str:
         """One line: every epoch, and by how much the later half is above the earlier one."""
         mib = [round(held / 2**20) for held in self.held]
-        half = len(mib) // 2
+        half = max(1, len(mib) // 2)
         growth = statistics.mean(self.held[half:]) / statistics.mean(self.held[1 : half + 1]) - 1
         return (
             f"memory of the loader after each of {len(mib)} epochs of {self.samples} samples, MiB: "
@@ -128,7 +128,7 @@ class Options:
     workers: int = 1
     rounds: int = 3
     epochs: int = 20
-    """Over which memory is watched; 0 leaves it out."""
+    """Over which memory is watched, 2 or more; 0 leaves it out."""
 
 
 def bench_data(

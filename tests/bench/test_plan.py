@@ -1,0 +1,43 @@
+"""The large set made up for measuring plans is a real one, and its resumed batch is the right one."""
+
+from pathlib import Path
+
+import pytest
+
+from mmssl.bench.plan import _begin, _write_set, bench_plan
+from mmssl.data.grouping import Limits
+from mmssl.data.index import index_shards
+from mmssl.data.patterns import expand
+from mmssl.data.plan import Plan, Position, default_lanes
+from mmssl.data.sources import plan_source
+
+BATCH = 16
+
+
+def test_new_and_resumed_runs_read_the_batches_of_the_plan(tmp_path: Path) -> None:
+    """The first batch, and the one in the middle of the second epoch, are those of a plan that is walked to there."""
+    _write_set(tmp_path, per_shard=13, shards=9)
+    shards = expand(str(tmp_path))
+    assert len(shards) == 9
+    source = plan_source(index_shards(shards, Limits()), 1.0, None)
+    plan = Plan([source], seed=0, lanes=default_lanes(BATCH), block=8)
+    assert source.samples == 117
+
+    def ids(position: Position) -> list[int]:
+        return [int(n) for run in plan.runs(position, BATCH, 0, BATCH) for n in plan.ids(run)]
+
+    assert _begin(tmp_path, BATCH, 0.0).ids == ids(Position())
+    position = Position()
+    for _ in range(plan.batches_per_epoch(BATCH) + plan.batches_per_epoch(BATCH) // 2):
+        position = plan.after(plan.start(position, BATCH), BATCH)
+    assert _begin(tmp_path, BATCH, 0.5).ids == ids(plan.start(position, BATCH))
+
+
+@pytest.mark.slow
+def test_the_whole_measurement() -> None:
+    """Each part in a process of its own; a plan of more samples takes more memory; the text has all figures."""
+    small, large = (bench_plan(samples, shards, BATCH) for samples, shards in ((400, 4), (400_000, 2000)))
+    assert "400 samples in 4 shards" in small.text()
+    assert small.text().count("\n") == 4
+    assert 0 <= small.order.extra_bytes < large.order.extra_bytes
+    assert len(set(large.resumed.ids) | set(large.fresh.ids)) > BATCH

@@ -83,10 +83,11 @@ class DataConfig(Section):
     """Parallel readers of the stream, fixed for a run; they divide the batch. Default: the largest divisor
     of the batch up to 64."""
     shuffle_block: int = Field(8, ge=1)
-    """Slices shuffled together inside a lane; more costs memory and mixes better."""
+    """How much a lane shuffles together, in units of 8 MiB (or of a slice, if that is larger); more costs memory and
+    mixes better."""
     slice_mib: float | None = Field(None, gt=0)
-    """Contiguous bytes of one shard read together. Default: 8 MiB, less for small sets so that at least 512
-    slices exist."""
+    """Contiguous bytes of one shard read together, at most. Default: single samples for small sets, a millionth of
+    larger ones, 4 to 8 MiB for remote ones."""
     workers: int | None = Field(None, ge=0)
     """Readers and decoders per process; 0 decodes in the training thread. Default: from the number of cores."""
     worker_kind: Literal["thread", "process"] = "thread"
@@ -105,9 +106,9 @@ class DataConfig(Section):
     """The run stops when a larger fraction of the samples so far (after the first 1,000), or 100 in a row,
     could not be used."""
     cache_dir: Path | None = None
-    """Folder that keeps copies of remote shards."""
+    """Folder that keeps what was read of remote shards."""
     cache_gib: float = Field(100.0, gt=0)
-    """Size cap of the cache; the shards used longest ago go first."""
+    """Size cap of the cache; the pieces used longest ago go first."""
     allow_pipe: bool = False
     """Allow `pipe:COMMAND` sources, which run COMMAND in a shell."""
 

@@ -6,7 +6,7 @@ Runtime values (device, rank, number of samples) never live here; they are passe
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -249,8 +249,11 @@ class TrainConfig(Section):
     """Length in minutes of wall clock; the schedule follows the clock."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of the forward pass."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Pairs a process holds activations for at a time (the gradient stays that of the whole batch). Default: all."""
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """Pairs a process holds activations for at a time (the gradient stays that of the whole batch). `auto`: as many
+    as fit into the memory that is free. Default: all."""
+    compile: bool = False
+    """Compile both towers with torch.compile; captions of any length share one program."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then evaluated and exported. Null: none."""
     checkpoint_steps: int | None = Field(None, ge=1)

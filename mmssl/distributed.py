@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,43 @@ def processes(even: bool = False) -> Processes:
     return Processes()
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that FSDP2 split over the ranks, the same on each (all call alike); any other as it is."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full: Tensor = tensor.full_tensor()
+    return full
+
+
+def part(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that FSDP2 split, on the same memory; any other as it is."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    own: Tensor = tensor.to_local()
+    return own
+
+
+@torch.no_grad()
+def assign(target: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor, the same on every rank, to `target`, of which this rank may hold a part."""
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    target.copy_(value)
+
+
 def _message_device() -> torch.device:
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def _sum(x: Tensor) -> Tensor:
-    total = x.clone(memory_format=torch.contiguous_format)
+    total = x.clone(memory_format=torch.contiguous_format).to(_device_of(x))
     dist.all_reduce(total)
-    return total
+    return total.to(x.device)
+
+
+def _device_of(x: Tensor) -> torch.device:
+    """Where a tensor's message is sent from: NCCL knows no CPU."""
+    return _message_device() if x.device.type == "cpu" else x.device
 
 
 class _Gather(torch.autograd.Function):

@@ -1,9 +1,7 @@
 """Time and memory of a contrastive loss, forward and backward, beside open_clip's on the same features."""
 
 import multiprocessing
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmssl.bench.memory import peak_bytes
 from mmssl.losses.contrastive import info_nce
 from mmssl.losses.logits import Form
 from mmssl.losses.siglip import siglip
@@ -167,5 +166,4 @@ def _open_clip(loss: Loss) -> LossFunction:
 def _peak_bytes(device: str) -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_bytes()

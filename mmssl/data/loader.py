@@ -160,6 +160,13 @@ class TrainStream:
             self._maker = self._make(lanes)
         self._position = self._maker.plan.position(state)
 
+    def skip(self, batches: int) -> None:
+        """Move on by so many global batches without reading them."""
+        self.close()
+        plan = self._maker.plan
+        for _ in range(batches):
+            self._position = plan.after(plan.start(self._position, self._batch_size), self._batch_size)
+
     def __iter__(self) -> Iterator[Batch]:
         return self
 

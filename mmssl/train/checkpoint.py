@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmssl.distributed import assign
 from mmssl.types import UserError
 
 FORMAT = 1
@@ -66,12 +67,22 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
     Raises:
         UserError: a file is missing, cut or altered.
     """
+    state = verify_checkpoint(path)
+    return load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), state
+
+
+def verify_checkpoint(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint, its files' checksums compared.
+
+    Raises:
+        UserError: a file is missing, cut or altered.
+    """
     state = read_state(path)
     for name, expected in state["sha256"].items():
         file = path / name
         if not file.is_file() or _sha256(file) != expected:
             raise UserError(f"checkpoint {path} is damaged: {name} is missing or does not match its checksum")
-    return load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), state
+    return state
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -89,12 +100,21 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path, list[str]] | None:
-    """The newest checkpoint whose checksums hold, and a line for each newer one that was passed over."""
+def newest_checkpoint(folder: Path, before: int | None = None) -> tuple[Path, list[str]] | None:
+    """The newest checkpoint whose checksums hold, and a line for each newer one that was passed over.
+
+    Args:
+        before: pass over those of this step and later ones, without a line.
+
+    Raises:
+        UserError: there are only damaged ones.
+    """
     passed: list[str] = []
     for path in list_checkpoints(folder)[::-1]:
+        if before is not None and step_of(path) >= before:
+            continue
         try:
-            load_checkpoint(path)
+            verify_checkpoint(path)
             return path, passed
         except UserError as error:
             passed.append(str(error))
@@ -108,25 +128,33 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
 
 
+def step_of(path: Path) -> int:
+    """The step a checkpoint folder is named after."""
+    return int(path.name.removeprefix("step-"))
+
+
 def prune_checkpoints(folder: Path, keep: int, best: Path | None) -> None:
     """Delete all but the newest `keep` and the best one."""
-    for path in list_checkpoints(folder)[:-keep]:
-        if best is None or path != best:
-            shutil.rmtree(path)
+    delete_checkpoints(path for path in list_checkpoints(folder)[:-keep] if path != best)
 
 
-def load_model_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load weights that must fit exactly.
+def delete_checkpoints(paths: Iterable[Path]) -> None:
+    """Delete checkpoint folders."""
+    for path in paths:
+        shutil.rmtree(path)
+
+
+def load_model_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+    """Copy weights that must fit exactly into those of a state dict.
 
     Raises:
         UserError: says which weights are missing, left over or of another shape.
     """
-    own = module.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [
         f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
         for k in own
-        if k in state and own[k].shape != state[k].shape
+        if k in state and _shape(own[k]) != _shape(state[k])
     ]
     if missing or extra or shapes:
         problems = [
@@ -139,7 +167,8 @@ def load_model_state(module: nn.Module, state: Mapping[str, Tensor], where: str)
             f"{where} holds another architecture than the configuration builds "
             f"({count} differences: {'; '.join(problems)})"
         )
-    module.load_state_dict(dict(state))
+    for name, tensor in own.items():
+        assign(tensor, state[name].reshape(tensor.shape))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
@@ -167,13 +196,13 @@ def load_optimizer_tensors(
                 f"the checkpoint's optimizer has {name}, which is not trained here; resume with the run's own settings"
             )
         parameter = parameters[name]
+        if entry == "step":
+            optimizer.state[parameter][entry] = value.to(parameter.device)
+            continue
         # Moments must lie in memory as their parameter does: the fused kernel reads both by address.
-        like = (
-            torch.empty_like(parameter)
-            if value.shape == parameter.shape
-            else torch.empty_like(value, device=parameter.device)
-        )
-        optimizer.state[parameter][entry] = like.detach().copy_(value)
+        moment = torch.empty_like(parameter).detach()
+        assign(moment, value.reshape(parameter.shape))
+        optimizer.state[parameter][entry] = moment
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -182,6 +211,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     partial.write_bytes(data)
     _settle(partial)
     partial.rename(path)
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """FSDP2 splits no scalars: it is given vectors of one element in their place."""
+    return () if tensor.numel() == 1 else tuple(tensor.shape)
 
 
 def _settle(path: Path) -> str:

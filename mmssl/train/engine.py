@@ -1,35 +1,41 @@
 """The training loop."""
 
+import copy
+import errno
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from mmssl import build
 from mmssl.config import Config
-from mmssl.distributed import processes
+from mmssl.distributed import processes, whole
 from mmssl.evaluate.tables import Metrics, write_json
 from mmssl.model import MMSSL
 from mmssl.models.batch_norm import synchronize_batch_norm
 from mmssl.objectives.mixer import weight_at
+from mmssl.peers import Watch, lost_peers_as_errors
 from mmssl.rng import torch_seed
 from mmssl.train import state
+from mmssl.train.checkpoint import load_model_state, newest_checkpoint, step_of
 from mmssl.train.ema import Ema
+from mmssl.train.fit import fitting_micro_batch
 from mmssl.train.judge import Judge
 from mmssl.train.length import training_length
 from mmssl.train.numbers import Numbers, Pending
-from mmssl.train.optim import build_optimizer, lr_factor, set_lr
+from mmssl.train.optim import build_optimizer, lr_factor, set_lr, update
+from mmssl.train.rewind import batches_past, rewind
+from mmssl.train.shard import prepare_sharding
 from mmssl.train.signals import StopRequest
-from mmssl.train.start import build_accelerator, check, claim
+from mmssl.train.start import build_accelerator, check, claim, tracker_options
 from mmssl.train.state import RunState, Trained
 from mmssl.train.step import backward
 from mmssl.train.trackers import ProgressBar, Record, StepLog
-from mmssl.types import Batch
+from mmssl.types import Batch, UserError
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Finished:
 class Engine:
     """One process of a run: what is built once, and the loop."""
 
-    def __init__(self, config: Config, resume: bool = False) -> None:
+    def __init__(self, config: Config, resume: bool = False, rewound: bool = False) -> None:
         self.config = config
         self.accelerator = build_accelerator(config)
         self.processes = processes(even=True)
@@ -56,6 +62,21 @@ class Engine:
             torch.set_num_threads(config.train.threads)
         self.console = Console(stderr=True, quiet=not self.main)
         self.schedules = build.objective_options(config)
+        self.run_state = RunState()
+        self.judge = Judge(config, self.accelerator, self.processes, self.run_state)
+        self.signals = StopRequest()
+        self._build()
+        self._prepare()
+        if resume:
+            self._resume(rewound)
+        if self.main:
+            claim(config, resume)
+            self._keep_tokenizer()
+        self.processes.barrier()
+        self.accelerator.init_trackers("tensorboard", init_kwargs=tracker_options(self.run_state.step))
+
+    def _build(self) -> None:
+        config = self.config
         self.tokenizer = build.build_tokenizer(config, config.run_dir / "tokenizer")
         torch.manual_seed(torch_seed(config.seed, "weights"))
         encoder = build.build_encoder(config, self.tokenizer)
@@ -69,27 +90,70 @@ class Engine:
         self.stream = build.build_stream(config, self.mixer, self.tokenizer, config.run_dir / "bad_samples.jsonl")
         self.counted = replace(self.stream.counters())
         self.length = training_length(config.train, config.data.batch_size, self.stream.samples_per_epoch)
+
+    def _prepare(self) -> None:
+        """Give model and optimizer to Accelerate. What is sharded is kept whole on the CPU too, to be judged."""
+        config, encoder = self.config, self.mixer.encoder
+        self.run_state.micro_batch = self._micro_batch()
+        self.judged = copy.deepcopy(encoder).cpu() if self.accelerator.distributed_type == "FSDP" else None
+        if config.train.compile:
+            encoder.vision.compile()
+            encoder.text.compile(dynamic=True)
+        prepare_sharding(self.accelerator, self.mixer)
         self.optimizer = build_optimizer(self.mixer.named_parameters(), config.optim)
-        self.ema = Ema(encoder, config.train.ema) if config.train.ema is not None else None
-        self.run_state = RunState()
-        self.judge = Judge(config, self.accelerator, self.processes, self.run_state)
-        self.signals = StopRequest()
-        self.trained = Trained(
-            self.mixer, self.optimizer, self.ema, self.stream, self.accelerator.scaler, self.run_state
-        )
-        if resume:
-            for line in state.restore(config.run_dir / "checkpoints", self.trained):
-                self.console.print(line, soft_wrap=True)
         self.model, self.prepared_optimizer = self.accelerator.prepare(self.mixer, self.optimizer)
-        if self.main:
-            claim(config, resume)
-            self.tokenizer.save(config.run_dir / "tokenizer")
+        self.ema = Ema(encoder, config.train.ema) if config.train.ema is not None else None
+        scaler = self.accelerator.scaler
+        self.trained = Trained(self.mixer, self.optimizer, self.ema, self.stream, scaler, self.run_state)
+
+    def _micro_batch(self) -> int | None:
+        """As configured, or as many samples as fit."""
+        config = self.config
+        if config.train.micro_batch != "auto":
+            return config.train.micro_batch
+        rows = config.data.batch_size // self.processes.world
+        views = list(build.build_views(config, self.mixer))
+        weights = {name: options.weight for name, options in self.schedules.items() if options.weight > 0}
+        tokens = config.model.text.max_tokens
+        found, why = fitting_micro_batch(self.mixer, rows, views, tokens, weights, self.accelerator)
+        self._say(f"train.micro_batch=auto: {why}")
+        return found
+
+    def _resume(self, rewound: bool) -> None:
+        """Go back to the newest checkpoint that is whole; a run without one starts anew."""
+        run, folder = self.config.run_dir, self.config.run_dir / "checkpoints"
+        if rewound and self.main:
+            self._say(rewind(run))
         self.processes.barrier()
-        self.accelerator.init_trackers("tensorboard")
+        found = newest_checkpoint(folder)
+        if found is None:
+            self._say(f"no checkpoint in {folder}: starting from the beginning")
+            return
+        path, passed = found
+        for line in [*(f"passed over: {line}" for line in passed), *state.restore(path, self.trained)]:
+            self._say(line)
+        if self.config.train.micro_batch != "auto":
+            self.run_state.micro_batch = self.config.train.micro_batch
+        self.stream.skip(batches_past(run, step_of(path)))
+
+    def _keep_tokenizer(self) -> None:
+        """Write the tokenizer into the run: whole, or not at all if this is killed."""
+        folder = self.config.run_dir / "tokenizer"
+        if not folder.is_dir():
+            partial = folder.with_name(".writing-tokenizer")
+            self.tokenizer.save(partial)
+            partial.rename(folder)
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, highlight=False)
 
     def run(self) -> Finished:
         """Train to the end, or to a signal."""
+        remedy = f"go on with: mmssl train --resume {self.config.run_dir}"
         with ExitStack() as stack:
+            stack.enter_context(lost_peers_as_errors(self.processes, remedy))
+            stack.enter_context(_full_disk_as_error(self.config.run_dir, remedy))
+            stack.enter_context(Watch(self.processes, remedy))
             logs = {name: stack.enter_context(log) for name, log in self._open_logs().items()}
             bar = stack.enter_context(ProgressBar(self.console, shown=self.main))
             self.numbers = Numbers(
@@ -98,14 +162,18 @@ class Engine:
             stack.enter_context(self.stream)
             stack.enter_context(self.signals)
             self._loop()
-        results: dict[str, Metrics] = {}
-        if self._done():
-            results = self.judge.evaluate(self._model(), self.config.run_dir)
-            if self.main:
-                self._model().save(self.config.run_dir / "model")
-                write_json(self.config.run_dir / "results.json", results)
-        self.accelerator.end_training()
+            results = self._finish() if self._done() else {}
+            self.accelerator.end_training()
         return Finished(self.config.run_dir, results, None if self._done() else self.signals.signal)
+
+    def _finish(self) -> dict[str, Metrics]:
+        """Judge the trained model and write it."""
+        run, model = self.config.run_dir, self._model()
+        results = self.judge.evaluate(model, run)
+        if self.main:
+            model.save(run / "model")
+            write_json(run / "results.json", results)
+        return results
 
     def _open_logs(self) -> dict[str, StepLog]:
         names = ["metrics", "sample_ids"] if self.config.train.log_samples else ["metrics"]
@@ -154,11 +222,14 @@ class Engine:
             self.mixer,
             batch,
             weights,
+            progress,
             (config.seed, "step", step),
-            config.train.micro_batch,
+            self.run_state.micro_batch,
             self.accelerator,
         )
-        norm = self._update()
+        norm = update(self.accelerator, self.mixer, self.optimizer, self.prepared_optimizer, config.optim.clip_norm)
+        if self.ema is not None:
+            self.ema.update(self.mixer.encoder, step, torch.isfinite(norm))
         now = time.monotonic()
         seconds, self.mark = now - self.mark, now
         record: Record = {
@@ -190,42 +261,42 @@ class Engine:
             return {}
         return {f"source_{i}_share": n / max(now.samples, 1) for i, n in enumerate(now.source_samples)}
 
-    def _update(self) -> Tensor:
-        """Clip, step, follow with the EMA; an update that is not finite is skipped on the device. Returns the norm."""
-        clip = self.config.optim.clip_norm
-        norm: Tensor = self.accelerator.clip_grad_norm_(self.mixer.parameters(), float("inf") if clip is None else clip)
-        finite = torch.isfinite(norm)
-        if self.accelerator.scaler is None:
-            # AdamW's fused kernel leaves everything as it is where this is 1, without asking the host.
-            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        self.prepared_optimizer.step()
-        self.prepared_optimizer.zero_grad()
-        self.mixer.encoder.clamp_temperature()
-        if self.ema is not None:
-            self.ema.update(self.mixer.encoder, self.run_state.step, finite)
-        return norm
-
     def _model(self) -> MMSSL:
-        return MMSSL(
-            self.ema.encoder if self.ema is not None else self.mixer.encoder,
-            self.tokenizer,
-            self.config.model,
-        )
+        """The model to judge and export, with its averaged weights if there are any; all processes call it."""
+        encoder = self.mixer.encoder
+        weights = self.ema.weights if self.ema is not None else encoder.state_dict()
+        if self.ema is not None or self.judged is not None:
+            judged = copy.deepcopy(encoder if self.judged is None else self.judged)
+            load_model_state(judged.state_dict(), {n: whole(tensor) for n, tensor in weights.items()}, "the model")
+            encoder = judged.to(self.accelerator.device).eval()
+        return MMSSL(encoder, self.tokenizer, self.config.model)
 
     def _save(self) -> None:
-        """Write a checkpoint; the others wait, so that none runs ahead of a failed write."""
-        if self.main:
-            state.save(self.config.run_dir / "checkpoints", self.trained, self.config.train.keep)
-        self.processes.barrier()
+        state.save(self.config.run_dir / "checkpoints", self.trained, self.config.train.keep)
 
 
-def train(config: Config, resume: bool = False) -> Finished:
+def train(config: Config, resume: bool = False, rewound: bool = False) -> Finished:
     """Run a configuration to its end, on this process or on all that were launched with it.
+
+    Args:
+        resume: go on with the run in `config.run_dir`.
+        rewound: with `resume`, go back to before the data at which the run stopped, and on past it.
 
     Raises:
         UserError: bad input; nothing was trained, or the run can be resumed.
     """
-    return Engine(config, resume).run()
+    return Engine(config, resume, rewound).run()
+
+
+@contextmanager
+def _full_disk_as_error(run_dir: Path, remedy: str) -> Iterator[None]:
+    """One line for the user where anything in the run's folder could not be written for want of space."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(f"the disk of {run_dir} is full ({error.strerror}); free some space, then {remedy}") from error
 
 
 def _timed(stream: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:

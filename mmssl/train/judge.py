@@ -25,19 +25,22 @@ class Judge:
     run: RunState
 
     def evaluate(self, model: MMSSL, out: Path | None) -> dict[str, Metrics]:
-        """`suite/task` -> figures, the same on every process; tables and pictures go to `out`."""
+        """`suite/task` -> figures, the same on every process, which share the work; tables and pictures go to `out`."""
         suites = self.config.evaluate.suites
         results: dict[str, Metrics] = {}
-        if self.processes.rank == 0 and suites:
-            datasets = {name: (entry.data, entry.task) for name, entry in suites.items()}
-            results = suite.run(
-                model,
-                datasets,
-                out,
-                batch_size=self.config.evaluate.batch_size,
-                logit_scale=model.logit_scale,
-                draw=out is not None,
-            )
+        if not suites:
+            return results
+        datasets = {name: (entry.data, entry.task) for name, entry in suites.items()}
+        results = suite.run(
+            model,
+            datasets,
+            out,
+            batch_size=self.config.evaluate.batch_size,
+            logit_scale=model.logit_scale,
+            draw=out is not None,
+            processes=self.processes,
+        )
+        if self.processes.rank == 0:
             record = {"step": self.run.step, "seconds": self.run.seconds, "results": results}
             with (self.config.run_dir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -45,8 +48,7 @@ class Judge:
                 f"eval/{n}/{k}": v for n, m in results.items() for k, v in m.items() if isinstance(v, (int, float))
             }
             self.accelerator.log(figures, step=self.run.step)
-        shared: dict[str, Metrics] = self.processes.broadcast(results)
-        return shared
+        return results
 
     def note_best(self, results: dict[str, Metrics]) -> None:
         """Remember this step if it is the best so far.

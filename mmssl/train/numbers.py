@@ -1,6 +1,5 @@
 """A step's numbers: added up over the processes on the device, and read one step late, so that it never waits."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from torch import Tensor
 from mmssl.config import Config
 from mmssl.distributed import Processes
 from mmssl.train.length import Length
+from mmssl.train.rewind import BadStep, write_bad_steps
 from mmssl.train.state import RunState
 from mmssl.train.step import Tally
 from mmssl.train.trackers import ProgressBar, Record, StepLog
@@ -51,7 +51,9 @@ class Numbers:
     """The processes agreed to save and stop."""
     save: bool = False
     """The processes agreed to save."""
-    pending: Pending | None = field(default=None)
+    pending: Pending | None = None
+    bad: list[BadStep] = field(default_factory=list)
+    """The steps in a row up to now whose gradient was not finite, as far as this process saw them."""
 
     def reduce(
         self,
@@ -93,6 +95,7 @@ class Numbers:
         finite = math.isfinite(norm)
         run.skipped += not finite
         run.skipped_in_row = 0 if finite else run.skipped_in_row + 1
+        self.bad = [] if finite else [*self.bad, BadStep(step.step, step.keys)]
         record: Record = {
             "step": step.step,
             "loss": sum(weight * values[f"{name}.loss"] for name, weight in step.weights.items()),
@@ -108,7 +111,7 @@ class Numbers:
         if self.processes.rank == 0:
             self._log(step, record)
         if run.skipped_in_row >= self.config.train.nonfinite_limit:
-            self._give_up(step)
+            self._give_up()
 
     def _log(self, step: Pending, record: Record) -> None:
         self.logs["metrics"].write(record)
@@ -117,12 +120,10 @@ class Numbers:
         self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step.step)
         self.bar.update(record, self.length.progress(step.step, self.run.seconds))
 
-    def _give_up(self, step: Pending) -> None:
-        path = self.config.run_dir / f"nonfinite-step-{step.step}-rank-{self.processes.rank}.json"
-        path.write_text(json.dumps({"step": step.step, "keys": step.keys}), encoding="utf-8")
+    def _give_up(self) -> None:
+        path = write_bad_steps(self.config.run_dir, self.processes.rank, self.bad)
         raise UserError(
             f"the loss or gradient was not finite at {self.run.skipped_in_row} steps in a row up to "
-            f"{step.step}; the samples of the "
-            f"last one are named in {path}; lower optim.lr or use train.precision=bf16, then --resume "
-            f"from the last checkpoint"
+            f"{self.bad[-1].step}; their samples are named in {path}; leave them out with --resume RUN --rewind, or "
+            f"lower optim.lr or use train.precision=bf16 and --resume from the last checkpoint"
         )

@@ -5,9 +5,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from mmssl.config import OptimConfig
+from mmssl.distributed import whole
+from mmssl.objectives.mixer import Mixer
 
 _EMBEDDINGS = (
     "position_embed",
@@ -81,3 +84,28 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Scale every group's peak learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["lr_peak"] * factor
+
+
+def update(
+    accelerator: Any, mixer: Mixer, optimizer: torch.optim.Optimizer, prepared: Any, clip_norm: float | None
+) -> Tensor:
+    """Clip, step and clear the gradients; an update that is not finite is skipped on the device.
+
+    Args:
+        prepared: `optimizer` as Accelerate prepared it.
+
+    Returns: the norm of the whole gradient, before clipping.
+    """
+    if clip_norm is not None:
+        norm = whole(accelerator.clip_grad_norm_(mixer.parameters(), clip_norm))
+    else:
+        accelerator.unscale_gradients()
+        # As clipping finds it, without writing every gradient once more.
+        norm = whole(get_total_norm([p.grad for p in mixer.parameters() if p.grad is not None]))
+    if accelerator.scaler is None:
+        # AdamW's fused kernel leaves everything as it is where this is 1, without asking the host.
+        optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+    prepared.step()
+    prepared.zero_grad()
+    mixer.encoder.clamp_temperature()
+    return norm

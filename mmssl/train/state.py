@@ -1,16 +1,20 @@
 """What a run knows of itself, and how checkpoints keep and restore it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmssl.data.loader import TrainStream
+from mmssl.distributed import whole
 from mmssl.objectives.mixer import Mixer
 from mmssl.train import checkpoint
 from mmssl.train.ema import Ema
 from mmssl.train.start import versions
+from mmssl.types import UserError
 
 
 @dataclass
@@ -27,6 +31,8 @@ class RunState:
     """Of those, the ones since the last update that was not skipped."""
     best: tuple[float, int] | None = None
     """The best figure so far of the metric that picks the best checkpoint, and its step."""
+    micro_batch: int | None = None
+    """Samples held with their activations at a time, as configured or as found to fit; None: all."""
 
 
 @dataclass(frozen=True)
@@ -44,51 +50,72 @@ class Trained:
 def save(folder: Path, trained: Trained, keep: int) -> None:
     """Write a checkpoint into `folder` and delete those beyond `keep`, but not the best one.
 
+    All processes call it; the first one writes, the others give their parts and wait, so that none runs ahead of a
+    failed write.
+
     Raises:
         UserError: it cannot be written; earlier ones are untouched.
     """
     mixer, run = trained.mixer, trained.run
+    main = mixer.processes.rank == 0
     names: dict[Tensor, str] = {parameter: name for name, parameter in mixer.named_parameters()}
-    tensors = dict(mixer.state_dict())
+    tensors = _gathered(mixer.state_dict(), main)
     if trained.ema is not None:
-        tensors |= {f"ema.{name}": value for name, value in trained.ema.encoder.state_dict().items()}
-    state = {
-        "seconds": run.seconds,
-        "skipped": [run.skipped, run.skipped_in_row],
-        "best": run.best,
-        "stream": trained.stream.state_dict(),
-        "scaler": None if trained.scaler is None else trained.scaler.state_dict(),
-        "versions": versions(),
-    }
-    optimizer = checkpoint.optimizer_tensors(trained.optimizer, names)
-    checkpoint.save_checkpoint(folder, run.step, tensors, optimizer, state)
-    best = None if run.best is None else folder / f"step-{run.best[1]:09d}"
-    checkpoint.prune_checkpoints(folder, keep, best)
+        tensors |= _gathered({f"ema.{name}": value for name, value in trained.ema.weights.items()}, main)
+    optimizer = _gathered(checkpoint.optimizer_tensors(trained.optimizer, names), main)
+    if main:
+        state = {
+            "seconds": run.seconds,
+            "skipped": [run.skipped, run.skipped_in_row],
+            "best": run.best,
+            "micro_batch": run.micro_batch,
+            "stream": trained.stream.state_dict(),
+            "scaler": None if trained.scaler is None else trained.scaler.state_dict(),
+            "versions": versions(),
+        }
+        checkpoint.save_checkpoint(folder, run.step, tensors, optimizer, state)
+        best = None if run.best is None else folder / f"step-{run.best[1]:09d}"
+        checkpoint.prune_checkpoints(folder, keep, best)
+    mixer.processes.barrier()
 
 
-def restore(folder: Path, trained: Trained) -> list[str]:
-    """Go back to the newest checkpoint that is whole, and say which; a run without one starts anew.
+def restore(path: Path, trained: Trained) -> list[str]:
+    """Go back to a checkpoint.
 
     Returns: lines for the user.
 
     Raises:
-        UserError: there are only damaged ones, or the newest holds another architecture.
+        UserError: it is damaged, or holds another architecture than the configuration builds.
     """
-    found = checkpoint.newest_checkpoint(folder)
-    if found is None:
-        return [f"no checkpoint in {folder}: starting from the beginning"]
-    path, passed = found
     tensors, optimizer, state = checkpoint.load_checkpoint(path)
+    differing = _differing_versions(state["versions"])
+    where = f"checkpoint {path}" + (f" ({differing})" if differing else "")
     ema = {name.removeprefix("ema."): tensors.pop(name) for name in list(tensors) if name.startswith("ema.")}
-    checkpoint.load_model_state(trained.mixer, tensors, f"checkpoint {path}")
+    checkpoint.load_model_state(trained.mixer.state_dict(), tensors, where)
     if trained.ema is not None:
-        checkpoint.load_model_state(trained.ema.encoder, ema, f"checkpoint {path} (EMA)")
+        if not ema:
+            raise UserError(f"{where} has no EMA weights; resume with train.ema=null")
+        checkpoint.load_model_state(trained.ema.weights, ema, f"{where}, EMA")
     checkpoint.load_optimizer_tensors(trained.optimizer, dict(trained.mixer.named_parameters()), optimizer)
     trained.stream.load_state_dict(state["stream"])
     run = trained.run
     run.step, run.seconds = state["step"], state["seconds"]
     run.skipped, run.skipped_in_row = state["skipped"]
     run.best = None if state["best"] is None else (state["best"][0], state["best"][1])
+    run.micro_batch = state["micro_batch"]
     if trained.scaler is not None and state["scaler"] is not None:
         trained.scaler.load_state_dict(state["scaler"])
-    return [*(f"passed over: {line}" for line in passed), f"resumed from {path} at step {run.step}"]
+    lines = [f"{where}: the run goes on, equal to rounding only"] if differing else []
+    return [*lines, f"resumed from {path} at step {run.step}"]
+
+
+def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole tensors, or none where they are not kept: processes that do not write only give their parts."""
+    found = ((name, whole(tensor)) for name, tensor in tensors.items())
+    return {name: tensor for name, tensor in found if keep}
+
+
+def _differing_versions(then: Mapping[str, Any]) -> str:
+    now = versions()
+    changes = [f"{name} {then.get(name)}, now {version}" for name, version in now.items() if then.get(name) != version]
+    return f"written with {'; '.join(changes)}" if changes else ""

@@ -110,7 +110,7 @@ def test_another_architecture_says_what_differs(tmp_path: Path) -> None:
         UserError,
         match=r"3 differences: missing 1.bias; left over 2.bias; 0.weight is \(3, 4\), not \(3, 2\)",
     ):
-        load_model_state(module, state, "checkpoint x")
+        load_model_state(module.state_dict(), state, "checkpoint x")
     save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
 
 

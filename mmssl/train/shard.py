@@ -1,0 +1,66 @@
+"""FSDP2 through Accelerate's own configuration: every block of both towers is sharded as a unit of its own."""
+
+from collections.abc import Iterator
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.objectives.mixer import Mixer
+from mmssl.types import UserError
+
+
+def prepare_sharding(accelerator: Accelerator, mixer: Mixer) -> None:
+    """Complete what `accelerate launch` was told of FSDP2, before `accelerator.prepare`.
+
+    Weights stay in float32 and autocast does the casting, as without FSDP2: a temperature in bfloat16 would be off by
+    a percent. Units are the towers' blocks, unless the launcher names a policy.
+
+    Raises:
+        UserError: FSDP version 1 or DeepSpeed was asked for.
+    """
+    if accelerator.distributed_type == "DEEPSPEED":
+        raise UserError(
+            "DeepSpeed hides weights and optimizer in its own pickled checkpoints; use FSDP2, which shards as ZeRO-3 "
+            "does: accelerate launch --use_fsdp --fsdp_version 2"
+        )
+    if accelerator.distributed_type != "FSDP":
+        return
+    if not accelerator.is_fsdp2:
+        raise UserError("FSDP version 1 is not supported; use: accelerate launch --use_fsdp --fsdp_version 2")
+    plugin = accelerator.state.fsdp_plugin
+    plugin.mixed_precision_policy = None
+    if plugin.auto_wrap_policy is None:
+        plugin.auto_wrap_policy = transformer_auto_wrap_policy
+        plugin.transformer_cls_names_to_wrap = block_classes(mixer.encoder)
+    without_scalars(mixer)
+
+
+def block_classes(encoder: DualEncoder) -> list[str]:
+    """Class names of the blocks that the towers repeat (open_clip, timm and Hugging Face towers alike)."""
+    names = []
+    for tower in (encoder.vision, encoder.text):
+        repeated = list(_repeated(tower))
+        if repeated:
+            largest = max(repeated, key=lambda container: sum(p.numel() for p in container.parameters()))
+            names.append(type(next(largest.children())).__name__)
+    return list(dict.fromkeys(names))
+
+
+def without_scalars(module: nn.Module) -> None:
+    """Make vectors of one element of scalar parameters, in place: FSDP2 refuses scalars."""
+    for child in module.modules():
+        for name, parameter in child.named_parameters(recurse=False):
+            if parameter.ndim == 0:
+                vector: Tensor = parameter.detach().reshape(1)
+                setattr(child, name, nn.Parameter(vector, requires_grad=parameter.requires_grad))
+
+
+def _repeated(tower: nn.Module) -> Iterator[nn.Module]:
+    """Lists of two or more modules of one class."""
+    for module in tower.modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1:
+            kinds = {type(child) for child in module}
+            if len(kinds) == 1 and any(True for _ in module.parameters()):
+                yield module

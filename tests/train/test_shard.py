@@ -1,0 +1,207 @@
+"""FSDP2 changes where weights lie, and nothing else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from mmssl.config import ModelConfig, OptimConfig, VisionConfig
+from mmssl.data.loader import TrainStream
+from mmssl.distributed import Processes, part, whole
+from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.objectives import find_objective
+from mmssl.objectives.base import Vocabulary
+from mmssl.objectives.mixer import Mixer
+from mmssl.train.checkpoint import load_checkpoint
+from mmssl.train.ema import Ema
+from mmssl.train.optim import build_optimizer, update
+from mmssl.train.shard import block_classes, prepare_sharding
+from mmssl.train.state import RunState, Trained, restore, save
+from mmssl.train.step import backward
+from mmssl.types import UserError
+from tests.conftest import tiny_model_config
+from tests.gloo import on_ranks
+from tests.train.test_step import ROWS, assert_same, batch, by_hand
+
+OPEN_CLIP = VisionConfig(
+    name="open_clip:ViT-B-32",
+    image_size=16,
+    options={"layers": 2, "width": 32, "head_width": 16, "patch_size": 4},
+)
+
+
+def model_config(vision: str) -> ModelConfig:
+    config = tiny_model_config(0.3, 0.3)
+    return config if vision == "timm" else config.model_copy(update={"vision": OPEN_CLIP})
+
+
+def mixer(vision: str, processes: Processes) -> Mixer:
+    torch.manual_seed(0)
+    encoder = build_dual_encoder(model_config(vision), 100, 0)
+    kind = find_objective("contrastive")
+    vocabulary = Vocabulary(100, 4, (0, 1, 2, 3, 4), torch.zeros(100, dtype=torch.bool), 77)
+    return Mixer(encoder, {"contrastive": kind(kind.Options(), encoder, vocabulary)}, processes).train()
+
+
+class Sharded:
+    """What the step and the update ask of Accelerate under FSDP2, which it does not offer on CPUs."""
+
+    distributed_type, is_fsdp2, mixed_precision, scaler = "FSDP", True, "no", None
+    device, torch_device_mesh, is_main_process = torch.device("cpu"), None, True
+
+    def __init__(self) -> None:
+        self.state = SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
+
+    @contextmanager
+    def no_sync(self, model: Any) -> Iterator[None]:
+        model.set_requires_gradient_sync(False)
+        yield
+        model.set_requires_gradient_sync(True)
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def unscale_gradients(self) -> None:
+        pass
+
+    def clip_grad_norm_(self, parameters: Iterator[nn.Parameter], limit: float) -> torch.Tensor:
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+
+def shard(module: Mixer, accelerator: Sharded) -> nn.Module:
+    """As Accelerate's `prepare` does, with its own code."""
+    prepare_sharding(accelerator, module)  # type: ignore[arg-type]
+    model: nn.Module = fsdp2_prepare_model(accelerator, module)
+    return model
+
+
+def one_step(module: Mixer, model: nn.Module, accelerator: Any, step: int, micro_batch: int | None) -> None:
+    rows = ROWS // module.processes.world
+    mine = batch().slice(module.processes.rank * rows, (module.processes.rank + 1) * rows)
+    backward(model, module, mine, {"contrastive": 1.0}, 0.5, (1, "step", step), micro_batch, accelerator)
+
+
+def gradients_on_one_rank(processes: Processes, vision: str, micro_batch: int | None) -> tuple[int, dict[str, Any]]:
+    module, accelerator = mixer(vision, processes), Sharded()
+    model = shard(module, accelerator)
+    one_step(module, model, accelerator, 2, micro_batch)
+    units = sum(isinstance(m, FSDPModule) for m in model.modules())
+    halves = [part(p).numel() for p in module.parameters() if p.numel() > 1]
+    assert sum(halves) < 0.6 * sum(p.numel() for p in module.parameters())
+    found = {n: whole(p.grad) for n, p in module.named_parameters() if p.grad is not None}
+    return units, {n: (g.reshape(()) if g.shape == (1,) else g).numpy() for n, g in found.items()}
+
+
+@pytest.mark.parametrize(("vision", "micro_batch"), [("timm", None), ("timm", 2), ("timm", 5), ("open_clip", 2)])
+def test_the_sharded_gradient_is_that_of_one_process(vision: str, micro_batch: int | None) -> None:
+    """Two processes, dropout and drop-path on, whole or with micro-batches and a leftover: each tower's blocks and the
+    rest are units, each process holds about half of the weights, and every gradient is one process's on the whole batch
+    to 1e-5 of its largest entry."""
+    rows = ROWS // 2
+    starts = [rank * rows + a for rank in range(2) for a in range(0, rows, micro_batch or rows)]
+    _, expected = by_hand(mixer(vision, Processes()), starts)
+    for units, found in on_ranks(2, gradients_on_one_rank, vision, micro_batch):
+        assert units == 2 + 2 + 1
+        assert_same(found, expected)
+
+
+def trained(module: Mixer, optimizer: torch.optim.Optimizer, step: int) -> Trained:
+    class Nowhere(TrainStream):
+        def __init__(self) -> None: ...
+
+        def state_dict(self) -> dict[str, int | str]:
+            return {}
+
+        def load_state_dict(self, state: Any) -> None: ...
+
+    return Trained(module, optimizer, Ema(module.encoder, 0.9), Nowhere(), None, RunState(step=step))
+
+
+def updates(module: Mixer, model: nn.Module, accelerator: Any, folder: Path | None, restored: Path | None) -> Trained:
+    """Two updates with clipping and an EMA, from the beginning or from a checkpoint; saved if `folder` is given."""
+    optimizer = build_optimizer(module.named_parameters(), OptimConfig())
+    live = trained(module, optimizer, 2)
+    if restored is not None:
+        restore(restored, live)
+    for step in (0, 1):
+        one_step(module, model, accelerator, step, None)
+        norm = update(accelerator, module, optimizer, optimizer, 0.5)
+        assert live.ema is not None
+        live.ema.update(module.encoder, step, torch.isfinite(norm))
+    if folder is not None:
+        save(folder, live, keep=2)
+    return live
+
+
+def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(found[name].reshape(tensor.shape), tensor, atol=2e-6, rtol=1e-4, err_msg=name)
+
+
+class Whole(Sharded):
+    """One process, nothing sharded."""
+
+    @contextmanager
+    def no_sync(self, model: Any) -> Iterator[None]:
+        yield
+
+
+def test_sharded_updates_and_checkpoints_are_those_of_one_process(tmp_path: Path) -> None:
+    """Two updates (clipped, fused AdamW, EMA) of two processes that drop out nothing, saved: weights, moments and EMA
+    are those of one process; and either goes on from the other's checkpoint."""
+    torch.manual_seed(0)
+    alone = mixer("timm", Processes()).eval()
+    updates(alone, alone, Whole(), tmp_path / "one", None)
+    on_ranks(2, updates_without_dropout, str(tmp_path / "two"), None)
+    one, two = (load_checkpoint(tmp_path / name / "step-000000002") for name in ("one", "two"))
+    close(two[0], one[0])
+    close(two[1], one[1])
+    again = mixer("timm", Processes()).eval()
+    updates(again, again, Whole(), tmp_path / "one-on", tmp_path / "two" / "step-000000002")
+    on_ranks(2, updates_without_dropout, str(tmp_path / "two-on"), str(tmp_path / "one" / "step-000000002"))
+    one, two = (load_checkpoint(tmp_path / name / "step-000000002") for name in ("one-on", "two-on"))
+    close(two[0], one[0])
+
+
+def updates_without_dropout(processes: Processes, folder: str, restored: str | None) -> None:
+    module, accelerator = mixer("timm", processes).eval(), Sharded()
+    model = shard(module, accelerator)
+    updates(module, model, accelerator, Path(folder), None if restored is None else Path(restored))
+
+
+@pytest.mark.parametrize(
+    ("vision", "classes"),
+    [
+        (VisionConfig(name="timm:vit_tiny_patch16_224", options={"depth": 2}), ["Block", "BertLayer"]),
+        (VisionConfig(name="timm:resnet10t"), ["BertLayer"]),
+        (OPEN_CLIP, ["ResidualAttentionBlock", "BertLayer"]),
+    ],
+)
+def test_blocks_are_found_in_every_librarys_towers(vision: VisionConfig, classes: list[str]) -> None:
+    """The class that a tower repeats most is its block; ResNets of one block a stage are sharded as a whole."""
+    encoder = build_dual_encoder(tiny_model_config().model_copy(update={"vision": vision}), 100, 0)
+    assert [
+        name for name in block_classes(encoder) if name in ("Block", "BertLayer", "ResidualAttentionBlock")
+    ] == classes
+
+
+def test_what_cannot_be_sharded_is_refused() -> None:
+    """DeepSpeed and FSDP version 1 end with the line to use instead."""
+    for kind, version in (("DEEPSPEED", 2), ("FSDP", 1)):
+        accelerator = SimpleNamespace(distributed_type=kind, is_fsdp2=version == 2)
+        with pytest.raises(UserError, match="--fsdp_version 2"):
+            prepare_sharding(accelerator, mixer("timm", Processes()))  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ run; so must those of the steps that a kill undid.
 
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -47,8 +48,9 @@ class Job:
         if not resume:
             # Killed before it wrote its configuration.
             shutil.rmtree(run, ignore_errors=True)
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
         with self.log.open("ab") as log:
-            return subprocess.Popen([*command, *what], stdout=log, stderr=log)
+            return subprocess.Popen([*command, *what], stdout=log, stderr=log, env=environment)
 
     def finish(self, run: Path, processes: int) -> None:
         """Run to the end."""

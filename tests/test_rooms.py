@@ -11,12 +11,12 @@ from mmssl.config import Config, known_keys
 ROOT = Path(__file__).parents[1] / "mmssl"
 LAYERS = {
     **dict.fromkeys(("config", "types", "rng", "losses"), 0),
-    "distributed": 1,
+    **dict.fromkeys(("distributed", "peers"), 1),
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("objectives", "evaluate"), 3),
     **dict.fromkeys(("build", "model", "__init__"), 4),
-    **dict.fromkeys(("train", "bench", "describe"), 5),
-    **dict.fromkeys(("cli", "cli_bench", "cli_shards", "__main__"), 6),
+    **dict.fromkeys(("train", "bench", "cost", "describe"), 5),
+    **dict.fromkeys(("ablate", "cli", "cli_ablate", "cli_bench", "cli_shards", "__main__"), 6),
 }
 STRANGERS = [{"data", "models"}, {"objectives", "evaluate"}]
 OWNERS = {
@@ -26,8 +26,8 @@ OWNERS = {
     "transformers": ("models/text.py", "data/tokens.py", "train/start.py"),
     "webdataset": ("data/",),
     "yaml": ("config.py",),
-    "matplotlib": ("evaluate/", "data/"),
-    "torch.distributed": ("distributed.py", "train/launch.py"),
+    "matplotlib": ("evaluate/", "data/", "ablate/picture.py"),
+    "torch.distributed": ("distributed.py", "peers.py", "train/launch.py", "train/shard.py"),
     "pickle": (),
 }
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -1,6 +1,7 @@
 """How a run starts: what can be refused before anything is built, Accelerate's object, and the run's folder."""
 
 import platform
+from typing import Any
 
 import accelerate
 import torch
@@ -24,7 +25,9 @@ def build_accelerator(config: Config) -> Accelerator:
     precision = config.train.precision
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision=fp16 needs a GPU; use bf16 or fp32")
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    # Objectives that rest at a step, or read one tower only, leave weights without a gradient.
+    partial = set(config.objectives) not in ({"contrastive"}, {"siglip"})
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=partial)
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         kwargs_handlers=[ddp],
@@ -65,6 +68,11 @@ def claim(config: Config, resume: bool) -> None:
         write_atomically(run / "config.yaml", dump_config(config).encode())
     except OSError as error:
         raise UserError(f"run_dir={run} cannot be written: {error.strerror}; pick another folder") from None
+
+
+def tracker_options(step: int) -> dict[str, dict[str, Any]]:
+    """What each tracker must know to go on at `step`, so that steps that are done again do not appear twice."""
+    return {"tensorboard": {"purge_step": step + 1}}
 
 
 def versions() -> dict[str, str]:

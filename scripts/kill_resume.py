@@ -6,6 +6,11 @@ it with the same run never interrupted.
 Every piece is killed, all its processes at once, at a random moment of a random step, checkpoints being written
 included. The numbers of the samples of every step, those of the pieces joined, must be the ones of the uninterrupted
 run; so must those of the steps that a kill undid.
+
+    python scripts/kill_resume.py --exact --kills 50
+
+One process on a CPU: a third of the kills come while a checkpoint is being written, a third while the run starts, and
+a third at random moments of its steps. Weights, optimizer, averaged weights and metrics must end equal to the bit.
 """
 
 import argparse
@@ -13,17 +18,21 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 LOG = "sample_ids.jsonl"
+CLOCKS = ("samples_per_s", "data_wait", "mb_per_s", "seconds")
+"""What metrics say of the time that a step took."""
+MOMENTS = ("writing", "starting", "step")
 Ids = dict[int, list[int]]
 """Step -> sample numbers of its global batch, in order."""
 
@@ -128,6 +137,108 @@ def differing(found: Ids, expected: Ids) -> int:
     return sum(expected.get(step) != ids for step, ids in found.items())
 
 
+def train_in_fork(config: str, overrides: Sequence[str], run: Path, log: Path) -> None:
+    """Begin the run, or go on with it, in a process that has imported everything already."""
+    from mmssl.config import load_config
+    from mmssl.train.engine import train
+
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    resume = (run / "config.yaml").is_file()
+    if not resume:
+        shutil.rmtree(run, ignore_errors=True)
+    train(load_config(config, [*overrides, f"run_dir={run}"]), resume=resume)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The training that is killed, forked from a process that has imported everything, so that a life is short."""
+
+    config: str
+    overrides: list[str]
+    log: Path
+
+    def start(self, run: Path) -> multiprocessing.process.BaseProcess:
+        """Begin the run, or go on with it."""
+        arguments = (self.config, self.overrides, run, self.log)
+        process = multiprocessing.get_context("fork").Process(target=train_in_fork, args=arguments)
+        process.start()
+        return process
+
+    def finish(self, run: Path) -> None:
+        """Run to the end."""
+        process = self.start(run)
+        process.join()
+        if process.exitcode != 0:
+            raise SystemExit(f"the run failed; see the end of {self.log}")
+
+    def kill(self, run: Path, moment: str, rng: random.Random) -> bool:
+        """Go on with the run and kill it at a moment of this kind; returns whether a checkpoint was being written."""
+        start = time.time_ns()
+        process = self.start(run)
+        if moment == "starting":
+            time.sleep(rng.uniform(0, 1.0))
+        else:
+            log = run / LOG
+            self._wait(process, lambda: log.is_file() and log.stat().st_mtime_ns > start)
+        if moment == "writing":
+            self._wait(process, lambda: next((run / "checkpoints").glob(".writing-*"), None) is not None)
+            time.sleep(rng.uniform(0, 0.01))
+        elif moment == "step":
+            time.sleep(rng.uniform(0, 0.5))
+        if process.exitcode is not None:
+            raise SystemExit(f"the run ended by itself with exit status {process.exitcode}; see {self.log}")
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        return next((run / "checkpoints").glob(".writing-*"), None) is not None
+
+    def _wait(self, process: multiprocessing.process.BaseProcess, ready: Callable[[], bool]) -> None:
+        while not ready() and process.is_alive():
+            time.sleep(0.0003)
+
+
+def differing_files(run: Path, other: Path, step: int) -> list[str]:
+    """What of two finished runs is not equal to the bit."""
+    last = f"checkpoints/step-{step:09d}"
+    names = [f"{last}/model.safetensors", f"{last}/optimizer.safetensors", "model/model.safetensors", LOG]
+    wrong = [name for name in names if (run / name).read_bytes() != (other / name).read_bytes()]
+    metrics = [untimed(folder / "metrics.jsonl") for folder in (run, other)]
+    return wrong + (["metrics.jsonl"] if metrics[0] != metrics[1] else [])
+
+
+def untimed(path: Path) -> list[dict[str, object]]:
+    """Metrics of every step without clocks."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k not in CLOCKS} for record in records]
+
+
+def exact(options: argparse.Namespace, out: Path) -> bool:
+    """Kill one process many times; returns whether the run ended as the uninterrupted one did."""
+    importlib.import_module("mmssl.train.engine")  # once here, not in every life
+    rng, steps = random.Random(options.seed), 20 * options.kills
+    dropout = "model.text.config.hidden_dropout_prob=0.1"
+    fixed = ["train.log_samples=true", "train.checkpoint_minutes=null", "train.ema=0.9", "train.trackers=[]", dropout]
+    lengths = [f"train.steps={steps}", f"train.checkpoint_steps={options.checkpoint_steps}"]
+    training = Exact(options.config, ["evaluate.suites={}", *fixed, *lengths, *options.set], out / "output.txt")
+    training.finish(out / "whole")
+    print(f"uninterrupted: {steps} steps", flush=True)
+    writing = 0
+    for number in range(options.kills):
+        moment = MOMENTS[number % len(MOMENTS)]
+        written = training.kill(out / "pieces", moment, rng)
+        writing += written
+        logged = max(read_ids(out / "pieces"), default=0)
+        inside = ", inside a checkpoint's write" if written else ""
+        print(f"kill {number + 1} ({moment}): log at step {logged}{inside}", flush=True)
+    training.finish(out / "pieces")
+    wrong = differing_files(out / "pieces", out / "whole", steps)
+    end = f"{', '.join(wrong)} DIFFER" if wrong else "weights, optimizer, samples and metrics are equal to the bit"
+    print(f"{options.kills} kills, {writing} of them inside a checkpoint's write: {end}")
+    return not wrong
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -138,6 +249,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--checkpoint-steps", type=int, default=4)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="drawn from for each piece")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and numbers of processes")
+    parser.add_argument("--exact", action="store_true", help="one process; compare everything to the bit")
     parser.add_argument("--out", type=Path, help="folder for the runs; default: a temporary one")
     return parser.parse_args()
 
@@ -150,6 +262,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out: Path = options.out or Path(temporary)
         out.mkdir(parents=True, exist_ok=True)
+        if options.exact:
+            raise SystemExit(0 if exact(options, out) else 1)
         overrides = [f"train.checkpoint_steps={options.checkpoint_steps}", "evaluate.suites={}", *options.set]
         job = Job(options.config, overrides, steps=sum(lives) + 10, log=out / "output.txt")
         job.finish(out / "whole", 1)

@@ -32,3 +32,14 @@ def test_a_run_killed_three_times_sees_the_same_samples() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kills" in done.stdout
+
+
+def test_a_run_killed_at_any_moment_ends_equal_to_the_bit() -> None:
+    """Three kills, one of them while a checkpoint is being written: weights, optimizer, samples and metrics are equal."""
+    options = ["--exact", "--kills", "3", "--checkpoint-steps", "2"]
+    done = subprocess.run(
+        [sys.executable, "scripts/kill_resume.py", *options], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "(writing)" in done.stdout
+    assert "equal to the bit" in done.stdout

@@ -71,6 +71,8 @@ def toy_tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
 def toy_stream(shards: Sequence[str], **options: object) -> TrainStream:
     """A stream over one source, with blocks of three slices of 4 KiB."""
     settings = {
+        "render": toy_render,
+        "tokenize": toy_tokenize,
         "seed": 0,
         "batch_size": 8,
         "lanes": 4,
@@ -79,4 +81,4 @@ def toy_stream(shards: Sequence[str], **options: object) -> TrainStream:
         **options,
     }
     with patch("mmssl.data.order.SHUFFLE_UNIT", 4096):
-        return TrainStream([Source(shards)], render=toy_render, tokenize=toy_tokenize, **settings)  # type: ignore[arg-type]
+        return TrainStream([Source(shards)], **settings)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 right."""
 
 import io
+import json
 import pickle
 import random
 import tarfile
@@ -9,16 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from mmssl.config import ViewConfig
 from mmssl.data.grouping import Limits, groups
 from mmssl.data.index import index_shards
 from mmssl.data.reader import iter_samples
+from mmssl.data.render import Renderer
 from mmssl.data.sample import BadSample, SampleError, parse_sample
 from mmssl.data.scan import index_shard
 from mmssl.data.tar import Archive, TarError
+from mmssl.data.views import View
 from mmssl.types import Sample
+from tests.data.pictures import png_of
 from tests.data.tars import File, pair, tar_bytes, toy_stream
 
 LIMITS = Limits(100_000)
@@ -196,6 +203,33 @@ def test_nothing_in_a_shard_is_executed(tmp_path: Path) -> None:
         with toy_stream([shard], lanes=1) as stream:
             assert len(next(stream)) == 8
     assert not (tmp_path / "executed").exists()
+
+
+OVERSIZE = bytes.fromhex("89504e470d0a1a0a0000000d49484452000051fe0000740408060000000f8874f2")
+"""How two stop signs of Debian's openclipart-png begin, both alike: 20,990 x 29,700 pixels in 2.8 MB. Pillow refuses
+them as decompression bombs."""
+
+
+def test_oversize_pictures_are_named_and_replaced_before_a_pixel_is_decoded(tmp_path: Path) -> None:
+    """Two real ones and a made-up one of 600 megapixels, of which nothing but the header is there to be decoded."""
+    picture = io.BytesIO()
+    Image.new("RGB", (20, 20), "red").save(picture, "PNG")
+    huge = {"stop_sign_right_font_mig_": OVERSIZE, "stop_sign_miguel_s_nchez_": OVERSIZE, "z": png_of(30_000, 20_000)}
+    images = {**huge, **{f"good{i}": picture.getvalue() for i in range(13)}}
+    path, log = tmp_path / "x.tar", tmp_path / "bad.jsonl"
+    path.write_bytes(
+        tar_bytes(f for key, image in images.items() for f in ((f"{key}.png", image), (f"{key}.txt", b"a")))
+    )
+    render = Renderer({"main": View(ViewConfig(), 16)}, ["{txt}"], seed=0)
+    with toy_stream([str(path)], render=render, max_bad_fraction=1.0, bad_log=log) as stream:
+        batches = [next(stream) for _ in range(2)]
+        assert stream.counters().bad_samples == 3
+    for batch in batches:
+        assert (batch.views["main"] == torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1)).all()
+    named = {line["key"]: line["error"] for line in map(json.loads, log.read_text().splitlines())}
+    assert named.keys() == huge.keys()
+    assert "20990 x 29700 pixels" in named["stop_sign_right_font_mig_"]
+    assert "30000 x 20000 pixels" in named["z"]
 
 
 def test_endless_nothing_is_said_and_not_waited_for(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ a third at random moments of its steps. Weights, optimizer, averaged weights and
 """
 
 import argparse
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import shutil

@@ -35,7 +35,7 @@ def test_a_run_killed_three_times_sees_the_same_samples() -> None:
 
 
 def test_a_run_killed_at_any_moment_ends_equal_to_the_bit() -> None:
-    """Three kills, one of them while a checkpoint is being written: weights, optimizer, samples and metrics are equal."""
+    """Three kills, one of them inside a checkpoint's write: weights, optimizer, samples and metrics are equal."""
     options = ["--exact", "--kills", "3", "--checkpoint-steps", "2"]
     done = subprocess.run(
         [sys.executable, "scripts/kill_resume.py", *options], cwd=ROOT, capture_output=True, text=True

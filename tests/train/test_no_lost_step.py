@@ -219,3 +219,5 @@ def test_when_one_process_dies_the_other_says_so_and_the_run_goes_on(killed: str
     again = [*launch, "--resume", str(run), f"train.steps={step + 5}"]
     subprocess.run(again, env=environment(), cwd=ROOT, check=True, capture_output=True)
     assert [record["step"] for record in lines(run / "metrics.jsonl")] == list(range(1, step + 6))
+    # Judged by both processes, each sample counted once.
+    assert json.loads((run / "results.json").read_text())["colors/zero_shot"]["samples"] == 48

@@ -22,7 +22,7 @@ def data(
         list[int] | None, typer.Option("--side", help="Shorter side of the photographs; repeat. Default: 512 and 1024.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times that everything is measured, in turn.")] = 3,
-    batches: Annotated[int, typer.Option(min=1, help="Batches of 128 a measurement.")] = 12,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of 256 a measurement.")] = 6,
     workers: Annotated[int, typer.Option(min=1, help="Workers of either side.")] = 1,
     epochs: Annotated[int, typer.Option(help="Epochs over which memory is watched, 2 or more; 0: none.")] = 20,
     peer_python: Annotated[

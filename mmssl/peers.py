@@ -16,7 +16,7 @@ from mmssl.types import UserError
 
 BEAT_SECONDS = 2.0
 """Each process gives a sign of life this often."""
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 45.0
 """A process that gave none for so long is gone."""
 EXIT_CODE = 2
 

@@ -78,12 +78,15 @@ def build_encoder(config: Config, tokenizer: Tokenizer) -> DualEncoder:
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """What objectives need to know of a tokenizer."""
-    return Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, tuple(tokenizer.special_ids), tokenizer.continues_word)
+    special = tuple(tokenizer.special_ids)
+    return Vocabulary(
+        tokenizer.vocab_size, tokenizer.mask_id, special, tokenizer.continues_word, tokenizer.max_tokens
+    )
 
 
-def unlearnt_vocabulary(size: int) -> Vocabulary:
+def unlearnt_vocabulary(size: int, max_tokens: int) -> Vocabulary:
     """Stands for a vocabulary that is still to be learnt, to count weights with."""
-    return Vocabulary(size, 4, tuple(range(5)), torch.zeros(size, dtype=torch.bool))
+    return Vocabulary(size, 4, tuple(range(5)), torch.zeros(size, dtype=torch.bool), max_tokens)
 
 
 def build_objectives(

@@ -49,6 +49,14 @@ class RowRandom:
         device = self._generator.device
         return torch.randn(self._total, *shape, generator=self._generator, device=device)[self._rows]
 
+    def noise(self, *shape: int) -> torch.Tensor:
+        """As `normal`, for large shapes: drawn row by row, so that only this process's rows take memory."""
+        device = self._generator.device
+        rows = []
+        for seed in self.integers(2**62).tolist():
+            rows.append(torch.randn(*shape, generator=torch.Generator(device).manual_seed(seed), device=device))
+        return torch.stack(rows)
+
     def integers(self, high: int, *shape: int) -> torch.Tensor:
         """Uniform in 0..high-1, int64 [rows, *shape]."""
         device = self._generator.device

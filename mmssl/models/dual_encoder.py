@@ -20,6 +20,7 @@ class DualEncoder(nn.Module):
         text: TextTower,
         image_projection: nn.Module,
         text_projection: nn.Module,
+        embed_dim: int,
         init_temperature: float,
         max_logit_scale: float,
     ) -> None:
@@ -28,6 +29,7 @@ class DualEncoder(nn.Module):
         self.text = text
         self.image_projection = image_projection
         self.text_projection = text_projection
+        self.embed_dim = embed_dim
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / init_temperature)))
         self.max_log_logit_scale = math.log(max_logit_scale)
 
@@ -50,7 +52,8 @@ class DualEncoder(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """Inverse temperature, a scalar with gradient."""
-        return self.log_logit_scale.exp()
+        # Under FSDP2 the parameter is a vector of one element.
+        return self.log_logit_scale.exp().reshape(())
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
@@ -74,7 +77,8 @@ def build_dual_encoder(config: ModelConfig, vocab_size: int, pad_id: int) -> Dua
         with torch.no_grad():
             image_projection.weight.copy_(pretrained_projection)
     text_projection = _projection(text.width, config.embed_dim, config.projection)
-    return DualEncoder(vision, text, image_projection, text_projection, config.init_temperature, config.max_logit_scale)
+    projections = (image_projection, text_projection, config.embed_dim)
+    return DualEncoder(vision, text, *projections, config.init_temperature, config.max_logit_scale)
 
 
 def _projection(width: int, embed_dim: int, kind: str) -> nn.Module:

@@ -1,13 +1,16 @@
 """Text towers: any Hugging Face encoder, pretrained or built from a configuration."""
 
+import contextlib
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from mmssl.config import TextConfig
 from mmssl.models.vision import Encoded
@@ -20,14 +23,16 @@ class TextTower(nn.Module):
     Attributes:
         width: size of the pooled vector and of each token's.
         pooling: `cls`, `mean` or `eos`.
+        source: the folder or hub name of its pretrained weights, if it has any.
     """
 
     encoder: Any
 
-    def __init__(self, encoder: nn.Module, pooling: str) -> None:
+    def __init__(self, encoder: nn.Module, pooling: str, source: str | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
+        self.source = source
         self.width = int(self.encoder.config.hidden_size)
         self._locked = False
 
@@ -35,6 +40,12 @@ class TextTower(nn.Module):
         """Encode captions: token ids int64 [B, L] and their mask bool [B, L] (True: a real token)."""
         hidden = self.encoder(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         return Encoded(pool(hidden, mask, self.pooling), hidden)
+
+    @property
+    def embedding(self) -> Tensor:
+        """The vectors of the vocabulary, [vocabulary, E]."""
+        weight: Tensor = self.encoder.get_input_embeddings().weight
+        return weight
 
     def checkpoint_activations(self) -> None:
         """Keep no activations inside blocks in training; they are computed again in the backward pass."""
@@ -100,10 +111,40 @@ def build_text(config: TextConfig, vocab_size: int, pad_id: int) -> TextTower:
     # The pooler's weights would get no gradient.
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
-    tower = TextTower(encoder, _pooling(config))
+    tower = TextTower(encoder, _pooling(config), config.name)
     if config.lock:
         tower.lock(config.unlocked_layers)
     return tower
+
+
+@dataclass(frozen=True)
+class MaskedLanguageHead:
+    """What stands between a BERT-like encoder and its tied decoder, with pretrained weights."""
+
+    dense: nn.Linear
+    norm: nn.LayerNorm
+    bias: Tensor
+    """Bias of the decoder, [vocabulary]."""
+
+
+def pretrained_mlm_head(name: str) -> MaskedLanguageHead | None:
+    """The masked-language head saved beside an encoder; None where the folder has none, or one of another kind."""
+    try:
+        with _quiet():
+            model, report = AutoModelForMaskedLM.from_pretrained(name, output_loading_info=True)
+    except ValueError:  # transformers knows no such head for this kind of encoder
+        return None
+    body = set(model.base_model.modules())
+    modules = {n: m for n, m in model.named_modules() if m not in body}
+    width = model.config.hidden_size
+    dense = next((m for m in modules.values() if isinstance(m, nn.Linear) and m.weight.shape == (width, width)), None)
+    norm = next((m for m in modules.values() if isinstance(m, nn.LayerNorm)), None)
+    decoder = model.get_output_embeddings()
+    tied = decoder is not None and decoder.weight is model.get_input_embeddings().weight
+    absent = [key for key in report["missing_keys"] if not key.startswith(model.base_model_prefix)]
+    if absent or dense is None or norm is None or not tied or decoder.bias is None:
+        return None
+    return MaskedLanguageHead(dense, norm, decoder.bias.detach())
 
 
 def _from_config(options: dict[str, Any], vocab_size: int, pad_id: int) -> Any:
@@ -124,18 +165,26 @@ def _pretrained(name: str) -> Any:
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(f"model.text.name={name}: the folder has no config.json; give a Hugging Face model folder")
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
     try:
-        model = AutoModel.from_pretrained(name)
+        with _quiet():
+            model = AutoModel.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"model.text.name={name!r} is neither a folder here nor reachable on the hub: {reason}"
         ) from error
+    return getattr(model, "text_model", model) if not hasattr(model.config, "hidden_size") else model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers warns of every weight that a folder holds above what is asked for."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
     finally:
         transformers.logging.set_verbosity(verbosity)
-    return getattr(model, "text_model", model) if not hasattr(model.config, "hidden_size") else model
 
 
 def _pooling(config: TextConfig) -> str:

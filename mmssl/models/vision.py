@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ class Encoded:
     pooled: Tensor
     """One vector an input, [B, width]."""
     tokens: Tensor | None
-    """One vector a patch or text token, [B, T, width]; None for towers without them."""
+    """One vector a patch, a place of a feature map or a text token, [B, T, token_width]; None for towers that
+    give none."""
 
 
 class PatchSelect(nn.Module):
@@ -49,8 +51,10 @@ class VisionTower(nn.Module):
 
     Attributes:
         width: size of the pooled vector.
+        token_width: size of each token's vector; None where the tower gives no tokens.
+        places: tokens per column and row of the picture; None where the tower gives no tokens.
         image_size: side of the square input in pixels.
-        grid: patches per column and row, or None where the tower has no patch grid.
+        grid: patches per column and row that the tower can be shown a part of, or None where it cannot.
         projects: the trunk ends in its own projection to the shared space (attention pooling of CLIP's ResNets).
     """
 
@@ -70,12 +74,19 @@ class VisionTower(nn.Module):
         was_training = trunk.training
         trunk.eval()
         with torch.no_grad():
-            self.width = self(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)).pooled.shape[-1]
+            probe = self(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8))
         trunk.train(was_training)
+        self.width = probe.pooled.shape[-1]
+        self.token_width = None if probe.tokens is None else probe.tokens.shape[-1]
+        self.places = None if probe.tokens is None else math.isqrt(probe.tokens.shape[1])
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 or [0, 255] float pictures [B, 3, H, W] -> zero mean, unit deviation."""
         return (images.to(self.mean.dtype) - self.mean) / self.std
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """The inverse of `normalize`, rounded to uint8."""
+        return (images.float() * self.std + self.mean).round().clamp(0, 255).to(torch.uint8)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Encoded:
         """Encode pictures.
@@ -102,12 +113,21 @@ class VisionTower(nn.Module):
         if isinstance(self.trunk, open_clip.transformer.VisionTransformer):
             pooled, tokens = self.trunk(x)
             return Encoded(pooled, tokens)
+        if isinstance(self.trunk, open_clip.modified_resnet.ModifiedResNet):
+            features = self.trunk.stem(x)
+            for stage in (self.trunk.layer1, self.trunk.layer2, self.trunk.layer3, self.trunk.layer4):
+                features = stage(features)
+            return Encoded(self.trunk.attnpool(features), features.flatten(2).mT)
         if self.projects:
             return Encoded(self.trunk(x), None)
         features = self.trunk.forward_features(x)
         pooled = self.trunk.forward_head(features, pre_logits=True)
         if features.ndim == 3 and self.grid is not None:
             return Encoded(pooled, features[:, self.trunk.num_prefix_tokens :])
+        if features.ndim == 4:
+            # Convolutional towers keep channels second, window transformers (Swin) last.
+            channels_last = features.shape[-1] == self.trunk.num_features != features.shape[1]
+            return Encoded(pooled, features.flatten(1, 2) if channels_last else features.flatten(2).mT)
         return Encoded(pooled, None)
 
     def checkpoint_activations(self) -> None:

@@ -6,7 +6,7 @@ import pkgutil
 from mmssl.objectives.base import Objective
 from mmssl.types import UserError
 
-_ROOMS = {"base", "mixer"}
+_ROOMS = {"base", "mixer", "visible"}
 
 
 def objective_names() -> list[str]:

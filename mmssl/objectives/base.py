@@ -2,11 +2,13 @@
 
 A step runs in this order, each part on the whole of a process's batch or on micro-batches of it:
 
-1. `prepare` draws everything random (masks, noise, permutations) for the whole batch as tensors of B rows.
+1. `begin` tells the part of the training that is done; `prepare` draws everything random (masks, noise, permutations)
+   for the whole batch as tensors of B rows.
 2. The union of all objectives' `forwards` runs once.
 3. `predict` maps the encodings of some samples to tensors, sample by sample.
 4. `loss` maps predictions to a sum and the number of terms in it. A `coupled` loss sees the predictions of the whole
    batch, because each sample's loss depends on the others; any other may be summed over parts of the batch.
+5. `finish` lets the objective keep something of the whole batch (a queue).
 """
 
 import abc
@@ -28,7 +30,7 @@ Inputs = Mapping[str, Tensor]
 """Name -> tensor of B rows: `view.NAME`, `tokens`, `token_mask`, `ids`, and what objectives prepare."""
 
 Predictions = dict[str, Tensor]
-"""Name -> tensor of b rows, or a scalar shared by all samples (a temperature)."""
+"""What a loss reads. If it is coupled: name -> tensor of b rows, or a scalar shared by all samples (a temperature)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Vocabulary:
     special_ids: tuple[int, ...]
     continues_word: Tensor
     """True where a token continues the word before it, bool [size]."""
+    max_tokens: int
+    """No caption has more."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,26 @@ class Objective(nn.Module, abc.ABC):
         """Renderings needed beside `main`, by name."""
         return {}
 
-    def prepare(self, inputs: Inputs, random: RowRandom) -> dict[str, Tensor]:
-        """Random tensors of B rows for the whole batch of this process, the same rows at any number of processes."""
+    def begin(self, progress: float) -> None:  # noqa: B027 (most objectives do not change with time)
+        """A step begins after the part `progress` of the training (0 to 1)."""
+
+    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+        """Tensors of B rows for the whole batch of this process: what is random, the same rows at any number of
+        processes, and what needs no gradient. Called once a step, without gradients; names begin with the objective's.
+        """
         return {}
 
     def count(self, inputs: Inputs) -> Tensor:
         """Number of terms in the loss of these samples; by default one a sample, and one a batch if `coupled`."""
         ids = inputs["ids"]
         return torch.tensor(1.0 if self.coupled else float(len(ids)), device=ids.device)
+
+    def finish(self, inputs: Inputs, processes: Processes) -> None:  # noqa: B027 (most keep nothing)
+        """Called once a step with the whole batch of this process, after its gradients; no gradients here."""
+
+    def pictures(self, predictions: Predictions, inputs: Inputs, encoder: DualEncoder) -> Tensor | None:
+        """What a person would look at: uint8 [b, columns, 3, H, W], one row of pictures a sample."""
+        return None
 
     @abc.abstractmethod
     def forwards(self) -> tuple[Forward, ...]:

@@ -1,6 +1,8 @@
 """Symmetric InfoNCE between pictures and captions (CLIP, Radford et al. 2021, figure 3)."""
 
 import torch
+from pydantic import Field
+from torch import Tensor
 
 from mmssl.distributed import Processes
 from mmssl.losses.contrastive import info_nce
@@ -17,25 +19,50 @@ from mmssl.objectives.base import (
     Predictions,
     Vocabulary,
 )
+from mmssl.objectives.visible import check_sees_patches, visible_forward, visible_patches
+from mmssl.rng import RowRandom
 
 ACCURACY_ROWS = 512
 """Accuracy in the batch is measured on this many pictures, so that it costs nothing beside the loss."""
 
 
+class ContrastiveOptions(ObjectiveOptions):
+    """Options of the contrastive objective."""
+
+    mask_ratio: float = Field(0.0, ge=0, lt=1)
+    """Part of the patches hidden from the vision tower (FLIP, Li et al. 2023): cheaper steps, larger batches. With the
+    same ratio in `mae`, both read the same forward."""
+    unmasked_finish: float = Field(0.1, ge=0, le=1)
+    """With `mask_ratio`: the last part of the training, in which all patches are seen."""
+
+
 class Contrastive(Objective):
     """Each picture picks its caption among all of the global batch, and each caption its picture."""
 
+    Options = ContrastiveOptions
     coupled = True
 
-    def __init__(self, options: ObjectiveOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
+    def __init__(self, options: ContrastiveOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
         super().__init__()
+        self.options = options
+        self.image = CLEAN_IMAGE
+        if options.mask_ratio > 0:
+            check_sees_patches("objectives.contrastive.mask_ratio", encoder)
+        self.begin(0.0)
+
+    def begin(self, progress: float) -> None:
+        masked = self.options.mask_ratio > 0 and progress < 1 - self.options.unmasked_finish
+        self.image = visible_forward(self.options.mask_ratio) if masked else CLEAN_IMAGE
+
+    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+        return {} if self.image == CLEAN_IMAGE else visible_patches(inputs, random, encoder, self.image)
 
     def forwards(self) -> tuple[Forward, ...]:
-        return CLEAN_IMAGE, CLEAN_TEXT
+        return self.image, CLEAN_TEXT
 
     def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
         return {
-            "image": encoder.project_image(features[CLEAN_IMAGE].pooled),
+            "image": encoder.project_image(features[self.image].pooled),
             "text": encoder.project_text(features[CLEAN_TEXT].pooled),
             "logit_scale": encoder.logit_scale,
         }
@@ -43,8 +70,15 @@ class Contrastive(Objective):
     def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
         image, text, scale = (predictions[k] for k in ("image", "text", "logit_scale"))
         total = info_nce(image, text, scale, ranks=processes)
-        with torch.no_grad():
-            rows = image[:ACCURACY_ROWS]
-            texts, offset = processes.gather(text)
-            hits = (rows @ texts.T).argmax(1) == torch.arange(offset, offset + len(rows), device=rows.device)
-        return Output(total, {"accuracy": (hits.sum(), len(rows)), "logit_scale": (scale.detach(), 1.0)})
+        accuracy = matching_accuracy(image, text, processes)
+        return Output(total, {"accuracy": accuracy, "logit_scale": (scale.detach(), 1.0)})
+
+
+@torch.no_grad()
+def matching_accuracy(rows: Tensor, columns: Tensor, processes: Processes) -> tuple[Tensor, int]:
+    """How many of this process's first rows [n, D] lie nearest to their own column [n, D] of the global batch, and how
+    many were asked."""
+    rows = rows[:ACCURACY_ROWS]
+    everyone, offset = processes.gather(columns)
+    hits = (rows @ everyone.T).argmax(1) == torch.arange(offset, offset + len(rows), device=rows.device)
+    return hits.sum(), len(rows)

@@ -1,6 +1,6 @@
 """The mixer: which objectives act at a step, how strongly, and one forward that serves them all."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -51,13 +51,25 @@ class Mixer(nn.Module):
         self.objectives = nn.ModuleDict(objectives)
         self.processes = processes
 
-    def inputs(self, batch: Batch, active: Iterable[str], random: RowRandom) -> dict[str, Tensor]:
-        """A batch, and everything random the active objectives draw for it."""
+    @torch.no_grad()
+    def inputs(self, batch: Batch, active: Iterable[str], random: Callable[[str], RowRandom], progress: float) -> dict[str, Tensor]:
+        """A batch, and everything the active objectives prepare for it after the part `progress` of the training.
+
+        `random` gives each objective randomness of its own, so that it draws the same in any mix.
+        """
         inputs = {f"view.{name}": view for name, view in batch.views.items()}
         inputs |= {"tokens": batch.tokens, "token_mask": batch.token_mask, "ids": batch.ids}
         for name in active:
-            inputs |= self.objective(name).prepare(inputs, random)
+            objective = self.objective(name)
+            objective.begin(progress)
+            inputs |= objective.prepare(inputs, random(name), self.encoder)
         return inputs
+
+    @torch.no_grad()
+    def finish(self, inputs: Inputs, active: Iterable[str]) -> None:
+        """End a step: the active objectives keep what they keep of its batch."""
+        for name in active:
+            self.objective(name).finish(inputs, self.processes)
 
     def objective(self, name: str) -> Objective:
         """One objective by name."""
@@ -66,10 +78,19 @@ class Mixer(nn.Module):
         return objective
 
     def predict(self, inputs: Inputs, active: Iterable[str]) -> dict[str, Predictions]:
-        """Run the forward plan of the active objectives and their predictions."""
-        chosen = {name: self.objective(name) for name in active}
-        features = {forward: self._encode(forward, inputs) for forward in forward_plan(chosen.values())}
-        return {name: objective.predict(features, inputs, self.encoder) for name, objective in chosen.items()}
+        """Run the forward plan of the active objectives and their predictions.
+
+        Coupled objectives come first, so that dropout draws the same for them with the others and without.
+        """
+        features: dict[Forward, Encoded] = {}
+        predictions = {}
+        for name in sorted(active, key=lambda name: not self.objective(name).coupled):
+            objective = self.objective(name)
+            for forward in objective.forwards():
+                if forward not in features:
+                    features[forward] = self._encode(forward, inputs)
+            predictions[name] = objective.predict(features, inputs, self.encoder)
+        return predictions
 
     def losses(
         self, predictions: Mapping[str, Predictions], inputs: Inputs, active: Mapping[str, Weighted]
@@ -80,16 +101,22 @@ class Mixer(nn.Module):
         return torch.stack(parts).sum(), outputs
 
     def forward(
-        self, inputs: Inputs, active: Mapping[str, Weighted], cached: Cached | None = None
-    ) -> tuple[Tensor, dict[str, Output]]:
+        self,
+        inputs: Inputs,
+        active: Mapping[str, Weighted],
+        cached: Cached | None = None,
+        only_predict: bool = False,
+    ) -> tuple[Tensor, dict[str, Output]] | dict[str, Predictions]:
         """The scalar to back-propagate for these samples, and each objective's output.
 
         With `cached`, the named objectives' losses were taken on the whole batch before; their gradients with respect
         to these samples' predictions are given, and the inner product with them stands for the loss (GradCache, Gao
-        et al. 2021).
+        et al. 2021). With `only_predict`, the predictions alone are returned.
         """
         cached = cached or {}
         predictions = self.predict(inputs, active)
+        if only_predict:
+            return predictions
         direct = {name: weighted for name, weighted in active.items() if name not in cached}
         total = torch.zeros((), device=inputs["ids"].device)
         outputs: dict[str, Output] = {}
@@ -98,12 +125,6 @@ class Mixer(nn.Module):
         for name, gradients in cached.items():
             for key, gradient in gradients.items():
                 total = total + (predictions[name][key].float() * gradient).sum()
-        # DDP waits for a gradient of every weight, also of objectives that rest at this step.
-        resting = [
-            p for name, o in self.objectives.items() if name not in active for p in o.parameters() if p.requires_grad
-        ]
-        for parameter in resting:
-            total = total + 0 * parameter.sum()
         return total, outputs
 
     def _encode(self, forward: Forward, inputs: Inputs) -> Encoded:

@@ -35,6 +35,7 @@ def backward(
     mixer: Mixer,
     batch: Batch,
     weights: Mapping[str, float],
+    progress: float,
     seed: tuple[int | str, ...],
     micro_batch: int | None,
     accelerator: Any,
@@ -45,6 +46,7 @@ def backward(
         model: `mixer` as prepared by Accelerate.
         batch: this process's part, of the same size on every process, on the device.
         weights: objective -> weight; those that rest are absent.
+        progress: the part of the training that is done, 0 to 1.
         seed: words that key this step's randomness.
         micro_batch: samples held with their activations at a time; None: all.
 
@@ -53,9 +55,14 @@ def backward(
     processes = mixer.processes
     rows = len(batch)
     start = processes.rank * rows
-    generator = torch_generator(*seed, "objectives", device=batch.tokens.device)
-    random = RowRandom(generator, start, start + rows, rows * processes.world)
-    inputs = mixer.inputs(batch, weights, random)
+
+    def random(name: str) -> RowRandom:
+        generator = torch_generator(*seed, "objective", name, device=batch.tokens.device)
+        return RowRandom(generator, start, start + rows, rows * processes.world)
+
+    _reseed(seed, start)
+    with accelerator.autocast():
+        inputs = mixer.inputs(batch, weights, random, progress)
     counts = torch.stack([mixer.objective(name).count(inputs) for name in weights])
     everyone = processes.sum(counts).clamp(min=1)
     active = {name: Weighted(weights[name], processes.world / everyone[i]) for i, name in enumerate(weights)}
@@ -65,18 +72,21 @@ def backward(
     chunks = list(_chunks(rows, micro_batch))
     cached: dict[str, Predictions] = {}
     if len(chunks) > 1:
-        cached = _cache_gradients(mixer, inputs, active, chunks, start, seed, accelerator, tally)
+        cached = _cache_gradients(model, mixer, inputs, active, chunks, start, seed, accelerator, tally)
     for a, b in chunks:
         last = b == rows
         _reseed(seed, start + a)
         with nullcontext() if last else accelerator.no_sync(model):
-            total, outputs = model(_rows(inputs, a, b), active, _cached_rows(cached, a, b))
+            with accelerator.autocast():
+                total, outputs = model(_rows(inputs, a, b), active, _cached_rows(cached, a, b))
             accelerator.backward(total)
         _record(tally, outputs)
+    mixer.finish(inputs, weights)
     return tally
 
 
 def _cache_gradients(
+    model: nn.Module,
     mixer: Mixer,
     inputs: Inputs,
     active: Mapping[str, Weighted],
@@ -94,7 +104,8 @@ def _cache_gradients(
     for a, b in chunks:
         _reseed(seed, start + a)
         with torch.no_grad(), accelerator.autocast():
-            parts.append(mixer.predict(_rows(inputs, a, b), coupled))
+            # Through the wrapped module, which may have to gather the weights first.
+            parts.append(model(_rows(inputs, a, b), coupled, only_predict=True))
     leaves = {name: {key: _join([part[name][key] for part in parts]) for key in parts[0][name]} for name in coupled}
     total, outputs = mixer.losses(leaves, inputs, coupled)
     torch.autograd.backward(total)

@@ -27,7 +27,7 @@ def test_a_weight_starts_ramps_rests_and_ends() -> None:
 def test_equal_forwards_run_once(tiny_encoder: DualEncoder) -> None:
     """Two objectives on the clean picture and caption ask for two forwards, not four."""
     kind = find_objective("contrastive")
-    words = Vocabulary(100, 4, (0,), torch.zeros(100, dtype=torch.bool))
+    words = Vocabulary(100, 4, (0,), torch.zeros(100, dtype=torch.bool), 77)
     objectives = [kind(kind.Options(), tiny_encoder, words) for _ in range(2)]
     assert forward_plan(objectives) == (CLEAN_IMAGE, CLEAN_TEXT)
 

@@ -29,7 +29,7 @@ def mixer(dropout: float) -> Mixer:
     torch.manual_seed(0)
     encoder = build_dual_encoder(tiny_model_config(dropout, dropout), 100, 0)
     kind = find_objective("contrastive")
-    vocabulary = Vocabulary(100, 4, (0, 1, 2, 3, 4), torch.zeros(100, dtype=torch.bool))
+    vocabulary = Vocabulary(100, 4, (0, 1, 2, 3, 4), torch.zeros(100, dtype=torch.bool), 77)
     return Mixer(encoder, {"contrastive": kind(kind.Options(), encoder, vocabulary)}, Processes()).train()
 
 
@@ -76,7 +76,9 @@ def test_any_micro_batch_gives_the_whole_batchs_gradient(micro_batch: int | None
     module = mixer(dropout)
     expected_loss, expected = by_hand(module, range(0, ROWS, micro_batch or ROWS))
     module.zero_grad()
-    tally = backward(module, module, batch(), {"contrastive": 1.0}, (1, "step", 2), micro_batch, Accelerator(cpu=True))
+    tally = backward(
+        module, module, batch(), {"contrastive": 1.0}, 0.0, (1, "step", 2), micro_batch, Accelerator(cpu=True)
+    )
     total, count = tally.sums["contrastive.loss"]
     assert float(total / count) == pytest.approx(expected_loss, rel=1e-5)
     assert_same({name: gradient.numpy() for name, gradient in gradients(module).items()}, expected)
@@ -103,7 +105,7 @@ def on_one_rank(processes: Processes, micro_batch: int | None) -> dict[str, np.n
     rows = ROWS // processes.world
     part = batch().slice(processes.rank * rows, (processes.rank + 1) * rows)
     model = DistributedDataParallel(module)
-    backward(model, module, part, {"contrastive": 1.0}, (1, "step", 2), micro_batch, Plain())
+    backward(model, module, part, {"contrastive": 1.0}, 0.0, (1, "step", 2), micro_batch, Plain())
     return {name: gradient.numpy() for name, gradient in gradients(module).items()}
 
 

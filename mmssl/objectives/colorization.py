@@ -1,0 +1,137 @@
+"""Predict the colours of a gray picture (Zhang et al. 2016)."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from mmssl.distributed import Processes
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models.pixels import PlaceHead
+from mmssl.objectives.base import (
+    Features,
+    Forward,
+    Inputs,
+    Objective,
+    ObjectiveOptions,
+    Output,
+    Predictions,
+    Vocabulary,
+)
+from mmssl.rng import RowRandom
+from mmssl.types import UserError
+
+BIN = 10
+"""Side of a bin in the plane of a and b."""
+NEIGHBOURS, SIGMA = 5, 5.0
+"""A colour is spread over its nearest bins by a Gaussian (section 2.1 of the paper)."""
+CELLS = 8
+"""Colours are predicted for at least so many cells a side."""
+_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+_WHITE = (0.95047, 1.0, 1.08883)
+GRAY_IMAGE = Forward("vision", "colorization.image")
+
+
+class ColorizationOptions(ObjectiveOptions):
+    """Options of colorization."""
+
+    weight: float = Field(0.05, ge=0)
+    """Factor of its loss in the total."""
+    rebalance: float = Field(0.5, ge=0, le=1)
+    """Share of the uniform distribution in the one by whose inverse rare colours weigh more (the paper's lambda)."""
+    memory: float = Field(0.99, ge=0, lt=1)
+    """Part of the old distribution of colours in the new one at each step."""
+
+
+class Colorization(Objective):
+    """Classify the colour of each cell of the main view from its lightness, with rare colours weighted up.
+
+    The bins are the squares of side 10 in the plane of a and b that hold an sRGB colour: 261. (The paper's list has 313,
+    a margin around these; no picture falls there.) The distribution of colours is measured on the batches of the run.
+    """
+
+    Options = ColorizationOptions
+
+    def __init__(self, options: ColorizationOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        vision = encoder.vision
+        if vision.token_width is None or vision.places is None:
+            raise UserError(
+                "objectives.colorization: this vision tower shows neither patches nor a feature map; ViTs of open_clip "
+                "and timm, ResNets and ConvNeXts do"
+            )
+        self.options = options
+        bins = color_bins()
+        self.register_buffer("bins", bins, persistent=False)
+        self.register_buffer("frequency", torch.full((len(bins),), 1 / len(bins)))
+        side = vision.places * -(-CELLS // vision.places)
+        self.head = PlaceHead(vision.token_width, vision.places, len(bins), side)
+
+    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+        lab = rgb_to_lab(inputs["view.main"])
+        cells = F.adaptive_avg_pool2d(lab[:, 1:], self.head.side)
+        gray = (lab[:, :1] * 2.55).expand(-1, 3, -1, -1)
+        return {"colorization.image": gray, "colorization.ab": cells.flatten(2).mT.contiguous()}
+
+    def count(self, inputs: Inputs) -> Tensor:
+        ab = inputs["colorization.ab"]
+        return torch.tensor(float(ab[..., 0].numel()), device=ab.device)
+
+    def forwards(self) -> tuple[Forward, ...]:
+        return (GRAY_IMAGE,)
+
+    def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
+        return {"logits": self.head(features[GRAY_IMAGE].tokens).flatten(2).mT}
+
+    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+        logits, ab = predictions["logits"].float(), inputs["colorization.ab"]
+        target, nearest = soft_bins(ab, self.get_buffer("bins"))
+        weights = rarity(self.get_buffer("frequency"), self.options.rebalance)[nearest]
+        errors = -(target * logits.log_softmax(-1)).sum(-1)
+        hits = (logits.detach().argmax(-1) == nearest).sum()
+        return Output((weights * errors).sum(), {"accuracy": (hits, float(nearest.numel()))})
+
+    def finish(self, inputs: Inputs, processes: Processes) -> None:
+        bins, frequency = self.get_buffer("bins"), self.get_buffer("frequency")
+        counts = torch.bincount(nearest_bins(inputs["colorization.ab"], bins).flatten(), minlength=len(bins)).float()
+        counts = processes.sum(counts)
+        frequency.lerp_(counts / counts.sum().clamp(min=1), 1 - self.options.memory)
+
+
+def rgb_to_lab(images: Tensor) -> Tensor:
+    """sRGB bytes [B, 3, H, W] -> CIE L*a*b* under D65, L in 0..100."""
+    rgb = images.float() / 255
+    linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    matrix = torch.tensor(_XYZ, device=rgb.device) / torch.tensor(_WHITE, device=rgb.device).unsqueeze(1)
+    xyz = torch.einsum("ij,bjhw->bihw", matrix, linear)
+    f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-8) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    x, y, z = f.unbind(1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+def color_bins() -> Tensor:
+    """Centres (a, b) of the bins that hold an sRGB colour, float32 [261, 2], sorted."""
+    level = np.arange(0, 256, 5, dtype=np.uint8)
+    cube = torch.from_numpy(np.stack(np.meshgrid(level, level, level), -1).reshape(1, -1, 1, 3)).permute(0, 3, 1, 2)
+    return (rgb_to_lab(cube)[0, 1:, :, 0].T / BIN).round().unique(dim=0) * BIN
+
+
+def nearest_bins(ab: Tensor, bins: Tensor) -> Tensor:
+    """Index of the bin nearest to each colour [..., 2]."""
+    return torch.cdist(ab.float(), bins).argmin(-1)
+
+
+def soft_bins(ab: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+    """Each colour [..., 2] spread over its NEIGHBOURS nearest bins, [..., bins], and the nearest bin [...]."""
+    distances, indices = torch.cdist(ab.float(), bins).topk(NEIGHBOURS, largest=False)
+    near = (-(distances**2) / (2 * SIGMA**2)).softmax(-1)
+    spread = torch.zeros(*ab.shape[:-1], len(bins), device=ab.device)
+    return spread.scatter(-1, indices, near), indices[..., 0]
+
+
+def rarity(frequency: Tensor, uniform: float) -> Tensor:
+    """Weight of each bin: the inverse of its frequency mixed with a uniform one, 1 on average over the frequencies
+    (equation 4 of the paper)."""
+    weights = 1 / ((1 - uniform) * frequency + uniform / len(frequency))
+    return weights / (frequency * weights).sum()

@@ -1,0 +1,76 @@
+"""Predict the clean picture from a noisy one (denoising autoencoder, Vincent et al. 2008)."""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mmssl.distributed import Processes
+from mmssl.losses.patches import masked_patches
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models.pixels import PlaceHead, patchify
+from mmssl.objectives.base import (
+    Features,
+    Forward,
+    Inputs,
+    Objective,
+    ObjectiveOptions,
+    Output,
+    Predictions,
+    Vocabulary,
+)
+from mmssl.objectives.mae import explained
+from mmssl.rng import RowRandom
+from mmssl.types import UserError
+
+NOISY_IMAGE = Forward("vision", "denoising.image")
+
+
+class DenoisingOptions(ObjectiveOptions):
+    """Options of denoising."""
+
+    weight: float = Field(0.1, ge=0)
+    """Factor of its loss in the total."""
+    sigma: float = Field(64.0, gt=0)
+    """Standard deviation of the Gaussian noise, in steps of a byte (0 to 255)."""
+
+
+class Denoising(Objective):
+    """Mean squared error to the clean main view, over all pixels, each place predicting its square linearly."""
+
+    Options = DenoisingOptions
+
+    def __init__(self, options: DenoisingOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        vision = encoder.vision
+        if vision.token_width is None or vision.places is None:
+            raise UserError(
+                "objectives.denoising: this vision tower shows neither patches nor a feature map; ViTs of open_clip and "
+                "timm, ResNets and ConvNeXts do"
+            )
+        self.options = options
+        self.decoder = PlaceHead(vision.token_width, vision.places, 3, vision.image_size)
+
+    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+        images = inputs["view.main"]
+        return {"denoising.image": images + self.options.sigma * random.noise(*images.shape[1:])}
+
+    def forwards(self) -> tuple[Forward, ...]:
+        return (NOISY_IMAGE,)
+
+    def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
+        return {
+            "image": self.decoder(features[NOISY_IMAGE].tokens),
+            "target": encoder.vision.normalize(inputs["view.main"]),
+        }
+
+    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+        side = predictions["target"].shape[-1]
+        predicted, target = (patchify(predictions[name], side) for name in ("image", "target"))
+        everywhere = torch.ones(target.shape[:2], dtype=torch.bool, device=target.device)
+        total, _ = masked_patches(predicted, target, everywhere)
+        return Output(total, {"explained": explained(total.detach(), target, everywhere)})
+
+    def pictures(self, predictions: Predictions, inputs: Inputs, encoder: DualEncoder) -> Tensor:
+        """The picture, what the tower saw, and the reconstruction."""
+        noisy = inputs["denoising.image"].round().clamp(0, 255).to(torch.uint8)
+        return torch.stack([inputs["view.main"], noisy, encoder.vision.denormalize(predictions["image"])], 1)

@@ -1,0 +1,116 @@
+"""In which order do the tiles of the picture lie (Noroozi and Favaro 2016)."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmssl.distributed import Processes
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.objectives.base import (
+    Features,
+    Forward,
+    Inputs,
+    Objective,
+    ObjectiveOptions,
+    Output,
+    Predictions,
+    Vocabulary,
+)
+from mmssl.rng import RowRandom, generator
+
+TILES = 3
+"""Tiles a side."""
+CANDIDATES = 10_000
+"""Random permutations among which distant ones are picked."""
+SPREAD = 50.0
+"""Standard deviation of a tile's values in each colour."""
+SHUFFLED_IMAGE = Forward("vision", "jigsaw.image")
+
+
+class JigsawOptions(ObjectiveOptions):
+    """Options of the jigsaw puzzle."""
+
+    weight: float = Field(0.1, ge=0)
+    """Factor of its loss in the total."""
+    permutations: int = Field(64, ge=2, le=1000)
+    """How many orders there are to tell apart."""
+    tile: float = Field(0.85, gt=0, le=1)
+    """Side of a tile relative to its cell; it lies at a random place of the cell, so that edges do not meet."""
+
+
+class Jigsaw(Objective):
+    """The main view is cut into 3 x 3 tiles that are shuffled into a new picture; the tower says by which permutation.
+
+    Against short cuts each tile is cut at a random place of its cell, set apart from its neighbours, and loses its own
+    mean and deviation in each colour.
+    """
+
+    Options = JigsawOptions
+
+    def __init__(self, options: JigsawOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.options = options
+        orders = distant_permutations(options.permutations, TILES**2, generator("jigsaw"))
+        self.register_buffer("orders", torch.from_numpy(orders), persistent=False)
+        self.head = nn.Linear(encoder.vision.width, options.permutations)
+
+    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+        which = random.integers(self.options.permutations)
+        order = self.get_buffer("orders")[which]
+        cell = inputs["view.main"].shape[-1] // TILES
+        size = max(1, round(cell * self.options.tile))
+        tiles = cut_tiles(inputs["view.main"], random.uniform(TILES**2, 2), size)
+        image = lay_tiles(tiles, order, inputs["view.main"].shape[-1])
+        return {"jigsaw.order": which, "jigsaw.image": image}
+
+    def forwards(self) -> tuple[Forward, ...]:
+        return (SHUFFLED_IMAGE,)
+
+    def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
+        return {"logits": self.head(features[SHUFFLED_IMAGE].pooled)}
+
+    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+        logits, order = predictions["logits"].float(), inputs["jigsaw.order"]
+        hits = (logits.detach().argmax(1) == order).sum()
+        return Output(F.cross_entropy(logits, order, reduction="sum"), {"accuracy": (hits, float(len(order)))})
+
+
+def distant_permutations(count: int, length: int, rng: np.random.Generator) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
+    """`count` permutations of 0..length-1, each the farthest of some random ones from all before it in Hamming distance
+    (the paper's algorithm 1 on a sample), int64 [count, length]."""
+    candidates = rng.permuted(np.tile(np.arange(length), (CANDIDATES, 1)), axis=1)
+    chosen = [candidates[0]]
+    nearest = (candidates != chosen[0]).sum(1)
+    while len(chosen) < count:
+        chosen.append(candidates[nearest.argmax()])
+        nearest = np.minimum(nearest, (candidates != chosen[-1]).sum(1))
+    return np.stack(chosen).astype(np.int64)
+
+
+def cut_tiles(images: Tensor, places: Tensor, size: int) -> Tensor:
+    """Standardised tiles [B, TILES**2, 3, size, size] of pictures [B, 3, S, S]; `places` uniform [B, TILES**2, 2] says
+    where in its cell each tile lies, down and right."""
+    cell = images.shape[-1] // TILES
+    corners = (places * (cell - size + 1)).long()
+    along = torch.arange(size, device=images.device)
+    grid = torch.arange(TILES**2, device=images.device)
+    rows = (grid // TILES * cell + corners[..., 0]).unsqueeze(-1) + along
+    columns = (grid % TILES * cell + corners[..., 1]).unsqueeze(-1) + along
+    samples = torch.arange(len(images), device=images.device).view(-1, 1, 1, 1)
+    tiles = images[samples, :, rows.unsqueeze(-1), columns.unsqueeze(-2)].movedim(-1, 2).float()
+    mean, deviation = tiles.mean((-2, -1), keepdim=True), tiles.std((-2, -1), keepdim=True)
+    return 127.5 + SPREAD * (tiles - mean) / deviation.clamp(min=1)
+
+
+def lay_tiles(tiles: Tensor, order: Tensor, side: int) -> Tensor:
+    """A gray picture [B, 3, side, side] with tile order[:, i] in the middle of its i-th cell."""
+    size, cell = tiles.shape[-1], side // TILES
+    shuffled = tiles[torch.arange(len(tiles), device=tiles.device).unsqueeze(1), order]
+    picture = tiles.new_full((len(tiles), 3, side, side), 127.5)
+    gap = (cell - size) // 2
+    for i in range(TILES**2):
+        top, left = i // TILES * cell + gap, i % TILES * cell + gap
+        picture[:, :, top : top + size, left : left + size] = shuffled[:, i]
+    return picture

@@ -1,0 +1,136 @@
+"""Masked autoencoding of pictures: MAE (He et al. 2021) on ViTs, masked-image regression (SimMIM, Xie et al. 2021) on
+towers that cannot be shown a part of their patches."""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmssl.distributed import Processes
+from mmssl.losses.patches import masked_patches, normalise_patches
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models.pixels import DecoderSize, PatchDecoder, PlaceHead, patchify, unpatchify
+from mmssl.models.vision import VisionTower
+from mmssl.objectives.base import (
+    Features,
+    Forward,
+    Inputs,
+    Objective,
+    ObjectiveOptions,
+    Output,
+    Predictions,
+    Vocabulary,
+)
+from mmssl.objectives.visible import hidden_patches, visible_forward, visible_patches
+from mmssl.rng import RowRandom
+from mmssl.types import UserError
+
+MOST_CELLS = 14
+"""Cells a side that a tower without patches has hidden, at most (a ViT/16 at 224 px has as many)."""
+
+
+class MaeOptions(ObjectiveOptions):
+    """Options of masked autoencoding."""
+
+    weight: float = Field(0.1, ge=0)
+    """Factor of its loss in the total."""
+    mask_ratio: float = Field(0.75, gt=0, lt=1)
+    """Part of the patches that is hidden."""
+    normalise: bool = True
+    """Predict each patch with its own mean and deviation taken out."""
+    decoder_width: int | None = Field(None, ge=32, multiple_of=32)
+    """Default: half of the tower's width, at most the paper's 512."""
+    decoder_depth: int = Field(4, ge=1)
+    """Blocks of the decoder (the paper: 8). Only ViTs have one; other towers predict linearly."""
+
+
+class Mae(Objective):
+    """Predict the hidden patches of the main view from the visible ones."""
+
+    Options = MaeOptions
+
+    def __init__(self, options: MaeOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        vision = encoder.vision
+        self.options = options
+        self.decoder: nn.Module
+        if vision.grid is not None and vision.patch_size is not None and vision.token_width is not None:
+            self.cell = vision.patch_size
+            self.read = visible_forward(options.mask_ratio)
+            width = options.decoder_width or min(512, max(32, vision.width // 64 * 32))
+            size = DecoderSize(width, options.decoder_depth, width // 32)
+            values = 3 * self.cell**2
+            self.decoder = PatchDecoder(vision.token_width, vision.width, vision.grid, values, size)
+        elif vision.token_width is not None and vision.places is not None:
+            self.cell = vision.image_size // _cells(vision.image_size)
+            self.read = Forward("vision", "mae.image")
+            self.decoder = PlaceHead(vision.token_width, vision.places, 3, vision.image_size)
+        else:
+            raise UserError(
+                "objectives.mae: this vision tower shows neither patches nor a feature map; ViTs of open_clip and timm, "
+                "ResNets and ConvNeXts do"
+            )
+
+    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+        images = inputs["view.main"]
+        if self.read.mask:
+            drawn = visible_patches(inputs, random, encoder, self.read)
+            keep = {**inputs, **drawn}[self.read.mask]
+            return {**drawn, "mae.hidden": hidden_patches(keep, images[0, 0].numel() // self.cell**2)}
+        patches = images[0, 0].numel() // self.cell**2
+        order = random.uniform(patches).argsort(1)
+        hidden = hidden_patches(order[:, : max(1, int(patches * (1 - self.options.mask_ratio)))], patches)
+        return {"mae.hidden": hidden, "mae.image": hide(images, hidden, self.cell, encoder.vision)}
+
+    def count(self, inputs: Inputs) -> Tensor:
+        return inputs["mae.hidden"].sum().float()
+
+    def forwards(self) -> tuple[Forward, ...]:
+        return (self.read,)
+
+    def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
+        encoded = features[self.read]
+        if self.read.mask:
+            predicted = self.decoder(encoded.tokens, encoded.pooled, inputs[self.read.mask])
+        else:
+            predicted = patchify(self.decoder(encoded.tokens), self.cell)
+        target = patchify(encoder.vision.normalize(inputs["view.main"]), self.cell)
+        return {"patches": predicted, "target": normalise_patches(target) if self.options.normalise else target}
+
+    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+        target, hidden = predictions["target"], inputs["mae.hidden"]
+        total, _ = masked_patches(predictions["patches"], target, hidden)
+        return Output(total, {"explained": explained(total.detach(), target, hidden)})
+
+    def pictures(self, predictions: Predictions, inputs: Inputs, encoder: DualEncoder) -> Tensor:
+        """The picture, what the tower saw of it, and the reconstruction of the rest."""
+        images, vision = inputs["view.main"], encoder.vision
+        patches = patchify(vision.normalize(images), self.cell)
+        predicted = predictions["patches"].float()
+        if self.options.normalise:
+            predicted = predicted * (patches.var(-1, keepdim=True) + 1e-6).sqrt() + patches.mean(-1, keepdim=True)
+        whole = torch.where(inputs["mae.hidden"].unsqueeze(-1), predicted, patches)
+        seen = hide(images, inputs["mae.hidden"], self.cell, vision)
+        return torch.stack([images, seen, vision.denormalize(unpatchify(whole, self.cell))], 1)
+
+
+def explained(error: Tensor, target: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of the hidden values' variance around each picture's mean that is predicted, as a sum and its count.
+
+    `error` sums the hidden patches' mean squared errors; `target` [B, N, P]; `hidden` bool [B, N].
+    """
+    weight = hidden.unsqueeze(-1).to(target.dtype)
+    mean = (target * weight).sum((1, 2), keepdim=True) / (weight.sum((1, 2), keepdim=True) * target.shape[-1]).clamp(1)
+    spread, _ = masked_patches(mean.expand_as(target), target, hidden)
+    return spread - error, spread
+
+
+def hide(images: Tensor, hidden: Tensor, cell: int, vision: VisionTower) -> Tensor:
+    """Pictures uint8 [B, 3, S, S] with the cells where `hidden` bool [B, N] painted in the tower's mean colour."""
+    side = images.shape[-1] // cell
+    cover = hidden.view(-1, 1, side, side).repeat_interleave(cell, 2).repeat_interleave(cell, 3)
+    return torch.where(cover, vision.mean.round().to(torch.uint8), images)
+
+
+def _cells(image_size: int) -> int:
+    """Cells a side: the largest divisor of the side in pixels that is not above MOST_CELLS."""
+    return max(n for n in range(1, MOST_CELLS + 1) if image_size % n == 0)

@@ -1,0 +1,165 @@
+"""Masked language modelling (BERT, Devlin et al. 2018, section 3.1) on captions, alone or with the picture in sight."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmssl.distributed import Processes
+from mmssl.losses.tokens import NO_TARGET, masked_language
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models.text import TextTower, pretrained_mlm_head
+from mmssl.objectives.base import (
+    CLEAN_IMAGE,
+    Features,
+    Forward,
+    Inputs,
+    Objective,
+    ObjectiveOptions,
+    Output,
+    Predictions,
+    Vocabulary,
+)
+from mmssl.rng import RowRandom
+from mmssl.types import UserError
+
+MASKED_TEXT = Forward("text", "mlm.tokens", "token_mask")
+SPARE = 8
+"""The last word chosen may pass a caption's budget by this many tokens; further ones stay as they are."""
+
+
+class MlmOptions(ObjectiveOptions):
+    """Options of masked language modelling."""
+
+    mask_ratio: float = Field(0.35, gt=0, lt=1)
+    """Part of a caption's tokens to predict. BERT's 0.15 leaves a third of 20-token captions without a target."""
+    whole_word: bool = True
+    """Choose whole words, not pieces of them."""
+    see_image: bool = False
+    """Predict with a cross-attention to the picture's tokens."""
+
+
+class Mlm(Objective):
+    """Predict the tokens that were masked. At least one a caption, never a special token; of those chosen 80 % become
+    the mask token, 10 % a random one, 10 % stay."""
+
+    Options = MlmOptions
+
+    def __init__(self, options: MlmOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        if vocabulary.mask_id is None:
+            raise UserError(
+                "objectives.mlm: the tokenizer has no mask token; add one to its tokenizer_config.json, learn one with "
+                "model.text.tokenizer=train, or drop this objective"
+            )
+        self.options = options
+        self.vocabulary = vocabulary
+        self.head = MlmHead(encoder.text)
+        self.image: CrossAttention | None = None
+        if options.see_image:
+            self.image = CrossAttention(encoder.text.width, encoder.vision.token_width or encoder.vision.width)
+        words = vocabulary.continues_word if options.whole_word else torch.zeros_like(vocabulary.continues_word)
+        self.register_buffer("continues_word", words, persistent=False)
+        self.register_buffer("special", torch.tensor(vocabulary.special_ids), persistent=False)
+
+    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+        tokens, most = inputs["tokens"], self.vocabulary.max_tokens
+        ordinary = inputs["token_mask"] & ~torch.isin(tokens, self.get_buffer("special"))
+        continues = self.get_buffer("continues_word")[tokens]
+        # Drawn for the longest caption there may be: the batch's longest differs between processes.
+        scores, kind = random.uniform(most + 1), random.uniform(most)
+        strangers = random.integers(self.vocabulary.size, most)
+        length = tokens.shape[1]
+        chosen = choose_words(ordinary, continues, scores[:, : length + 1], self.options.mask_ratio)
+        corrupted = corrupt(tokens, chosen, kind[:, :length], strangers[:, :length], self.vocabulary.mask_id or 0)
+        # A fixed number of places a caption, so that a device need not ask the host how many there are.
+        places = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)
+        places = places[:, : math.ceil(self.options.mask_ratio * length) + SPARE]
+        targets = tokens.masked_fill(~chosen, NO_TARGET).gather(1, places)
+        return {"mlm.tokens": corrupted, "mlm.places": places, "mlm.targets": targets}
+
+    def count(self, inputs: Inputs) -> Tensor:
+        return (inputs["mlm.targets"] != NO_TARGET).sum().float()
+
+    def forwards(self) -> tuple[Forward, ...]:
+        return (MASKED_TEXT, CLEAN_IMAGE) if self.options.see_image else (MASKED_TEXT,)
+
+    def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
+        tokens = features[MASKED_TEXT].tokens
+        assert tokens is not None
+        places = inputs["mlm.places"].unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+        hidden = tokens.gather(1, places)
+        if self.image is not None:
+            picture = features[CLEAN_IMAGE]
+            hidden = self.image(hidden, picture.pooled.unsqueeze(1) if picture.tokens is None else picture.tokens)
+        return {"logits": self.head(hidden, encoder.text.embedding)}
+
+    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+        logits, targets = predictions["logits"], inputs["mlm.targets"]
+        total, count = masked_language(logits, targets)
+        hits = (logits.detach().argmax(-1) == targets).sum()
+        return Output(total, {"accuracy": (hits, count)})
+
+
+class MlmHead(nn.Module):
+    """BERT's: a layer, a norm, and the tower's own token embeddings as the decoder."""
+
+    def __init__(self, tower: TextTower) -> None:
+        super().__init__()
+        vocabulary, width = tower.embedding.shape
+        pretrained = pretrained_mlm_head(tower.source) if tower.source is not None else None
+        if pretrained is not None:
+            self.dense, self.norm = pretrained.dense, pretrained.norm
+            self.bias = nn.Parameter(pretrained.bias.clone())
+        else:
+            self.dense, self.norm = nn.Linear(tower.width, width), nn.LayerNorm(width)
+            self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """[..., width] -> logits [..., vocabulary]."""
+        return F.linear(self.norm(F.gelu(self.dense(hidden))), embedding, self.bias)
+
+
+class CrossAttention(nn.Module):
+    """Adds to each token what it finds in the picture."""
+
+    def __init__(self, width: int, image_width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(
+            width, max(1, width // 64), kdim=image_width, vdim=image_width, batch_first=True
+        )
+
+    def forward(self, tokens: Tensor, image: Tensor) -> Tensor:
+        """[B, L, width] and [B, T, image_width] -> [B, L, width]."""
+        found, _ = self.attention(self.norm(tokens), image, image, need_weights=False)
+        return tokens + found
+
+
+def choose_words(ordinary: Tensor, continues: Tensor, scores: Tensor, ratio: float) -> Tensor:
+    """Which tokens to predict, bool [B, L]: words in the order of their random scores until `ratio` of a caption's
+    ordinary tokens is reached, at least one.
+
+    Args:
+        ordinary: bool [B, L], tokens that may be chosen.
+        continues: bool [B, L], True where a token belongs to the word of the token before it.
+        scores: uniform [B, L + 1], one a word.
+    """
+    word = (ordinary & ~continues).cumsum(1)
+    scores = scores.gather(1, word).masked_fill(~ordinary, 2.0)
+    ordered, order = scores.sort(dim=1, stable=True)
+    place = torch.arange(scores.shape[1], device=scores.device)
+    begins = torch.ones_like(ordinary)
+    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    word_begin = torch.where(begins, place, 0).cummax(1).values
+    wanted = (ratio * ordinary.sum(1, keepdim=True)).round().clamp(min=1)
+    taken = (word_begin < wanted) & (place < wanted + SPARE) & (ordered < 2.0)
+    return torch.zeros_like(ordinary).scatter(1, order, taken)
+
+
+def corrupt(tokens: Tensor, chosen: Tensor, kind: Tensor, strangers: Tensor, mask_id: int) -> Tensor:
+    """Of the chosen tokens 80 % become `mask_id`, 10 % a random id, 10 % stay; all [B, L], `kind` uniform in [0, 1)."""
+    masked = torch.where(chosen & (kind < 0.8), mask_id, tokens)
+    return torch.where(chosen & (kind >= 0.8) & (kind < 0.9), strangers, masked)

@@ -1,0 +1,149 @@
+"""Agreement with a slowly moving copy of the encoder and a queue of its earlier outputs (MoCo, He et al. 2019), between
+two views of a picture and between pictures and captions (as ALBEF, Li et al. 2021)."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from mmssl.config import ViewConfig
+from mmssl.distributed import Processes
+from mmssl.losses.moco import moco
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models.heads import mlp, unit
+from mmssl.objectives.base import (
+    CLEAN_IMAGE,
+    CLEAN_TEXT,
+    Features,
+    Forward,
+    Inputs,
+    Objective,
+    ObjectiveOptions,
+    Output,
+    Predictions,
+    Vocabulary,
+)
+from mmssl.objectives.simclr import STRONG_VIEW
+from mmssl.rng import RowRandom
+
+KEY_ROWS = 256
+"""The momentum encoder runs on this many samples at a time; it keeps no activations."""
+SECOND_VIEW = Forward("vision", "view.moco")
+
+
+class MocoOptions(ObjectiveOptions):
+    """Options of the agreement with a momentum encoder."""
+
+    image: bool = True
+    """A view of each picture agrees with the momentum encoder's vector of its main view."""
+    image_text: bool = False
+    """Pictures and captions agree with the momentum encoder's vectors of each other."""
+    view: ViewConfig = STRONG_VIEW
+    """How the further picture view is rendered."""
+    queue: int = Field(65536, ge=1)
+    """Earlier vectors kept as negatives; a multiple of the batch."""
+    momentum: float = Field(0.999, ge=0, lt=1)
+    """Part of the old momentum encoder in the new one at each step."""
+    temperature: float = Field(0.2, gt=0)
+    """Temperature of the loss."""
+    head_width: int = Field(1024, ge=1)
+    """Hidden width of the picture view's head."""
+    head_dim: int = Field(128, ge=1)
+    """Dimensions in which picture views are compared."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "MocoOptions":
+        if not self.image and not self.image_text:
+            raise ValueError("objectives.moco: image and image_text are both false; set one, or drop the objective")
+        return self
+
+
+class Moco(Objective):
+    """Each query picks its key among the queue. Once a step: the copy follows the encoder, encodes the keys, and after
+    the gradients they enter the queue; the copy and the queues are in the checkpoint."""
+
+    Options = MocoOptions
+
+    def __init__(self, options: MocoOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.options = options
+        self.head = mlp(encoder.vision.width, options.head_width, options.head_dim) if options.image else None
+        self.slow = copy.deepcopy(self._followed(encoder)).requires_grad_(False)
+        dims = {"image": options.head_dim} if options.image else {}
+        if options.image_text:
+            dims |= {"picture": encoder.embed_dim, "caption": encoder.embed_dim}
+        self.kinds = tuple(dims)
+        for kind, dim in dims.items():
+            self.register_buffer(f"queue_{kind}", F.normalize(torch.randn(options.queue, dim), dim=1))
+        self.register_buffer("next", torch.zeros((), dtype=torch.int64))
+
+    def views(self) -> dict[str, ViewConfig]:
+        return {"moco": self.options.view} if self.options.image else {}
+
+    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+        self._follow(encoder)
+        rows = len(inputs["ids"])
+        parts = [self._keys({k: v[a : a + KEY_ROWS] for k, v in inputs.items()}) for a in range(0, rows, KEY_ROWS)]
+        return {f"moco.{kind}": torch.cat([part[kind] for part in parts]) for kind in self.kinds}
+
+    def forwards(self) -> tuple[Forward, ...]:
+        views = (SECOND_VIEW,) if self.options.image else ()
+        return (*views, CLEAN_IMAGE, CLEAN_TEXT) if self.options.image_text else views
+
+    def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
+        queries = {}
+        if self.head is not None:
+            queries["image"] = unit(self.head(features[SECOND_VIEW].pooled))
+        if self.options.image_text:
+            # A caption is looked for with the picture, and the other way round.
+            queries["caption"] = encoder.project_image(features[CLEAN_IMAGE].pooled)
+            queries["picture"] = encoder.project_text(features[CLEAN_TEXT].pooled)
+        return queries
+
+    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+        losses, metrics = [], {}
+        for kind in self.kinds:
+            query, key, queue = predictions[kind], inputs[f"moco.{kind}"], self.get_buffer(f"queue_{kind}")
+            losses.append(moco(query, key, queue, self.options.temperature)[0])
+            with torch.no_grad():
+                own = (query * key).sum(1)
+                hits = own > (query @ queue.T).max(1).values
+            metrics[f"{kind}_accuracy"] = (hits.sum(), float(len(query)))
+        return Output(torch.stack(losses).sum(), metrics)
+
+    def finish(self, inputs: Inputs, processes: Processes) -> None:
+        position = self.get_buffer("next")
+        for kind in self.kinds:
+            keys, _ = processes.gather(inputs[f"moco.{kind}"])
+            keys = keys[-self.options.queue :]
+            places = (position + torch.arange(len(keys), device=keys.device)) % self.options.queue
+            self.get_buffer(f"queue_{kind}").index_copy_(0, places, keys)
+        position.copy_((position + len(keys)) % self.options.queue)
+
+    def _followed(self, encoder: DualEncoder) -> nn.ModuleDict:
+        """What the momentum encoder is a copy of."""
+        modules: dict[str, nn.Module] = {"vision": encoder.vision}
+        if self.head is not None:
+            modules["head"] = self.head
+        if self.options.image_text:
+            projections = {"image_projection": encoder.image_projection, "text_projection": encoder.text_projection}
+            modules |= {"text": encoder.text, **projections}
+        return nn.ModuleDict(modules)
+
+    def _follow(self, encoder: DualEncoder) -> None:
+        fast = list(self._followed(encoder).parameters())
+        torch._foreach_lerp_(list(self.slow.parameters()), fast, 1 - self.options.momentum)
+
+    def _keys(self, inputs: Inputs) -> dict[str, Tensor]:
+        slow = self.slow
+        image = slow["vision"](inputs["view.main"]).pooled
+        keys = {}
+        if self.head is not None:
+            keys["image"] = unit(slow["head"](image))
+        if self.options.image_text:
+            text = slow["text"](inputs["tokens"], inputs["token_mask"]).pooled
+            keys["picture"] = unit(slow["image_projection"](image))
+            keys["caption"] = unit(slow["text_projection"](text))
+        return keys

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mmssl.cli_ablate import ablate
 from mmssl.cli_bench import bench_app
 from mmssl.cli_shards import shards_app
 from mmssl.config import load_config
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 tokenizer_app = typer.Typer(help="Tokenizers for text towers.", no_args_is_help=True)
 app.add_typer(tokenizer_app, name="tokenizer")
+app.command()(ablate)
 app.add_typer(shards_app, name="shards")
 app.add_typer(bench_app, name="bench")
 
@@ -45,6 +47,14 @@ def train(
         Path | None,
         typer.Option(help="Go on with this run from its newest checkpoint; KEY=VALUE may change settings."),
     ] = None,
+    rewind: Annotated[
+        bool,
+        typer.Option(
+            "--rewind",
+            help="With --resume, after a stop at losses that were not finite: go back to the last checkpoint "
+            "before them, and leave their data out.",
+        ),
+    ] = False,
 ) -> None:
     """Train a dual encoder: `mmssl train CONFIG [KEY=VALUE]...` or `mmssl train --resume RUN`.
 
@@ -53,6 +63,8 @@ def train(
     from mmssl.train.engine import train as run
 
     changes = list(overrides or [])
+    if rewind and resume is None:
+        raise UserError("--rewind needs the run to go back in: mmssl train --resume RUN --rewind")
     if resume is not None:
         # With --resume the first word, if any, is an override, not a file.
         changes = [config, *changes] if config is not None else changes
@@ -63,7 +75,7 @@ def train(
         raise UserError("give a configuration, for example: mmssl train configs/quickstart.yaml, or --resume RUN")
     else:
         settings = load_config(config, changes)
-    finished = run(settings, resume=resume is not None)
+    finished = run(settings, resume=resume is not None, rewound=rewind)
     if int(os.environ.get("RANK", "0")) == 0:
         _print_results(finished.results)
         if finished.signal is None:

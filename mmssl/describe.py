@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from mmssl.build import build_objectives, objective_options, unlearnt_vocabulary, vocabulary_of
+from mmssl.build import build_objectives, objective_options, unlearnt_vocabulary
 from mmssl.config import Config, dump_config
-from mmssl.data.tokens import load_tokenizer
+from mmssl.cost import StepCosts, predicted_cost, untrained_mixer
 from mmssl.distributed import Processes
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.objectives import find_objective
 from mmssl.objectives.mixer import Mixer, forward_plan
 from mmssl.train.optim import lr_factor
 
@@ -20,7 +20,7 @@ def describe(config: Config) -> str:
     Raises:
         UserError: a tower cannot be built as configured.
     """
-    mixer = _mixer(config)
+    mixer = untrained_mixer(config)
     lines = [dump_config(config).rstrip(), "", "parameters"]
     encoder = mixer.encoder
     parts: list[tuple[str, nn.Module]] = [
@@ -41,20 +41,18 @@ def describe(config: Config) -> str:
         users = [n for n in mixer.objectives if forward in mixer.objective(n).forwards()]
         masked = f" seeing {forward.mask} only" if forward.tower == "vision" and forward.mask else ""
         lines.append(f"  {forward.tower} tower on {forward.input}{masked}: for {', '.join(users)}")
+    lines.append(f"  predicted cost of a step: {_cost(config, mixer)}")
     return "\n".join(lines)
 
 
-def _mixer(config: Config) -> Mixer:
-    """The modules with random weights; a vocabulary that would be learnt has its largest size."""
+def _cost(config: Config, mixer: Mixer) -> str:
+    """What an average step costs, beside one of contrastive alone on the same towers."""
     text = config.model.text
-    if text.tokenizer == "train":
-        vocabulary, pad_id = unlearnt_vocabulary(text.vocab_size), 0
-    else:
-        tokenizer = load_tokenizer(str(text.tokenizer or text.name), text.max_tokens)
-        vocabulary, pad_id = vocabulary_of(tokenizer), tokenizer.pad_id
-    vision = config.model.vision.model_copy(update={"pretrained": None})
-    encoder = build_dual_encoder(config.model.model_copy(update={"vision": vision}), vocabulary.size, pad_id)
-    return Mixer(encoder, build_objectives(objective_options(config), encoder, vocabulary), Processes())
+    vocabulary = unlearnt_vocabulary(text.vocab_size, text.max_tokens)
+    plain = build_objectives({"contrastive": find_objective("contrastive").Options()}, mixer.encoder, vocabulary)
+    alone = predicted_cost(Mixer(mixer.encoder, plain, Processes()), plain)
+    cost = StepCosts(mixer).mean(objective_options(config))
+    return f"{cost / alone:.2f} x contrastive alone ({cost / 1e9:.3g} GFLOP a pair)"
 
 
 def _count(module: nn.Module) -> str:

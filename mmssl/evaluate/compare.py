@@ -15,6 +15,8 @@ from mmssl.rng import generator
 from mmssl.types import UserError
 
 Values = NDArray[np.float64]
+Outcomes = tuple[list[str], dict[str, Values]]
+"""Samples by name, and figure -> one value a sample, in the same order."""
 PERMUTATIONS = 10_000
 
 
@@ -58,19 +60,30 @@ def compare_results(first: Path, second: Path) -> dict[str, Difference]:
         UserError: they share no evaluation, or one was made on other samples.
     """
     found: dict[str, Difference] = {}
-    for name, read in (("predictions.csv", _read_predictions), ("ranks.csv", _read_ranks)):
-        for path in sorted(first.glob(f"*/*/{name}")):
-            place = path.relative_to(first)
-            if not (second / place).is_file():
-                continue
-            (samples, values), (others, other_values) = read(path), read(second / place)
-            if samples != others:
-                raise UserError(f"{path} and {second / place} are of other samples; evaluate both on the same data")
-            for figure in values.keys() & other_values.keys():
-                found[f"{place.parent.as_posix()}/{figure}"] = compare(values[figure], other_values[figure])
+    theirs = read_outcomes(second)
+    for place, (samples, values) in read_outcomes(first).items():
+        if place not in theirs:
+            continue
+        others, other_values = theirs[place]
+        if samples != others:
+            raise UserError(
+                f"{first / place} and {second / place} are of other samples; evaluate both on the same data"
+            )
+        for figure in values.keys() & other_values.keys():
+            found[f"{place}/{figure}"] = compare(values[figure], other_values[figure])
     if not found:
         raise UserError(f"{first} and {second} share no evaluation; give two folders that `mmssl eval --out` wrote")
     return dict(sorted(found.items()))
+
+
+def read_outcomes(folder: Path) -> dict[str, Outcomes]:
+    """What an evaluation kept of each sample: `NAME/TASK` -> the samples, and their values by figure."""
+    readers = (("predictions.csv", _read_predictions), ("ranks.csv", _read_ranks))
+    return {
+        path.relative_to(folder).parent.as_posix(): read(path)
+        for name, read in readers
+        for path in sorted(folder.glob(f"*/*/{name}"))
+    }
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -206,6 +206,25 @@ class ObjectiveConfig(BaseModel):
     """It acts on every k-th step only."""
 
 
+class MixerConfig(Section):
+    """How objectives are balanced, and how often it is looked at what they do."""
+
+    balance: Literal["fixed", "uncertainty", "gradient_norm"] = "fixed"
+    """`fixed`: the weights as given. Experimental: `uncertainty` (times the inverse of each running loss) and
+    `gradient_norm` (each gradient brought to the contrastive one's norm)."""
+    watch_steps: int | None = Field(100, ge=1)
+    """Measure each objective's gradient norm, its cosine with the contrastive gradient and its share of the time every
+    so many steps, on 64 samples. Null: never."""
+    picture_steps: int | None = Field(200, ge=1)
+    """Write what objectives reconstruct to RUN/pictures every so many steps. Null: never."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "MixerConfig":
+        if self.balance == "gradient_norm" and self.watch_steps is None:
+            raise ValueError("mixer.balance=gradient_norm measures gradients: set mixer.watch_steps, for example 100")
+        return self
+
+
 class OptimConfig(Section):
     """The optimizer and the learning-rate schedule. The defaults are OpenCLIP's."""
 
@@ -322,6 +341,8 @@ class Config(Section):
     """The dual encoder."""
     objectives: dict[str, ObjectiveConfig] = {"contrastive": ObjectiveConfig()}
     """Objective name -> weight, schedule and its own options."""
+    mixer: MixerConfig = MixerConfig()
+    """Balance between the objectives."""
     optim: OptimConfig = OptimConfig()
     """Optimizer and schedule."""
     train: TrainConfig

@@ -33,12 +33,14 @@ class DecoderSize:
 
 
 class PatchDecoder(nn.Module):
-    """MAE's decoder (He et al. 2021, section 3): visible tokens and a learnt mask token for every hidden patch, each with
-    its position, through a small transformer to the patches' values."""
+    """MAE's decoder (He et al. 2021, section 3): the visible tokens, and a learnt mask token for every hidden patch,
+    each with its position, through a small transformer to the patches' values."""
 
     position: Tensor
 
-    def __init__(self, token_width: int, pooled_width: int, grid: tuple[int, int], values: int, size: DecoderSize) -> None:
+    def __init__(
+        self, token_width: int, pooled_width: int, grid: tuple[int, int], values: int, size: DecoderSize
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(token_width, size.width)
         self.embed_pooled = self.embed if pooled_width == token_width else nn.Linear(pooled_width, size.width)

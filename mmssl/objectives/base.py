@@ -47,6 +47,11 @@ class Forward:
 CLEAN_IMAGE = Forward("vision", "view.main")
 CLEAN_TEXT = Forward("text", "tokens", "token_mask")
 
+NO_PLACES = (
+    "objectives.{}: this vision tower shows neither patches nor a feature map; ViTs of open_clip and timm, ResNets and "
+    "ConvNeXts do"
+)
+
 Features = Mapping[Forward, Encoded]
 
 
@@ -91,7 +96,7 @@ class Objective(nn.Module, abc.ABC):
         """Renderings needed beside `main`, by name."""
         return {}
 
-    def begin(self, progress: float) -> None:  # noqa: B027 (most objectives do not change with time)
+    def begin(self, progress: float) -> None:
         """A step begins after the part `progress` of the training (0 to 1)."""
 
     def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
@@ -105,7 +110,7 @@ class Objective(nn.Module, abc.ABC):
         ids = inputs["ids"]
         return torch.tensor(1.0 if self.coupled else float(len(ids)), device=ids.device)
 
-    def finish(self, inputs: Inputs, processes: Processes) -> None:  # noqa: B027 (most keep nothing)
+    def finish(self, inputs: Inputs, processes: Processes) -> None:
         """Called once a step with the whole batch of this process, after its gradients; no gradients here."""
 
     def pictures(self, predictions: Predictions, inputs: Inputs, encoder: DualEncoder) -> Tensor | None:

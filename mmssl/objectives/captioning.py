@@ -29,8 +29,11 @@ class CaptioningOptions(ObjectiveOptions):
 
 
 class Captioning(Objective):
-    """A causal decoder of its own writes the caption; it shares the text tower's token embeddings. (CoCa's text tower is
-    causal and needs no second one; the encoders this package takes read in both directions.)"""
+    """A causal decoder of its own writes the caption; it shares the text tower's token embeddings.
+
+    CoCa's text tower is causal and is the lower half of the decoder; the encoders this package takes read in both
+    directions and would see the answer.
+    """
 
     Options = CaptioningOptions
 

@@ -10,6 +10,7 @@ from mmssl.distributed import Processes
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.pixels import PlaceHead
 from mmssl.objectives.base import (
+    NO_PLACES,
     Features,
     Forward,
     Inputs,
@@ -47,8 +48,8 @@ class ColorizationOptions(ObjectiveOptions):
 class Colorization(Objective):
     """Classify the colour of each cell of the main view from its lightness, with rare colours weighted up.
 
-    The bins are the squares of side 10 in the plane of a and b that hold an sRGB colour: 261. (The paper's list has 313,
-    a margin around these; no picture falls there.) The distribution of colours is measured on the batches of the run.
+    The bins are the squares of side 10 in the plane of a and b that hold an sRGB colour: 261. (The paper's list has
+    313, with a margin in which no picture's colour lies.) The distribution of colours is measured on the run's batches.
     """
 
     Options = ColorizationOptions
@@ -57,10 +58,7 @@ class Colorization(Objective):
         super().__init__()
         vision = encoder.vision
         if vision.token_width is None or vision.places is None:
-            raise UserError(
-                "objectives.colorization: this vision tower shows neither patches nor a feature map; ViTs of open_clip "
-                "and timm, ResNets and ConvNeXts do"
-            )
+            raise UserError(NO_PLACES.format("colorization"))
         self.options = options
         bins = color_bins()
         self.register_buffer("bins", bins, persistent=False)
@@ -114,12 +112,14 @@ def color_bins() -> Tensor:
     """Centres (a, b) of the bins that hold an sRGB colour, float32 [261, 2], sorted."""
     level = np.arange(0, 256, 5, dtype=np.uint8)
     cube = torch.from_numpy(np.stack(np.meshgrid(level, level, level), -1).reshape(1, -1, 1, 3)).permute(0, 3, 1, 2)
-    return (rgb_to_lab(cube)[0, 1:, :, 0].T / BIN).round().unique(dim=0) * BIN
+    cells: Tensor = torch.unique((rgb_to_lab(cube)[0, 1:, :, 0].T / BIN).round(), dim=0)
+    return cells * BIN
 
 
 def nearest_bins(ab: Tensor, bins: Tensor) -> Tensor:
     """Index of the bin nearest to each colour [..., 2]."""
-    return torch.cdist(ab.float(), bins).argmin(-1)
+    nearest: Tensor = torch.cdist(ab.float(), bins).argmin(-1)
+    return nearest
 
 
 def soft_bins(ab: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from mmssl.losses.patches import masked_patches
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.pixels import PlaceHead, patchify
 from mmssl.objectives.base import (
+    NO_PLACES,
     Features,
     Forward,
     Inputs,
@@ -43,10 +44,7 @@ class Denoising(Objective):
         super().__init__()
         vision = encoder.vision
         if vision.token_width is None or vision.places is None:
-            raise UserError(
-                "objectives.denoising: this vision tower shows neither patches nor a feature map; ViTs of open_clip and "
-                "timm, ResNets and ConvNeXts do"
-            )
+            raise UserError(NO_PLACES.format("denoising"))
         self.options = options
         self.decoder = PlaceHead(vision.token_width, vision.places, 3, vision.image_size)
 

@@ -77,7 +77,9 @@ class Jigsaw(Objective):
         return Output(F.cross_entropy(logits, order, reduction="sum"), {"accuracy": (hits, float(len(order)))})
 
 
-def distant_permutations(count: int, length: int, rng: np.random.Generator) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
+def distant_permutations(
+    count: int, length: int, rng: np.random.Generator
+) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
     """`count` permutations of 0..length-1, each the farthest of some random ones from all before it in Hamming distance
     (the paper's algorithm 1 on a sample), int64 [count, length]."""
     candidates = rng.permuted(np.tile(np.arange(length), (CANDIDATES, 1)), axis=1)

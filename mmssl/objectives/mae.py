@@ -11,6 +11,7 @@ from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.pixels import DecoderSize, PatchDecoder, PlaceHead, patchify, unpatchify
 from mmssl.models.vision import VisionTower
 from mmssl.objectives.base import (
+    NO_PLACES,
     Features,
     Forward,
     Inputs,
@@ -65,10 +66,7 @@ class Mae(Objective):
             self.read = Forward("vision", "mae.image")
             self.decoder = PlaceHead(vision.token_width, vision.places, 3, vision.image_size)
         else:
-            raise UserError(
-                "objectives.mae: this vision tower shows neither patches nor a feature map; ViTs of open_clip and timm, "
-                "ResNets and ConvNeXts do"
-            )
+            raise UserError(NO_PLACES.format("mae"))
 
     def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         images = inputs["view.main"]

@@ -52,7 +52,9 @@ class Mixer(nn.Module):
         self.processes = processes
 
     @torch.no_grad()
-    def inputs(self, batch: Batch, active: Iterable[str], random: Callable[[str], RowRandom], progress: float) -> dict[str, Tensor]:
+    def inputs(
+        self, batch: Batch, active: Iterable[str], random: Callable[[str], RowRandom], progress: float
+    ) -> dict[str, Tensor]:
         """A batch, and everything the active objectives prepare for it after the part `progress` of the training.
 
         `random` gives each objective randomness of its own, so that it draws the same in any mix.

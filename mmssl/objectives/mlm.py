@@ -134,7 +134,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, tokens: Tensor, image: Tensor) -> Tensor:
         """[B, L, width] and [B, T, image_width] -> [B, L, width]."""
-        found, _ = self.attention(self.norm(tokens), image, image, need_weights=False)
+        found: Tensor = self.attention(self.norm(tokens), image, image, need_weights=False)[0]
         return tokens + found
 
 

@@ -133,8 +133,8 @@ class Moco(Objective):
         return nn.ModuleDict(modules)
 
     def _follow(self, encoder: DualEncoder) -> None:
-        fast = list(self._followed(encoder).parameters())
-        torch._foreach_lerp_(list(self.slow.parameters()), fast, 1 - self.options.momentum)
+        fast: list[Tensor] = list(self._followed(encoder).parameters())
+        torch._foreach_lerp_(list[Tensor](self.slow.parameters()), fast, 1 - self.options.momentum)
 
     def _keys(self, inputs: Inputs) -> dict[str, Tensor]:
         slow = self.slow

@@ -42,7 +42,9 @@ class Siglip(Objective):
             "image": encoder.project_image(features[CLEAN_IMAGE].pooled),
             "text": encoder.project_text(features[CLEAN_TEXT].pooled),
             "logit_scale": encoder.logit_scale,
-            "bias": (self.bias + 0).reshape(()),  # a prediction of its own: the gradient found for it is handed back to the parameter
+            "bias": (self.bias + 0).reshape(
+                ()
+            ),  # a prediction of its own: the gradient found for it is handed back to the parameter
         }
 
     def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:

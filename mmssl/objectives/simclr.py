@@ -1,8 +1,8 @@
-"""Agreement of two views (SimCLR, Chen et al. 2020), of pictures by augmentation and of captions by dropout (SimCSE, Gao
-et al. 2021)."""
+"""Agreement of two views: of pictures by augmentation (SimCLR, Chen et al. 2020), of captions by dropout (SimCSE,
+Gao et al. 2021)."""
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.config import ViewConfig
 from mmssl.distributed import Processes

@@ -14,9 +14,7 @@ def visible_forward(mask_ratio: float) -> Forward:
     return Forward("vision", "view.main", f"visible.{1 - mask_ratio:g}")
 
 
-def visible_patches(
-    inputs: Inputs, random: RowRandom, encoder: DualEncoder, forward: Forward
-) -> dict[str, Tensor]:
+def visible_patches(inputs: Inputs, random: RowRandom, encoder: DualEncoder, forward: Forward) -> dict[str, Tensor]:
     """The patches each sample shows in `forward`, int64 [B, K]; drawn once for all objectives that read it.
 
     Uniform noise is sorted and the first patches are kept (MAE, He et al. 2021, section 3).

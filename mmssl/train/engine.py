@@ -17,17 +17,21 @@ from mmssl.distributed import processes, whole
 from mmssl.evaluate.tables import Metrics, write_json
 from mmssl.model import MMSSL
 from mmssl.models.batch_norm import synchronize_batch_norm
+from mmssl.objectives.base import Inputs
 from mmssl.objectives.mixer import weight_at
 from mmssl.peers import Watch, lost_peers_as_errors
 from mmssl.rng import torch_seed
 from mmssl.train import state
+from mmssl.train.balance import Balance
 from mmssl.train.checkpoint import load_model_state, newest_checkpoint, step_of
 from mmssl.train.ema import Ema
 from mmssl.train.fit import fitting_micro_batch
+from mmssl.train.influence import influence
 from mmssl.train.judge import Judge
 from mmssl.train.length import training_length
 from mmssl.train.numbers import Numbers, Pending
 from mmssl.train.optim import build_optimizer, lr_factor, set_lr, update
+from mmssl.train.pictures import objective_pictures, write_sheet
 from mmssl.train.rewind import batches_past, rewind
 from mmssl.train.shard import prepare_sharding
 from mmssl.train.signals import StopRequest
@@ -63,6 +67,7 @@ class Engine:
         self.console = Console(stderr=True, quiet=not self.main)
         self.schedules = build.objective_options(config)
         self.run_state = RunState()
+        self.balance = Balance(config.mixer.balance, self.run_state.running)
         self.judge = Judge(config, self.accelerator, self.processes, self.run_state)
         self.signals = StopRequest()
         self._build()
@@ -157,7 +162,7 @@ class Engine:
             logs = {name: stack.enter_context(log) for name, log in self._open_logs().items()}
             bar = stack.enter_context(ProgressBar(self.console, shown=self.main))
             self.numbers = Numbers(
-                self.config, self.accelerator, self.processes, self.run_state, self.length, logs, bar
+                self.config, self.accelerator, self.processes, self.run_state, self.length, logs, bar, self.balance
             )
             stack.enter_context(self.stream)
             stack.enter_context(self.signals)
@@ -215,8 +220,10 @@ class Engine:
         factor = lr_factor(config.optim, progress, step, self.length.steps)
         set_lr(self.optimizer, factor)
         weights = {name: weight_at(options, step, progress) for name, options in self.schedules.items()}
-        weights = {name: weight for name, weight in weights.items() if weight > 0}
+        factors = self.balance.factors(weights)
+        weights = {name: weight * factors[name] for name, weight in weights.items() if weight > 0}
         self.model.train()
+        figures: dict[str, float] = {}
         tally = backward(
             self.model,
             self.mixer,
@@ -226,7 +233,10 @@ class Engine:
             (config.seed, "step", step),
             self.run_state.micro_batch,
             self.accelerator,
+            lambda inputs: figures.update(self._look(inputs, list(weights))),
         )
+        for name, value in figures.items():
+            tally.add(name, torch.tensor(value, device=self.accelerator.device), 1.0)
         norm = update(self.accelerator, self.mixer, self.optimizer, self.prepared_optimizer, config.optim.clip_norm)
         if self.ema is not None:
             self.ema.update(self.mixer.encoder, step, torch.isfinite(norm))
@@ -247,6 +257,18 @@ class Engine:
             **self._stream_counts(seconds),
         }
         return self.numbers.reduce(tally, weights, norm, record, batch, wishes)
+
+    def _look(self, inputs: Inputs, active: list[str]) -> dict[str, float]:
+        """Now and then: write the objectives' pictures, and measure what each does to the towers."""
+        settings, step = self.config.mixer, self.run_state.step
+        if self.accelerator.distributed_type == "FSDP":  # gathers every weight, which costs more than it tells
+            return {}
+        if self.main and settings.picture_steps is not None and step % settings.picture_steps == 0 and step > 0:
+            for name, pictures in objective_pictures(self.mixer, inputs, active, self.accelerator).items():
+                write_sheet(self.config.run_dir / "pictures" / f"{name}-{step:09d}.png", pictures)
+        if settings.watch_steps is None or step % settings.watch_steps:
+            return {}
+        return influence(self.mixer, inputs, active, self.accelerator)
 
     def _stream_counts(self, seconds: float) -> dict[str, float]:
         """What the stream of this process did: its speed in this step, and counts since the process started."""

@@ -53,8 +53,8 @@ def fitting_micro_batch(
     a_sample = max(1, (saved(PROBE) - saved(PROBE // 2)) // (PROBE - PROBE // 2))
     free = free_memory(device) if free_bytes is None else free_bytes
     free -= sum(3 * p.numel() * p.element_size() for p in mixer.parameters() if p.requires_grad)
-    fits = int(free * SHARE) // a_sample
-    fits = min(rows, 1 << max(0, fits.bit_length() - 1))
+    fits = max(1, int(free * SHARE) // a_sample)
+    fits = min(rows, 1 << (fits.bit_length() - 1))
     everyone = mixer.processes.gather(torch.tensor([fits], device=device))[0]
     fits = _largest_that_runs(int(everyone.min()), lambda n: _trial(mixer, n, views, tokens, weights, accelerator))
     return fits, f"{a_sample / 2**20:.1f} MiB a sample, {max(free, 0) / 2**30:.1f} GiB free: {fits} of {rows}"

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mmssl.config import Config
 from mmssl.distributed import Processes
+from mmssl.train.alarms import Alarms
+from mmssl.train.balance import Balance
 from mmssl.train.length import Length
 from mmssl.train.rewind import BadStep, write_bad_steps
 from mmssl.train.state import RunState
@@ -47,13 +49,18 @@ class Numbers:
     length: Length
     logs: Mapping[str, StepLog]
     bar: ProgressBar
+    balance: Balance
     stop: bool = False
     """The processes agreed to save and stop."""
     save: bool = False
     """The processes agreed to save."""
     pending: Pending | None = None
+    alarms: Alarms = field(init=False)
     bad: list[BadStep] = field(default_factory=list)
     """The steps in a row up to now whose gradient was not finite, as far as this process saw them."""
+
+    def __post_init__(self) -> None:
+        self.alarms = Alarms(self.config.data.batch_size, self.config.model.max_logit_scale)
 
     def reduce(
         self,
@@ -91,6 +98,7 @@ class Numbers:
         self.stop, self.save = sums.pop("stop")[0] > 0, sums.pop("save")[0] > 0
         stream = {name: sums.pop(name)[0] for name in STREAM}
         values = {name: total / count if count else float("nan") for name, (total, count) in sums.items()}
+        self.balance.observe(values)
         norm = float(step.norm)
         finite = math.isfinite(norm)
         run.skipped += not finite
@@ -114,11 +122,15 @@ class Numbers:
             self._give_up()
 
     def _log(self, step: Pending, record: Record) -> None:
-        self.logs["metrics"].write(record)
+        progress = self.length.progress(step.step, self.run.seconds)
+        alarms = self.alarms.look(record, progress)
+        for alarm in alarms:
+            self.bar.say(f"warning: {alarm}")
+        self.logs["metrics"].write({**record, "alarm": "; ".join(alarms)} if alarms else record)
         if step.ids is not None:
             self.logs["sample_ids"].write({"step": step.step, "ids": step.ids.tolist()})
         self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step.step)
-        self.bar.update(record, self.length.progress(step.step, self.run.seconds))
+        self.bar.update(record, progress)
 
     def _give_up(self) -> None:
         path = write_bad_steps(self.config.run_dir, self.processes.rank, self.bad)

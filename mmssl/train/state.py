@@ -1,7 +1,7 @@
 """What a run knows of itself, and how checkpoints keep and restore it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class RunState:
     """Of those, the ones since the last update that was not skipped."""
     best: tuple[float, int] | None = None
     """The best figure so far of the metric that picks the best checkpoint, and its step."""
+    running: dict[str, float] = field(default_factory=dict)
+    """What the balance between objectives follows."""
     micro_batch: int | None = None
     """Samples held with their activations at a time, as configured or as found to fit; None: all."""
 
@@ -68,6 +70,7 @@ def save(folder: Path, trained: Trained, keep: int) -> None:
             "seconds": run.seconds,
             "skipped": [run.skipped, run.skipped_in_row],
             "best": run.best,
+            "running": run.running,
             "micro_batch": run.micro_batch,
             "stream": trained.stream.state_dict(),
             "scaler": None if trained.scaler is None else trained.scaler.state_dict(),
@@ -102,6 +105,7 @@ def restore(path: Path, trained: Trained) -> list[str]:
     run.step, run.seconds = state["step"], state["seconds"]
     run.skipped, run.skipped_in_row = state["skipped"]
     run.best = None if state["best"] is None else (state["best"][0], state["best"][1])
+    run.running.update(state["running"])
     run.micro_batch = state["micro_batch"]
     if trained.scaler is not None and state["scaler"] is not None:
         trained.scaler.load_state_dict(state["scaler"])

@@ -1,6 +1,6 @@
 """One step's gradient: of the whole global batch, exactly, whatever the micro-batch and the number of processes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +39,7 @@ def backward(
     seed: tuple[int | str, ...],
     micro_batch: int | None,
     accelerator: Any,
+    watch: Callable[[Inputs], None] | None = None,
 ) -> Tally:
     """Add the gradient of the weighted total over the global batch to the parameters.
 
@@ -49,6 +50,7 @@ def backward(
         progress: the part of the training that is done, 0 to 1.
         seed: words that key this step's randomness.
         micro_batch: samples held with their activations at a time; None: all.
+        watch: is given what the step was computed from, once its gradient is there.
 
     Returns: each objective's loss and metrics on this process, as sums and counts.
     """
@@ -81,6 +83,8 @@ def backward(
                 total, outputs = model(_rows(inputs, a, b), active, _cached_rows(cached, a, b))
             accelerator.backward(total)
         _record(tally, outputs)
+    if watch is not None:
+        watch(inputs)
     mixer.finish(inputs, weights)
     return tally
 

@@ -82,6 +82,10 @@ class ProgressBar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(line, soft_wrap=True, highlight=False)
+
     def update(self, record: Record, progress: float) -> None:
         """Show a step's record; `progress` is the part done."""
         numbers = _numbers(record)

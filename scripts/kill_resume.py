@@ -32,7 +32,7 @@ from pathlib import Path
 import psutil
 
 LOG = "sample_ids.jsonl"
-CLOCKS = ("samples_per_s", "data_wait", "mb_per_s", "seconds")
+CLOCKS = ("samples_per_s", "data_wait", "mb_per_s", "seconds", "time_share")
 """What metrics say of the time that a step took."""
 MOMENTS = ("writing", "starting", "step")
 Ids = dict[int, list[int]]
@@ -213,7 +213,7 @@ def differing_files(run: Path, other: Path, step: int) -> list[str]:
 def untimed(path: Path) -> list[dict[str, object]]:
     """Metrics of every step without clocks."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k not in CLOCKS} for record in records]
+    return [{k: v for k, v in record.items() if not k.endswith(CLOCKS)} for record in records]
 
 
 def exact(options: argparse.Namespace, out: Path) -> bool:

@@ -14,15 +14,16 @@ COLLAPSED = 2.0
 class Alarms:
     """Looks at every step's record."""
 
-    def __init__(self, batch_size: int, max_logit_scale: float) -> None:
+    def __init__(self, batch_size: int, max_logit_scale: float, said: list[str]) -> None:
+        """`said`: the kinds said already; kept up to date here."""
         self.chance = math.log(batch_size)
         self.max_logit_scale = max_logit_scale
-        self.said: set[str] = set()
+        self.said = said
 
     def look(self, record: Mapping[str, float | int | str], progress: float) -> list[str]:
         """What is new to say about a step after the part `progress` of the training."""
         new = {kind: text for kind, text in self._signs(record, progress).items() if kind not in self.said}
-        self.said |= new.keys()
+        self.said.extend(new)
         return list(new.values())
 
     def _signs(self, record: Mapping[str, float | int | str], progress: float) -> dict[str, str]:

@@ -60,7 +60,7 @@ class Numbers:
     """The steps in a row up to now whose gradient was not finite, as far as this process saw them."""
 
     def __post_init__(self) -> None:
-        self.alarms = Alarms(self.config.data.batch_size, self.config.model.max_logit_scale)
+        self.alarms = Alarms(self.config.data.batch_size, self.config.model.max_logit_scale, self.run.alarms)
 
     def reduce(
         self,

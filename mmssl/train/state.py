@@ -33,6 +33,8 @@ class RunState:
     """The best figure so far of the metric that picks the best checkpoint, and its step."""
     running: dict[str, float] = field(default_factory=dict)
     """What the balance between objectives follows."""
+    alarms: list[str] = field(default_factory=list)
+    """Kinds of alarms that were given."""
     micro_batch: int | None = None
     """Samples held with their activations at a time, as configured or as found to fit; None: all."""
 
@@ -71,6 +73,7 @@ def save(folder: Path, trained: Trained, keep: int) -> None:
             "skipped": [run.skipped, run.skipped_in_row],
             "best": run.best,
             "running": run.running,
+            "alarms": run.alarms,
             "micro_batch": run.micro_batch,
             "stream": trained.stream.state_dict(),
             "scaler": None if trained.scaler is None else trained.scaler.state_dict(),
@@ -106,6 +109,7 @@ def restore(path: Path, trained: Trained) -> list[str]:
     run.skipped, run.skipped_in_row = state["skipped"]
     run.best = None if state["best"] is None else (state["best"][0], state["best"][1])
     run.running.update(state["running"])
+    run.alarms.extend(state["alarms"])
     run.micro_batch = state["micro_batch"]
     if trained.scaler is not None and state["scaler"] is not None:
         trained.scaler.load_state_dict(state["scaler"])

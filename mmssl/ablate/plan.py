@@ -134,6 +134,7 @@ def _plan_mix(
     tree = config.model_dump(mode="json")
     tree["objectives"] = mix.objectives
     tree["train"] |= length
+    tree["mixer"] |= _unwatched(config)
     settings = parse_config(tree, where=f"mix {mix.name!r}")
     schedules = objective_options(settings)
     resolved = {name: options.model_dump(mode="json") for name, options in schedules.items()}
@@ -153,6 +154,12 @@ def _plan_mix(
         update = {"seed": seed, "run_dir": out / "runs" / name}
         cells.append(Cell(mix.name, seed, name, settings.model_copy(update=update)))
     return Planned(replace(mix, objectives=resolved), costs, cost, tuple(cells))
+
+
+def _unwatched(config: Config) -> dict[str, None]:
+    """Watching costs a mix of more objectives more time, so cells are watched only as far as the configuration asks."""
+    keys = {"watch_steps", "picture_steps"} - config.mixer.model_fields_set
+    return dict.fromkeys(sorted(keys - ({"watch_steps"} if config.mixer.balance == "gradient_norm" else set())))
 
 
 def _baseline_steps(config: Config) -> int:

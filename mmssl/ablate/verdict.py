@@ -85,13 +85,15 @@ def sentence(c: Comparison) -> str:
     about = f"{c.mix}, {c.suite} {c.figure}"
     if c.paired is None:
         return f"{about}: too few runs to say anything ({len(c.seeds)} finished in pairs; 2 are needed)."
-    means = " to ".join(show_value(c.figure, sum(v) / len(v)) for v in (c.baseline, c.values))
-    change = f"{show_change(c.figure, c.paired.mean)}, from {means}"
-    intervals = f"{LEVEL:.0%} interval over {len(c.seeds)} seeds {show_interval(c.figure, c.paired.interval)}"
+    bounds = [(f"{len(c.seeds)} runs each", f"{len(c.seeds)} seeds", c.paired.interval)]
     if c.over_samples is not None:
-        intervals += f", over {c.samples:,} samples {show_interval(c.figure, c.over_samples)}"
-    words = f"no difference that {len(c.seeds)} runs each can show" if c.verdict == "no difference" else c.verdict
-    return f"{about}: {words}: {change} ({intervals})."
+        bounds.append((f"{c.samples:,} samples", f"{c.samples:,} samples", c.over_samples))
+    holding = " and ".join(what for what, _, (low, high) in bounds if low <= 0 <= high)
+    verdict = f"no difference that {holding} can show" if c.verdict == "no difference" else c.verdict
+    means = " to ".join(show_value(c.figure, sum(v) / len(v)) for v in (c.baseline, c.values))
+    intervals = ", ".join(f"over {over} {show_interval(c.figure, interval)}" for _, over, interval in bounds)
+    change = show_change(c.figure, c.paired.mean)
+    return f"{about}: {verdict}: {change}, from {means} ({LEVEL:.0%} interval {intervals})."
 
 
 def show_value(figure: str, value: float) -> str:

@@ -7,7 +7,7 @@ from mmssl.config import ObjectiveConfig
 from mmssl.types import UserError
 
 CONFIGURED = {
-    "mae": ObjectiveConfig(weight=0.1, mask_ratio=0.5),  # type: ignore[call-arg]
+    "mae": ObjectiveConfig(weight=0.1, mask_ratio=0.5),
     "contrastive": ObjectiveConfig(),
     "mlm": ObjectiveConfig(weight=0.2),
     "siglip": ObjectiveConfig(weight=0),

@@ -63,6 +63,15 @@ def test_equal_minutes_differ_in_objectives_only(shards: Path, tmp_path: Path) -
         assert {k for k in trees[a] if trees[a][k] != trees[b][k]} == may_differ
 
 
+def test_cells_are_watched_only_where_asked(shards: Path, tmp_path: Path) -> None:
+    """Looking at gradients takes longer with more objectives, so it is off, unless the configuration asks for it or
+    the balance needs it."""
+    for mixer, watched in (({}, None), ({"watch_steps": 7}, 7), ({"balance": "gradient_norm"}, 100)):
+        made = plan(config(shards, mixer=mixer), tmp_path, Budget("minutes", 1))
+        assert made.cells[0].config.mixer.watch_steps == watched
+        assert made.cells[0].config.mixer.picture_steps is None
+
+
 def test_runs_made_with_other_settings_are_refused(shards: Path, tmp_path: Path) -> None:
     """The setting that changed is named with both values; other seeds and mixes may be added."""
     made = plan(config(shards), tmp_path, Budget("minutes", 1))

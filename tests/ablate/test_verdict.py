@@ -106,6 +106,20 @@ def test_figures_without_outcomes_have_no_interval_over_samples() -> None:
     assert "no difference that 2 runs each can show" in sentence(found)
 
 
+def test_the_sentence_names_what_is_too_few() -> None:
+    """Seeds, samples or both: whichever interval holds 0."""
+    paired = paired_t([0.02, 0.021, 0.019])
+    unsure = paired_t([0.02, -0.05, 0.06])
+    for used, over, words in (
+        (paired, (-0.01, 0.05), "no difference that 40 samples can show"),
+        (unsure, (0.005, 0.02), "no difference that 3 runs each can show"),
+        (unsure, (-0.01, 0.03), "no difference that 3 runs each and 40 samples can show"),
+    ):
+        verdict = judge("acc1", used, over)
+        values = ((0.1, 0.1, 0.1), (0.12, 0.12, 0.12))
+        assert words in sentence(Comparison("mix", "a", "acc1", (0, 1, 2), *values, used, 40, over, verdict))
+
+
 def test_holm_counts_all_comparisons() -> None:
     """One clear difference among nothing stays; of many weak ones none does."""
 

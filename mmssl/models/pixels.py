@@ -43,7 +43,8 @@ class PatchDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(token_width, size.width)
-        self.embed_pooled = self.embed if pooled_width == token_width else nn.Linear(pooled_width, size.width)
+        # MAE embeds its class token like the others; a pooled vector of another width needs its own way in.
+        self.embed_pooled = None if pooled_width == token_width else nn.Linear(pooled_width, size.width)
         self.mask_token = nn.Parameter(torch.zeros(size.width).normal_(std=0.02))
         self.register_buffer("position", build_sincos2d_pos_embed(list(grid), size.width), persistent=False)
         self.blocks = nn.ModuleList(_block(size) for _ in range(size.depth))
@@ -61,7 +62,8 @@ class PatchDecoder(nn.Module):
         visible = self.embed(tokens)
         index = keep.unsqueeze(-1).expand(-1, -1, visible.shape[-1])
         patches = self.mask_token.to(visible.dtype).expand(len(keep), len(self.position), -1).scatter(1, index, visible)
-        first = self.embed_pooled(pooled).unsqueeze(1)
+        embed_pooled = self.embed if self.embed_pooled is None else self.embed_pooled
+        first = embed_pooled(pooled).unsqueeze(1)
         x = torch.cat([first, patches + self.position.to(visible.dtype)], 1)
         for block in self.blocks:
             x = block(x)

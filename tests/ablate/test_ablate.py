@@ -96,7 +96,7 @@ def test_seeds_are_paired(out: Path) -> None:
     """The same seed gives both mixes the same samples in the same order, another seed another order."""
 
     def order(mix: str, seed: int) -> list[str]:
-        return (out / "runs" / f"{mix}-seed{seed}" / "sample_ids.jsonl").read_text().splitlines()[:3]
+        return (out / "runs" / f"{mix}-seed{seed}" / "sample_ids.jsonl").read_text().splitlines()[:1]
 
     assert order("contrastive", 0) == order("contrastive+mlm", 0)
     assert order("contrastive", 0) != order("contrastive", 1)

@@ -1,0 +1,127 @@
+"""What every objective promises, whichever there are."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from mmssl.distributed import Processes
+from mmssl.objectives import objective_names
+from mmssl.objectives.mixer import Mixer
+from mmssl.train.step import Tally, backward
+from tests.gloo import on_ranks
+from tests.objectives.problem import RESNET, ROWS, Plain, batch, part, tiny_mixer
+
+STEPS = 30
+LR = 3e-3
+NAMES = objective_names()
+CHANCE = {"moco": 1 / (2 * ROWS + 1), "simclr": 1 / (2 * ROWS - 1)}
+"""What guessing reaches, where a metric starts above it: tiny random towers tell these few pictures apart at once.
+Elsewhere the metric starts at chance."""
+BATCHES = {"moco": 3}
+"""Batches that take turns, so that a queue does not hold the very pictures it is compared with; elsewhere one."""
+TOWERS = {"rotation": RESNET, "jigsaw": RESNET}
+"""Vision towers that learn the task in so few steps; elsewhere a ViT."""
+RISE = 0.15
+"""How far above chance the first metric must be after STEPS steps."""
+
+
+def train(mixer: Mixer, name: str, start: int = 0, stop: int = STEPS) -> list[float]:
+    """Steps on one batch; returns the objective's first metric at each."""
+    optimizer = torch.optim.Adam([p for p in mixer.parameters() if p.requires_grad], lr=LR)
+    return [step(mixer, name, optimizer, i) for i in range(start, stop)]
+
+
+def step(mixer: Mixer, name: str, optimizer: torch.optim.Optimizer, i: int) -> float:
+    """One update; the objective's first metric."""
+    tally = gradient(mixer, name, i)
+    optimizer.step()
+    optimizer.zero_grad()
+    metric = next(key for key in tally.sums if key.startswith(f"{name}.") and key != f"{name}.loss")
+    total, count = tally.sums[metric]
+    return float(total / count)
+
+
+def gradient(mixer: Mixer, name: str, i: int, micro_batch: int | None = None) -> Tally:
+    return backward(mixer, mixer, batch(mixer, i % BATCHES.get(name, 1)), {name: 1.0}, 0.5, (0, "step", i), micro_batch, Plain())
+
+
+def gradients(mixer: Mixer) -> dict[str, np.ndarray]:
+    return {name: p.grad.numpy().copy() for name, p in mixer.named_parameters() if p.grad is not None}
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Within 1e-5 of each gradient's largest entry (or of 1e-4, where it is zero but for rounding)."""
+    touched = {name for name, g in expected.items() if np.abs(g).max() > 0}
+    assert touched <= found.keys()
+    for name, g in found.items():
+        reference = expected.get(name, np.zeros_like(g))
+        assert np.abs(g - reference).max() <= 1e-5 * max(np.abs(reference).max(), 1e-4), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_metric_rises(name: str) -> None:
+    """In 30 steps on a tiny problem the objective's own metric rises clearly above chance."""
+    metrics = train(tiny_mixer([name], TOWERS.get(name)), name)
+    assert all(map(math.isfinite, metrics))
+    assert np.mean(metrics[-5:]) > CHANCE.get(name, np.mean(metrics[:2])) + RISE, metrics
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_run(name: str) -> None:
+    """Two runs of five steps end with bit-identical weights, queues and momentum encoders."""
+    first, second = tiny_mixer([name]), tiny_mixer([name])
+    train(first, name, stop=5)
+    train(second, name, stop=5)
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_state_is_in_the_checkpoint(name: str) -> None:
+    """A mixer that takes over the state dict after three steps has the next gradients bit by bit."""
+    trained, fresh = tiny_mixer([name]), tiny_mixer([name])
+    train(trained, name, stop=3)
+    fresh.load_state_dict({key: value.clone() for key, value in trained.state_dict().items()})
+    for mixer in (trained, fresh):
+        mixer.zero_grad()
+        gradient(mixer, name, 3)
+    expected = gradients(trained)
+    found = gradients(fresh)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_micro_batch_gives_the_same_gradient(name: str) -> None:
+    """Micro-batches of 5, with a leftover, give the gradient of the whole batch, and the same loss and metrics."""
+    whole, parts = tiny_mixer([name]), tiny_mixer([name])
+    expected, found = gradient(whole, name, 0), gradient(parts, name, 0, 5)
+    assert_same(gradients(parts), gradients(whole))
+    assert found.sums.keys() == expected.sums.keys()
+    for key, pair in expected.sums.items():
+        assert torch.allclose(found.sums[key], pair, rtol=1e-4, atol=1e-4), key
+
+
+def on_one_rank(processes: Processes, name: str) -> dict[str, np.ndarray]:
+    """Two steps under DDP on one process's rows: queues filled by the first act in the second."""
+    mixer = tiny_mixer([name], processes=processes)
+    model = DistributedDataParallel(mixer, find_unused_parameters=True)
+    for i in range(2):
+        mixer.zero_grad()
+        backward(model, mixer, part(batch(mixer, i % BATCHES.get(name, 1)), processes), {name: 1.0}, 0.5, (0, "step", i), None, Plain())
+    return gradients(mixer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_give_the_gradient_of_one(name: str) -> None:
+    """The gradient that DDP averages over two gloo processes is that of one process on the whole batch."""
+    mixer = tiny_mixer([name])
+    for i in range(2):
+        mixer.zero_grad()
+        gradient(mixer, name, i)
+    assert ROWS % 2 == 0
+    for found in on_ranks(2, on_one_rank, name):
+        assert_same(found, gradients(mixer))

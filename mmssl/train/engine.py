@@ -155,19 +155,19 @@ class Engine:
     def run(self) -> Finished:
         """Train to the end, or to a signal."""
         remedy = f"go on with: mmssl train --resume {self.config.run_dir}"
-        with ExitStack() as stack:
-            stack.enter_context(lost_peers_as_errors(self.processes, remedy))
-            stack.enter_context(_full_disk_as_error(self.config.run_dir, remedy))
-            stack.enter_context(Watch(self.processes, remedy))
-            logs = {name: stack.enter_context(log) for name, log in self._open_logs().items()}
-            bar = stack.enter_context(ProgressBar(self.console, shown=self.main))
-            self.numbers = Numbers(
-                self.config, self.accelerator, self.processes, self.run_state, self.length, logs, bar, self.balance
-            )
-            stack.enter_context(self.stream)
-            stack.enter_context(self.signals)
-            self._loop()
-            results = self._finish() if self._done() else {}
+        with lost_peers_as_errors(self.processes, remedy), _full_disk_as_error(self.config.run_dir, remedy):
+            with ExitStack() as stack:
+                stack.enter_context(Watch(self.processes, remedy))
+                logs = {name: stack.enter_context(log) for name, log in self._open_logs().items()}
+                bar = stack.enter_context(ProgressBar(self.console, shown=self.main))
+                self.numbers = Numbers(
+                    self.config, self.accelerator, self.processes, self.run_state, self.length, logs, bar, self.balance
+                )
+                stack.enter_context(self.stream)
+                stack.enter_context(self.signals)
+                self._loop()
+                results = self._finish() if self._done() else {}
+            # Takes the process group down: nobody watches any more.
             self.accelerator.end_training()
         return Finished(self.config.run_dir, results, None if self._done() else self.signals.signal)
 

@@ -21,8 +21,9 @@ from mmssl.types import UserError
 
 PEER_SIDE = Path(__file__).with_name("data_peer.py")
 OURS = "mmssl.bench.data_ours"
-_QUIET_SECONDS = 0.3
-_QUIET_LIMIT = 60.0
+_LOOK_SECONDS = 0.05
+_QUIET_LOOKS = 4
+_QUIET_LIMIT = 300.0
 _MEMORY_SAMPLES = 512
 
 Kind = Literal["stream", "normalised", "limit", "open_clip"]
@@ -251,16 +252,20 @@ def _go_on(child: subprocess.Popen[str]) -> None:
 
 
 def _settled(pid: int) -> float:
-    """CPU seconds of a process tree, once it has stopped working ahead."""
-    root, end = psutil.Process(pid), time.monotonic() + _QUIET_LIMIT
-    now = _cpu_of_tree(root)
-    while time.monotonic() < end:
-        time.sleep(_QUIET_SECONDS)
-        before, now = now, _cpu_of_tree(root)
-        # Clock ticks of threads that wake up to look around.
-        if now - before <= 0.02 * _QUIET_SECONDS:
-            break
-    return now
+    """CPU seconds of a process tree, once it has stopped working ahead: no thread runs or waits for its turn."""
+    root, end, quiet = psutil.Process(pid), time.monotonic() + _QUIET_LIMIT, 0
+    while quiet < _QUIET_LOOKS and time.monotonic() < end:
+        time.sleep(_LOOK_SECONDS)
+        quiet = 0 if _is_busy(root) else quiet + 1
+    return _cpu_of_tree(root)
+
+
+def _is_busy(root: psutil.Process) -> bool:
+    """Whether Linux lists a thread of the tree as running, ready to, or waiting for a disk."""
+    tree = (root, *root.children(recursive=True))
+    stats = [stat for process in tree for stat in Path(f"/proc/{process.pid}/task").glob("*/stat")]
+    # The state follows the name, which stands in parentheses.
+    return any(stat.read_text().rpartition(") ")[2][0] in "RD" for stat in stats)
 
 
 def _cpu_of_tree(root: psutil.Process) -> float:

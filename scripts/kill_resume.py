@@ -177,15 +177,21 @@ class Exact:
 
     def kill(self, run: Path, moment: str, rng: random.Random) -> bool:
         """Go on with the run and kill it at a moment of this kind; returns whether a checkpoint was being written."""
-        start = time.time_ns()
+        start, log = time.time_ns(), run / LOG
         process = self.start(run)
+
+        def writing() -> bool:
+            return any(path.stat().st_mtime_ns > start for path in (run / "checkpoints").glob(".writing-*"))
+
         if moment == "starting":
             time.sleep(rng.uniform(0, 1.0))
         else:
-            log = run / LOG
+            # The log is cut back to the checkpoint when the run begins; then steps are added.
             self._wait(process, lambda: log.is_file() and log.stat().st_mtime_ns > start)
+            size = log.stat().st_size
+            self._wait(process, lambda: log.stat().st_size > size)
         if moment == "writing":
-            self._wait(process, lambda: next((run / "checkpoints").glob(".writing-*"), None) is not None)
+            self._wait(process, writing)
             time.sleep(rng.uniform(0, 0.01))
         elif moment == "step":
             time.sleep(rng.uniform(0, 0.5))
@@ -194,7 +200,7 @@ class Exact:
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        return next((run / "checkpoints").glob(".writing-*"), None) is not None
+        return writing()
 
     def _wait(self, process: multiprocessing.process.BaseProcess, ready: Callable[[], bool]) -> None:
         while not ready() and process.is_alive():
@@ -219,7 +225,7 @@ def untimed(path: Path) -> list[dict[str, object]]:
 def exact(options: argparse.Namespace, out: Path) -> bool:
     """Kill one process many times; returns whether the run ended as the uninterrupted one did."""
     importlib.import_module("mmssl.train.engine")  # once here, not in every life
-    rng, steps = random.Random(options.seed), 20 * options.kills
+    rng, steps = random.Random(options.seed), 8 * options.kills + 16
     dropout = "model.text.config.hidden_dropout_prob=0.1"
     fixed = ["train.log_samples=true", "train.checkpoint_minutes=null", "train.ema=0.9", "train.trackers=[]", dropout]
     lengths = [f"train.steps={steps}", f"train.checkpoint_steps={options.checkpoint_steps}"]

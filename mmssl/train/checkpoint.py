@@ -39,7 +39,8 @@ def save_checkpoint(
     final = folder / f"step-{step:09d}"
     partial = folder / f".writing-{final.name}"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in folder.glob(".writing-*"):
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
         sums = {}
         for name, tensors in (("model", model), ("optimizer", optimizer)):

@@ -14,6 +14,7 @@ a third at random moments of its steps. Weights, optimizer, averaged weights and
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -181,7 +182,9 @@ class Exact:
         process = self.start(run)
 
         def writing() -> bool:
-            return any(path.stat().st_mtime_ns > start for path in (run / "checkpoints").glob(".writing-*"))
+            with contextlib.suppress(FileNotFoundError):  # renamed while we looked
+                return any(path.stat().st_mtime_ns > start for path in (run / "checkpoints").glob(".writing-*"))
+            return False
 
         if moment == "starting":
             time.sleep(rng.uniform(0, 1.0))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from mmssl.config import Config, ViewConfig
+from mmssl.config import Config, ObjectiveConfig, ViewConfig
 from mmssl.data.captions import render_caption
 from mmssl.data.files import Access
 from mmssl.data.grouping import Limits
@@ -39,13 +39,24 @@ def objective_options(config: Config) -> dict[str, ObjectiveOptions]:
     for name, entry in config.objectives.items():
         kind = find_objective(name).Options
         try:
-            options[name] = kind.model_validate(entry.model_dump())
+            options[name] = kind.model_validate(entry.model_dump(exclude_unset=True))
         except ValidationError as error:
             problem = error.errors()[0]
             key = ".".join(["objectives", name, *map(str, problem["loc"])])
             known = ", ".join(kind.model_fields)
             raise UserError(f"'{key}': {problem['msg'].lower()}; options of {name}: {known}") from None
     return options
+
+
+def resolved(config: Config) -> Config:
+    """The configuration with every objective's own options written out.
+
+    Raises:
+        UserError: an unknown objective or option.
+    """
+    dumped = {name: options.model_dump(mode="json") for name, options in objective_options(config).items()}
+    entries = {name: ObjectiveConfig.model_validate(options) for name, options in dumped.items()}
+    return config.model_copy(update={"objectives": entries})
 
 
 def learn_tokenizer(shards: Sequence[str], templates: Sequence[str], vocab_size: int, max_tokens: int) -> Tokenizer:
@@ -79,9 +90,7 @@ def build_encoder(config: Config, tokenizer: Tokenizer) -> DualEncoder:
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """What objectives need to know of a tokenizer."""
     special = tuple(tokenizer.special_ids)
-    return Vocabulary(
-        tokenizer.vocab_size, tokenizer.mask_id, special, tokenizer.continues_word, tokenizer.max_tokens
-    )
+    return Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, special, tokenizer.continues_word, tokenizer.max_tokens)
 
 
 def unlearnt_vocabulary(size: int, max_tokens: int) -> Vocabulary:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from mmssl.build import build_objectives, objective_options, unlearnt_vocabulary
+from mmssl.build import build_objectives, objective_options, resolved, unlearnt_vocabulary
 from mmssl.config import Config, dump_config
 from mmssl.cost import StepCosts, predicted_cost, untrained_mixer
 from mmssl.distributed import Processes
@@ -21,7 +21,7 @@ def describe(config: Config) -> str:
         UserError: a tower cannot be built as configured.
     """
     mixer = untrained_mixer(config)
-    lines = [dump_config(config).rstrip(), "", "parameters"]
+    lines = [dump_config(resolved(config)).rstrip(), "", "parameters"]
     encoder = mixer.encoder
     parts: list[tuple[str, nn.Module]] = [
         (f"vision tower ({config.model.vision.name}, {encoder.vision.image_size} px)", encoder.vision),

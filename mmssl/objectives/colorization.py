@@ -110,7 +110,7 @@ def rgb_to_lab(images: Tensor) -> Tensor:
 
 def color_bins() -> Tensor:
     """Centres (a, b) of the bins that hold an sRGB colour, float32 [261, 2], sorted."""
-    level = np.arange(0, 256, 5, dtype=np.uint8)
+    level = np.arange(0, 256, 3, dtype=np.uint8)
     cube = torch.from_numpy(np.stack(np.meshgrid(level, level, level), -1).reshape(1, -1, 1, 3)).permute(0, 3, 1, 2)
     cells: Tensor = torch.unique((rgb_to_lab(cube)[0, 1:, :, 0].T / BIN).round(), dim=0)
     return cells * BIN

@@ -22,7 +22,7 @@ from mmssl.rng import RowRandom, generator
 
 TILES = 3
 """Tiles a side."""
-CANDIDATES = 10_000
+CANDIDATES = 100_000
 """Random permutations among which distant ones are picked."""
 SPREAD = 50.0
 """Standard deviation of a tile's values in each colour."""

@@ -57,7 +57,7 @@ class Engine:
     """One process of a run: what is built once, and the loop."""
 
     def __init__(self, config: Config, resume: bool = False, rewound: bool = False) -> None:
-        self.config = config
+        self.config = config = build.resolved(config)
         self.accelerator = build_accelerator(config)
         self.processes = processes(even=True)
         self.main = self.processes.rank == 0

@@ -45,7 +45,8 @@ def step(mixer: Mixer, name: str, optimizer: torch.optim.Optimizer, i: int) -> f
 
 
 def gradient(mixer: Mixer, name: str, i: int, micro_batch: int | None = None) -> Tally:
-    return backward(mixer, mixer, batch(mixer, i % BATCHES.get(name, 1)), {name: 1.0}, 0.5, (0, "step", i), micro_batch, Plain())
+    given = batch(mixer, i % BATCHES.get(name, 1))
+    return backward(mixer, mixer, given, {name: 1.0}, 0.5, (0, "step", i), micro_batch, Plain())
 
 
 def gradients(mixer: Mixer) -> dict[str, np.ndarray]:
@@ -111,7 +112,8 @@ def on_one_rank(processes: Processes, name: str) -> dict[str, np.ndarray]:
     model = DistributedDataParallel(mixer, find_unused_parameters=True)
     for i in range(2):
         mixer.zero_grad()
-        backward(model, mixer, part(batch(mixer, i % BATCHES.get(name, 1)), processes), {name: 1.0}, 0.5, (0, "step", i), None, Plain())
+        mine = part(batch(mixer, i % BATCHES.get(name, 1)), processes)
+        backward(model, mixer, mine, {name: 1.0}, 0.5, (0, "step", i), None, Plain())
     return gradients(mixer)
 
 

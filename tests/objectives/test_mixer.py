@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import yaml
 
-from mmssl.build import objective_options
-from mmssl.config import ObjectiveConfig, parse_config
+from mmssl.build import objective_options, resolved
+from mmssl.config import ObjectiveConfig, dump_config, parse_config
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives import find_objective, objective_names
 from mmssl.objectives.base import CLEAN_IMAGE, CLEAN_TEXT, Vocabulary
@@ -33,10 +34,11 @@ def test_equal_forwards_run_once(tiny_encoder: DualEncoder) -> None:
 
 
 def test_objectives_are_found_by_name() -> None:
-    """Every module of the room is an objective with typed options; an unknown name lists them."""
+    """Every module of the room is an objective with typed options; an unknown name lists them. Contrastive weighs 1,
+    and no other more."""
     assert "contrastive" in objective_names()
     for name in objective_names():
-        assert find_objective(name).Options().weight == 1.0
+        assert find_objective(name).Options().weight <= find_objective("contrastive").Options().weight == 1.0
     with pytest.raises(UserError, match="there are: .*contrastive"):
         find_objective("clip")
 
@@ -52,3 +54,19 @@ def test_unknown_options_name_the_known_ones() -> None:
     }
     with pytest.raises(UserError, match=r"objectives\.contrastive\.temprature.*weight"):
         objective_options(parse_config(tree, "here"))
+
+
+def test_the_resolved_configuration_holds_each_objectives_defaults() -> None:
+    """What is not given comes from the objective; the resolved configuration, written and read again, is the same."""
+    tree = {
+        "run_dir": "x",
+        "data": {"train": "x.tar"},
+        "model": {"text": {"config": TINY_TEXT, "tokenizer": "train"}},
+        "train": {"steps": 1},
+        "objectives": {"mae": {"mask_ratio": 0.5}, "simclr": {}},
+    }
+    config = resolved(parse_config(tree, "here"))
+    options = objective_options(config)
+    assert (options["mae"].weight, options["simclr"].weight) == (0.1, 1.0)
+    again = parse_config(yaml.safe_load(dump_config(config)), "there")
+    assert objective_options(resolved(again)) == options

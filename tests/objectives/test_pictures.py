@@ -1,0 +1,126 @@
+"""Objectives on pictures alone: rotation, jigsaw, colorization, denoising."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from skimage.color import rgb2lab
+
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.objectives.colorization import color_bins, nearest_bins, rarity, rgb_to_lab, soft_bins
+from mmssl.objectives.denoising import Denoising
+from mmssl.objectives.jigsaw import cut_tiles, distant_permutations, lay_tiles
+from mmssl.objectives.rotation import rotate
+from mmssl.rng import RowRandom, generator
+from tests.objectives.problem import ROWS, batch, tiny_mixer
+
+
+def images(rows: int, side: int) -> torch.Tensor:
+    return torch.randint(0, 256, (rows, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_rotations_are_quarter_turns() -> None:
+    """Each picture is torch.rot90 of itself by its own number of turns."""
+    pictures, turns = images(8, 6), torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
+    for picture, turned, k in zip(pictures, rotate(pictures, turns), turns.tolist(), strict=True):
+        assert torch.equal(turned, torch.rot90(picture, k, (1, 2)))
+
+
+def test_permutations_are_far_apart() -> None:
+    """All are permutations, no two are the same, and 64 of 9 tiles differ pairwise in at least 7 places; taken at
+    random some pairs would differ in fewer."""
+    orders = distant_permutations(64, 9, generator("jigsaw"))
+    assert (np.sort(orders, axis=1) == np.arange(9)).all()
+    distances = [sum(a != b for a, b in zip(*pair, strict=True)) for pair in itertools.combinations(orders.tolist(), 2)]
+    assert min(distances) >= 7
+
+
+@pytest.mark.parametrize("side", [24, 32, 64])
+def test_the_inverse_permutation_puts_the_tiles_back(side: int) -> None:
+    """Tiles laid by an order and read off by its inverse are the tiles in their places."""
+    size = round(side // 3 * 0.85)
+    places = torch.rand(4, 9, 2, generator=torch.Generator().manual_seed(1))
+    tiles = cut_tiles(images(4, side), places, size)
+    order = torch.stack([torch.randperm(9) for _ in range(4)])
+    laid = lay_tiles(tiles, order, side)
+    cell, gap = side // 3, (side // 3 - size) // 2
+    for sample in range(4):
+        inverse = order[sample].argsort()
+        for tile in range(9):
+            top, left = (int(i) * cell + gap for i in divmod(int(inverse[tile]), 3))
+            assert torch.equal(laid[sample, :, top : top + size, left : left + size], tiles[sample, tile])
+
+
+def test_tiles_are_cut_inside_their_cells_and_standardised() -> None:
+    """At the corners of the range of places a tile is the one cut by hand; it has mean 127.5 and deviation 50."""
+    pictures = images(1, 24)
+    for place, top in ((0.0, 8), (0.999, 10)):
+        tiles = cut_tiles(pictures, torch.full((1, 9, 2), place), 6)
+        expected = pictures[0, :, top : top + 6, top : top + 6].float()  # the tile in the middle
+        centred = expected - expected.mean((1, 2), keepdim=True)
+        expected = 127.5 + 50 * centred / expected.std((1, 2), keepdim=True)
+        torch.testing.assert_close(tiles[0, 4], expected)
+
+
+def test_lab_agrees_with_skimage() -> None:
+    """To 0.02 in L, a and b over random colours."""
+    pictures = images(4, 32)
+    expected = rgb2lab(pictures.permute(0, 2, 3, 1).numpy())
+    assert np.abs(rgb_to_lab(pictures).permute(0, 2, 3, 1).numpy() - expected).max() < 0.02
+
+
+def test_colour_bins() -> None:
+    """261 squares of side 10 hold an sRGB colour; every colour's nearest bin is within half a diagonal of it."""
+    bins = color_bins()
+    assert len(bins) == 261
+    ab = rgb_to_lab(images(4, 32))[:, 1:].flatten(2).mT
+    nearest = bins[nearest_bins(ab, bins)]
+    assert (nearest - ab).abs().max() <= 5 + 1e-3
+
+
+def test_soft_bins_by_hand() -> None:
+    """A colour is spread over its five nearest bins with Gaussian weights of sigma 5 that add up to one."""
+    bins = color_bins()
+    colour = torch.tensor([[12.0, -7.0]])
+    target, nearest = soft_bins(colour, bins)
+    distances = (bins - colour).square().sum(1)
+    order = distances.argsort()[:5]
+    weights = torch.exp(-distances[order] / 50)
+    expected = torch.zeros(len(bins)).index_put((order,), weights / weights.sum())
+    torch.testing.assert_close(target[0], expected, atol=1e-5, rtol=1e-4)
+    assert nearest[0] == order[0]
+
+
+def test_rare_colours_weigh_more() -> None:
+    """Weights are 1 on average over the frequencies, all 1 when the mix is uniform, and fall with the frequency."""
+    frequency = torch.tensor([0.7, 0.2, 0.1, 0.0])
+    weights = rarity(frequency, 0.5)
+    assert float((weights * frequency).sum()) == pytest.approx(1)
+    assert weights.tolist() == sorted(weights.tolist())
+    assert rarity(frequency, 1.0).tolist() == pytest.approx([1] * 4)
+
+
+def test_the_noise_has_the_deviation_asked_for_and_the_target_is_clean() -> None:
+    """The tower sees the main view plus noise of 64 steps of a byte; the target is the clean view."""
+    mixer = tiny_mixer(["denoising"])
+    inputs = mixer.inputs(batch(mixer), ["denoising"], lambda _: RowRandom(torch.Generator(), 0, ROWS, ROWS), 0.0)
+    noise = inputs["denoising.image"] - inputs["view.main"]
+    assert float(noise.std()) == pytest.approx(64, rel=0.02)
+    assert abs(float(noise.mean())) < 2
+    prediction = mixer.predict(inputs, ["denoising"])["denoising"]
+    torch.testing.assert_close(prediction["target"], mixer.encoder.vision.normalize(inputs["view.main"]))
+    perfect = {**prediction, "image": prediction["target"]}
+    assert float(mixer.objective("denoising").loss(perfect, inputs, mixer.processes).total) == 0
+
+
+def test_pictures_of_a_reconstruction(tiny_encoder: DualEncoder) -> None:
+    """Beside the picture and what was seen stands the prediction in the picture's own range."""
+    mixer = tiny_mixer(["denoising"])
+    inputs = mixer.inputs(batch(mixer), ["denoising"], lambda _: RowRandom(torch.Generator(), 0, ROWS, ROWS), 0.0)
+    prediction = mixer.predict(inputs, ["denoising"])["denoising"]
+    objective = mixer.objective("denoising")
+    assert isinstance(objective, Denoising)
+    perfect = {**prediction, "image": prediction["target"]}
+    pictures = objective.pictures(perfect, inputs, mixer.encoder)
+    assert torch.equal(pictures[:, 2], inputs["view.main"])

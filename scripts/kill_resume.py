@@ -22,15 +22,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-
-import psutil
 
 LOG = "sample_ids.jsonl"
 CLOCKS = ("samples_per_s", "data_wait", "mb_per_s", "seconds", "time_share")
@@ -42,32 +40,52 @@ Ids = dict[int, list[int]]
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained."""
+    """What is trained, by gloo processes forked from this one, which has imported everything: lives are short."""
 
     config: str
     overrides: list[str]
-    steps: int
     log: Path
     """Where the runs' own output goes."""
 
-    def start(self, run: Path, processes: int) -> subprocess.Popen[bytes]:
+    def start(self, run: Path, world: int) -> list[BaseProcess]:
         """Begin the run, or go on with it."""
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *(launcher if processes > 1 else []), "-m", "mmssl.train"]
-        fixed = [f"train.steps={self.steps}", "train.log_samples=true", "train.checkpoint_minutes=null"]
         resume = (run / "config.yaml").is_file()
-        what = ["--resume", str(run)] if resume else [self.config, f"run_dir={run}", *fixed, *self.overrides]
         if not resume:
             # Killed before it wrote its configuration.
             shutil.rmtree(run, ignore_errors=True)
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-        with self.log.open("ab") as log:
-            return subprocess.Popen([*command, *what], stdout=log, stderr=log, env=environment)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        overrides = [*self.overrides, f"run_dir={run}"]
+        processes = []
+        for rank in range(world):
+            arguments = (self.config, overrides, resume, rank, world, port, self.log)
+            processes.append(multiprocessing.get_context("fork").Process(target=train_rank, args=arguments))
+            processes[-1].start()
+        return processes
 
-    def finish(self, run: Path, processes: int) -> None:
+    def finish(self, run: Path, world: int) -> None:
         """Run to the end."""
-        if self.start(run, processes).wait() != 0:
+        processes = self.start(run, world)
+        for process in processes:
+            process.join()
+        if any(process.exitcode for process in processes):
             raise SystemExit(f"the run failed; see the end of {self.log}")
+
+
+def train_rank(config: str, overrides: list[str], resume: bool, rank: int, world: int, port: int, log: Path) -> None:
+    """One process of a run."""
+    from mmssl.config import load_config
+    from mmssl.train.engine import train
+
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if world > 1:
+        words = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in words.items()}})
+    train(load_config(config, overrides), resume=resume)
 
 
 @dataclass
@@ -85,15 +103,14 @@ def run_in_pieces(
     """Run with a random number of processes for some steps, kill, and so on; then to the end."""
     pieces = Pieces()
     for life in lives:
-        processes = rng.choice(worlds)
+        world = rng.choice(worlds)
         first = max(read_ids(run), default=0)
-        training = job.start(run, processes)
-        before, after = _kill(training, run, life, rng.random())
+        before, after = _kill(job.start(run, world), run, life, rng.random())
         found = read_ids(run)
         pieces.kills += 1
         pieces.wrong += (wrong := differing(found, expected))
         print(
-            f"kill {pieces.kills}: {processes} processes, log at step {first}, resumed after step {before}, "
+            f"kill {pieces.kills}: {world} processes, log at step {first}, resumed after step {before}, "
             f"killed after step {after}: {wrong} of {len(found)} steps differ",
             flush=True,
         )
@@ -101,15 +118,13 @@ def run_in_pieces(
     return pieces
 
 
-def _kill(training: subprocess.Popen[bytes], run: Path, life: int, part_of_step: float) -> tuple[int, int]:
+def _kill(processes: Sequence[BaseProcess], run: Path, life: int, part_of_step: float) -> tuple[int, int]:
     """Wait until `life` steps are logged, and some part of another one; kill. Returns the steps before and after."""
     start, first = time.time_ns(), None
     times: list[float] = []
     while len(times) < life:
-        if training.poll() is not None:
-            raise SystemExit(
-                f"the run ended by itself with exit status {training.returncode} before it could be killed"
-            )
+        if not all(process.is_alive() for process in processes):
+            raise SystemExit("the run ended by itself before it could be killed")
         time.sleep(0.002)
         log = run / LOG
         # The log is cut back to the checkpoint when the run begins.
@@ -121,10 +136,10 @@ def _kill(training: subprocess.Popen[bytes], run: Path, life: int, part_of_step:
             times.append(time.monotonic())
     assert first is not None
     time.sleep(part_of_step * (times[-1] - times[0]) / max(1, life - 1))
-    root = psutil.Process(training.pid)
-    for process in (root, *root.children(recursive=True)):
+    for process in processes:
         process.kill()
-    training.wait()
+    for process in processes:
+        process.join()
     return first, max(read_ids(run), default=0)
 
 
@@ -162,7 +177,7 @@ class Exact:
     overrides: list[str]
     log: Path
 
-    def start(self, run: Path) -> multiprocessing.process.BaseProcess:
+    def start(self, run: Path) -> BaseProcess:
         """Begin the run, or go on with it."""
         arguments = (self.config, self.overrides, run, self.log)
         process = multiprocessing.get_context("fork").Process(target=train_in_fork, args=arguments)
@@ -205,7 +220,7 @@ class Exact:
         process.join()
         return writing()
 
-    def _wait(self, process: multiprocessing.process.BaseProcess, ready: Callable[[], bool]) -> None:
+    def _wait(self, process: BaseProcess, ready: Callable[[], bool]) -> None:
         while not ready() and process.is_alive():
             time.sleep(0.0003)
 
@@ -275,12 +290,15 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         if options.exact:
             raise SystemExit(0 if exact(options, out) else 1)
-        overrides = [f"train.checkpoint_steps={options.checkpoint_steps}", "evaluate.suites={}", *options.set]
-        job = Job(options.config, overrides, steps=sum(lives) + 10, log=out / "output.txt")
+        importlib.import_module("mmssl.train.engine")
+        steps = sum(lives) + 10
+        fixed = ["train.log_samples=true", "train.checkpoint_minutes=null", "train.trackers=[]", "evaluate.suites={}"]
+        lengths = [f"train.steps={steps}", f"train.checkpoint_steps={options.checkpoint_steps}"]
+        job = Job(options.config, [*fixed, *lengths, *options.set], out / "output.txt")
         job.finish(out / "whole", 1)
         expected = read_ids(out / "whole")
-        assert sorted(expected) == list(range(1, job.steps + 1))
-        print(f"uninterrupted: {job.steps} steps, {sum(map(len, expected.values()))} samples", flush=True)
+        assert sorted(expected) == list(range(1, steps + 1))
+        print(f"uninterrupted: {steps} steps, {sum(map(len, expected.values()))} samples", flush=True)
         pieces = run_in_pieces(job, out / "pieces", lives, options.processes, expected, rng)
         joined = read_ids(out / "pieces")
     same = joined == expected and pieces.wrong == 0

@@ -56,7 +56,7 @@ class Watch:
         self._processes, self._remedy, self._end = processes, remedy, end
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
-        self._store = dist.PrefixStore("beats", dist.distributed_c10d._get_default_store()) if self._on else None
+        self._store = dist.distributed_c10d._get_default_store() if self._on else None
 
     @property
     def _on(self) -> bool:
@@ -100,7 +100,7 @@ class Watch:
 
     def _beat(self, word: str) -> None:
         assert self._store is not None
-        self._store.set(str(self._processes.rank), word)
+        self._store.set(_key(self._processes.rank), word)
 
     def _missing(self, seen: dict[int, tuple[bytes, float]]) -> str | None:
         """The first process whose last sign of life is too old, in words."""
@@ -108,10 +108,14 @@ class Watch:
         now = time.monotonic()
         for rank in range(self._processes.world):
             # Asking for a key that is not there would wait for it.
-            word = self._store.get(str(rank)) if self._store.check([str(rank)]) else b""
+            word = self._store.get(_key(rank)) if self._store.check([_key(rank)]) else b""
             before, since = seen.setdefault(rank, (word, now))
             if word != before:
                 seen[rank] = (word, now)
             elif word != b"done" and now - since > PATIENCE_SECONDS:
                 return f"process {rank} of {self._processes.world}"
         return None
+
+
+def _key(rank: int) -> str:
+    return f"mmssl/beat/{rank}"

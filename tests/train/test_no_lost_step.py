@@ -180,7 +180,7 @@ def test_trackers_show_every_step_once(shards: Path, tmp_path: Path) -> None:
     shutil.rmtree(run / "checkpoints" / "step-000000008")
     train(config(shards, run, train__trackers=["tensorboard"]), resume=True)
     folder = next(path.parent for path in run.rglob("events.out.tfevents*"))
-    events = EventAccumulator(str(folder)).Reload()  # type: ignore[no-untyped-call]
+    events = EventAccumulator(str(folder)).Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))
 
 

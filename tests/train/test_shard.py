@@ -72,7 +72,7 @@ class Sharded:
         yield
 
     def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def unscale_gradients(self) -> None:
         pass
@@ -83,7 +83,7 @@ class Sharded:
 
 def shard(module: Mixer, accelerator: Sharded) -> nn.Module:
     """As Accelerate's `prepare` does, with its own code."""
-    prepare_sharding(accelerator, module)  # type: ignore[arg-type]
+    prepare_sharding(accelerator, module)
     model: nn.Module = fsdp2_prepare_model(accelerator, module)
     return model
 
@@ -204,4 +204,4 @@ def test_what_cannot_be_sharded_is_refused() -> None:
     for kind, version in (("DEEPSPEED", 2), ("FSDP", 1)):
         accelerator = SimpleNamespace(distributed_type=kind, is_fsdp2=version == 2)
         with pytest.raises(UserError, match="--fsdp_version 2"):
-            prepare_sharding(accelerator, mixer("timm", Processes()))  # type: ignore[arg-type]
+            prepare_sharding(accelerator, mixer("timm", Processes()))

@@ -1,46 +1,116 @@
-"""What a run says of its stream: in metrics.jsonl and in the progress line."""
+"""What is measured and said about the objectives of a run."""
 
-import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
-from mmssl.build import learn_tokenizer
-from mmssl.config import parse_config
-from mmssl.data.grouping import Limits
-from mmssl.data.index import index_shards
-from mmssl.train.engine import train
-from tests.data.servers import Mischief, serve
-from tests.data.tars import tar_bytes
-from tests.pairs import run_tree, write_pairs
+from mmssl.distributed import Processes
+from mmssl.rng import RowRandom
+from mmssl.train.alarms import Alarms
+from mmssl.train.balance import Balance
+from mmssl.train.influence import influence
+from mmssl.train.pictures import objective_pictures, write_sheet
+from tests.objectives.problem import ROWS, Plain, batch, tiny_mixer
+
+MIX = ["contrastive", "mlm", "rotation"]
 
 
-def test_metrics_and_progress_tell_what_the_stream_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Realised mixture, bad samples as written down, retries of a server that breaks off, speed and waiting."""
-    for name in ("good", "bad"):
-        (tmp_path / name).mkdir()
-    good = write_pairs(tmp_path / "good")
-    index_shards([str(path) for path in sorted(good.glob("*.tar"))], Limits())
-    half = [f for i in range(24) for f in ((f"{i}.jpg", b"junk"), (f"{i}.txt", b"a red square"))]
-    (tmp_path / "bad" / "0.tar").write_bytes((good / "0.tar").read_bytes())
-    (tmp_path / "bad" / "1.tar").write_bytes(tar_bytes(half))
-    run = tmp_path / "run"
-    # Learnt before, for learning it would read from the server as well.
-    learn_tokenizer([str(good / "0.tar")], ["{txt}"], 64, 77).save(tmp_path / "tokenizer")
-    with serve(good, Mischief(cut=3, cut_after=1000)) as url:
-        tree = run_tree(good, run, train__steps=6)
-        sources = [{"shards": f"{url}/{{0,1}}.tar", "weight": 3}, {"shards": str(tmp_path / "bad"), "weight": 1}]
-        tree["model"]["text"]["tokenizer"] = str(tmp_path / "tokenizer")
-        tree["data"] |= {"train": sources, "bad_samples": 1.0}
-        train(parse_config(tree, "test"))
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    last = records[-1]
-    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
-    assert (last["source_0_share"], last["source_1_share"]) == (0.75, 0.25)
-    assert all(record["mb_per_s"] > 0 for record in records)
-    assert all(0 <= record["data_wait"] <= 1 for record in records)
-    assert last["retries"] == 3
-    named = [json.loads(line) for line in (run / "bad_samples.jsonl").read_text().splitlines()]
-    assert len(named) == last["bad_samples"] > 0
-    assert all(line["shard"].endswith("bad/1.tar") and "not a JPEG" in line["error"] for line in named)
-    assert f"{last['bad_samples']} bad samples" in capsys.readouterr().err
+def test_gradient_norms_and_cosines_by_hand() -> None:
+    """The norm is that of the mean loss's gradient on both towers and projections; the cosine with the contrastive one
+    is taken over the weights both touch. Nothing of the model changes."""
+    mixer = tiny_mixer(MIX)
+    before = {name: value.clone() for name, value in mixer.state_dict().items()}
+    inputs = mixer.inputs(batch(mixer), MIX, lambda _: RowRandom(torch.Generator(), 0, ROWS, ROWS), 0.0)
+    found = influence(mixer, inputs, MIX, Plain())
+    assert all(torch.equal(value, before[name]) for name, value in mixer.state_dict().items())
+    assert mixer.training
+    mixer.eval()
+    gradients = {}
+    for name in MIX:
+        mixer.zero_grad()
+        objective = mixer.objective(name)
+        output = objective.loss(mixer.predict(inputs, [name])[name], inputs, Processes())
+        (output.total / objective.count(inputs)).backward()
+        gradients[name] = {n: p.grad.clone() for n, p in mixer.encoder.named_parameters() if p.grad is not None}
+    for name in MIX:
+        expected = math.sqrt(sum(float(g.square().sum()) for g in gradients[name].values()))
+        assert found[f"{name}.gradient_norm"] == pytest.approx(expected, rel=1e-4)
+    first, second = gradients["rotation"], gradients["contrastive"]
+    both = first.keys() & second.keys()
+    a, b = (torch.cat([g[n].flatten() for n in sorted(both)]) for g in (first, second))
+    assert found["rotation.gradient_cosine"] == pytest.approx(float(torch.cosine_similarity(a, b, dim=0)), abs=1e-4)
+    assert sum(found[f"{name}.time_share"] for name in MIX) == pytest.approx(1)
+    assert 1 <= found["image_effective_rank"] <= ROWS
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    """One row a sample: the picture, what was seen, the reconstruction; objectives without pictures are left out."""
+    mixer = tiny_mixer(["contrastive", "mae"])
+    names = ["contrastive", "mae"]
+    inputs = mixer.inputs(batch(mixer), names, lambda _: RowRandom(torch.Generator(), 0, ROWS, ROWS), 0.0)
+    (name, pictures), *rest = objective_pictures(mixer, inputs, names, Plain()).items()
+    assert (name, rest) == ("mae", [])
+    write_sheet(tmp_path / "deep" / "sheet.png", pictures)
+    with Image.open(tmp_path / "deep" / "sheet.png") as sheet:
+        assert sheet.size == (3 * 24, 8 * 24)
+        first = torch.tensor(list(sheet.crop((0, 0, 24, 24)).get_flattened_data()), dtype=torch.uint8)
+    assert torch.equal(first.view(24, 24, 3), inputs["view.main"][0].permute(1, 2, 0))
+
+
+def test_uncertainty_weights_are_the_optimum_of_kendalls_loss() -> None:
+    """The factor 1 / L is where L / v + log v has its least value over v, at the running average of the losses."""
+    running: dict[str, float] = {}
+    balance = Balance("uncertainty", running)
+    for _ in range(2000):
+        balance.observe({"contrastive.loss": 4.0, "mlm.loss": 0.5, "mlm.accuracy": 1.0})
+    factors = balance.factors(["contrastive", "mlm", "mae"])
+    for name, loss in (("contrastive", 4.0), ("mlm", 0.5)):
+        grid = torch.linspace(0.01, 10, 100_000)
+        best = grid[(loss / grid + grid.log()).argmin()]
+        assert factors[name] == pytest.approx(1 / float(best), rel=1e-3)
+    assert factors["mae"] == 1.0  # not measured yet
+    assert running.keys() == {"contrastive", "mlm"}
+
+
+def test_gradient_norm_balance_brings_norms_to_the_contrastive_one() -> None:
+    """Factor times norm is the contrastive norm for every objective; fixed weights stay."""
+    balance = Balance("gradient_norm", {})
+    balance.observe({"contrastive.gradient_norm": 2.0, "mlm.gradient_norm": 0.5, "gradient_norm": 9.0})
+    assert balance.factors(["contrastive", "mlm"]) == {"contrastive": 1.0, "mlm": 4.0}
+    fixed = Balance("fixed", {})
+    fixed.observe({"contrastive.loss": 2.0, "contrastive.gradient_norm": 2.0})
+    assert fixed.factors(["contrastive"]) == {"contrastive": 1.0}
+
+
+HEALTHY = {
+    "step": 50,
+    "contrastive.loss": 1.0,
+    "contrastive.logit_scale": 20.0,
+    "image_effective_rank": 20.0,
+    "mlm.loss": 3.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "progress", "said"),
+    [
+        ({}, 0.3, ""),
+        ({"contrastive.loss": math.log(256)}, 0.3, "near ln(batch)"),
+        ({"contrastive.loss": math.log(256)}, 0.05, ""),
+        ({"contrastive.logit_scale": 100.0}, 0.3, "temperature reached its clamp"),
+        ({"contrastive.logit_scale": 100.0}, 0.8, ""),
+        ({"image_effective_rank": 1.3}, 0.3, "collapsed"),
+        ({"mlm.loss": math.nan}, 0.3, "no caption had a token to mask"),
+    ],
+)
+def test_alarms_are_said_once_in_words(change: dict[str, float], progress: float, said: str) -> None:
+    """Each sign of trouble is named with what to do, once; a healthy record says nothing."""
+    alarms = Alarms(256, 100.0, [])
+    record = {**HEALTHY, **change}
+    lines = alarms.look(record, progress)
+    assert len(lines) == (said != "")
+    assert said in "".join(lines)
+    assert alarms.look(record, progress) == []

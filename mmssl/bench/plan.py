@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmssl.bench.memory import peak_bytes
+from mmssl.bench.memory import peak_bytes, reset_peak
 from mmssl.config import ViewConfig
 from mmssl.data.grouping import Limits
 from mmssl.data.index import FOLDER_FILE, folder_json, index_shards
@@ -43,6 +43,8 @@ class Order:
 
     seconds: float
     """From the index entries to the sample numbers of the first batch."""
+    cpu_seconds: float
+    """CPU time of the same: what it takes on a machine with nothing else to do."""
     extra_bytes: int
     """Peak memory above what the process held with the entries in place."""
 
@@ -52,6 +54,7 @@ class Begin:
     """A run that begins, from the pattern of its shards on disk to its first batch."""
 
     seconds: float
+    cpu_seconds: float
     extra_bytes: int
     ids: list[int]
     """Sample numbers of the batch."""
@@ -71,14 +74,14 @@ class PlanCost:
 
     def text(self) -> str:
         """The figures as lines."""
-        rows = [
-            ("plan of an epoch, first batch's numbers", self.order.seconds, self.order.extra_bytes),
-            ("new run: index files, plan, first batch", self.fresh.seconds, self.fresh.extra_bytes),
-            ("run resumed in mid-epoch: the same", self.resumed.seconds, self.resumed.extra_bytes),
+        rows: list[tuple[str, Order | Begin]] = [
+            ("plan of an epoch, first batch's numbers", self.order),
+            ("new run: index files, plan, first batch", self.fresh),
+            ("run resumed in mid-epoch: the same", self.resumed),
         ]
         lines = [f"{self.samples:,} samples in {self.shards:,} shards, batches of {self.batch_size:,}"]
-        lines.append(f"{'':42} {'seconds':>8} {'extra MB':>9}")
-        lines += [f"{what:42} {seconds:8.2f} {extra / 1e6:9.0f}" for what, seconds, extra in rows]
+        lines.append(f"{'':42} {'seconds':>8} {'of CPU':>8} {'extra MB':>9}")
+        lines += [f"{what:42} {c.seconds:8.2f} {c.cpu_seconds:8.2f} {c.extra_bytes / 1e6:9.0f}" for what, c in rows]
         return "\n".join(lines)
 
 
@@ -107,17 +110,19 @@ def _order(per_shard: int, shards: int, batch_size: int) -> Order:
     entries = [
         ShardIndex(f"{i:06}.tar", size, 0, per_shard, (), (), "", Limits().max_member_bytes) for i in range(shards)
     ]
-    before, start = peak_bytes(), time.perf_counter()
+    reset_peak()
+    before, start, cpu = peak_bytes(), time.perf_counter(), time.process_time()
     plan = Plan([plan_source(entries, 1.0, None)], seed=0, lanes=default_lanes(batch_size), block=8)
     numbers = [plan.ids(run) for run in plan.runs(Position(), batch_size, 0, batch_size)]
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     assert sum(map(len, numbers)) == batch_size
-    return Order(seconds, peak_bytes() - before)
+    return Order(seconds, cpu_seconds, peak_bytes() - before)
 
 
 def _begin(folder: Path, batch_size: int, part: float) -> Begin:
     """Begin at a part of the second epoch, at the first one's beginning with part 0."""
-    before, start = peak_bytes(), time.perf_counter()
+    reset_peak()
+    before, start, cpu = peak_bytes(), time.perf_counter(), time.process_time()
     view = View(ViewConfig(), _SIDE)
     stream = TrainStream(
         [Source(expand(str(folder)))],
@@ -131,7 +136,8 @@ def _begin(folder: Path, batch_size: int, part: float) -> Begin:
         stream.load_state_dict({**stream.state_dict(), "epoch": 1, "depth": depth})
     with stream:
         batch = next(stream)
-    return Begin(time.perf_counter() - start, peak_bytes() - before, batch.ids.tolist())
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    return Begin(seconds, cpu_seconds, peak_bytes() - before, batch.ids.tolist())
 
 
 def _tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:

@@ -161,7 +161,10 @@ def _cut(pixels: Pixels, header: Header, crop: Crop) -> Pixels:
 
 def resize(pixels: Pixels, height: int, width: int) -> Tensor:
     """Bicubic with antialiasing on bytes: uint8 [h, w, 3] -> uint8 [3, height, width]."""
-    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    if min(pixels.strides) < 0:  # which torch does not take
+        pixels = np.ascontiguousarray(pixels)
+    # A crop goes as it lies: torch packs it faster than NumPy does.
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)
     if planes.shape[1:] != (height, width):
         planes = F.interpolate(planes[None], size=(height, width), mode="bicubic", antialias=True)[0]
     return planes.contiguous()

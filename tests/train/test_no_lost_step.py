@@ -15,7 +15,9 @@ import psutil
 import pytest
 import torch
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
 
 from mmssl.config import Config, parse_config
 from mmssl.objectives.mixer import Mixer

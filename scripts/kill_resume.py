@@ -57,7 +57,7 @@ class Job:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         overrides = [*self.overrides, f"run_dir={run}"]
-        processes = []
+        processes: list[BaseProcess] = []
         for rank in range(world):
             arguments = (self.config, overrides, resume, rank, world, port, self.log)
             processes.append(multiprocessing.get_context("fork").Process(target=train_rank, args=arguments))

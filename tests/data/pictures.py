@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 @cache
 def photo(height: int = 300, width: int = 400) -> Image.Image:
     """Part of a photograph: smooth areas, edges and texture."""
-    return Image.fromarray(data.astronaut()[:height, :width])
+    return Image.fromarray(data.astronaut()[:height, :width])  # type: ignore[no-untyped-call]
 
 
 def encode(image: Image.Image, format: str, **options: Any) -> bytes:

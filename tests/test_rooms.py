@@ -22,7 +22,7 @@ STRANGERS = [{"data", "models"}, {"objectives", "evaluate"}]
 OWNERS = {
     "accelerate": ("train/", "bench/"),
     "open_clip": ("models/vision.py", "evaluate/prompts.py", "bench/"),
-    "timm": ("models/vision.py",),
+    "timm": ("models/vision.py", "models/pixels.py"),
     "transformers": ("models/text.py", "data/tokens.py", "train/start.py"),
     "webdataset": ("data/",),
     "yaml": ("config.py",),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mmssl.config import load_config
 from mmssl.types import UserError
@@ -107,7 +107,7 @@ def _report(plan: "Plan", command: str, metrics: list[str], failed: dict[str, st
 
 
 def _print_plan(plan: "Plan", jobs: int) -> None:
-    table = Table("mix", "objectives", "predicted cost", "length of a run", "finished")
+    table = Table(Column("mix", no_wrap=True), "objectives", "predicted cost", "length of a run", "finished")
     for planned in plan.mixes:
         train = planned.cells[0].config.train
         table.add_row(

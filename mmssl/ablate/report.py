@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from mmssl.ablate.measured import Measured, Spent
 from mmssl.ablate.plan import Plan
@@ -91,10 +91,10 @@ def as_markdown(result: Result) -> str:
 
 def as_tables(result: Result) -> list[Table]:
     """The results and the cost, for a terminal."""
-    results = Table("mix", *(f"{suite} {figure}" for suite, figure in result.figures))
+    results = Table(Column("mix", no_wrap=True), *(f"{suite} {figure}" for suite, figure in result.figures))
     for row in _result_rows(result):
         results.add_row(*row)
-    costs = Table(*_COST_HEADER)
+    costs = Table(Column("mix", no_wrap=True), *_COST_HEADER[1:])
     for row in _cost_rows(result):
         costs.add_row(*row)
     return [results, costs]

@@ -125,7 +125,7 @@ def test_weight_scales_the_gradient_and_a_resting_objective_gives_none() -> None
     results = []
     for weight in (1.0, 2.0):
         module = mixer(0.0)
-        backward(module, module, batch(), {"contrastive": weight}, (1, "step", 2), None, Accelerator(cpu=True))
+        backward(module, module, batch(), {"contrastive": weight}, 0.0, (1, "step", 2), None, Accelerator(cpu=True))
         results.append(gradients(module))
     for name in results[0]:
         torch.testing.assert_close(2 * results[0][name], results[1][name])

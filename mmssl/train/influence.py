@@ -43,6 +43,7 @@ def influence(mixer: Mixer, inputs: Inputs, active: Iterable[str], accelerator: 
         found[name] = list(torch.autograd.grad(loss, weights, allow_unused=True)) if touched else [None] * len(weights)
         _wait(loss.device)
         seconds[name] = time.monotonic() - start
+    rank = _effective_rank(mixer, rows, accelerator)
     mixer.train(training)
     figures = {f"{name}.gradient_norm": float(_dot(found[name], found[name]) ** 0.5) for name in names}
     figures |= {f"{name}.time_share": seconds[name] / sum(seconds.values()) for name in names}
@@ -50,17 +51,14 @@ def influence(mixer: Mixer, inputs: Inputs, active: Iterable[str], accelerator: 
     for name in names:
         if reference is not None and name != reference:
             figures[f"{name}.gradient_cosine"] = _cosine(found[name], found[reference])
-    return figures | _rank(mixer, rows, accelerator)
+    return figures | {"image_effective_rank": rank}
 
 
 @torch.no_grad()
-def _rank(mixer: Mixer, rows: Inputs, accelerator: Any) -> dict[str, float]:
-    training = mixer.training
-    mixer.eval()
+def _effective_rank(mixer: Mixer, rows: Inputs, accelerator: Any) -> float:
     with accelerator.autocast():
         features = mixer.encoder.encode_image(rows[CLEAN_IMAGE.input])
-    mixer.train(training)
-    return {"image_effective_rank": effective_rank(features.float().cpu())}
+    return effective_rank(features.float().cpu())
 
 
 def _wait(device: torch.device) -> None:

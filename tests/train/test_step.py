@@ -1,7 +1,6 @@
 """A step's gradient is that of the whole batch, whatever the micro-batch."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
-from mmssl.config import ObjectiveConfig
 from mmssl.distributed import Processes
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.objectives import find_objective
@@ -21,6 +19,7 @@ from mmssl.train.step import backward
 from mmssl.types import Batch
 from tests.conftest import tiny_model_config
 from tests.gloo import on_ranks
+from tests.objectives.problem import Plain
 
 ROWS = 12
 
@@ -84,20 +83,6 @@ def test_any_micro_batch_gives_the_whole_batchs_gradient(micro_batch: int | None
     assert_same({name: gradient.numpy() for name, gradient in gradients(module).items()}, expected)
 
 
-class Plain:
-    """What the step asks of Accelerate, without its process-wide state."""
-
-    def no_sync(self, model: DistributedDataParallel) -> AbstractContextManager[None]:
-        return model.no_sync()
-
-    def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()
-
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        yield
-
-
 def on_one_rank(processes: Processes, micro_batch: int | None) -> dict[str, np.ndarray]:
     """One process's step under DDP on its part of the batch; the averaged gradient."""
     module = mixer(0.3)
@@ -120,8 +105,8 @@ def test_any_number_of_processes_gives_the_whole_batchs_gradient(world: int, mic
         assert_same(found, expected)
 
 
-def test_weight_scales_the_gradient_and_a_resting_objective_gives_none() -> None:
-    """Weight 2 doubles the gradient of weight 1; the options refuse what they do not know."""
+def test_weight_scales_the_gradient() -> None:
+    """Weight 2 doubles the gradient of weight 1."""
     results = []
     for weight in (1.0, 2.0):
         module = mixer(0.0)
@@ -129,4 +114,3 @@ def test_weight_scales_the_gradient_and_a_resting_objective_gives_none() -> None
         results.append(gradients(module))
     for name in results[0]:
         torch.testing.assert_close(2 * results[0][name], results[1][name])
-    assert ObjectiveConfig(weight=0.5).weight == 0.5

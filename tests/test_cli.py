@@ -103,10 +103,12 @@ def test_a_checkpoint_of_another_architecture_says_what_differs(
 
 
 def test_resuming_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder without config.yaml is named."""
+    """A folder without config.yaml is named, and nothing is written to it."""
+    (tmp_path / "notes.txt").write_text("mine")
     fails(["train", "--resume", str(tmp_path)], capsys, str(tmp_path), "config.yaml")
     fails(["train"], capsys, "configs/quickstart.yaml")
     fails(["train", str(tmp_path / "none.yaml")], capsys, "none.yaml")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_evaluation_refuses_what_does_not_fit(
@@ -130,13 +132,17 @@ def test_evaluation_refuses_what_does_not_fit(
 def test_a_model_folder_that_does_not_fit_together_is_refused(
     finished: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Weights of another shape, and a configuration of another format, are named."""
+    """Weights of another shape, and a configuration of another format, are named; put back, the model is usable."""
     model = tmp_path / "model"
     shutil.copytree(finished / "model", model)
     save_file({"x": torch.zeros(1)}, model / "model.safetensors")
     fails(["eval", str(model), str(shards / "*.tar")], capsys, "do not fit together")
     (model / "config.json").write_text(json.dumps({"format": 9}))
     fails(["eval", str(model), str(shards / "*.tar")], capsys, "format 9")
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(finished / "model" / name, model)
+    main_ok(["eval", str(model), str(shards / "*.tar")])
+    assert "acc1" in capsys.readouterr().out
 
 
 def test_eval_writes_figures_tables_and_pictures(

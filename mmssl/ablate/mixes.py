@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmssl.config import ObjectiveConfig
+from mmssl.objectives import reference
 from mmssl.types import UserError
 
 ALL = "all"
@@ -44,9 +45,9 @@ def parse_mixes(texts: Sequence[str], configured: Mapping[str, ObjectiveConfig])
 
 
 def default_mixes(configured: Mapping[str, ObjectiveConfig]) -> list[str]:
-    """Contrastive alone (or the first objective, where there is no contrastive), with each other one, and all."""
+    """Contrastive (or siglip) alone, or the first objective where there is neither; with each other one; and all."""
     names = [name for name, entry in configured.items() if entry.weight > 0]
-    base = "contrastive" if "contrastive" in names else names[0]
+    base = reference(names) or names[0]
     others = [name for name in names if name != base]
     return [base, *(f"{base}+{name}" for name in others), *([ALL] if len(others) > 1 else [])]
 

@@ -2,16 +2,23 @@
 
 import importlib
 import pkgutil
+from collections.abc import Container
 
 from mmssl.objectives.base import Objective
 from mmssl.types import UserError
 
 _ROOMS = {"base", "mixer", "visible"}
+_REFERENCES = ("contrastive", "siglip")
 
 
 def objective_names() -> list[str]:
     """Names of all objectives, found by looking at the modules of this package."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _ROOMS)
+
+
+def reference(names: Container[str]) -> str | None:
+    """The objective among these that brings pictures and captions together; the others are measured against it."""
+    return next((name for name in _REFERENCES if name in names), None)
 
 
 def find_objective(name: str) -> type[Objective]:

@@ -17,14 +17,16 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from mmssl.config import ObjectiveConfig, ViewConfig
 from mmssl.distributed import Processes
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.models.vision import Encoded
+from mmssl.models.vision import Encoded, VisionTower
 from mmssl.rng import RowRandom
+from mmssl.types import UserError
 
 Inputs = Mapping[str, Tensor]
 """Name -> tensor of B rows: `view.NAME`, `tokens`, `token_mask`, `ids`, and what objectives prepare."""
@@ -46,11 +48,6 @@ class Forward:
 
 CLEAN_IMAGE = Forward("vision", "view.main")
 CLEAN_TEXT = Forward("text", "tokens", "token_mask")
-
-NO_PLACES = (
-    "objectives.{}: this vision tower shows neither patches nor a feature map; ViTs of open_clip and timm, ResNets and "
-    "ConvNeXts do"
-)
 
 Features = Mapping[Forward, Encoded]
 
@@ -128,3 +125,24 @@ class Objective(nn.Module, abc.ABC):
     @abc.abstractmethod
     def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
         """The loss. If `coupled`: its mean over processes must be the loss of the global batch."""
+
+
+def classification(logits: Tensor, labels: Tensor) -> Output:
+    """Cross-entropy and accuracy of one label a sample: logits [b, classes], labels int64 [b]."""
+    hits = (logits.detach().argmax(1) == labels).sum()
+    total = F.cross_entropy(logits.float(), labels, reduction="sum")
+    return Output(total, {"accuracy": (hits, float(len(labels)))})
+
+
+def places_of(vision: VisionTower, name: str) -> tuple[int, int]:
+    """Width of a vision tower's tokens and how many places a side they have; objective `name` predicts from them.
+
+    Raises:
+        UserError: the tower shows none.
+    """
+    if vision.token_width is None or vision.places is None:
+        raise UserError(
+            f"objectives.{name}: this vision tower shows neither patches nor a feature map; ViTs of open_clip and "
+            f"timm, ResNets and ConvNeXts do"
+        )
+    return vision.token_width, vision.places

@@ -10,7 +10,6 @@ from mmssl.distributed import Processes
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.pixels import PlaceHead
 from mmssl.objectives.base import (
-    NO_PLACES,
     Features,
     Forward,
     Inputs,
@@ -19,9 +18,9 @@ from mmssl.objectives.base import (
     Output,
     Predictions,
     Vocabulary,
+    places_of,
 )
 from mmssl.rng import RowRandom
-from mmssl.types import UserError
 
 BIN = 10
 """Side of a bin in the plane of a and b."""
@@ -56,15 +55,13 @@ class Colorization(Objective):
 
     def __init__(self, options: ColorizationOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
         super().__init__()
-        vision = encoder.vision
-        if vision.token_width is None or vision.places is None:
-            raise UserError(NO_PLACES.format("colorization"))
+        width, places = places_of(encoder.vision, "colorization")
         self.options = options
         bins = color_bins()
         self.register_buffer("bins", bins, persistent=False)
         self.register_buffer("frequency", torch.full((len(bins),), 1 / len(bins)))
-        side = vision.places * -(-CELLS // vision.places)
-        self.head = PlaceHead(vision.token_width, vision.places, len(bins), side)
+        side = places * -(-CELLS // places)
+        self.head = PlaceHead(width, places, len(bins), side)
 
     def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         lab = rgb_to_lab(inputs["view.main"])

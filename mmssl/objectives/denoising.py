@@ -9,7 +9,6 @@ from mmssl.losses.patches import masked_patches
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.pixels import PlaceHead, patchify
 from mmssl.objectives.base import (
-    NO_PLACES,
     Features,
     Forward,
     Inputs,
@@ -18,10 +17,10 @@ from mmssl.objectives.base import (
     Output,
     Predictions,
     Vocabulary,
+    places_of,
 )
 from mmssl.objectives.mae import explained
 from mmssl.rng import RowRandom
-from mmssl.types import UserError
 
 NOISY_IMAGE = Forward("vision", "denoising.image")
 
@@ -42,11 +41,8 @@ class Denoising(Objective):
 
     def __init__(self, options: DenoisingOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
         super().__init__()
-        vision = encoder.vision
-        if vision.token_width is None or vision.places is None:
-            raise UserError(NO_PLACES.format("denoising"))
         self.options = options
-        self.decoder = PlaceHead(vision.token_width, vision.places, 3, vision.image_size)
+        self.decoder = PlaceHead(*places_of(encoder.vision, "denoising"), 3, encoder.vision.image_size)
 
     def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         images = inputs["view.main"]

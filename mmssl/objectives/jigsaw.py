@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from mmssl.objectives.base import (
     Output,
     Predictions,
     Vocabulary,
+    classification,
 )
 from mmssl.rng import RowRandom, generator
 
@@ -72,9 +72,7 @@ class Jigsaw(Objective):
         return {"logits": self.head(features[SHUFFLED_IMAGE].pooled)}
 
     def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
-        logits, order = predictions["logits"].float(), inputs["jigsaw.order"]
-        hits = (logits.detach().argmax(1) == order).sum()
-        return Output(F.cross_entropy(logits, order, reduction="sum"), {"accuracy": (hits, float(len(order)))})
+        return classification(predictions["logits"], inputs["jigsaw.order"])
 
 
 def distant_permutations(

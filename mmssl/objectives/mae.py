@@ -11,7 +11,6 @@ from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.pixels import DecoderSize, PatchDecoder, PlaceHead, patchify, unpatchify
 from mmssl.models.vision import VisionTower
 from mmssl.objectives.base import (
-    NO_PLACES,
     Features,
     Forward,
     Inputs,
@@ -20,10 +19,10 @@ from mmssl.objectives.base import (
     Output,
     Predictions,
     Vocabulary,
+    places_of,
 )
 from mmssl.objectives.visible import hidden_patches, visible_forward, visible_patches
 from mmssl.rng import RowRandom
-from mmssl.types import UserError
 
 MOST_CELLS = 14
 """Cells a side that a tower without patches has hidden, at most (a ViT/16 at 224 px has as many)."""
@@ -61,12 +60,10 @@ class Mae(Objective):
             size = DecoderSize(width, options.decoder_depth, width // 32)
             values = 3 * self.cell**2
             self.decoder = PatchDecoder(vision.token_width, vision.width, vision.grid, values, size)
-        elif vision.token_width is not None and vision.places is not None:
+        else:
             self.cell = vision.image_size // _cells(vision.image_size)
             self.read = Forward("vision", "mae.image")
-            self.decoder = PlaceHead(vision.token_width, vision.places, 3, vision.image_size)
-        else:
-            raise UserError(NO_PLACES.format("mae"))
+            self.decoder = PlaceHead(*places_of(vision, "mae"), 3, vision.image_size)
 
     def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         images = inputs["view.main"]

@@ -20,12 +20,11 @@ from mmssl.objectives.base import (
     Forward,
     Inputs,
     Objective,
-    ObjectiveOptions,
     Output,
     Predictions,
     Vocabulary,
 )
-from mmssl.objectives.simclr import STRONG_VIEW
+from mmssl.objectives.simclr import ViewOptions
 from mmssl.rng import RowRandom
 
 KEY_ROWS = 256
@@ -33,25 +32,19 @@ KEY_ROWS = 256
 SECOND_VIEW = Forward("vision", "view.moco")
 
 
-class MocoOptions(ObjectiveOptions):
+class MocoOptions(ViewOptions):
     """Options of the agreement with a momentum encoder."""
 
     image: bool = True
     """A view of each picture agrees with the momentum encoder's vector of its main view."""
     image_text: bool = False
     """Pictures and captions agree with the momentum encoder's vectors of each other."""
-    view: ViewConfig = STRONG_VIEW
-    """How the further picture view is rendered."""
     queue: int = Field(65536, ge=1)
     """Earlier vectors kept as negatives; a multiple of the batch."""
     momentum: float = Field(0.999, ge=0, lt=1)
     """Part of the old momentum encoder in the new one at each step."""
     temperature: float = Field(0.2, gt=0)
     """Temperature of the loss."""
-    head_width: int = Field(1024, ge=1)
-    """Hidden width of the picture view's head."""
-    head_dim: int = Field(128, ge=1)
-    """Dimensions in which picture views are compared."""
 
     @model_validator(mode="after")
     def _check(self) -> "MocoOptions":

@@ -1,7 +1,6 @@
 """Which way up is the picture (RotNet, Gidaris et al. 2018)."""
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from mmssl.objectives.base import (
     Output,
     Predictions,
     Vocabulary,
+    classification,
 )
 from mmssl.rng import RowRandom
 
@@ -49,9 +49,7 @@ class Rotation(Objective):
         return {"logits": self.head(features[TURNED_IMAGE].pooled)}
 
     def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
-        logits, turns = predictions["logits"].float(), inputs["rotation.turns"]
-        hits = (logits.detach().argmax(1) == turns).sum()
-        return Output(F.cross_entropy(logits, turns, reduction="sum"), {"accuracy": (hits, float(len(turns)))})
+        return classification(predictions["logits"], inputs["rotation.turns"])
 
 
 def rotate(images: Tensor, turns: Tensor) -> Tensor:

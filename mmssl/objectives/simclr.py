@@ -31,7 +31,18 @@ STRONG_VIEW = ViewConfig(
 SECOND_TEXT = Forward("text", "simclr.tokens", "token_mask")
 
 
-class SimclrOptions(ObjectiveOptions):
+class ViewOptions(ObjectiveOptions):
+    """Options of what compares further views of the pictures."""
+
+    view: ViewConfig = STRONG_VIEW
+    """How the further picture views are rendered."""
+    head_width: int = Field(1024, ge=1)
+    """Hidden width of the heads."""
+    head_dim: int = Field(128, ge=1)
+    """Dimensions in which the views are compared."""
+
+
+class SimclrOptions(ViewOptions):
     """Options of the agreement of views."""
 
     image: bool = True
@@ -40,16 +51,10 @@ class SimclrOptions(ObjectiveOptions):
     """Two encodings of each caption agree, which differ by the text tower's dropout."""
     with_main: bool = False
     """The first picture view is `main`, which is encoded anyway: one more forward instead of two."""
-    view: ViewConfig = STRONG_VIEW
-    """How the pictures are rendered."""
     temperature: float = Field(0.1, gt=0)
     """Temperature of the pictures' loss."""
     text_temperature: float = Field(0.05, gt=0)
     """Temperature of the captions' loss."""
-    head_width: int = Field(1024, ge=1)
-    """Hidden width of the heads."""
-    head_dim: int = Field(128, ge=1)
-    """Dimensions in which the views are compared."""
 
     @model_validator(mode="after")
     def _check(self) -> "SimclrOptions":

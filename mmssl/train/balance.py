@@ -4,10 +4,10 @@ weights for pictures and text."""
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from mmssl.objectives import reference
+
 MEMORY = 0.99
 """Part of the old running average in the new one."""
-REFERENCE = "contrastive"
-"""The objective whose gradient norm the others are brought to; without it, the first."""
 
 
 class Balance:
@@ -16,7 +16,8 @@ class Balance:
     - `fixed`: 1.
     - `uncertainty`: the inverse of each loss's running average, the closed-form optimum of the learnt variances of
       Kendall et al. 2018 (total = sum of L / v + log v is least at v = L).
-    - `gradient_norm`: each loss's gradient on the towers gets the norm of the contrastive one's, as last measured.
+    - `gradient_norm`: each loss's gradient on the towers gets the norm that the contrastive (or siglip) one's has on
+      average, or the first one's where there is neither.
     """
 
     def __init__(self, kind: Literal["fixed", "uncertainty", "gradient_norm"], running: dict[str, float]) -> None:
@@ -30,7 +31,7 @@ class Balance:
             return dict.fromkeys(names, 1.0)
         to = 1.0
         if self.kind == "gradient_norm":
-            to = self.running.get(REFERENCE, next(iter(self.running.values())))
+            to = self.running[reference(self.running) or next(iter(self.running))]
         return {name: to / max(self.running[name], 1e-8) if name in self.running else 1.0 for name in names}
 
     def observe(self, values: Mapping[str, float]) -> None:

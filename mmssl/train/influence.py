@@ -9,19 +9,18 @@ from torch import Tensor
 
 from mmssl.distributed import Processes
 from mmssl.evaluate.geometry import effective_rank
+from mmssl.objectives import reference
 from mmssl.objectives.base import CLEAN_IMAGE, Inputs
 from mmssl.objectives.mixer import Mixer
 
 ROWS = 64
 """Samples it is measured on; a coupled loss is taken among them alone."""
-REFERENCES = ("contrastive", "siglip")
-"""The objective whose gradient the others are compared with: the first of these in the mix."""
 
 
 def influence(mixer: Mixer, inputs: Inputs, active: Iterable[str], accelerator: Any) -> dict[str, float]:
     """`NAME.gradient_norm` of each unweighted loss with respect to the towers, its `NAME.gradient_cosine` with the
-    contrastive gradient over the weights both touch, `NAME.time_share` of a forward and backward pass of its own, and
-    `image_effective_rank` of the picture features (1: all are the same; at most the number of samples).
+    contrastive (or siglip) gradient over the weights both touch, `NAME.time_share` of a forward and backward pass of
+    its own, and `image_effective_rank` of the picture features (1: all are the same; at most the number of samples).
 
     Dropout is off and batch norms keep their statistics, so that measuring changes nothing.
     """
@@ -47,10 +46,10 @@ def influence(mixer: Mixer, inputs: Inputs, active: Iterable[str], accelerator: 
     mixer.train(training)
     figures = {f"{name}.gradient_norm": float(_dot(found[name], found[name]) ** 0.5) for name in names}
     figures |= {f"{name}.time_share": seconds[name] / sum(seconds.values()) for name in names}
-    reference = next((name for name in REFERENCES if name in found), None)
+    base = reference(found)
     for name in names:
-        if reference is not None and name != reference:
-            figures[f"{name}.gradient_cosine"] = _cosine(found[name], found[reference])
+        if base is not None and name != base:
+            figures[f"{name}.gradient_cosine"] = _cosine(found[name], found[base])
     return figures | {"image_effective_rank": rank}
 
 

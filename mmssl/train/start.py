@@ -12,6 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from mmssl.config import Config, dump_config
 from mmssl.data.loader import sources_of
 from mmssl.evaluate.datasets import open_dataset
+from mmssl.objectives import reference
 from mmssl.train.checkpoint import write_atomically
 from mmssl.types import UserError
 
@@ -26,7 +27,7 @@ def build_accelerator(config: Config) -> Accelerator:
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision=fp16 needs a GPU; use bf16 or fp32")
     # Objectives that rest at a step, or read one tower only, leave weights without a gradient.
-    partial = set(config.objectives) not in ({"contrastive"}, {"siglip"})
+    partial = set(config.objectives) != {reference(config.objectives)}
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=partial)
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,

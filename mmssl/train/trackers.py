@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from mmssl.objectives import reference
 from mmssl.train.checkpoint import write_atomically
 
 Record = dict[str, float | int | str]
@@ -97,8 +98,9 @@ class ProgressBar:
 
 def _numbers(record: dict[str, Any]) -> str:
     parts = [f"loss {record['loss']:.3f}"]
-    if "contrastive.accuracy" in record:
-        parts.append(f"batch acc {record['contrastive.accuracy']:.1%}")
+    pairing = reference({key.removesuffix(".accuracy") for key in record if key.endswith(".accuracy")})
+    if pairing is not None:
+        parts.append(f"batch acc {record[f'{pairing}.accuracy']:.1%}")
     parts.append(f"{record['samples_per_s']:.0f} samples/s")
     parts.append(f"data wait {record['data_wait']:.0%}")
     if record.get("bad_samples"):

@@ -17,7 +17,8 @@ CONFIGURED = {
 def test_default_mixes_start_with_contrastive_alone() -> None:
     """Contrastive, with each other objective that has a weight, and all; `all` is left out where it says nothing."""
     assert default_mixes(CONFIGURED) == ["contrastive", "contrastive+mae", "contrastive+mlm", "all"]
-    assert default_mixes({"mlm": ObjectiveConfig(), "siglip": ObjectiveConfig()}) == ["mlm", "mlm+siglip"]
+    assert default_mixes({"mlm": ObjectiveConfig(), "siglip": ObjectiveConfig()}) == ["siglip", "siglip+mlm"]
+    assert default_mixes({"mlm": ObjectiveConfig(), "mae": ObjectiveConfig()}) == ["mlm", "mlm+mae"]
 
 
 def test_a_mix_takes_entries_of_the_configuration_and_its_own_changes() -> None:

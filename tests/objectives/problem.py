@@ -51,10 +51,12 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(WORDS, 4, (0, 1, 2, 3, 4), continues, 16)
 
 
-def tiny_mixer(names: list[str], changes: Mapping[str, Any] | None = None, processes: Processes = ALONE) -> Mixer:
-    """Tiny towers with some objectives; the same weights every time."""
+def tiny_mixer(
+    names: list[str], changes: Mapping[str, Any] | None = None, processes: Processes = ALONE, dropout: float = 0.0
+) -> Mixer:
+    """Tiny towers with some objectives; the same weights every time. `dropout` is that of tokens and of blocks."""
     torch.manual_seed(0)
-    config = tiny_model_config()
+    config = tiny_model_config(dropout, dropout)
     vision = config.vision.model_copy(update={"image_size": SIDE, **(changes or {})})
     encoder = build_dual_encoder(config.model_copy(update={"vision": vision}), WORDS, 0)
     kinds = {name: find_objective(name) for name in names}

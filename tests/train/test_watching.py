@@ -8,8 +8,11 @@ import torch
 from PIL import Image
 
 from mmssl.distributed import Processes
+from mmssl.losses.contrastive import info_nce
+from mmssl.losses.siglip import siglip
+from mmssl.objectives import reference
 from mmssl.rng import RowRandom
-from mmssl.train.alarms import Alarms
+from mmssl.train.alarms import Alarms, guessing_loss
 from mmssl.train.balance import Balance
 from mmssl.train.influence import influence
 from mmssl.train.pictures import objective_pictures, write_sheet
@@ -98,7 +101,11 @@ HEALTHY = {
     ("change", "progress", "said"),
     [
         ({}, 0.3, ""),
-        ({"contrastive.loss": math.log(256)}, 0.3, "near ln(batch)"),
+        (
+            {"contrastive.loss": math.log(256)},
+            0.3,
+            "the contrastive loss 5.55 is no better than that of guessing, 5.55",
+        ),
         ({"contrastive.loss": math.log(256)}, 0.05, ""),
         ({"contrastive.logit_scale": 100.0}, 0.3, "temperature reached its clamp"),
         ({"contrastive.logit_scale": 100.0}, 0.8, ""),
@@ -114,3 +121,39 @@ def test_alarms_are_said_once_in_words(change: dict[str, float], progress: float
     assert len(lines) == (said != "")
     assert said in "".join(lines)
     assert alarms.look(record, progress) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, ""),
+        ({"siglip.loss": 6.5}, "the siglip loss 6.50 is no better than that of guessing, 6.54"),
+        ({"siglip.loss": 6.0}, ""),
+        ({"siglip.logit_scale": 100.0}, "temperature reached its clamp"),
+    ],
+)
+def test_alarms_look_at_siglip(change: dict[str, float], said: str) -> None:
+    """Where siglip pairs pictures with captions, its loss and temperature are watched, against its own guessing."""
+    record = {"step": 50, "siglip.loss": 2.0, "siglip.logit_scale": 20.0, "image_effective_rank": 20.0, **change}
+    lines = Alarms(256, 100.0, []).look(record, 0.3)
+    assert len(lines) == (said != "")
+    assert said in "".join(lines)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 256])
+def test_guessing_knows_nothing_of_the_pair(n: int) -> None:
+    """With features that are all the same, InfoNCE is the value given, and SigLIP's best over all biases."""
+    same = torch.ones(n, 4, dtype=torch.float64) / 2
+    scale = torch.tensor(3.0, dtype=torch.float64)
+    assert guessing_loss("contrastive", n) == pytest.approx(float(info_nce(same, same, scale)), abs=1e-12)
+    losses = [float(siglip(same, same, scale, bias)) for bias in torch.linspace(-20, 40, 6001, dtype=torch.float64)]
+    assert guessing_loss("siglip", n) == pytest.approx(min(losses), abs=1e-4)
+
+
+def test_siglip_is_a_reference_too() -> None:
+    """Without contrastive, gradient norms are brought to siglip's, wherever it stands among the objectives."""
+    balance = Balance("gradient_norm", {})
+    balance.observe({"mlm.gradient_norm": 0.5, "siglip.gradient_norm": 2.0})
+    assert balance.factors(["mlm", "siglip"]) == {"mlm": 4.0, "siglip": 1.0}
+    assert reference(["mlm", "siglip", "contrastive"]) == "contrastive"
+    assert reference(["mlm"]) is None

@@ -271,6 +271,9 @@ class TrainConfig(Section):
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """Pairs a process holds activations for at a time (the gradient stays that of the whole batch). `auto`: as many
     as fit into the memory that is free. Default: all."""
+    exchange: Literal["gather", "ring"] = "gather"
+    """How processes show each other their features: `gather` gives each process all of them; with `ring` they go round
+    part by part, for batches whose features would fill a device."""
     compile: bool = False
     """Compile both towers with torch.compile; captions of any length share one program."""
     ema: float | None = Field(None, gt=0, lt=1)

@@ -4,7 +4,9 @@ Rank and world are plain values here, so that whatever needs them can be built a
 """
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ class Processes:
     rank: int = 0
     world: int = 1
     even: bool = False
-    """Every rank brings equally many rows to each `gather`, so they need not tell each other how many."""
+    """Every rank brings equally many rows to each exchange, so they need not tell each other how many."""
+    ring: bool = False
+    """Losses let features go round the ranks part by part, in place of gathering them all."""
 
     def gather(self, rows: Tensor) -> tuple[Tensor, int]:
         """All ranks' rows [n, ...] in rank order [N, ...], and where this rank's begin. n may differ.
@@ -32,6 +36,17 @@ class Processes:
         sizes = [len(rows)] * self.world if self.even else self._sizes(rows)
         gathered: Tensor = _Gather.apply(rows, sizes, self.rank)
         return gathered, sum(sizes[: self.rank])
+
+    def pass_on(self, *rows: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+        """Begin to send rows [n, ...] to the rank before this one, round the ring; several tensors of as many rows.
+
+        The result waits for those [m, ...] of the rank after. Carries no gradient.
+        """
+        if self.world == 1:
+            return lambda: rows
+        count = torch.tensor([len(rows[0])], device=rows[0].device)
+        arriving = len(rows[0]) if self.even else int(self._swap([count], 1)()[0])
+        return self._swap(rows, arriving)
 
     def logsumexp(self, x: Tensor) -> Tensor:
         """Elementwise log of the sum over ranks of exp(x). Differentiable, likewise."""
@@ -63,16 +78,25 @@ class Processes:
         if self.world > 1:
             dist.barrier()
 
+    def _swap(self, leaving: Sequence[Tensor], count: int) -> Callable[[], tuple[Tensor, ...]]:
+        """Send to the rank before, receive `count` rows a tensor from the rank after; the result waits."""
+        before, after = (self.rank - 1) % self.world, (self.rank + 1) % self.world
+        sent = [x.contiguous() for x in leaving]
+        received = tuple(x.new_empty(count, *x.shape[1:]) for x in leaving)
+        messages = [dist.P2POp(dist.isend, x, before) for x in sent]
+        messages += [dist.P2POp(dist.irecv, x, after) for x in received]
+        return partial(_await, dist.batch_isend_irecv(messages), sent, received)
+
     def _sizes(self, rows: Tensor) -> list[int]:
         sizes = torch.empty(self.world, dtype=torch.int64, device=rows.device)
         dist.all_gather_into_tensor(sizes, torch.tensor([len(rows)], device=rows.device))
         return [int(size) for size in sizes.tolist()]
 
 
-def processes(even: bool = False) -> Processes:
+def processes(even: bool = False, ring: bool = False) -> Processes:
     """The ranks of the initialised process group, or the one rank there is without it."""
     if dist.is_available() and dist.is_initialized():
-        return Processes(dist.get_rank(), dist.get_world_size(), even)
+        return Processes(dist.get_rank(), dist.get_world_size(), even, ring)
     return Processes()
 
 
@@ -98,6 +122,13 @@ def assign(target: Tensor, value: Tensor) -> None:
     if isinstance(target, DTensor):
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
     target.copy_(value)
+
+
+def _await(works: Sequence[dist.Work], sent: list[Tensor], received: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What arrived; what is sent must live until then."""
+    for work in works:
+        work.wait()
+    return received
 
 
 def _message_device() -> torch.device:

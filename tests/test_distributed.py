@@ -31,6 +31,12 @@ def _talk(ranks: Processes) -> dict[str, Any]:
         everyone, offset = group.gather(rows)
         ((ranks.rank + 1) * everyone.square()).sum().backward()
         said[name] = {"all": everyone.detach().numpy(), "offset": offset, "gradient": rows.grad.numpy()}
+    for name, size, group in (("uneven", SIZES[ranks.rank], ranks), ("even", 2, replace(ranks, even=True))):
+        rows = _rows(ranks.rank, size)
+        first = group.pass_on(rows, rows[:, 0])
+        # A second exchange begins before the first has arrived.
+        second = group.pass_on(-rows)
+        said[f"{name} passed"] = [x.numpy() for x in (*first(), *second())]
     x = _rows(ranks.rank, 3).mul_(100).requires_grad_()
     result = ranks.logsumexp(x)
     (result * (ranks.rank + 1)).sum().backward()
@@ -73,6 +79,17 @@ def test_gather_takes_integers(talks: list[dict[str, Any]]) -> None:
     assert all(said["ids"] == [0, 1, 0, 1, 2] for said in talks)
 
 
+@pytest.mark.parametrize("name", ["uneven", "even"])
+def test_passing_on_brings_the_next_ranks_rows(talks: list[dict[str, Any]], name: str) -> None:
+    """Several tensors at once, the rows of the rank after, the first one's after the last; two exchanges may be under
+    way and arrive in order; a rank without rows passes on none."""
+    for rank, said in enumerate(talks):
+        after = (rank + 1) % 3
+        rows = _rows(after, SIZES[after] if name == "uneven" else 2).numpy()
+        for found, expected in zip(said[f"{name} passed"], (rows, rows[:, 0], -rows), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
 def test_logsumexp_over_ranks(talks: list[dict[str, Any]]) -> None:
     """Agrees with numpy over the stacked ranks; its gradient is the softmax times all gradients' sum."""
     stacked = np.stack([100 * _rows(rank, 3).numpy() for rank in range(3)])
@@ -108,6 +125,7 @@ def test_without_a_process_group_there_is_one_rank() -> None:
         assert everyone is rows
         assert offset == 0
         assert ranks.logsumexp(rows) is rows
+        assert ranks.pass_on(rows, rows)() == (rows, rows)
         total = ranks.sum(rows)
         assert torch.equal(total, rows)
         assert not total.requires_grad

@@ -77,16 +77,8 @@ class _LogSumExps(torch.autograd.Function):
         row_lse = left.new_full((len(left),), -torch.inf)
         column_lse = left.new_full((len(right),), -torch.inf)
         diagonal = torch.empty_like(row_lse)
-        blocks = _Blocks(left, right, scale, offset, block)
-        for rows in blocks.row_slices():
-            for columns, logits, scratch in blocks.along(rows):
-                crossed, values = blocks.diagonal(logits, rows, columns)
-                diagonal[crossed] = values
-                if without_diagonal:
-                    values.fill_(LEFT_OUT)
-                by_column = _logsumexp(logits, 0, scratch)
-                column_lse[columns] = torch.logaddexp(column_lse[columns], by_column)
-                row_lse[rows] = torch.logaddexp(row_lse[rows], _logsumexp(logits, 1, logits))
+        blocks = Blocks(left, right, scale, offset, block)
+        add_logsumexps(blocks, row_lse, column_lse, diagonal, without_diagonal)
         ctx.save_for_backward(left, right, scale, row_lse, column_lse)
         ctx.offset, ctx.without_diagonal, ctx.block = offset, without_diagonal, block
         return row_lse, column_lse, diagonal
@@ -97,19 +89,11 @@ class _LogSumExps(torch.autograd.Function):
         ctx: Any, row_gradient: Tensor, column_gradient: Tensor, diagonal_gradient: Tensor
     ) -> tuple[Tensor | None, ...]:
         left, right, scale, row_lse, column_lse = ctx.saved_tensors
-        blocks = _Blocks(left, right, scale, ctx.offset, ctx.block)
-        gradients = _Gradients(left, right, scale, ctx.needs_input_grad)
+        blocks = Blocks(left, right, scale, ctx.offset, ctx.block)
+        gradients = Gradients(left, right, scale, ctx.needs_input_grad)
+        by_row, by_column = (row_lse, row_gradient), (column_lse, column_gradient)
         with torch.autocast(left.device.type, enabled=False):
-            for rows in blocks.row_slices():
-                for columns, logits, scratch in blocks.along(rows):
-                    torch.sub(logits, column_lse[columns], out=scratch)
-                    _exp_(scratch).mul_(column_gradient[columns])
-                    _exp_(logits.sub_(row_lse[rows, None])).mul_(row_gradient[rows, None]).add_(scratch)
-                    crossed, values = blocks.diagonal(logits, rows, columns)
-                    if ctx.without_diagonal:
-                        values.zero_()
-                    values.add_(diagonal_gradient[crossed])
-                    gradients.add(logits, rows, columns)
+            add_logsumexp_gradients(blocks, by_row, by_column, diagonal_gradient, ctx.without_diagonal, gradients)
             return *gradients.finished(), None, None, None
 
 
@@ -125,23 +109,11 @@ class _SigmoidLoss(torch.autograd.Function):
         block: tuple[int, int],
         with_gradients: bool,
     ) -> Tensor:
-        losses, zero = left.new_zeros(len(left)), left.new_zeros(())
-        bias_gradient = torch.zeros_like(losses)
-        blocks = _Blocks(left, right, scale, offset, block)
-        gradients = _Gradients(left, right, scale, [with_gradients and need for need in ctx.needs_input_grad])
-        for rows in blocks.row_slices():
-            for columns, logits, scratch in blocks.along(rows):
-                # The loss of a pair is softplus(z), z = logit of a negative and -logit of a positive.
-                _, positives = blocks.diagonal(logits.add_(bias), rows, columns)
-                positives.neg_()
-                losses[rows] += torch.logaddexp(logits, zero, out=scratch).sum(1)
-                if with_gradients:
-                    logits.clamp_(min=SMALLEST_EXPONENT).sigmoid_()
-                    positives.neg_()
-                    bias_gradient[rows] += logits.sum(1)
-                    gradients.add(logits, rows, columns)
-        ctx.save_for_backward(*gradients.finished(), bias_gradient.sum())
-        return losses.sum()
+        blocks = Blocks(left, right, scale, offset, block)
+        gradients = Gradients(left, right, scale, [with_gradients and need for need in ctx.needs_input_grad])
+        loss, of_bias = add_sigmoid_losses(blocks, bias, gradients if with_gradients else None)
+        ctx.save_for_backward(*gradients.finished(), of_bias)
+        return loss
 
     @staticmethod
     @once_differentiable
@@ -150,7 +122,66 @@ class _SigmoidLoss(torch.autograd.Function):
         return *scaled, None, None, None
 
 
-class _Blocks:
+def add_logsumexps(
+    blocks: "Blocks", row_lse: Tensor, column_lse: Tensor, diagonal: Tensor, without_diagonal: bool
+) -> None:
+    """Add a matrix to running log-sum-exps of rows and columns, and write its diagonal; all in place."""
+    for rows in blocks.row_slices():
+        for columns, logits, scratch in blocks.along(rows):
+            crossed, values = blocks.diagonal(logits, rows, columns)
+            diagonal[crossed] = values
+            if without_diagonal:
+                values.fill_(LEFT_OUT)
+            by_column = _logsumexp(logits, 0, scratch)
+            column_lse[columns] = torch.logaddexp(column_lse[columns], by_column)
+            row_lse[rows] = torch.logaddexp(row_lse[rows], _logsumexp(logits, 1, logits))
+
+
+def add_logsumexp_gradients(
+    blocks: "Blocks",
+    by_row: tuple[Tensor, Tensor],
+    by_column: tuple[Tensor, Tensor],
+    diagonal_gradient: Tensor,
+    without_diagonal: bool,
+    gradients: "Gradients",
+) -> None:
+    """Add what the log-sum-exps' gradients are to a matrix's two sides.
+
+    `by_row` and `by_column`: the whole log-sum-exp of each row or column, and the gradient of it.
+    """
+    (row_lse, row_gradient), (column_lse, column_gradient) = by_row, by_column
+    for rows in blocks.row_slices():
+        for columns, logits, scratch in blocks.along(rows):
+            torch.sub(logits, column_lse[columns], out=scratch)
+            _exp_(scratch).mul_(column_gradient[columns])
+            _exp_(logits.sub_(row_lse[rows, None])).mul_(row_gradient[rows, None]).add_(scratch)
+            crossed, values = blocks.diagonal(logits, rows, columns)
+            if without_diagonal:
+                values.zero_()
+            values.add_(diagonal_gradient[crossed])
+            gradients.add(logits, rows, columns)
+
+
+def add_sigmoid_losses(blocks: "Blocks", bias: Tensor, gradients: "Gradients | None") -> tuple[Tensor, Tensor]:
+    """Sum of the sigmoid losses of a matrix, and its gradient for the bias (zero without `gradients`, which is given
+    those for the two sides)."""
+    losses, zero = blocks.left.new_zeros(len(blocks.left)), blocks.left.new_zeros(())
+    of_bias = torch.zeros_like(losses)
+    for rows in blocks.row_slices():
+        for columns, logits, scratch in blocks.along(rows):
+            # The loss of a pair is softplus(z), z = logit of a negative and -logit of a positive.
+            _, positives = blocks.diagonal(logits.add_(bias), rows, columns)
+            positives.neg_()
+            losses[rows] += torch.logaddexp(logits, zero, out=scratch).sum(1)
+            if gradients is not None:
+                logits.clamp_(min=SMALLEST_EXPONENT).sigmoid_()
+                positives.neg_()
+                of_bias[rows] += logits.sum(1)
+                gradients.add(logits, rows, columns)
+    return losses.sum(), of_bias.sum()
+
+
+class Blocks:
     """The blocks of an [n, N] matrix of logits, row by row, each computed into the same memory."""
 
     def __init__(self, left: Tensor, right: Tensor, scale: Tensor, offset: int, block: tuple[int, int]) -> None:
@@ -178,7 +209,7 @@ class _Blocks:
         return slice(start, start + len(values)), values
 
 
-class _Gradients:
+class Gradients:
     """Gradients of left, right and scale, summed over blocks of the logits' gradient."""
 
     def __init__(self, left: Tensor, right: Tensor, scale: Tensor, needed: Sequence[bool]) -> None:

@@ -1,7 +1,8 @@
 """What losses need of the matrix of logits between the global batch's two sides, whole or in blocks.
 
 The matrix is scale * left @ right.T [N, N] over all ranks' rows; a rank works on its own n rows of it, so on
-its own left side against everyone's right side. The diagonal holds what belongs together.
+its own left side against everyone's right side, gathered or (`ranks.ring`) one rank's after the other. The diagonal
+holds what belongs together.
 """
 
 from typing import Literal
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmssl.losses import blocked
+from mmssl.losses import blocked, ring
 from mmssl.losses.ranks import Ranks
 
 Form = Literal["auto", "plain", "blocked"]
@@ -27,8 +28,11 @@ def logsumexps(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of this rank's rows and of this rank's columns, and its part of the diagonal, all [n].
 
-    `left` and `right` [n, D], `scale` a scalar. `without_diagonal` leaves the diagonal out of the sums.
+    `left` and `right` [n, D], `scale` a scalar. `without_diagonal` leaves the diagonal out of the sums. Over a ring
+    the form is always the blocked one.
     """
+    if ranks.ring:
+        return ring.logsumexps(left, right, scale, without_diagonal, ranks)
     everyone, offset = ranks.gather(right)
     plain = choose(form, len(left), len(everyone), left.device) == "plain"
     parts = _plain_logsumexps if plain else blocked.logsumexps
@@ -41,9 +45,21 @@ def sigmoid_loss(
     left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, *, ranks: Ranks, form: Form = "auto"
 ) -> Tensor:
     """Sum over this rank's rows of -log sigmoid(+-(logit + bias)): + on the diagonal, - elsewhere."""
+    if ranks.ring:
+        return ring.sigmoid_loss(left, right, scale, bias, ranks)
     everyone, offset = ranks.gather(right)
     plain = choose(form, len(left), len(everyone), left.device) == "plain"
     return (_plain_sigmoid_loss if plain else blocked.sigmoid_loss)(left, everyone, scale, bias, offset)
+
+
+@torch.no_grad()
+def pick_their_own(left: Tensor, right: Tensor, *, ranks: Ranks) -> Tensor:
+    """Whether each of the first rows `left` [m, D] has its greatest logit on the diagonal, bool [m]; `right` [n, D]."""
+    own = torch.arange(len(left), device=left.device)
+    if ranks.ring:
+        return ring.nearest(left, right, ranks) == own
+    everyone, offset = ranks.gather(right)
+    return (left @ everyone.T).argmax(1) == own + offset
 
 
 def choose(form: Form, rows: int, columns: int, device: torch.device) -> Literal["plain", "blocked"]:

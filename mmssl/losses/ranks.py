@@ -1,5 +1,6 @@
 """What a loss over the global batch needs to know of the other ranks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +21,16 @@ class Ranks(Protocol):
     def world(self) -> int:
         """How many there are."""
 
+    @property
+    def ring(self) -> bool:
+        """Features go round the ranks part by part; else each rank gathers all of them."""
+
+    def pass_on(self, *rows: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+        """Begin to send rows [n, ...] to the rank before this one, round the ring.
+
+        The result waits for those [m, ...] of the rank after. Carries no gradient.
+        """
+
     def gather(self, rows: Tensor) -> tuple[Tensor, int]:
         """Every rank's rows [n, ...] in rank order [N, ...], and where this rank's begin.
 
@@ -37,6 +48,10 @@ class Ranks(Protocol):
 class _Alone:
     rank: int = 0
     world: int = 1
+    ring: bool = False
+
+    def pass_on(self, *rows: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+        return lambda: rows
 
     def gather(self, rows: Tensor) -> tuple[Tensor, int]:
         return rows, 0

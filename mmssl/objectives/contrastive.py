@@ -1,11 +1,11 @@
 """Symmetric InfoNCE between pictures and captions (CLIP, Radford et al. 2021, figure 3)."""
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from mmssl.distributed import Processes
 from mmssl.losses.contrastive import info_nce
+from mmssl.losses.logits import pick_their_own
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives.base import (
     CLEAN_IMAGE,
@@ -74,11 +74,8 @@ class Contrastive(Objective):
         return Output(total, {"accuracy": accuracy, "logit_scale": (scale.detach(), 1.0)})
 
 
-@torch.no_grad()
 def matching_accuracy(rows: Tensor, columns: Tensor, processes: Processes) -> tuple[Tensor, int]:
     """How many of this process's first rows [n, D] lie nearest to their own column [n, D] of the global batch, and how
     many were asked."""
     rows = rows[:ACCURACY_ROWS]
-    everyone, offset = processes.gather(columns)
-    hits = (rows @ everyone.T).argmax(1) == torch.arange(offset, offset + len(rows), device=rows.device)
-    return hits.sum(), len(rows)
+    return pick_their_own(rows, columns, ranks=processes).sum(), len(rows)

@@ -59,7 +59,7 @@ class Engine:
     def __init__(self, config: Config, resume: bool = False, rewound: bool = False) -> None:
         self.config = config = build.resolved(config)
         self.accelerator = build_accelerator(config)
-        self.processes = processes(even=True)
+        self.processes = processes(even=True, ring=config.train.exchange == "ring")
         self.main = self.processes.rank == 0
         check(config, self.processes.world, resume)
         if config.train.threads is not None:

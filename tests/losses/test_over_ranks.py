@@ -1,5 +1,7 @@
 """Losses of a global batch over several ranks, against one process on the whole batch, through real DDP."""
 
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -12,9 +14,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.distributed import Processes
-from mmssl.losses import blocked
+from mmssl.losses import blocked, ring
 from mmssl.losses.contrastive import info_nce
-from mmssl.losses.logits import Form
+from mmssl.losses.logits import Form, pick_their_own
 from mmssl.losses.moco import moco
 from mmssl.losses.nt_xent import nt_xent
 from mmssl.losses.patches import masked_patches
@@ -24,7 +26,7 @@ from tests.gloo import on_ranks
 
 FORMS: tuple[Form, ...] = ("plain", "blocked")
 NAMES = (
-    *(f"{loss} {form}" for loss in ("info_nce", "siglip", "nt_xent") for form in FORMS),
+    *(f"{loss} {form}" for loss in ("info_nce", "siglip", "nt_xent") for form in (*FORMS, "ring")),
     "moco",
     "patches",
 )
@@ -58,7 +60,8 @@ def _loss(
     batch: dict[str, Tensor],
     ranks: Ranks,
 ) -> Tensor:
-    loss, _, form = name.partition(" ")
+    loss, _, way = name.partition(" ")
+    form: Form = "auto" if way in ("", "ring") else "plain" if way == "plain" else "blocked"
     if loss == "info_nce":
         return info_nce(left, right, scale, ranks=ranks, form=form)
     if loss == "siglip":
@@ -82,7 +85,13 @@ def _batch(size: int, dtype: torch.dtype) -> dict[str, Tensor]:
 def _outcome(name: str, module: nn.Module, batch: dict[str, Tensor], ranks: Ranks) -> dict[str, Any]:
     module.zero_grad()
     # Blocks smaller than any rank's part, so that their borders fall everywhere.
-    with mock.patch.object(blocked, "block_shape", return_value=(2, 3)):
+    with ExitStack() as stack:
+        for room in (blocked, ring):
+            stack.enter_context(mock.patch.object(room, "block_shape", return_value=(2, 3)))
+        if name.endswith("ring"):
+            assert isinstance(ranks, Processes)
+            ranks = replace(ranks, ring=True)
+            stack.enter_context(mock.patch.object(Processes, "gather", side_effect=AssertionError("gathered")))
         value = module(name, batch, ranks)
         value.backward()
     gradients = torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
@@ -112,12 +121,13 @@ def _over_ranks(world: int) -> list[dict[tuple[str, str, str], dict[str, Any]]]:
 def test_shares_and_gradients_are_those_of_one_process(world: int, name: str) -> None:
     """The mean of the ranks' shares is the whole batch's loss, and DDP's averaged gradient is its gradient.
 
-    For equal and unequal numbers of samples on the ranks; float64 to 1e-10, float32 to 1e-5 of the largest.
+    For equal and unequal numbers of samples on the ranks; float64 to 1e-10, float32 to 1e-5 of the largest. Over a ring
+    nothing is gathered.
     """
     for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-10)):
         for spread, sizes in SIZES.items():
             batch = _batch(sum(sizes[:world]), DTYPES[dtype])
-            plain = name.replace("blocked", "plain")
+            plain = name.replace("blocked", "plain").replace("ring", "plain")
             expected = _outcome(plain, Towers(DTYPES[dtype]), batch, ALONE)
             found = [outcomes[dtype, spread, name] for outcomes in _over_ranks(world)]
             np.testing.assert_allclose(
@@ -128,3 +138,39 @@ def test_shares_and_gradients_are_those_of_one_process(world: int, name: str) ->
             for outcome in found:
                 error = np.abs(outcome["gradients"] - expected["gradients"]).max() / largest
                 assert error < tolerance, (dtype, spread, error)
+
+
+def _picks(ranks: Processes, over_a_ring: bool) -> list[bool]:
+    start, size = sum(SIZES["uneven"][: ranks.rank]), SIZES["uneven"][ranks.rank]
+    left, right = (_batch(12, torch.float32)[side][start : start + size, :5] for side in ("left", "right"))
+    # Correlated, so that about half find their own.
+    mine = pick_their_own(0.3 * left + right, right, ranks=replace(ranks, ring=over_a_ring))
+    found: list[bool] = mine.tolist()
+    return found
+
+
+@pytest.mark.parametrize("over_a_ring", [False, True])
+def test_who_picks_their_own_among_all_ranks(over_a_ring: bool) -> None:
+    """As in one process: a row picks its own column if no other rank has a closer one."""
+    batch = _batch(12, torch.float32)
+    left, right = batch["left"][:, :5], batch["right"]
+    expected = [int(row.argmax()) == i for i, row in enumerate((0.3 * left + right) @ right.T)]
+    assert 0 < sum(expected) < 12
+    assert [pick for picks in on_ranks(4, _picks, over_a_ring) for pick in picks] == expected
+
+
+def _unequal_upstream(ranks: Processes, name: str) -> Any:
+    """Each rank's share times its own factor, backward without DDP."""
+    module, batch = Towers(torch.float64), _batch(9, torch.float64)
+    mine = {k: v[3 * ranks.rank : 3 * ranks.rank + 3] for k, v in batch.items()}
+    ranks = replace(ranks, ring=name.endswith("ring"), even=True)
+    ((ranks.rank + 1) * module(name, mine, ranks)).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in module.parameters()]).numpy()
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "siglip", "nt_xent"])
+def test_the_ring_hands_back_what_each_rank_asks_for(loss: str) -> None:
+    """Also where ranks weigh their shares differently, gradients through the ring are those through the gather."""
+    over_ring, gathered = (on_ranks(3, _unequal_upstream, f"{loss} {way}") for way in ("ring", "plain"))
+    for found, expected in zip(over_ring, gathered, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)

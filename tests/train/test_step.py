@@ -1,6 +1,7 @@
 """A step's gradient is that of the whole batch, whatever the micro-batch."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,11 +15,12 @@ from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.objectives import find_objective
 from mmssl.objectives.base import Vocabulary
 from mmssl.objectives.mixer import Mixer
-from mmssl.rng import torch_seed
+from mmssl.rng import RowRandom, torch_generator, torch_seed
 from mmssl.train.step import backward
 from mmssl.types import Batch
 from tests.conftest import tiny_model_config
 from tests.gloo import on_ranks
+from tests.objectives import problem
 from tests.objectives.problem import Plain
 
 ROWS = 12
@@ -83,10 +85,10 @@ def test_any_micro_batch_gives_the_whole_batchs_gradient(micro_batch: int | None
     assert_same({name: gradient.numpy() for name, gradient in gradients(module).items()}, expected)
 
 
-def on_one_rank(processes: Processes, micro_batch: int | None) -> dict[str, np.ndarray]:
+def on_one_rank(processes: Processes, micro_batch: int | None, ring: bool = False) -> dict[str, np.ndarray]:
     """One process's step under DDP on its part of the batch; the averaged gradient."""
     module = mixer(0.3)
-    module.processes = processes
+    module.processes = replace(processes, even=True, ring=ring)
     rows = ROWS // processes.world
     part = batch().slice(processes.rank * rows, (processes.rank + 1) * rows)
     model = DistributedDataParallel(module)
@@ -102,6 +104,79 @@ def test_any_number_of_processes_gives_the_whole_batchs_gradient(world: int, mic
     starts = [rank * rows + a for rank in range(world) for a in range(0, rows, micro_batch or rows)]
     _, expected = by_hand(mixer(0.3), starts)
     for found in on_ranks(world, on_one_rank, micro_batch):
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize(("world", "micro_batch"), [(1, 5), (2, None), (2, 4), (3, 3), (4, 2)])
+def test_features_may_go_round_a_ring(world: int, micro_batch: int | None) -> None:
+    """The same gradients where no process gathers all features."""
+    rows = ROWS // world
+    starts = [rank * rows + a for rank in range(world) for a in range(0, rows, micro_batch or rows)]
+    _, expected = by_hand(mixer(0.3), starts)
+    for found in on_ranks(world, on_one_rank, micro_batch, True):
+        assert_same(found, expected)
+
+
+MIXES = [("contrastive", "mlm"), ("mae", "contrastive"), ("mlm", "contrastive", "mae")]
+WEIGHTS = {"contrastive": 1.0, "mlm": 0.5, "mae": 2.0}
+
+
+def mix_by_hand(names: Sequence[str], starts: Sequence[int]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """The whole batch with one graph: features of each part with its dropout, CLIP's loss on all of them, and the other
+    objectives' sums over the parts by the number of their terms. Each objective's loss, and the gradients."""
+    module = problem.tiny_mixer(list(names), dropout=0.3)
+    inputs = module.inputs(
+        problem.batch(module),
+        names,
+        lambda name: RowRandom(torch_generator(1, "step", 2, "objective", name), 0, ROWS, ROWS),
+        0.5,
+    )
+    parts, losses = [], dict.fromkeys(names, torch.zeros(()))
+    for a, b in pairwise([*starts, ROWS]):
+        rows = {name: tensor[a:b] for name, tensor in inputs.items()}
+        torch.manual_seed(torch_seed(1, "step", 2, "dropout", a))
+        parts.append(module.predict(rows, names))
+        for name in set(names) - {"contrastive"}:
+            objective = module.objective(name)
+            total = objective.loss(parts[-1][name], rows, Processes()).total
+            losses[name] = losses[name] + total / objective.count(inputs)
+    images, texts = (torch.cat([part["contrastive"][key] for part in parts]) for key in ("image", "text"))
+    logits, target = module.encoder.logit_scale * images @ texts.T, torch.arange(ROWS)
+    cross_entropy = torch.nn.functional.cross_entropy
+    losses["contrastive"] = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+    torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum().backward()
+    return {name: float(loss.detach()) for name, loss in losses.items()}, gradients(module)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 5, 12])
+@pytest.mark.parametrize("names", MIXES, ids="+".join)
+def test_a_mix_has_the_whole_batchs_gradient_too(names: tuple[str, ...], micro_batch: int | None) -> None:
+    """A loss among all samples together with losses of single ones, dropout and drop-path on, any micro-batch: the
+    first pass meets the contrastive forwards alone, the second all; losses and gradients equal one graph's."""
+    losses, expected = mix_by_hand(names, range(0, ROWS, micro_batch or ROWS))
+    module = problem.tiny_mixer(list(names), dropout=0.3)
+    weights = {name: WEIGHTS[name] for name in names}
+    tally = backward(module, module, problem.batch(module), weights, 0.5, (1, "step", 2), micro_batch, Plain())
+    for name, loss in losses.items():
+        total, count = tally.sums[f"{name}.loss"]
+        assert float(total / count) == pytest.approx(loss, rel=1e-5)
+    assert_same({name: gradient.numpy() for name, gradient in gradients(module).items()}, expected)
+
+
+def mix_on_one_rank(processes: Processes, names: tuple[str, ...], micro_batch: int) -> dict[str, np.ndarray]:
+    module = problem.tiny_mixer(list(names), processes=processes, dropout=0.3)
+    weights = {name: WEIGHTS[name] for name in names}
+    mine = problem.part(problem.batch(module), processes)
+    model = DistributedDataParallel(module, find_unused_parameters=True)
+    backward(model, module, mine, weights, 0.5, (1, "step", 2), micro_batch, Plain())
+    return {name: gradient.numpy() for name, gradient in gradients(module).items()}
+
+
+def test_a_mix_over_processes_has_the_whole_batchs_gradient() -> None:
+    """The same under DDP with two processes and a leftover micro-batch."""
+    names, rows = MIXES[-1], ROWS // 2
+    _, expected = mix_by_hand(names, [rank * rows + a for rank in range(2) for a in range(0, rows, 4)])
+    for found in on_ranks(2, mix_on_one_rank, names, 4):
         assert_same(found, expected)
 
 

@@ -94,10 +94,15 @@ class Mlm(Objective):
         if self.image is not None:
             picture = features[CLEAN_IMAGE]
             hidden = self.image(hidden, picture.pooled.unsqueeze(1) if picture.tokens is None else picture.tokens)
-        return {"logits": self.head(hidden, encoder.text.embedding)}
+        targets = inputs["mlm.targets"]
+        if targets.device.type == "cpu":
+            # Here it costs nothing to ask which places are in use, and of short captions few are.
+            used = targets != NO_TARGET
+            hidden, targets = hidden[used], targets[used]
+        return {"logits": self.head(hidden, encoder.text.embedding), "targets": targets}
 
     def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
-        logits, targets = predictions["logits"], inputs["mlm.targets"]
+        logits, targets = predictions["logits"], predictions["targets"]
         total, count = masked_language(logits, targets)
         hits = (logits.detach().argmax(-1) == targets).sum()
         return Output(total, {"accuracy": (hits, count)})

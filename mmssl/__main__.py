@@ -1,5 +1,13 @@
-"""`python -m mmssl` is the `mmssl` command."""
+"""`python -m mmssl` is the `mmssl` command; `accelerate launch -m mmssl eval ...` shares its work."""
+
+import sys
 
 from mmssl.cli import main
+from mmssl.train.launch import missing_processes, start
 
-main()
+if __name__ == "__main__":
+    count = missing_processes()
+    if count is None:
+        main()
+    else:
+        start(count, "mmssl", sys.argv[1:])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mmssl.types import UserError
 
@@ -308,13 +308,38 @@ class TrainConfig(Section):
         return self
 
 
+TaskName = Literal[
+    "zero_shot",
+    "retrieval",
+    "multilabel",
+    "linear_probe",
+    "few_shot",
+    "knn",
+    "geometry",
+    "corruptions",
+    "fine_tune",
+    "associations",
+]
+"""What can be measured on a data set."""
+
+
+def _separated(value: Any) -> Any:
+    """One word, words with commas between them, or a list."""
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
+Words = BeforeValidator(_separated)
+
+
 class SuiteConfig(Section):
     """One data set judged while training and at the end."""
 
     data: str
     """Folder in CLIP_benchmark's WebDataset layout, or a pattern of paired shards."""
-    task: Literal["zero_shot", "retrieval"] = "zero_shot"
-    """What to measure."""
+    task: Annotated[list[TaskName], Words, Field(min_length=1)] = ["zero_shot"]
+    """What to measure: one task or several."""
+    slice_by: Annotated[list[str], Words] = []
+    """Metadata fields (entries of the JSON member) to break the accuracies of classifications down by."""
 
 
 class EvaluateConfig(Section):

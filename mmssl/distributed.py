@@ -4,7 +4,9 @@ Rank and world are plain values here, so that whatever needs them can be built a
 """
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -98,6 +100,20 @@ def processes(even: bool = False, ring: bool = False) -> Processes:
     if dist.is_available() and dist.is_initialized():
         return Processes(dist.get_rank(), dist.get_world_size(), even, ring)
     return Processes()
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """The processes that a launcher such as torchrun started together, which talk on the CPU until the end of the
+    block; the one there is without a launcher."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes()
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield processes()
+    finally:
+        dist.destroy_process_group()
 
 
 def whole(tensor: Tensor) -> Tensor:

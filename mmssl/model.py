@@ -1,5 +1,6 @@
 """The importable result: a trained dual encoder with its tokenizer and preprocessing."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from torch import Tensor
 from mmssl.config import ModelConfig, TextConfig
 from mmssl.data.tokens import Tokenizer, load_tokenizer
 from mmssl.data.views import EvalView
-from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
+from mmssl.models.dual_encoder import DualEncoder, ImageEncoder, build_dual_encoder
 from mmssl.models.text import TextTower
 from mmssl.models.vision import VisionTower
 from mmssl.types import UserError
@@ -74,9 +75,27 @@ class MMSSL:
         rows = []
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(pictures), batch_size):
-                batch = torch.stack(list(pool.map(self._render, pictures[start : start + batch_size])))
-                rows.append(self._evaluate(lambda b=batch: self.encoder.encode_image(b.to(self.device))))
+                batch = torch.stack(list(pool.map(self.render, pictures[start : start + batch_size])))
+                rows.append(self.encode_rendered(batch))
         return torch.cat(rows) if rows else torch.empty(0, self.config.embed_dim)
+
+    def render(self, picture: Picture) -> Tensor:
+        """What the model sees of a picture: uint8 [3, S, S].
+
+        Raises:
+            UserError: the file cannot be read.
+            DecodeError: the picture cannot be decoded.
+        """
+        if not isinstance(picture, (str, Path)):
+            return self.view(picture)
+        try:
+            return self.view(Path(picture).read_bytes())
+        except OSError as error:
+            raise UserError(f"cannot read picture {picture}: {error.strerror}") from None
+
+    def encode_rendered(self, pictures: Tensor) -> Tensor:
+        """Unit vectors [N, D], float32 on the CPU, of rendered pictures [N, 3, S, S]."""
+        return self._evaluate(lambda: self.encoder.encode_image(pictures.to(self.device)))
 
     def encode_text(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
         """Unit vectors [N, D], float32 on the CPU, of one text or several."""
@@ -95,6 +114,20 @@ class MMSSL:
         logits = self.logit_scale * self.encode_image(image) @ texts.T
         ranked = sorted(zip(labels, logits.softmax(-1)[0].tolist(), strict=True), key=lambda pair: -pair[1])
         return dict(ranked)
+
+    def image_module(self) -> ImageEncoder:
+        """A copy of what turns rendered pictures into unit vectors, to train further."""
+        return ImageEncoder(self.encoder)
+
+    def fingerprint(self) -> str:
+        """Changes with whatever turns pictures into features: weights, rendering, and the kind of device."""
+        weights = {**self.vision.state_dict(), **self.encoder.image_projection.state_dict(prefix="projection.")}
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr((self.config.vision, self.config.projection, vars(self.view), self.device.type)).encode())
+        for name, tensor in sorted(weights.items()):
+            digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write model.safetensors, config.json and tokenizer/: all that `load` needs, on any machine without
@@ -127,14 +160,6 @@ class MMSSL:
             }
         )
         return self.config.model_copy(update={"text": text, "vision": vision})
-
-    def _render(self, picture: Picture) -> Tensor:
-        if not isinstance(picture, (str, Path)):
-            return self.view(picture)
-        try:
-            return self.view(Path(picture).read_bytes())
-        except OSError as error:
-            raise UserError(f"cannot read picture {picture}: {error.strerror}") from None
 
     @torch.no_grad()
     def _evaluate(self, encode: Any) -> Tensor:

@@ -16,7 +16,8 @@ LAYERS = {
     **dict.fromkeys(("objectives", "evaluate"), 3),
     **dict.fromkeys(("build", "model", "__init__"), 4),
     **dict.fromkeys(("train", "bench", "cost", "describe"), 5),
-    **dict.fromkeys(("ablate", "cli", "cli_ablate", "cli_bench", "cli_shards", "__main__"), 6),
+    **dict.fromkeys(("ablate", "cli", "cli_ablate", "cli_bench", "cli_compare", "cli_eval"), 6),
+    **dict.fromkeys(("cli_shards", "__main__"), 6),
 }
 STRANGERS = [{"data", "models"}, {"objectives", "evaluate"}]
 OWNERS = {

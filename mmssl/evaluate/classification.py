@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmssl.evaluate import metrics
 from mmssl.evaluate.interval import Interval, Rows, bootstrap
-from mmssl.evaluate.metrics import ClassRow, Confusion, Outcome
+from mmssl.evaluate.metrics import CalibrationBin, ClassRow, Confusion, Outcome
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Classification:
     per_class: list[ClassRow]
     confusions: list[Confusion]
     """Every wrong pair of label and prediction, the most frequent first."""
+    calibration: list[CalibrationBin]
+    """How often predictions of about the same probability are right; empty without probabilities."""
     labels: Tensor
     """int64 [N]."""
     outcome: Outcome
@@ -60,6 +62,7 @@ def judge(
         classnames=tuple(classnames),
         per_class=metrics.per_class(outcome.first, labels, classnames),
         confusions=metrics.most_confused(outcome.first, labels),
+        calibration=[] if confidence is None else metrics.reliability(confidence, outcome.first == labels),
         labels=labels,
         outcome=outcome,
     )

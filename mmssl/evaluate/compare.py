@@ -2,9 +2,10 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ Values = NDArray[np.float64]
 Outcomes = tuple[list[str], dict[str, Values]]
 """Samples by name, and figure -> one value a sample, in the same order."""
 PERMUTATIONS = 10_000
+PAIRED_TASKS = ("zero_shot", "retrieval", "linear_probe", "knn")
+"""Tasks that keep an outcome of each sample."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,40 @@ def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
             break
         real[index] = True
     return real
+
+
+def verdicts(differences: Mapping[str, Difference], first: str, second: str) -> list[str]:
+    """A sentence for each figure: which model is better, if that is real (Holm, 5 %)."""
+    real = holm([d.p_value for d in differences.values()])
+    return [_verdict(key, d, sure, first, second) for (key, d), sure in zip(differences.items(), real, strict=True)]
+
+
+def to_json(differences: Mapping[str, Difference]) -> dict[str, dict[str, Any]]:
+    """As JSON holds them, with whether each is real (Holm, 5 %)."""
+    real = holm([d.p_value for d in differences.values()])
+    return {
+        key: {
+            "first": d.first,
+            "second": d.second,
+            "difference": d.difference,
+            "interval": list(d.interval),
+            "p_value": d.p_value,
+            "real": sure,
+        }
+        for (key, d), sure in zip(differences.items(), real, strict=True)
+    }
+
+
+def _verdict(key: str, d: Difference, sure: bool, first: str, second: str) -> str:
+    ends = sorted(abs(100 * end) for end in d.interval)
+    if sure:
+        better, worse = (second, first) if d.difference > 0 else (first, second)
+        size = f"{abs(100 * d.difference):.1f} points ({ends[0]:.1f} to {ends[1]:.1f})"
+        return f"{key}: {better} is better than {worse} by {size}; this is real (p = {d.p_value:.2g})."
+    return (
+        f"{key}: no real difference is shown; {second} less {first} is {100 * d.difference:+.1f} points "
+        f"({100 * d.interval[0]:+.1f} to {100 * d.interval[1]:+.1f}, p = {d.p_value:.2g})."
+    )
 
 
 def _log_choose(n: int, k: int) -> float:

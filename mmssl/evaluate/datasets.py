@@ -2,6 +2,7 @@
 
 FOLDER/classnames.txt                            one name a line; line 1 is class 0
 FOLDER/zeroshot_classification_templates.txt     one template a line, `{c}` for the name
+FOLDER/classnames.fr.txt, FOLDER/zeroshot_classification_templates.fr.txt     the same in another language
 FOLDER/dataset_type.txt                          `retrieval` or `multilabel`; absent: classification
 FOLDER/test/nshards.txt, FOLDER/test/0.tar ...   or flat: FOLDER/test-*.tar or FOLDER/val-*.tar
 """
@@ -48,6 +49,8 @@ class Dataset:
     """The shards of its training split, if it has one."""
     label: str | None
     """The field that holds the label: `cls`, or an entry of the JSON member. None: `cls`, or else `label`."""
+    slice_by: tuple[str, ...] = ()
+    """Metadata fields to break accuracies down by."""
 
     @cached_property
     def positions(self) -> dict[str, int]:
@@ -64,6 +67,8 @@ def open_dataset(
     classnames: str | Path | Sequence[str] | None = None,
     templates: str | Path | Templates | None = None,
     label: str | None = None,
+    slice_by: Sequence[str] = (),
+    language: str | None = None,
 ) -> Dataset:
     """Find shards, class names and templates.
 
@@ -75,16 +80,19 @@ def open_dataset(
         templates: a file, `openai-imagenet`, `simple-imagenet`, or the templates themselves.
             Default: the file beside the shards.
         label: the field that holds the label. Default: `cls`, or else `label`.
+        slice_by: metadata fields to break accuracies down by.
+        language: use the files of this language, as `classnames.fr.txt`; it is added to the name.
     Raises:
         UserError: there are no shards, or a file is missing or of another form.
     """
     shards, home = _find(spec, split)
-    if classnames is None and home is not None and (home / CLASSNAMES_FILE).is_file() and label in (None, "cls"):
-        classnames = home / CLASSNAMES_FILE
-    if templates is None and home is not None and (home / TEMPLATES_FILE).is_file():
-        templates = home / TEMPLATES_FILE
+    if classnames is None and label in (None, "cls"):
+        classnames = _beside(home, CLASSNAMES_FILE, language)
+    if templates is None:
+        templates = _beside(home, TEMPLATES_FILE, language)
+    own_name = name if name is not None else _name(spec, shards)
     return Dataset(
-        name=name if name is not None else _name(spec, shards),
+        name=own_name if language is None else f"{own_name}-{language}",
         shards=tuple(shards),
         kind=_kind(home),
         classnames=read_classnames(classnames)
@@ -94,6 +102,7 @@ def open_dataset(
         templates=read_templates(templates) if isinstance(templates, str | Path) else templates,
         train=_train_shards(spec) if split != "train" else None,
         label=label,
+        slice_by=tuple(slice_by),
     )
 
 
@@ -203,6 +212,21 @@ def _find(spec: str | Path | Sequence[str], split: str) -> tuple[list[str], Path
     if folder is not None and folder.name == split and not (folder / CLASSNAMES_FILE).is_file():
         folder = folder.parent
     return shards, folder
+
+
+def _beside(home: Path | None, file: str, language: str | None) -> Path | None:
+    """The file beside the shards, of a language if one is asked for; None: there is none.
+
+    Raises:
+        UserError: there is none of that language.
+    """
+    if language is not None:
+        file = f"{Path(file).stem}.{language}.txt"
+    if home is not None and (home / file).is_file():
+        return home / file
+    if language is not None:
+        raise UserError(f"no {file} in {home or 'the folder of the shards'} for language {language!r}; write it there")
+    return None
 
 
 def _folder_shards(home: Path, split: str) -> list[str]:

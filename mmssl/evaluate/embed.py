@@ -4,10 +4,13 @@ Over several processes every rank reads all records, encodes every world-th batc
 The batches are those of one process, so the features are equal to the last bit.
 """
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +25,8 @@ Progress = Callable[[str, int], None]
 """Called with what is being done and how many are done."""
 ALONE = Processes()
 """One process."""
+AHEAD = 2
+"""Batches whose pictures are rendered while one is encoded."""
 
 
 class Encoder(Protocol):
@@ -33,6 +38,19 @@ class Encoder(Protocol):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Texts -> features [N, D]."""
+        ...
+
+
+@runtime_checkable
+class RenderingEncoder(Encoder, Protocol):
+    """An encoder whose pictures can be decoded by other threads while it encodes the batch before."""
+
+    def render(self, picture: bytes) -> Tensor:
+        """An encoded picture -> what the model sees, uint8 [3, S, S]. ValueError or OSError: it is unreadable."""
+        ...
+
+    def encode_rendered(self, pictures: Tensor) -> Tensor:
+        """Rendered pictures [N, 3, S, S] -> features [N, D], the same as `encode_image`'s."""
         ...
 
 
@@ -59,6 +77,16 @@ class _Part:
     bad: list[BadSample] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Features:
+    """What became of a batch."""
+
+    rows: Tensor
+    """[n, D]."""
+    usable: list[int]
+    """The n samples of the batch that they are of."""
+
+
 def embed_pictures(
     encoder: Encoder,
     samples: Iterable[Sample],
@@ -78,9 +106,9 @@ def embed_pictures(
     part = _Part()
     problem = None
     try:
-        for number, batch in enumerate(_batches(samples, batch_size)):
-            if number % processes.world == processes.rank:
-                _encode(encoder, batch, len(records), part)
+        for batch, found in _encoded(encoder, samples, batch_size, processes, part.bad):
+            if found is not None:
+                _keep(found, batch, len(records), part)
             records.extend(replace(sample, image=b"") for sample in batch)
             if progress is not None:
                 progress("pictures", len(records))
@@ -89,11 +117,11 @@ def embed_pictures(
     except UserError as error:
         # Told to all ranks below: one that stopped alone would leave the others waiting.
         problem = str(error)
-    problems = _from_all(processes, problem)
+    problems = from_all(processes, problem)
     if any(p is not None for p in problems):
         raise UserError(next(p for p in problems if p is not None))
     features, known = _join(processes, part, len(records))
-    bad = [BadSample(*entry) for entries in _from_all(processes, _as_lists(part.bad)) for entry in entries]
+    bad = [BadSample(*entry) for entries in from_all(processes, _as_lists(part.bad)) for entry in entries]
     return Pictures(features[known], [s for s, there in zip(records, known.tolist(), strict=True) if there], bad)
 
 
@@ -118,32 +146,65 @@ def embed_texts(
     return _join(processes, part, len(texts))[0]
 
 
+def from_all(processes: Processes, value: T) -> list[T]:
+    """The values of all ranks, in rank order."""
+    return [processes.broadcast(value, source) for source in range(processes.world)]
+
+
+def _encoded(
+    encoder: Encoder, samples: Iterable[Sample], batch_size: int, processes: Processes, bad: list[BadSample]
+) -> Iterator[tuple[list[Sample], _Features | None]]:
+    """Every batch in order, with its features where it is this rank's to encode."""
+    batches = enumerate(_batches(samples, batch_size))
+    mine = ((batch, number % processes.world == processes.rank) for number, batch in batches)
+    if not isinstance(encoder, RenderingEncoder):
+        yield from ((batch, _encode(encoder, batch, bad) if own else None) for batch, own in mine)
+        return
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        waiting: deque[tuple[list[Sample], list[Future[Tensor]] | None]] = deque()
+        for batch, own in mine:
+            waiting.append((batch, [pool.submit(encoder.render, s.image) for s in batch] if own else None))
+            if len(waiting) > AHEAD:
+                yield _finished(encoder, *waiting.popleft(), bad)
+        while waiting:
+            yield _finished(encoder, *waiting.popleft(), bad)
+
+
 def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
     stream = iter(samples)
     while batch := list(islice(stream, size)):
         yield batch
 
 
-def _encode(encoder: Encoder, batch: list[Sample], start: int, part: _Part) -> None:
+def _finished(
+    encoder: RenderingEncoder, batch: list[Sample], rendered: list[Future[Tensor]] | None, bad: list[BadSample]
+) -> tuple[list[Sample], _Features | None]:
+    """Encode a batch once all its pictures are rendered."""
+    if rendered is None:
+        return batch, None
+    pictures, usable = [], []
+    for index, future in enumerate(rendered):
+        try:
+            pictures.append(future.result())
+            usable.append(index)
+        except (ValueError, OSError) as error:
+            bad.append(BadSample(batch[index].shard, batch[index].key, str(error)))
+    if not usable:
+        raise _hopeless(batch, bad[-1].error)
+    with torch.no_grad():
+        return batch, _Features(encoder.encode_rendered(torch.stack(pictures)), usable)
+
+
+def _encode(encoder: Encoder, batch: list[Sample], bad: list[BadSample]) -> _Features:
     """Encode a batch; when it fails, one by one, so that a broken picture is named and costs only itself."""
     with torch.no_grad():
         try:
-            encoded = encoder.encode_image([sample.image for sample in batch])
-            usable = list(range(len(batch)))
+            return _Features(encoder.encode_image([sample.image for sample in batch]), list(range(len(batch))))
         except (ValueError, OSError) as error:
-            usable, encoded = _one_by_one(encoder, batch, part.bad, error)
-    features = F.normalize(encoded.float().cpu(), dim=-1)
-    finite = features.isfinite().all(dim=1)
-    if not bool(finite.all()):
-        sample = batch[usable[int((~finite).nonzero()[0])]]
-        raise UserError(f"the features of {sample.shard}:{sample.key} are not finite; the model's weights are broken")
-    part.rows.append(features)
-    part.places.extend(start + index for index in usable)
+            return _one_by_one(encoder, batch, bad, error)
 
 
-def _one_by_one(
-    encoder: Encoder, batch: list[Sample], bad: list[BadSample], whole: Exception
-) -> tuple[list[int], Tensor]:
+def _one_by_one(encoder: Encoder, batch: list[Sample], bad: list[BadSample], whole: Exception) -> _Features:
     usable, features = [], []
     for index, sample in enumerate(batch):
         try:
@@ -152,8 +213,27 @@ def _one_by_one(
         except (ValueError, OSError) as error:
             bad.append(BadSample(sample.shard, sample.key, str(error)))
     if not usable:
-        raise UserError(f"no picture from {batch[0].shard}:{batch[0].key} on could be encoded: {whole}")
-    return usable, torch.cat(features)
+        raise _hopeless(batch, str(whole))
+    return _Features(torch.cat(features), usable)
+
+
+def _hopeless(batch: list[Sample], reason: str) -> UserError:
+    return UserError(f"no picture from {batch[0].shard}:{batch[0].key} on could be encoded: {reason}")
+
+
+def _keep(found: _Features, batch: list[Sample], start: int, part: _Part) -> None:
+    """Add the features of a batch, whose first sample is the `start`-th of all.
+
+    Raises:
+        UserError: one is not finite.
+    """
+    features = F.normalize(found.rows.float().cpu(), dim=-1)
+    finite = features.isfinite().all(dim=1)
+    if not bool(finite.all()):
+        sample = batch[found.usable[int((~finite).nonzero()[0])]]
+        raise UserError(f"the features of {sample.shard}:{sample.key} are not finite; the model's weights are broken")
+    part.rows.append(features)
+    part.places.extend(start + index for index in found.usable)
 
 
 def _join(processes: Processes, part: _Part, total: int) -> tuple[Tensor, Tensor]:
@@ -166,11 +246,6 @@ def _join(processes: Processes, part: _Part, total: int) -> tuple[Tensor, Tensor
         known[part.places] = 1
     # Adding the zeros of the other ranks changes no bit.
     return processes.sum(rows), processes.sum(known) > 0
-
-
-def _from_all(processes: Processes, value: T) -> list[T]:
-    """The values of all ranks, in rank order."""
-    return [processes.broadcast(value, source) for source in range(processes.world)]
 
 
 def _as_lists(bad: Sequence[BadSample]) -> list[list[str]]:

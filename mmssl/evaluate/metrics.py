@@ -34,6 +34,19 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class CalibrationBin:
+    """The predictions whose probability is in (low, high]."""
+
+    low: float
+    high: float
+    samples: int
+    confidence: float
+    """Their mean probability."""
+    accuracy: float
+    """Share of them that are right."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The best classes of each row."""
 
@@ -132,6 +145,17 @@ def calibration_bins(confidence: Tensor, correct: Tensor, bins: int = 15) -> tup
     """The bin (from 0) of each sample, int64 [N], and its accuracy less its confidence, float64 [N]."""
     index = (confidence.double() * bins).ceil().long().sub(1).clamp(0, bins - 1)
     return index, correct.double() - confidence.double()
+
+
+def reliability(confidence: Tensor, correct: Tensor, bins: int = 15) -> list[CalibrationBin]:
+    """The bins of `expected_calibration_error` that have samples, in rising order (Guo et al. 2017, figure 1)."""
+    index, _ = calibration_bins(confidence, correct, bins)
+    found = []
+    for b in sorted(set(index.tolist())):
+        inside = index == b
+        sure, right = float(confidence[inside].double().mean()), share(correct[inside])
+        found.append(CalibrationBin(b / bins, (b + 1) / bins, int(inside.sum()), sure, right))
+    return found
 
 
 def average_precision(scores: Tensor, targets: Tensor) -> Tensor:

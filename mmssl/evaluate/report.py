@@ -63,6 +63,22 @@ class Page:
         self.axes.text(x, y, text, **(usual | style))
 
 
+@contextmanager
+def sheet(path: Path, width: float, height: float, title: str) -> Iterator[Page]:
+    """A page of so many inches that is saved as PNG on leaving."""
+    figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
+    page = Page(figure.add_axes((0, 0, 1, 1)))
+    yield page
+    page.text(width / 2, 0.1, title, fontsize=12, ha="center", va="top")
+    page.axes.set(xlim=(0, width), ylim=(height, 0))
+    page.axes.axis("off")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        # Class names may be in letters that the font lacks; boxes in their place are no reason to stop.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path)
+
+
 def draw_classification(
     folder: Path,
     name: str,
@@ -128,7 +144,7 @@ def draw_examples(
         f"{len(rows) - good} from the wrong ones; the true label is green"
     )
     columns, width, height = 3, 4.7, 1.75
-    with _page(path, columns * width, -(-len(rows) // columns) * height + 0.85, title) as page:
+    with sheet(path, columns * width, -(-len(rows) // columns) * height + 0.85, title) as page:
         for place, (row, value) in enumerate(zip(rows, values, strict=True)):
             x, y = 0.15 + place % columns * width, 0.75 + place // columns * height
             page.picture(x, y, 1.5, small[row], GREEN if right[row] else RED)
@@ -146,7 +162,7 @@ def draw_confused(
     """The most frequent mistakes: a mistaken picture, one of the class it was taken for, and how often."""
     columns, width, height = 2, 5.7, 1.4
     size = (columns * width, -(-len(pairs) // columns) * height + 0.6)
-    with _page(path, *size, f"{name}: most confused classes") as page:
+    with sheet(path, *size, f"{name}: most confused classes") as page:
         for place, (pair, (mistaken, typical)) in enumerate(zip(pairs, faces, strict=True)):
             x, y = 0.2 + place % columns * width, 0.5 + place // columns * height
             page.picture(x, y, 1.2, small[mistaken], RED)
@@ -166,7 +182,7 @@ def draw_matrix(path: Path, name: str, found: Classification) -> None:
     names = [_wrap(label, 24, 1) for label in found.classnames]
     cell, margin = 0.42, 0.5 + 0.085 * max(map(len, names))
     side = margin + classes * cell + 0.3
-    with _page(path, side, side + 0.2, f"{name}: what the pictures of each row were taken for, in %") as page:
+    with sheet(path, side, side + 0.2, f"{name}: what the pictures of each row were taken for, in %") as page:
         for row in range(classes):
             page.text(margin - 0.08, 0.5 + (row + 0.5) * cell, names[row], ha="right")
             page.text(
@@ -198,7 +214,7 @@ def draw_retrieval(folder: Path, name: str, dataset: Dataset, pictures: Pictures
     owner = found.image_of_caption.tolist()
     title = f"{name}: search among {len(pictures.samples):,} pictures and {len(found.captions):,} captions"
     height = 1.35
-    with _page(folder / "retrieval.png", 15.2, max(len(queries), len(images)) * height + 1.0, title) as page:
+    with sheet(folder / "retrieval.png", 15.2, max(len(queries), len(images)) * height + 1.0, title) as page:
         page.text(2.3, 0.65, "caption → best pictures (its own: green)", color="#57606a")
         page.text(9.5, 0.65, "picture → best captions (its own: green)", color="#57606a")
         for place, (query, rows) in enumerate(zip(queries, best_images, strict=True)):
@@ -249,22 +265,6 @@ def _bars(
 
 def _wrap(text: str, width: int, lines: int) -> str:
     return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …") or [""])
-
-
-@contextmanager
-def _page(path: Path, width: float, height: float, title: str) -> Iterator[Page]:
-    """A page of so many inches that is saved as PNG on leaving."""
-    figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
-    page = Page(figure.add_axes((0, 0, 1, 1)))
-    yield page
-    page.text(width / 2, 0.1, title, fontsize=12, ha="center", va="top")
-    page.axes.set(xlim=(0, width), ylim=(height, 0))
-    page.axes.axis("off")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        # Class names may be in letters that the font lacks; boxes in their place are no reason to stop.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path)
 
 
 def _reported_before(bad: BadSample) -> None:

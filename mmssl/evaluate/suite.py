@@ -1,18 +1,21 @@
 """Every evaluation of a model on every data set."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmssl.data.sample import BadSample
 from mmssl.distributed import Processes
 from mmssl.evaluate import tables
+from mmssl.evaluate.cache import FeatureCache
 from mmssl.evaluate.datasets import Dataset, label_of, open_dataset, read, training_split
-from mmssl.evaluate.embed import ALONE, Encoder, Pictures, Progress, embed_pictures
+from mmssl.evaluate.embed import ALONE, Encoder, Pictures, Progress, embed_pictures, from_all
+from mmssl.evaluate.job import Job, Task
 from mmssl.evaluate.tables import Metrics
-from mmssl.evaluate.tasks import Job, known
+from mmssl.evaluate.tasks import known
 from mmssl.types import Sample, UserError
 
 Check = Callable[[Sample], Any]
@@ -27,26 +30,28 @@ def default_task(dataset: Dataset) -> str:
 
 def run(
     encoder: Encoder,
-    datasets: Mapping[str, tuple[str | Path | Dataset, str]],
+    datasets: Mapping[str, tuple[str | Path | Dataset, str | Sequence[str]]],
     out: Path | None = None,
     *,
     batch_size: int = 256,
     logit_scale: float | None = None,
     draw: bool = True,
-    slice_by: Sequence[str] = (),
+    cache: FeatureCache | None = None,
     processes: Processes = ALONE,
     progress: Progress | None = None,
+    finished: Callable[[str, Metrics], None] | None = None,
 ) -> dict[str, Metrics]:
     """Judge a model; data sets of the same shards are read and encoded once.
 
     Args:
-        datasets: name -> data set (or its folder or pattern) and task (`mmssl.evaluate.tasks.TASKS` names them).
+        datasets: name -> data set (or its folder or pattern) and its task or tasks (of `mmssl.evaluate.tasks.TASKS`).
         out: folder for results.json and, in NAME/TASK/, tables (CSV) and pictures (PNG). None: write nothing.
         logit_scale: the model's factor from similarities to logits, for calibration and the examples' bars.
         draw: also draw the PNGs, which reads the shards once more.
-        slice_by: metadata fields to break the accuracies of classifications down by.
+        cache: where features of this model are kept. None: nowhere.
         processes: the ranks that share the work; all call alike, get the same figures, and rank 0 writes.
         progress: called with `NAME: pictures` or `NAME: texts` and how many are done.
+        finished: called with `NAME/TASK` and its figures after each evaluation.
     Returns:
         `NAME/TASK` -> figures, in the order of `datasets`, with 95 % `intervals`, the widest `gaps` between
         slices, and `bad_samples` where some could not be used.
@@ -55,58 +60,140 @@ def run(
     """
     if out is not None:
         _check_writable(out)
-    plan = {name: (_opened(name, data), known(name, task)) for name, (data, task) in datasets.items()}
-    keys = {name: f"{name}/{task}" for name, (_, task) in datasets.items()}
-    results: dict[str, Metrics] = {key: {} for key in keys.values()}
+    plan = list(_plan(datasets))
+    results: dict[str, Metrics] = {evaluation.key: {} for evaluation in plan}
     folder = out if processes.rank == 0 else None
-    for names in _by_shards({name: dataset for name, (dataset, _) in plan.items()}):
-        first = plan[names[0]][0]
-        embed = partial(_embed, encoder, batch_size=batch_size, processes=processes, progress=progress)
-        embedded, bad = embed(first, names[0], [partial(plan[n][1].check, plan[n][0]) for n in names])
-        training = cache(partial(_embed_training, embed, first, names[0]))
-        for name in names:
-            dataset, task = plan[name]
+    embedding = _Embedding(encoder, batch_size, cache, processes, progress)
+    for group in _by_shards(plan):
+        embedded = embedding.of(group[0].dataset, group[0].name, [evaluation.check for evaluation in group])
+        for evaluation in group:
             job = Job(
                 encoder=encoder,
-                name=name,
-                dataset=dataset,
+                name=evaluation.name,
+                dataset=evaluation.dataset,
                 embedded=embedded,
-                training=training,
-                folder=None if folder is None else folder / keys[name],
+                training=partial(embedding.of_training, evaluation.dataset, evaluation.name),
+                embed=partial(embedding.changed, evaluation.dataset, evaluation.name),
+                folder=None if folder is None else folder / evaluation.key,
                 draw=draw,
-                slice_by=slice_by,
                 batch_size=batch_size,
                 logit_scale=logit_scale,
                 processes=processes,
-                progress=_named(name, progress),
+                progress=_named(evaluation.name, progress),
             )
-            results[keys[name]] = task.run(job) | ({"bad_samples": bad} if bad else {})
+            bad = len(embedded.bad)
+            results[evaluation.key] = evaluation.task.run(job) | ({"bad_samples": bad} if bad else {})
+            if finished is not None:
+                finished(evaluation.key, results[evaluation.key])
     if folder is not None:
         tables.write_json(folder / "results.json", results)
     return results
 
 
-def _embed(
-    encoder: Encoder,
-    dataset: Dataset,
-    name: str,
-    checks: Sequence[Check],
-    *,
-    batch_size: int,
-    processes: Processes,
-    progress: Progress | None,
-) -> tuple[Pictures, int]:
-    """The encoded pictures of a data set, and how many samples could not be used."""
-    bad: list[BadSample] = []
-    samples = _checked(read(dataset, bad.append), checks)
-    told = _named(name, progress)
-    found = embed_pictures(encoder, samples, batch_size=batch_size, processes=processes, progress=told)
-    return found, len(bad) + len(found.bad)
+@dataclass(frozen=True)
+class _Evaluation:
+    """One task on one data set."""
+
+    key: str
+    """NAME/TASK."""
+    name: str
+    dataset: Dataset
+    task: Task
+
+    def check(self, sample: Sample) -> None:
+        """Refuse a sample that lacks what the task needs."""
+        self.task.check(self.dataset, sample)
 
 
-def _embed_training(embed: Callable[..., tuple[Pictures, int]], dataset: Dataset, name: str) -> Pictures:
-    labelled = partial(label_of, dataset)
-    return embed(training_split(dataset), f"{name} (training split)", [labelled])[0]
+class _Embedding:
+    """Features of data sets, from the cache where they are there. Training splits are kept, several tasks use them."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        batch_size: int,
+        cache: FeatureCache | None,
+        processes: Processes,
+        progress: Progress | None,
+    ) -> None:
+        self._encoder = encoder
+        self._batch_size = batch_size
+        self._cache = cache
+        self._processes = processes
+        self._progress = progress
+        self._training: dict[tuple[str, ...], Pictures] = {}
+
+    def of(self, dataset: Dataset, name: str, checks: Sequence[Check]) -> Pictures:
+        """The pictures of a data set, its bad samples with those that could not be read."""
+        found = self._cached(dataset, "")
+        if found is not None:
+            for sample in found.samples:
+                for check in checks:
+                    check(sample)
+            return found
+        unread: list[BadSample] = []
+        samples = _checked(read(dataset, unread.append), checks)
+        found = self._embed(self._encoder, samples, name)
+        found = replace(found, bad=unread + found.bad)
+        self._keep(dataset, "", found)
+        return found
+
+    def of_training(self, dataset: Dataset, name: str) -> Pictures:
+        """The pictures of the training split."""
+        split = training_split(dataset)
+        if split.shards not in self._training:
+            labelled = partial(label_of, split)
+            self._training[split.shards] = self.of(split, f"{name} (training split)", [labelled])
+        return self._training[split.shards]
+
+    def changed(
+        self, dataset: Dataset, name: str, encoder: Encoder, samples: Iterable[Sample], variant: str
+    ) -> Pictures:
+        """Pictures of a data set that something was done to; `variant` says what, for the cache and for progress."""
+        found = self._cached(dataset, variant)
+        if found is None:
+            found = self._embed(encoder, samples, f"{name}: {variant}")
+            self._keep(dataset, variant, found)
+        return found
+
+    def _embed(self, encoder: Encoder, samples: Iterable[Sample], name: str) -> Pictures:
+        return embed_pictures(
+            encoder,
+            samples,
+            batch_size=self._batch_size,
+            processes=self._processes,
+            progress=_named(name, self._progress),
+        )
+
+    def _cached(self, dataset: Dataset, variant: str) -> Pictures | None:
+        """From the cache, if all ranks find it there."""
+        if self._cache is None:
+            return None
+        key = self._cache.key(dataset.shards, variant)
+        found = None if key is None else self._cache.load(key)
+        return found if all(from_all(self._processes, found is not None)) else None
+
+    def _keep(self, dataset: Dataset, variant: str, found: Pictures) -> None:
+        key = None if self._cache is None else self._cache.key(dataset.shards, variant)
+        if self._cache is not None and key is not None and self._processes.rank == 0:
+            self._cache.store(key, found)
+
+
+def _plan(datasets: Mapping[str, tuple[str | Path | Dataset, str | Sequence[str]]]) -> Iterator[_Evaluation]:
+    for name, (data, tasks) in datasets.items():
+        dataset = data if isinstance(data, Dataset) else open_dataset(data, name=name)
+        for task in [tasks] if isinstance(tasks, str) else tasks:
+            method = known(name, task)
+            method.ready(dataset)
+            yield _Evaluation(f"{name}/{task}", name, dataset, method)
+
+
+def _by_shards(plan: Sequence[_Evaluation]) -> list[list[_Evaluation]]:
+    """Those that read the same shards, together."""
+    groups: dict[tuple[str, ...], list[_Evaluation]] = {}
+    for evaluation in plan:
+        groups.setdefault(evaluation.dataset.shards, []).append(evaluation)
+    return list(groups.values())
 
 
 def _check_writable(folder: Path) -> None:
@@ -114,18 +201,6 @@ def _check_writable(folder: Path) -> None:
     nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {folder}: {nearest} is no folder that may be written; give another one")
-
-
-def _opened(name: str, data: str | Path | Dataset) -> Dataset:
-    return data if isinstance(data, Dataset) else open_dataset(data, name=name)
-
-
-def _by_shards(datasets: Mapping[str, Dataset]) -> list[list[str]]:
-    """The names that read the same shards, together."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name, dataset in datasets.items():
-        groups.setdefault(dataset.shards, []).append(name)
-    return list(groups.values())
 
 
 def _checked(samples: Iterator[Sample], checks: Sequence[Check]) -> Iterator[Sample]:

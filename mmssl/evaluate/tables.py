@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmssl.evaluate.classification import Classification
 from mmssl.evaluate.compare import Difference, holm
-from mmssl.evaluate.metrics import ClassRow, Confusion
+from mmssl.evaluate.metrics import CalibrationBin, ClassRow, Confusion
 from mmssl.evaluate.retrieval import Retrieval
 from mmssl.evaluate.slices import Slice
 from mmssl.types import Sample
@@ -48,9 +48,18 @@ def write_json(path: Path, tree: Any) -> None:
         raise
 
 
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table as a file; None is an empty cell."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
 def write_per_class(path: Path, rows: Iterable[ClassRow]) -> None:
     """class, samples, recall, precision; a rate without a denominator is empty."""
-    _write_csv(
+    write_csv(
         path,
         ("class", "samples", "recall", "precision"),
         ((r.name, r.samples, r.recall, r.precision) for r in rows),
@@ -60,7 +69,7 @@ def write_per_class(path: Path, rows: Iterable[ClassRow]) -> None:
 def write_confusions(path: Path, confusions: Iterable[Confusion], classnames: Sequence[str]) -> None:
     """label, prediction, count of every wrong pair."""
     rows = ((classnames[c.label], classnames[c.prediction], c.count) for c in confusions)
-    _write_csv(path, ("label", "prediction", "count"), rows)
+    write_csv(path, ("label", "prediction", "count"), rows)
 
 
 def write_predictions(path: Path, samples: Sequence[Sample], found: Classification) -> None:
@@ -73,7 +82,7 @@ def write_predictions(path: Path, samples: Sequence[Sample], found: Classificati
         (sample.shard, sample.key, names[label], *(names[c] for c in classes), *values)
         for sample, label, classes, values in zip(samples, labels, best, scores, strict=True)
     )
-    _write_csv(path, header, rows)
+    write_csv(path, header, rows)
 
 
 def write_ranks(path: Path, samples: Sequence[Sample], found: Retrieval) -> None:
@@ -84,19 +93,25 @@ def write_ranks(path: Path, samples: Sequence[Sample], found: Retrieval) -> None
         *((s.shard, s.key, "text", "", rank) for s, rank in zip(samples, found.text_ranks.tolist(), strict=True)),
         *((samples[image].shard, samples[image].key, "image", text, rank) for image, text, rank in captions),
     ]
-    _write_csv(path, ("shard", "key", "retrieval", "caption", "rank"), rows)
+    write_csv(path, ("shard", "key", "retrieval", "caption", "rank"), rows)
+
+
+def write_calibration(path: Path, bins: Iterable[CalibrationBin]) -> None:
+    """low, high, samples, confidence, accuracy: how often predictions of about one probability are right."""
+    rows = ((b.low, b.high, b.samples, b.confidence, b.accuracy) for b in bins)
+    write_csv(path, ("low", "high", "samples", "confidence", "accuracy"), rows)
 
 
 def write_slices(path: Path, slices: Mapping[str, Sequence[Slice]]) -> None:
     """field, group, samples, accuracy and its interval of every slice."""
     rows = ((field, s.group, s.samples, s.accuracy, *s.interval) for field, rows in slices.items() for s in rows)
-    _write_csv(path, ("field", "group", "samples", "accuracy", "low", "high"), rows)
+    write_csv(path, ("field", "group", "samples", "accuracy", "low", "high"), rows)
 
 
 def write_average_precisions(path: Path, names: Sequence[str], positives: Sequence[int], precisions: Tensor) -> None:
     """class, positives, average precision (empty without positives)."""
     values = (None if math.isnan(p) else p for p in precisions.tolist())
-    _write_csv(path, ("class", "positives", "average_precision"), zip(names, positives, values, strict=True))
+    write_csv(path, ("class", "positives", "average_precision"), zip(names, positives, values, strict=True))
 
 
 def format_results(results: Mapping[str, Metrics]) -> str:
@@ -132,19 +147,19 @@ def format_differences(differences: Mapping[str, Difference]) -> str:
     return _aligned([header, *lines])
 
 
-def format_figures(metrics: Metrics) -> list[tuple[str, str]]:
-    """Every figure of one evaluation and its value in words, with its interval where it has one."""
+def format_figures(metrics: Metrics) -> list[tuple[str, str, str]]:
+    """Every figure of one evaluation, its value, and its interval where it has one, in words."""
     intervals = metrics.get("intervals", {})
     shown = []
     for name, value in metrics.items():
         if isinstance(value, int | float):
             text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
             interval = intervals.get(name)
-            shown.append((name, text if interval is None else f"{text}  ({interval[0]:.4f} to {interval[1]:.4f})"))
+            shown.append((name, text, "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"))
     for field, gap in metrics.get("gaps", {}).items():
         if gap is not None:
-            words = f"{gap['width']:.4f} from {gap['worst']} to {gap['best']} (p = {gap['p_value']:.2g})"
-            shown.append((f"gap by {field}", words))
+            words = f"p = {gap['p_value']:.2g}, from {gap['worst']} to {gap['best']}"
+            shown.append((f"gap by {field}", f"{gap['width']:.4f}", words))
     return shown
 
 
@@ -159,11 +174,3 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     )
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)

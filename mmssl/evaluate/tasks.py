@@ -1,15 +1,16 @@
 """The tasks by name: what each measures on a data set and what it leaves in its folder."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from mmssl.distributed import Processes
 from mmssl.evaluate import (
+    associations,
+    corrupted_picture,
+    corruptions,
+    fine_tune,
     geometry,
     knn,
     metrics,
@@ -23,8 +24,9 @@ from mmssl.evaluate import (
 )
 from mmssl.evaluate.classification import Classification, judge, list_length
 from mmssl.evaluate.datasets import Dataset, captions_of, label_of, labels_of
-from mmssl.evaluate.embed import Encoder, Pictures, Progress, embed_texts
+from mmssl.evaluate.embed import embed_texts
 from mmssl.evaluate.interval import Interval, bootstrap
+from mmssl.evaluate.job import Job, Task, with_training
 from mmssl.evaluate.tables import Metrics
 from mmssl.types import Sample, UserError
 
@@ -32,37 +34,6 @@ SEEDS = 5
 """Random draws of training samples in few-shot classification."""
 HELD_OUT = 0.2
 """Share of the training samples on which the linear probe chooses its regularisation."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One task on one data set, its pictures already encoded."""
-
-    encoder: Encoder
-    name: str
-    dataset: Dataset
-    embedded: Pictures
-    training: Callable[[], Pictures]
-    """The encoded pictures of the training split. Raises UserError where there is none."""
-    folder: Path | None
-    """Where tables and pictures go. None: nowhere."""
-    draw: bool
-    """Whether to draw pictures too."""
-    slice_by: Sequence[str]
-    """Metadata fields to break accuracies down by."""
-    batch_size: int
-    logit_scale: float | None
-    processes: Processes
-    progress: Progress | None
-
-
-@dataclass(frozen=True)
-class Task:
-    """A way to measure."""
-
-    run: Callable[[Job], Metrics]
-    check: Callable[[Dataset, Sample], Any]
-    """Raises UserError for a sample that lacks what the task needs, before it is encoded."""
 
 
 def _zero_shot(job: Job) -> Metrics:
@@ -161,14 +132,56 @@ def _geometry(job: Job) -> Metrics:
     return geometry.geometry(job.embedded.features, features) | {"samples": len(texts)}
 
 
+def _corruptions(job: Job) -> Metrics:
+    """The picture shows one sample under everything, with the accuracies."""
+    found, shown = corruptions.evaluate(job)
+    if job.folder is not None:
+        corruptions.write_table(job.folder / "corruptions.csv", found)
+        if job.draw:
+            corrupted_picture.draw(job.folder / "corruptions.png", job.name, shown, found)
+    return found.metrics | _listed(found.intervals)
+
+
+def _fine_tune(job: Job) -> Metrics:
+    found = fine_tune.evaluate(job)
+    if job.folder is not None:
+        fine_tune.write_table(job.folder / "alphas.csv", found)
+    return found.metrics | _listed(found.intervals)
+
+
+def _associations(job: Job) -> Metrics:
+    """Which of the neutral class names is seen in the pictures of each group."""
+    names = job.dataset.classnames
+    assert names is not None
+    templates = job.dataset.templates if job.dataset.templates is not None else zero_shot.DEFAULT_TEMPLATES
+    weights = zero_shot.class_weights(
+        job.encoder,
+        names,
+        templates,
+        batch_size=job.batch_size,
+        processes=job.processes,
+        progress=job.progress,
+    )
+    predictions = metrics.top_k(job.embedded.features, weights, 1).first.tolist()
+    groups = {field: slices.groups_of(job.embedded.samples, field) for field in job.dataset.slice_by}
+    found = associations.audit(predictions, names, groups)
+    if job.folder is not None:
+        associations.write_table(job.folder / "associations.csv", found)
+    gaps = {f"{a.field}: {a.classname}": None if a.gap is None else vars(a.gap) for a in found}
+    counts = {"classes": len(names), "samples": len(predictions), "real_gaps": len(associations.real_gaps(found))}
+    return counts | {"gaps": gaps, "note": associations.NOTE}
+
+
 def _classification(job: Job, found: Classification, scores: Callable[[Tensor], Tensor], probable: bool) -> Metrics:
     correct = (found.predictions == found.labels).numpy()
-    groups = {field: slices.groups_of(job.embedded.samples, field) for field in job.slice_by}
+    groups = {field: slices.groups_of(job.embedded.samples, field) for field in job.dataset.slice_by}
     by_field = {field: slices.slice_by(correct, values) for field, values in groups.items()}
     if job.folder is not None:
         tables.write_per_class(job.folder / "per_class.csv", found.per_class)
         tables.write_confusions(job.folder / "confusions.csv", found.confusions, found.classnames)
         tables.write_predictions(job.folder / "predictions.csv", job.embedded.samples, found)
+        if found.calibration:
+            tables.write_calibration(job.folder / "calibration.csv", found.calibration)
         if by_field:
             tables.write_slices(job.folder / "slices.csv", by_field)
         if job.draw:
@@ -196,14 +209,21 @@ def _caption(dataset: Dataset, sample: Sample) -> None:
     captions_of(sample)
 
 
+def _any_sample(dataset: Dataset, sample: Sample) -> None:
+    """Every sample will do."""
+
+
 TASKS: dict[str, Task] = {
     "zero_shot": Task(_zero_shot, label_of),
     "retrieval": Task(_retrieval, _caption),
     "multilabel": Task(_multilabel, multilabel.labels_of_sample),
-    "linear_probe": Task(_linear_probe, label_of),
-    "few_shot": Task(_few_shot, label_of),
-    "knn": Task(_knn, label_of),
+    "linear_probe": Task(_linear_probe, label_of, with_training),
+    "few_shot": Task(_few_shot, label_of, with_training),
+    "knn": Task(_knn, label_of, with_training),
     "geometry": Task(_geometry, _caption),
+    "corruptions": Task(_corruptions, label_of, corruptions.installed),
+    "fine_tune": Task(_fine_tune, label_of, with_training),
+    "associations": Task(_associations, _any_sample, associations.ready),
 }
 """What can be measured, by name."""
 

@@ -1,5 +1,6 @@
 """The dual encoder: two towers, their projections to a shared space, and the temperature."""
 
+import copy
 import math
 
 import torch
@@ -59,6 +60,20 @@ class DualEncoder(nn.Module):
     def clamp_temperature(self) -> None:
         """Keep the logit scale within [1, max_logit_scale]; called after each update (CLIP, section 2.5)."""
         self.log_logit_scale.clamp_(0, self.max_log_logit_scale)
+
+
+class ImageEncoder(nn.Module):
+    """A copy of the half of a dual encoder that sees pictures, all of it trainable."""
+
+    def __init__(self, encoder: DualEncoder) -> None:
+        super().__init__()
+        self.vision = copy.deepcopy(encoder.vision)
+        self.projection = copy.deepcopy(encoder.image_projection)
+        self.requires_grad_(True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, S, S] -> unit vectors [B, embed_dim] in float32."""
+        return F.normalize(self.projection(self.vision(images).pooled).float(), dim=-1)
 
 
 def build_dual_encoder(config: ModelConfig, vocab_size: int, pad_id: int) -> DualEncoder:

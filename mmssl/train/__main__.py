@@ -10,4 +10,4 @@ if __name__ == "__main__":
     if count is None:
         main(["train", *sys.argv[1:]])
     else:
-        start(count, sys.argv[1:])
+        start(count, "mmssl.train", sys.argv[1:])

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from mmssl.config import Config
 from mmssl.distributed import Processes
 from mmssl.evaluate import suite
+from mmssl.evaluate.datasets import open_dataset
 from mmssl.evaluate.tables import Metrics
 from mmssl.model import MMSSL
 from mmssl.train.state import RunState
@@ -30,7 +31,10 @@ class Judge:
         results: dict[str, Metrics] = {}
         if not suites:
             return results
-        datasets = {name: (entry.data, entry.task) for name, entry in suites.items()}
+        datasets = {
+            name: (open_dataset(entry.data, name=name, slice_by=entry.slice_by), entry.task)
+            for name, entry in suites.items()
+        }
         results = suite.run(
             model,
             datasets,

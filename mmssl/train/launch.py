@@ -30,16 +30,16 @@ def missing_processes() -> int | None:
     count = _asked_for(parent.cmdline() if parent is not None else [])
     if count is None:
         raise UserError(
-            "accelerate launch --cpu starts one process only; use: torchrun --nproc_per_node N -m mmssl.train CONFIG"
+            "accelerate launch --cpu starts one process only; use: torchrun --nproc_per_node N -m mmssl train CONFIG"
         )
     return count
 
 
-def start(count: int, arguments: Sequence[str]) -> None:
-    """Run `python -m mmssl.train ARGUMENTS` as `count` processes on this machine; exits with the first
+def start(count: int, module: str, arguments: Sequence[str]) -> None:
+    """Run `python -m MODULE ARGUMENTS` as `count` processes on this machine; exits with the first
     failure's code."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
-    command = ["--standalone", "--nproc_per_node", str(count), "-m", "mmssl.train", *arguments]
+    command = ["--standalone", "--nproc_per_node", str(count), "-m", module, *arguments]
     try:
         torch.distributed.run.main(command)
     except torch.distributed.elastic.multiprocessing.errors.ChildFailedError as error:

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as oracle
+from sklearn.calibration import calibration_curve
 
 from mmssl.evaluate import metrics
 
@@ -113,6 +114,21 @@ def test_calibration_error_of_random_confidences_is_a_loop_over_bins() -> None:
             gap = correct[inside].double().mean() - confidence[inside].double().mean()
             expected += float(gap.abs()) * int(inside.sum()) / 500
     assert metrics.expected_calibration_error(confidence, correct, bins=10) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("bins", [4, 15])
+def test_reliability_is_scikit_learns_calibration_curve(bins: int) -> None:
+    """Accuracy and mean confidence of each bin are scikit-learn's; their weighted gaps are the calibration error."""
+    g = torch.Generator().manual_seed(5)
+    confidence = torch.rand(300, generator=g).double()
+    correct = torch.rand(300, generator=g) < confidence.sqrt()
+    found = metrics.reliability(confidence, correct, bins)
+    accuracy, sure = calibration_curve(correct.numpy(), confidence.numpy(), n_bins=bins)
+    np.testing.assert_allclose([b.accuracy for b in found], accuracy, atol=1e-12)
+    np.testing.assert_allclose([b.confidence for b in found], sure, atol=1e-12)
+    assert sum(b.samples for b in found) == 300
+    error = sum(abs(b.accuracy - b.confidence) * b.samples for b in found) / 300
+    assert metrics.expected_calibration_error(confidence, correct, bins) == pytest.approx(error, abs=1e-12)
 
 
 def test_average_precision_equals_scikit_learn() -> None:

@@ -208,7 +208,7 @@ def test_every_figure_is_shown_with_its_interval() -> None:
     gap = {"best": "a", "worst": "b", "width": 0.25, "p_value": 0.001}
     metrics = {"acc1": 0.5, "samples": 1200, "intervals": {"acc1": [0.4, 0.6]}, "gaps": {"style": gap, "size": None}}
     assert format_figures(metrics) == [
-        ("acc1", "0.5000  (0.4000 to 0.6000)"),
-        ("samples", "1,200"),
-        ("gap by style", "0.2500 from b to a (p = 0.001)"),
+        ("acc1", "0.5000", "0.4000 to 0.6000"),
+        ("samples", "1,200", ""),
+        ("gap by style", "0.2500", "p = 0.001, from b to a"),
     ]

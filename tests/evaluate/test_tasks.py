@@ -83,10 +83,9 @@ def test_geometry_of_pairs(captioned: Path) -> None:
 
 def test_slices_of_a_classification(trained: Path, tmp_path: Path) -> None:
     """Accuracies by a metadata field go to slices.csv and the widest gap to the figures."""
-    data = open_dataset(str(trained / "train" / "*.tar"), classnames=trained / "classnames.txt")
-    found = suite.run(ToyEncoder(noise=4.0), {"n": (data, "zero_shot")}, tmp_path, slice_by=["style"], draw=False)[
-        "n/zero_shot"
-    ]
+    shards = str(trained / "train" / "*.tar")
+    data = open_dataset(shards, classnames=trained / "classnames.txt", slice_by=["style"])
+    found = suite.run(ToyEncoder(noise=4.0), {"n": (data, "zero_shot")}, tmp_path, draw=False)["n/zero_shot"]
     text = (tmp_path / "n" / "zero_shot" / "slices.csv").read_text()
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [(row["field"], row["samples"]) for row in rows] == [("style", "14")] * 2

@@ -1,0 +1,260 @@
+"""`mmssl eval`: the verb, and how figures are printed."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mmssl.types import UserError
+
+if TYPE_CHECKING:
+    from mmssl.distributed import Processes
+    from mmssl.evaluate.cache import FeatureCache
+    from mmssl.evaluate.datasets import Dataset
+    from mmssl.evaluate.tables import Metrics
+    from mmssl.model import MMSSL
+
+Data = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DATA...",
+        help="Data sets: folders in CLIP_benchmark's WebDataset layout, folders of such, patterns of shards.",
+    ),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        help="What to measure; repeat, or separate by commas: zero_shot, retrieval, multilabel, linear_probe, "
+        "few_shot, knn, geometry, corruptions, fine_tune, associations. Default: what each data set is made for.",
+    ),
+]
+Classnames = Annotated[
+    str | None, typer.Option(help="File of class names, one a line, or 'imagenet', instead of the data set's own.")
+]
+Templates = Annotated[
+    str | None,
+    typer.Option(help="File of prompt templates with {c}, or 'openai-imagenet', instead of the data set's own."),
+]
+Label = Annotated[str | None, typer.Option(help="JSON field that holds the class, for shards without .cls members.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that keeps the pictures' features for the next evaluation of the same model and shards. "
+        "Default: mmssl/features in $XDG_CACHE_HOME, or in ~/.cache."
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither keep features nor use kept ones.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures or captions a forward pass.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run or a model folder.")],
+    data: Data,
+    task: Tasks = None,
+    slice_by: Annotated[
+        list[str] | None,
+        typer.Option(help="Metadata field (an entry of the JSON member) to break accuracies down by; repeat."),
+    ] = None,
+    classnames: Classnames = None,
+    templates: Templates = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(help="Judge with classnames.LANGUAGE.txt and the templates of that language; repeat."),
+    ] = None,
+    label: Label = None,
+    shift: Annotated[
+        list[str] | None,
+        typer.Option(help="A:B, two data sets with the same classes: the drop of the accuracy from A to B; repeat."),
+    ] = None,
+    json_file: JsonFile = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for tables and pictures.")] = None,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    batch_size: BatchSize = 256,
+    device: Device = None,
+) -> None:
+    """Judge a model on data sets; what each task measures is told in docs/evaluation.md.
+
+    On many processes, which share the pictures: torchrun --nproc_per_node N -m mmssl eval MODEL DATA..., or
+    accelerate launch --num_processes N -m mmssl eval MODEL DATA...
+    """
+    from mmssl.distributed import joined
+    from mmssl.evaluate import shift as shifted
+    from mmssl.evaluate import suite
+
+    datasets = find(
+        data, languages=language, classnames=classnames, templates=templates, label=label, slice_by=slice_by or ()
+    )
+    plan = {name: (dataset, tasks_of(dataset, task)) for name, dataset in datasets.items()}
+    pairs = shifted.pairs(shift or (), datasets)
+    if out is not None:
+        make_folder(out)
+    with joined() as processes:
+        judged = load_on(model, device)
+        with progress_bar(sum(len(tasks) for _, tasks in plan.values()), processes) as (tell, tick):
+            results = suite.run(
+                judged,
+                plan,
+                out,
+                batch_size=batch_size,
+                logit_scale=judged.logit_scale,
+                cache=None if no_cache else cache_of(judged, cache),
+                processes=processes,
+                progress=tell,
+                finished=lambda name, figures: tick(),
+            )
+        if processes.rank == 0:
+            results |= shifted.shifts(results, pairs)
+            print_results(results)
+            if json_file is not None:
+                write_json(json_file, results)
+
+
+def find(
+    data: Sequence[str],
+    *,
+    languages: Sequence[str] | None = None,
+    classnames: str | None = None,
+    templates: str | None = None,
+    label: str | None = None,
+    slice_by: Sequence[str] = (),
+) -> "dict[str, Dataset]":
+    """The data sets that are named on the command line, by their names.
+
+    Raises:
+        UserError: there is none, a file beside them is missing or wrong, or two have one name.
+    """
+    from mmssl.evaluate.datasets import find_datasets, open_dataset
+
+    datasets: dict[str, Dataset] = {}
+    for spec in data:
+        for name, place in find_datasets(spec).items() if Path(spec).is_dir() else [(None, spec)]:
+            for language in languages or (None,):
+                dataset = open_dataset(
+                    place,
+                    name=name,
+                    classnames=classnames,
+                    templates=templates,
+                    label=label,
+                    slice_by=slice_by,
+                    language=language,
+                )
+                if dataset.name in datasets:
+                    raise UserError(f"two data sets are named {dataset.name!r}; judge them by two commands")
+                datasets[dataset.name] = dataset
+    return datasets
+
+
+def tasks_of(dataset: "Dataset", given: Sequence[str] | None) -> list[str]:
+    """The tasks that were asked for, each once, or what the data set is made for.
+
+    Raises:
+        UserError: one is unknown, or the data set lacks what it needs.
+    """
+    from mmssl.evaluate.suite import default_task
+    from mmssl.evaluate.tasks import known
+
+    words = [word.strip() for words in given or [] for word in words.split(",")]
+    tasks = list(dict.fromkeys(words)) or [default_task(dataset)]
+    for task in tasks:
+        known(dataset.name, task).ready(dataset)
+    return tasks
+
+
+def load_on(model: str, device: str | None) -> "MMSSL":
+    """A model on the device that was asked for; without one, on this process's GPU, if there is any.
+
+    Raises:
+        UserError: there is no such model or device.
+    """
+    import torch
+
+    from mmssl.model import load
+
+    if device is None:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        return load(model).to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def cache_of(model: "MMSSL", folder: Path | None) -> "FeatureCache":
+    """Where the features of a model are kept.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    from mmssl.evaluate.cache import FeatureCache, default_folder
+
+    place = default_folder() if folder is None else folder
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--cache {place} cannot be written: {error.strerror}; give another, or --no-cache") from None
+    return FeatureCache(place, model.fingerprint())
+
+
+def make_folder(out: Path) -> None:
+    """Make a folder for results.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}; pick another folder") from None
+
+
+def write_json(path: Path, tree: object) -> None:
+    """Write figures.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(tree, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+@contextmanager
+def progress_bar(total: int, processes: "Processes") -> Iterator[tuple[Callable[[str, int], None], Callable[[], None]]]:
+    """A bar over the evaluations on rank 0: what to call with what is done within one, and after each."""
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("evaluations"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=processes.rank != 0) as bar:
+        line = bar.add_task("starting", total=total)
+        yield lambda what, done: bar.update(line, description=f"{what} {done:,}"), lambda: bar.advance(line)
+
+
+def print_results(results: "Mapping[str, Metrics]") -> None:
+    """One row a figure, with its bootstrap interval where there is one."""
+    from mmssl.evaluate.tables import format_figures
+
+    if not results:
+        return
+    table = Table("data set / task", "figure", "value", "95 % interval")
+    for name, figures in results.items():
+        for place, row in enumerate(format_figures(figures)):
+            table.add_row(name if place == 0 else "", *row)
+    Console().print(table)
+    for name, figures in results.items():
+        if "note" in figures:
+            Console().print(f"{name}: {figures['note']}")

@@ -1,0 +1,204 @@
+"""Zero-shot accuracy on corrupted pictures: the 15 common corruptions of ImageNet-C at 5 severities.
+
+Hendrycks & Dietterich 2019. As there, pictures are first brought to 224 pixels, so that a severity means the same for
+every picture and every model. The corruptions are those of the imagecorruptions library; a picture's randomness is
+keyed by its content, so it looks the same in every evaluation."""
+
+import hashlib
+import io
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from mmssl.data.decode import Pixels
+from mmssl.data.sample import BadSample
+from mmssl.data.views import EvalView
+from mmssl.evaluate import zero_shot
+from mmssl.evaluate.datasets import Dataset, labels_of, read
+from mmssl.evaluate.embed import Encoder
+from mmssl.evaluate.interval import Interval, Rows, bootstrap
+from mmssl.evaluate.job import Job
+from mmssl.evaluate.tables import write_csv
+from mmssl.rng import generator, torch_seed
+from mmssl.types import Sample, UserError
+
+CORRUPTIONS = (
+    *("gaussian_noise", "shot_noise", "impulse_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+)
+"""Noise, blur, weather and digital, in the paper's order."""
+SEVERITIES = (1, 2, 3, 4, 5)
+SIDE = 224
+"""Pixels of the pictures that are corrupted."""
+PICTURES = 1000
+"""So many pictures at most, drawn at random, for each is encoded 76 times."""
+_SEEDED = ("impulse_noise", "glass_blur")
+"""Those that take a seed; the others draw from NumPy's global generator."""
+_GLOBAL_GENERATOR = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Zero-shot accuracy of N pictures, clean and under every corruption."""
+
+    metrics: dict[str, float]
+    """`acc1_clean`, `acc1_corrupted` (mean over corruptions and severities), `acc1_kept` (the second as a fraction of
+    the first), `acc1_NAME` of a corruption, `acc1_severityK`, and `samples` N."""
+    intervals: dict[str, Interval]
+    """95 % bootstrap intervals, over pictures."""
+    accuracies: NDArray[np.float64]
+    """[15, 5], in the order of `CORRUPTIONS` and `SEVERITIES`."""
+    low: NDArray[np.float64]
+    """Lower ends of their intervals, [15, 5]."""
+    high: NDArray[np.float64]
+
+
+def corrupt(pixels: Pixels, name: str, severity: int, seed: int) -> Pixels:
+    """One picture under a corruption, uint8 [H, W, 3] of at least 32 pixels a side; the seed fixes its randomness."""
+    import imagecorruptions
+
+    options = {"seed": seed} if name in _SEEDED else {}
+    with _GLOBAL_GENERATOR:
+        state = np.random.get_state()
+        np.random.seed(seed)
+        try:
+            changed: Pixels = imagecorruptions.corrupt(pixels, severity, name, **options)
+        finally:
+            np.random.set_state(state)
+    return changed
+
+
+def corrupted(image: bytes, name: str, severity: int) -> Pixels:
+    """What is shown of an uncompressed picture; its content fixes the randomness."""
+    content = hashlib.blake2b(image, digest_size=16).hexdigest()
+    seed = torch_seed("corruption", name, severity, content) % 2**32
+    return corrupt(np.asarray(Image.open(io.BytesIO(image))), name, severity, seed)
+
+
+def installed(dataset: Dataset) -> None:
+    """Whether the library of corruptions is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if find_spec("imagecorruptions") is None:
+        raise UserError(
+            f"task 'corruptions' of data set {dataset.name!r} needs the library imagecorruptions: "
+            "pip install 'mmssl[corruptions]'"
+        )
+
+
+class CorruptedPictures:
+    """An encoder that sees every picture under a corruption."""
+
+    def __init__(self, encoder: Encoder, name: str, severity: int) -> None:
+        self._encoder = encoder
+        self._name = name
+        self._severity = severity
+
+    def encode_image(self, images: Sequence[bytes]) -> Tensor:
+        """Uncompressed pictures -> features of their corrupted versions [N, D]."""
+        return self._encoder.encode_image([bitmap(corrupted(image, self._name, self._severity)) for image in images])
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """As the encoder."""
+        return self._encoder.encode_text(texts)
+
+
+def evaluate(job: Job) -> tuple[Robustness, Sample]:
+    """Classify the pictures of a data set under each corruption, and one of them, uncompressed, to show.
+
+    Raises:
+        UserError: labels and class names do not fit.
+    """
+    samples = chosen(job)
+    names, labels = labels_of(job.dataset, samples)
+    templates = job.dataset.templates if job.dataset.templates is not None else zero_shot.DEFAULT_TEMPLATES
+    weights = zero_shot.class_weights(
+        job.encoder, names, templates, batch_size=job.batch_size, processes=job.processes, progress=job.progress
+    )
+
+    def right(encoder: Encoder, what: str) -> NDArray[np.bool_]:
+        features = job.embed(encoder, samples, what).features
+        hits: NDArray[np.bool_] = ((features @ weights.T).argmax(1) == labels).numpy()
+        return hits
+
+    clean = right(job.encoder, f"{SIDE} pixels")
+    under = np.stack(
+        [
+            [right(CorruptedPictures(job.encoder, name, severity), f"{name} {severity}") for severity in SEVERITIES]
+            for name in CORRUPTIONS
+        ]
+    )
+    return judge(clean, under), samples[0]
+
+
+def judge(clean: NDArray[np.bool_], under: NDArray[np.bool_]) -> Robustness:
+    """Whether each picture is right, [N], and right under each corruption, [15, 5, N]."""
+    flat = under.reshape(-1, under.shape[-1])
+
+    def figures(rows: Rows) -> dict[str, float]:
+        rates = under[:, :, rows].mean(axis=2)
+        found = {"acc1_clean": float(clean[rows].mean()), "acc1_corrupted": float(rates.mean())}
+        if clean.any():
+            # A resample may have nothing right.
+            found["acc1_kept"] = found["acc1_corrupted"] / found["acc1_clean"] if found["acc1_clean"] > 0 else np.nan
+        found |= {f"acc1_{name}": float(rate) for name, rate in zip(CORRUPTIONS, rates.mean(axis=1), strict=True)}
+        return found | {
+            f"acc1_severity{k}": float(rate) for k, rate in zip(SEVERITIES, rates.mean(axis=0), strict=True)
+        }
+
+    def cells(rows: Rows) -> dict[str, float]:
+        return {str(i): float(rate) for i, rate in enumerate(flat[:, rows].mean(axis=1))}
+
+    ends = np.array(list(bootstrap(cells, len(clean)).values())).reshape(*under.shape[:2], 2)
+    return Robustness(
+        metrics=figures(np.arange(len(clean))) | {"samples": len(clean)},
+        intervals=bootstrap(figures, len(clean)),
+        accuracies=under.mean(axis=2),
+        low=ends[:, :, 0],
+        high=ends[:, :, 1],
+    )
+
+
+def chosen(job: Job) -> list[Sample]:
+    """The pictures to corrupt, of 224 pixels and uncompressed, in the order of the data set."""
+    usable = [sample.id for sample in job.embedded.samples]
+    if len(usable) > PICTURES:
+        usable = generator(0, "corruptions").choice(usable, PICTURES, replace=False).tolist()
+    wanted, view = set(usable), EvalView(SIDE)
+    return [
+        replace(sample, image=bitmap(view(sample.image).movedim(0, -1).numpy()))
+        for sample in read(job.dataset, _reported_before)
+        if sample.id in wanted
+    ]
+
+
+def write_table(path: Path, found: Robustness) -> None:
+    """corruption, severity, accuracy and its interval."""
+    rows = (
+        (name, severity, found.accuracies[i, j], found.low[i, j], found.high[i, j])
+        for i, name in enumerate(CORRUPTIONS)
+        for j, severity in enumerate(SEVERITIES)
+    )
+    write_csv(path, ("corruption", "severity", "acc1", "low", "high"), rows)
+
+
+def bitmap(pixels: Pixels) -> bytes:
+    """A picture as an uncompressed file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "BMP")
+    return file.getvalue()
+
+
+def _reported_before(bad: BadSample) -> None:
+    """Bad samples were kept when the pictures were encoded."""

@@ -1,0 +1,149 @@
+"""Fine-tuning and the weights between zero-shot and fine-tuned."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmssl.evaluate import fine_tune, suite
+from mmssl.evaluate.fine_tune import ALPHAS, EPOCHS, Classifier, mixed, train
+from mmssl.rng import torch_generator
+from mmssl.types import UserError
+from tests.evaluate.toy import pack
+
+
+class Tower(nn.Module):
+    """A picture's mean colour through two layers to a unit vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.BatchNorm1d(32), nn.Linear(32, 8))
+        with torch.no_grad():
+            for parameter in self.layers.parameters():
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=torch_generator(str(parameter.shape))))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return F.normalize(self.layers(pictures.float().mean((2, 3)) / 255), dim=-1)
+
+
+class Colours:
+    """An encoder that can be trained; its words are random directions, so zero-shot is near chance."""
+
+    logit_scale = 20.0
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.tower = Tower().eval()
+
+    def render(self, picture: bytes) -> Tensor:
+        return torch.tensor(list(Image.open(io.BytesIO(picture)).resize((1, 1)).getpixel((0, 0)))).byte()[:, None, None]
+
+    def encode_rendered(self, pictures: Tensor) -> Tensor:
+        features: Tensor = self.tower(pictures)
+        return features
+
+    def encode_image(self, images: Sequence[bytes]) -> Tensor:
+        return self.encode_rendered(torch.stack([self.render(image) for image in images]))
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        return F.normalize(torch.stack([torch.randn(8, generator=torch_generator(text)) for text in texts]), dim=-1)
+
+    def image_module(self) -> nn.Module:
+        copy = Tower()
+        copy.load_state_dict(self.tower.state_dict())
+        return copy
+
+
+def painted(colour: tuple[int, int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """Red, green and blue pictures of many shades: 60 to train on, 36 to judge."""
+    home = tmp_path / "colours"
+    for split, count in (("train", 60), ("test", 36)):
+        records = []
+        for i in range(count):
+            shade = [20 + 3 * (i % 17), 30 + i % 23, 25 + i % 11]
+            shade[i % 3] = 255 - i
+            records.append({"png": painted((shade[0], shade[1], shade[2])), "cls": i % 3})
+        pack(home / split / "0.tar", records)
+        (home / split / "nshards.txt").write_text("1")
+    (home / "classnames.txt").write_text("red\ngreen\nblue\n")
+    return home
+
+
+def test_the_ends_are_the_two_models(colours: Path, tmp_path: Path) -> None:
+    """Alpha 0 is the zero-shot task exactly; fine-tuning on separable colours is better; the table agrees."""
+    results = suite.run(Colours(), {"c": (colours, ["zero_shot", "fine_tune"])}, tmp_path / "out", draw=False)
+    found = results["c/fine_tune"]
+    assert found["acc1@0"] == results["c/zero_shot"]["acc1"]
+    assert found["acc1@1"] > found["acc1@0"] + 0.2
+    assert (found["shots"], found["train_samples"], found["classes"], found["samples"]) == (16, 48, 3, 36)
+    for alpha in ALPHAS:
+        low, high = found["intervals"][f"acc1@{alpha:g}"]
+        assert low <= found[f"acc1@{alpha:g}"] <= high
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "c" / "fine_tune" / "alphas.csv").read_text())))
+    assert [float(row["alpha"]) for row in rows] == list(ALPHAS)
+    assert [float(row["acc1"]) for row in rows] == [found[f"acc1@{alpha:g}"] for alpha in ALPHAS]
+    assert suite.run(Colours(), {"c": (colours, "fine_tune")})["c/fine_tune"] == found
+
+
+def test_the_model_is_left_as_it_was(colours: Path) -> None:
+    """A copy is trained; the encoder's own weights keep every bit."""
+    encoder = Colours()
+    before = {name: value.clone() for name, value in encoder.tower.state_dict().items()}
+    suite.run(encoder, {"c": (colours, "fine_tune")})
+    assert all(torch.equal(value, before[name]) for name, value in encoder.tower.state_dict().items())
+
+
+def test_mixing_is_exact_at_the_ends() -> None:
+    """Alpha 0 and 1 give the weights of either end to the bit, 1/2 their mean; counters stay."""
+    start, end = Tower().state_dict(), {n: torch.randn_like(w.float()) for n, w in Tower().state_dict().items()}
+    assert all(torch.equal(w, start[n]) for n, w in mixed(start, end, 0.0).items())
+    whole = mixed(start, end, 1.0)
+    assert all(torch.equal(w, end[n]) for n, w in whole.items() if w.is_floating_point())
+    assert torch.equal(whole["layers.2.num_batches_tracked"], start["layers.2.num_batches_tracked"])
+    torch.testing.assert_close(
+        mixed(start, end, 0.5)["layers.0.bias"], (start["layers.0.bias"] + end["layers.0.bias"]) / 2
+    )
+
+
+def test_training_is_adamw_on_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one batch a step, the weights are those of torch's AdamW driven by hand; batch norms keep statistics."""
+    monkeypatch.setattr(fine_tune, "STEPS", 1)
+    generator = torch_generator("pictures")
+    pictures = torch.randint(0, 256, (20, 3, 4, 4), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 3, (20,), generator=generator)
+    head = torch.randn(3, 8, generator=generator)
+    model, expected = Classifier(Tower(), head).eval(), Classifier(Tower(), head).eval()
+    train(model, pictures, labels, lr=1e-2, scale=5.0)
+    optimizer = torch.optim.AdamW(expected.parameters(), lr=1e-2, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
+    for _ in range(EPOCHS):
+        optimizer.zero_grad()
+        F.cross_entropy(5.0 * F.normalize(expected.tower(pictures), dim=-1) @ expected.head.T, labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, expected.state_dict()[name], rtol=1e-4, atol=1e-5)
+    assert torch.equal(model.state_dict()["tower.layers.2.running_mean"], torch.zeros(32))
+
+
+def test_an_encoder_without_weights_is_refused(colours: Path) -> None:
+    """An encoder that gives no module to train is told so."""
+
+    class Frozen(Colours):
+        image_module = None  # type: ignore[assignment]
+
+    with pytest.raises(UserError, match="trains the model's picture tower"):
+        suite.run(Frozen(), {"c": (colours, "fine_tune")})

@@ -12,6 +12,7 @@ from mmssl.cli_ablate import ablate
 from mmssl.cli_bench import bench_app
 from mmssl.cli_compare import compare
 from mmssl.cli_eval import evaluate, print_results
+from mmssl.cli_report import add_reports
 from mmssl.cli_shards import shards_app
 from mmssl.config import load_config
 from mmssl.types import UserError
@@ -29,6 +30,7 @@ app.command()(compare)
 app.command()(ablate)
 app.add_typer(shards_app, name="shards")
 app.add_typer(bench_app, name="bench")
+add_reports(app, bench_app)
 
 Overrides = Annotated[
     list[str] | None,

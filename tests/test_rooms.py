@@ -15,9 +15,9 @@ LAYERS = {
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("objectives", "evaluate"), 3),
     **dict.fromkeys(("build", "model", "__init__"), 4),
-    **dict.fromkeys(("train", "bench", "cost", "describe"), 5),
+    **dict.fromkeys(("train", "bench", "cost", "describe", "explain", "report"), 5),
     **dict.fromkeys(("ablate", "cli", "cli_ablate", "cli_bench", "cli_compare", "cli_eval"), 6),
-    **dict.fromkeys(("cli_shards", "__main__"), 6),
+    **dict.fromkeys(("cli_report", "cli_shards", "__main__"), 6),
 }
 STRANGERS = [{"data", "models"}, {"objectives", "evaluate"}]
 OWNERS = {
@@ -27,7 +27,8 @@ OWNERS = {
     "transformers": ("models/text.py", "data/tokens.py", "train/start.py"),
     "webdataset": ("data/",),
     "yaml": ("config.py",),
-    "matplotlib": ("evaluate/", "data/", "ablate/picture.py"),
+    "matplotlib": ("evaluate/", "data/", "ablate/picture.py", "explain/picture.py"),
+    "jinja2": ("report/",),
     "torch.distributed": ("distributed.py", "peers.py", "train/launch.py", "train/shard.py"),
     "pickle": (),
 }

@@ -20,11 +20,13 @@ from mmssl.models.batch_norm import synchronize_batch_norm
 from mmssl.objectives.base import Inputs
 from mmssl.objectives.mixer import weight_at
 from mmssl.peers import Watch, lost_peers_as_errors
+from mmssl.report.card import write_card
 from mmssl.rng import torch_seed
 from mmssl.train import state
 from mmssl.train.balance import Balance
 from mmssl.train.checkpoint import load_model_state, newest_checkpoint, step_of
 from mmssl.train.ema import Ema
+from mmssl.train.environment import record_start
 from mmssl.train.fit import fitting_micro_batch
 from mmssl.train.influence import influence
 from mmssl.train.judge import Judge
@@ -76,6 +78,8 @@ class Engine:
             self._resume(rewound)
         if self.main:
             claim(config, resume)
+            fingerprint = str(self.stream.state_dict()["fingerprint"])
+            record_start(config.run_dir, self.run_state.step, self.processes.world, fingerprint)
             self._keep_tokenizer()
         self.processes.barrier()
         self.accelerator.init_trackers("tensorboard", init_kwargs=tracker_options(self.run_state.step))
@@ -178,6 +182,7 @@ class Engine:
         if self.main:
             model.save(run / "model")
             write_json(run / "results.json", results)
+            write_card(run)
         return results
 
     def _open_logs(self) -> dict[str, StepLog]:

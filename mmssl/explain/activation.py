@@ -1,0 +1,92 @@
+"""Grad-CAM (Selvaraju et al. 2017) at any stage of a convolutional or window tower."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.types import UserError
+
+LEAST_SIDE = 7
+"""The deepest stage with so many places a side is looked at: the last one of usual towers at 224 px."""
+
+
+class Stage(NamedTuple):
+    """Activations of one stage and the gradient of the similarity with respect to them, both [B, C, h, w]."""
+
+    values: Tensor
+    gradients: Tensor
+
+
+def gradcam(encoder: DualEncoder, pictures: Tensor, texts: Tensor, least_side: int = LEAST_SIDE) -> Tensor:
+    """Grad-CAM: channels weighted by their mean gradient, added up, negative places left out (eq. 1 and 2), [B, h, w].
+
+    Args:
+        pictures: uint8 [B, 3, S, S].
+        texts: unit vectors [B, D].
+        least_side: places a side that the stage has at least; the finest stage where none has so many.
+
+    Raises:
+        UserError: the tower tells no stages.
+    """
+    stage = activations(encoder, pictures, texts, least_side)
+    weights = stage.gradients.mean((2, 3), keepdim=True)
+    return (weights * stage.values).sum(1).clamp(min=0)
+
+
+def hirescam(encoder: DualEncoder, pictures: Tensor, texts: Tensor, least_side: int = LEAST_SIDE) -> Tensor:
+    """HiResCAM (Draelos and Carin 2020): as `gradcam`, but each place is weighted by its own gradient, which keeps
+    where it matters. The same arguments and errors."""
+    stage = activations(encoder, pictures, texts, least_side)
+    return (stage.gradients * stage.values).sum(1).clamp(min=0)
+
+
+def activations(encoder: DualEncoder, pictures: Tensor, texts: Tensor, least_side: int) -> Stage:
+    """The deepest stage with at least `least_side` places a side, for the similarity of each picture and its text.
+
+    Raises:
+        UserError: the tower tells no stages.
+    """
+    stages = _stages(encoder.vision.trunk)
+    seen: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+        seen[module] = output
+        # What follows may work in place.
+        return output.clone()
+
+    handles = [module.register_forward_hook(keep) for module in stages]
+    try:
+        with torch.enable_grad():
+            score = (encoder.encode_image(pictures.float().requires_grad_()) * texts).sum()
+    finally:
+        for handle in handles:
+            handle.remove()
+    maps = {module: _channels_first(seen[module], channels) for module, channels in stages.items()}
+    fits = [module for module, output in maps.items() if min(output.shape[2:]) >= least_side]
+    chosen = fits[-1] if fits else next(iter(maps))
+    gradients = torch.autograd.grad(score, seen[chosen])[0]
+    return Stage(maps[chosen].detach(), _channels_first(gradients, stages[chosen]).detach())
+
+
+def has_stages(trunk: nn.Module) -> bool:
+    """Whether Grad-CAM can look at the tower: it is no ViT, and its library names its stages."""
+    return getattr(trunk, "feature_info", None) is not None or hasattr(trunk, "layer4")
+
+
+def _stages(trunk: Any) -> dict[nn.Module, int | None]:
+    """The stages in the order they run, with their channels where the layout must be told by them."""
+    if not has_stages(trunk):
+        raise UserError("this vision tower names no stages; use occlusion")
+    if getattr(trunk, "feature_info", None) is None:  # CLIP's own ResNets
+        return {getattr(trunk, f"layer{n}"): None for n in (1, 2, 3, 4)}
+    entries = [trunk.feature_info[i] for i in range(len(trunk.feature_info))]
+    return {trunk.get_submodule(entry["module"]): entry["num_chs"] for entry in entries}
+
+
+def _channels_first(output: Tensor, channels: int | None) -> Tensor:
+    """[B, C, h, w]; window transformers (Swin) keep channels last."""
+    if output.ndim != 4:
+        raise UserError("this vision tower's stages are no maps; use relevance or occlusion")
+    return output.permute(0, 3, 1, 2) if channels is not None and output.shape[1] != channels else output

@@ -1,0 +1,82 @@
+"""Attention relevance of vision transformers (Chefer, Gur and Wolf 2021, "Generic Attention-model Explainability")."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.types import UserError
+
+
+def attention_relevance(encoder: DualEncoder, pictures: Tensor, texts: Tensor) -> Tensor:
+    """How much each patch contributes to the similarity through all attentions, [B, rows, columns].
+
+    Each layer's attention A, weighted by its gradient, averaged over heads with negative parts left out, updates the
+    relevance of every token to every other: R <- R + E_h[(dS/dA * A)+] R, from the identity (equations 5 and 6). The
+    map is the class token's row; the mean of the patches' rows where patches are averaged; and the row of the query
+    where a last attention pools them.
+
+    Args:
+        pictures: uint8 [B, 3, S, S].
+        texts: unit vectors [B, D].
+
+    Raises:
+        UserError: the tower's attention cannot be recorded.
+    """
+    tower = encoder.vision
+    if tower.grid is None:
+        raise UserError("attention relevance needs a ViT of open_clip or timm; use gradcam or occlusion")
+    # With a gradient on the pictures no layer takes a path that keeps no graph.
+    pixels = pictures.float().requires_grad_()
+    with torch.enable_grad(), recorded_attention() as attentions:
+        score = (encoder.encode_image(pixels) * texts).sum()
+    if not attentions:
+        raise UserError("this tower computes its attention in a way that cannot be recorded; use occlusion")
+    gradients = torch.autograd.grad(score, attentions)
+    tokens = attentions[0].shape[-1]
+    relevance = torch.eye(tokens, device=texts.device).expand(len(pictures), -1, -1)
+    pooled = None
+    for attention, gradient in zip(attentions, gradients, strict=True):
+        positive = (gradient * attention).detach().clamp(min=0).mean(1)
+        if positive.shape[1] == positive.shape[2]:
+            relevance = relevance + positive @ relevance
+        else:
+            pooled = (positive @ relevance).mean(1)
+    patches = tower.grid[0] * tower.grid[1]
+    if pooled is None:
+        pooled = relevance[:, 0] if _class_token(tower.trunk) else relevance[:, -patches:].mean(1)
+    return pooled[:, -patches:].reshape(-1, *tower.grid)
+
+
+@contextmanager
+def recorded_attention() -> Iterator[list[Tensor]]:
+    """While entered, torch's attention is computed step by step, and its probabilities [B, heads, L, S] are kept with
+    their graph. For one thread at a time: torch's function is exchanged."""
+    kept: list[Tensor] = []
+    fused = F.scaled_dot_product_attention
+
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *options: Any, **named: Any
+    ) -> Tensor:
+        # A dropout of 0 and no mask are all that a tower in evaluation mode gives.
+        assert attn_mask is None, "vision towers attend to everything"
+        assert not any((*options, *named.values())), (options, named)
+        scores = query @ key.mT * query.shape[-1] ** -0.5
+        probabilities = scores.softmax(-1)
+        kept.append(probabilities)
+        attended: Tensor = probabilities @ value
+        return attended
+
+    F.scaled_dot_product_attention = attend
+    try:
+        yield kept
+    finally:
+        F.scaled_dot_product_attention = fused
+
+
+def _class_token(trunk: Any) -> bool:
+    return getattr(trunk, "global_pool", getattr(trunk, "pool_type", None)) in ("token", "tok")

@@ -1,0 +1,69 @@
+"""Parts of pictures covered, and what that does to the similarity to a text."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.rng import torch_generator
+
+CELLS = 8
+"""Patches a side that are covered one at a time."""
+MASKS = 256
+"""Random coverings of a picture."""
+BATCH = 256
+
+
+def occlusion(encoder: DualEncoder, pictures: Tensor, texts: Tensor, cells: int = CELLS) -> Tensor:
+    """How much the similarity falls when a patch is covered with the picture's ground (Zeiler and Fergus 2013),
+    [B, cells, cells]; below zero where covering raises it.
+
+    Args:
+        pictures: uint8 [B, 3, S, S].
+        texts: unit vectors [B, D].
+    """
+    single = torch.eye(cells * cells, dtype=torch.bool, device=pictures.device).view(-1, cells, cells)
+    whole = similarities(encoder, pictures, texts)
+    fallen = [
+        whole[row] - similarities(encoder, covered(picture.expand(len(single), -1, -1, -1), single), texts[row])
+        for row, picture in enumerate(pictures)
+    ]
+    return torch.stack(fallen).view(-1, cells, cells)
+
+
+def rise(encoder: DualEncoder, pictures: Tensor, texts: Tensor, cells: int = CELLS, masks: int = MASKS) -> Tensor:
+    """How much higher the similarity is with a patch than without it, while any half of the others is covered too: the
+    mean over random coverings (RISE, Petsiuk et al. 2018, as a difference of means), [B, cells, cells].
+
+    It sees what single patches do not show, where one part of a thing stands in for another.
+
+    Args:
+        pictures: uint8 [B, 3, S, S].
+        texts: unit vectors [B, D].
+    """
+    hidden = torch.rand(masks, cells, cells, generator=torch_generator("rise")) < 0.5
+    hidden = hidden.to(pictures.device)
+    share = hidden.float().flatten(1)
+    effects = []
+    for picture, text in zip(pictures, texts, strict=True):
+        scores = similarities(encoder, covered(picture.expand(masks, -1, -1, -1), hidden), text)
+        effects.append(scores @ (1 - share) / (1 - share).sum(0) - scores @ share / share.sum(0))
+    return torch.stack(effects).view(-1, cells, cells)
+
+
+def covered(pictures: Tensor, cells: Tensor) -> Tensor:
+    """Pictures [B, 3, S, S] with the marked patches, bool [B, g, g], painted in the mean colour of each picture's
+    border: the ground of a drawing, a plain tone in a photograph."""
+    side = pictures.shape[-1]
+    border = torch.ones(side, side, dtype=torch.bool, device=pictures.device)
+    border[1:-1, 1:-1] = False
+    ground = pictures[:, :, border].float().mean(-1).round().to(pictures.dtype)
+    mask = F.interpolate(cells[:, None].float(), size=(side, side), mode="nearest").bool()
+    return torch.where(mask, ground[:, :, None, None], pictures)
+
+
+@torch.no_grad()
+def similarities(encoder: DualEncoder, pictures: Tensor, texts: Tensor) -> Tensor:
+    """Cosine similarities [B] of pictures [B, 3, S, S] to their texts, unit vectors [B, D] or one [D] for all."""
+    features = torch.cat([encoder.encode_image(part) for part in torch.split(pictures, BATCH)])
+    return (features * texts).sum(-1)

@@ -113,9 +113,13 @@ def step(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the configuration.")
     ] = None,
-    mixes: Annotated[
-        str, typer.Option(help="Mixes of objectives, separated by commas, for example contrastive,contrastive+mlm.")
-    ] = "config",
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Objectives joined by '+', for example contrastive or 'contrastive(mask_ratio=0.75)+mlm'; repeat. "
+            "Default: all, the configuration's own mix."
+        ),
+    ] = None,
     peer: Annotated[bool, typer.Option(help="Measure open_clip's model and loss on the same towers too.")] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each side, in turn.")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps a measurement.")] = 4,
@@ -131,5 +135,5 @@ def step(
     from mmssl.config import load_config
 
     settings = load_config(config, overrides or [])
-    found = bench_step(settings, mixes.split(","), peer=peer, rounds=rounds, steps=steps)
+    found = bench_step(settings, mix or ["all"], peer=peer, rounds=rounds, steps=steps)
     print(found.text(peak_tflops))

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mmssl.ablate.mixes import Mix, parse_mixes, slug
+from mmssl.ablate.mixes import parse_mixes, slug
 from mmssl.build import objective_options
 from mmssl.config import Config, load_config, parse_config
 from mmssl.cost import StepCosts, untrained_mixer
+from mmssl.objectives.mixes import Mix
 from mmssl.train.start import check
 from mmssl.types import UserError
 

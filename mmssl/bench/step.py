@@ -25,6 +25,7 @@ from mmssl.config import Config, ObjectiveConfig
 from mmssl.cost import predicted_cost
 from mmssl.distributed import Processes
 from mmssl.objectives.mixer import weight_at
+from mmssl.objectives.mixes import ALL, parse_mix
 from mmssl.rng import torch_seed
 from mmssl.train.optim import build_optimizer, update
 from mmssl.train.start import build_accelerator
@@ -32,8 +33,6 @@ from mmssl.train.step import backward
 from mmssl.types import Batch, UserError
 
 T = TypeVar("T")
-CONFIGURED = "config"
-"""Names the configuration's own objectives among the mixes."""
 BATCHES = 4
 """Distinct batches that are cycled through."""
 
@@ -111,13 +110,12 @@ class _Job:
 
 
 def bench_step(
-    config: Config, mixes: Sequence[str] = (CONFIGURED,), *, peer: bool = True, rounds: int = 3, steps: int = 4
+    config: Config, mixes: Sequence[str] = (ALL,), *, peer: bool = True, rounds: int = 3, steps: int = 4
 ) -> StepBench:
     """Measure steps of a configuration's towers with each mix of objectives, and of open_clip beside them.
 
     Args:
-        mixes: names of objectives joined by `+`, with the options they have in the configuration (else their
-            defaults); `config` is the configuration's own mix.
+        mixes: as `mmssl.objectives.mixes` reads them; `all` is the configuration's own mix.
         peer: also measure open_clip, which needs towers it can build: `open_clip:MODEL` and `model.text.config`.
         rounds: measurements of each side.
         steps: timed steps a measurement; an objective that acts on every k-th step wants a multiple of k.
@@ -144,10 +142,8 @@ def bench_step(
 
 
 def _with_objectives(config: Config, mix: str) -> Config:
-    if mix == CONFIGURED:
-        return config
-    names = mix.split("+")
-    chosen = {name: config.objectives.get(name, ObjectiveConfig()) for name in names}
+    entries = parse_mix(mix, config.objectives).objectives
+    chosen = {name: ObjectiveConfig(**entry) for name, entry in entries.items()}
     return config.model_copy(update={"objectives": chosen})
 
 

@@ -7,7 +7,7 @@ from collections.abc import Container
 from mmssl.objectives.base import Objective
 from mmssl.types import UserError
 
-_ROOMS = {"base", "mixer", "visible"}
+_ROOMS = {"base", "mixer", "mixes", "visible"}
 _REFERENCES = ("contrastive", "siglip")
 
 

@@ -1,8 +1,8 @@
-"""Mixes as a user writes them."""
+"""The mixes of an ablation."""
 
 import pytest
 
-from mmssl.ablate.mixes import default_mixes, parse_mix, parse_mixes, slug
+from mmssl.ablate.mixes import default_mixes, parse_mixes, slug
 from mmssl.config import ObjectiveConfig
 from mmssl.types import UserError
 
@@ -21,32 +21,17 @@ def test_default_mixes_start_with_contrastive_alone() -> None:
     assert default_mixes({"mlm": ObjectiveConfig(), "mae": ObjectiveConfig()}) == ["mlm", "mlm+mae"]
 
 
-def test_a_mix_takes_entries_of_the_configuration_and_its_own_changes() -> None:
-    """Options come from the configuration; those in brackets replace them; values may hold the separators."""
-    mix = parse_mix("contrastive + mlm(weight=0.05,every=2) + mae(ratio=[1, 2],kind=a+b)", CONFIGURED)
-    assert mix.name == "contrastive+mlm(weight=0.05,every=2)+mae(ratio=[1,2],kind=a+b)"
-    assert mix.objectives == {
-        "contrastive": {},
-        "mlm": {"weight": 0.05, "every": 2},
-        "mae": {"weight": 0.1, "mask_ratio": 0.5, "ratio": [1, 2], "kind": "a+b"},
-    }
-    assert slug(mix.name) == "contrastive+mlm_weight=0.05_every=2_+mae_ratio=_1_2_kind=a+b"
-    assert [*parse_mix("all", {k: v for k, v in CONFIGURED.items() if v.weight}).objectives] == [
-        "mae",
-        "contrastive",
-        "mlm",
-    ]
+def test_a_mix_names_a_folder() -> None:
+    """What no file system dislikes."""
+    assert (
+        slug("contrastive+mlm(weight=0.05,every=2)+mae(ratio=[1,2])")
+        == "contrastive+mlm_weight=0.05_every=2_+mae_ratio=_1_2"
+    )
 
 
 @pytest.mark.parametrize(
     ("mixes", "words"),
     [
-        (["contrastive", "contrastive+mim"], ["'mim'", "mae, contrastive, mlm", "objectives.mim.weight"]),
-        (["contrastive", "mlm+mlm(weight=1)"], ["mlm", "twice"]),
-        (["contrastive", "mlm("], ["'mlm('", "mlm(weight=0.05,every=2)"]),
-        (["contrastive", "contrastive+"], ["''"]),
-        (["contrastive", "mlm(weight)"], ["'weight'", "option=value"]),
-        (["contrastive", "contrastive+siglip"], ["siglip", "weight 0"]),
         (["contrastive"], ["at least two"]),
         (["contrastive", " contrastive"], ["same name"]),
     ],

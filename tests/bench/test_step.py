@@ -21,7 +21,7 @@ def config(tmp_path: Path, **changes: Any) -> Config:
     shards = tmp_path / "shards"
     shards.mkdir(exist_ok=True)
     tree = run_tree(write_pairs(shards), tmp_path / "run", **changes)
-    text = {**tree["model"]["text"]["config"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    text = {**tree["model"]["text"]["all"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     tree["model"]["text"] = {**tree["model"]["text"], "config": text}
     return parse_config(tree, "test")
 
@@ -29,9 +29,9 @@ def config(tmp_path: Path, **changes: Any) -> Config:
 def test_both_sides_have_the_same_weights_and_batch(tmp_path: Path) -> None:
     """Before the first update, open_clip's loss on its own model is ours; each side is measured in every round."""
     settings = config(tmp_path, model__vision=VISION)
-    found = bench_step(settings, ["config"], rounds=2, steps=1)
-    assert list(found.sides) == ["config", "open_clip"]
-    ours, theirs = found.sides["config"], found.sides["open_clip"]
+    found = bench_step(settings, ["all"], rounds=2, steps=1)
+    assert list(found.sides) == ["all", "open_clip"]
+    ours, theirs = found.sides["all"], found.sides["open_clip"]
     assert len(ours) == len(theirs) == 2
     assert ours[0].loss == pytest.approx(theirs[0].loss, rel=1e-5)
     assert ours[0].loss == ours[1].loss
@@ -61,8 +61,8 @@ def test_the_table_gives_medians_and_ratios_with_their_range() -> None:
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     """Towers that open_clip does not build, a size that depends on free memory, and unknown objectives."""
     with pytest.raises(UserError, match="--no-peer"):
-        bench_step(config(tmp_path), ["config"], rounds=1)
+        bench_step(config(tmp_path), ["all"], rounds=1)
     with pytest.raises(UserError, match="micro_batch=auto"):
-        bench_step(config(tmp_path, train__micro_batch="auto"), ["config"], rounds=1)
+        bench_step(config(tmp_path, train__micro_batch="auto"), ["all"], rounds=1)
     with pytest.raises(UserError, match="unknown objective"):
         bench_step(config(tmp_path), ["contrastive+sorcery"], peer=False, rounds=1)

@@ -137,3 +137,22 @@ def step(
     settings = load_config(config, overrides or [])
     found = bench_step(settings, mix or ["all"], peer=peer, rounds=rounds, steps=steps)
     print(found.text(peak_tflops))
+
+
+@bench_app.command("embed")
+def embed(
+    model: Annotated[str, typer.Argument(help="A run or a model folder.")],
+    data: Annotated[str, typer.Argument(help="A folder in CLIP_benchmark's layout, or a pattern of shards.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a forward pass, on both sides.")] = 64,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of clip_benchmark's loader, one a shard at most.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each side, in turn.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Pictures a second from shards to features, beside clip_benchmark's own loop on the same model and shards."""
+    from mmssl.bench.embed import bench_embed
+    from mmssl.evaluate.datasets import open_dataset
+    from mmssl.model import load
+
+    dataset = open_dataset(data)
+    judged = load(model).to(device)
+    print(bench_embed(judged, dataset, batch_size=batch_size, workers=workers, rounds=rounds).text())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from mmssl.types import UserError
 
@@ -44,6 +44,18 @@ Templates = Annotated[
     typer.Option(help="File of prompt templates with {c}, or 'openai-imagenet', instead of the data set's own."),
 ]
 Label = Annotated[str | None, typer.Option(help="JSON field that holds the class, for shards without .cls members.")]
+SliceBy = Annotated[
+    list[str] | None,
+    typer.Option(help="Metadata field (an entry of the JSON member) to break accuracies down by; repeat."),
+]
+Language = Annotated[
+    list[str] | None,
+    typer.Option(help="Judge with classnames.LANGUAGE.txt and the templates of that language; repeat."),
+]
+Shift = Annotated[
+    list[str] | None,
+    typer.Option(help="A:B, two data sets with the same classes: the drop of the accuracy from A to B; repeat."),
+]
 Cache = Annotated[
     Path | None,
     typer.Option(
@@ -61,21 +73,12 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A run or a model folder.")],
     data: Data,
     task: Tasks = None,
-    slice_by: Annotated[
-        list[str] | None,
-        typer.Option(help="Metadata field (an entry of the JSON member) to break accuracies down by; repeat."),
-    ] = None,
+    slice_by: SliceBy = None,
     classnames: Classnames = None,
     templates: Templates = None,
-    language: Annotated[
-        list[str] | None,
-        typer.Option(help="Judge with classnames.LANGUAGE.txt and the templates of that language; repeat."),
-    ] = None,
+    language: Language = None,
     label: Label = None,
-    shift: Annotated[
-        list[str] | None,
-        typer.Option(help="A:B, two data sets with the same classes: the drop of the accuracy from A to B; repeat."),
-    ] = None,
+    shift: Shift = None,
     json_file: JsonFile = None,
     out: Annotated[Path | None, typer.Option(help="Folder for tables and pictures.")] = None,
     cache: Cache = None,
@@ -250,7 +253,12 @@ def print_results(results: "Mapping[str, Metrics]") -> None:
 
     if not results:
         return
-    table = Table("data set / task", "figure", "value", "95 % interval")
+    table = Table(
+        Column("data set / task", overflow="fold"),
+        Column("figure", no_wrap=True),
+        Column("value", no_wrap=True),
+        Column("95 % interval", overflow="fold"),
+    )
     for name, figures in results.items():
         for place, row in enumerate(format_figures(figures)):
             table.add_row(name if place == 0 else "", *row)

@@ -34,6 +34,12 @@ def tiny_model_config(dropout: float = 0.0, drop_path: float = 0.0) -> ModelConf
     )
 
 
+@pytest.fixture(autouse=True)
+def _features_stay_here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `mmssl eval` keeps by default goes to a folder of the tests, not to the user's."""
+    monkeypatch.setattr("mmssl.evaluate.cache.default_folder", lambda: tmp_path_factory.getbasetemp() / "features")
+
+
 @pytest.fixture
 def tiny_encoder() -> DualEncoder:
     """A dual encoder with fixed random weights and a vocabulary of 100."""

@@ -39,11 +39,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Features go to a folder of the test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    return tmp_path / "xdg" / "mmssl" / "features"
+    """The folder of kept features, new for the test."""
+    monkeypatch.setattr("mmssl.evaluate.cache.default_folder", lambda: tmp_path / "features")
+    return tmp_path / "features"
 
 
 def run(*arguments: str | Path) -> None:
@@ -106,7 +106,7 @@ def test_several_tasks_and_slices(home: Path, tmp_path: Path, capsys: pytest.Cap
 def test_the_second_time_nothing_is_encoded(
     home: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Features are kept in the XDG folder; another weight is encoded again, and --no-cache keeps and finds nothing."""
+    """Features are kept in the default folder; another weight is encoded again; --no-cache neither keeps nor looks."""
     command: list[str | Path] = ["eval", home / "a", home / "shards" / "*.tar", "--json", tmp_path / "f.json"]
     run(*command, "--no-cache")
     assert not own_cache.exists()

@@ -27,6 +27,7 @@ OWNERS = {
     "transformers": ("models/text.py", "data/tokens.py", "train/start.py"),
     "webdataset": ("data/",),
     "yaml": ("config.py",),
+    "imagecorruptions": ("evaluate/corruptions.py",),
     "matplotlib": ("evaluate/", "data/", "ablate/picture.py", "explain/picture.py"),
     "jinja2": ("report/",),
     "torch.distributed": ("distributed.py", "peers.py", "train/launch.py", "train/shard.py"),

@@ -293,5 +293,5 @@ def _label_field(dataset: Dataset, sample: Sample) -> str:
     has = ", ".join(sorted(fields)) or "none"
     raise UserError(
         f"{where(sample)} has no label {' or '.join(map(repr, wanted))} (its fields: {has}); "
-        "name the field that holds the label"
+        "name the field that holds the label, or judge captions by the task 'retrieval'"
     )

@@ -53,7 +53,7 @@ def groups_of(samples: Sequence[Sample], field: str) -> list[str]:
     values = [sample.fields.get(field) for sample in samples]
     if all(value is None for value in values):
         known = ", ".join(sorted({name for sample in samples for name in sample.fields})) or "none"
-        raise UserError(f"no sample has a field {field!r} to group by (fields: {known})")
+        raise UserError(f"no sample of {samples[0].shard} has a field {field!r} to group by; its fields are {known}")
     if not all(isinstance(value, Hashable) for value in values):
         raise UserError(f"field {field!r} holds lists or objects; group by a field with one word or number a sample")
     return ["(none)" if value is None else str(value) for value in values]

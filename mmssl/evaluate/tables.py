@@ -157,7 +157,9 @@ def format_figures(metrics: Metrics) -> list[tuple[str, str, str]]:
             interval = intervals.get(name)
             shown.append((name, text, "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"))
     for field, gap in metrics.get("gaps", {}).items():
-        if gap is not None:
+        if gap is None:
+            shown.append((f"gap by {field}", "", "no two groups of 10 samples"))
+        else:
             words = f"p = {gap['p_value']:.2g}, from {gap['worst']} to {gap['best']}"
             shown.append((f"gap by {field}", f"{gap['width']:.4f}", words))
     return shown

@@ -211,4 +211,5 @@ def test_every_figure_is_shown_with_its_interval() -> None:
         ("acc1", "0.5000", "0.4000 to 0.6000"),
         ("samples", "1,200", ""),
         ("gap by style", "0.2500", "p = 0.001, from b to a"),
+        ("gap by size", "", "no two groups of 10 samples"),
     ]

@@ -131,11 +131,13 @@ def build_stream(
     data, processes = config.data, mixer.processes
     size = mixer.encoder.vision.image_size
     views = {name: View(view, size, data.decode, data.max_pixels) for name, view in build_views(config, mixer).items()}
+    on_gpu = mixer.encoder.log_logit_scale.device.type != "cpu"
+    later = data.augment_on == "device" or (data.augment_on == "auto" and on_gpu)
     return TrainStream(
         sources_of(data.train, data.allow_pipe),
         seed=config.seed,
         batch_size=data.batch_size,
-        render=Renderer(views, data.captions, config.seed, data.max_caption_chars),
+        render=Renderer(views, data.captions, config.seed, data.max_caption_chars, changed_later=later),
         tokenize=tokenizer.encode,
         lanes=data.lanes,
         shuffle_block=data.shuffle_block,

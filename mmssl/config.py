@@ -96,6 +96,9 @@ class DataConfig(Section):
     """`fast` decodes JPEG at a reduced DCT size where the crop allows it (30-33 dB against the full decode)."""
     views: dict[str, ViewConfig] = {"main": ViewConfig()}
     """Named renderings. `main` feeds the contrastive objective; the objectives in use say which others they need."""
+    augment_on: Literal["auto", "host", "device"] = "auto"
+    """Where pictures are flipped and changed: by the workers, one at a time (`host`), or in batches where the model is.
+    The draws, and but for rounding the pictures, are the same. `auto`: on the device if it is a GPU."""
     max_pixels: int = Field(178_956_970, ge=1)
     """Pictures with more pixels are refused before they are decoded (Pillow's own threshold)."""
     max_member_mib: float = Field(64.0, gt=0)

@@ -1,6 +1,6 @@
 """The records that flow between rooms."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -37,12 +37,14 @@ class Batch:
     """Sample ids, int64 [B]."""
     keys: list[str]
     """`shard:key` of each sample, for messages."""
+    draws: dict[str, Tensor] = field(default_factory=dict)
+    """View name -> the random numbers of its pictures' changes, float64 [B, n], where these are still to be made."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy with every tensor on `device` (asynchronously where memory is pinned)."""
+        """A copy with every tensor but the draws on `device` (asynchronously where memory is pinned)."""
         return replace(
             self,
             views={name: view.to(device, non_blocking=True) for name, view in self.views.items()},
@@ -51,13 +53,14 @@ class Batch:
 
     def slice(self, start: int, stop: int) -> "Batch":
         """Samples [start, stop) as a batch of views on the same memory."""
-        assert {f.name for f in fields(self)} == {"views", "tokens", "token_mask", "ids", "keys"}
+        assert {f.name for f in fields(self)} == {"views", "tokens", "token_mask", "ids", "keys", "draws"}
         return Batch(
             views={name: view[start:stop] for name, view in self.views.items()},
             tokens=self.tokens[start:stop],
             token_mask=self.token_mask[start:stop],
             ids=self.ids[start:stop],
             keys=self.keys[start:stop],
+            draws={name: rows[start:stop] for name, rows in self.draws.items()},
         )
 
 

@@ -37,6 +37,10 @@ class Rendered(Protocol):
     def bad(self) -> list[tuple[int, str]]:
         """Index and error of each sample that could not be rendered."""
 
+    @property
+    def draws(self) -> dict[str, Tensor]:
+        """View name -> numbers of its pictures' changes, float64 [n, ...], where these are still to be made."""
+
 
 class Render(Protocol):
     """Decodes and augments samples; must be picklable for process workers and safe to call from several
@@ -61,6 +65,7 @@ class Part:
     """Rendered samples of a task, n of them."""
 
     views: dict[str, Tensor]
+    draws: dict[str, Tensor]
     texts: list[str]
     ids: list[int]
     keys: list[str]
@@ -155,9 +160,9 @@ class _Making:
         sources = [0] * len(self._parent.plan.sources)
         for run in runs:
             sources[run.source] += len(run.slots)
-        views, texts = compose(self._pieces, len(samples))
+        views, draws, texts = compose(self._pieces, len(samples))
         ids, keys = [s.id for s in samples], [f"{s.shard}:{s.key}" for s in samples]
-        return Part(views, texts, ids, keys, sources, self._bytes, bad=sorted(self._bad.items()))
+        return Part(views, draws, texts, ids, keys, sources, self._bytes, bad=sorted(self._bad.items()))
 
     def _read(self, slot: int, place: Place) -> str | None:
         """Fill a slot; the error where that fails."""
@@ -206,16 +211,22 @@ class _Making:
         )
 
 
-def compose(pieces: Sequence[tuple[list[int], list[int], Rendered]], count: int) -> tuple[dict[str, Tensor], list[str]]:
-    """The pieces' rows in the order of their places."""
+def compose(
+    pieces: Sequence[tuple[list[int], list[int], Rendered]], count: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+    """The pieces' rows in the order of their places: views, draws and texts."""
     slots, rows, rendered = pieces[0]
     if slots == rows == list(range(count)) and len(rendered.texts) == count:
-        return rendered.views, rendered.texts
-    views = {name: torch.empty(count, *view.shape[1:], dtype=view.dtype) for name, view in rendered.views.items()}
+        return rendered.views, rendered.draws, rendered.texts
+    views, draws = (
+        {name: torch.empty(count, *rows.shape[1:], dtype=rows.dtype) for name, rows in kept.items()}
+        for kept in (rendered.views, rendered.draws)
+    )
     texts = [""] * count
     for slots, rows, rendered in pieces:
-        for name, view in rendered.views.items():
-            views[name][slots] = view[rows]
+        for whole, found in ((views, rendered.views), (draws, rendered.draws)):
+            for name, values in found.items():
+                whole[name][slots] = values[rows]
         for slot, row in zip(slots, rows, strict=True):
             texts[slot] = rendered.texts[row]
-    return views, texts
+    return views, draws, texts

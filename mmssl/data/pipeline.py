@@ -52,6 +52,7 @@ class Joiner:
             token_mask=mask.pin_memory() if self._pin_memory else mask,
             ids=torch.tensor([number for part in found for number in part.ids]),
             keys=[key for part in found for key in part.keys],
+            draws={name: torch.cat([part.draws[name] for part in found]) for name in found[0].draws},
         )
         first, bad = 0, []
         for part in found:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmssl.data.augment import Draws, draw
+from mmssl.data.augment import augments
 from mmssl.data.captions import check_templates, render_caption
 from mmssl.data.decode import DecodeError, decode, read_header
+from mmssl.data.draws import Draws, draw, table
 from mmssl.data.views import View
 from mmssl.rng import generator
 from mmssl.types import Sample, UserError
@@ -24,20 +25,32 @@ class Rendered:
     """Captions; those of bad samples are empty."""
     bad: list[tuple[int, str]]
     """Row and reason of every sample that could not be used."""
+    draws: dict[str, Tensor]
+    """View name -> numbers of its pictures' changes, float64 [n, SCALARS], where these are left to others."""
 
 
 class Renderer:
     """Renders samples; (seed, epoch, sample id) fixes the result, whatever the workers and the batch."""
 
     def __init__(
-        self, views: dict[str, View], templates: Sequence[str], seed: int, max_caption_chars: int = 20_000
+        self,
+        views: dict[str, View],
+        templates: Sequence[str],
+        seed: int,
+        max_caption_chars: int = 20_000,
+        changed_later: bool = False,
     ) -> None:
-        """Raises UserError for a malformed caption template."""
+        """With `changed_later`, pictures are cut and resized only, and what was drawn for them comes beside.
+
+        Raises:
+            UserError: a malformed caption template.
+        """
         check_templates(templates)
         self.views = views
         self.templates = list(templates)
         self.seed = seed
         self.max_caption_chars = max_caption_chars
+        self.left = {name for name, view in views.items() if changed_later and augments(view.config)}
 
     def __call__(self, samples: Sequence[Sample], epoch: int) -> Rendered:
         """Render samples for an epoch; what cannot be used is listed, never raised."""
@@ -65,7 +78,8 @@ class Renderer:
         for row in bad:
             for view in views.values():
                 view[row] = 0
-        return Rendered(views, texts, sorted(bad.items()))
+        left = {name: table(draws[name]) for name in self.views if name in self.left}
+        return Rendered(views, texts, sorted(bad.items()), left)
 
     def _caption(self, row: int, sample: Sample, epoch: int, bad: dict[int, str]) -> str:
         rng = generator(self.seed, "caption", epoch, sample.id)
@@ -82,10 +96,13 @@ class Renderer:
             return ""
         return text
 
-    def _paint(self, image: bytes, draws: dict[str, Draws]) -> dict[str, Tensor]:
+    def _paint(self, image: bytes, draws: dict[str, Draws[float]]) -> dict[str, Tensor]:
         """Every view of one picture, which is decoded once, at the smallest size that serves them all."""
         header = read_header(image, min(view.max_pixels for view in self.views.values()))
         crops = {name: view.crop(header, draws[name]) for name, view in self.views.items()}
         reduce = min(view.reduction(header, crops[name]) for name, view in self.views.items())
         pixels = decode(image, header, reduce)
-        return {name: v.paint(pixels, header, crops[name], draws[name]) for name, v in self.views.items()}
+        return {
+            name: view.paint(pixels, header, crops[name], None if name in self.left else draws[name])
+            for name, view in self.views.items()
+        }

@@ -208,9 +208,10 @@ class _Making:
         else:
             raise _too_many(self._bad[-1][1])
         samples = [sample for sample, _ in self._samples]
-        views, texts = compose(pieces, len(samples))
+        views, draws, texts = compose(pieces, len(samples))
         return Part(
             views,
+            draws,
             texts,
             ids=[sample.id for sample in samples],
             keys=[f"{sample.shard}:{sample.key}" for sample in samples],

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from mmssl.config import ViewConfig
-from mmssl.data.augment import Draws, augment, between, between_log, draw
+from mmssl.data.augment import augment, augments
 from mmssl.data.decode import MAX_PIXELS, REDUCTIONS, Header, Pixels, decode, read_header, rgb_pixels
+from mmssl.data.draws import Draws, between, between_log, columns, draw, table
 
 DecodeMode = Literal["quality", "fast"]
 """`quality` keeps a JPEG's pixels within 1/255 of the full decode on average; `fast` decodes it at the
@@ -63,7 +64,7 @@ class View:
         crop = self.crop(header, draws)
         return self.paint(decode(image, header, self.reduction(header, crop)), header, crop, draws)
 
-    def crop(self, header: Header, draws: Draws) -> Crop:
+    def crop(self, header: Header, draws: Draws[float]) -> Crop:
         """The random resized crop of Inception (Szegedy et al. 2015).
 
         An area and a shape are tried ten times; else it is the greatest centred crop of an allowed shape.
@@ -84,12 +85,13 @@ class View:
         """The factor by which the picture may be decoded smaller for this crop."""
         return dct_reduction(header, min(crop.height, crop.width) / self.image_size, self.mode)
 
-    def paint(self, pixels: Pixels, header: Header, crop: Crop, draws: Draws) -> Tensor:
-        """Render decoded pixels, of full or reduced size, to uint8 [3, image_size, image_size]."""
+    def paint(self, pixels: Pixels, header: Header, crop: Crop, draws: Draws[float] | None) -> Tensor:
+        """Render decoded pixels, of full or reduced size, to uint8 [3, image_size, image_size]; without `draws`, cut
+        and resized only."""
         picture = resize(_cut(pixels, header, crop), self.image_size, self.image_size)
-        if draws.flip < self.config.flip:
-            picture = picture.flip(-1)
-        return augment(picture, self.config, draws)
+        if draws is None or not augments(self.config):
+            return picture
+        return augment(picture[None], self.config, columns(table([draws])))[0]
 
 
 class EvalView:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mmssl import build
 from mmssl.config import Config
+from mmssl.data.augment import finish_views
 from mmssl.distributed import processes, whole
 from mmssl.evaluate.tables import Metrics, write_json
 from mmssl.model import MMSSL
@@ -96,6 +97,7 @@ class Engine:
         if config.train.sync_batch_norm and self.processes.world > 1:
             synchronize_batch_norm(self.mixer, self.processes, self.accelerator.device)
         self.mixer.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.views = build.build_views(config, self.mixer)
         self.stream = build.build_stream(config, self.mixer, self.tokenizer, config.run_dir / "bad_samples.jsonl")
         self.counted = replace(self.stream.counters())
         self.length = training_length(config.train, config.data.batch_size, self.stream.samples_per_epoch)
@@ -121,10 +123,9 @@ class Engine:
         if config.train.micro_batch != "auto":
             return config.train.micro_batch
         rows = config.data.batch_size // self.processes.world
-        views = list(build.build_views(config, self.mixer))
         weights = {name: options.weight for name, options in self.schedules.items() if options.weight > 0}
         tokens = config.model.text.max_tokens
-        found, why = fitting_micro_batch(self.mixer, rows, views, tokens, weights, self.accelerator)
+        found, why = fitting_micro_batch(self.mixer, rows, list(self.views), tokens, weights, self.accelerator)
         self._say(f"train.micro_batch=auto: {why}")
         return found
 
@@ -220,7 +221,7 @@ class Engine:
     def _launch(self, batch: Batch, wait: float) -> Pending:
         """Compute the gradient of one batch and update the weights; nothing here waits for the device."""
         config, step = self.config, self.run_state.step
-        batch = batch.to(self.accelerator.device)
+        batch = finish_views(batch.to(self.accelerator.device), self.views)
         progress = self.length.progress(step, self.run_state.seconds)
         factor = lr_factor(config.optim, progress, step, self.length.steps)
         set_lr(self.optimizer, factor)

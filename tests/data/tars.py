@@ -4,7 +4,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
@@ -51,6 +51,7 @@ class ToyRendered:
     views: dict[str, Tensor]
     texts: list[str]
     bad: list[tuple[int, str]]
+    draws: dict[str, Tensor] = field(default_factory=dict)
 
 
 def toy_render(samples: Sequence[Sample], epoch: int) -> ToyRendered:

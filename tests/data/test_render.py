@@ -7,11 +7,13 @@ import torch
 
 from mmssl.config import ViewConfig
 from mmssl.data import render
+from mmssl.data.assemble import compose
+from mmssl.data.augment import finish_views
 from mmssl.data.decode import Header, Pixels, decode
 from mmssl.data.render import Renderer
 from mmssl.data.views import View
 from mmssl.rng import generator
-from mmssl.types import Sample, UserError
+from mmssl.types import Batch, Sample, UserError
 from tests.data.pictures import encode, photo
 
 BUSY = ViewConfig(
@@ -89,6 +91,31 @@ def test_a_view_renders_as_it_does_alone() -> None:
     for sample in samples(3):
         expected = View(BUSY, 24)(sample.image, generator(0, "view", "simclr_a", 5, sample.id))
         assert torch.equal(renderer()([sample], epoch=5).views["simclr_a"][0], expected)
+
+
+def test_pictures_may_be_changed_later() -> None:
+    """Cut and resized first, in parts of any make-up, then changed in batches with the draws that came along: each view
+    is the one rendered at once, to 1/255, and a view without changes comes without draws."""
+    views = {"main": View(ViewConfig(), 32), "busy": View(BUSY, 24)}
+    at_once = Renderer(views, ["{txt}"], 0)(samples(), epoch=3)
+    later = pickle.loads(pickle.dumps(Renderer(views, ["{txt}"], 0, changed_later=True)))
+    broken = Sample(9, "a.tar", "9", b"no picture", {"txt": "x"})
+    parts = [later([samples()[0], broken], epoch=3), later(samples()[1:], epoch=3)]
+    # A part of two pieces, one with a hole.
+    pictures, draws, texts = compose([([6], [0], parts[0]), (list(range(6)), list(range(6)), parts[1])], 7)
+    assert (draws.keys(), at_once.draws) == ({"busy"}, {})
+    ids = torch.arange(7)
+    batch = Batch(pictures, ids[:, None], ids[:, None] > -1, ids, texts, draws)
+    halves = [
+        finish_views(half, {"main": ViewConfig(), "busy": BUSY}) for half in (batch.slice(0, 3), batch.slice(3, 7))
+    ]
+    assert all(half.draws == {} for half in halves)
+    order = [1, 2, 3, 4, 5, 6, 0]
+    assert torch.equal(torch.cat([half.views["main"] for half in halves]), at_once.views["main"][order])
+    found, expected = torch.cat([half.views["busy"] for half in halves]).int(), at_once.views["busy"][order].int()
+    assert (found - expected).abs().max() <= 1
+    assert (found != expected).float().mean() < 0.001
+    assert (pictures["busy"].int() - expected).abs().float().mean() > 5
 
 
 def test_each_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from mmssl.config import ViewConfig
-from mmssl.data.augment import draw
 from mmssl.data.decode import Header, read_header
+from mmssl.data.draws import draw
 from mmssl.data.views import EvalView, View
 from tests.data.pictures import encode, mean_difference, orientation, photo, psnr
 

@@ -121,6 +121,18 @@ def test_a_run_cut_after_any_checkpoint_ends_bit_identical(finished: Path, shard
     assert (run / "model" / "model.safetensors").read_bytes() == (finished / "model" / "model.safetensors").read_bytes()
 
 
+def test_where_pictures_are_changed_makes_no_difference(shards: Path, tmp_path: Path) -> None:
+    """Changed by the workers or in batches beside the model, here both on the CPU, pictures are the same to 1/255:
+    losses of the first steps agree."""
+    view = {"flip": 0.5, "color_jitter": 0.8, "gray": 0.2, "blur": 0.5, "crop_scale": [0.3, 1.0]}
+    losses = []
+    for place in ("host", "device"):
+        tree = run_tree(shards, tmp_path / place, train__steps=3, data__views={"main": view}, data__augment_on=place)
+        train(parse_config({**tree, "evaluate": {}}, "test"))
+        losses.append([record["loss"] for record in untimed(tmp_path / place)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_resuming_a_finished_run_changes_nothing(finished: Path, shards: Path, tmp_path: Path) -> None:
     """The model is written again, the weights are the same."""
     run = tmp_path / "again"

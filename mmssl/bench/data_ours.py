@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from mmssl.config import ViewConfig
-from mmssl.data.augment import draw
 from mmssl.data.captions import render_caption
 from mmssl.data.decode import read_header
+from mmssl.data.draws import draw
 from mmssl.data.loader import Source, TrainStream
 from mmssl.data.reader import iter_samples
 from mmssl.data.render import Renderer

@@ -32,22 +32,25 @@ def occlusion(encoder: DualEncoder, pictures: Tensor, texts: Tensor, cells: int 
 
 
 def rise(encoder: DualEncoder, pictures: Tensor, texts: Tensor, cells: int = CELLS, masks: int = MASKS) -> Tensor:
-    """How much higher the similarity is with a patch than without it, while any half of the others is covered too: the
-    mean over random coverings (RISE, Petsiuk et al. 2018, as a difference of means), [B, cells, cells].
+    """How much a patch adds to the similarity while any half of the others is covered, [B, cells, cells].
 
-    It sees what single patches do not show, where one part of a thing stands in for another.
+    The similarities of randomly covered pictures (RISE, Petsiuk et al. 2018) are fitted by a sum of the visible
+    patches' effects, which are then their Banzhaf values (Hammer and Holzman 1992). They show what single patches do
+    not, where one part of a thing stands in for another.
 
     Args:
         pictures: uint8 [B, 3, S, S].
         texts: unit vectors [B, D].
+        masks: random coverings, more than there are patches.
     """
-    hidden = torch.rand(masks, cells, cells, generator=torch_generator("rise")) < 0.5
-    hidden = hidden.to(pictures.device)
-    share = hidden.float().flatten(1)
-    effects = []
-    for picture, text in zip(pictures, texts, strict=True):
-        scores = similarities(encoder, covered(picture.expand(masks, -1, -1, -1), hidden), text)
-        effects.append(scores @ (1 - share) / (1 - share).sum(0) - scores @ share / share.sum(0))
+    visible = torch.rand(masks, cells, cells, generator=torch_generator("rise")) < 0.5
+    design = torch.cat([visible.double().flatten(1), torch.ones(masks, 1, dtype=torch.float64)], 1)
+    fit = torch.linalg.pinv(design)[:-1].float().to(pictures.device)
+    hidden = ~visible.to(pictures.device)
+    effects = [
+        fit @ similarities(encoder, covered(picture.expand(masks, -1, -1, -1), hidden), text)
+        for picture, text in zip(pictures, texts, strict=True)
+    ]
     return torch.stack(effects).view(-1, cells, cells)
 
 

@@ -23,8 +23,8 @@ WORDS_SHOWN = 12
 def draw_explanation(path: Path, found: Explanation, neighbours: Sequence[tuple[str, Sequence[Neighbour]]]) -> None:
     """The picture, its map and the words' scores; below, a row of training pairs for each list of neighbours."""
     rows = 1 + len(neighbours)
-    figure = Figure(figsize=(11, 3.6 + 2.3 * len(neighbours)), dpi=110, facecolor="white", layout="constrained")
-    heights = [3.2, *([2.2] * len(neighbours))]
+    figure = Figure(figsize=(11, 3.6 + 2.6 * len(neighbours)), dpi=110, facecolor="white", layout="constrained")
+    heights = [3.2, *([2.6] * len(neighbours))]
     parts: list[Any] = figure.subfigures(rows, 1, squeeze=False, height_ratios=heights).ravel().tolist()
     seen, mapped, words = parts[0].subplots(1, 3, width_ratios=[1, 1, 1.5])
     for axes, pixels, title in (
@@ -42,8 +42,9 @@ def draw_explanation(path: Path, found: Explanation, neighbours: Sequence[tuple[
             axes.imshow(Image.open(io.BytesIO(pair.image)).convert("RGB"))
             caption = "\n".join(textwrap.wrap(pair.caption, 20, max_lines=2, placeholder=" …"))
             text = f"{caption}\n{pair.similarity:.3f}"
-            axes.set_title(text, fontsize=7.5, y=-0.02, va="top", parse_math=False)
-            axes.set_axis_off()
+            axes.set_xlabel(text, fontsize=7.5, parse_math=False)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
     _save(figure, path)
 
 
@@ -76,7 +77,7 @@ def _words(axes: Axes, found: Explanation) -> None:
     kept = sorted(sorted(range(len(found.words)), key=lambda i: -abs(found.words[i][1]))[:WORDS_SHOWN])
     names, values = [found.words[i][0] for i in kept], [found.words[i][1] for i in kept]
     axes.barh(range(len(kept)), values, color=[ORANGE if value > 0 else BLUE for value in values])
-    axes.set_yticks(range(len(kept)), [_cut(name, 24) for name in names], fontsize=9, parse_math=False)
+    axes.set_yticks(range(len(kept)), [_cut(name.rstrip(",:;."), 24) for name in names], fontsize=9, parse_math=False)
     axes.invert_yaxis()
     axes.axvline(0, color=GRAY, linewidth=0.8)
     axes.set_title("how much the similarity falls without the word", fontsize=9)

@@ -108,7 +108,7 @@ def _chart(key: str, title: str, runs: Sequence[Run], rows: Sequence[Sequence[Ro
         if points:
             x, y = thinned(points)
             series.append(Series(run.name, x, y))
-    return Chart(key, TITLES.get(title, title), series)
+    return Chart(key, TITLES.get(title, title.replace(".", ": ").replace("_", " ")), series)
 
 
 def thinned(points: Sequence[tuple[float, float]], limit: int = POINTS) -> tuple[list[float], list[float]]:

@@ -33,9 +33,12 @@ TASKS = {
     "multilabel": "several labels a picture, zero-shot",
     "retrieval": "image-text retrieval",
     "geometry": "geometry of the space",
+    "corruptions": "robustness to corruptions",
+    "fine_tune": "fine-tuning with few labels",
+    "associations": "associations with groups",
 }
 RATES = re.compile(r"acc\d|recall|precision|map@|calibration_error")
-MAIN = ("acc1", "mean_average_precision", "image_retrieval_recall@5")
+MAIN = ("acc1", "mean_average_precision", "image_retrieval_recall@5", "acc1_corrupted")
 """The first of these that an evaluation has is named in summaries."""
 
 
@@ -95,6 +98,8 @@ def words_of(name: str) -> str:
     """A figure's name in plain words."""
     if name in WORDS:
         return WORDS[name]
+    if name.startswith("acc1_"):
+        return f"Accuracy: {name.removeprefix('acc1_').replace('_', ' ')}"
     found = re.fullmatch(r"(image|text)_retrieval_(recall|map)@(\d+)", name)
     if found is not None:
         search = "A caption finds its picture" if found[1] == "image" else "A picture finds its caption"
@@ -143,7 +148,7 @@ def duration(seconds: float) -> str:
     """Seconds in the units people use."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def sha256(path: Path) -> str:

@@ -36,6 +36,8 @@ class Evaluation:
     figures: list[Figure]
     chance: float | None
     gaps: dict[str, Any]
+    slices: list[dict[str, str]]
+    """Accuracy by group, with samples and interval."""
     confusions: list[dict[str, str]]
     matrix: tuple[list[str], list[list[int]]] | None
     """Class names, and counts by row = label, column = prediction."""
@@ -129,7 +131,8 @@ def _view(run: Run, name: str, look: Callable[[str], Gallery | None]) -> RunView
                 figures=figures_of(metrics),
                 chance=facts.chance(metrics),
                 gaps={field: gap for field, gap in (metrics.get("gaps") or {}).items() if gap is not None},
-                confusions=read_table(tables / "confusions.csv")[:LISTED],
+                slices=read_table(tables / "slices.csv"),
+                confusions=[r for r in read_table(tables / "confusions.csv")[:LISTED] if int(r["count"]) > 1],
                 matrix=matrix_of(read_table(tables / "predictions.csv")),
                 classes=hardest(read_table(tables / "per_class.csv")),
                 gallery=look(key),
@@ -203,10 +206,11 @@ def health(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
         rows += [(f"{bad.get('shard')}:{bad.get('key')}", str(bad.get("error"))) for bad in run.bad_samples[:LISTED]]
         rows.append(("Remote reads taken up again", str(run.last.get("retries", 0))))
         found.append(("While training", rows))
+    advice = (run.health or {}).get("advice", [])
+    if advice:
+        found.append(("What to fix", [(str(n), str(line)) for n, line in enumerate(advice, start=1)]))
     for subject, figures in (run.health or {}).items():
-        if subject == "advice":
-            found.append(("What to fix", [(str(n), str(line)) for n, line in enumerate(figures, start=1)]))
-        elif isinstance(figures, dict):
+        if isinstance(figures, dict):
             rows = [(str(name), in_short(value)) for name, value in figures.items() if value not in ([], {}, None)]
             found.append((subject.capitalize(), rows))
     return found

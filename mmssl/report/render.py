@@ -40,13 +40,15 @@ def render_card(**facts: Any) -> str:
 
 def templates() -> Environment:
     """The package's templates: HTML escapes by itself, Markdown does not; a name that is not given is an error."""
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("mmssl.report"),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    return environment
 
 
 def _source(environment: Environment, name: str) -> str:

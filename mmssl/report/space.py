@@ -23,7 +23,7 @@ def plane(features: Tensor) -> tuple[Points, str]:
         return _scaled(main_directions(features)), "PCA (with scikit-learn installed it is t-SNE)"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = manifold.TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=0).fit_transform(
+        found = manifold.TSNE(perplexity=perplexity, metric="cosine", init="pca", random_state=0).fit_transform(
             features.numpy()
         )
     return _scaled(np.asarray(found, dtype=np.float64)), "t-SNE"

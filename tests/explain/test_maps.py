@@ -142,14 +142,34 @@ def test_occlusion_finds_the_only_patch_that_matters(one_patch: DualEncoder) -> 
     assert float(found.abs().max()) == 0.0
 
 
-def test_rise_estimates_the_mean_effect_of_each_patch(one_patch: DualEncoder) -> None:
-    """Where one patch decides, its mean effect is its whole effect, and the others' are the error of the estimate."""
+def test_rise_is_exact_where_patches_add_up(one_patch: DualEncoder) -> None:
+    """Where one patch decides, its effect is what covering it alone costs, and no other patch has any."""
     pictures, _ = pictures_and_texts(2, 32, 3)
     texts = one_patch.encode_image(pictures)
-    found = rise(one_patch, pictures, texts)
-    torch.testing.assert_close(found[:, ROW, COLUMN], occlusion(one_patch, pictures, texts)[:, ROW, COLUMN])
-    found[:, ROW, COLUMN] /= 3
-    assert torch.equal(found.flatten(1).argmax(1), torch.full((2,), 8 * ROW + COLUMN))
+    torch.testing.assert_close(
+        rise(one_patch, pictures, texts), occlusion(one_patch, pictures, texts), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_rise_sees_parts_that_stand_in_for_each_other() -> None:
+    """Of two patches each of which is enough, covering one alone costs nothing; its mean effect is half the whole."""
+
+    class EitherPatch(nn.Module):
+        def encode_image(self, images: Tensor) -> Tensor:
+            dark = (images[:, 0, [0, 31], [0, 31]] < 128).any(1).float()
+            return torch.stack([dark, 1 - dark], 1)
+
+    pictures = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
+    pictures[:, :, :4, :4] = 0
+    pictures[:, :, 28:, 28:] = 0
+    encoder: Any = EitherPatch()
+    texts = encoder.encode_image(pictures)
+    assert float(occlusion(encoder, pictures, texts).abs().max()) == 0
+    found = rise(encoder, pictures, texts)[0]
+    assert float(found[0, 0]) == pytest.approx(0.5, abs=0.1)
+    assert float(found[7, 7]) == pytest.approx(0.5, abs=0.1)
+    found[0, 0] = found[7, 7] = 0
+    assert float(found.abs().max()) < 0.15
 
 
 def test_patches_are_covered_with_the_border_colour() -> None:

@@ -104,11 +104,14 @@ def test_what_can_be_clicked_works(browser: Any, path: Path) -> None:
     assert "step" in plot.locator(".tip").inner_text()
 
     space = page.locator(".space:visible").first
-    space.locator(".field circle, .field rect").first.hover(force=True)
+    space.locator(".field span").first.hover(force=True)
     said = space.locator(".says").inner_text()
     assert said != "Point at a picture."
     assert "px" in str(space.locator(".thumb").evaluate("node => node.style.backgroundPosition"))
     space.locator(".field").press("ArrowRight")
+    page.locator(".as-pictures:visible").uncheck()
+    assert space.locator(".field span").count() == 0
+    assert space.locator(".field circle, .field rect").count() == 48
     for summary in page.locator("summary:visible").all():
         summary.click()
     page.get_by_role("link", name="Repeat it").click()

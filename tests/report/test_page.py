@@ -149,6 +149,18 @@ def test_a_run_that_has_not_begun_has_a_page(hostile_run: Path, tmp_path: Path) 
     assert "has written no step yet" in path.read_text(encoding="utf-8")
 
 
+def test_groups_have_a_table(hostile_run: Path, tmp_path: Path) -> None:
+    """Accuracies by group, as `mmssl eval --slice-by` writes them, stand on the page with their intervals."""
+    run = tmp_path / "sliced"
+    shutil.copytree(hostile_run, run)
+    table = run / "colors" / "zero_shot" / "slices.csv"
+    table.write_text("field,group,samples,accuracy,low,high\nstyle,<i>noto</i>,40,0.25,0.125,0.5\n")
+    path, _ = write_report([run], tmp_path / "report", pictures=0)
+    text = Reader(path.read_text(encoding="utf-8")).text
+    for words in ("<i>noto</i>", "25.0 %", "12.5 % to 50.0 %"):
+        assert words in text
+
+
 def test_pictures_that_are_gone_are_told(hostile_run: Path, tmp_path: Path) -> None:
     """Where the shards have been moved, the page has its figures and says why there are no pictures."""
     run = tmp_path / "moved"

@@ -27,7 +27,7 @@
         }
       return found.filter((_, place) => place % Math.ceil(found.length / 5) === 0);
     }
-    const rough = (high - low) / 4 || 1;
+    const rough = (high - low) / 5 || 1;
     const unit = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((factor) => factor * unit).find((size) => size >= rough);
     const found = [];
@@ -168,8 +168,9 @@
     const legend = Object.assign(document.createElement("ul"), { className: "legend note" });
     for (const line of lines) {
       const item = document.createElement("li");
-      const key = Object.assign(document.createElement("span"), { className: "key" });
-      key.style.background = line.color;
+      const key = Object.assign(document.createElement("span"), { className: "line" });
+      key.style.borderTopColor = line.color;
+      key.style.borderTopStyle = line.dash === "" ? "solid" : line.dash === "2 4" ? "dotted" : "dashed";
       item.append(key, line.name + (line.name === found.default ? " (default)" : ""));
       legend.append(item);
     }
@@ -206,16 +207,21 @@
     const points = data.spaces[space.dataset.space];
     const side = +space.dataset.side, columns = +space.dataset.columns, rows = Math.ceil(points.length / columns);
     const field = space.querySelector(".field"), thumb = space.querySelector(".thumb"), says = space.querySelector(".says");
+    const pictures = space.parentNode.querySelector(".as-pictures");
     let places = [], marks = [], chosen = -1;
+    const show = (node, index) => {
+      const size = node.clientWidth;
+      node.style.backgroundSize = `${columns * size}px ${rows * size}px`;
+      node.style.backgroundPosition = `${-(index % columns) * size}px ${-Math.floor(index / columns) * size}px`;
+    };
     const choose = (index) => {
       marks[chosen]?.classList.remove("chosen");
       chosen = index;
       const point = points[index];
       marks[index].classList.add("chosen");
       marks[index].parentNode.append(marks[index]);
-      const size = thumb.clientWidth;
-      thumb.style.backgroundSize = `${columns * size}px ${rows * size}px`;
-      thumb.style.backgroundPosition = `${-(index % columns) * size}px ${-Math.floor(index / columns) * size}px`;
+      space.querySelector(".lens").classList.remove("unchosen");
+      show(thumb, index);
       says.textContent = point.right ? point.label : `${point.label}, taken for ${point.guess}`;
     };
     const draw = () => {
@@ -223,9 +229,16 @@
       if (!width) return;
       field.replaceChildren();
       const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, field);
-      places = points.map((point) => [12 + point.x * (width - 24), 12 + point.y * (height - 24)]);
+      places = points.map((point) => [18 + point.x * (width - 36), 18 + point.y * (height - 36)]);
       marks = points.map((point, index) => {
         const [x, y] = places[index];
+        if (pictures.checked) {
+          const mark = Object.assign(document.createElement("span"), { className: point.right ? "right" : "wrong" });
+          Object.assign(mark.style, { left: `${x - 15}px`, top: `${y - 15}px`, backgroundImage: thumb.style.backgroundImage });
+          field.append(mark);
+          show(mark, index);
+          return mark;
+        }
         return point.right
           ? svg("circle", { class: "right", cx: x, cy: y, r: 4.5 }, root)
           : svg("rect", { class: "wrong", x: x - 3.4, y: y - 3.4, width: 6.8, height: 6.8, transform: `rotate(45 ${x} ${y})` }, root);
@@ -254,6 +267,7 @@
       });
       if (best >= 0) choose(best);
     });
+    pictures.addEventListener("change", draw);
     new ResizeObserver(draw).observe(field);
   }
 })();

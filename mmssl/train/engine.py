@@ -79,8 +79,7 @@ class Engine:
             self._resume(rewound)
         if self.main:
             claim(config, resume)
-            fingerprint = str(self.stream.state_dict()["fingerprint"])
-            record_start(config.run_dir, self.run_state.step, self.processes.world, fingerprint)
+            record_start(config.run_dir, self.run_state.step, self.processes.world, self.stream.state_dict())
             self._keep_tokenizer()
         self.processes.barrier()
         self.accelerator.init_trackers("tensorboard", init_kwargs=tracker_options(self.run_state.step))

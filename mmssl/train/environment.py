@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,13 +32,13 @@ PACKAGES = (
 )
 
 
-def record_start(run_dir: Path, step: int, processes: int, fingerprint: str) -> None:
+def record_start(run_dir: Path, step: int, processes: int, stream: Mapping[str, int | str]) -> None:
     """Add this start of a run to its environment.json; a run that is resumed has several.
 
     Args:
         step: updates done before.
         processes: how many train together.
-        fingerprint: of the training shards and their order.
+        stream: the state of the stream, with the fingerprint of its shards if they have an index.
     """
     path = run_dir / FILE
     starts = _read(path)
@@ -50,7 +51,7 @@ def record_start(run_dir: Path, step: int, processes: int, fingerprint: str) -> 
             "versions": versions(),
             "platform": f"{platform.system()} {platform.machine()}, {device()}",
             "code": code(Path(__file__).parents[1]),
-            "data_fingerprint": fingerprint,
+            "data_fingerprint": stream.get("fingerprint", "none: shards without an index"),
         }
     )
     write_atomically(path, json.dumps({"starts": starts}, indent=1).encode())

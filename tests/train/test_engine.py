@@ -70,6 +70,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         "model.safetensors",
         "config.json",
         "tokenizer",
+        "README.md",
     }
 
 

@@ -14,9 +14,9 @@ from mmssl.train.environment import code, command, record_start
 def test_every_start_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run has both of its command lines, with the step each began at, and the versions installed."""
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/mmssl", "train", "a file.yaml", "optim.lr=1e-3"])
-    record_start(tmp_path, 0, 1, "abc")
+    record_start(tmp_path, 0, 1, {"fingerprint": "abc"})
     monkeypatch.setattr(sys, "argv", ["/somewhere/mmssl/train/__main__.py", "--resume", "runs/x"])
-    record_start(tmp_path, 40, 2, "abc")
+    record_start(tmp_path, 40, 2, {"fingerprint": "abc"})
     first, second = json.loads((tmp_path / "environment.json").read_text())["starts"]
     assert first["command"] == "mmssl train 'a file.yaml' optim.lr=1e-3"
     assert second["command"] == "python -m mmssl.train --resume runs/x"
@@ -30,8 +30,10 @@ def test_every_start_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_damaged_record_is_begun_anew(tmp_path: Path) -> None:
     """A record that cannot be read keeps no run from starting."""
     (tmp_path / "environment.json").write_text('{"starts": [')
-    record_start(tmp_path, 3, 1, "abc")
-    assert len(json.loads((tmp_path / "environment.json").read_text())["starts"]) == 1
+    record_start(tmp_path, 3, 1, {})
+    (start,) = json.loads((tmp_path / "environment.json").read_text())["starts"]
+    assert start["step"] == 3
+    assert "without an index" in start["data_fingerprint"]
 
 
 def test_the_package_itself_is_named_plainly() -> None:

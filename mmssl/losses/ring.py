@@ -4,7 +4,8 @@ Each rank keeps its rows and is visited by one rank's columns after the other, f
 rows (a column's log-sum-exp, a column's gradient) travels with the columns and is back home after one round. Beside
 its own features a rank holds those of two others, those it works on and those on their way: O(N / W) in place of O(N).
 
-All sums are blocked. Of products of features InfoNCE and SigLIP take 4: 1 forward, 1 anew and 2 for the gradients backward.
+All sums are blocked. Of products of features InfoNCE and SigLIP take 4: 1 forward, and backward 1 anew and 2 for the
+gradients.
 """
 
 from collections.abc import Iterator

@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mmssl.bench.loss import bench_loss
+from mmssl.config import ViewConfig
+from mmssl.data.augment import augment
+from mmssl.data.draws import columns, draw, table
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
@@ -74,6 +78,18 @@ def test_half_precisions_learn(plain: list[float], tmp_path: Path) -> None:
     """bf16 and fp16 (with its gradient scaler) stay near float32."""
     for precision in ("bf16", "fp16"):
         assert losses(tmp_path / precision, f"train.precision={precision}") == pytest.approx(plain, rel=0.05)
+
+
+def test_pictures_change_alike_on_the_gpu() -> None:
+    """With every change drawn for about half of the pictures: equal to the CPU's to 1/255."""
+    rng = np.random.default_rng(0)
+    pictures = torch.from_numpy(rng.integers(0, 256, (32, 3, 64, 64), dtype=np.uint8))
+    names = ("flip", "affine", "color_jitter", "gray", "invert", "solarize", "posterize", "outline", "blur", "erase")
+    config = ViewConfig(**dict.fromkeys(names, 0.5))
+    draws = columns(table([draw(rng) for _ in pictures]))
+    expected, found = (augment(pictures.to(place), config, draws).cpu().int() for place in ("cpu", "cuda"))
+    assert (found - expected).abs().max() <= 1
+    assert (found != expected).float().mean() < 0.01
 
 
 def test_the_blocked_loss_is_open_clips() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from mmssl.config import Config, ObjectiveConfig, ViewConfig
+from mmssl.config import Config, ModelConfig, ObjectiveConfig, ViewConfig
 from mmssl.data.captions import render_caption
 from mmssl.data.files import Access
 from mmssl.data.grouping import Limits
@@ -19,6 +19,7 @@ from mmssl.data.render import Renderer
 from mmssl.data.tokens import Tokenizer, load_tokenizer, train_tokenizer
 from mmssl.data.views import View
 from mmssl.distributed import Processes
+from mmssl.model import load
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmssl.objectives import find_objective
 from mmssl.objectives.base import Objective, ObjectiveOptions, Vocabulary
@@ -49,14 +50,31 @@ def objective_options(config: Config) -> dict[str, ObjectiveOptions]:
 
 
 def resolved(config: Config) -> Config:
-    """The configuration with every objective's own options written out.
+    """The configuration with every objective's own options written out, and the towers of what the model starts from.
 
     Raises:
-        UserError: an unknown objective or option.
+        UserError: an unknown objective or option, or a start that cannot be had.
     """
     dumped = {name: options.model_dump(mode="json") for name, options in objective_options(config).items()}
     entries = {name: ObjectiveConfig.model_validate(options) for name, options in dumped.items()}
-    return config.model_copy(update={"objectives": entries})
+    return config.model_copy(update={"objectives": entries, "model": _started(config.model)})
+
+
+def _started(model: ModelConfig) -> ModelConfig:
+    """The towers of `model.start`, locked as told. Those of a run that goes on are written out already."""
+    if model.start is None or model.text.name != model.start:
+        return model
+    kept = {"lock", "unlocked_layers"}
+    given = [f"vision.{name}" for name in model.vision.model_fields_set - kept]
+    given += [f"text.{name}" for name in model.text.model_fields_set - kept - {"name", "max_tokens"}]
+    if given:
+        raise UserError(f"model.{min(given)} cannot be set beside model.start={model.start}, which brings its towers")
+    source = load(model.start)
+    found = source.self_contained()
+    vision = found.vision.model_copy(update={name: getattr(model.vision, name) for name in kept})
+    chosen = {name: getattr(model.text, name) for name in model.text.model_fields_set & {*kept, "max_tokens"}}
+    text = found.text.model_copy(update={"tokenizer": source.config.text.tokenizer, **chosen})
+    return found.model_copy(update={"start": model.start, "vision": vision, "text": text})
 
 
 def learn_tokenizer(shards: Sequence[str], templates: Sequence[str], vocab_size: int, max_tokens: int) -> Tokenizer:
@@ -74,17 +92,24 @@ def build_tokenizer(config: Config, learnt: Path) -> Tokenizer:
     text = config.model.text
     source = text.tokenizer or text.name
     assert source is not None
+    if learnt.is_dir() and (source == "train" or config.model.start is not None):
+        return load_tokenizer(str(learnt), text.max_tokens)
     if source != "train":
         return load_tokenizer(source, text.max_tokens)
-    if learnt.is_dir():
-        return load_tokenizer(str(learnt), text.max_tokens)
     shards = [shard for source in sources_of(config.data.train, config.data.allow_pipe) for shard in source.shards]
     return learn_tokenizer(shards, config.data.captions, text.vocab_size, text.max_tokens)
 
 
 def build_encoder(config: Config, tokenizer: Tokenizer) -> DualEncoder:
-    """The dual encoder of a configuration."""
-    return build_dual_encoder(config.model, tokenizer.vocab_size, tokenizer.pad_id)
+    """The dual encoder of a resolved configuration, with the weights that it starts from.
+
+    Raises:
+        UserError: a tower cannot be built, or what to start from cannot be had.
+    """
+    encoder = build_dual_encoder(config.model, tokenizer.vocab_size, tokenizer.pad_id)
+    if config.model.start is not None:
+        encoder.load_state_dict(load(config.model.start).encoder.state_dict())
+    return encoder
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
@@ -129,8 +154,11 @@ def build_stream(
         UserError: shards are missing or unusable, or the batch does not fit them.
     """
     data, processes = config.data, mixer.processes
-    size = mixer.encoder.vision.image_size
-    views = {name: View(view, size, data.decode, data.max_pixels) for name, view in build_views(config, mixer).items()}
+    size, interpolation = mixer.encoder.vision.image_size, config.model.vision.interpolation
+    views = {
+        name: View(view, size, data.decode, data.max_pixels, interpolation)
+        for name, view in build_views(config, mixer).items()
+    }
     on_gpu = mixer.encoder.log_logit_scale.device.type != "cpu"
     later = data.augment_on == "device" or (data.augment_on == "auto" and on_gpu)
     return TrainStream(

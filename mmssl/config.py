@@ -139,6 +139,14 @@ class VisionConfig(Section):
     """Side of the square input in pixels. Default: the model's own."""
     options: dict[str, Any] = {}
     """Further arguments of the model (timm: keyword arguments such as depth; open_clip: entries of vision_cfg)."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of red, green and blue, from 0 to 1. Default: what the weights were trained with."""
+    std: tuple[float, float, float] | None = None
+    """Deviation of red, green and blue, from 0 to 1. Default: what the weights were trained with."""
+    fit: Literal["shortest", "squash"] = "shortest"
+    """How pictures are judged: the shorter side resized and the centre cut out, or both sides resized."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How pictures are resized."""
     lock: bool = False
     """Freeze the tower (LiT); its batch norms keep their statistics."""
     unlocked_layers: int = Field(0, ge=0)
@@ -151,14 +159,16 @@ class TextConfig(Section):
     name: str | None = None
     """A Hugging Face encoder: a hub name or a local folder with weights and tokenizer."""
     config: dict[str, Any] | None = None
-    """A Hugging Face configuration (`model_type: bert`, ...) to build random weights from, instead of `name`."""
+    """A Hugging Face configuration (`model_type: bert`, ...) to build random weights from, instead of `name`; with
+    `model_type: open_clip` the entries of open_clip's text_cfg."""
     tokenizer: str | None = None
-    """A hub name, a folder with a fast tokenizer, or `train` to learn one from the training captions.
-    Default: `name`."""
+    """A hub name, a folder with a fast tokenizer, `clip` for OpenAI's CLIP tokenizer, or `train` to learn one from the
+    training captions. Default: `name`."""
     vocab_size: int = Field(8192, ge=64)
     """Largest vocabulary of a tokenizer learnt here (`tokenizer: train`)."""
-    pooling: Literal["auto", "cls", "mean", "eos"] = "auto"
-    """Which token vectors make the caption's vector. `auto`: what the folder says (sentence-transformers), else cls."""
+    pooling: Literal["auto", "cls", "mean", "eos", "pooler"] = "auto"
+    """Which token vectors make the caption's vector. `auto`: what the folder says (sentence-transformers), else cls.
+    `pooler`: the vector that the encoder pools by itself."""
     max_tokens: int = Field(77, ge=4)
     """Captions are cut to this many tokens and padded to the longest of the batch only."""
     lock: bool = False
@@ -178,6 +188,10 @@ class TextConfig(Section):
 class ModelConfig(Section):
     """The dual encoder."""
 
+    start: str | None = None
+    """A whole model to start from: its towers, weights, tokenizer and preprocessing. A run or a model folder,
+    `open_clip:MODEL/TAG`, `local-dir:FOLDER` or a Hugging Face CLIP folder. Of the towers, only `lock`,
+    `unlocked_layers` and `text.max_tokens` can then be set."""
     vision: VisionConfig = VisionConfig()
     """The vision tower."""
     text: TextConfig
@@ -190,6 +204,16 @@ class ModelConfig(Section):
     """Start of the learnable temperature (CLIP: 0.07); its inverse is the logit scale."""
     max_logit_scale: float = Field(100.0, gt=0)
     """The logit scale is clamped here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _towers_of_start(cls, values: Any) -> Any:
+        """Without a text tower of its own, a model has that of what it starts from."""
+        if isinstance(values, dict) and values.get("start") is not None:
+            text = values.get("text") or {}
+            if isinstance(text, dict) and text.get("name") is None and text.get("config") is None:
+                values = {**values, "text": {**text, "name": values["start"]}}
+        return values
 
 
 class ObjectiveConfig(BaseModel):

@@ -20,8 +20,9 @@ def describe(config: Config) -> str:
     Raises:
         UserError: a tower cannot be built as configured.
     """
+    config = resolved(config)
     mixer = untrained_mixer(config)
-    lines = [dump_config(resolved(config)).rstrip(), "", "parameters"]
+    lines = [dump_config(config).rstrip(), "", "parameters"]
     encoder = mixer.encoder
     parts: list[tuple[str, nn.Module]] = [
         (f"vision tower ({config.model.vision.name}, {encoder.vision.image_size} px)", encoder.vision),

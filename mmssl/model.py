@@ -14,11 +14,14 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmssl.config import ModelConfig, TextConfig
+from mmssl.config import ModelConfig
 from mmssl.data.tokens import Tokenizer, load_tokenizer
 from mmssl.data.views import EvalView
 from mmssl.models.dual_encoder import DualEncoder, ImageEncoder, build_dual_encoder
+from mmssl.models.pretrained import Pretrained, read_open_clip, text_config
+from mmssl.models.pretrained_transformers import is_transformers_folder, read_transformers
 from mmssl.models.text import TextTower
+from mmssl.models.text_open_clip import OpenClipText
 from mmssl.models.vision import VisionTower
 from mmssl.types import UserError
 
@@ -31,11 +34,15 @@ Picture = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
 class MMSSL:
     """Pictures and texts to unit vectors of one space, and zero-shot classification with them."""
 
-    def __init__(self, encoder: DualEncoder, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    def __init__(
+        self, encoder: DualEncoder, tokenizer: Tokenizer, config: ModelConfig, notes: Sequence[str] = ()
+    ) -> None:
+        """`notes`: where the weights come from and what of them was left out, a line each."""
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.config = config
-        self.view = EvalView(encoder.vision.image_size)
+        self.notes = list(notes)
+        self.view = EvalView(encoder.vision.image_size, config.vision.fit, interpolation=config.vision.interpolation)
 
     @property
     def vision(self) -> VisionTower:
@@ -136,30 +143,24 @@ class MMSSL:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.encoder.state_dict().items()}
         save_file(state, folder / "model.safetensors")
         self.tokenizer.save(folder / "tokenizer")
-        record = {"format": FORMAT, "model": self._self_contained().model_dump(mode="json")}
+        record = {"format": FORMAT, "model": self.self_contained().model_dump(mode="json", exclude={"start"})}
         (folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
-    def _self_contained(self) -> ModelConfig:
-        """The configuration without names that would have to be looked up elsewhere."""
-        hugging_face = self.text.encoder.config
-        settings = {**hugging_face.to_diff_dict(), "model_type": hugging_face.model_type}
-        for key in ("transformers_version", "architectures", "_name_or_path", "dtype"):
-            settings.pop(key, None)
-        text = TextConfig(
-            config={**settings, "vocab_size": hugging_face.vocab_size},
-            tokenizer="tokenizer",
-            pooling=self.text.pooling,
-            max_tokens=self.config.text.max_tokens,
-        )
+    def self_contained(self) -> ModelConfig:
+        """The configuration without names that would have to be looked up elsewhere; its tokenizer is `tokenizer/`."""
+        mean, std = self.vision.statistics
         vision = self.config.vision.model_copy(
             update={
                 "pretrained": None,
                 "lock": False,
                 "unlocked_layers": 0,
                 "image_size": self.vision.image_size,
+                "mean": mean,
+                "std": std,
             }
         )
-        return self.config.model_copy(update={"text": text, "vision": vision})
+        text = text_config(self.text, "tokenizer", self.config.text.max_tokens)
+        return self.config.model_copy(update={"text": text, "vision": vision, "start": None})
 
     @torch.no_grad()
     def _evaluate(self, encode: Any) -> Tensor:
@@ -172,19 +173,48 @@ class MMSSL:
             self.encoder.train(training)
 
 
-def load(path: str | Path) -> MMSSL:
-    """The model of a run folder or of its `model/` folder.
+def load(source: str | Path) -> MMSSL:
+    """A model of one's own or of another library; `notes` of what it returns says what was taken over.
+
+    Args:
+        source: a run folder or its `model/` folder; `open_clip:MODEL/TAG` or `open_clip:MODEL/FILE`; `local-dir:FOLDER`
+            of open_clip; a folder of Hugging Face's CLIPModel, SiglipModel or VisionTextDualEncoderModel, or
+            `transformers:NAME` of the hub.
 
     Raises:
         UserError: there is no model, or its files do not fit together.
     """
-    folder = Path(path)
+    words = str(source)
+    library, _, name = words.partition(":")
+    if library == "open_clip" and name:
+        return _taken_over(read_open_clip(name))
+    if library == "local-dir" and name:
+        return _taken_over(read_open_clip(words))
+    if library == "transformers" and name:
+        return _taken_over(read_transformers(name))
+    folder = Path(source)
     if (folder / "model" / "config.json").is_file():
         folder = folder / "model"
+    if (folder / "open_clip_config.json").is_file():
+        return _taken_over(read_open_clip(f"local-dir:{folder}"))
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"no model at {path}; give a run folder with model/, or a model folder (config.json, model.safetensors)"
+            f"no model at {source}; give a run folder with model/, a model folder (config.json, model.safetensors), "
+            f"or open_clip:MODEL/TAG"
         )
+    if is_transformers_folder(folder):
+        return _taken_over(read_transformers(str(folder)))
+    return _own(folder)
+
+
+def _taken_over(found: Pretrained) -> MMSSL:
+    tokenizer = load_tokenizer(found.tokenizer, found.config.text.max_tokens)
+    if isinstance(found.encoder.text.encoder, OpenClipText) and found.tokenizer != "clip":
+        found.encoder.text.encoder.pad_with(tokenizer.pad_id)
+    return MMSSL(found.encoder.eval(), tokenizer, found.config, found.notes)
+
+
+def _own(folder: Path) -> MMSSL:
     try:
         record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
@@ -203,4 +233,6 @@ def load(path: str | Path) -> MMSSL:
             f"{sorted(differ)[0]})"
         )
     encoder.load_state_dict(state)
-    return MMSSL(encoder.eval(), tokenizer, config)
+    text = config.text.model_copy(update={"tokenizer": str(folder / "tokenizer")})
+    config = config.model_copy(update={"text": text})
+    return MMSSL(encoder.eval(), tokenizer, config, [f"all {len(own)} weights of {folder}"])

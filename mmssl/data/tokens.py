@@ -1,5 +1,7 @@
 """Captions to token ids: a Hugging Face fast tokenizer, loaded or learnt."""
 
+import gzip
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +27,9 @@ SPECIAL_TOKENS = {
 """BERT's special tokens; a learnt tokenizer gives them the ids 0 to 4."""
 _CONTINUES = "##"
 _CHUNK = 1000
+_CLIP_MERGES = "bpe_simple_vocab_16e6.txt.gz"
+_CLIP_WORDS = 49_152
+_CLIP_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class Tokenizer:
@@ -100,11 +105,13 @@ class Tokenizer:
 
 
 def load_tokenizer(name_or_folder: str, max_tokens: int) -> Tokenizer:
-    """The fast tokenizer of a local folder or of a hub name; the local cache is asked before the network.
+    """The fast tokenizer of a local folder or of a hub name, or `clip`; the local cache is asked before the network.
 
     Raises:
         UserError: there is none, or it has no fast form or no padding token.
     """
+    if name_or_folder == "clip":
+        return Tokenizer(_clip_tokenizer(max_tokens), max_tokens)
     folder = Path(name_or_folder)
     if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
         raise UserError(f"folder {folder} holds no tokenizer; it needs tokenizer.json and tokenizer_config.json")
@@ -153,6 +160,36 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_tokens: int) -
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, show_progress=False)
     learner.train_from_iterator(_repeat(words, alphabet), trainer)
     return Tokenizer(_bert_tokenizer(learner.get_vocab(), max_tokens), max_tokens)
+
+
+def _clip_tokenizer(max_tokens: int) -> PreTrainedTokenizerFast:
+    """OpenAI's CLIP tokenizer (Radford et al. 2021), from the list of merges that comes with open_clip."""
+    package = importlib.util.find_spec("open_clip")
+    assert package is not None
+    assert package.origin is not None
+    lines = gzip.decompress(Path(package.origin).with_name(_CLIP_MERGES).read_bytes()).decode("utf-8").split("\n")
+    merges = [tuple(line.split()) for line in lines[1 : _CLIP_WORDS - 256 - 2 + 1]]
+    letters = _byte_letters()
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), start, end]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    model = models.BPE(vocabulary, merges, unk_token=end, continuing_subword_prefix="", end_of_word_suffix="</w>")
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    split = pre_tokenizers.Split(tokenizers.Regex(_CLIP_SPLIT), behavior="removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    ends = [(start, vocabulary[start]), (end, vocabulary[end])]
+    backend.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ends)
+    special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=max_tokens, **special)
+
+
+def _byte_letters() -> list[str]:
+    """A letter for each byte: those that print stand for themselves and come first (as in GPT-2's vocabulary)."""
+    printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printing]
+    return [chr(byte) for byte in printing] + [chr(256 + place) for place in range(len(others))]
 
 
 def _first(*candidates: int | None) -> int | None:

@@ -14,6 +14,7 @@ from mmssl.data.augment import augment, augments
 from mmssl.data.decode import MAX_PIXELS, REDUCTIONS, Header, Pixels, decode, read_header, rgb_pixels
 from mmssl.data.draws import Draws, between, between_log, columns, draw, table
 
+Interpolation = Literal["bicubic", "bilinear"]
 DecodeMode = Literal["quality", "fast"]
 """`quality` keeps a JPEG's pixels within 1/255 of the full decode on average; `fast` decodes it at the
 smallest size that keeps 3/4 of the output's side, or more."""
@@ -47,11 +48,13 @@ class View:
         image_size: int,
         mode: DecodeMode = "quality",
         max_pixels: int = MAX_PIXELS,
+        interpolation: Interpolation = "bicubic",
     ) -> None:
         self.config = config
         self.image_size = image_size
         self.mode = mode
         self.max_pixels = max_pixels
+        self.interpolation = interpolation
 
     def __call__(self, image: bytes, rng: np.random.Generator) -> Tensor:
         """Render an encoded picture to uint8 [3, image_size, image_size].
@@ -88,7 +91,7 @@ class View:
     def paint(self, pixels: Pixels, header: Header, crop: Crop, draws: Draws[float] | None) -> Tensor:
         """Render decoded pixels, of full or reduced size, to uint8 [3, image_size, image_size]; without `draws`, cut
         and resized only."""
-        picture = resize(_cut(pixels, header, crop), self.image_size, self.image_size)
+        picture = resize(_cut(pixels, header, crop), self.image_size, self.image_size, self.interpolation)
         if draws is None or not augments(self.config):
             return picture
         return augment(picture[None], self.config, columns(table([draws])))[0]
@@ -103,6 +106,7 @@ class EvalView:
         fit: Literal["shortest", "squash"] = "shortest",
         mode: DecodeMode = "quality",
         max_pixels: int = MAX_PIXELS,
+        interpolation: Interpolation = "bicubic",
     ) -> None:
         """`shortest` resizes the shorter side to `image_size` and cuts out the centre, as OpenCLIP does;
         `squash` resizes both sides and keeps everything."""
@@ -110,6 +114,7 @@ class EvalView:
         self.fit = fit
         self.mode = mode
         self.max_pixels = max_pixels
+        self.interpolation = interpolation
 
     def __call__(self, image: bytes | Image.Image | Pixels | Tensor) -> Tensor:
         """Render to uint8 [3, image_size, image_size].
@@ -131,11 +136,12 @@ class EvalView:
             header = Header("pixels", pixels.shape[1], pixels.shape[0])
         side = self.image_size
         if self.fit == "squash":
-            return resize(pixels, side, side)
+            return resize(pixels, side, side, self.interpolation)
         short = min(header.height, header.width)
         height, width = int(side * header.height / short), int(side * header.width / short)
         top, left = round((height - side) / 2), round((width - side) / 2)
-        return resize(pixels, height, width)[:, top : top + side, left : left + side].contiguous()
+        picture = resize(pixels, height, width, self.interpolation)
+        return picture[:, top : top + side, left : left + side].contiguous()
 
 
 def dct_reduction(header: Header, shrink: float, mode: DecodeMode) -> int:
@@ -161,14 +167,14 @@ def _cut(pixels: Pixels, header: Header, crop: Crop) -> Pixels:
     return pixels[top : top + height, left : left + width]
 
 
-def resize(pixels: Pixels, height: int, width: int) -> Tensor:
-    """Bicubic with antialiasing on bytes: uint8 [h, w, 3] -> uint8 [3, height, width]."""
+def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation = "bicubic") -> Tensor:
+    """With antialiasing, on bytes: uint8 [h, w, 3] -> uint8 [3, height, width]."""
     if min(pixels.strides) < 0:  # which torch does not take
         pixels = np.ascontiguousarray(pixels)
     # A crop goes as it lies: torch packs it faster than NumPy does.
     planes = torch.from_numpy(pixels).permute(2, 0, 1)
     if planes.shape[1:] != (height, width):
-        planes = F.interpolate(planes[None], size=(height, width), mode="bicubic", antialias=True)[0]
+        planes = F.interpolate(planes[None], size=(height, width), mode=interpolation, antialias=True)[0]
     return planes.contiguous()
 
 

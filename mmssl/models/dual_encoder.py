@@ -91,7 +91,10 @@ def build_dual_encoder(config: ModelConfig, vocab_size: int, pad_id: int) -> Dua
     if pretrained_projection is not None and isinstance(image_projection, nn.Linear):
         with torch.no_grad():
             image_projection.weight.copy_(pretrained_projection)
-    text_projection = _projection(text.width, config.embed_dim, config.projection)
+    if text.projects:
+        text_projection: nn.Module = nn.Identity()
+    else:
+        text_projection = _projection(text.width, config.embed_dim, config.projection)
     projections = (image_projection, text_projection, config.embed_dim)
     return DualEncoder(vision, text, *projections, config.init_temperature, config.max_logit_scale)
 

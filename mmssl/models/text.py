@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from mmssl.config import TextConfig
+from mmssl.models.text_open_clip import MODEL_TYPE, OpenClipText, build_open_clip_text, is_plain
 from mmssl.models.vision import Encoded
 from mmssl.types import UserError
 
@@ -21,8 +21,9 @@ class TextTower(nn.Module):
     """A Hugging Face encoder with one pooled vector a caption.
 
     Attributes:
-        width: size of the pooled vector and of each token's.
-        pooling: `cls`, `mean` or `eos`.
+        width: size of the pooled vector, and of each token's unless it projects.
+        pooling: `cls`, `mean`, `eos` or `pooler`.
+        projects: the encoder ends in its own projection to the shared space.
         source: the folder or hub name of its pretrained weights, if it has any.
     """
 
@@ -33,12 +34,17 @@ class TextTower(nn.Module):
         self.encoder = encoder
         self.pooling = pooling
         self.source = source
-        self.width = int(self.encoder.config.hidden_size)
+        own = _own_dim(encoder) if pooling == "pooler" else None
+        self.projects = own is not None
+        self.width = int(self.encoder.config.hidden_size) if own is None else own
         self._locked = False
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Encoded:
         """Encode captions: token ids int64 [B, L] and their mask bool [B, L] (True: a real token)."""
-        hidden = self.encoder(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        output = self.encoder(input_ids=tokens, attention_mask=mask.long())
+        hidden = output.last_hidden_state
+        if self.pooling == "pooler":
+            return Encoded(output.pooler_output, hidden)
         return Encoded(pool(hidden, mask, self.pooling), hidden)
 
     @property
@@ -85,7 +91,7 @@ def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
     assert pooling == "eos", pooling
     last = mask.long().cumsum(1).argmax(1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    return hidden.gather(1, last.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])).squeeze(1)
 
 
 def build_text(config: TextConfig, vocab_size: int, pad_id: int) -> TextTower:
@@ -108,10 +114,11 @@ def build_text(config: TextConfig, vocab_size: int, pad_id: int) -> TextTower:
             f"model.text.max_tokens={config.max_tokens}, but the tower has {limit} positions; lower "
             f"model.text.max_tokens"
         )
-    # The pooler's weights would get no gradient.
-    if getattr(encoder, "pooler", None) is not None:
+    pooling = _pooling(config)
+    # An unused pooler's weights would get no gradient.
+    if pooling != "pooler" and getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
-    tower = TextTower(encoder, _pooling(config), config.name)
+    tower = TextTower(encoder, pooling, config.name)
     if config.lock:
         tower.lock(config.unlocked_layers)
     return tower
@@ -150,6 +157,8 @@ def pretrained_mlm_head(name: str) -> MaskedLanguageHead | None:
 def _from_config(options: dict[str, Any], vocab_size: int, pad_id: int) -> Any:
     values = {"vocab_size": vocab_size, "pad_token_id": pad_id, **options}
     kind = values.pop("model_type", None)
+    if kind == MODEL_TYPE:
+        return build_open_clip_text({key: value for key, value in values.items() if key != "pad_token_id"})
     if kind is None:
         raise UserError("model.text.config needs model_type, for example bert")
     try:
@@ -187,7 +196,15 @@ def _quiet() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
 
 
+def _own_dim(encoder: Any) -> int | None:
+    """Size of the vectors that an encoder projects to by itself; None where it does not."""
+    projects = isinstance(encoder, OpenClipText) and encoder.projects
+    return int(encoder.config.settings["output_dim"]) if projects else None
+
+
 def _pooling(config: TextConfig) -> str:
+    if config.config is not None and config.config.get("model_type") == MODEL_TYPE:
+        return "eos" if is_plain({k: v for k, v in config.config.items() if k != "model_type"}) else "pooler"
     if config.pooling != "auto":
         return config.pooling
     declared = Path(config.name or "") / "1_Pooling" / "config.json"

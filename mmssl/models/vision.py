@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 import open_clip
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.models import group_parameters
 from torch import Tensor, nn
 
 from mmssl.config import VisionConfig
+from mmssl.models.weights import load_weights, one_line, read_weights
 from mmssl.types import UserError
 
 
@@ -56,6 +56,7 @@ class VisionTower(nn.Module):
         image_size: side of the square input in pixels.
         grid: patches per column and row that the tower can be shown a part of, or None where it cannot.
         projects: the trunk ends in its own projection to the shared space (attention pooling of CLIP's ResNets).
+        statistics: mean and deviation of the colours that the trunk expects, from 0 to 1.
     """
 
     mean: Tensor
@@ -67,6 +68,7 @@ class VisionTower(nn.Module):
         self.trunk = trunk
         self.image_size = image_size
         self.projects = projects
+        self.statistics = (_three(mean), _three(std))
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
         self.select, self.grid, self.patch_size = _patch_access(trunk)
@@ -188,7 +190,7 @@ def build_vision(config: VisionConfig, embed_dim: int) -> tuple[VisionTower, Ten
 def _open_clip_tower(config: VisionConfig, name: str, embed_dim: int) -> tuple[VisionTower, Tensor | None]:
     known = open_clip.get_model_config(name)
     if known is None:
-        raise UserError(_unknown_model("open_clip", name, open_clip.list_models()))
+        raise UserError("model.vision.name: " + unknown_model("open_clip", name, open_clip.list_models()))
     vision = {**known["vision_cfg"], **config.options}
     if config.image_size is not None:
         vision["image_size"] = config.image_size
@@ -197,35 +199,39 @@ def _open_clip_tower(config: VisionConfig, name: str, embed_dim: int) -> tuple[V
         # Only the visual tower is kept: a tiny text tower keeps random weights cheap and needs no hub.
         overrides |= {"embed_dim": embed_dim, "text_cfg": _TINY_TEXT}
     try:
-        with _quiet(config.pretrained is None):
+        with quiet(config.pretrained is None):
             model = open_clip.create_model(name, pretrained=config.pretrained, pretrained_text=False, **overrides)
     except (RuntimeError, TypeError, OSError, ValueError) as error:
-        raise UserError(f"model.vision: open_clip could not build {name!r}: {_one_line(error)}") from error
-    visual = model.visual
-    side = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
-    statistics = (visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"])
-    if isinstance(visual, open_clip.transformer.VisionTransformer):
-        projection, visual.proj = visual.proj, None
-        visual.output_tokens = True
-        visual.patch_dropout = PatchSelect(prefix=1)
-        weights = projection.detach().T if config.pretrained is not None and projection is not None else None
-        return VisionTower(visual, side, *statistics), weights
-    if isinstance(visual, open_clip.timm_model.TimmModel) and [*visual.head._modules] in (
-        ["drop", "proj"],
-        [],
-    ):
-        tower = VisionTower(_with_patch_select(visual.trunk), side, *statistics)
-        if config.pretrained is None:
-            return tower, None
-        # SigLIP's tower has no projection: its pooled vector already lives in the shared space.
-        return tower, visual.head.proj.weight.detach() if len(visual.head) > 0 else torch.eye(tower.width)
-    tower = VisionTower(visual, side, *statistics, projects=True)
-    if tower.width != embed_dim:
+        raise UserError(f"model.vision: open_clip could not build {name!r}: {one_line(error)}") from error
+    preprocessing = model.visual.preprocess_cfg
+    mean, std = config.mean or preprocessing["mean"], config.std or preprocessing["std"]
+    tower, projection = tower_of(model.visual, mean, std)
+    if tower.projects and tower.width != embed_dim:
         raise UserError(
             f"model.embed_dim={embed_dim}, but {config.name} projects to {tower.width}; set "
             f"model.embed_dim={tower.width}"
         )
-    return tower, None
+    return tower, projection if config.pretrained is not None else None
+
+
+def tower_of(visual: Any, mean: Any, std: Any) -> tuple[VisionTower, Tensor | None]:
+    """An open_clip model's `visual` as a tower, which it becomes, and the projection it had [embed_dim, width].
+
+    Without a projection it pools into the shared space by itself: the tower either projects, or the projection is one.
+    """
+    side = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
+    if isinstance(visual, open_clip.transformer.VisionTransformer):
+        projection, visual.proj = visual.proj, None
+        visual.output_tokens = True
+        visual.patch_dropout = PatchSelect(prefix=1)
+        return VisionTower(visual, side, mean, std), None if projection is None else projection.detach().T
+    if isinstance(visual, open_clip.timm_model.TimmModel):
+        head = dict(visual.head.named_children())
+        if not head or (set(head) == {"drop", "proj"} and head["proj"].bias is None):
+            tower = VisionTower(_with_patch_select(visual.trunk), side, mean, std)
+            # SigLIP's tower has no projection: its pooled vector already lives in the shared space.
+            return tower, head["proj"].weight.detach() if head else torch.eye(tower.width)
+    return VisionTower(visual, side, mean, std, projects=True), None
 
 
 def _timm_tower(config: VisionConfig, name: str) -> VisionTower:
@@ -234,17 +240,18 @@ def _timm_tower(config: VisionConfig, name: str) -> VisionTower:
     if config.pretrained is not None and file is None:
         name = f"{name}.{config.pretrained}" if config.pretrained != "true" else name
     if not timm.is_model(name.partition(".")[0]):
-        raise UserError(_unknown_model("timm", name, timm.list_models()))
+        raise UserError("model.vision.name: " + unknown_model("timm", name, timm.list_models()))
     takes_size = config.image_size is not None and "img_size" not in options
     try:
         trunk = _create_timm(name, config, options, file is None, takes_size)
     except (RuntimeError, TypeError, OSError, ValueError, AssertionError) as error:
-        raise UserError(f"model.vision: timm could not build {name!r}: {_one_line(error)}") from error
+        raise UserError(f"model.vision: timm could not build {name!r}: {one_line(error)}") from error
     if file is not None:
         load_weights(trunk, read_weights(Path(file)), where=file)
     settings = trunk.pretrained_cfg
     side = options.get("img_size") or config.image_size or settings["input_size"][-1]
-    return VisionTower(_with_patch_select(trunk), int(side), settings["mean"], settings["std"])
+    mean, std = config.mean or settings["mean"], config.std or settings["std"]
+    return VisionTower(_with_patch_select(trunk), int(side), mean, std)
 
 
 def _create_timm(name: str, config: VisionConfig, options: dict[str, Any], pretrained: bool, takes_size: bool) -> Any:
@@ -262,45 +269,6 @@ def _create_timm(name: str, config: VisionConfig, options: dict[str, Any], pretr
 _TINY_TEXT = {"context_length": 8, "vocab_size": 64, "width": 64, "heads": 1, "layers": 1}
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a safetensors file or a torch file (tensors only: nothing in it can run).
-
-    Raises:
-        UserError: no weights can be read from the file.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} holds no weights that can be read safely: {_one_line(error)}") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path} is not a state dict (names -> tensors)")
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a whole state dict; a classifier head in it is allowed to be left over.
-
-    Raises:
-        UserError: weights are missing, or have another shape; names the first ones.
-    """
-    own = module.state_dict()
-    missing = [k for k in own if k not in state]
-    shapes = [
-        f"{k} {tuple(state[k].shape)} against {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    if missing or shapes:
-        raise UserError(
-            f"{where} does not fit the tower: {len(own) - len(missing) - len(shapes)} of {len(own)} weights match; "
-            f"missing: {', '.join(missing[:3]) or 'none'}; other shape: {', '.join(shapes[:2]) or 'none'}"
-        )
-    module.load_state_dict({k: state[k] for k in own})
-
-
 def _with_patch_select(trunk: Any) -> Any:
     if hasattr(trunk, "patch_drop"):
         trunk.patch_drop = PatchSelect(prefix=trunk.num_prefix_tokens)
@@ -308,13 +276,18 @@ def _with_patch_select(trunk: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet(quiet: bool) -> Iterator[None]:
+def quiet(on: bool) -> Iterator[None]:
     """open_clip warns on the root logger that random weights are random."""
-    logging.disable(logging.WARNING if quiet else logging.NOTSET)
+    logging.disable(logging.WARNING if on else logging.NOTSET)
     try:
         yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
 
 
 def _patch_access(trunk: nn.Module) -> tuple[PatchSelect | None, tuple[int, int] | None, int | None]:
@@ -340,10 +313,7 @@ def _last_layers(trunk: Any, count: int) -> list[nn.Parameter]:
     return [trunk.get_parameter(name) for group in last for name in groups[group]]
 
 
-def _unknown_model(library: str, name: str, known: list[str]) -> str:
+def unknown_model(library: str, name: str, known: list[str]) -> str:
+    """What to say of a name that a library does not know."""
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.3)
-    return f"model.vision.name: {library} has no model {name!r}; near it: {', '.join(near) or 'none'}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    return f"{library} has no model {name!r}; near it: {', '.join(near) or 'none'}"

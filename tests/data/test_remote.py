@@ -4,7 +4,7 @@ small."""
 import json
 import logging
 import threading
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import fsspec
@@ -258,16 +258,34 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, caplog: 
     assert cache.get(shard, 0) is None
 
 
-def test_other_file_systems(shards: list[str]) -> None:
-    """Shards and index on an fsspec file system give the local batches."""
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_other_file_systems(shards: list[str], spoilt: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards and index on an fsspec file system (s3 and gs are others) give the local batches, into the second epoch;
+    also where every third read fails, in turn with an error of the driver, of the network, or early."""
     memory = fsspec.filesystem("memory")
     for path in Path(shards[0]).parent.iterdir():
         memory.pipe_file(f"/remote/{path.name}", path.read_bytes())
     names = [f"memory://remote/{shard:05d}.tar" for shard in range(len(COUNTS))]
+    whole, reads = type(memory).cat_file, count()
+
+    def cat_file(self: object, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        found: bytes = whole(memory, path, start=start, end=end)
+        wrong = next(reads) % 9
+        if wrong == 2:
+            raise RuntimeError("SlowDown: reduce your request rate")
+        if wrong == 5:
+            raise ConnectionResetError("reset by peer")
+        return found[: len(found) // 2] if wrong == 8 else found
+
+    if spoilt:
+        monkeypatch.setattr(type(memory), "cat_file", cat_file)
     local = toy_stream(shards)
-    with toy_stream(names, workers=2, access=ACCESS) as remote:
-        for _ in range(3):
-            assert next(remote).ids.tolist() == next(local).ids.tolist()
+    with toy_stream(names, workers=2, access=Access(PATIENT)) as remote:
+        for _ in range(local.batches_per_epoch + 1):
+            here, there = next(local), next(remote)
+            assert here.ids.tolist() == there.ids.tolist()
+            assert here.views["main"].tolist() == there.views["main"].tolist()
+        assert (remote.counters().retries > 0) == spoilt
 
 
 def test_iter_samples_reads_remote_shards(shards: list[str]) -> None:

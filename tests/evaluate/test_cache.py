@@ -1,6 +1,7 @@
 """Features are kept between evaluations, and found again only where nothing changed."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mmssl.evaluate import suite
 from mmssl.evaluate.cache import FeatureCache, default_folder
 from mmssl.evaluate.embed import Pictures
 from mmssl.types import Sample, UserError
+from tests.evaluate.ranks import on_ranks
 from tests.evaluate.toy import ToyEncoder, pack, paint
 
 
@@ -59,6 +61,25 @@ def test_an_interrupted_evaluation_goes_on(numbers: Path, captioned: Path, tmp_p
     encoder = ToyEncoder()
     assert suite.run(encoder, data, cache=cache) == suite.run(ToyEncoder(), data)
     assert sum(encoder.calls) == 30
+
+
+def test_ranks_share_kept_features(numbers: Path, tmp_path: Path) -> None:
+    """Two processes keep one copy, which both find; where only one finds it, both encode."""
+    cache, data = FeatureCache(tmp_path / "cache", "a"), {"n": (numbers, "zero_shot")}
+    expected = suite.run(ToyEncoder(), data, batch_size=8)
+
+    def encoded(cache: FeatureCache) -> list[int]:
+        outcomes = on_ranks(2, ToyEncoder, data, batch_size=8, cache=cache)
+        assert [results for results, _ in outcomes] == [expected] * 2
+        return [sum(encoder.calls) for _, encoder in outcomes]
+
+    assert [encoded(cache), encoded(cache)] == [[24, 16], [0, 0]]
+
+    class OneSided(FeatureCache):
+        def load(self, key: str) -> Pictures | None:
+            return super().load(key) if threading.current_thread().name == "rank 0" else None
+
+    assert encoded(OneSided(cache.folder, "a")) == [24, 16]
 
 
 def test_labels_are_checked_although_nothing_is_read(numbers: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from mmssl.evaluate import fine_tune, suite
 from mmssl.evaluate.fine_tune import ALPHAS, EPOCHS, Classifier, mixed, train
 from mmssl.rng import torch_generator
 from mmssl.types import UserError
+from tests.evaluate.ranks import on_ranks
 from tests.evaluate.toy import pack
 
 
@@ -96,6 +97,13 @@ def test_the_ends_are_the_two_models(colours: Path, tmp_path: Path) -> None:
     assert [float(row["alpha"]) for row in rows] == list(ALPHAS)
     assert [float(row["acc1"]) for row in rows] == [found[f"acc1@{alpha:g}"] for alpha in ALPHAS]
     assert suite.run(Colours(), {"c": (colours, "fine_tune")})["c/fine_tune"] == found
+
+
+def test_two_processes_equal_one(colours: Path) -> None:
+    """Rank 0 trains, both judge, and both end with the figures of one process."""
+    data = {"c": (colours, "fine_tune")}
+    alone = suite.run(Colours(), data, batch_size=8)
+    assert [results for results, _ in on_ranks(2, Colours, data, batch_size=8)] == [alone] * 2
 
 
 def test_the_model_is_left_as_it_was(colours: Path) -> None:

@@ -2,22 +2,18 @@
 
 import csv
 import io
-import threading
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
-from torch import Tensor
 
-from mmssl.distributed import Processes
 from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset, read
 from mmssl.evaluate.embed import embed_pictures
 from mmssl.evaluate.multilabel import judge, targets_of
 from mmssl.types import UserError
+from tests.evaluate.ranks import on_ranks
 from tests.evaluate.toy import ToyEncoder, pack, paint
 
 
@@ -137,52 +133,8 @@ def test_multilabel_needs_lists(numbers: Path, tmp_path: Path) -> None:
         suite.run(ToyEncoder(), {"n": (open_dataset(shard, classnames=["a"]), "multilabel")})
 
 
-class Board:
-    """What the ranks of a pretended process group tell each other."""
-
-    def __init__(self, world: int) -> None:
-        self.barrier = threading.Barrier(world, timeout=60)
-        self.values: list[Any] = [None] * world
-
-
-@dataclass(frozen=True)
-class Threads(Processes):
-    """Ranks that are threads."""
-
-    board: Board = field(default_factory=lambda: Board(1))
-
-    def _exchange(self, value: Any) -> list[Any]:
-        self.board.values[self.rank] = value
-        self.board.barrier.wait()
-        values = list(self.board.values)
-        self.board.barrier.wait()
-        return values
-
-    def sum(self, x: Tensor) -> Tensor:
-        return torch.stack(self._exchange(x)).sum(0)
-
-    def broadcast(self, value: Any, source: int = 0) -> Any:
-        return self._exchange(value)[source]
-
-
-def on_ranks(world: int, *arguments: Any, **options: Any) -> list[Any]:
-    """Results or errors of `suite.run` on every rank, and how many pictures each encoded."""
-    board, outcomes = Board(world), [None] * world
-
-    def work(rank: int) -> None:
-        encoder = ToyEncoder(noise=3.0)
-        try:
-            ranks = Threads(rank, world, board=board)
-            outcomes[rank] = (suite.run(encoder, *arguments, processes=ranks, **options), sum(encoder.calls))
-        except UserError as error:
-            outcomes[rank] = error
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return outcomes
+def noisy() -> ToyEncoder:
+    return ToyEncoder(noise=3.0)
 
 
 @pytest.mark.parametrize("world", [2, 7])
@@ -191,9 +143,9 @@ def test_several_processes_equal_one(trained: Path, captioned: Path, tmp_path: P
     data = {task: (trained, task) for task in ("zero_shot", "knn")}
     data |= {task: (captioned, task) for task in ("retrieval", "geometry")}
     alone = suite.run(ToyEncoder(noise=3.0), data, batch_size=8)
-    outcomes = on_ranks(world, data, tmp_path / "out", batch_size=8, draw=False)
+    outcomes = on_ranks(world, noisy, data, tmp_path / "out", batch_size=8, draw=False)
     assert [results for results, _ in outcomes] == [alone] * world
-    assert sum(pictures for _, pictures in outcomes) == 40 + 28 + 30
+    assert sum(sum(encoder.calls) for _, encoder in outcomes) == 40 + 28 + 30
     assert (tmp_path / "out" / "results.json").is_file()
 
 
@@ -202,12 +154,12 @@ def test_broken_pictures_over_processes(numbers: Path) -> None:
     records = [{"png": paint(100 + i % 6, i) if i != 9 else b"broken", "cls": i % 6} for i in range(40)]
     pack(numbers / "test" / "0.tar", records[:25])
     alone = suite.run(ToyEncoder(noise=3.0), {"n": (numbers, "zero_shot")}, batch_size=8)
-    outcomes = on_ranks(2, {"n": (numbers, "zero_shot")}, batch_size=8)
+    outcomes = on_ranks(2, noisy, {"n": (numbers, "zero_shot")}, batch_size=8)
     assert [results for results, _ in outcomes] == [alone] * 2
     assert alone["n/zero_shot"]["bad_samples"] == 1
     records[8:16] = [{"png": b"broken", "cls": 0}] * 8
     pack(numbers / "test" / "0.tar", records[:25])
-    errors = on_ranks(2, {"n": (numbers, "zero_shot")}, batch_size=8)
+    errors = on_ranks(2, noisy, {"n": (numbers, "zero_shot")}, batch_size=8)
     assert all(isinstance(error, UserError) for error in errors)
     assert str(errors[0]) == str(errors[1])
     assert str(errors[0]).startswith(f"no picture from {numbers / 'test' / '0.tar'}:00008 on")

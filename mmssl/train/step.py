@@ -65,12 +65,8 @@ def backward(
     _reseed(seed, start)
     with accelerator.autocast():
         inputs = mixer.inputs(batch, weights, random, progress)
-    counts = torch.stack([mixer.objective(name).count(inputs) for name in weights])
-    everyone = processes.sum(counts).clamp(min=1)
-    active = {name: Weighted(weights[name], processes.world / everyone[i]) for i, name in enumerate(weights)}
     tally = Tally()
-    for i, name in enumerate(weights):
-        tally.add(f"{name}.loss", torch.zeros_like(counts[i]), counts[i])
+    active = _count(mixer, inputs, weights, tally)
     chunks = list(_chunks(rows, micro_batch))
     cached: dict[str, Predictions] = {}
     if len(chunks) > 1:
@@ -87,6 +83,18 @@ def backward(
         watch(inputs)
     mixer.finish(inputs, weights)
     return tally
+
+
+def _count(mixer: Mixer, inputs: Inputs, weights: Mapping[str, float], tally: Tally) -> dict[str, Weighted]:
+    """Count the terms of each objective's loss: on this process into the tally, over all to make means of sums."""
+    counts = torch.stack([mixer.objective(name).count(inputs) for name in weights])
+    for name, count in zip(weights, counts, strict=True):
+        tally.add(f"{name}.loss", torch.zeros_like(count), count)
+    everyone = mixer.processes.sum(counts).clamp(min=1)
+    return {
+        name: Weighted(weight, mixer.processes.world / count)
+        for (name, weight), count in zip(weights.items(), everyone, strict=True)
+    }
 
 
 def _cache_gradients(

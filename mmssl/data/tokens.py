@@ -168,7 +168,7 @@ def _clip_tokenizer(max_tokens: int) -> PreTrainedTokenizerFast:
     assert package is not None
     assert package.origin is not None
     lines = gzip.decompress(Path(package.origin).with_name(_CLIP_MERGES).read_bytes()).decode("utf-8").split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : _CLIP_WORDS - 256 - 2 + 1]]
+    merges = [(left, right) for left, right in (line.split() for line in lines[1 : _CLIP_WORDS - 256 - 2 + 1])]
     letters = _byte_letters()
     start, end = "<|startoftext|>", "<|endoftext|>"
     words = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), start, end]

@@ -14,6 +14,7 @@ from mmssl.cli_compare import compare
 from mmssl.cli_eval import evaluate, print_results
 from mmssl.cli_report import add_reports
 from mmssl.cli_shards import shards_app
+from mmssl.cli_use import add_use
 from mmssl.config import load_config
 from mmssl.types import UserError
 
@@ -31,6 +32,7 @@ app.command()(ablate)
 app.add_typer(shards_app, name="shards")
 app.add_typer(bench_app, name="bench")
 add_reports(app, bench_app)
+add_use(app, bench_app)
 
 Overrides = Annotated[
     list[str] | None,

@@ -1,0 +1,7 @@
+"""Pictures of shards as stored vectors, and the nearest of them to a text or a picture."""
+
+from mmssl.search.embed import embed_shards
+from mmssl.search.index import Hit, Index
+from mmssl.search.nearest import exact_nearest
+
+__all__ = ["Hit", "Index", "embed_shards", "exact_nearest"]

@@ -1,0 +1,172 @@
+"""Stored vectors are the model's, whole after any interruption, and the nearest are found."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+import mmssl
+from mmssl.cli import main
+from mmssl.data.patterns import expand
+from mmssl.data.reader import iter_samples
+from mmssl.distributed import Processes
+from mmssl.search import Index, embed_shards, exact_nearest
+from mmssl.search.nearest import Graph
+from mmssl.types import UserError
+from tests.export.models import own
+from tests.pairs import write_pairs
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 pictures in two tars."""
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="module")
+def model() -> mmssl.MMSSL:
+    return own()
+
+
+@pytest.fixture(scope="module")
+def index(model: mmssl.MMSSL, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("index") / "i"
+    assert embed_shards(model, expand([str(shards / "*.tar")]), folder).pictures == 48
+    return folder
+
+
+def test_an_index_holds_every_pictures_vector(index: Path, model: mmssl.MMSSL, shards: Path) -> None:
+    """float16 rows equal the model's own vectors, in the order of the shards; key, shard and caption are in Parquet."""
+    samples = list(iter_samples(expand([str(shards / "*.tar")])))
+    expected = model.encode_image([sample.image for sample in samples])
+    stored = np.concatenate([np.load(path) for path in sorted((index / "parts").glob("*.npy"))])
+    assert stored.dtype == np.float16
+    np.testing.assert_allclose(stored, expected.numpy(), atol=1e-3)
+    tables = [pyarrow.parquet.read_table(path).to_pylist() for path in sorted((index / "parts").glob("*.parquet"))]
+    rows = [row for part in tables for row in part]
+    assert [row["key"] for row in rows] == [sample.key for sample in samples]
+    assert [row["caption"] for row in rows] == [sample.fields["txt"] for sample in samples]
+    hits = Index(index).hits([0, 24, 47], [1, 1, 1])
+    assert [(hit.shard, hit.key) for hit in hits] == [(samples[i].shard, samples[i].key) for i in (0, 24, 47)]
+
+
+def test_an_interrupted_embedding_goes_on(model: mmssl.MMSSL, shards: Path, tmp_path: Path) -> None:
+    """What a killed run left, a half-written part and a missing one, is made whole; what is there is not made again."""
+    names = expand([str(shards / "*.tar")])
+    embed_shards(model, names, tmp_path / "i")
+    parts = tmp_path / "i" / "parts"
+    whole = {path.name: path.read_bytes() for path in parts.iterdir()}
+    (parts / "000001.npy").unlink()
+    (parts / ".000001.npy.partial").write_bytes(b"half")
+    with pytest.raises(UserError, match="lacks 1 of 2 shards"):
+        Index(tmp_path / "i")
+    done = embed_shards(model, names, tmp_path / "i")
+    assert (done.pictures, done.kept) == (24, 1)
+    assert {path.name: path.read_bytes() for path in parts.iterdir()} == whole
+
+
+def test_processes_share_the_shards(model: mmssl.MMSSL, shards: Path, index: Path, tmp_path: Path) -> None:
+    """Two processes' parts, made one after the other, are those of one process."""
+    names = expand([str(shards / "*.tar")])
+    for rank in (0, 1):
+        lone = Processes(rank, 2)
+        object.__setattr__(lone, "barrier", lambda: None)
+        assert embed_shards(model, names, tmp_path, processes=lone).pictures == 24
+    for path in (index / "parts").iterdir():
+        assert (tmp_path / "parts" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_index_of_another_model_or_of_other_shards_is_refused(
+    index: Path, model: mmssl.MMSSL, shards: Path, tmp_path: Path
+) -> None:
+    """Neither mixed nor searched."""
+    other = own("cls")
+    with torch.no_grad():
+        for weight in other.encoder.image_projection.parameters():
+            weight.neg_()
+    names = expand([str(shards / "*.tar")])
+    with pytest.raises(UserError, match="another model"):
+        embed_shards(other, names, index)
+    with pytest.raises(UserError, match="other shards"):
+        embed_shards(model, names[:1], index)
+    with pytest.raises(UserError, match="another model"):
+        Index(index).check(other)
+    Index(index).check(model)
+    with pytest.raises(UserError, match="mmssl embed"):
+        Index(tmp_path)
+
+
+def unit(rng: np.random.Generator, rows: int) -> npt.NDArray[np.float32]:
+    x = rng.normal(size=(rows, 32))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("k", [1, 7, 500])
+def test_exact_search_is_sorting(k: int) -> None:
+    """Over parts of any size, the rows and products are those of sorting all products; k may exceed the rows."""
+    rng = np.random.default_rng(0)
+    stored, queries = unit(rng, 300).astype(np.float16), unit(rng, 5)
+    rows, scores = exact_nearest(queries, [stored[:1], stored[1:200], stored[200:]], k)
+    products = queries @ stored.astype(np.float32).T
+    order = np.argsort(-products, axis=1)[:, :k]
+    np.testing.assert_array_equal(rows, order)
+    np.testing.assert_allclose(scores, np.take_along_axis(products, order, 1), atol=1e-5)
+
+
+def test_the_graph_finds_nearly_all_neighbours(tmp_path: Path) -> None:
+    """Of the 10 nearest among 5,000 random vectors, at least 95 %, with their products; the file opens again."""
+    rng = np.random.default_rng(0)
+    stored, queries = unit(rng, 5000).astype(np.float16), unit(rng, 40)
+    Graph.build([stored[:2000], stored[2000:]], 32, tmp_path / "g")
+    rows, scores = Graph.open(tmp_path / "g").nearest(queries, 10)
+    truth, _ = exact_nearest(queries, [stored], 10)
+    shared = sum(len(set(a) & set(b)) for a, b in zip(rows.tolist(), truth.tolist(), strict=True))
+    assert shared / 400 > 0.95
+    products = (queries[:, None] * stored[rows].astype(np.float32)).sum(-1)
+    np.testing.assert_allclose(scores, products, atol=5e-3)
+
+
+def test_embed_and_search_by_commands(
+    model: mmssl.MMSSL, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A picture of the set is found as the nearest to itself, through the graph and exactly; words find something; the
+    hits are drawn."""
+    model.save(tmp_path / "m")
+    ok(["embed", str(tmp_path / "m"), str(shards / "*.tar"), "--out", str(tmp_path / "i"), "--graph"], capsys)
+    sample = list(iter_samples(expand([str(shards / "*.tar")])))[30]
+    (tmp_path / "query.png").write_bytes(sample.image)
+    common = ["search", str(tmp_path / "m"), str(tmp_path / "i")]
+    for more in ([], ["--exact"]):
+        printed = ok([*common, str(tmp_path / "query.png"), "-k", "3", *more], capsys)
+        lines = [line for line in printed.splitlines() if "s0-" in line or "s1-" in line]
+        assert len(lines) == 3
+        assert sample.key in lines[0]
+    ok([*common, "a red square", "-k", "7", "--out", str(tmp_path / "hits.png")], capsys)
+    with Image.open(tmp_path / "hits.png") as drawn:
+        assert drawn.width > 500
+
+
+def test_export_by_command(
+    model: mmssl.MMSSL, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """8-bit ONNX files are written, and their zero-shot accuracy is printed beside the whole model's."""
+    model.save(tmp_path / "m")
+    arguments = ["export", str(tmp_path / "m"), "--format", "onnx", "--out", str(tmp_path / "o"), "--int8"]
+    (shards / "classnames.txt").write_text("red\ngreen\nblue\nwhite")
+    printed = ok([*arguments, "--data", str(shards / "*.tar")], capsys)
+    assert "zero-shot accuracy" in printed
+    assert "in 8 bits" in printed
+    assert (tmp_path / "o" / "README.md").is_file()
+
+
+def ok(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command prints that ends well."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert not caught.value.code
+    return capsys.readouterr().out

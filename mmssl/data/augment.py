@@ -43,8 +43,9 @@ def finish_views(batch: Batch, views: Mapping[str, ViewConfig]) -> Batch:
     """Change the views of a batch that came with their draws, where the batch is."""
     done = {}
     for name, drawn in batch.draws.items():
-        parts = zip(batch.views[name].split(_ROWS), drawn.split(_ROWS), strict=True)
-        done[name] = torch.cat([augment(pictures, views[name], columns(rows)) for pictures, rows in parts])
+        pictures, config = batch.views[name], views[name]
+        parts = [slice(start, start + _ROWS) for start in range(0, len(drawn), _ROWS)]
+        done[name] = torch.cat([augment(pictures[part], config, columns(drawn[part])) for part in parts])
     return replace(batch, views={**batch.views, **done}, draws={})
 
 
@@ -56,8 +57,8 @@ def augments(config: ViewConfig) -> bool:
 def augment(pictures: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tensor:
     """Flip pictures, uint8 [n, 3, S, S], and apply what else was drawn for each; rounds once, at the end."""
     pictures = _where(draws.flip < config.flip, pictures, config, draws, lambda x, _, __: x.flip(-1))
-    numbers = (draws.outline, draws.posterize, draws.affine, draws.jitter, draws.gray, draws.invert)
-    numbers += (draws.solarize, draws.blur, draws.erase)
+    first = (draws.outline, draws.posterize, draws.affine, draws.jitter, draws.gray, draws.invert)
+    numbers = (*first, draws.solarize, draws.blur, draws.erase)
     drawn = [
         (number < chance) & (draws.changed < config.changed)
         for number, chance in zip(numbers, _chances(config), strict=True)

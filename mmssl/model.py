@@ -209,6 +209,8 @@ def load(source: str | Path) -> MMSSL:
 
 def _taken_over(found: Pretrained) -> MMSSL:
     tokenizer = load_tokenizer(found.tokenizer, found.config.text.max_tokens)
+    if found.drop_punctuation:
+        tokenizer.drop_punctuation()
     if isinstance(found.encoder.text.encoder, OpenClipText) and found.tokenizer != "clip":
         found.encoder.text.encoder.pad_with(tokenizer.pad_id)
     return MMSSL(found.encoder.eval(), tokenizer, found.config, found.notes)

@@ -3,6 +3,8 @@
 import gzip
 import importlib.util
 import json
+import re
+import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ SPECIAL_TOKENS = {
 """BERT's special tokens; a learnt tokenizer gives them the ids 0 to 4."""
 _CONTINUES = "##"
 _CHUNK = 1000
+_PUNCTUATION = f"[{re.escape(string.punctuation)}]"
 _CLIP_MERGES = "bpe_simple_vocab_16e6.txt.gz"
 _CLIP_WORDS = 49_152
 _CLIP_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -64,6 +67,19 @@ class Tokenizer:
         tokens = np.array([row.ids for row in rows], dtype=np.int64)
         mask = np.array([row.attention_mask for row in rows], dtype=np.bool_)
         return torch.from_numpy(tokens), torch.from_numpy(mask)
+
+    def drop_punctuation(self) -> None:
+        """From now on, and when saved, lower-case captions and drop their punctuation before all else: SigLIP's
+        canonical form (big_vision)."""
+        steps = [
+            normalizers.Replace("_", " "),
+            normalizers.Replace(tokenizers.Regex(_PUNCTUATION), ""),
+            normalizers.Lowercase(),
+            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+        own = self._backend.normalizer
+        self._backend.normalizer = normalizers.Sequence([*steps, *([] if own is None else [own])])
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each caption, beginning and end included, were it not cut."""

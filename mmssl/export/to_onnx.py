@@ -1,5 +1,6 @@
 """Both encoders as ONNX: image.onnx and text.onnx, for any number of pictures and captions of any length."""
 
+import copy
 import json
 import logging
 import warnings
@@ -38,7 +39,7 @@ def problems(model: MMSSL) -> list[str]:
 
 def write(model: MMSSL, folder: Path) -> None:
     """image.onnx (pictures -> features), text.onnx (tokens, mask -> features), tokenizer/ and config.json."""
-    encoder = model.encoder.to("cpu").eval()
+    encoder = copy.deepcopy(model.encoder).to("cpu").eval()
     length = model.tokenizer.max_tokens
     tokens, mask = model.tokenizer.encode(list(CAPTIONS))
     batch, words = torch.export.Dim("batch", min=1, max=2**16), torch.export.Dim("tokens", min=2, max=length)

@@ -17,6 +17,8 @@ from mmssl.models.text_open_clip import OpenClipText
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
+_TOKENS = ("output_tokens",)
+"""Settings of CoCa's towers, whose captioner is not kept."""
 _TEXT_KINDS = ("bert", "roberta", "xlm-roberta")
 """Hugging Face encoders that open_clip builds by their configuration."""
 
@@ -116,7 +118,7 @@ def _visual(model: MMSSL) -> tuple[dict[str, Any], dict[str, Tensor]]:
         settings: dict[str, Any] = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear"}
     else:
         settings = {**open_clip.get_model_config(name)["vision_cfg"], **model.config.vision.options}
-        settings = {key: value for key, value in settings.items() if key != "timm_model_pretrained"}
+        settings = {key: value for key, value in settings.items() if key not in ("timm_model_pretrained", *_TOKENS)}
     settings["image_size"] = model.vision.image_size
     if model.vision.projects:
         return settings, state(trunk, "visual.")
@@ -150,8 +152,7 @@ def _text(model: MMSSL, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]
             {**state(encoder, "text.transformer."), "text.proj.weight": _text_weight(model)},
             quick,
         )
-    kept = dict(encoder.config.settings)
-    kept.pop("output_dim", None)
+    kept = {key: value for key, value in encoder.config.settings.items() if key not in ("output_dim", *_TOKENS)}
     top = {key: kept.pop(key) for key in ("quick_gelu", "custom_text") if key in kept}
     if kept.get("hf_tokenizer_name"):
         model.tokenizer.save(folder)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import timm
 import torch
 from safetensors.torch import save_file
@@ -72,15 +73,8 @@ def _architecture(model: MMSSL) -> str | None:
         return name
     if model.vision.projects or type(model.vision.trunk).__module__.partition(".")[0] != "timm":
         return None
-    settings = {**_open_clip_settings(name), **model.config.vision.options}
+    settings = {**open_clip.get_model_config(name)["vision_cfg"], **model.config.vision.options}
     return str(settings["timm_model_name"])
-
-
-def _open_clip_settings(name: str) -> dict[str, Any]:
-    import open_clip
-
-    known: dict[str, Any] = open_clip.get_model_config(name)["vision_cfg"]
-    return known
 
 
 def _arguments(model: MMSSL) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class Pretrained:
     """Builds the same towers again."""
     tokenizer: str
     """What `load_tokenizer` takes."""
+    drop_punctuation: bool
+    """Its captions were lower-cased and stripped of punctuation."""
     notes: list[str]
     """What was taken over and what was left out, a line each."""
 
@@ -47,6 +49,9 @@ def read_open_clip(source: str) -> Pretrained:
             model = open_clip.create_model(name, pretrained=pretrained or None, pretrained_text=False)
     except (RuntimeError, TypeError, OSError, ValueError, KeyError) as error:
         raise UserError(f"open_clip could not make {source!r}: {one_line(error)}") from error
+    words = settings["text_cfg"].get("tokenizer_kwargs") or {}
+    if words.get("strip_sep_token", False):
+        raise UserError(f"open_clip's {source} reads captions without their end token, which cannot be done here")
     notes = [f"{len(model.state_dict())} weights of open_clip's {source}"]
     if settings["text_cfg"].get("hf_model_name") is not None:
         text, projection = _hugging_face_text(model.text, settings["text_cfg"], source)
@@ -127,7 +132,8 @@ def _assembled(
     )
     with torch.no_grad():
         encoder.log_logit_scale.copy_(model.logit_scale.reshape(()))
-    return Pretrained(encoder, config, tokenizer, notes)
+    words = settings["text_cfg"].get("tokenizer_kwargs") or {}
+    return Pretrained(encoder, config, tokenizer, words.get("clean") == "canonicalize", notes)
 
 
 def _vision_config(settings: dict[str, Any], name: str | None) -> dict[str, Any]:

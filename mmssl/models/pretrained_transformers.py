@@ -55,7 +55,7 @@ def read_transformers(name: str) -> Pretrained:
     notes = [f"{len(model.state_dict())} weights of {name}"]
     notes += [f"left out: {key}" for key in sorted(report["unexpected_keys"])]
     notes += ["left out: logit_bias, which changes no order"] if kind == "siglip" else []
-    return Pretrained(encoder, config, name, notes)
+    return Pretrained(encoder, config, name, False, notes)
 
 
 def _clip(model: Any, name: str) -> tuple[DualEncoder, ModelConfig]:

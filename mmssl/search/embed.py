@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmssl.data.patterns import is_remote
 from mmssl.data.reader import iter_samples
 from mmssl.data.sample import BadSample
 from mmssl.distributed import Processes
@@ -47,7 +48,7 @@ def embed_shards(
     Raises:
         UserError: the folder holds another index or cannot be written, or pictures cannot be encoded.
     """
-    names = [str(Path(shard).resolve()) if "://" not in shard and ":" not in shard else shard for shard in shards]
+    names = [shard if is_remote(shard) else str(Path(shard).resolve()) for shard in shards]
     _prepare(model, names, out, processes)
     done = Embedded()
     for number in range(processes.rank, len(names), processes.world):

@@ -55,6 +55,15 @@ def test_an_open_clip_folder_gives_open_clips_features(name: str, tmp_path: Path
     assert mmssl.load(tmp_path / "theirs").notes[1:] == ours.notes[1:]
 
 
+def test_captions_without_punctuation_are_open_clips() -> None:
+    """Tokens of captions in SigLIP's canonical form are those of open_clip's own clean-up."""
+    plain, canonical = load_tokenizer("clip", 77), load_tokenizer("clip", 77)
+    canonical.drop_punctuation()
+    clean = open_clip.tokenizer.canonicalize_text
+    texts = [*(text for text in TEXTS if "&amp;" not in text), "snake_case, (brackets) [x]^2 - it's  \\ / ~done!"]
+    assert torch.equal(canonical.encode(texts)[0], plain.encode([clean(text) for text in texts])[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
 def test_a_named_architecture_with_a_file_of_weights(name: str, tmp_path: Path) -> None:

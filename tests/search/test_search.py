@@ -102,7 +102,8 @@ def test_an_index_of_another_model_or_of_other_shards_is_refused(
 
 def unit(rng: np.random.Generator, rows: int) -> npt.NDArray[np.float32]:
     x = rng.normal(size=(rows, 32))
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    normed: npt.NDArray[np.float32] = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    return normed
 
 
 @pytest.mark.parametrize("k", [1, 7, 500])

@@ -52,7 +52,6 @@ def test_an_open_clip_model_goes_back_as_the_same_tensors(name: str, tmp_path: P
     assert [key for key, tensor in theirs.items() if not torch.equal(tensor, back[key])] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
 def test_a_full_open_clip_model_goes_back_as_the_same_tensors(name: str, tmp_path: Path) -> None:
     """The same at full size, from a named architecture with a file of weights."""

@@ -120,7 +120,7 @@ class Objective(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
-        """Predictions for some samples from their encodings; row i depends on sample i only."""
+        """Predictions for some samples from their encodings. If `coupled`: row i depends on sample i only."""
 
     @abc.abstractmethod
     def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:

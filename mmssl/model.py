@@ -237,4 +237,4 @@ def _own(folder: Path) -> MMSSL:
     encoder.load_state_dict(state)
     text = config.text.model_copy(update={"tokenizer": str(folder / "tokenizer")})
     config = config.model_copy(update={"text": text})
-    return MMSSL(encoder.eval(), tokenizer, config, [f"all {len(own)} weights of {folder}"])
+    return MMSSL(encoder.eval(), tokenizer, config, [f"all {len(own)} weights match"])

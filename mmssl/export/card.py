@@ -21,7 +21,7 @@ Pictures: {vision.image_size} x {vision.image_size} pixels, {vision.interpolatio
 mean {_numbers(mean)}, deviation {_numbers(std)}. Captions: at most {model.tokenizer.max_tokens} tokens.
 Features are compared by cosine similarity; times {model.logit_scale:.4g} they are logits.
 
-Towers: {vision.name} and {model.text.encoder.config.model_type}, {model.config.embed_dim} dimensions.
+Vision tower: {vision.name}. Text tower: {model.text.encoder.config.model_type}. {model.config.embed_dim} dimensions.
 Weights: {"; ".join(model.notes) or "trained with mmssl"}.
 
 Licence: mmssl {version("mmssl")}, which wrote these files, is under Apache-2.0. The weights are under the terms of

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -52,7 +53,8 @@ def read_open_clip(source: str) -> Pretrained:
     words = settings["text_cfg"].get("tokenizer_kwargs") or {}
     if words.get("strip_sep_token", False):
         raise UserError(f"open_clip's {source} reads captions without their end token, which cannot be done here")
-    notes = [f"{len(model.state_dict())} weights of open_clip's {source}"]
+    origin = "a folder of open_clip" if local else f"open_clip's {name}/{Path(pretrained).name}"
+    notes = [f"{len(model.state_dict())} weights of {origin}"]
     if settings["text_cfg"].get("hf_model_name") is not None:
         text, projection = _hugging_face_text(model.text, settings["text_cfg"], source)
         tokenizer = name.removeprefix("local-dir:") if local else settings["text_cfg"]["hf_tokenizer_name"]

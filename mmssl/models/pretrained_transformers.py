@@ -52,7 +52,7 @@ def read_transformers(name: str) -> Pretrained:
     encoder, config = _siglip(model, name) if kind == "siglip" else _clip(model, name)
     with torch.no_grad():
         encoder.log_logit_scale.copy_(model.logit_scale.reshape(()))
-    notes = [f"{len(model.state_dict())} weights of {name}"]
+    notes = [f"{len(model.state_dict())} weights of a {kind} of transformers"]
     notes += [f"left out: {key}" for key in sorted(report["unexpected_keys"])]
     notes += ["left out: logit_bias, which changes no order"] if kind == "siglip" else []
     return Pretrained(encoder, config, name, False, notes)

@@ -21,7 +21,7 @@ def config(tmp_path: Path, **changes: Any) -> Config:
     shards = tmp_path / "shards"
     shards.mkdir(exist_ok=True)
     tree = run_tree(write_pairs(shards), tmp_path / "run", **changes)
-    text = {**tree["model"]["text"]["all"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    text = {**tree["model"]["text"]["config"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     tree["model"]["text"] = {**tree["model"]["text"], "config": text}
     return parse_config(tree, "test")
 

@@ -234,7 +234,7 @@
         const [x, y] = places[index];
         if (pictures.checked) {
           const mark = Object.assign(document.createElement("span"), { className: point.right ? "right" : "wrong" });
-          Object.assign(mark.style, { left: `${x - 15}px`, top: `${y - 15}px`, backgroundImage: thumb.style.backgroundImage });
+          Object.assign(mark.style, { left: `${x}px`, top: `${y}px`, backgroundImage: thumb.style.backgroundImage });
           field.append(mark);
           show(mark, index);
           return mark;

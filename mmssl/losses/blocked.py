@@ -17,10 +17,6 @@ from torch.autograd.function import once_differentiable
 SMALLEST_EXPONENT = -60.0
 """Exponents are cut here. exp(-60) is below every sum's rounding, and what lies further down makes subnormal
 numbers: a CPU multiplies them some 20 times slower, and for a confident model the matrix is full of them."""
-SHARED_SPREAD, SHARED_EXPONENT, SHARED_WEIGHT = 10.0, -45.0, -30.0
-"""Rows and columns of a block share one exponential where their largest logits lie within the first number; it is cut
-at the second. The third cuts a row's or column's factor to 0. Products of the two and of 1/N stay above subnormal
-numbers, and what is cut is below float32's rounding for up to a million columns."""
 LEFT_OUT = -1e30
 """Logit of what takes no part in a sum. Not -inf, whose difference with itself is not a number."""
 
@@ -136,14 +132,9 @@ def add_logsumexps(
             diagonal[crossed] = values
             if without_diagonal:
                 values.fill_(LEFT_OUT)
-            largest = _shared_largest(logits)
-            if largest is None:
-                by_column, by_row = _logsumexp(logits, 0, scratch), _logsumexp(logits, 1, logits)
-            else:
-                shared = _shared_exp_(logits, largest)
-                by_column, by_row = shared.sum(0).log_().add_(largest), shared.sum(1).log_().add_(largest)
+            by_column = _logsumexp(logits, 0, scratch)
             column_lse[columns] = torch.logaddexp(column_lse[columns], by_column)
-            row_lse[rows] = torch.logaddexp(row_lse[rows], by_row)
+            row_lse[rows] = torch.logaddexp(row_lse[rows], _logsumexp(logits, 1, logits))
 
 
 def add_logsumexp_gradients(
@@ -161,16 +152,9 @@ def add_logsumexp_gradients(
     (row_lse, row_gradient), (column_lse, column_gradient) = by_row, by_column
     for rows in blocks.row_slices():
         for columns, logits, scratch in blocks.along(rows):
-            largest = _shared_largest(logits)
-            if largest is None:
-                torch.sub(logits, column_lse[columns], out=scratch)
-                _exp_(scratch).mul_(column_gradient[columns])
-                _exp_(logits.sub_(row_lse[rows, None])).mul_(row_gradient[rows, None]).add_(scratch)
-            else:
-                of_rows = row_gradient[rows] * _factor(largest - row_lse[rows])
-                of_columns = column_gradient[columns] * _factor(largest - column_lse[columns])
-                torch.add(of_rows[:, None], of_columns, out=scratch)
-                _shared_exp_(logits, largest).mul_(scratch)
+            torch.sub(logits, column_lse[columns], out=scratch)
+            _exp_(scratch).mul_(column_gradient[columns])
+            _exp_(logits.sub_(row_lse[rows, None])).mul_(row_gradient[rows, None]).add_(scratch)
             crossed, values = blocks.diagonal(logits, rows, columns)
             if without_diagonal:
                 values.zero_()
@@ -259,25 +243,6 @@ def _logsumexp(logits: Tensor, dim: int, scratch: Tensor) -> Tensor:
     largest = logits.amax(dim, keepdim=True)
     exponentials = _exp_(torch.sub(logits, largest, out=scratch))
     return largest.squeeze(dim) + exponentials.sum(dim).log()
-
-
-def _shared_largest(logits: Tensor) -> Tensor | None:
-    """The block's largest logit, if the largest of every row and column are near it, so that one exponential, taken
-    relative to it, serves both. Only on a CPU, where it halves the exponentials: elsewhere asking would wait."""
-    if logits.device.type != "cpu":
-        return None
-    by_row = logits.amax(1)
-    largest = by_row.max()
-    least = torch.minimum(by_row.min(), logits.amax(0).min())
-    return largest if float(largest - least) < SHARED_SPREAD else None
-
-
-def _shared_exp_(logits: Tensor, largest: Tensor) -> Tensor:
-    return logits.sub_(largest).clamp_(min=SHARED_EXPONENT).exp_()
-
-
-def _factor(exponents: Tensor) -> Tensor:
-    return exponents.exp().masked_fill_(exponents < SHARED_WEIGHT, 0)
 
 
 def _exp_(x: Tensor) -> Tensor:

@@ -1,5 +1,21 @@
 """Train image-text dual encoders with contrastive and self-supervised objectives, and use them."""
 
-from mmssl.model import MMSSL, load
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["MMSSL", "load"]
+if TYPE_CHECKING:
+    from mmssl.model import Model, load
+
+__all__ = ["Model", "load"]
+
+_ROOMS = {"Model": "model", "load": "model"}
+
+
+def __getattr__(name: str) -> Any:
+    """The names above, imported when they are first asked for: `import mmssl` alone loads no library."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"mmssl.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value

@@ -21,6 +21,7 @@ def data(
     sides: Annotated[
         list[int] | None, typer.Option("--side", help="Shorter side of the photographs; repeat. Default: 512 and 1024.")
     ] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of the photographs that are made.")] = 90,
     rounds: Annotated[int, typer.Option(min=1, help="Times that everything is measured, in turn.")] = 3,
     batches: Annotated[int, typer.Option(min=1, help="Batches of 256 a measurement.")] = 6,
     workers: Annotated[int, typer.Option(min=1, help="Workers of either side.")] = 1,
@@ -46,7 +47,7 @@ def data(
     from mmssl.bench.peer import make_environment
 
     python = (peer_python or make_environment()) if peer else None
-    options = Options(python, batches=batches, workers=workers, rounds=rounds, epochs=epochs)
+    options = Options(python, batches=batches, workers=workers, rounds=rounds, quality=quality, epochs=epochs)
     with Console(stderr=True).status("starting") as status:
         report = bench_data(options, sides=sides or (512, 1024), shards=shards, progress=status.update)
     print(report.text())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmssl.evaluate.cache import FeatureCache
     from mmssl.evaluate.datasets import Dataset
     from mmssl.evaluate.tables import Metrics
-    from mmssl.model import MMSSL
+    from mmssl.model import Model
 
 Data = Annotated[
     list[str],
@@ -174,7 +174,7 @@ def tasks_of(dataset: "Dataset", given: Sequence[str] | None) -> list[str]:
     return tasks
 
 
-def load_on(model: str, device: str | None) -> "MMSSL":
+def load_on(model: str, device: str | None) -> "Model":
     """A model on the device that was asked for; without one, on this process's GPU, if there is any.
 
     Raises:
@@ -192,7 +192,7 @@ def load_on(model: str, device: str | None) -> "MMSSL":
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
 
 
-def cache_of(model: "MMSSL", folder: Path | None) -> "FeatureCache":
+def cache_of(model: "Model", folder: Path | None) -> "FeatureCache":
     """Where the features of a model are kept.
 
     Raises:

@@ -12,9 +12,9 @@ from mmssl.types import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmssl.model import MMSSL
+    from mmssl.model import Model
 
-Model = Annotated[
+ModelName = Annotated[
     str,
     typer.Argument(
         help="A run or a model folder, open_clip:MODEL/TAG, a folder of open_clip or of a Hugging Face CLIP."
@@ -34,7 +34,7 @@ def add_use(app: typer.Typer, bench_app: typer.Typer) -> None:
 
 
 def export(
-    model: Model,
+    model: ModelName,
     kind: Annotated[
         str, typer.Option("--format", help="open_clip, hf, sentence-transformers, onnx or timm: who opens the files.")
     ],
@@ -73,7 +73,7 @@ def export(
         print(f"pushed to {push(out, hub)}")
 
 
-def _print_loss(model: "MMSSL", folder: Path, spec: str) -> None:
+def _print_loss(model: "Model", folder: Path, spec: str) -> None:
     """Zero-shot accuracy on a data set, whole and in 8 bits."""
     from mmssl.cli_eval import find
     from mmssl.evaluate import suite
@@ -90,7 +90,7 @@ def _print_loss(model: "MMSSL", folder: Path, spec: str) -> None:
 
 
 def embed(
-    model: Model,
+    model: ModelName,
     shards: Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Shards: paths, folders, URLs or patterns.")],
     out: Annotated[Path, typer.Option(help="Folder of the index. Called again, it goes on.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a forward pass.")] = 256,
@@ -138,7 +138,7 @@ def embed(
 
 
 def search(
-    model: Model,
+    model: ModelName,
     index: Annotated[Path, typer.Argument(help="Folder that mmssl embed wrote.")],
     query: Annotated[str, typer.Argument(help="Words, or the file of a picture.")],
     count: Annotated[int, typer.Option("--count", "-k", min=1, help="Pictures to find.")] = 10,
@@ -188,7 +188,7 @@ def bench_search(
     print(figures.text())
 
 
-def _load(model: str, device: str | None, quiet: bool = False) -> "MMSSL":
+def _load(model: str, device: str | None, quiet: bool = False) -> "Model":
     """A model, with a word on what was taken over."""
     from mmssl.cli_eval import load_on
 

@@ -31,7 +31,7 @@ Picture = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
 """A file's path, an encoded picture, a PIL image, or uint8 pixels (array [H, W, 3], tensor [3, H, W])."""
 
 
-class MMSSL:
+class Model:
     """Pictures and texts to unit vectors of one space, and zero-shot classification with them."""
 
     def __init__(
@@ -64,7 +64,7 @@ class MMSSL:
         """Factor from cosine similarities to logits."""
         return float(self.encoder.logit_scale.detach())
 
-    def to(self, device: torch.device | str) -> "MMSSL":
+    def to(self, device: torch.device | str) -> "Model":
         """Move the weights; returns itself."""
         self.encoder.to(device)
         return self
@@ -173,7 +173,7 @@ class MMSSL:
             self.encoder.train(training)
 
 
-def load(source: str | Path) -> MMSSL:
+def load(source: str | Path) -> Model:
     """A model of one's own or of another library; `notes` of what it returns says what was taken over.
 
     Args:
@@ -207,16 +207,16 @@ def load(source: str | Path) -> MMSSL:
     return _own(folder)
 
 
-def _taken_over(found: Pretrained) -> MMSSL:
+def _taken_over(found: Pretrained) -> Model:
     tokenizer = load_tokenizer(found.tokenizer, found.config.text.max_tokens)
     if found.drop_punctuation:
         tokenizer.drop_punctuation()
     if isinstance(found.encoder.text.encoder, OpenClipText) and found.tokenizer != "clip":
         found.encoder.text.encoder.pad_with(tokenizer.pad_id)
-    return MMSSL(found.encoder.eval(), tokenizer, found.config, found.notes)
+    return Model(found.encoder.eval(), tokenizer, found.config, found.notes)
 
 
-def _own(folder: Path) -> MMSSL:
+def _own(folder: Path) -> Model:
     try:
         record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
@@ -237,4 +237,4 @@ def _own(folder: Path) -> MMSSL:
     encoder.load_state_dict(state)
     text = config.text.model_copy(update={"tokenizer": str(folder / "tokenizer")})
     config = config.model_copy(update={"text": text})
-    return MMSSL(encoder.eval(), tokenizer, config, [f"all {len(own)} weights match"])
+    return Model(encoder.eval(), tokenizer, config, [f"all {len(own)} weights match"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmssl import MMSSL
+from mmssl import Model
 from mmssl.cli import main
 from mmssl.config import TaskName, parse_config
 from mmssl.data.tokens import train_tokenizer
@@ -35,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer = train_tokenizer([f"a photo of a {c}." for c in COLORS], 64, 77)
         config = tiny_model_config()
         encoder = build_dual_encoder(config, tokenizer.vocab_size, tokenizer.pad_id)
-        MMSSL(encoder, tokenizer, config).save(folder / name)
+        Model(encoder, tokenizer, config).save(folder / name)
     return folder
 
 
@@ -114,13 +114,13 @@ def test_the_second_time_nothing_is_encoded(
     run(*command)
     assert len(list(own_cache.glob("*.safetensors"))) == 1
     counted: list[int] = []
-    encode = MMSSL.encode_rendered
+    encode = Model.encode_rendered
 
-    def counting(self: MMSSL, pictures: torch.Tensor) -> torch.Tensor:
+    def counting(self: Model, pictures: torch.Tensor) -> torch.Tensor:
         counted.append(len(pictures))
         return encode(self, pictures)
 
-    monkeypatch.setattr(MMSSL, "encode_rendered", counting)
+    monkeypatch.setattr(Model, "encode_rendered", counting)
     run(*command)
     assert (counted, figures(tmp_path / "f.json")) == ([], expected)
     weights = load_file(home / "a" / "model.safetensors")

@@ -14,7 +14,7 @@ from typing import IO, Literal
 import psutil
 
 from mmssl.bench.data_ours import Settings
-from mmssl.bench.photographs import write_shards
+from mmssl.bench.photographs import QUALITY, write_shards
 from mmssl.data.patterns import expand
 from mmssl.data.views import DecodeMode
 from mmssl.types import UserError
@@ -128,6 +128,8 @@ class Options:
     warm_up: int = 2
     workers: int = 1
     rounds: int = 3
+    quality: int = QUALITY
+    """Of the JPEGs made."""
     epochs: int = 20
     """Over which memory is watched, 2 or more; 0 leaves it out."""
 
@@ -171,9 +173,9 @@ def _sets(
         return
     for side in sides:
         say(f"making {side}-px photographs")
-        paths = write_shards(folder / str(side), side, options.batch_size * options.batches)
+        paths = write_shards(folder / str(side), side, options.batch_size * options.batches, quality=options.quality)
         mean = sum(Path(path).stat().st_size for path in paths) / (options.batch_size * options.batches)
-        yield f"photographs of {side} px (shorter side), {mean / 1e3:.0f} kB each", paths
+        yield f"photographs of {side} px (shorter side), quality {options.quality}, {mean / 1e3:.0f} kB each", paths
 
 
 def _compare(what: str, shards: list[str], options: Options, log: Path, say: Callable[[str], None]) -> Comparison:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from mmssl.data.patterns import is_remote
 from mmssl.evaluate.datasets import Dataset, read
 from mmssl.evaluate.embed import embed_pictures
-from mmssl.model import MMSSL
+from mmssl.model import Model
 from mmssl.types import UserError
 
 Embed = Callable[[], Tensor]
@@ -55,7 +55,7 @@ class EmbedBench:
         return "\n".join(lines)
 
 
-def bench_embed(model: MMSSL, dataset: Dataset, *, batch_size: int, workers: int, rounds: int) -> EmbedBench:
+def bench_embed(model: Model, dataset: Dataset, *, batch_size: int, workers: int, rounds: int) -> EmbedBench:
     """Embed all pictures of a data set by both, in turn, after an unmeasured pass of each.
 
     Args:
@@ -78,7 +78,7 @@ def bench_embed(model: MMSSL, dataset: Dataset, *, batch_size: int, workers: int
     return EmbedBench(len(features[0]), *seconds, likeness=_likeness(*features))
 
 
-def ours(model: MMSSL, dataset: Dataset, batch_size: int) -> Embed:
+def ours(model: Model, dataset: Dataset, batch_size: int) -> Embed:
     """What `mmssl eval` does with the pictures of a data set: features [N, D]."""
 
     def embed() -> Tensor:
@@ -87,7 +87,7 @@ def ours(model: MMSSL, dataset: Dataset, batch_size: int) -> Embed:
     return embed
 
 
-def theirs(model: MMSSL, dataset: Dataset, folder: Path, batch_size: int, workers: int) -> Embed:
+def theirs(model: Model, dataset: Dataset, folder: Path, batch_size: int, workers: int) -> Embed:
     """clip_benchmark's builder, loader and zero-shot loop with OpenCLIP's preprocessing: features [N, D].
 
     Args:
@@ -128,7 +128,7 @@ def theirs(model: MMSSL, dataset: Dataset, folder: Path, batch_size: int, worker
 class NormalizedInput(nn.Module):
     """A copy of the model's picture side that takes what OpenCLIP's preprocessing gives."""
 
-    def __init__(self, model: MMSSL) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(model.encoder).eval()
         self.encoder.vision.mean.zero_()

@@ -13,6 +13,7 @@ from mmssl.data.decode import Pixels
 from mmssl.rng import generator
 
 QUALITY = 90
+"""Of the JPEGs: libraries save with 75 to 95 unless told otherwise."""
 _SCENES = 8
 _SHAPES = ((1, 1), (4, 3), (3, 2), (3, 4), (2, 3))
 """Width to height, as cameras make them."""
@@ -45,14 +46,14 @@ Floats = NDArray[np.float32]
 
 
 def write_shards(
-    folder: Path, side: int, samples: int, shards: int = 4, distinct: int = 256, seed: int = 0
+    folder: Path, side: int, samples: int, shards: int = 4, distinct: int = 256, seed: int = 0, quality: int = QUALITY
 ) -> list[str]:
     """Write `samples` pairs, of which `distinct` pictures are different, the shorter side of each `side` pixels.
 
     Returns the shards' paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = list(photographs(side, min(distinct, samples), seed))
+    pictures = list(photographs(side, min(distinct, samples), seed, quality))
     rng, paths = generator(seed, "captions"), []
     for shard in range(shards):
         path = folder / f"{shard:05}.tar"
@@ -67,7 +68,7 @@ def write_shards(
     return paths
 
 
-def photographs(side: int, count: int, seed: int = 0) -> Iterator[bytes]:
+def photographs(side: int, count: int, seed: int = 0, quality: int = QUALITY) -> Iterator[bytes]:
     """JPEGs of several shapes: two scenes that meet at a sharp edge, and a sensor's grain.
 
     A scene is noise whose amplitudes fall with frequency, which decides how many coefficients a decoder meets.
@@ -84,7 +85,7 @@ def photographs(side: int, count: int, seed: int = 0) -> Iterator[bytes]:
         picture = np.where((slope * columns + rows > offset / 2)[:, :, None], first, second)
         picture = picture + rng.normal(0, _GRAIN, (height, width, 1))
         pixels: Pixels = np.clip(picture, 0, 255).astype(np.uint8)
-        yield simplejpeg.encode_jpeg(pixels, quality=QUALITY, colorspace="RGB", colorsubsampling="420")
+        yield simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
 
 
 def _scene(rng: np.random.Generator, side: int) -> Floats:

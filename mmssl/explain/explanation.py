@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmssl.explain.maps import DEFAULT, heat, image_maps
 from mmssl.explain.words import word_scores
-from mmssl.model import MMSSL, Picture
+from mmssl.model import Model, Picture
 from mmssl.types import UserError
 
 
@@ -29,7 +29,7 @@ class Explanation:
     """Each word and how much the similarity falls without it."""
 
 
-def explain(model: MMSSL, picture: Picture, caption: str, method: str | None = None) -> Explanation:
+def explain(model: Model, picture: Picture, caption: str, method: str | None = None) -> Explanation:
     """Explain why a model finds a picture and a caption alike, or not.
 
     Args:
@@ -56,7 +56,7 @@ def explain(model: MMSSL, picture: Picture, caption: str, method: str | None = N
     )
 
 
-def as_seen(model: MMSSL, picture: Picture) -> Tensor:
+def as_seen(model: Model, picture: Picture) -> Tensor:
     """The picture as the model sees it, uint8 [3, S, S].
 
     Raises:

@@ -11,7 +11,7 @@ from mmssl.data.reader import iter_samples
 from mmssl.data.sample import BadSample
 from mmssl.evaluate.datasets import captions_of
 from mmssl.evaluate.embed import embed_pictures, embed_texts
-from mmssl.model import MMSSL
+from mmssl.model import Model
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Neighbour:
 
 
 def nearest(
-    model: MMSSL,
+    model: Model,
     query: Tensor,
     shards: str | Sequence[str],
     by: Literal["picture", "caption"] = "picture",

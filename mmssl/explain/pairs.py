@@ -7,12 +7,12 @@ from mmssl.data.decode import DecodeError
 from mmssl.data.sample import BadSample
 from mmssl.evaluate.datasets import Dataset, captions_of, label_of, read
 from mmssl.evaluate.zero_shot import DEFAULT_TEMPLATES, class_weights
-from mmssl.model import MMSSL
+from mmssl.model import Model
 from mmssl.rng import generator
 from mmssl.types import Sample, UserError
 
 
-def drawn_pairs(model: MMSSL, dataset: Dataset, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def drawn_pairs(model: Model, dataset: Dataset, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Up to `count` pictures drawn from a data set as the model sees them, uint8 [N, 3, S, S], and the unit vectors
     [N, D] of their texts: the first caption, or where there is none the class's prompts.
 
@@ -33,7 +33,7 @@ def drawn_pairs(model: MMSSL, dataset: Dataset, count: int, seed: int = 0) -> tu
     return torch.stack(pictures).to(model.device), _texts(model, dataset, chosen).to(model.device)
 
 
-def _texts(model: MMSSL, dataset: Dataset, samples: list[Sample]) -> Tensor:
+def _texts(model: Model, dataset: Dataset, samples: list[Sample]) -> Tensor:
     if all("txt" in sample.fields for sample in samples):
         return model.encode_text([captions_of(sample)[0] for sample in samples])
     labels = [label_of(dataset, sample) for sample in samples]

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from mmssl.model import MMSSL
+from mmssl.model import Model
 
 
-def word_scores(model: MMSSL, caption: str, image: Tensor) -> list[tuple[str, float]]:
+def word_scores(model: Model, caption: str, image: Tensor) -> list[tuple[str, float]]:
     """Each word and how much the similarity falls when it is left out; below zero where it rises.
 
     This is exact: the caption is encoded again without the word. Words that say the same thing twice share little.

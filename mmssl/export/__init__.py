@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmssl.export import to_onnx, to_open_clip, to_sentence_transformers, to_timm, to_transformers
 from mmssl.export.card import write_card
-from mmssl.model import MMSSL
+from mmssl.model import Model
 from mmssl.types import UserError
 
 __all__ = ["FORMATS", "TOLERANCE", "Exported", "Format", "export"]
@@ -20,11 +20,11 @@ TOLERANCE = 1e-5
 class Format:
     """One kind of files."""
 
-    problems: Callable[[MMSSL], list[str]]
+    problems: Callable[[Model], list[str]]
     """What of a model the format cannot hold, a few words each."""
-    write: Callable[[MMSSL, Path], None]
+    write: Callable[[Model, Path], None]
     """Write the files into a folder that exists."""
-    difference: Callable[[MMSSL, Path], float]
+    difference: Callable[[Model, Path], float]
     """Load them with the other library and compare features: the largest absolute difference."""
     lines: Callable[[str], str]
     """Three lines of Python that load the folder."""
@@ -55,7 +55,7 @@ class Exported:
     """Python that loads it."""
 
 
-def export(model: MMSSL, kind: str, out: Path) -> Exported:
+def export(model: Model, kind: str, out: Path) -> Exported:
     """Write a model in one of FORMATS, load it with the library that the format is for, and compare features.
 
     Raises:

@@ -3,10 +3,10 @@
 from importlib.metadata import version
 from pathlib import Path
 
-from mmssl.model import MMSSL
+from mmssl.model import Model
 
 
-def write_card(model: MMSSL, kind: str, lines: str, folder: Path) -> None:
+def write_card(model: Model, kind: str, lines: str, folder: Path) -> None:
     """Say what the folder is, how it is loaded, how pictures are prepared, and what is known of its licence."""
     vision = model.self_contained().vision
     mean, std = model.vision.statistics

@@ -5,20 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmssl.model import MMSSL
+from mmssl.model import Model
 from mmssl.rng import torch_generator
 from mmssl.types import UserError
 
 CAPTIONS = ("a", "a red apple on a table", "two dogs run along the beach, seen from above", " ".join(["word"] * 200))
 
 
-def pictures(model: MMSSL, count: int = 3) -> Tensor:
+def pictures(model: Model, count: int = 3) -> Tensor:
     """Noise, uint8 [count, 3, S, S]."""
     side = model.vision.image_size
     return torch.randint(256, (count, 3, side, side), generator=torch_generator("export"), dtype=torch.uint8)
 
 
-def normalized(model: MMSSL, pixels: Tensor) -> Tensor:
+def normalized(model: Model, pixels: Tensor) -> Tensor:
     """The pictures as other libraries expect them: from 0 to 1, then less the mean and over the deviation."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in model.vision.statistics)
     return (pixels / 255 - mean) / std

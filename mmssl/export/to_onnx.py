@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmssl.data.tokens import Tokenizer, load_tokenizer
 from mmssl.data.views import EvalView
 from mmssl.export.sample import CAPTIONS, largest, needs, pictures
-from mmssl.model import MMSSL
+from mmssl.model import Model
 from mmssl.models.dual_encoder import DualEncoder
 
 IMAGE, TEXT, CONFIG = "image.onnx", "text.onnx", "config.json"
@@ -32,12 +32,12 @@ image = onnxruntime.InferenceSession("{folder}/{IMAGE}")  # {{"pictures": uint8 
 text = onnxruntime.InferenceSession("{folder}/{TEXT}")  # {{"tokens": int64 [N, L], "mask": int64 [N, L]}} -> [N, D]"""
 
 
-def problems(model: MMSSL) -> list[str]:
+def problems(model: Model) -> list[str]:
     """Nothing in a dual encoder is beyond ONNX."""
     return []
 
 
-def write(model: MMSSL, folder: Path) -> None:
+def write(model: Model, folder: Path) -> None:
     """image.onnx (pictures -> features), text.onnx (tokens, mask -> features), tokenizer/ and config.json."""
     encoder = copy.deepcopy(model.encoder).to("cpu").eval()
     length = model.tokenizer.max_tokens
@@ -58,7 +58,7 @@ def write(model: MMSSL, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def difference(model: MMSSL, folder: Path) -> float:
+def difference(model: Model, folder: Path) -> float:
     """By onnxruntime, for batches and lengths other than those it was exported with."""
     theirs, pixels = OnnxEncoder(folder), pictures(model, 5)
     found = [largest(theirs.encode_rendered(pixels[:count]), model.encode_rendered(pixels[:count])) for count in (1, 5)]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmssl.export.sample import CAPTIONS, largest, normalized, pictures, state
-from mmssl.model import MMSSL
+from mmssl.model import Model
 from mmssl.models.clip_names import to_open_clip
 from mmssl.models.text_open_clip import OpenClipText
 
@@ -30,7 +30,7 @@ model, preprocess = open_clip.create_model_from_pretrained("local-dir:{folder}")
 tokenizer = open_clip.get_tokenizer("local-dir:{folder}")"""
 
 
-def problems(model: MMSSL) -> list[str]:
+def problems(model: Model) -> list[str]:
     """What open_clip has no setting for."""
     found = []
     if model.config.projection != "linear":
@@ -57,7 +57,7 @@ def problems(model: MMSSL) -> list[str]:
     return found
 
 
-def write(model: MMSSL, folder: Path) -> None:
+def write(model: Model, folder: Path) -> None:
     """open_clip_config.json, open_clip_model.safetensors; tokenizer and config.json of a Hugging Face text tower."""
     mean, std = model.vision.statistics
     visual, visual_state = _visual(model)
@@ -76,7 +76,7 @@ def write(model: MMSSL, folder: Path) -> None:
     save_file({**visual_state, **text_state, "logit_scale": scale}, folder / WEIGHTS)
 
 
-def difference(model: MMSSL, folder: Path) -> float:
+def difference(model: Model, folder: Path) -> float:
     """By open_clip's own loader and tokenizer."""
     theirs = open_clip.create_model_from_pretrained(f"local-dir:{folder}", return_transform=False).eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
@@ -98,11 +98,11 @@ def rename(folder: Path, name: str) -> None:
     path.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def _is_vit(model: MMSSL) -> bool:
+def _is_vit(model: Model) -> bool:
     return isinstance(model.vision.trunk, open_clip.transformer.VisionTransformer)
 
 
-def _quick_gelu(model: MMSSL) -> bool:
+def _quick_gelu(model: Model) -> bool:
     return any(isinstance(module, open_clip.transformer.QuickGELU) for module in model.vision.modules())
 
 
@@ -110,7 +110,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def _visual(model: MMSSL) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _visual(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """vision_cfg and weights of `visual`."""
     library, _, name = model.config.vision.name.partition(":")
     trunk, weight = model.vision.trunk, getattr(model.encoder.image_projection, "weight", None)
@@ -134,7 +134,7 @@ def _visual(model: MMSSL) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return settings, tensors
 
 
-def _text(model: MMSSL, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+def _text(model: Model, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """text_cfg, weights, and settings of the whole model."""
     encoder, quick = model.text.encoder, {"quick_gelu": True} if _quick_gelu(model) else {}
     if not isinstance(encoder, OpenClipText):
@@ -163,7 +163,7 @@ def _text(model: MMSSL, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]
     return kept, {f"{prefix}{name}": tensor for name, tensor in tensors.items()}, top
 
 
-def _text_weight(model: MMSSL) -> Tensor:
+def _text_weight(model: Model) -> Tensor:
     return state(model.encoder.text_projection)["weight"]
 
 

@@ -9,7 +9,7 @@ from transformers import CLIPTextModel
 
 from mmssl.export.sample import CAPTIONS, largest, needs, state
 from mmssl.export.to_transformers import clip_text, text_problems
-from mmssl.model import MMSSL
+from mmssl.model import Model
 from mmssl.models.text_open_clip import OpenClipText
 
 _POOLING = {"cls": "cls", "mean": "mean", "eos": "lasttoken"}
@@ -22,7 +22,7 @@ model = SentenceTransformer("{folder}")
 features = model.encode(["a red apple"])  # unit vectors in the space of the pictures"""
 
 
-def problems(model: MMSSL) -> list[str]:
+def problems(model: Model) -> list[str]:
     """What sentence-transformers cannot pool."""
     if isinstance(model.text.encoder, OpenClipText):
         return text_problems(model)
@@ -31,7 +31,7 @@ def problems(model: MMSSL) -> list[str]:
     return []
 
 
-def write(model: MMSSL, folder: Path) -> None:
+def write(model: Model, folder: Path) -> None:
     """The encoder, its pooling, the projection as dense layers, and the norm."""
     library, modules = _library()
     with tempfile.TemporaryDirectory() as place:
@@ -49,7 +49,7 @@ def write(model: MMSSL, folder: Path) -> None:
         library.SentenceTransformer(modules=parts, device="cpu").save(str(folder), create_model_card=False)
 
 
-def difference(model: MMSSL, folder: Path) -> float:
+def difference(model: Model, folder: Path) -> float:
     """By SentenceTransformer itself."""
     theirs = _library()[0].SentenceTransformer(str(folder), device="cpu")
     found = theirs.encode(list(CAPTIONS), convert_to_tensor=True, show_progress_bar=False)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmssl.export.sample import largest, normalized, pictures, state
-from mmssl.model import MMSSL
+from mmssl.model import Model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -22,14 +22,14 @@ settings = json.load(open("{folder}/{CONFIG}"))
 model = timm.create_model(settings["architecture"], checkpoint_path="{folder}/{WEIGHTS}", **settings["model_args"])"""
 
 
-def problems(model: MMSSL) -> list[str]:
+def problems(model: Model) -> list[str]:
     """Towers that are not timm's."""
     if _architecture(model) is None:
         return [f"its vision tower is {model.config.vision.name}, which is no model of timm"]
     return []
 
 
-def write(model: MMSSL, folder: Path) -> None:
+def write(model: Model, folder: Path) -> None:
     """model.safetensors, and config.json in the form that timm's own hub folders have."""
     mean, std = model.vision.statistics
     side = model.vision.image_size
@@ -52,7 +52,7 @@ def write(model: MMSSL, folder: Path) -> None:
     save_file(state(model.vision.trunk), folder / WEIGHTS)
 
 
-def difference(model: MMSSL, folder: Path) -> float:
+def difference(model: Model, folder: Path) -> float:
     """By timm's own loader: the pooled vectors before the projection, which timm has no place for."""
     record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     theirs = timm.create_model(
@@ -66,7 +66,7 @@ def difference(model: MMSSL, folder: Path) -> float:
         return largest(theirs(normalized(model, pixels)), torch.nn.functional.normalize(ours, dim=-1))
 
 
-def _architecture(model: MMSSL) -> str | None:
+def _architecture(model: Model) -> str | None:
     """timm's name of the tower; None where it is not timm's."""
     library, _, name = model.config.vision.name.partition(":")
     if library == "timm":
@@ -77,7 +77,7 @@ def _architecture(model: MMSSL) -> str | None:
     return str(settings["timm_model_name"])
 
 
-def _arguments(model: MMSSL) -> dict[str, Any]:
+def _arguments(model: Model) -> dict[str, Any]:
     options = dict(model.config.vision.options) if model.config.vision.name.startswith("timm:") else {}
     if hasattr(getattr(model.vision.trunk, "patch_embed", None), "img_size"):
         options["img_size"] = model.vision.image_size

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig
 
 from mmssl.export.sample import CAPTIONS, largest, normalized, pictures, state
-from mmssl.model import MMSSL
+from mmssl.model import Model
 from mmssl.models.clip_names import to_transformers
 from mmssl.models.text_open_clip import OpenClipText, text_cfg
 
@@ -26,7 +26,7 @@ model = AutoModel.from_pretrained("{folder}")  # get_image_features, get_text_fe
 tokenizer, processor = AutoTokenizer.from_pretrained("{folder}"), AutoImageProcessor.from_pretrained("{folder}")"""
 
 
-def problems(model: MMSSL) -> list[str]:
+def problems(model: Model) -> list[str]:
     """What CLIPModel cannot express."""
     found = []
     if model.config.projection != "linear":
@@ -39,7 +39,7 @@ def problems(model: MMSSL) -> list[str]:
     return found + text_problems(model)
 
 
-def text_problems(model: MMSSL) -> list[str]:
+def text_problems(model: Model) -> list[str]:
     """Why the text tower is none of CLIP's form."""
     encoder = model.text.encoder
     if isinstance(encoder, OpenClipText):
@@ -53,7 +53,7 @@ def text_problems(model: MMSSL) -> list[str]:
     return []
 
 
-def write(model: MMSSL, folder: Path) -> None:
+def write(model: Model, folder: Path) -> None:
     """config.json, model.safetensors, the tokenizer and preprocessor_config.json."""
     trunk: Any = model.vision.trunk
     block = trunk.transformer.resblocks[0]
@@ -81,7 +81,7 @@ def write(model: MMSSL, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessing(model), indent=1), encoding="utf-8")
 
 
-def difference(model: MMSSL, folder: Path) -> float:
+def difference(model: Model, folder: Path) -> float:
     """By AutoModel and AutoTokenizer."""
     theirs = AutoModel.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -98,7 +98,7 @@ def difference(model: MMSSL, folder: Path) -> float:
     return max(texts, largest(output.image_embeds, model.encode_rendered(pixels)))
 
 
-def clip_text(model: MMSSL) -> tuple[Any, dict[str, Any]]:
+def clip_text(model: Model) -> tuple[Any, dict[str, Any]]:
     """Configuration and weights of the text tower as transformers' CLIPTextModel."""
     encoder = model.text.encoder
     if not isinstance(encoder, OpenClipText):
@@ -139,7 +139,7 @@ def _other_form(trunk: Any) -> list[str]:
     return odd
 
 
-def _preprocessing(model: MMSSL) -> dict[str, Any]:
+def _preprocessing(model: Model) -> dict[str, Any]:
     side = model.vision.image_size
     mean, std = model.vision.statistics
     crop = model.config.vision.fit == "shortest"

@@ -17,7 +17,7 @@ from mmssl.evaluate.zero_shot import DEFAULT_TEMPLATES, class_weights
 from mmssl.explain import DEFAULT, image_maps
 from mmssl.explain.explanation import overlay
 from mmssl.explain.maps import heat
-from mmssl.model import MMSSL
+from mmssl.model import Model
 from mmssl.report.collect import Run, read_table
 from mmssl.report.pictures import sheet, shrunk, thumbnail, uri
 from mmssl.report.space import plane
@@ -116,7 +116,7 @@ class _Seen:
     """Whether the texts are classes."""
 
 
-def gallery(run: Run, key: str, model: MMSSL, limit: int, method: str = DEFAULT) -> Gallery:
+def gallery(run: Run, key: str, model: Model, limit: int, method: str = DEFAULT) -> Gallery:
     """Look at up to `limit` pictures of the data set of `DATA SET/TASK`; `method` makes the maps of the examples."""
     try:
         dataset = _dataset(run, key)
@@ -151,7 +151,7 @@ def _dataset(run: Run, key: str) -> Dataset | None:
     return None
 
 
-def _see(model: MMSSL, dataset: Dataset, limit: int, captioned: bool) -> _Seen:
+def _see(model: Model, dataset: Dataset, limit: int, captioned: bool) -> _Seen:
     """Encode pictures evenly drawn from a data set, and their captions or the names of the classes."""
     count = sum(1 for _ in read(dataset, _left_out))
     step = max(1, -(-count // limit))
@@ -174,7 +174,7 @@ def _see(model: MMSSL, dataset: Dataset, limit: int, captioned: bool) -> _Seen:
 
 
 def _texts(
-    model: MMSSL, dataset: Dataset, samples: Sequence[Sample], captioned: bool
+    model: Model, dataset: Dataset, samples: Sequence[Sample], captioned: bool
 ) -> tuple[list[str], Tensor, Tensor, bool]:
     if captioned:
         captions = [captions_of(sample)[0] for sample in samples]
@@ -184,7 +184,7 @@ def _texts(
     return list(names), class_weights(model, names, templates), labels, True
 
 
-def _examples(model: MMSSL, seen: _Seen, scores: Tensor, method: str) -> list[Example]:
+def _examples(model: Model, seen: _Seen, scores: Tensor, method: str) -> list[Example]:
     """Right ones, then wrong ones, drawn by chance."""
     right = scores.argmax(1) == seen.owner
     probabilities = (model.logit_scale * scores).softmax(1)
@@ -219,7 +219,7 @@ def _examples(model: MMSSL, seen: _Seen, scores: Tensor, method: str) -> list[Ex
     return examples
 
 
-def _as_seen(model: MMSSL, seen: _Seen, rows: Sequence[int]) -> dict[int, Tensor]:
+def _as_seen(model: Model, seen: _Seen, rows: Sequence[int]) -> dict[int, Tensor]:
     """The pictures of some rows as the model sees them."""
     wanted = {seen.samples[row].id: row for row in rows}
     found = {}
@@ -252,7 +252,7 @@ def _small(seen: _Seen, row: int, right: bool | None = None) -> Shown:
     return Shown(uri(seen.small[row]), verdict + seen.texts[int(seen.owner[row])], right)
 
 
-def _bins(model: MMSSL, seen: _Seen) -> list[Bin]:
+def _bins(model: Model, seen: _Seen) -> list[Bin]:
     """Confidence against accuracy, in bins of equal width that have samples."""
     sure = metrics.confidence(seen.features, seen.weights, model.logit_scale)
     right = metrics.top_k(seen.features, seen.weights, 1).first == seen.owner

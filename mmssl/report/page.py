@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.explain import DEFAULT
-from mmssl.model import MMSSL, load
+from mmssl.model import Model, load
 from mmssl.report import facts
 from mmssl.report.collect import Run, collect, read_table
 from mmssl.report.curves import curves_of
@@ -109,7 +109,7 @@ def write_report(
 
 
 def _gallery(
-    run: Run, model: MMSSL | None, pictures: int, method: str, progress: Callable[[str], None] | None, key: str
+    run: Run, model: Model | None, pictures: int, method: str, progress: Callable[[str], None] | None, key: str
 ) -> Gallery | None:
     if not key.endswith(WITH_PICTURES):
         return None

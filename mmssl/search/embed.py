@@ -12,7 +12,7 @@ from mmssl.data.reader import iter_samples
 from mmssl.data.sample import BadSample
 from mmssl.distributed import Processes
 from mmssl.evaluate.embed import ALONE, embed_pictures
-from mmssl.model import MMSSL
+from mmssl.model import Model
 from mmssl.search.index import FORMAT, PARTS, RECORD, SAME, part, probe, read_record, write_part
 from mmssl.types import UserError
 
@@ -30,7 +30,7 @@ class Embedded:
 
 
 def embed_shards(
-    model: MMSSL,
+    model: Model,
     shards: Sequence[str],
     out: Path,
     *,
@@ -67,7 +67,7 @@ def embed_shards(
     return done
 
 
-def _embed_shard(model: MMSSL, shard: str, out: Path, number: int, batch_size: int, done: Embedded) -> None:
+def _embed_shard(model: Model, shard: str, out: Path, number: int, batch_size: int, done: Embedded) -> None:
     pictures = embed_pictures(
         model, iter_samples([shard], need_text=False, on_bad=done.bad.append), batch_size=batch_size
     )
@@ -82,7 +82,7 @@ def _embed_shard(model: MMSSL, shard: str, out: Path, number: int, batch_size: i
     done.bad += pictures.bad
 
 
-def _prepare(model: MMSSL, shards: list[str], out: Path, processes: Processes) -> None:
+def _prepare(model: Model, shards: list[str], out: Path, processes: Processes) -> None:
     """Write index.json, or find that the one that is there is of the same model and shards."""
     mark = probe(model)
     known = read_record(out)

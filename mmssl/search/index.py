@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmssl.model import MMSSL
+from mmssl.model import Model
 from mmssl.rng import torch_generator
 from mmssl.search.nearest import Found, Graph, Vectors, exact_nearest
 from mmssl.types import UserError
@@ -62,7 +62,7 @@ class Index:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def check(self, model: MMSSL) -> None:
+    def check(self, model: Model) -> None:
         """Raises UserError when another model made the index."""
         own = probe(model)
         if own.shape != self.probe.shape or float(own @ self.probe) < SAME:
@@ -103,7 +103,7 @@ class Index:
         Graph.build(self.parts, len(self.probe), self.folder / GRAPH)
 
 
-def probe(model: MMSSL) -> npt.NDArray[np.float32]:
+def probe(model: Model) -> npt.NDArray[np.float32]:
     """The model's vector of a fixed picture, by which it is known again, [D]."""
     side = model.vision.image_size
     noise = torch.randint(256, (1, 3, side, side), generator=torch_generator("probe"), dtype=torch.uint8)

@@ -11,7 +11,7 @@ from mmssl.distributed import Processes
 from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.evaluate.tables import Metrics
-from mmssl.model import MMSSL
+from mmssl.model import Model
 from mmssl.train.state import RunState
 from mmssl.types import UserError
 
@@ -25,7 +25,7 @@ class Judge:
     processes: Processes
     run: RunState
 
-    def evaluate(self, model: MMSSL, out: Path | None) -> dict[str, Metrics]:
+    def evaluate(self, model: Model, out: Path | None) -> dict[str, Metrics]:
         """`suite/task` -> figures, the same on every process, which share the work; tables and pictures go to `out`."""
         suites = self.config.evaluate.suites
         results: dict[str, Metrics] = {}

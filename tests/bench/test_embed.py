@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmssl import MMSSL
+from mmssl import Model
 from mmssl.bench.embed import EmbedBench, bench_embed
 from mmssl.data.tokens import train_tokenizer
 from mmssl.evaluate.datasets import open_dataset
@@ -21,7 +21,7 @@ def test_both_sides_embed_the_same_pictures(tmp_path: Path) -> None:
     """Every picture is embedded by both in every round, to nearly the same features."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["a red square"], 64, 77)
-    model = MMSSL(build_dual_encoder(tiny_model_config(), tokenizer.vocab_size, tokenizer.pad_id), tokenizer,
+    model = Model(build_dual_encoder(tiny_model_config(), tokenizer.vocab_size, tokenizer.pad_id), tokenizer,
                   tiny_model_config())  # fmt: skip
     dataset = open_dataset(str(write_pairs(tmp_path) / "*.tar"))
     found = bench_embed(model, dataset, batch_size=10, workers=1, rounds=2)

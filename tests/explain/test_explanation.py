@@ -12,7 +12,7 @@ from mmssl.data.decode import decode
 from mmssl.data.reader import iter_samples
 from mmssl.data.tokens import train_tokenizer
 from mmssl.explain import explain, nearest, word_scores
-from mmssl.model import MMSSL
+from mmssl.model import Model
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.types import UserError
 from tests.conftest import TINY_TEXT
@@ -22,7 +22,7 @@ CAPTION = "a red square 7"
 
 
 @pytest.fixture(scope="module")
-def model() -> MMSSL:
+def model() -> Model:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["a red green blue white square 0 1 2 3 4 5 6 7"] * 8, 200, 16)
     config = ModelConfig(
@@ -30,10 +30,10 @@ def model() -> MMSSL:
         text=TextConfig(config=TINY_TEXT, tokenizer="train", pooling="mean", max_tokens=16),
         embed_dim=16,
     )
-    return MMSSL(build_dual_encoder(config, tokenizer.vocab_size, tokenizer.pad_id).eval(), tokenizer, config)
+    return Model(build_dual_encoder(config, tokenizer.vocab_size, tokenizer.pad_id).eval(), tokenizer, config)
 
 
-def test_word_scores_are_what_leaving_them_out_costs(model: MMSSL) -> None:
+def test_word_scores_are_what_leaving_them_out_costs(model: Model) -> None:
     """Each score is the similarity of the whole caption less that of the caption written without the word."""
     image = torch.nn.functional.normalize(torch.randn(16), dim=0)
 
@@ -46,7 +46,7 @@ def test_word_scores_are_what_leaving_them_out_costs(model: MMSSL) -> None:
     assert found[3][1] == pytest.approx(similarity(CAPTION) - similarity("a red square"), abs=1e-6)
 
 
-def test_a_pair_is_its_own_nearest(model: MMSSL, tmp_path: Path) -> None:
+def test_a_pair_is_its_own_nearest(model: Model, tmp_path: Path) -> None:
     """Searched by a training picture or caption, that pair comes first with similarity 1, and the order falls."""
     shards = str(write_pairs(tmp_path) / "*.tar")
     sample = list(iter_samples([str(tmp_path / "1.tar")]))[5]
@@ -61,7 +61,7 @@ def test_a_pair_is_its_own_nearest(model: MMSSL, tmp_path: Path) -> None:
         assert similarities == sorted(similarities, reverse=True)
 
 
-def test_explain_gives_what_the_model_says(model: MMSSL) -> None:
+def test_explain_gives_what_the_model_says(model: Model) -> None:
     """Similarity and picture are the model's own, the heat has the picture's size, and the model is left as it was."""
     picture = Image.linear_gradient("L").convert("RGB")
     found = explain(model, picture, CAPTION)
@@ -73,13 +73,13 @@ def test_explain_gives_what_the_model_says(model: MMSSL) -> None:
     assert not model.encoder.training
 
 
-def test_an_empty_caption_is_refused(model: MMSSL) -> None:
+def test_an_empty_caption_is_refused(model: Model) -> None:
     """There must be something to look for."""
     with pytest.raises(UserError, match="empty"):
         explain(model, Image.new("RGB", (8, 8)), "  ")
 
 
-def test_the_commands_write_pictures(model: MMSSL, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_write_pictures(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`mmssl explain` and `mmssl bench explain` on a saved model: PNGs, words and a table."""
     shards = write_pairs(tmp_path)
     model.save(tmp_path / "run" / "model")

@@ -11,7 +11,7 @@ from mmssl.models.dual_encoder import build_dual_encoder
 from tests.conftest import TINY_TEXT
 
 
-def own(pooling: str = "mean", projection: str = "linear", vision: str = "timm:resnet10t") -> mmssl.MMSSL:
+def own(pooling: str = "mean", projection: str = "linear", vision: str = "timm:resnet10t") -> mmssl.Model:
     """A timm ResNet and a BERT with a learnt tokenizer, as the quickstart's."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["a red square", "a green square", "blue and white"], 100, 20)
@@ -24,4 +24,4 @@ def own(pooling: str = "mean", projection: str = "linear", vision: str = "timm:r
     }
     config = ModelConfig(**tree)
     encoder = build_dual_encoder(config, tokenizer.vocab_size, tokenizer.pad_id).eval()
-    return mmssl.MMSSL(encoder, tokenizer, config)
+    return mmssl.Model(encoder, tokenizer, config)

@@ -30,7 +30,7 @@ def picture(side: int) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> mmssl.MMSSL:
+def clip(tmp_path_factory: pytest.TempPathFactory) -> mmssl.Model:
     """A small model of CLIP's form, taken over from open_clip."""
     folder = tmp_path_factory.mktemp("theirs")
     write_open_clip(folder, "vit-quickgelu")
@@ -80,7 +80,7 @@ def test_open_clip_opens_a_resnet_and_a_bert(pooling: str, tmp_path: Path) -> No
     close(again.encode_image(picture(32)), model.encode_image(picture(32)))
 
 
-def test_transformers_opens_a_clip(clip: mmssl.MMSSL, tmp_path: Path) -> None:
+def test_transformers_opens_a_clip(clip: mmssl.Model, tmp_path: Path) -> None:
     """AutoModel with AutoTokenizer and AutoImageProcessor; and the folder loaded here again."""
     export(clip, "hf", tmp_path / "out")
     theirs = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
@@ -109,7 +109,7 @@ def test_sentence_transformers_opens_a_text_tower(pooling: str, projection: str,
     close(theirs.encode(CAPTIONS, show_progress_bar=False), model.encode_text(CAPTIONS))
 
 
-def test_sentence_transformers_opens_clips_text_tower(clip: mmssl.MMSSL, tmp_path: Path) -> None:
+def test_sentence_transformers_opens_clips_text_tower(clip: mmssl.Model, tmp_path: Path) -> None:
     """open_clip's text transformer becomes transformers' one."""
     export(clip, "sentence-transformers", tmp_path / "out")
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
@@ -117,7 +117,7 @@ def test_sentence_transformers_opens_clips_text_tower(clip: mmssl.MMSSL, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["own", "clip"])
-def test_onnxruntime_opens_both_encoders(kind: str, clip: mmssl.MMSSL, tmp_path: Path) -> None:
+def test_onnxruntime_opens_both_encoders(kind: str, clip: mmssl.Model, tmp_path: Path) -> None:
     """Any number of pictures and captions of any length; 8-bit weights stay near and are smaller (convolutions, most of
     the ResNet, keep theirs)."""
     model = clip if kind == "clip" else own()

@@ -23,7 +23,7 @@ def picture(width: int = 90, height: int = 70) -> Image.Image:
     return Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
-def agree(ours: mmssl.MMSSL, theirs: Any, side: int, tolerance: float = 1e-6) -> None:
+def agree(ours: mmssl.Model, theirs: Any, side: int, tolerance: float = 1e-6) -> None:
     """Features of captions and of a picture of the model's own size."""
     length = getattr(theirs, "context_length", 77)
     with torch.no_grad():

@@ -28,18 +28,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model() -> mmssl.MMSSL:
+def model() -> mmssl.Model:
     return own()
 
 
 @pytest.fixture(scope="module")
-def index(model: mmssl.MMSSL, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(model: mmssl.Model, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("index") / "i"
     assert embed_shards(model, expand([str(shards / "*.tar")]), folder).pictures == 48
     return folder
 
 
-def test_an_index_holds_every_pictures_vector(index: Path, model: mmssl.MMSSL, shards: Path) -> None:
+def test_an_index_holds_every_pictures_vector(index: Path, model: mmssl.Model, shards: Path) -> None:
     """float16 rows equal the model's own vectors, in the order of the shards; key, shard and caption are in Parquet."""
     samples = list(iter_samples(expand([str(shards / "*.tar")])))
     expected = model.encode_image([sample.image for sample in samples])
@@ -54,7 +54,7 @@ def test_an_index_holds_every_pictures_vector(index: Path, model: mmssl.MMSSL, s
     assert [(hit.shard, hit.key) for hit in hits] == [(samples[i].shard, samples[i].key) for i in (0, 24, 47)]
 
 
-def test_an_interrupted_embedding_goes_on(model: mmssl.MMSSL, shards: Path, tmp_path: Path) -> None:
+def test_an_interrupted_embedding_goes_on(model: mmssl.Model, shards: Path, tmp_path: Path) -> None:
     """What a killed run left, a half-written part and a missing one, is made whole; what is there is not made again."""
     names = expand([str(shards / "*.tar")])
     embed_shards(model, names, tmp_path / "i")
@@ -69,7 +69,7 @@ def test_an_interrupted_embedding_goes_on(model: mmssl.MMSSL, shards: Path, tmp_
     assert {path.name: path.read_bytes() for path in parts.iterdir()} == whole
 
 
-def test_processes_share_the_shards(model: mmssl.MMSSL, shards: Path, index: Path, tmp_path: Path) -> None:
+def test_processes_share_the_shards(model: mmssl.Model, shards: Path, index: Path, tmp_path: Path) -> None:
     """Two processes' parts, made one after the other, are those of one process."""
     names = expand([str(shards / "*.tar")])
     for rank in (0, 1):
@@ -81,7 +81,7 @@ def test_processes_share_the_shards(model: mmssl.MMSSL, shards: Path, index: Pat
 
 
 def test_an_index_of_another_model_or_of_other_shards_is_refused(
-    index: Path, model: mmssl.MMSSL, shards: Path, tmp_path: Path
+    index: Path, model: mmssl.Model, shards: Path, tmp_path: Path
 ) -> None:
     """Neither mixed nor searched."""
     other = own("cls")
@@ -132,7 +132,7 @@ def test_the_graph_finds_nearly_all_neighbours(tmp_path: Path) -> None:
 
 
 def test_embed_and_search_by_commands(
-    model: mmssl.MMSSL, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: mmssl.Model, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A picture of the set is found as the nearest to itself, through the graph and exactly; words find something; the
     hits are drawn."""
@@ -152,7 +152,7 @@ def test_embed_and_search_by_commands(
 
 
 def test_export_by_command(
-    model: mmssl.MMSSL, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: mmssl.Model, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """8-bit ONNX files are written, and their zero-shot accuracy is printed beside the whole model's."""
     model.save(tmp_path / "m")

@@ -420,6 +420,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: the file is missing or no YAML mapping, or a key or value is wrong; the message names the key.
     """
+    tree = read_tree(path)
+    for override in overrides:
+        set_key(tree, *parse_override(override))
+    return parse_config(tree, where=str(path))
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """A YAML file as a nested mapping, unchecked.
+
+    Raises:
+        UserError: the file is missing or no YAML mapping.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(
@@ -431,9 +443,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping of keys to values, found {type(tree).__name__}")
-    for override in overrides:
-        _set(tree, override)
-    return parse_config(tree, where=str(path))
+    return tree
 
 
 def parse_config(tree: Mapping[str, Any], where: str) -> Config:
@@ -458,23 +468,29 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[st
             yield from known_keys(section, f"{prefix}{name}.")
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+def parse_override(override: str) -> tuple[str, Any]:
+    """Dotted key and value of `key=value`, the value read as YAML.
 
-
-def _set(tree: dict[str, Any], override: str) -> None:
+    Raises:
+        UserError: it is of another form.
+    """
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r} is not of the form key=value, for example optim.lr=1e-3")
     try:
-        parsed = yaml.safe_load(value)
+        return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise UserError(
             f"override {override!r} has a value that is not valid YAML: {' '.join(str(error).split())}"
         ) from None
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value under a dotted key into a nested mapping; sections on the way are made.
+
+    Raises:
+        UserError: the key goes through a value that is no section.
+    """
     node = tree
     *parents, last = key.split(".")
     for depth, name in enumerate(parents):
@@ -482,9 +498,16 @@ def _set(tree: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[name] = {}
         if not isinstance(child, dict):
-            raise UserError(f"override {override!r}: {'.'.join(parents[: depth + 1])} is a value, not a section")
+            raise UserError(f"{key}={value!r}: {'.'.join(parents[: depth + 1])} is a value, not a section")
         node = child
-    node[last] = parsed
+    node[last] = value
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
 
 
 def _explain(error: ValidationError) -> str:

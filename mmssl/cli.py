@@ -11,6 +11,7 @@ import typer
 from mmssl.cli_ablate import ablate
 from mmssl.cli_bench import bench_app
 from mmssl.cli_compare import compare
+from mmssl.cli_doctor import doctor
 from mmssl.cli_eval import evaluate, print_results
 from mmssl.cli_report import add_reports
 from mmssl.cli_shards import shards_app
@@ -29,6 +30,7 @@ app.add_typer(tokenizer_app, name="tokenizer")
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(ablate)
+app.command()(doctor)
 app.add_typer(shards_app, name="shards")
 app.add_typer(bench_app, name="bench")
 add_reports(app, bench_app)

@@ -15,8 +15,8 @@ LAYERS = {
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("objectives", "evaluate"), 3),
     **dict.fromkeys(("build", "model", "__init__"), 4),
-    **dict.fromkeys(("train", "bench", "cost", "describe", "explain", "export", "report", "search"), 5),
-    **dict.fromkeys(("ablate", "cli", "cli_ablate", "cli_bench", "cli_compare", "cli_eval"), 6),
+    **dict.fromkeys(("train", "bench", "cost", "describe", "doctor", "explain", "export", "report", "search"), 5),
+    **dict.fromkeys(("ablate", "cli", "cli_ablate", "cli_bench", "cli_compare", "cli_doctor", "cli_eval"), 6),
     **dict.fromkeys(("cli_report", "cli_shards", "cli_use", "__main__"), 6),
 }
 STRANGERS = [{"data", "models"}, {"objectives", "evaluate"}]

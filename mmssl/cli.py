@@ -14,6 +14,7 @@ from mmssl.cli_compare import compare
 from mmssl.cli_doctor import doctor
 from mmssl.cli_eval import evaluate, print_results
 from mmssl.cli_report import add_reports
+from mmssl.cli_serve import serve
 from mmssl.cli_shards import shards_app
 from mmssl.cli_use import add_use
 from mmssl.config import load_config
@@ -31,6 +32,7 @@ app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(ablate)
 app.command()(doctor)
+app.command()(serve)
 app.add_typer(shards_app, name="shards")
 app.add_typer(bench_app, name="bench")
 add_reports(app, bench_app)

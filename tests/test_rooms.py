@@ -17,7 +17,7 @@ LAYERS = {
     **dict.fromkeys(("build", "model", "__init__"), 4),
     **dict.fromkeys(("train", "bench", "cost", "describe", "doctor", "explain", "export", "report", "search"), 5),
     **dict.fromkeys(("ablate", "cli", "cli_ablate", "cli_bench", "cli_compare", "cli_doctor", "cli_eval"), 6),
-    **dict.fromkeys(("cli_report", "cli_shards", "cli_use", "__main__"), 6),
+    **dict.fromkeys(("cli_report", "cli_serve", "cli_shards", "cli_use", "serve", "__main__"), 6),
 }
 STRANGERS = [{"data", "models"}, {"objectives", "evaluate"}]
 OWNERS = {
@@ -30,6 +30,7 @@ OWNERS = {
     "imagecorruptions": ("evaluate/corruptions.py",),
     "matplotlib": ("evaluate/", "data/", "ablate/picture.py", "explain/picture.py", "search/picture.py"),
     "jinja2": ("report/",),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn"), ("serve/",)),
     "torch.distributed": ("distributed.py", "peers.py", "train/launch.py", "train/shard.py"),
     "pickle": (),
 }

@@ -7,6 +7,7 @@ The vectors are unit vectors, float16 [n, D]; the table has shard, key and capti
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from mmssl.types import UserError
 
 FORMAT = 1
 RECORD, PARTS, GRAPH = "index.json", "parts", "graph.usearch"
+TABLES = 64
+"""Tables of captions that stay in memory."""
 SAME = 0.99
 """Cosine with the stored probe from which a model counts as the one that made the index: devices and precisions differ
 by less, other weights by more."""
@@ -58,6 +61,7 @@ class Index:
             np.load(part(self.folder, number), mmap_mode="r") for number in range(len(self.shards))
         ]
         self._starts = np.cumsum([0, *(len(rows) for rows in self.parts)])
+        self._table = lru_cache(TABLES)(lambda number: _parquet().read_table(table(self.folder, number)))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -82,17 +86,30 @@ class Index:
             return exact_nearest(queries, self.parts, k)
         if not path.is_file():
             raise UserError(f"{self.folder} has no graph; make it: mmssl embed ... --graph")
-        return Graph.open(path).nearest(queries, min(k, len(self)))
+        return self._graph.nearest(queries, min(k, len(self)))
 
     def hits(self, rows: Sequence[int], similarities: Sequence[float]) -> list[Hit]:
         """What is known of rows."""
         found = []
         for row, similarity in zip(rows, similarities, strict=True):
-            number = int(np.searchsorted(self._starts, row, side="right")) - 1
-            place = int(row - self._starts[number])
-            known = _parquet().read_table(table(self.folder, number)).slice(place, 1).to_pylist()[0]
+            number, place = self._locate(row)
+            known = self._table(number).slice(place, 1).to_pylist()[0]
             found.append(Hit(float(similarity), self.shards[number], known["key"], known["caption"]))
         return found
+
+    def vector(self, row: int) -> npt.NDArray[np.float32]:
+        """The stored vector of a picture, [D]."""
+        number, place = self._locate(row)
+        return np.asarray(self.parts[number][place], dtype=np.float32)
+
+    def _locate(self, row: int) -> tuple[int, int]:
+        """The number of a row's part and its place in there."""
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return number, int(row - self._starts[number])
+
+    @cached_property
+    def _graph(self) -> Graph:
+        return Graph.open(self.folder / GRAPH)
 
     def build_graph(self) -> None:
         """Write the graph with which large indexes are searched.
@@ -100,7 +117,7 @@ class Index:
         Raises:
             UserError: usearch is missing.
         """
-        Graph.build(self.parts, len(self.probe), self.folder / GRAPH)
+        self._graph = Graph.build(self.parts, len(self.probe), self.folder / GRAPH)
 
 
 def probe(model: Model) -> npt.NDArray[np.float32]:

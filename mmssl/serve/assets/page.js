@@ -1,0 +1,185 @@
+"use strict";
+// What comes from data (captions, labels, words) reaches the page as textContent only.
+(() => {
+  const $ = (id) => document.getElementById(id);
+  const status = $("status");
+  let limits = null, picture = null, shownUrl = null, turn = 0;
+
+  function say(words, bad = false) {
+    status.classList.toggle("bad", bad);
+    status.textContent = words;
+  }
+
+  async function ask(path, body) {
+    const response = await fetch(path, body ? { method: "POST", body } : {}).catch(() => {
+      throw new Error("The server does not answer. Does it still run?");
+    });
+    const answer = await response.json().catch(() => ({ detail: `The server answered with status ${response.status}.` }));
+    if (!response.ok) throw new Error(answer.detail);
+    return answer;
+  }
+
+  // One thing at a time for each button: pressed twice, it does its work once.
+  async function work(button, words, task) {
+    if (button.getAttribute("aria-busy") === "true") return;
+    button.setAttribute("aria-busy", "true");
+    say(words);
+    try {
+      say(await task());
+    } catch (error) {
+      say(error.message, true);
+    } finally {
+      button.removeAttribute("aria-busy");
+    }
+  }
+
+  function form(fields) {
+    const body = new FormData();
+    body.append("picture", picture);
+    for (const [name, value] of fields) body.append(name, value);
+    return body;
+  }
+
+  // Hits
+
+  async function find(title, path, body) {
+    const mine = ++turn;
+    const { hits } = await ask(path, body);
+    if (mine !== turn) return ""; // a later search has been started
+    $("found-title").textContent = title;
+    $("nothing").hidden = hits.length > 0;
+    $("nothing").textContent = "Nothing was found.";
+    $("hits").replaceChildren(...hits.map(card));
+    if ($("found").getBoundingClientRect().top > innerHeight * 0.6) $("found").scrollIntoView();
+    return `${hits.length} ${hits.length === 1 ? "picture" : "pictures"}, the most similar first.`;
+  }
+
+  function card(hit) {
+    const item = $("hit").content.cloneNode(true);
+    const words = hit.caption || hit.key;
+    const image = item.querySelector("img"), button = item.querySelector("button");
+    image.alt = words;
+    image.src = `/api/pictures/${hit.row}`;
+    item.querySelector(".caption").textContent = words;
+    item.querySelector(".note").textContent = `similarity ${hit.similarity.toFixed(3)}`;
+    button.setAttribute("aria-label", `More like this: ${words}`);
+    button.addEventListener("click", () =>
+      work(button, "Searching.", () => find(`Pictures like “${words}”`, `/api/pictures/${hit.row}/nearest`)));
+    return item;
+  }
+
+  $("find-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = $("text").value.trim();
+    if (text) work(event.submitter ?? $("find-form").querySelector("button"), "Searching.", () =>
+      find(`Pictures for “${text}”`, `/api/search?${new URLSearchParams({ text })}`));
+  });
+
+  // One's own picture
+
+  function choose(file) {
+    if (!file) return;
+    if (limits && file.size > limits.upload_bytes - 4096) {
+      say(`${file.name} has ${(file.size / 2 ** 20).toFixed(1)} MiB; the server takes ${(limits.upload_bytes / 2 ** 20).toFixed(0)}.`, true);
+      return;
+    }
+    picture = file;
+    if (shownUrl) URL.revokeObjectURL(shownUrl);
+    shownUrl = URL.createObjectURL(file);
+    const image = Object.assign(document.createElement("img"), { src: shownUrl, alt: `Your picture, ${file.name}` });
+    image.addEventListener("error", () => image.replaceWith(file.name)); // TIFF, which browsers do not show
+    $("shown").replaceChildren(image);
+    $("shown").hidden = false;
+    $("invitation").textContent = "Choose or drop another";
+    $("tools").hidden = false;
+    $("guesses").hidden = $("map").hidden = true;
+    say("");
+  }
+
+  $("file").addEventListener("change", () => choose($("file").files[0]));
+  for (const kind of ["dragover", "dragleave", "drop"])
+    document.addEventListener(kind, (event) => {
+      event.preventDefault(); // a picture that misses the field must not be opened instead of the page
+      $("drop").classList.toggle("over", kind === "dragover");
+      if (kind === "drop") choose(event.dataTransfer.files[0]);
+    });
+  document.addEventListener("paste", (event) => choose([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
+
+  $("similar").addEventListener("click", () =>
+    work($("similar"), "Searching.", () => find("Pictures like yours", "/api/search", form([]))));
+
+  // Labels and words, with bars
+
+  function bar(text, value, share, press) {
+    const item = document.createElement("li");
+    const fill = Object.assign(document.createElement("span"), { className: "fill" });
+    fill.style.width = `${100 * Math.max(0, Math.min(1, share))}%`;
+    const words = Object.assign(document.createElement(press ? "button" : "span"), { className: "text", textContent: text });
+    if (press) {
+      words.type = "button";
+      words.title = "Show where it is";
+      words.addEventListener("click", () => press(words));
+    }
+    item.append(fill, words, Object.assign(document.createElement("span"), { className: "p", textContent: value }));
+    return item;
+  }
+
+  $("labels-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const labels = [...new Set($("labels").value.split(/[\n,]/).map((label) => label.trim()).filter(Boolean))];
+    if (!labels.length) return;
+    work(event.submitter ?? $("labels-form").querySelector("button"), "Judging.", async () => {
+      const { labels: guesses } = await ask("/api/labels", form(labels.map((label) => ["labels", label])));
+      $("guesses").replaceChildren(...guesses.map((guess) =>
+        bar(guess.label, `${(100 * guess.probability).toFixed(1)} %`, guess.probability, (button) => {
+          $("word").value = guess.label;
+          locate(button, guess.label);
+        })));
+      $("guesses").hidden = false;
+      return `Most likely ${guesses[0].label}, ${(100 * guesses[0].probability).toFixed(1)} % among your labels.`;
+    });
+  });
+
+  function locate(button, text) {
+    return work(button, "Looking. This takes a few seconds.", async () => {
+      const found = await ask("/api/map", form([["text", text]]));
+      const said = `Orange is where the model sees “${text}”; similarity ${found.similarity.toFixed(3)}.`;
+      $("overlay").src = found.overlay;
+      $("overlay").alt = `Your picture as the model sees it, with a map. ${placed(found.grid)}`;
+      $("map-words").textContent = said;
+      const most = Math.max(1e-9, ...found.words.map((word) => word.fall));
+      $("words").replaceChildren(...found.words.map((word) =>
+        bar(word.word, `${word.fall >= 0 ? "+" : "−"}${Math.abs(word.fall).toFixed(3)}`, word.fall / most)));
+      $("words").hidden = found.words.length < 2;
+      $("map").hidden = false;
+      return `${said} ${placed(found.grid)}`;
+    });
+  }
+
+  // Where the map is highest, in words, for those who do not see it.
+  function placed(grid) {
+    const rows = grid.length, columns = grid[0].length;
+    let best = [0, 0];
+    grid.forEach((row, y) => row.forEach((value, x) => { if (value > grid[best[0]][best[1]]) best = [y, x]; }));
+    const third = (place, count, names) => names[Math.min(2, Math.floor((3 * (place + 0.5)) / count))];
+    const across = third(best[1], columns, ["left", "middle", "right"]), down = third(best[0], rows, ["top", "middle", "bottom"]);
+    return `It is strongest at the ${down === across ? "middle" : `${down} ${across}`}.`;
+  }
+
+  $("map-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = $("word").value.trim();
+    if (text) locate(event.submitter ?? $("map-form").querySelector("button"), text);
+  });
+
+  ask("/api/model").then((facts) => {
+    limits = facts.limits;
+    for (const id of ["text", "word"]) $(id).maxLength = limits.text_chars;
+    const words = facts.pictures === null ? "no index, so nothing to search" : `${facts.pictures.toLocaleString("en")} pictures`;
+    $("facts").textContent = `${words}; ${facts.vision}, ${facts.image_size} px, vectors of ${facts.dimensions} numbers.`;
+    if (facts.pictures === null) {
+      for (const id of ["find", "found", "similar"]) $(id).hidden = true;
+      $("main").classList.add("alone");
+    }
+  }).catch((error) => say(error.message, true));
+})();

@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmssl.api import MMSSL
     from mmssl.model import Model, load
 
-__all__ = ["Model", "load"]
+__all__ = ["MMSSL", "Model", "load"]
 
-_ROOMS = {"Model": "model", "load": "model"}
+_ROOMS = {"MMSSL": "api", "Model": "model", "load": "model"}
 
 
 def __getattr__(name: str) -> Any:

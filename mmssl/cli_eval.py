@@ -175,19 +175,28 @@ def tasks_of(dataset: "Dataset", given: Sequence[str] | None) -> list[str]:
 
 
 def load_on(model: str, device: str | None) -> "Model":
-    """A model on the device that was asked for; without one, on this process's GPU, if there is any.
+    """A model on the device that was asked for.
 
     Raises:
         UserError: there is no such model or device.
     """
-    import torch
-
     from mmssl.model import load
+
+    return move(load(model), device)
+
+
+def move(model: "Model", device: str | None) -> "Model":
+    """Move a model to the device that was asked for; without one, to this process's GPU, if there is any.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    import torch
 
     if device is None:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
-        return load(model).to(device)
+        return model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
 

@@ -76,9 +76,7 @@ class Model:
             UserError: a file cannot be read.
             DecodeError: a picture cannot be decoded.
         """
-        pictures = list(images) if isinstance(images, Sequence) and not isinstance(images, (str, bytes)) else [images]
-        if isinstance(images, Tensor) and images.ndim == 4:
-            pictures = list(images)
+        pictures = pictures_of(images)
         rows = []
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(pictures), batch_size):
@@ -171,6 +169,13 @@ class Model:
             return features.float().cpu()
         finally:
             self.encoder.train(training)
+
+
+def pictures_of(images: Picture | Sequence[Picture]) -> list[Picture]:
+    """One picture, a list of them, or a tensor [N, 3, H, W], as a list."""
+    if isinstance(images, Tensor):
+        return list(images) if images.ndim == 4 else [images]
+    return list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
 
 
 def load(source: str | Path) -> Model:

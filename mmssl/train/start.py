@@ -1,6 +1,7 @@
 """How a run starts: what can be refused before anything is built, Accelerate's object, and the run's folder."""
 
 import platform
+from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -15,6 +16,14 @@ from mmssl.evaluate.datasets import open_dataset
 from mmssl.objectives import reference
 from mmssl.train.checkpoint import write_atomically
 from mmssl.types import UserError
+
+PACKED = "shards"
+"""Folder of a run for the shards that were packed for it; it may be there before the run begins."""
+
+
+def is_free(run: Path) -> bool:
+    """Whether a run may begin in a folder: it does not exist, or holds packed shards alone."""
+    return not run.exists() or (run.is_dir() and [path.name for path in run.iterdir()] == [PACKED])
 
 
 def build_accelerator(config: Config) -> Accelerator:
@@ -43,7 +52,7 @@ def check(config: Config, world: int, resume: bool) -> None:
     Raises:
         UserError: the run exists already, shards or data sets are missing, or the batch does not divide.
     """
-    if config.run_dir.exists() and not resume:
+    if not resume and not is_free(config.run_dir):
         raise UserError(
             f"run_dir={config.run_dir} exists; pick another, or go on with it: mmssl train --resume {config.run_dir}"
         )
@@ -65,7 +74,7 @@ def claim(config: Config, resume: bool) -> None:
     """
     run = config.run_dir
     try:
-        run.mkdir(parents=True, exist_ok=resume)
+        run.mkdir(parents=True, exist_ok=resume or is_free(run))
         write_atomically(run / "config.yaml", dump_config(config).encode())
     except OSError as error:
         raise UserError(f"run_dir={run} cannot be written: {error.strerror}; pick another folder") from None

@@ -1,0 +1,248 @@
+"""The whole library in one class: train, predict, embed, search and evaluate."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmssl.config import Config, known_keys, read_tree
+from mmssl.evaluate.tables import Metrics
+from mmssl.model import Model, Picture, load, pictures_of
+from mmssl.models.text import TextTower
+from mmssl.models.vision import VisionTower
+from mmssl.predict import Prediction, files_of, predict, zero_shot
+from mmssl.types import UserError
+
+if TYPE_CHECKING:
+    from mmssl.auto.data import Source
+    from mmssl.search import Hit, Index
+    from mmssl.train.engine import Finished
+
+SECTIONS = ("data", "model", "optim", "train")
+"""Where a setting without a section is looked for, beside the top of the configuration."""
+
+
+class MMSSL:
+    """A model of any origin, or none yet: what it is asked for is done with sensible settings."""
+
+    def __init__(self, source: str | Path | None = None, device: str | None = None) -> None:
+        """Load a model, if there is one already.
+
+        Args:
+            source: whatever `mmssl.load` takes (a run or a model folder, `open_clip:MODEL/TAG`, `local-dir:FOLDER`,
+                `transformers:NAME`), or a YAML configuration to train by. None: towers are chosen in `train`.
+            device: cpu, cuda, cuda:1 ... Default: a GPU if there is one.
+
+        Raises:
+            UserError: there is no such model or file.
+        """
+        self.source = None if source is None else str(source)
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._tree: Mapping[str, Any] | None = None
+        self._model: Model | None = None
+        if self.source is not None and Path(self.source).suffix in (".yaml", ".yml"):
+            self._tree = read_tree(self.source)
+        elif self.source is not None:
+            self._model = load(self.source).to(self._device)
+
+    @property
+    def model(self) -> Model:
+        """The model itself, as exports, indexes and evaluations take it.
+
+        Raises:
+            UserError: there is none yet.
+        """
+        if self._model is None:
+            raise UserError("this model has no weights yet: train it first, model.train(data=...)")
+        return self._model
+
+    @property
+    def vision(self) -> VisionTower:
+        """The vision tower, an nn.Module."""
+        return self.model.vision
+
+    @property
+    def text(self) -> TextTower:
+        """The text tower, an nn.Module."""
+        return self.model.text
+
+    def train(self, data: "Source | None" = None, run_dir: str | Path | None = None, **settings: Any) -> "Finished":
+        """Train, and be the trained model from then on.
+
+        A model goes on from its weights; a configuration is followed; without either, towers are chosen for the number
+        of pairs and the machine. What is chosen is printed with its reasons.
+
+        Args:
+            data: a folder of pictures with captions beside them, a CSV, TSV, JSONL or Parquet table, or shards. With a
+                configuration: default as it says.
+            run_dir: folder of the run. Default: runs/NAME, by the name of the data.
+            settings: keys of the configuration, in full (`**{"optim.lr": 1e-4}`) or by their last word (`epochs=5`).
+
+        Returns:
+            the run's folder and the figures of its evaluation, as `results`.
+
+        Raises:
+            UserError: the data cannot be used, a setting is wrong, or the folder holds another run.
+        """
+        from mmssl.auto.training import start_from, train_on
+
+        if data is None:
+            data = ((self._tree or {}).get("data") or {}).get("train")
+            if data is None:
+                raise UserError("there are no data to train on: model.train(data=...), a folder, a table or shards")
+        pinned = {full_key(name): value for name, value in settings.items()}
+        finished = train_on(
+            data,
+            None if run_dir is None else Path(run_dir),
+            start=None if self._model is None or self.source is None else start_from(self.source, self._model),
+            tree=self._tree,
+            pinned=pinned,
+        )
+        if finished.signal is None:
+            self.source, self._tree = str(finished.run_dir), None
+            self._model = load(finished.run_dir).to(self._device)
+        return finished
+
+    def predict(
+        self,
+        pictures: Picture | Sequence[Picture],
+        labels: Sequence[str],
+        templates: str | Sequence[str] = "{c}",
+        save: bool | str | Path = False,
+    ) -> list[Prediction]:
+        """The probability of each label for one picture or several.
+
+        Args:
+            pictures: files, folders of pictures, PIL images, arrays or tensors.
+            templates: a text with `{c}` for the label, or several.
+            save: draw each picture with its probabilities to a PNG: beside it, or into a folder. `saved` of what is
+                returned says where.
+
+        Raises:
+            UserError: a picture cannot be read, or the labels or templates cannot be used.
+        """
+        texts = (templates,) if isinstance(templates, str) else tuple(templates)
+        given: list[Picture] = []
+        for picture in pictures_of(pictures):
+            given += files_of([picture]) if isinstance(picture, str | Path) else [picture]
+        place = Path(save) if isinstance(save, str) else save
+        return list(predict(given, zero_shot(self.model, labels, texts), place))
+
+    def classify(self, image: Picture, labels: Sequence[str], template: str = "{c}") -> dict[str, float]:
+        """Probability of each label for one picture, highest first."""
+        return self.model.classify(image, labels, template)
+
+    def encode_image(self, images: Picture | Sequence[Picture], batch_size: int = 256) -> Tensor:
+        """Unit vectors [N, D], float32 on the CPU, of one picture or a list of them."""
+        return self.model.encode_image(images, batch_size)
+
+    def encode_text(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
+        """Unit vectors [N, D], float32 on the CPU, of one text or several."""
+        return self.model.encode_text(texts, batch_size)
+
+    def embed(self, data: "Source", out: str | Path, batch_size: int = 256) -> "Index":
+        """Store the vector of every picture, to be searched. Called again, it goes on with what is missing.
+
+        Args:
+            data: shards; or a folder of pictures with captions or a table, which is packed into OUT/shards.
+
+        Raises:
+            UserError: the folder holds another index, or the data cannot be used.
+        """
+        from mmssl.auto.data import shards_of
+        from mmssl.search import Index, embed_shards
+
+        folder = Path(out)
+        embed_shards(self.model, shards_of(data, folder / "shards"), folder, batch_size=batch_size)
+        return Index(folder)
+
+    def search(self, query: Picture, index: "str | Path | Index", count: int = 10) -> "list[Hit]":
+        """The nearest pictures of an index to words or to a picture, the nearest first.
+
+        Args:
+            query: words, the file of a picture, or a picture.
+
+        Raises:
+            UserError: there is no such index, or another model made it.
+        """
+        from mmssl.search import Index
+
+        stored = index if isinstance(index, Index) else Index(index)
+        stored.check(self.model)
+        words = isinstance(query, str) and not Path(query).is_file()
+        vector = self.model.encode_text(str(query)) if words else self.model.encode_image(query)
+        rows, similarities = stored.nearest(vector.numpy(), count)
+        return stored.hits(rows[0].tolist(), similarities[0].tolist())
+
+    def evaluate(
+        self, data: "Source", task: str | Sequence[str] | None = None, out: str | Path | None = None, **options: Any
+    ) -> dict[str, Metrics]:
+        """Judge the model.
+
+        Args:
+            data: a folder in CLIP_benchmark's layout or of several such, shards, or pairs in any form `train` takes.
+            task: zero_shot, retrieval, linear_probe ... Default: what each data set is made for, retrieval for pairs.
+            out: folder for tables and pictures.
+            options: `classnames`, `templates`, `label`, `slice_by` as `mmssl.evaluate.datasets.open_dataset` has them.
+
+        Returns:
+            `DATA SET/TASK` -> figures.
+
+        Raises:
+            UserError: a data set lacks what a task needs.
+        """
+        from mmssl.auto.data import is_shards, shards_of
+        from mmssl.evaluate import suite
+        from mmssl.evaluate.datasets import find_datasets, open_dataset
+
+        with TemporaryDirectory(prefix="mmssl-") as passing:
+            path = None if isinstance(data, Sequence) and not isinstance(data, str) else Path(data)
+            if path is not None and path.is_dir() and any(path.rglob("*.tar")):
+                found = [open_dataset(place, name=name, **options) for name, place in find_datasets(path).items()]
+            elif path is not None and not is_shards(path):
+                task = task or "retrieval"
+                found = [open_dataset(shards_of(path, Path(passing)), name=path.stem, **options)]
+            else:
+                found = [open_dataset(data, **options)]
+            plan = {dataset.name: (dataset, task or suite.default_task(dataset)) for dataset in found}
+            folder = None if out is None else Path(out)
+            return suite.run(self.model, plan, folder, logit_scale=self.model.logit_scale)
+
+    def export(self, kind: str, out: str | Path) -> Path:
+        """Write the model for another library: open_clip, hf, sentence-transformers, onnx or timm.
+
+        Raises:
+            UserError: the library has no form for this model, or the folder is not empty.
+        """
+        from mmssl.export import export
+
+        return export(self.model, kind, Path(out)).folder
+
+    def save(self, folder: str | Path) -> None:
+        """Write what `MMSSL(folder)` reads, on any machine without a network."""
+        self.model.save(Path(folder))
+
+    def to(self, device: str) -> "MMSSL":
+        """Move the weights; returns itself."""
+        self._device = device
+        if self._model is not None:
+            self._model.to(device)
+        return self
+
+
+def full_key(name: str) -> str:
+    """A setting's dotted key: `epochs` is `train.epochs`.
+
+    Raises:
+        UserError: several sections have a setting of this name.
+    """
+    keys = set(known_keys(Config))
+    if "." in name or name in keys:
+        return name
+    found = [f"{section}.{name}" for section in SECTIONS if f"{section}.{name}" in keys]
+    if len(found) > 1:
+        raise UserError(f"{name} may be {' or '.join(found)}; give it in full: **{{'{found[0]}': ...}}")
+    return found[0] if found else name

@@ -1,0 +1,33 @@
+"""Settings as a table: setting, value, why."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Column, Table
+
+from mmssl.auto.choose import Choice
+
+
+def table_of(choices: Sequence[Choice], pinned: Mapping[str, Any]) -> Table:
+    """What was chosen, and below what was given."""
+    table = Table(Column("setting", no_wrap=True), Column("value", overflow="fold"), "why")
+    for choice in choices:
+        table.add_row(choice.key, short(choice.value), choice.why)
+    for key, value in pinned.items():
+        table.add_row(key, short(value), "given")
+    return table
+
+
+def short(value: Any) -> str:
+    """A value in few characters, as it is written in YAML."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {short(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(short(inner) for inner in value)}]"
+    return str(value)

@@ -21,6 +21,7 @@ from mmssl.data.views import View
 from mmssl.distributed import Processes
 from mmssl.model import load
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
+from mmssl.models.lora import add_adapters
 from mmssl.objectives import find_objective
 from mmssl.objectives.base import Objective, ObjectiveOptions, Vocabulary
 from mmssl.objectives.mixer import Mixer
@@ -64,7 +65,7 @@ def _started(model: ModelConfig) -> ModelConfig:
     """The towers of `model.start`, locked as told. Those of a run that goes on are written out already."""
     if model.start is None or model.text.name != model.start:
         return model
-    kept = {"lock", "unlocked_layers"}
+    kept = {"lock", "unlocked_layers", "lora"}
     given = [f"vision.{name}" for name in model.vision.model_fields_set - kept]
     given += [f"text.{name}" for name in model.text.model_fields_set - kept - {"name", "max_tokens"}]
     if given:
@@ -101,7 +102,7 @@ def build_tokenizer(config: Config, learnt: Path) -> Tokenizer:
 
 
 def build_encoder(config: Config, tokenizer: Tokenizer) -> DualEncoder:
-    """The dual encoder of a resolved configuration, with the weights that it starts from.
+    """The dual encoder of a resolved configuration, with the weights that it starts from, and with its adapters.
 
     Raises:
         UserError: a tower cannot be built, or what to start from cannot be had.
@@ -109,6 +110,7 @@ def build_encoder(config: Config, tokenizer: Tokenizer) -> DualEncoder:
     encoder = build_dual_encoder(config.model, tokenizer.vocab_size, tokenizer.pad_id)
     if config.model.start is not None:
         encoder.load_state_dict(load(config.model.start).encoder.state_dict())
+    add_adapters(encoder, config.model)
     return encoder
 
 

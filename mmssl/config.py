@@ -128,6 +128,20 @@ class DataConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank adapters of one tower (Hu et al. 2022): its own weights stay, only the adapters are trained."""
+
+    rank: int = Field(8, ge=1)
+    """Rank of each layer's change."""
+    alpha: int = Field(16, ge=1)
+    """The change is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping an entry of an adapter's input."""
+    targets: list[str] | None = Field(None, min_length=1)
+    """Layers to adapt, by the ends of their names (`[qkv, mlp.fc1]`). Default: all linear layers, or in a tower without
+    any all ungrouped convolutions."""
+
+
 class VisionConfig(Section):
     """The vision tower."""
 
@@ -151,6 +165,13 @@ class VisionConfig(Section):
     """Freeze the tower (LiT); its batch norms keep their statistics."""
     unlocked_layers: int = Field(0, ge=0)
     """With `lock`: the last layers left free."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters in place of the tower's own weights. Needs `pip install 'mmssl[lora]'`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "VisionConfig":
+        _no_free_layers("vision", self.lora, self.unlocked_layers)
+        return self
 
 
 class TextConfig(Section):
@@ -175,14 +196,25 @@ class TextConfig(Section):
     """Freeze the tower."""
     unlocked_layers: int = Field(0, ge=0)
     """With `lock`: the last layers left free."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters in place of the tower's own weights. Needs `pip install 'mmssl[lora]'`."""
 
     @model_validator(mode="after")
     def _check(self) -> "TextConfig":
+        _no_free_layers("text", self.lora, self.unlocked_layers)
         if (self.name is None) == (self.config is None):
             raise ValueError("model.text needs exactly one of `name` (pretrained) and `config` (random weights)")
         if self.name is None and self.tokenizer is None:
             raise ValueError("model.text.tokenizer is missing; give a folder or hub name, or 'train' to learn one")
         return self
+
+
+def _no_free_layers(tower: str, lora: LoraConfig | None, unlocked_layers: int) -> None:
+    if lora is not None and unlocked_layers > 0:
+        raise ValueError(
+            f"model.{tower}.lora trains adapters only, so model.{tower}.unlocked_layers={unlocked_layers} cannot be; "
+            f"set one of them to its default"
+        )
 
 
 class ModelConfig(Section):
@@ -191,7 +223,7 @@ class ModelConfig(Section):
     start: str | None = None
     """A whole model to start from: its towers, weights, tokenizer and preprocessing. A run or a model folder,
     `open_clip:MODEL/TAG`, `local-dir:FOLDER` or a Hugging Face CLIP folder. Of the towers, only `lock`,
-    `unlocked_layers` and `text.max_tokens` can then be set."""
+    `unlocked_layers`, `lora` and `text.max_tokens` can then be set."""
     vision: VisionConfig = VisionConfig()
     """The vision tower."""
     text: TextConfig

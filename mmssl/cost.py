@@ -16,6 +16,7 @@ from mmssl.config import Config, ObjectiveConfig
 from mmssl.data.tokens import load_tokenizer
 from mmssl.distributed import Processes
 from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models.lora import add_adapters
 from mmssl.objectives.base import Vocabulary
 from mmssl.objectives.mixer import Mixer, Weighted, forward_plan, weight_at
 from mmssl.rng import RowRandom, torch_generator
@@ -96,6 +97,7 @@ def untrained_mixer(config: Config) -> Mixer:
     vocabulary, pad_id = _vocabulary(config)
     vision = config.model.vision.model_copy(update={"pretrained": None})
     encoder = build_dual_encoder(config.model.model_copy(update={"vision": vision}), vocabulary.size, pad_id)
+    add_adapters(encoder, config.model)
     return Mixer(encoder, build_objectives(objective_options(config), encoder, vocabulary), Processes())
 
 

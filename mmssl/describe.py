@@ -31,6 +31,7 @@ def describe(config: Config) -> str:
         *((f"objective {name}", module) for name, module in mixer.objectives.items()),
     ]
     lines += [f"  {name}: {_count(module)}" for name, module in parts]
+    lines += [f"  in all: {_count(mixer)}"]
     lines += [
         "length",
         f"  {_length(config)}",

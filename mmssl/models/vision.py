@@ -152,12 +152,15 @@ class VisionTower(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "VisionTower":
-        """As nn.Module.train, but what is locked stays in evaluation mode, so batch norms keep their statistics."""
+        """As nn.Module.train, but what is locked stays in evaluation mode, so batch norms keep their statistics.
+
+        Dropout before adapters acts: it is theirs.
+        """
         super().train(mode)
         if self._locked and mode:
-            for module in self.trunk.modules():
+            for name, module in self.trunk.named_modules():
                 own = list(module.parameters())
-                if not any(p.requires_grad for p in own):
+                if not any(p.requires_grad for p in own) and "lora_dropout" not in name:
                     module.training = False
         return self
 

@@ -18,6 +18,7 @@ from mmssl.distributed import processes, whole
 from mmssl.evaluate.tables import Metrics, write_json
 from mmssl.model import Model
 from mmssl.models.batch_norm import synchronize_batch_norm
+from mmssl.models.lora import merged, without_adapters
 from mmssl.objectives.base import Inputs
 from mmssl.objectives.mixer import weight_at
 from mmssl.peers import Watch, lost_peers_as_errors
@@ -289,14 +290,14 @@ class Engine:
         return {f"source_{i}_share": n / max(now.samples, 1) for i, n in enumerate(now.source_samples)}
 
     def _model(self) -> Model:
-        """The model to judge and export, with its averaged weights if there are any; all processes call it."""
+        """The model to judge and export: averaged weights if there are any, adapters merged; all processes call it."""
         encoder = self.mixer.encoder
         weights = self.ema.weights if self.ema is not None else encoder.state_dict()
         if self.ema is not None or self.judged is not None:
             judged = copy.deepcopy(encoder if self.judged is None else self.judged)
             load_model_state(judged.state_dict(), {n: whole(tensor) for n, tensor in weights.items()}, "the model")
             encoder = judged.to(self.accelerator.device).eval()
-        return Model(encoder, self.tokenizer, self.config.model)
+        return Model(merged(encoder), self.tokenizer, without_adapters(self.config.model))
 
     def _save(self) -> None:
         state.save(self.config.run_dir / "checkpoints", self.trained, self.config.train.keep)

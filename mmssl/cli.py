@@ -13,6 +13,7 @@ from mmssl.cli_bench import bench_app
 from mmssl.cli_compare import compare
 from mmssl.cli_doctor import doctor
 from mmssl.cli_eval import evaluate
+from mmssl.cli_finetune import add_finetune
 from mmssl.cli_predict import predict
 from mmssl.cli_report import add_reports
 from mmssl.cli_serve import serve
@@ -41,6 +42,7 @@ app.add_typer(shards_app, name="shards")
 app.add_typer(bench_app, name="bench")
 add_reports(app, bench_app)
 add_use(app, bench_app)
+add_finetune(app)
 
 
 @app.command()

@@ -14,9 +14,13 @@ LAYERS = {
     **dict.fromkeys(("distributed", "peers"), 1),
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("objectives", "evaluate"), 3),
-    **dict.fromkeys(("build", "model", "__init__"), 4),
+    **dict.fromkeys(("build", "model"), 4),
     **dict.fromkeys(("train", "bench", "cost", "describe", "doctor", "explain", "export", "report", "search"), 5),
+    "finetune": 5,
+    "cli_finetune": 6,
     **dict.fromkeys(("ablate", "cli", "cli_ablate", "cli_bench", "cli_compare", "cli_doctor", "cli_eval"), 6),
+    **dict.fromkeys(("auto", "predict"), 5),
+    **dict.fromkeys(("__init__", "api", "cli_predict", "cli_train"), 6),
     **dict.fromkeys(("cli_report", "cli_serve", "cli_shards", "cli_use", "serve", "__main__"), 6),
 }
 STRANGERS = [{"data", "models"}, {"objectives", "evaluate"}]
@@ -28,7 +32,12 @@ OWNERS = {
     "webdataset": ("data/",),
     "yaml": ("config.py",),
     "imagecorruptions": ("evaluate/corruptions.py",),
-    "matplotlib": ("evaluate/", "data/", "ablate/picture.py", "explain/picture.py", "search/picture.py"),
+    "matplotlib": (
+        "evaluate/",
+        "data/",
+        *(f"{room}/picture.py" for room in ("ablate", "explain", "finetune", "predict", "search")),
+    ),
+    "peft": ("models/lora.py",),
     "jinja2": ("report/",),
     **dict.fromkeys(("fastapi", "starlette", "uvicorn"), ("serve/",)),
     "torch.distributed": ("distributed.py", "peers.py", "train/launch.py", "train/shard.py"),

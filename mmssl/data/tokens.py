@@ -90,13 +90,19 @@ class Tokenizer:
         ]
 
     @property
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id."""
+        found: dict[str, int] = self._hugging_face.get_vocab()
+        return found
+
+    @property
     def continues_word(self) -> Tensor:
         """True where a token continues the word of the token before it, bool [vocab_size].
 
         Read off the vocabulary's own mark: "##" on what continues (WordPiece), or a mark on what begins a
         word (byte-level BPE and SentencePiece). Vocabularies with neither have words of one token.
         """
-        vocabulary = self._hugging_face.get_vocab()
+        vocabulary = self.vocabulary
         marks = Counter(token[:1] for token in vocabulary)
         begins = next((mark for mark in ("Ġ", "▁") if marks[mark] > len(vocabulary) // 20), None)
         special = set(self.special_ids)

@@ -32,23 +32,41 @@ class Linear:
         """Logits of features [N, D], float32 [N, C]."""
         return (features.double() @ self.weights.T + self.bias).float()
 
+    def plus(self, other: "Linear", factor: float = 1.0) -> "Linear":
+        """The classifier whose logits are this one's plus `factor` times the other's."""
+        return Linear(self.weights + factor * other.weights, self.bias + factor * other.bias)
 
-def fit(features: Tensor, labels: Tensor, classes: int, c: float, start: Linear | None = None) -> Linear:
-    """Minimise |W|^2 / 2 + c * (sum of cross entropies), the objective of scikit-learn's LogisticRegression.
+
+def zeros(classes: int, width: int) -> Linear:
+    """The classifier to which all is alike."""
+    return Linear(torch.zeros(classes, width, dtype=torch.float64), torch.zeros(classes, dtype=torch.float64))
+
+
+def fit(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    c: float,
+    start: Linear | None = None,
+    centre: Linear | None = None,
+) -> Linear:
+    """Minimise |W - W0|^2 / 2 + c * (sum of cross entropies), with W0 = 0 scikit-learn's LogisticRegression.
 
     Args:
         features: [N, D]. labels: int64 [N].
         c: inverse strength of the regularisation; the bias is not regularised.
         start: where to begin; the minimum is the same from everywhere.
+        centre: the classifier with the weights W0 that c = 0 leaves. None: zeros.
     """
     x, targets, n = features.double(), F.one_hot(labels, classes).double(), len(features)
     mean = x.mean(dim=0)
     axes, stretch = _conditioning(x - mean, classes, c)
     z = (x - mean) @ axes * stretch
-    if start is None:
-        v, bias = x.new_zeros(classes, z.shape[1]), x.new_zeros(classes)
-    else:
-        v, bias = start.weights @ axes / stretch, start.bias + start.weights @ mean
+    # The change from the centre is what is fitted, on top of the centre's logits.
+    centre = zeros(classes, x.shape[1]) if centre is None else centre
+    given = x @ centre.weights.T + centre.bias
+    change = zeros(classes, x.shape[1]) if start is None else start.plus(centre, -1)
+    v, bias = change.weights @ axes / stretch, change.bias + change.weights @ mean
     solver = torch.optim.LBFGS(
         [v, bias],
         max_iter=ITERATIONS,
@@ -60,7 +78,7 @@ def fit(features: Tensor, labels: Tensor, classes: int, c: float, start: Linear 
 
     def objective() -> Tensor:
         # Divided by c * n, so that the tolerances mean the same for every c and size.
-        log_p = F.linear(z, v, bias).log_softmax(dim=1)
+        log_p = (given + F.linear(z, v, bias)).log_softmax(dim=1)
         error = (log_p.exp() - targets) / n
         v.grad = error.T @ z + v * stretch.square() / (c * n)
         bias.grad = error.sum(dim=0)
@@ -68,7 +86,7 @@ def fit(features: Tensor, labels: Tensor, classes: int, c: float, start: Linear 
 
     solver.step(objective)  # type: ignore[no-untyped-call]
     weights = (v * stretch) @ axes.T
-    return Linear(weights, bias - weights @ mean)
+    return centre.plus(Linear(weights, bias - weights @ mean))
 
 
 def _conditioning(centred: Tensor, classes: int, c: float) -> tuple[Tensor, Tensor]:
@@ -87,10 +105,12 @@ def _conditioning(centred: Tensor, classes: int, c: float) -> tuple[Tensor, Tens
     return axes, curvature.rsqrt()
 
 
-def choose_c(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], classes: int) -> float:
+def choose_c(
+    train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], classes: int, centre: Linear | None = None
+) -> float:
     """The C with the best validation accuracy: 7 values from 1e-6 to 1e6, then halving steps around the best.
 
-    Both arguments are features [N, D] and labels [N]. Of equal ones the smallest C wins: the simplest classifier.
+    Both are features [N, D] and labels [N]. Of equal ones the smallest C wins: the classifier nearest to the centre.
     """
     accuracy: dict[float, float] = {}
     fitted: Linear | None = None
@@ -98,7 +118,7 @@ def choose_c(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], cl
     def measure(exponent: float) -> None:
         nonlocal fitted
         if exponent not in accuracy:
-            fitted = fit(*train, classes, 10.0**exponent, start=fitted)
+            fitted = fit(*train, classes, 10.0**exponent, start=fitted, centre=centre)
             accuracy[exponent] = share(fitted.scores(validation[0]).argmax(1) == validation[1])
 
     for c in COARSE:
@@ -136,20 +156,27 @@ def draw_shots(labels: Tensor, shots: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def probe(
-    features: Tensor, labels: Tensor, rows: tuple[Tensor, Tensor], classes: int, refit: bool = True
+    features: Tensor,
+    labels: Tensor,
+    rows: tuple[Tensor, Tensor],
+    classes: int,
+    refit: bool = True,
+    centre: Linear | None = None,
 ) -> tuple[Linear, float]:
     """Choose C with the given training and validation rows, then fit: the classifier and its C.
 
     Args:
         rows: which to train on and which to validate on. Without any to validate on, C is 1.
         refit: fit on both in the end, else on the training rows alone.
+        centre: the classifier that the weights are drawn to. None: zeros.
     """
     train, validation = rows
     if len(validation) == 0:
-        return fit(features[train], labels[train], classes, 1.0), 1.0
-    c = choose_c((features[train], labels[train]), (features[validation], labels[validation]), classes)
+        return fit(features[train], labels[train], classes, 1.0, centre=centre), 1.0
+    shown, held_out = (features[train], labels[train]), (features[validation], labels[validation])
+    c = choose_c(shown, held_out, classes, centre)
     chosen = torch.cat(rows) if refit else train
-    return fit(features[chosen], labels[chosen], classes, c), c
+    return fit(features[chosen], labels[chosen], classes, c, centre=centre), c
 
 
 def _best(accuracy: dict[float, float]) -> float:

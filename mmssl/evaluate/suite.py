@@ -63,7 +63,7 @@ def run(
     plan = list(_plan(datasets))
     results: dict[str, Metrics] = {evaluation.key: {} for evaluation in plan}
     folder = out if processes.rank == 0 else None
-    embedding = _Embedding(encoder, batch_size, cache, processes, progress)
+    embedding = Embedding(encoder, batch_size, cache, processes, progress)
     for group in _by_shards(plan):
         embedded = embedding.of(group[0].dataset, group[0].name, [evaluation.check for evaluation in group])
         for evaluation in group:
@@ -105,7 +105,7 @@ class _Evaluation:
         self.task.check(self.dataset, sample)
 
 
-class _Embedding:
+class Embedding:
     """Features of data sets, from the cache where they are there. Training splits are kept, several tasks use them."""
 
     def __init__(

@@ -11,26 +11,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmssl.evaluate import fine_tune, suite
-from mmssl.evaluate.fine_tune import ALPHAS, EPOCHS, Classifier, mixed, train
+from mmssl.evaluate import suite
+from mmssl.evaluate.fine_tune import ALPHAS
 from mmssl.rng import torch_generator
 from mmssl.types import UserError
 from tests.evaluate.ranks import on_ranks
+from tests.evaluate.towers import Tower
 from tests.evaluate.toy import pack
-
-
-class Tower(nn.Module):
-    """A picture's mean colour through two layers to a unit vector."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.BatchNorm1d(32), nn.Linear(32, 8))
-        with torch.no_grad():
-            for parameter in self.layers.parameters():
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=torch_generator(str(parameter.shape))))
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        return F.normalize(self.layers(pictures.float().mean((2, 3)) / 255), dim=-1)
 
 
 class Colours:
@@ -112,39 +99,6 @@ def test_the_model_is_left_as_it_was(colours: Path) -> None:
     before = {name: value.clone() for name, value in encoder.tower.state_dict().items()}
     suite.run(encoder, {"c": (colours, "fine_tune")})
     assert all(torch.equal(value, before[name]) for name, value in encoder.tower.state_dict().items())
-
-
-def test_mixing_is_exact_at_the_ends() -> None:
-    """Alpha 0 and 1 give the weights of either end to the bit, 1/2 their mean; counters stay."""
-    start, end = Tower().state_dict(), {n: torch.randn_like(w.float()) for n, w in Tower().state_dict().items()}
-    assert all(torch.equal(w, start[n]) for n, w in mixed(start, end, 0.0).items())
-    whole = mixed(start, end, 1.0)
-    assert all(torch.equal(w, end[n]) for n, w in whole.items() if w.is_floating_point())
-    assert torch.equal(whole["layers.2.num_batches_tracked"], start["layers.2.num_batches_tracked"])
-    torch.testing.assert_close(
-        mixed(start, end, 0.5)["layers.0.bias"], (start["layers.0.bias"] + end["layers.0.bias"]) / 2
-    )
-
-
-def test_training_is_adamw_on_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one batch a step, the weights are those of torch's AdamW driven by hand; batch norms keep statistics."""
-    monkeypatch.setattr(fine_tune, "STEPS", 1)
-    generator = torch_generator("pictures")
-    pictures = torch.randint(0, 256, (20, 3, 4, 4), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, 3, (20,), generator=generator)
-    head = torch.randn(3, 8, generator=generator)
-    model, expected = Classifier(Tower(), head).eval(), Classifier(Tower(), head).eval()
-    train(model, pictures, labels, lr=1e-2, scale=5.0)
-    optimizer = torch.optim.AdamW(expected.parameters(), lr=1e-2, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
-    for _ in range(EPOCHS):
-        optimizer.zero_grad()
-        F.cross_entropy(5.0 * F.normalize(expected.tower(pictures), dim=-1) @ expected.head.T, labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, expected.state_dict()[name], rtol=1e-4, atol=1e-5)
-    assert torch.equal(model.state_dict()["tower.layers.2.running_mean"], torch.zeros(32))
 
 
 def test_an_encoder_without_weights_is_refused(colours: Path) -> None:

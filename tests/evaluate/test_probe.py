@@ -40,6 +40,27 @@ def test_fit_starts_anywhere() -> None:
     torch.testing.assert_close(cold.weights, warm.weights, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("rows", [240, 6])
+def test_fit_around_a_centre_is_the_minimum_of_its_objective(rows: int) -> None:
+    """At the result the gradient of |W - W0|^2 / 2 + c * cross entropy vanishes, by autograd; as c goes to zero the
+    weights are the centre's; around zero it is the fit without a centre."""
+    x, y = clusters(9, rows)
+    y[:4] = torch.arange(4)
+    rng = generator("centre")
+    centre = probe.Linear(torch.from_numpy(3 * rng.normal(size=(4, 10))), torch.from_numpy(rng.normal(size=4)))
+    found = probe.fit(x, y, 4, 2.0, centre=centre, start=probe.fit(x, y, 4, 0.5))
+    weights, bias = found.weights.clone().requires_grad_(), found.bias.clone().requires_grad_()
+    error = torch.nn.functional.cross_entropy(x.double() @ weights.T + bias, y, reduction="sum")
+    ((weights - centre.weights).square().sum() / 2 + 2.0 * error).backward()  # type: ignore[no-untyped-call]
+    assert weights.grad is not None
+    assert bias.grad is not None
+    assert float(weights.grad.abs().max()) < 1e-3
+    assert float(bias.grad.abs().max()) < 1e-3
+    torch.testing.assert_close(probe.fit(x, y, 4, 1e-9, centre=centre).weights, centre.weights, atol=1e-4, rtol=0)
+    plain, zeros = probe.fit(x, y, 4, 1.0), probe.fit(x, y, 4, 1.0, centre=probe.zeros(4, 10))
+    assert torch.equal(plain.weights, zeros.weights)
+
+
 def test_the_chosen_c_is_as_good_as_a_grid() -> None:
     """The search is within one sample of the best of a fine grid; of equal C it takes the small one."""
     train, validation = clusters(3, noise=2.0), clusters(4, rows=120, noise=2.0)

@@ -1,0 +1,259 @@
+"""`mmssl finetune` and `mmssl interpolate`: a classifier from few labels, and models between two."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mmssl.cli_eval import (
+    BatchSize,
+    Cache,
+    Classnames,
+    Device,
+    JsonFile,
+    Label,
+    NoCache,
+    Templates,
+    cache_of,
+    load_on,
+    make_folder,
+    write_json,
+)
+from mmssl.types import UserError
+
+if TYPE_CHECKING:
+    from mmssl.finetune.methods import Method, Tuned
+    from mmssl.finetune.study import Study
+
+Source = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a model folder, or what else mmssl.load takes.")]
+
+
+def add_finetune(app: typer.Typer) -> None:
+    """Give the command line these verbs."""
+    app.command()(finetune)
+    app.command()(interpolate)
+
+
+def finetune(
+    model: Source,
+    data: Annotated[
+        str,
+        typer.Argument(help="A folder in CLIP_benchmark's layout with a training split, or a pattern of shards."),
+    ],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="linear: a head on kept features; full: the picture tower and the head; lp-ft: linear, then full."
+        ),
+    ] = "linear",
+    shots: Annotated[
+        str | None,
+        typer.Option(
+            help="Labels a class to train on; up to 4 more of each class choose settings. Several (1,2,4,8,16), or "
+            "several methods, or --seeds: a table. Default: all there are."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of labels and of their order.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws to average over in a table, from --seed on.")] = 1,
+    alpha: Annotated[
+        float, typer.Option(min=0, max=1, help="WiSE-FT: (1 - alpha) * zero-shot + alpha * fine-tuned weights.")
+    ] = 1.0,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of full. Default: chosen on held-out labels.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes of full; at least 100 updates are made.")] = 10,
+    test: Annotated[str | None, typer.Option(help="Shards to judge on. Default: the test split, or a fifth.")] = None,
+    classnames: Classnames = None,
+    templates: Templates = None,
+    label: Label = None,
+    json_file: JsonFile = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the classifier, or of the table and its picture.")] = None,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    batch_size: BatchSize = 256,
+    device: Device = None,
+) -> None:
+    """Make a classifier of a pretrained model and labelled pictures, and judge it on the test split.
+
+    The head begins as the zero-shot classifier of the class names; where classes have none, at zero.
+
+    Example: mmssl finetune runs/mine data/pets --method lp-ft --shots 16 --out pets-classifier
+    """
+    from mmssl.finetune import Settings, fine_tune, gather
+    from mmssl.finetune.study import study
+
+    methods, counts = _methods(method), _counts(shots)
+    if out is not None:
+        _empty_folder(out)
+    loaded = load_on(model, device)
+    settings = Settings(
+        methods[0],
+        counts[0] if counts else None,
+        seed,
+        alpha,
+        epochs=epochs,
+        **({} if lr is None else {"rates": (lr,)}),
+    )
+    table = len(methods) > 1 or len(counts) > 1 or seeds > 1
+    if table and not counts:
+        raise UserError("a table needs --shots, for example --shots 1,2,4,8,16")
+    with _bar(len(methods) * len(counts) * seeds if table else 1) as (tell, tick):
+        problem = gather(
+            loaded,
+            data,
+            test=test,
+            classnames=classnames,
+            templates=templates,
+            label=label,
+            seed=seed,
+            batch_size=batch_size,
+            cache=None if no_cache else cache_of(loaded, cache),
+            progress=tell,
+        )
+        found: Study | Tuned
+        if table:
+            found = study(loaded, problem, settings, methods, counts, seeds, tell, tick)
+        else:
+            found = fine_tune(loaded, problem, settings, tell)
+    for note in problem.notes:
+        print(note)
+    print(f"{problem.name}: {len(problem.classnames)} classes, {len(problem.test.labels)} test samples")
+    _report(found, problem.name, out)
+    if json_file is not None:
+        write_json(json_file, found.figures())
+
+
+def interpolate(
+    first: Source,
+    second: Annotated[str, typer.Argument(metavar="OTHER", help="Another one of the same architecture.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new model; it must be empty or not exist.")],
+    alpha: Annotated[float, typer.Option(min=0, max=1, help="0 is the first model, 1 the second.")] = 0.5,
+) -> None:
+    """Write the model whose weights lie between those of two (WiSE-FT): (1 - alpha) * MODEL + alpha * OTHER.
+
+    Example: mmssl interpolate runs/before runs/after --alpha 0.5 --out between
+    """
+    from mmssl.finetune import interpolate as between
+
+    _empty_folder(out)
+    model = between(load_on(first, "cpu"), load_on(second, "cpu"), alpha)
+    model.save(out)
+    print(f"{out}: {model.notes[0]}")
+
+
+def _methods(words: str) -> "list[Method]":
+    from mmssl.finetune import METHODS
+
+    chosen = []
+    for word in (part.strip() for part in words.split(",")):
+        found = next((method for method in METHODS if method == word), None)
+        if found is None:
+            raise UserError(f"--method {word!r} is unknown; there are {', '.join(METHODS)}")
+        chosen.append(found)
+    return list(dict.fromkeys(chosen))
+
+
+def _counts(words: str | None) -> list[int]:
+    if words is None:
+        return []
+    parts = [part.strip() for part in words.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"--shots {words!r} must be a number of labels a class, or several with commas: 1,2,4,8,16")
+    return sorted({int(part) for part in parts})
+
+
+def _empty_folder(out: Path) -> None:
+    """Before hours of work: a folder that can be written and holds nothing."""
+    make_folder(out)
+    if any(out.iterdir()):
+        raise UserError(f"--out {out} is not empty; choose another folder")
+
+
+def _report(found: "Study | Tuned", name: str, out: Path | None) -> None:
+    """Print what was found, and write it."""
+    from mmssl.finetune.picture import draw_study
+    from mmssl.finetune.study import Study
+
+    if not isinstance(found, Study):
+        _print_tuned(found)
+        if out is not None:
+            found.classifier.save(out)
+            print(f"classifier: {out}")
+        return
+    _print_study(found)
+    if out is not None:
+        write_json(out / "accuracy.json", found.figures())
+        draw_study(out / "accuracy.png", name, found)
+        print(f"table and picture: {out}")
+
+
+def _print_tuned(found: "Tuned") -> None:
+    figures = found.figures()
+    rows = [("fine-tuned", figures["acc1"], figures["acc1_interval"])]
+    if "zero_shot" in figures:
+        rows.insert(0, ("zero-shot", figures["zero_shot"], figures["zero_shot_interval"]))
+    table = Table("", "accuracy", "95 % interval")
+    for name, accuracy, interval in rows:
+        table.add_row(name, f"{accuracy:.4f}", f"{interval[0]:.4f} to {interval[1]:.4f}")
+    Console().print(table)
+    difference = found.difference()
+    if difference is not None:
+        low, high = difference.interval
+        print(
+            f"gain: {100 * difference.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}, "
+            f"p = {difference.p_value:.2g})"
+        )
+    chosen = ", ".join(f"{name} = {value:.3g}" for name, value in found.chosen.items())
+    print(f"trained on {found.train_samples:,} samples; chosen on others: {chosen}")
+
+
+def _print_study(found: "Study") -> None:
+    """Accuracies in percent with their intervals, then what fine-tuning gains."""
+    from mmssl.finetune.methods import interval_of
+
+    def cell(values: Any) -> str:
+        low, high = interval_of(values)
+        return f"{100 * values.mean():.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+    counts = list(next(iter(found.lines.values())))
+    rows = [(name, [cell(found.mean(name, k)) for k in counts]) for name in found.lines]
+    if found.zero_shot is not None:
+        rows.insert(0, ("zero-shot", [cell(found.zero_shot)] * len(counts)))
+    _print_table("accuracy in %, by labels a class", counts, rows)
+    gains = [
+        (
+            f"{name} less {other}",
+            [
+                f"{100 * d.difference:+.1f} ({100 * d.interval[0]:+.1f} to {100 * d.interval[1]:+.1f})"
+                for d in by.values()
+            ],
+        )
+        for name in found.tuned()
+        for other, by in found.differences(name).items()
+    ]
+    _print_table("gain in points", counts, gains)
+
+
+def _print_table(title: str, counts: Sequence[int], rows: Sequence[tuple[str, Sequence[str]]]) -> None:
+    table = Table(title, *map(str, counts))
+    for name, cells in rows:
+        table.add_row(name, *cells)
+    Console().print(table)
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[tuple[Callable[[str, int], None], Callable[[], None]]]:
+    """A bar over the classifiers: what to call with what is done within one, and after each."""
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("classifiers"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("starting", total=total)
+        yield lambda what, done: bar.update(line, description=f"{what} {done:,}"), lambda: bar.advance(line)

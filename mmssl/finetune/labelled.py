@@ -1,0 +1,143 @@
+"""Labelled pictures to train and to judge a classifier on, with what a model makes of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mmssl.evaluate import probe, zero_shot
+from mmssl.evaluate.cache import FeatureCache
+from mmssl.evaluate.datasets import Dataset, label_of, labels_of, open_dataset, training_split
+from mmssl.evaluate.embed import ALONE, Pictures, Progress
+from mmssl.evaluate.probe import Linear
+from mmssl.evaluate.prompts import Templates
+from mmssl.evaluate.suite import Embedding
+from mmssl.evaluate.tuning import rendered
+from mmssl.model import Model
+from mmssl.types import Sample, UserError
+
+HELD_OUT = 0.2
+"""Share of the samples that are kept to judge where there is no test split, and of those to train on to choose by."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """N pictures of a data set, in its order."""
+
+    dataset: Dataset
+    samples: list[Sample]
+    """Their records, without image bytes."""
+    features: Tensor
+    """The model's unit vectors, [N, D]."""
+    labels: Tensor
+    """int64 [N]."""
+
+    def rows(self, chosen: Tensor) -> "Labelled":
+        """Some of them, in their order."""
+        samples = [self.samples[index] for index in chosen.tolist()]
+        return Labelled(self.dataset, samples, self.features[chosen], self.labels[chosen])
+
+    def shown(self, model: Model, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Some of them as the model sees them, uint8 [n, 3, S, S], and their labels [n]."""
+        if len(chosen) == 0:
+            return torch.empty(0, 3, 0, 0, dtype=torch.uint8), self.labels[chosen]
+        return rendered(model, self.dataset, [self.samples[i] for i in chosen.tolist()]), self.labels[chosen]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be learnt."""
+
+    name: str
+    classnames: tuple[str, ...]
+    templates: Templates
+    named: bool
+    """Whether the classes have names that mean something, so that they can be told apart without a label."""
+    train: Labelled
+    test: Labelled
+    notes: list[str]
+    """What a person should know of the split, a line each."""
+
+    def zero_shot(self, model: Model, progress: Progress | None = None) -> Linear | None:
+        """The classifier of the class names, its logits scaled as the model scales them; None where there are none."""
+        if not self.named:
+            return None
+        vectors = zero_shot.class_weights(model, self.classnames, self.templates, progress=progress).double()
+        return Linear(model.logit_scale * vectors, torch.zeros(len(vectors), dtype=torch.float64))
+
+
+def gather(
+    model: Model,
+    data: str,
+    *,
+    test: str | None = None,
+    classnames: str | None = None,
+    templates: str | None = None,
+    label: str | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    cache: FeatureCache | None = None,
+    progress: Progress | None = None,
+) -> Problem:
+    """Read and encode the pictures to train and to judge on.
+
+    Args:
+        data: a folder in CLIP_benchmark's layout with a training split, or a pattern of shards to train on.
+        test: folder or pattern of what to judge on. Default: the folder's test split; with a pattern of shards, a fifth
+            of each class, drawn by `seed`, which is then not trained on.
+        classnames, templates, label: as `open_dataset` takes them.
+        cache: where the model's features are kept. None: nowhere.
+
+    Raises:
+        UserError: shards or labels are missing or do not fit.
+    """
+    opened = open_dataset(data, classnames=classnames, templates=templates, label=label)
+    train = training_split(opened) if opened.train is not None else opened
+    judged = opened if opened.train is not None else None
+    if test is not None:
+        judged = open_dataset(test, classnames=opened.classnames, templates=templates, label=label)
+    embedding = Embedding(model, batch_size, cache, ALONE, progress)
+    notes: list[str] = []
+    found = [_embedded(embedding, dataset, notes) for dataset in (train, judged) if dataset is not None]
+    names, labels = labels_of(train, [sample for pictures in found for sample in pictures.samples])
+    if len(names) < 2:
+        raise UserError(f"{data} has one class only ({names[0]!r}); a classifier needs two")
+    count = len(found[0].samples)
+    whole = Labelled(train, found[0].samples, found[0].features, labels[:count])
+    if judged is None:
+        rows, kept = probe.hold_out(whole.labels, HELD_OUT, seed)
+        notes.append(f"no test split: {len(kept)} of {count} samples are kept to judge (--test names others)")
+        shown, tested = whole.rows(rows), whole.rows(kept)
+    else:
+        shown, tested = whole, Labelled(judged, found[1].samples, found[1].features, labels[count:])
+    if len(tested.samples) == 0:
+        raise UserError(f"{data} has too few samples to keep some to judge on; give others by --test")
+    return Problem(
+        name=opened.name,
+        classnames=names,
+        templates=opened.templates if opened.templates is not None else zero_shot.DEFAULT_TEMPLATES,
+        named=not all(_is_number(name) for name in names),
+        train=shown,
+        test=tested,
+        notes=notes,
+    )
+
+
+def _embedded(embedding: Embedding, dataset: Dataset, notes: list[str]) -> Pictures:
+    found = embedding.of(dataset, dataset.name, [partial(label_of, dataset)])
+    if found.bad:
+        first = found.bad[0]
+        notes.append(f"left out {len(found.bad)} bad samples, first {first.shard}:{first.key}: {first.error}")
+    return found
+
+
+def _is_number(name: str) -> bool:
+    return name.strip().lstrip("+-").isdecimal()
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Labels of a classifier: class names, those that occur twice with their number behind them."""
+    twice = {name for name in names if list(names).count(name) > 1}
+    return [f"{name} ({index})" if name in twice else name for index, name in enumerate(names)]

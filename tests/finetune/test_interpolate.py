@@ -1,0 +1,49 @@
+"""Models between two models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmssl import Model, load
+from mmssl.data.tokens import train_tokenizer
+from mmssl.finetune import interpolate
+from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.types import UserError
+from tests.conftest import tiny_model_config
+from tests.pairs import COLORS
+
+
+def other_model(words: list[str], **vision: object) -> Model:
+    tokenizer = train_tokenizer(words, 64, 77)
+    config = tiny_model_config()
+    config = config.model_copy(update={"vision": config.vision.model_copy(update=vision)})
+    torch.manual_seed(1)
+    return Model(build_dual_encoder(config, tokenizer.vocab_size, tokenizer.pad_id), tokenizer, config)
+
+
+def test_the_ends_are_the_models_and_the_middle_is_their_mean(model: Model, model_folder: Path, tmp_path: Path) -> None:
+    """Alpha 0 and 1 give either model to the bit, 0.25 the weighted mean of every weight; saved, it loads as it is."""
+    second = other_model([f"a photo of a {c}." for c in COLORS])
+    old, new = model.encoder.state_dict(), second.encoder.state_dict()
+    for alpha, expected in ((0.0, old), (1.0, new)):
+        found = interpolate(model, second, alpha).encoder.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    between = interpolate(model, second, 0.25)
+    between.save(tmp_path / "between")
+    for name, value in load(tmp_path / "between").encoder.state_dict().items():
+        torch.testing.assert_close(value, 0.75 * old[name] + 0.25 * new[name])
+    assert all(torch.equal(value, old[name]) for name, value in load(model_folder).encoder.state_dict().items())
+
+
+def test_models_of_different_kinds_are_refused_with_what_differs(model: Model) -> None:
+    """Another depth names weights, another rendering names the setting, another vocabulary is said."""
+    words = [f"a photo of a {c}." for c in COLORS]
+    options = {**tiny_model_config().vision.options, "depth": 1}
+    with pytest.raises(UserError, match=r"vision\.trunk\.blocks\.1\.\S+ is \(.*\) in the first, missing in the second"):
+        interpolate(model, other_model(words, options=options), 0.5)
+    with pytest.raises(UserError, match="fit is shortest in the first, squash in the second"):
+        interpolate(model, other_model(words, fit="squash"), 0.5)
+    reordered = [word.replace("photo", "ptoho") for word in words]
+    with pytest.raises(UserError, match="vocabular|text.encoder.embeddings"):
+        interpolate(model, other_model(reordered), 0.5)

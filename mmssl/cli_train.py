@@ -90,8 +90,8 @@ def _settings(config: str | None, changes: list[str], resume: Path | None) -> Co
         return load_config(resume / "config.yaml", [*changes, f"run_dir={resume}"])
     if config is None:
         raise UserError(
-            "give pairs (mmssl train --data pairs.csv), a configuration (mmssl train configs/quickstart.yaml), or a run "
-            "(mmssl train --resume RUN)"
+            "give pairs (mmssl train --data pairs.csv), a configuration (mmssl train configs/quickstart.yaml) "
+            "or a run (mmssl train --resume RUN)"
         )
     return load_config(config, changes)
 

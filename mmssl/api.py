@@ -13,7 +13,7 @@ from mmssl.evaluate.tables import Metrics
 from mmssl.model import Model, Picture, load, pictures_of
 from mmssl.models.text import TextTower
 from mmssl.models.vision import VisionTower
-from mmssl.predict import Prediction, files_of, predict, zero_shot
+from mmssl.predict import Classify, Prediction, files_of, predict, zero_shot
 from mmssl.types import UserError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class MMSSL:
     def predict(
         self,
         pictures: Picture | Sequence[Picture],
-        labels: Sequence[str],
+        labels: Sequence[str] | None = None,
         templates: str | Sequence[str] = "{c}",
         save: bool | str | Path = False,
     ) -> list[Prediction]:
@@ -117,6 +117,7 @@ class MMSSL:
 
         Args:
             pictures: files, folders of pictures, PIL images, arrays or tensors.
+            labels: only a fine-tuned classifier has its own.
             templates: a text with `{c}` for the label, or several.
             save: draw each picture with its probabilities to a PNG: beside it, or into a folder. `saved` of what is
                 returned says where.
@@ -124,12 +125,22 @@ class MMSSL:
         Raises:
             UserError: a picture cannot be read, or the labels or templates cannot be used.
         """
-        texts = (templates,) if isinstance(templates, str) else tuple(templates)
         given: list[Picture] = []
         for picture in pictures_of(pictures):
             given += files_of([picture]) if isinstance(picture, str | Path) else [picture]
         place = Path(save) if isinstance(save, str) else save
-        return list(predict(given, zero_shot(self.model, labels, texts), place))
+        return list(predict(given, self._classify(labels, templates), place))
+
+    def _classify(self, labels: Sequence[str] | None, templates: str | Sequence[str]) -> Classify:
+        if labels is not None:
+            return zero_shot(self.model, labels, (templates,) if isinstance(templates, str) else tuple(templates))
+        from mmssl.finetune.classifier import is_classifier, load_classifier
+
+        if self.source is None or not is_classifier(self.source):
+            raise UserError("labels are missing: what may the pictures show? For example labels=['a cat', 'a dog']")
+        classifier = load_classifier(self.source)
+        classifier.model.to(self._device)
+        return classifier.predict
 
     def classify(self, image: Picture, labels: Sequence[str], template: str = "{c}") -> dict[str, float]:
         """Probability of each label for one picture, highest first."""

@@ -11,8 +11,7 @@ from rich.table import Column, Table
 from mmssl.types import UserError
 
 if TYPE_CHECKING:
-    from mmssl.predict import Prediction
-    from mmssl.predict.labels import Classify
+    from mmssl.predict import Classify, Prediction
 
 SHOWN = 3
 """Labels that are printed of a picture."""
@@ -59,11 +58,10 @@ def predict(
 def _classifier(model: str, labels: list[str] | None, template: list[str] | None, device: str | None) -> "Classify":
     """A fine-tuned classifier, or a model with the texts of labels."""
     from mmssl.cli_eval import load_on, move
+    from mmssl.finetune.classifier import is_classifier, load_classifier
     from mmssl.predict import zero_shot
 
-    if (Path(model) / "classifier.json").is_file():
-        from mmssl.finetune import load_classifier
-
+    if is_classifier(model):
         if labels is not None or template is not None:
             raise UserError(f"{model} is a fine-tuned classifier and has its own labels; leave --labels and others out")
         classifier = load_classifier(Path(model))

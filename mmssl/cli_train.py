@@ -62,7 +62,8 @@ def train(
     """
     changes = list(overrides or [])
     if config is not None and (resume is not None or (data is not None and _is_change(config))):
-        config, changes = None, [config, *changes]  # the first word was an override, not a file
+        changes.insert(0, config)  # the first word was an override, not a file
+        config = None
     if rewind and resume is None:
         raise UserError("--rewind needs the run to go back in: mmssl train --resume RUN --rewind")
     if data is None and (start is not None or run is not None):

@@ -37,7 +37,7 @@ def _memory() -> int:
 def _multiplies_bf16(on_gpu: bool) -> bool:
     """In hardware: Ampere and later; on CPUs AMX or AVX-512's bf16 instructions, as Linux names them."""
     if on_gpu:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("flags")[2].partition("\n")[0].split()
     except OSError:

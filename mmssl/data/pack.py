@@ -83,7 +83,8 @@ def pack(
     """Write SPLIT-00000.tar, SPLIT-00001.tar ... and their index.
 
     A record belongs to a split, and stands in its place there, by a hash of its key: adding records moves no other to
-    another split. Called again after an interruption it goes on with the shards that are missing.
+    another split. Records of one picture follow the first of them. Called again after an interruption it goes on with
+    the shards that are missing.
 
     Args:
         splits: name -> share of the records; by default all are `train`.
@@ -153,7 +154,7 @@ def _plan(
     """The shards to write. Records whose key came before are marked by a negative number, -1 - number."""
     first: dict[str, int] = {}
     jobs = []
-    for name, numbers in _numbers_of_splits(keys, splits).items():
+    for name, numbers in _numbers_of_splits(records.owners(), splits).items():
         if not records.ordered:  # mix them, where they can be read in any order
             numbers.sort(key=lambda number: (_hash(f"order {keys[number]}"), number))
         marked = [n if first.setdefault(keys[n], n) == n else -1 - n for n in numbers]

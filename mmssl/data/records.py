@@ -49,6 +49,10 @@ class Records(ABC):
     def keys(self) -> list[str]:
         """The name of each record: no dots, unique unless the source repeats itself."""
 
+    def owners(self) -> list[str]:
+        """For each record the key of the first with the same picture: those of one picture belong to one split."""
+        return self.keys()
+
     @abstractmethod
     def load(self, number: int) -> tuple[bytes, Fields]:
         """The encoded picture and the fields, `txt` among them.
@@ -151,6 +155,16 @@ class _TableRecords(Records):
             return [f"{number:09}" for number in range(len(self))]
         return [_key_of(str(value)) for value in self.column(self._key)]
 
+    def owners(self) -> list[str]:
+        if not self.has_paths():
+            return self.keys()
+        first: dict[Any, str] = {}
+        return [first.setdefault(p, k) for p, k in zip(self.column(self._image), self.keys(), strict=True)]
+
+    def has_paths(self) -> bool:
+        """Whether the picture's column holds paths alone, which can be compared without reading pictures."""
+        return False
+
     def load(self, number: int) -> tuple[bytes, Fields]:
         row = self.row(number)
         fields = {name: _plain(value) for name, value in row.items() if name not in (self._image, self._caption)}
@@ -197,6 +211,9 @@ class _RowRecords(_TableRecords):
 
     def column(self, name: str) -> list[Any]:
         return [row.get(name) for row in self._rows]
+
+    def has_paths(self) -> bool:
+        return all(isinstance(value, str) for value in self.column(self._image))
 
 
 class _ArrowRecords(_TableRecords):
@@ -247,6 +264,9 @@ class _ParquetRecords(_TableRecords):
 
     def column(self, name: str) -> list[Any]:
         return list(self._file.read(columns=[name]).column(name).to_pylist())
+
+    def has_paths(self) -> bool:
+        return str(self._file.schema_arrow.field(self._image).type) in ("string", "large_string")
 
 
 def _pyarrow() -> Any:

@@ -1,5 +1,5 @@
 """What pictures show: the probabilities of labels, and a drawing of them."""
 
-from mmssl.predict.labels import Prediction, files_of, predict, zero_shot
+from mmssl.predict.labels import Classify, Prediction, files_of, predict, zero_shot
 
-__all__ = ["Prediction", "files_of", "predict", "zero_shot"]
+__all__ = ["Classify", "Prediction", "files_of", "predict", "zero_shot"]

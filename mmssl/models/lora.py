@@ -117,11 +117,13 @@ def _called_layers(tower: nn.Module, library: nn.Module, probe: tuple[Tensor, ..
     """The layers that adapters can act on, by name: linear ones and ungrouped convolutions that a forward calls.
 
     Some layers' weights are read by others (attention pooling of CLIP's ResNets): an adapter there would do nothing.
+    The projection at the end of open_clip's text towers is left alone: they ask whether it is an nn.Linear.
     """
     kinds = {
         name: module
         for name, module in library.named_modules()
-        if isinstance(module, nn.Linear) or (type(module) is nn.Conv2d and module.groups == 1)
+        if (isinstance(module, nn.Linear) or (type(module) is nn.Conv2d and module.groups == 1))
+        and not name.endswith("text_projection")
     }
     called: set[nn.Module] = set()
     hooks = [module.register_forward_hook(lambda module, *_: called.add(module)) for module in kinds.values()]

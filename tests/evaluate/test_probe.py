@@ -54,8 +54,8 @@ def test_fit_around_a_centre_is_the_minimum_of_its_objective(rows: int) -> None:
     ((weights - centre.weights).square().sum() / 2 + 2.0 * error).backward()  # type: ignore[no-untyped-call]
     assert weights.grad is not None
     assert bias.grad is not None
-    assert float(weights.grad.abs().max()) < 1e-3
-    assert float(bias.grad.abs().max()) < 1e-3
+    assert float(weights.grad.abs().max()) < 1e-2
+    assert float(bias.grad.abs().max()) < 1e-2
     torch.testing.assert_close(probe.fit(x, y, 4, 1e-9, centre=centre).weights, centre.weights, atol=1e-4, rtol=0)
     plain, zeros = probe.fit(x, y, 4, 1.0), probe.fit(x, y, 4, 1.0, centre=probe.zeros(4, 10))
     assert torch.equal(plain.weights, zeros.weights)

@@ -1,0 +1,257 @@
+"""From a CSV to a model that is trained, asked, searched and judged, by the class and by the commands."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmssl import MMSSL, load
+from mmssl.api import full_key
+from mmssl.auto.data import prepare
+from mmssl.config import load_config
+from mmssl.data.patterns import expand
+from mmssl.data.reader import iter_samples
+from mmssl.types import UserError
+from tests.auto.pairs import TINY, write_table
+from tests.test_cli import fails, main_ok
+
+LABELS = ["a red square", "a green square", "a blue square", "a white square"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of 40 pairs."""
+    return write_table(tmp_path_factory.mktemp("table"))
+
+
+@pytest.fixture(scope="module")
+def trained(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[MMSSL, Path]:
+    """A tiny model that the class trained on them, and its run."""
+    model, run = MMSSL(), tmp_path_factory.mktemp("runs") / "squares"
+    finished = model.train(table, run, epochs=2, **TINY)
+    assert (finished.run_dir, finished.signal) == (run, None)
+    return model, run
+
+
+def test_importing_the_package_loads_no_library() -> None:
+    """`import mmssl` alone loads neither torch nor what is built on it, and knows its names."""
+    code = (
+        "import sys, mmssl; assert not {'torch', 'transformers', 'open_clip', 'timm', 'accelerate'} & set(sys.modules);"
+        "assert mmssl.__all__ == ['MMSSL', 'Model', 'load']"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_training_holds_a_part_out_and_judges_by_it(trained: tuple[MMSSL, Path], table: Path) -> None:
+    """The run's shards hold all pairs, those that are judged by are not among those that are trained on, the figures
+    are of all of them, and the chosen settings are the run's."""
+    _, run = trained
+    config = load_config(run / "config.yaml")
+    parts = [
+        {s.key for s in iter_samples(expand(spec))}
+        for spec in (str(config.data.train), config.evaluate.suites["held-out"].data)
+    ]
+    assert not parts[0] & parts[1]
+    assert len(parts[0] | parts[1]) == 40
+    (figures,) = json.loads((run / "results.json").read_text()).values()
+    assert figures["samples"] == len(parts[1])
+    assert config.train.epochs == 2
+    assert config.data.batch_size == 4
+    assert config.model.vision.image_size == 16
+
+
+def test_a_model_is_what_it_was_trained_to_be(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
+    """After training the class gives what the run's model gives, and what is saved and read again."""
+    model, run = trained
+    picture, texts = table.parent / "photos" / "3.png", ["a red square", "x"]
+    model.save(tmp_path / "saved")
+    for other in (load(run), MMSSL(run), MMSSL(tmp_path / "saved")):
+        assert torch.equal(model.encode_image(picture), other.encode_image(picture))
+        assert torch.equal(model.encode_text(texts), other.encode_text(texts))
+    assert model.vision.image_size == 16
+    assert model.text is model.model.text
+
+
+def test_predictions_are_the_classifications(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
+    """For files, a folder and arrays alike, probabilities are `classify`'s, highest first; a drawing is a picture and
+    lies where it says."""
+    model, _ = trained
+    photos = sorted((table.parent / "photos").glob("*.png"))
+    pixels = np.asarray(Image.open(photos[5]))
+    found = model.predict([photos[5], pixels, photos[7]], LABELS, save=tmp_path / "drawn")
+    assert [p.picture for p in found] == [str(photos[5]), "picture 2", str(photos[7])]
+    for prediction, picture in zip(found, (photos[5], photos[5], photos[7]), strict=True):
+        expected = model.classify(picture, LABELS)
+        assert prediction.probabilities == pytest.approx(expected, abs=1e-6)
+        assert list(prediction.probabilities.values()) == sorted(expected.values(), reverse=True)
+        assert prediction.saved is not None
+        assert prediction.saved.parent == tmp_path / "drawn"
+        assert np.asarray(Image.open(prediction.saved).convert("L")).std() > 10
+    assert len({p.saved for p in found}) == 3
+    assert len(model.predict(photos[0].parent, LABELS)) == 40
+    (beside,) = model.predict(str(photos[0]), LABELS, templates=["{c}", "this is {c}"], save=True)
+    assert beside.saved == photos[0].with_name("0-predicted.png")
+    beside.saved.unlink()
+
+
+def test_pictures_of_one_name_are_drawn_apart(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
+    """Two files of one name in two folders get two drawings in one."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes((table.parent / "photos" / "1.png").read_bytes())
+    found = trained[0].predict([tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"], LABELS, save=tmp_path)
+    assert sorted(str(p.saved) for p in found) == [str(tmp_path / f"x{n}-predicted.png") for n in ("", "-2")][::-1]
+
+
+def test_search_finds_the_picture_itself(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
+    """Training leaves an index of all pairs; a picture's nearest is itself, words give as many hits as asked for; an
+    index of a table is made and found alike."""
+    model, run = trained
+    picture = table.parent / "photos" / "8.png"
+    (hit,) = model.search(str(picture), run / "index", count=1)
+    assert hit.key == "000000008"
+    assert hit.similarity == pytest.approx(1, abs=2e-3)
+    index = model.embed(table, tmp_path / "index")
+    assert len(index) == 40
+    hits = model.search("a red square", index, count=5)
+    assert len(hits) == 5
+    assert hits[0].similarity == max(hit.similarity for hit in hits)
+    assert model.search(Image.open(picture), index, count=1)[0].key == hit.key
+
+
+def test_evaluation_takes_any_form_of_pairs(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
+    """A table is judged by retrieval, with the figures of the same pairs as shards."""
+    model, _ = trained
+    (of_table,) = model.evaluate(table).values()
+    packed = prepare(table, tmp_path / "shards", hold_out=False)
+    (of_shards,) = model.evaluate(str(packed.train), "retrieval", tmp_path / "out").values()
+    assert of_table["samples"] == of_shards["samples"] == 40
+    assert of_table["image_retrieval_recall@5"] == of_shards["image_retrieval_recall@5"]
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_training_goes_on_from_a_model(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
+    """A model that is trained again starts from its weights: with a vanishing learning rate they stay the same."""
+    model = MMSSL(trained[1])
+    before = model.encode_text(LABELS)
+    options = {"train.threads": 1, "train.trackers": [], "train.micro_batch": None, "optim.lr": 1e-12}
+    model.train(table, tmp_path / "run", steps=1, precision="fp32", **options)
+    assert model.source == str(tmp_path / "run")
+    assert torch.allclose(model.encode_text(LABELS), before, atol=1e-5)
+    assert load_config(tmp_path / "run" / "config.yaml").model.start == str(trained[1])
+
+
+def test_a_configuration_is_followed(table: Path, tmp_path: Path) -> None:
+    """With a YAML file only the data are replaced: its towers and length are the run's, and nothing is held out."""
+    tree = {"run_dir": str(tmp_path / "run"), "data": {"train": "none", "batch_size": 8}, "train": {"steps": 1}}
+    path = tmp_path / "c.yaml"
+    path.write_text(json.dumps(tree))
+    tokenizer = {"model.text.tokenizer": "train", "model.text.vocab_size": 64, "model.text.pooling": "mean"}
+    finished = MMSSL(path).train(table, **{**TINY, **tokenizer})
+    assert finished.run_dir == tmp_path / "run"
+    assert finished.results == {}
+    config = load_config(tmp_path / "run" / "config.yaml")
+    assert (config.data.batch_size, config.train.steps) == (8, 1)
+    assert len(list(iter_samples(expand(str(config.data.train))))) == 40
+
+
+def test_mistakes_are_named(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
+    """An unknown setting is refused before anything is packed, with the nearest known one; asking a model without
+    weights, an existing run, bad labels and files that are no pictures are each named in one line."""
+    model, run = trained
+    (tmp_path / "words.png").write_text("no picture")
+    picture = table.parent / "photos" / "1.png"
+
+    def refused(call: Any, *words: str) -> None:
+        with pytest.raises(UserError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+        assert [word for word in words if word not in str(caught.value)] == []
+
+    refused(lambda: MMSSL().train(table, tmp_path / "run", **{"optim.lrr": 1}), "optim.lrr", "optim.lr")
+    refused(lambda: MMSSL().train(table, tmp_path / "run", batchsize=1), "batchsize", "batch_size")
+    refused(lambda: MMSSL().train(table, tmp_path / "run", batch_size="many"), "batch_size", "many")
+    assert not (tmp_path / "run").exists()
+    refused(lambda: MMSSL().train(table, run), str(run), "--resume")
+    refused(lambda: MMSSL().train(), "data")
+    refused(lambda: MMSSL().predict(picture, LABELS), "train")
+    refused(lambda: MMSSL(tmp_path / "none"), "none")
+    refused(lambda: MMSSL(tmp_path / "none.yaml"), "none.yaml")
+    refused(lambda: model.predict(picture, []), "labels")
+    refused(lambda: model.predict(picture, ["a", "a"]), "'a'", "twice")
+    refused(lambda: model.predict(picture, LABELS, templates="a photo"), "{c}")
+    refused(lambda: model.predict(tmp_path / "gone.png", LABELS), "gone.png")
+    refused(lambda: model.predict([picture, tmp_path / "words.png"], LABELS), "words.png")
+    refused(lambda: model.search("x", tmp_path), "index")
+
+
+def test_settings_by_their_last_word() -> None:
+    """A word that one section has stands for the whole key; whole keys and unknown words stay as they are."""
+    assert full_key("epochs") == "train.epochs"
+    assert full_key("batch_size") == "data.batch_size"
+    assert full_key("lr") == "optim.lr"
+    assert [full_key(name) for name in ("seed", "optim.lr", "nonsense")] == ["seed", "optim.lr", "nonsense"]
+
+
+def tiny_words() -> list[str]:
+    """The tiny settings as KEY=VALUE."""
+    return [f"{key}={json.dumps(value)}" for key, value in TINY.items()]
+
+
+def test_the_commands_do_the_same(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`train --data` prints settings with reasons and what to do next, with paths that exist; `predict` prints what the
+    model says, as a table, as JSON and as drawings; the run's folder is refused the second time."""
+    run, picture = tmp_path / "run", str(table.parent / "photos" / "2.png")
+    main_ok(["train", "--data", str(table), "--run", str(run), "train.steps=2", *tiny_words()])
+    printed = capsys.readouterr().out
+    for word in (
+        "setting",
+        "why",
+        "data.batch_size",
+        "given",
+        "40 pairs packed",
+        f"mmssl predict {run}",
+        f"{run}/index",
+    ):
+        assert word in printed
+    assert (run / "index" / "index.json").is_file()
+    main_ok(["predict", str(run), picture, "--labels", ",".join(LABELS), "--out", str(tmp_path / "drawn")])
+    assert "a red square" in capsys.readouterr().out
+    assert Image.open(tmp_path / "drawn" / "2-predicted.png").size[0] > 300
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(LABELS))
+    main_ok(["predict", str(run), picture, "--classnames", str(names), "--template", "{c}", "--json"])
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["probabilities"] == pytest.approx(load(run).classify(picture, LABELS), abs=1e-6)
+    fails(["train", "--data", str(table), "--run", str(run)], capsys, str(run), "--resume")
+    fails(["train", "--data", str(table), "--resume", str(run)], capsys, "--data", "--resume")
+    fails(["train", "--run", str(run)], capsys, "--run", "--data")
+    fails(["predict", str(run), picture], capsys, "--labels")
+    fails(["predict", str(run), picture, "--labels", "a,b", "--classnames", str(names)], capsys, "--classnames")
+
+
+def test_a_run_on_a_table_is_resumed(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that was stopped, even while it packed, goes on: the same command packs the rest and trains, `--resume`
+    takes up a training that was killed and ends where one that was not killed ends."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    words = ["train.steps=6", "train.checkpoint_steps=2", *tiny_words()]
+    prepare(table, run / "shards")
+    fails(["train", "--resume", str(run)], capsys, str(run), "packing")
+    command = [sys.executable, "-m", "mmssl", "train", "--data", str(table), "--run", str(run), *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list((run / "checkpoints").glob("*")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    main_ok(["train", "--resume", str(run)])
+    main_ok(["train", "--data", str(table), "--run", str(whole), *words])
+    picture = table.parent / "photos" / "4.png"
+    assert torch.equal(load(run).encode_image(picture), load(whole).encode_image(picture))
+    assert f"mmssl predict {run}" in capsys.readouterr().out

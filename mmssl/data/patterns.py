@@ -22,7 +22,7 @@ def expand(spec: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
 
     Raises:
         UserError: nothing matches, a named local shard is missing, a shard is named twice, or a `pipe:`
-        command is given without `allow_pipe`.
+            command is given without `allow_pipe`.
     """
     patterns = [spec] if isinstance(spec, str) else list(spec)
     names = [name for pattern in patterns for name in _expand_one(pattern, allow_pipe)]

@@ -58,7 +58,9 @@ class Index:
                 f"go on with the same mmssl embed command"
             )
         self.parts: list[npt.NDArray[np.float16]] = [
-            np.load(part(self.folder, number), mmap_mode="r") for number in range(len(self.shards))
+            # Copied when written, which never happens: torch warns of arrays that cannot be written.
+            np.load(part(self.folder, number), mmap_mode="c")
+            for number in range(len(self.shards))
         ]
         self._starts = np.cumsum([0, *(len(rows) for rows in self.parts)])
         self._table = lru_cache(TABLES)(lambda number: _parquet().read_table(table(self.folder, number)))
@@ -83,7 +85,7 @@ class Index:
         """
         path = self.folder / GRAPH
         if exact or (exact is None and not path.is_file()):
-            return exact_nearest(queries, self.parts, k)
+            return exact_nearest(queries, self.parts, k, unit=True)
         if not path.is_file():
             raise UserError(f"{self.folder} has no graph; make it: mmssl embed ... --graph")
         return self._graph.nearest(queries, min(k, len(self)))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from mmssl.types import UserError
 
@@ -14,33 +15,60 @@ Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 """Row numbers and inner products, each [Q, k], the highest first."""
 
-BLOCK = 16_384
-"""Rows that are compared at once."""
+BLOCK = 1024
+"""Rows that are widened and compared at once: they stay in a core's cache."""
 EXPANSION = 128
 """Candidates that the graph keeps while it searches; more find more of the true neighbours and take longer."""
 
 
-def exact_nearest(queries: Vectors, parts: Iterable[Vectors], k: int) -> Found:
+def exact_nearest(queries: Vectors, parts: Iterable[Vectors], k: int, unit: bool = False) -> Found:
     """The k rows of all parts together with the highest inner product with each query.
 
     Args:
         queries: [Q, D].
         parts: [N, D] each, for example memory-mapped files; rows are numbered through them.
+        unit: no row is longer than 1, as in an index. One query is then compared with rows in half precision first, and
+            exactly with those that come near enough: that takes less than half of the time.
     """
-    wanted = torch.from_numpy(np.asarray(queries, dtype=np.float32)).T
-    scores = torch.empty(wanted.shape[1], 0)
-    rows = torch.empty(wanted.shape[1], 0, dtype=torch.int64)
+    wanted = torch.from_numpy(np.asarray(queries, dtype=np.float32))
+    scores = torch.empty(len(wanted), 0)
+    rows = torch.empty(len(wanted), 0, dtype=torch.int64)
     start = 0
     for part in parts:
-        for first in range(0, len(part), BLOCK):
-            # A copy, since maps cannot be written; torch widens half precision in half of NumPy's time.
-            block = torch.from_numpy(np.array(part[first : first + BLOCK])).float()
-            numbers = torch.arange(start + first, start + first + len(block)).expand(len(scores), -1)
-            scores, rows = torch.cat([scores, (block @ wanted).T], 1), torch.cat([rows, numbers], 1)
-            scores, best = scores.topk(min(k, scores.shape[1]), dim=1)
-            rows = rows.gather(1, best)
+        if unit and len(wanted) == 1 and part.dtype == np.float16 and part.flags.writeable and len(part) > k:
+            found, products = _near(wanted[0], part, k)
+        else:
+            found, products = torch.arange(len(part)).expand(len(wanted), -1), _products(wanted, part)
+        scores, rows = torch.cat([scores, products], 1), torch.cat([rows, start + found], 1)
+        scores, best = scores.topk(min(k, scores.shape[1]), dim=1)
+        rows = rows.gather(1, best)
         start += len(part)
     return rows.numpy(), scores.numpy()
+
+
+def _products(wanted: Tensor, part: Vectors) -> Tensor:
+    """Inner products of queries [Q, D] and rows [N, D], float32 [Q, N]."""
+    products = torch.empty(len(wanted), len(part))
+    for first in range(0, len(part), BLOCK):
+        # A copy, since maps cannot be written; torch widens half precision in half of NumPy's time.
+        block = torch.from_numpy(np.array(part[first : first + BLOCK])).float()
+        torch.mm(wanted, block.T, out=products[:, first : first + len(block)])
+    return products
+
+
+def _near(wanted: Tensor, part: Vectors, k: int) -> tuple[Tensor, Tensor]:
+    """Rows of a part [N, D] that hold the k nearest to a query [D] for certain, and their products, [1, n] each.
+
+    torch multiplies half precision with sums in single, over all threads. Its products are off by the rounding of the
+    query and of themselves (2^-11 of the largest that is possible) and by that of the sum.
+    """
+    stored, half = torch.from_numpy(part), wanted.half()
+    rough = torch.mv(stored, half).float()
+    length = float(wanted.norm())
+    error = 1.001 * (float((wanted - half.float()).norm()) + (2**-11 + len(wanted) * 2**-24) * length)
+    least = rough.topk(k).values[-1] - 2 * error
+    rows = (rough >= least).nonzero()[:, 0]
+    return rows[None], (stored[rows].float() @ wanted)[None]
 
 
 class Graph:

@@ -13,7 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mmssl.serve.limits import Limits
 
 LINGER_SECONDS = 2.0
-"""How long the rest of a refused body is read and dropped, so that the client comes to read the answer."""
+LINGER_BYTES = 256 << 20
+"""How much of the rest of a refused body is read and dropped, so that the client comes to read the answer."""
 CLOSE = {"Connection": "close"}
 LATER = {"Retry-After": "1"}
 _log = logging.getLogger(__name__)
@@ -149,10 +150,12 @@ def _problem(status: int, detail: str, headers: dict[str, str] | None = None) ->
 async def _drain(receive: Receive, whole: bool = False) -> None:
     """Read and drop what still comes of a body. A connection that is closed before is reset, and the client might not
     see the answer."""
+    dropped = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_SECONDS):
-            while not whole:
+            while not whole and dropped < LINGER_BYTES:
                 message = await receive()
+                dropped += len(message.get("body", b""))
                 whole = message["type"] != "http.request" or not message.get("more_body", False)
 
 

@@ -63,9 +63,8 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=CONNECTIONS)
     except OSError as error:
-        raise UserError(
-            f"{host}:{port} cannot be listened on: {error.strerror}; give another --host or --port"
-        ) from None
+        reason = str(error.strerror).partition(" (")[0]
+        raise UserError(f"cannot listen on {host}:{port}: {reason}; give another --host or --port") from None
 
 
 def make_server(app: FastAPI) -> uvicorn.Server:

@@ -1,63 +1,14 @@
 """The page in Chromium, from disk: no request, no error, and everything that can be clicked works."""
 
-import importlib.util
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmssl.report import write_report
+from tests.chromium import Watched
 
 pytestmark = pytest.mark.browser
-ARTEFACTS = Path(__file__).parents[2] / "build" / "browser"
-"""Where the screenshots are kept."""
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program = os.environ.get("CHROMIUM") or next((path for name in PROGRAMS if (path := shutil.which(name))), None)
-    if program is None:
-        pytest.skip(f"no Chromium: none of {', '.join(PROGRAMS)} is on the path; install it, or set CHROMIUM")
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("no playwright: pip install 'mmssl[browser]'")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-class Watched:
-    """A page and all it asked for and complained of."""
-
-    def __init__(self, browser: Any, path: Path, width: int, height: int, scheme: str = "light") -> None:
-        # Without motion a click has its effect at once.
-        self.context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
-        )
-        self.page = self.context.new_page()
-        self.asked: list[str] = []
-        self.errors: list[str] = []
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("console", lambda message: self.errors.append(message.text))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(path.as_uri())
-        self.own = path.as_uri()
-
-    def check(self) -> None:
-        """Nothing but the file itself was asked for, nothing was logged, and no name from the data ran."""
-        assert [url for url in self.asked if url != self.own and not url.startswith("data:")] == []
-        assert self.errors == []
-        assert self.page.evaluate("window.hacked") is None
-
-    def shoot(self, name: str) -> None:
-        ARTEFACTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=True)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +22,7 @@ SCREENS = [(390, 844, "light"), (390, 844, "dark"), (1600, 1000, "light"), (1600
 @pytest.mark.parametrize(("width", "height", "scheme"), SCREENS)
 def test_the_page_opens_without_a_request(browser: Any, path: Path, width: int, height: int, scheme: str) -> None:
     """On a phone and a wide screen, light and dark: no request, no error, no name that runs, nothing cut off."""
-    watched = Watched(browser, path, width, height, scheme)
+    watched = Watched(browser, path.as_uri(), width, height, scheme)
     watched.shoot(f"page-{width}-{scheme}")
     assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
     assert watched.page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
@@ -80,7 +31,7 @@ def test_the_page_opens_without_a_request(browser: Any, path: Path, width: int, 
 
 def test_what_can_be_clicked_works(browser: Any, path: Path) -> None:
     """Tabs, scales, runs, the tip of a curve, a point of the map and folded parts, by mouse and by keyboard."""
-    watched = Watched(browser, path, 1280, 900)
+    watched = Watched(browser, path.as_uri(), 1280, 900)
     page = watched.page
     tabs = page.get_by_role("tab")
     assert tabs.count() == 4
@@ -121,7 +72,7 @@ def test_what_can_be_clicked_works(browser: Any, path: Path) -> None:
 
 def test_it_can_be_used_by_keyboard(browser: Any, path: Path) -> None:
     """The tab key reaches the link past the navigation first, and what has the focus is always in sight."""
-    watched = Watched(browser, path, 1280, 900)
+    watched = Watched(browser, path.as_uri(), 1280, 900)
     page = watched.page
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"

@@ -1,0 +1,48 @@
+"""A small model, an index of 48 pictures, and the application over both."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from mmssl.data.patterns import expand
+from mmssl.data.reader import iter_samples
+from mmssl.model import Model
+from mmssl.search import Index, embed_shards
+from mmssl.serve import create_app
+from mmssl.types import Sample
+from tests.chromium import browser
+from tests.export.models import own
+from tests.pairs import write_pairs
+
+__all__ = ["browser"]
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return expand([str(write_pairs(tmp_path_factory.mktemp("pairs")) / "*.tar")])
+
+
+@pytest.fixture(scope="session")
+def samples(shards: list[str]) -> list[Sample]:
+    """The indexed pictures, by row."""
+    return list(iter_samples(shards))
+
+
+@pytest.fixture(scope="session")
+def model() -> Model:
+    return own()
+
+
+@pytest.fixture(scope="session")
+def index(model: Model, shards: list[str], tmp_path_factory: pytest.TempPathFactory) -> Index:
+    folder: Path = tmp_path_factory.mktemp("index") / "i"
+    embed_shards(model, shards, folder)
+    return Index(folder)
+
+
+@pytest.fixture(scope="session")
+def client(model: Model, index: Index) -> Iterator[TestClient]:
+    with TestClient(create_app(model, index), base_url="http://localhost") as started:
+        yield started

@@ -1,0 +1,193 @@
+"""The real server on a socket: many clients at once, slow ones, and memory that stays flat."""
+
+import gc
+import http.client
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+import uvicorn
+
+from mmssl.model import Model
+from mmssl.search import Index
+from mmssl.serve import Limits, create_app, server
+from mmssl.serve.server import listen
+from mmssl.types import UserError
+from tests.serve.live import connect, rest, serving
+from tests.serve.uploads import picture
+
+HEAD = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\n"
+FORM = b"Content-Type: multipart/form-data; boundary=b\r\n"
+GROWTH = 48 << 20
+"""Bytes that the process may grow by over 300 uploads of 700 KB, after a warm-up."""
+
+
+@pytest.fixture(scope="module")
+def live(model: Model, index: Index) -> Iterator[tuple[int, uvicorn.Server]]:
+    """A server with little patience."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "HEAD_SECONDS", 0.3)
+        patch.setattr(server, "WRITE_SECONDS", 0.3)
+        patch.setattr(server, "KEEP_ALIVE_SECONDS", 1)
+        with serving(create_app(model, index, Limits(body_seconds=0.5, requests=8))) as started:
+            yield started
+
+
+def body(content: bytes) -> bytes:
+    head = b'--b\r\nContent-Disposition: form-data; name="picture"; filename="p.png"\r\n\r\n'
+    return head + content + b"\r\n--b--\r\n"
+
+
+def upload(port: int, content: bytes) -> tuple[int, str | None]:
+    """Status, and Retry-After."""
+    connection = http.client.HTTPConnection("localhost", port, timeout=60)
+    try:
+        connection.request("POST", "/api/search", body(content), {"Content-Type": "multipart/form-data; boundary=b"})
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status, answer.getheader("Retry-After")
+    finally:
+        connection.close()
+
+
+def test_a_hundred_uploads_at_once(live: tuple[int, uvicorn.Server]) -> None:
+    """Each is answered, or told to come back; then all is as before, no file is left open, and after a warm-up the
+    process does not grow."""
+    port, _ = live
+    content = picture(500, 470)
+    process = psutil.Process()
+
+    def round_of_uploads() -> Counter[int]:
+        with ThreadPoolExecutor(100) as pool:
+            answers = list(pool.map(lambda _: upload(port, content), range(100)))
+        assert all(retry == "1" for status, retry in answers if status == 503)
+        return Counter(status for status, _ in answers)
+
+    for _ in range(3):
+        round_of_uploads()
+    gc.collect()
+    memory, files = process.memory_info().rss, process.num_fds()
+    for _ in range(3):
+        statuses = round_of_uploads()
+        assert set(statuses) <= {200, 503}
+        assert statuses[200] >= 8
+        assert upload(port, content)[0] == 200
+    gc.collect()
+    assert process.memory_info().rss - memory < GROWTH
+    deadline = time.monotonic() + 20
+    while process.num_fds() > files and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.num_fds() <= files
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"",
+        b"GET /api/heal",
+        HEAD,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf",
+    ],
+    ids=["silent", "half a line", "half a head", "half of a body that nobody reads"],
+)
+def test_a_client_that_stops_in_the_head_is_cut_off(live: tuple[int, uvicorn.Server], words: bytes) -> None:
+    """The server closes the connection."""
+    with connect(live[0]) as connection:
+        connection.sendall(words)
+        rest(connection)
+
+
+def test_a_client_that_drips_its_head_is_cut_off(live: tuple[int, uvicorn.Server]) -> None:
+    """A byte now and then does not keep the connection open."""
+    with connect(live[0]) as connection:
+        closed = False
+        for _ in range(400):
+            try:
+                connection.sendall(b"G")
+            except (BrokenPipeError, ConnectionResetError):
+                closed = True
+                break
+            time.sleep(0.02)
+        assert closed
+
+
+def test_a_client_that_stops_in_its_upload_is_told_and_cut_off(live: tuple[int, uvicorn.Server]) -> None:
+    """408 as JSON, then the connection is closed; nothing is held for it."""
+    with connect(live[0]) as connection:
+        connection.sendall(HEAD + FORM + b"Content-Length: 5000\r\n\r\n" + body(b"x" * 2000)[:1000])
+        answer = rest(connection)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'{"detail":"the request took too long to arrive"}' in answer
+
+
+def test_an_upload_over_the_cap_is_told_so(live: tuple[int, uvicorn.Server]) -> None:
+    """With a declared size and in chunks without one: 413 as JSON, read by a client that sends everything first."""
+    large = body(b"x" * (11 << 20))
+    pieces = [large[start : start + 100_000] for start in range(0, len(large), 100_000)]
+    chunked = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    for words in (
+        HEAD + FORM + b"Content-Length: %d\r\n\r\n" % len(large) + large,
+        HEAD + FORM + b"Transfer-Encoding: chunked\r\n\r\n" + chunked,
+        HEAD + FORM + b"Expect: 100-continue\r\nContent-Length: 99999999999\r\n\r\n",
+    ):
+        with connect(live[0]) as connection:
+            connection.sendall(words)
+            answer = rest(connection)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b'{"detail":"the upload has more than 10,485,760 bytes"}' in answer
+
+
+def test_what_follows_a_refused_form_is_not_read_for_ever(live: tuple[int, uvicorn.Server]) -> None:
+    """A form that is none is refused at its first bytes; a client that goes on sending is cut off."""
+    with connect(live[0]) as connection:
+        connection.sendall(HEAD + FORM + b"Content-Length: 9999999\r\n\r\n" + b"x" * 1000)
+        cut = False
+        for _ in range(400):
+            try:
+                connection.sendall(b"x" * 100)
+            except (BrokenPipeError, ConnectionResetError):
+                cut = True
+                break
+            time.sleep(0.02)
+        assert cut
+
+
+def test_a_client_that_reads_nothing_is_cut_off(live: tuple[int, uvicorn.Server]) -> None:
+    """Answers that fill all buffers do not stay in memory for ever."""
+    port, started = live
+    with connect(port) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
+        deadline = time.monotonic() + 20
+        while started.server_state.connections and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert not started.server_state.connections
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50),
+        b"GET / HTTP/1.1\r\n" + b"X: " + b"y" * 40_000 + b"\r\n\r\n",
+        b"GET http://evil.example/ HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+        b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+        HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\n",
+        HEAD + b"Content-Length: -1\r\nConnection: close\r\n\r\n",
+    ],
+    ids=["TLS", "a long header", "a proxy's request", "no Host", "two Hosts", "two lengths", "a negative length"],
+)
+def test_what_is_no_request_gets_a_client_error(live: tuple[int, uvicorn.Server], words: bytes) -> None:
+    """A status from 400 to 499, and the server goes on."""
+    with connect(live[0]) as connection:
+        connection.sendall(words)
+        assert rest(connection).startswith(b"HTTP/1.1 4")
+    assert upload(live[0], picture())[0] == 200
+
+
+def test_an_address_in_use_is_said(live: tuple[int, uvicorn.Server]) -> None:
+    """In one line that names it."""
+    with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{live[0]}.*--port"):
+        listen("127.0.0.1", live[0])

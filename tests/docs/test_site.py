@@ -1,0 +1,88 @@
+"""The site is built without a warning, and asks nothing of other hosts."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import ROOT
+
+FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src"}
+"""Elements for which a browser fetches what an attribute names; and `link`, by its kind."""
+
+
+class Fetches(HTMLParser):
+    """What a browser fetches to show a page, and where the page's links lead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep the addresses of an element."""
+        given = dict(attrs)
+        if tag in FETCHED:
+            self.fetched.append(given.get(FETCHED[tag]) or "")
+        if tag == "link" and given.get("rel") not in ("next", "prev", "canonical"):
+            self.fetched.append(given.get("href") or "")
+        if tag == "a":
+            self.links.append(given.get("href") or "")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def read(page: Path) -> Fetches:
+    parsed = Fetches()
+    parsed.feed(page.read_text(encoding="utf-8"))
+    return parsed
+
+
+def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+    """No page, style sheet or script makes a browser ask another host."""
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        assert [a for a in read(page).fetched if re.match(r"(https?:)?//", a)] == [], page.name
+    for sheet in site.rglob("*.css"):
+        assert re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", sheet.read_text(encoding="utf-8")) == []
+
+
+def test_links_lead_to_pages_that_exist(site: Path) -> None:
+    """Also those that leave docs/ in the repository, and those of the README within the first page."""
+    for page in site.rglob("*.html"):
+        for link in read(page).links:
+            target = link.partition("#")[0]
+            if target and not re.match(r"\w+:", target) and page.name != "404.html":
+                assert (page.parent / target).exists(), f"{page.relative_to(site)}: {link}"
+
+
+def test_the_reference_stands_in_the_site(site: Path) -> None:
+    """What is generated, and what is read from docstrings, is on its page."""
+    for page, words in {
+        "reference/configuration.html": ["data.shuffle_block", "objectives.mlm.mask_ratio"],
+        "reference/command-line.html": ["mmssl shards pack", "--push-to-hub"],
+        "reference/python.html": ["encode_image", "exact_nearest", "UserError"],
+        "index.html": ["Two commands", "quickstart-examples.png"],
+    }.items():
+        text = (site / page).read_text(encoding="utf-8")
+        assert [word for word in words if word not in text] == []
+
+
+def test_links_work_in_the_repository_too() -> None:
+    """Every relative link of README and docs names a file that exists."""
+    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]:
+        text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for target in re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", text):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,9 +1,9 @@
 """`mmssl finetune` and `mmssl interpolate`: a classifier from few labels, and models between two."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -27,6 +27,7 @@ from mmssl.cli_eval import (
 from mmssl.types import UserError
 
 if TYPE_CHECKING:
+    from mmssl.evaluate.interval import Interval
     from mmssl.finetune.methods import Method, Tuned
     from mmssl.finetune.study import Study
 
@@ -82,6 +83,7 @@ def finetune(
 
     Example: mmssl finetune runs/mine data/pets --method lp-ft --shots 16 --out pets-classifier
     """
+    from mmssl.evaluate.tuning import RATES
     from mmssl.finetune import Settings, fine_tune, gather
     from mmssl.finetune.study import study
 
@@ -89,14 +91,8 @@ def finetune(
     if out is not None:
         _empty_folder(out)
     loaded = load_on(model, device)
-    settings = Settings(
-        methods[0],
-        counts[0] if counts else None,
-        seed,
-        alpha,
-        epochs=epochs,
-        **({} if lr is None else {"rates": (lr,)}),
-    )
+    rates = RATES if lr is None else (lr,)
+    settings = Settings(methods[0], counts[0] if counts else None, seed, alpha, rates, epochs)
     table = len(methods) > 1 or len(counts) > 1 or seeds > 1
     if table and not counts:
         raise UserError("a table needs --shots, for example --shots 1,2,4,8,16")
@@ -211,37 +207,32 @@ def _print_tuned(found: "Tuned") -> None:
 
 
 def _print_study(found: "Study") -> None:
-    """Accuracies in percent with their intervals, then what fine-tuning gains."""
+    """Accuracies with their intervals, then what fine-tuning gains."""
     from mmssl.finetune.methods import interval_of
 
-    def cell(values: Any) -> str:
-        low, high = interval_of(values)
-        return f"{100 * values.mean():.1f} ({100 * low:.1f} to {100 * high:.1f})"
-
-    counts = list(next(iter(found.lines.values())))
-    rows = [(name, [cell(found.mean(name, k)) for k in counts]) for name in found.lines]
+    accuracies, gains = (
+        Table("labels", "classifier", "accuracy in %", "95 % interval"),
+        Table("labels", "", "points", "p"),
+    )
     if found.zero_shot is not None:
-        rows.insert(0, ("zero-shot", [cell(found.zero_shot)] * len(counts)))
-    _print_table("accuracy in %, by labels a class", counts, rows)
-    gains = [
-        (
-            f"{name} less {other}",
-            [
-                f"{100 * d.difference:+.1f} ({100 * d.interval[0]:+.1f} to {100 * d.interval[1]:+.1f})"
-                for d in by.values()
-            ],
-        )
-        for name in found.tuned()
-        for other, by in found.differences(name).items()
-    ]
-    _print_table("gain in points", counts, gains)
+        accuracies.add_row("0", "zero-shot", *_percent(found.zero_shot.mean(), interval_of(found.zero_shot)))
+    for k in next(iter(found.lines.values())):
+        for name in found.lines:
+            mean = found.mean(name, k)
+            accuracies.add_row(str(k), name, *_percent(mean.mean(), interval_of(mean)))
+        for name in found.tuned():
+            for other, by_shots in found.differences(name).items():
+                gain = by_shots[k]
+                low, high = (100 * end for end in gain.interval)
+                points = f"{100 * gain.difference:+.1f} ({low:+.1f} to {high:+.1f})"
+                gains.add_row(str(k), f"{name} less {other}", points, f"{gain.p_value:.1g}")
+    for table in (accuracies, gains):
+        Console().print(table)
 
 
-def _print_table(title: str, counts: Sequence[int], rows: Sequence[tuple[str, Sequence[str]]]) -> None:
-    table = Table(title, *map(str, counts))
-    for name, cells in rows:
-        table.add_row(name, *cells)
-    Console().print(table)
+def _percent(accuracy: float, interval: "Interval") -> tuple[str, str]:
+    low, high = (100 * end for end in interval)
+    return f"{100 * accuracy:.1f}", f"{low:.1f} to {high:.1f}"
 
 
 @contextmanager

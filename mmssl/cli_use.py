@@ -54,8 +54,10 @@ def export(
     Example: mmssl export runs/mine --format open_clip --out mine-open-clip
     """
     from mmssl.export import export as write
+    from mmssl.export.classifier import GRAPH, LABELS, write_classifier
     from mmssl.export.hub import push
     from mmssl.export.to_onnx import quantize
+    from mmssl.finetune.classifier import is_classifier, load_classifier
 
     if int8 and kind != "onnx":
         raise UserError("--int8 needs --format onnx")
@@ -64,6 +66,9 @@ def export(
     loaded = _load(model, "cpu")
     done = write(loaded, kind, out)
     print(f"{done.folder}: {kind}, features differ by {done.difference:.1e} at most")
+    if kind == "onnx" and is_classifier(model):
+        difference = write_classifier(load_classifier(model), out)
+        print(f"{out}/{GRAPH}: probabilities differ by {difference:.1e} at most; labels in {LABELS}")
     if int8:
         print(f"8-bit weights: {quantize(out):.0%} of the size")
     for spec in data or ():
@@ -176,6 +181,7 @@ def search(
 def bench_search(
     vectors: Annotated[int, typer.Option(min=100, help="Stored vectors, made up.")] = 1_000_000,
     dim: Annotated[int, typer.Option(min=2, help="Their size.")] = 512,
+    graph: Annotated[bool, typer.Option(help="Build the graph and measure it too.")] = True,
 ) -> None:
     """Milliseconds a query among stored vectors, exactly and through the graph, and how many neighbours that finds.
 
@@ -183,8 +189,8 @@ def bench_search(
     """
     from mmssl.bench.search import bench_search as run
 
-    with Console(stderr=True).status("building the graph"):
-        figures = run(vectors, dim)
+    with Console(stderr=True).status("searching"):
+        figures = run(vectors, dim, graph)
     print(figures.text())
 
 

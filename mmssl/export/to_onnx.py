@@ -43,9 +43,9 @@ def write(model: Model, folder: Path) -> None:
     length = model.tokenizer.max_tokens
     tokens, mask = model.tokenizer.encode(list(CAPTIONS))
     batch, words = torch.export.Dim("batch", min=1, max=2**16), torch.export.Dim("tokens", min=2, max=length)
-    _export(_Image(encoder), (pictures(model),), ["pictures"], ({0: batch},), folder / IMAGE)
+    export_graph(_Image(encoder), (pictures(model),), ["pictures"], ({0: batch},), folder / IMAGE)
     shapes = ({0: batch, 1: words}, {0: batch, 1: words})
-    _export(_Text(encoder), (tokens, mask.long()), ["tokens", "mask"], shapes, folder / TEXT)
+    export_graph(_Text(encoder), (tokens, mask.long()), ["tokens", "mask"], shapes, folder / TEXT)
     model.tokenizer.save(folder / "tokenizer")
     vision = model.self_contained().vision
     record = {
@@ -150,7 +150,17 @@ class _Text(nn.Module):
         return self.encoder.encode_text(tokens, mask.bool())
 
 
-def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], shapes: Any, path: Path) -> None:
+def export_graph(
+    module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], shapes: Any, path: Path, output: str = "features"
+) -> None:
+    """Write a module as ONNX and check it.
+
+    Args:
+        inputs: an example. names: of the inputs. shapes: their sizes that vary. output: name of the result.
+
+    Raises:
+        UserError: a package is missing.
+    """
     try:
         import onnx
         import onnxscript  # torch's exporter imports it later, deep inside
@@ -163,7 +173,7 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], sha
             inputs,
             path,
             input_names=names,
-            output_names=["features"],
+            output_names=[output],
             dynamic_shapes=shapes,
             dynamo=True,
             opset_version=OPSET,

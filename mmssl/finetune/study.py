@@ -15,7 +15,7 @@ from mmssl.finetune.labelled import Labelled, Problem
 from mmssl.finetune.methods import Method, Right, Settings, encode_again, fine_tune, fit_head, interval_of, right, split
 from mmssl.model import Model
 from mmssl.models.dual_encoder import build_dual_encoder
-from mmssl.rng import torch_seed
+from mmssl.rng import generator, torch_seed
 
 PROBE, UNTRAINED = "linear probe", "linear probe, untrained tower"
 STATISTICS = 256
@@ -78,11 +78,11 @@ def study(
     settings: Settings,
     methods: Sequence[Method],
     shots: Sequence[int],
-    draws: int,
+    seeds: int,
     progress: Progress | None = None,
     finished: Callable[[], None] = lambda: None,
 ) -> Study:
-    """Fine-tune by each method on each number of labels a class, `draws` times, beside linear probes on the same ones.
+    """Fine-tune by each method on each number of labels a class, `seeds` times, beside linear probes on the same ones.
 
     Args:
         settings: all but method, shots and seed; the draws' seeds count up from its own.
@@ -93,16 +93,15 @@ def study(
     """
     zero = problem.zero_shot(model)
     before = None if zero is None else right(zero.scores(problem.test.features), problem.test.labels)
-    bare = _bare(model, problem, settings.seed, progress)
+    draws = [(k, replace(settings, shots=k, seed=settings.seed + number)) for k in shots for number in range(seeds)]
+    bare = _bare(model, problem, [draw for _, draw in draws], progress)
     lines: dict[str, dict[int, list[Right]]] = {name: {k: [] for k in shots} for name in (UNTRAINED, PROBE, *methods)}
-    for k in shots:
-        for draw in range(draws):
-            chosen = replace(settings, shots=k, seed=settings.seed + draw)
-            lines[UNTRAINED][k].append(_probed(bare, chosen))
-            lines[PROBE][k].append(_probed(problem, chosen))
-            for method in methods:
-                lines[method][k].append(fine_tune(model, problem, replace(chosen, method=method), progress).after)
-                finished()
+    for k, draw in draws:
+        lines[UNTRAINED][k].append(_probed(bare, draw))
+        lines[PROBE][k].append(_probed(problem, draw))
+        for method in methods:
+            lines[method][k].append(fine_tune(model, problem, replace(draw, method=method), progress).after)
+            finished()
     return Study(before, lines)
 
 
@@ -117,7 +116,8 @@ def untrained(model: Model, labelled: Labelled, seed: int) -> Model:
         encoder = build_dual_encoder(model.self_contained(), tokenizer.vocab_size, tokenizer.pad_id).to(model.device)
     norms = [module for module in encoder.vision.modules() if isinstance(module, nn.BatchNorm2d)]
     if norms:
-        pictures, _ = labelled.shown(model, torch.arange(min(STATISTICS, len(labelled.labels))))
+        order = generator(seed, "statistics").permutation(len(labelled.labels))
+        pictures, _ = labelled.shown(model, torch.from_numpy(order[:STATISTICS]))
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
@@ -127,11 +127,14 @@ def untrained(model: Model, labelled: Labelled, seed: int) -> Model:
     return Model(encoder.eval(), tokenizer, model.config)
 
 
-def _bare(model: Model, problem: Problem, seed: int, progress: Progress | None) -> Problem:
-    """The problem as an untrained model sees it."""
-    other = untrained(model, problem.train, seed)
-    train, test = (replace(p, features=encode_again(other, p, progress)) for p in (problem.train, problem.test))
-    return replace(problem, train=train, test=test)
+def _bare(model: Model, problem: Problem, draws: Sequence[Settings], progress: Progress | None) -> Problem:
+    """The problem as an untrained model sees it: the test samples, and the training samples that are drawn."""
+    other = untrained(model, problem.train, draws[0].seed)
+    drawn = torch.cat([part for draw in draws for part in split(problem, draw.shots, draw.seed)]).unique()
+    features = torch.zeros_like(problem.train.features)
+    features[drawn] = encode_again(other, problem.train.rows(drawn), progress)
+    test = encode_again(other, problem.test, progress)
+    return replace(problem, train=replace(problem.train, features=features), test=replace(problem.test, features=test))
 
 
 def _probed(problem: Problem, settings: Settings) -> Right:

@@ -7,30 +7,32 @@ import pytest
 import torch
 
 from mmssl import Model
-from mmssl.evaluate import suite
+from mmssl.evaluate import probe, suite, tasks
 from mmssl.finetune import Problem, Settings, fine_tune
 from mmssl.finetune.study import PROBE, UNTRAINED, study, untrained
 from mmssl.models.dual_encoder import build_dual_encoder
 from tests.conftest import tiny_model_config
 
 
-def test_the_lines_are_what_each_command_gives_alone(model: Model, problem: Problem, colors: Path) -> None:
-    """The probe's line is that of the task few_shot on five draws; the method's is fine_tune's, draw by draw; zero-shot
-    is the task zero_shot; differences are those of the means."""
-    found = study(model, problem, Settings(), ["linear"], [1, 4], 5)
-    tasks = suite.run(model, {"c": (colors, ["few_shot", "zero_shot"])}, draw=False)
+def test_the_lines_are_what_each_command_gives_alone(
+    model: Model, problem: Problem, colors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe's line is that of the task few_shot; the method's is fine_tune's, draw by draw; zero-shot is the task
+    zero_shot; differences are those of the means."""
+    monkeypatch.setattr(tasks, "SEEDS", 2)
+    monkeypatch.setattr(probe, "SHOTS", (2,))
+    found = study(model, problem, Settings(), ["linear"], [2], 2)
+    expected = suite.run(model, {"c": (colors, ["few_shot", "zero_shot"])}, draw=False)
     figures = found.figures()
-    for k in (1, 4):
-        assert figures[PROBE][str(k)]["acc1"] == tasks["c/few_shot"][f"acc1@{k}"]
-        assert figures[PROBE][str(k)]["std"] == pytest.approx(tasks["c/few_shot"][f"std@{k}"])
-        alone = [fine_tune(model, problem, Settings("linear", shots=k, seed=seed)).after for seed in range(5)]
-        assert np.array_equal(found.lines["linear"][k], alone)
-        gain = figures["differences"]["linear"][UNTRAINED][str(k)]
-        assert gain["difference"] == pytest.approx(
-            figures["linear"][str(k)]["acc1"] - figures[UNTRAINED][str(k)]["acc1"]
-        )
-        assert gain["interval"][0] <= gain["difference"] <= gain["interval"][1]
-    assert figures["zero-shot"]["acc1"] == tasks["c/zero_shot"]["acc1"]
+    assert figures[PROBE]["2"]["acc1"] == expected["c/few_shot"]["acc1@2"]
+    assert figures[PROBE]["2"]["std"] == pytest.approx(expected["c/few_shot"]["std@2"])
+    assert figures["zero-shot"]["acc1"] == expected["c/zero_shot"]["acc1"]
+    alone = [fine_tune(model, problem, Settings("linear", shots=2, seed=seed)).after for seed in range(2)]
+    assert np.array_equal(found.lines["linear"][2], alone)
+    gain = figures["differences"]["linear"][UNTRAINED]["2"]
+    ours, bare = (figures[name]["2"]["acc1"] for name in ("linear", UNTRAINED))
+    assert gain["difference"] == pytest.approx(ours - bare)
+    assert gain["interval"][0] <= gain["difference"] <= gain["interval"][1]
 
 
 def test_an_untrained_tower_shares_nothing_but_its_form(model: Model, problem: Problem) -> None:

@@ -148,12 +148,19 @@ def embed(
     workers: Annotated[int, typer.Option(min=1, help="Processes of clip_benchmark's loader, one a shard at most.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each side, in turn.")] = 3,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    tower: Annotated[
+        bool, typer.Option("--tower", help="Compare mmssl embed with the tower's forward on rendered pictures instead.")
+    ] = False,
 ) -> None:
     """Pictures a second from shards to features, beside clip_benchmark's own loop on the same model and shards."""
     from mmssl.bench.embed import bench_embed
+    from mmssl.bench.embed_tower import bench_tower
     from mmssl.evaluate.datasets import open_dataset
     from mmssl.model import load
 
     dataset = open_dataset(data)
     judged = load(model).to(device)
+    if tower:
+        print(bench_tower(judged, dataset.shards, batch_size=batch_size, rounds=rounds).text())
+        return
     print(bench_embed(judged, dataset, batch_size=batch_size, workers=workers, rounds=rounds).text())

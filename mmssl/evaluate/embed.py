@@ -26,7 +26,8 @@ Progress = Callable[[str, int], None]
 ALONE = Processes()
 """One process."""
 AHEAD = 2
-"""Batches whose pictures are rendered while one is encoded."""
+"""Batches whose pictures are rendered while an accelerator encodes one. A CPU does one after the other: both take all
+of its cores, and threads of the one would wait for threads of the other."""
 
 
 class Encoder(Protocol):
@@ -155,40 +156,47 @@ def _encoded(
     encoder: Encoder, samples: Iterable[Sample], batch_size: int, processes: Processes, bad: list[BadSample]
 ) -> Iterator[tuple[list[Sample], _Features | None]]:
     """Every batch in order, with its features where it is this rank's to encode."""
-    batches = enumerate(_batches(samples, batch_size))
-    mine = ((batch, number % processes.world == processes.rank) for number, batch in batches)
+    rank, world = processes.rank, processes.world
     if not isinstance(encoder, RenderingEncoder):
-        yield from ((batch, _encode(encoder, batch, bad) if own else None) for batch, own in mine)
+        for number, batch in enumerate(_batches(samples, batch_size)):
+            yield batch, _encode(encoder, batch, bad) if number % world == rank else None
         return
+    ahead = 0 if getattr(encoder, "device", torch.device("cpu")).type == "cpu" else AHEAD
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        waiting: deque[tuple[list[Sample], list[Future[Tensor]] | None]] = deque()
-        for batch, own in mine:
-            waiting.append((batch, [pool.submit(encoder.render, s.image) for s in batch] if own else None))
-            if len(waiting) > AHEAD:
-                yield _finished(encoder, *waiting.popleft(), bad)
+        # Pictures are handed to the threads one by one as they are read.
+        rendered = (
+            (sample, pool.submit(encoder.render, sample.image) if index // batch_size % world == rank else None)
+            for index, sample in enumerate(samples)
+        )
+        waiting: deque[list[tuple[Sample, Future[Tensor] | None]]] = deque()
+        for pairs in _batches(rendered, batch_size):
+            waiting.append(pairs)
+            if len(waiting) > ahead:
+                yield _finished(encoder, waiting.popleft(), bad)
         while waiting:
-            yield _finished(encoder, *waiting.popleft(), bad)
+            yield _finished(encoder, waiting.popleft(), bad)
 
 
-def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    stream = iter(samples)
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    stream = iter(items)
     while batch := list(islice(stream, size)):
         yield batch
 
 
 def _finished(
-    encoder: RenderingEncoder, batch: list[Sample], rendered: list[Future[Tensor]] | None, bad: list[BadSample]
+    encoder: RenderingEncoder, pairs: Sequence[tuple[Sample, Future[Tensor] | None]], bad: list[BadSample]
 ) -> tuple[list[Sample], _Features | None]:
-    """Encode a batch once all its pictures are rendered."""
-    if rendered is None:
-        return batch, None
+    """Encode a batch once all its pictures are rendered; it is another rank's where none is being rendered."""
+    batch = [sample for sample, _ in pairs]
     pictures, usable = [], []
-    for index, future in enumerate(rendered):
+    for index, (sample, future) in enumerate(pairs):
+        if future is None:
+            return batch, None
         try:
             pictures.append(future.result())
             usable.append(index)
         except (ValueError, OSError) as error:
-            bad.append(BadSample(batch[index].shard, batch[index].key, str(error)))
+            bad.append(BadSample(sample.shard, sample.key, str(error)))
     if not usable:
         raise _hopeless(batch, bad[-1].error)
     with torch.no_grad():

@@ -7,6 +7,7 @@ import torch
 
 from mmssl import Model
 from mmssl.bench.embed import EmbedBench, bench_embed
+from mmssl.bench.embed_tower import TowerBench, bench_tower
 from mmssl.data.tokens import train_tokenizer
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.models.dual_encoder import build_dual_encoder
@@ -17,14 +18,17 @@ from tests.pairs import write_pairs
 pytest.importorskip("clip_benchmark")
 
 
-def test_both_sides_embed_the_same_pictures(tmp_path: Path) -> None:
-    """Every picture is embedded by both in every round, to nearly the same features."""
+def tiny_model() -> Model:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["a red square"], 64, 77)
-    model = Model(build_dual_encoder(tiny_model_config(), tokenizer.vocab_size, tokenizer.pad_id), tokenizer,
-                  tiny_model_config())  # fmt: skip
+    encoder = build_dual_encoder(tiny_model_config(), tokenizer.vocab_size, tokenizer.pad_id)
+    return Model(encoder, tokenizer, tiny_model_config())
+
+
+def test_both_sides_embed_the_same_pictures(tmp_path: Path) -> None:
+    """Every picture is embedded by both in every round, to nearly the same features."""
     dataset = open_dataset(str(write_pairs(tmp_path) / "*.tar"))
-    found = bench_embed(model, dataset, batch_size=10, workers=1, rounds=2)
+    found = bench_embed(tiny_model(), dataset, batch_size=10, workers=1, rounds=2)
     assert found.pictures == 48
     assert len(found.ours) == len(found.theirs) == 2
     assert found.likeness == pytest.approx(1, abs=1e-3)
@@ -44,3 +48,26 @@ def test_remote_shards_are_refused(tmp_path: Path) -> None:
     dataset = open_dataset("https://example.org/0.tar")
     with pytest.raises(UserError, match=r"copy https://example.org/0\.tar"):
         bench_embed(None, dataset, batch_size=1, workers=1, rounds=1)  # type: ignore[arg-type]
+
+
+def test_the_tower_sees_as_many_pictures_as_are_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embedding and the tower alone encode the same number of pictures in every round, also where only a part of them
+    is kept rendered."""
+    monkeypatch.setattr("mmssl.bench.embed_tower.READY_BATCHES", 2)
+    model = tiny_model()
+    encoded: list[int] = []
+    encode = model.encode_rendered
+    monkeypatch.setattr(model, "encode_rendered", lambda batch: encoded.append(len(batch)) or encode(batch))
+    found = bench_tower(model, open_dataset(str(write_pairs(tmp_path) / "*.tar")).shards, batch_size=10, rounds=2)
+    assert found.pictures == 48
+    embedding, alone = [10, 10, 4, 10, 10, 4], [10, 10, 10, 10, 8]
+    # Embedding first sees the noise by which a model is known again.
+    assert encoded == [1, *embedding, 10, *[1, *embedding, *alone] * 2]
+    assert len(found.embed) == len(found.tower) == 2
+
+
+def test_the_tower_ratio_is_what_is_left_of_its_speed() -> None:
+    """Half as fast as the tower is 0.5."""
+    found = TowerBench(100, 10, 2, [2.0, 4.0, 2.0], [1.0, 1.0, 1.5])
+    assert found.ratios == [0.5, 0.25, 0.75]
+    assert "ratio 0.500 [0.250, 0.750] over 3 rounds" in found.text()

@@ -1,7 +1,7 @@
 """From a configuration to objects: the one room that does this."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -101,15 +101,22 @@ def build_tokenizer(config: Config, learnt: Path) -> Tokenizer:
     return learn_tokenizer(shards, config.data.captions, text.vocab_size, text.max_tokens)
 
 
-def build_encoder(config: Config, tokenizer: Tokenizer) -> DualEncoder:
+def build_encoder(config: Config, tokenizer: Tokenizer, say: Callable[[str], None] | None = None) -> DualEncoder:
     """The dual encoder of a resolved configuration, with the weights that it starts from, and with its adapters.
+
+    Args:
+        say: told, a line each, which weights of `model.start` were taken over and which were left out.
 
     Raises:
         UserError: a tower cannot be built, or what to start from cannot be had.
     """
     encoder = build_dual_encoder(config.model, tokenizer.vocab_size, tokenizer.pad_id)
     if config.model.start is not None:
-        encoder.load_state_dict(load(config.model.start).encoder.state_dict())
+        source = load(config.model.start)
+        encoder.load_state_dict(source.encoder.state_dict())
+        if say is not None:
+            for note in source.notes:
+                say(f"model.start={config.model.start}: {note}")
     add_adapters(encoder, config.model)
     return encoder
 

@@ -89,7 +89,7 @@ class Engine:
         config = self.config
         self.tokenizer = build.build_tokenizer(config, config.run_dir / "tokenizer")
         torch.manual_seed(torch_seed(config.seed, "weights"))
-        encoder = build.build_encoder(config, self.tokenizer)
+        encoder = build.build_encoder(config, self.tokenizer, self._say)
         if config.train.activation_checkpointing:
             encoder.vision.checkpoint_activations()
             encoder.text.checkpoint_activations()

@@ -160,8 +160,8 @@ def test_a_vision_text_dual_encoder_gives_transformers_features(tmp_path: Path) 
 
 
 def test_training_starts_from_a_whole_model(tmp_path: Path) -> None:
-    """model.start brings towers, weights, tokenizer and preprocessing, and the resolved configuration says so; towers
-    can be locked but not changed."""
+    """model.start brings towers, weights, tokenizer and preprocessing, and the resolved configuration says so; what was
+    taken over is told; towers can be locked but not changed."""
     write_open_clip(tmp_path / "theirs", "vit")
     source = f"local-dir:{tmp_path / 'theirs'}"
     tree = {"run_dir": str(tmp_path / "run"), "data": {"train": "x.tar"}, "train": {"steps": 1}}
@@ -170,7 +170,9 @@ def test_training_starts_from_a_whole_model(tmp_path: Path) -> None:
     assert full.model.vision.lock
     assert full.model.vision.image_size == 32
     assert full.model.text.tokenizer == "clip"
-    encoder = build_encoder(full, build_tokenizer(full, tmp_path / "none"))
+    told: list[str] = []
+    encoder = build_encoder(full, build_tokenizer(full, tmp_path / "none"), told.append)
+    assert any(f"{len(encoder.state_dict())} weights" in line for line in told), told
     wanted = mmssl.load(source).encoder.state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in encoder.state_dict().items())
     assert not any(p.requires_grad for p in encoder.vision.parameters())

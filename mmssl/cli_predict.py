@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from mmssl.types import UserError
 
@@ -87,5 +88,6 @@ def _table(found: "list[Prediction]") -> Table:
     for prediction in found:
         others = list(prediction.probabilities.items())[1:SHOWN]
         then = ", ".join(f"{label} {value:.1%}" for label, value in others)
-        table.add_row(prediction.picture, prediction.label, f"{prediction.probability:.1%}", then)
+        words = (prediction.picture, prediction.label, f"{prediction.probability:.1%}", then)
+        table.add_row(*map(Text, words))
     return table

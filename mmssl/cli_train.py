@@ -78,9 +78,12 @@ def train(
 
 
 def _by_configuration(config: str | None, changes: list[str], resume: Path | None, rewind: bool) -> "Finished":
+    from mmssl.auto.training import index_packed
     from mmssl.train.engine import train as run
 
-    return run(_settings(config, changes, resume), resume=resume is not None, rewound=rewind)
+    finished = run(_settings(config, changes, resume), resume=resume is not None, rewound=rewind)
+    index_packed(finished)
+    return finished
 
 
 def _settings(config: str | None, changes: list[str], resume: Path | None) -> Config:

@@ -202,6 +202,8 @@ def load(source: str | Path) -> Model:
         folder = folder / "model"
     if (folder / "open_clip_config.json").is_file():
         return _taken_over(read_open_clip(f"local-dir:{folder}"))
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"run {source} has no model yet; it is written at the end: mmssl train --resume {source}")
     if not (folder / "config.json").is_file():
         raise UserError(
             f"no model at {source}; give a run folder with model/, a model folder (config.json, model.safetensors), "

@@ -174,7 +174,7 @@ def _length(
     if any(touched(key, pinned) for key in LENGTHS):
         return
     passes = epochs(pairs, machine, start)
-    steps = passes * math.ceil(pairs.count / batch)
+    steps = passes * max(1, pairs.count // batch)
     kind = "a trained model needs few passes" if start is not None and start.trained else "fewer pairs, more passes"
     yield Choice("train.epochs", passes, f"{kind}; some {steps:,} steps")
 
@@ -210,8 +210,8 @@ def _machine(machine: Machine) -> Iterator[Choice]:
     else:
         yield Choice("train.precision", "fp32", "this CPU only emulates bf16")
     workers = min(16, max(1, machine.cores // machine.processes // 2))
-    shared = f" for {machine.processes} processes" if machine.processes > 1 else ""
-    yield Choice("data.workers", workers, f"half of the {machine.cores} cores{shared} decode, the others compute")
+    shared = f", shared by {machine.processes} processes" if machine.processes > 1 else ""
+    yield Choice("data.workers", workers, f"half of the cores ({machine.cores}{shared}) decode, the others compute")
 
 
 def _count(pinned: Mapping[str, Any], key: str) -> int | None:

@@ -3,18 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
+from rich.text import Text
 
 from mmssl.auto.choose import Choice
 
 
 def table_of(choices: Sequence[Choice], pinned: Mapping[str, Any]) -> Table:
     """What was chosen, and below what was given."""
-    table = Table(Column("setting", no_wrap=True), Column("value", overflow="fold"), "why")
+    table = Table(Column("setting", no_wrap=True), Column("value", overflow="fold"), "why", box=SIMPLE_HEAD)
     for choice in choices:
-        table.add_row(choice.key, short(choice.value), choice.why)
+        table.add_row(choice.key, Text(short(choice.value)), choice.why)
     for key, value in pinned.items():
-        table.add_row(key, short(value), "given")
+        table.add_row(key, Text(short(value)), "given")
     return table
 
 

@@ -3,6 +3,7 @@
 import copy
 import os
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ from mmssl.config import Config, load_config, parse_config, set_key
 from mmssl.data.patterns import expand
 from mmssl.model import Model, load
 from mmssl.search import embed_shards
+from mmssl.search.index import read_record
 from mmssl.train.engine import Finished, train
 from mmssl.train.start import PACKED, is_free
 from mmssl.types import UserError
@@ -61,7 +63,7 @@ def train_on(
     run = _folder(run_dir or (Path(named) if named is not None else None), data)
     trial = tree if tree is not None else _tree(choose(_TRIAL, machine, start, given))
     objective_options(_config(trial, "to be seen", run, given))
-    console = Console(quiet=int(os.environ.get("RANK", "0")) != 0)
+    console = Console(quiet=not _is_first())
     prepared = _prepared(data, run, hold_out=tree is None, console=console)
     if tree is None:
         pairs = look_at(expand(prepared.train), prepared.pairs, given.get("data.captions", ["{txt}"]))
@@ -70,8 +72,7 @@ def train_on(
         _tell_of_gpus(machine, console)
         tree = _tree(choices)
     finished = train(_config(tree, prepared.train, run, given))
-    if finished.signal is None and prepared.packed and find_spec("pyarrow") is not None:
-        _embed(run)
+    index_packed(finished)
     return finished
 
 
@@ -88,6 +89,17 @@ def start_from(source: str, model: Model | None = None) -> Start:
     library, _, name = source.partition(":")
     parameters = sum(p.numel() for p in model.encoder.parameters())
     return Start(source, trained=library != "open_clip" or "/" in name, parameters=parameters)
+
+
+def index_packed(finished: Finished) -> None:
+    """Store the vectors of what was packed for a run that has ended, in RUN/index for search and serve."""
+    run = finished.run_dir
+    if finished.signal is None and (run / PACKED).is_dir() and _is_first() and find_spec("pyarrow") is not None:
+        shards = expand(str(run / PACKED))
+        known = read_record(run / INDEX)
+        if known is not None and known["shards"] == [str(Path(shard).resolve()) for shard in shards]:
+            shutil.rmtree(run / INDEX)  # of the weights before the run went on
+        embed_shards(load(run).to("cuda" if torch.cuda.is_available() else "cpu"), shards, run / INDEX)
 
 
 def next_commands(run: Path) -> list[str]:
@@ -129,9 +141,10 @@ def _prepared(data: Source, run: Path, hold_out: bool, console: Console) -> Prep
             data, run / PACKED, hold_out, lambda done, total: status.update(f"packing: {done:,} of {total:,} pairs")
         )
     if found.packed:
-        console.print(f"{run / PACKED}: {found.pairs + found.held_out_pairs:,} pairs packed", highlight=False)
+        whole = found.pairs + found.held_out_pairs
+        console.print(f"{run / PACKED}: {whole:,} pairs packed", soft_wrap=True, markup=False)
     for note in found.notes:
-        console.print(note, soft_wrap=True, highlight=False)
+        console.print(note, soft_wrap=True, markup=False)
     return found
 
 
@@ -166,7 +179,5 @@ def _tell_of_gpus(machine: Machine, console: Console) -> None:
         )
 
 
-def _embed(run: Path) -> None:
-    """Store the vectors of the packed pairs, for search and serve."""
-    model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
-    embed_shards(model, expand(str(run / PACKED)), run / INDEX)
+def _is_first() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0

@@ -29,8 +29,8 @@ def draw_study(path: Path, name: str, found: Study) -> None:
             means = [found.mean(way, k) for k in line]
             bands = [interval_of(mean) for mean in means]
             axes.plot(list(line), [100 * m.mean() for m in means], marker="o", color=colors[way], label=way)
-            low, high = ([100 * band[side] for band in bands] for side in (0, 1))
-            axes.fill_between(list(line), low, high, color=colors[way], alpha=0.15, linewidth=0)
+            lows, highs = ([100 * band[side] for band in bands] for side in (0, 1))
+            axes.fill_between(list(line), lows, highs, color=colors[way], alpha=0.15, linewidth=0)
         if found.zero_shot is not None:
             low, high = (100 * end for end in interval_of(found.zero_shot))
             axes.axhline(100 * found.zero_shot.mean(), color="black", linestyle="--", label="zero-shot")

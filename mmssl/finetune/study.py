@@ -33,12 +33,14 @@ class Study:
 
     def mean(self, name: str, shots: int) -> Right:
         """How often each test sample is right, over draws."""
-        return np.mean(self.lines[name][shots], axis=0)
+        found: Right = np.mean(self.lines[name][shots], axis=0)
+        return found
 
     def differences(self, name: str) -> dict[str, dict[int, Difference]]:
         """How much better one way is than zero-shot and than the probe of an untrained tower."""
-        found = {} if self.zero_shot is None else {"zero-shot": dict.fromkeys(self.lines[name], self.zero_shot)}
-        found[UNTRAINED] = {k: self.mean(UNTRAINED, k) for k in self.lines[name]}
+        found: dict[str, dict[int, Right]] = {UNTRAINED: {k: self.mean(UNTRAINED, k) for k in self.lines[name]}}
+        if self.zero_shot is not None:
+            found = {"zero-shot": dict.fromkeys(self.lines[name], self.zero_shot), **found}
         return {
             other: {k: compare(values, self.mean(name, k)) for k, values in by_shots.items()}
             for other, by_shots in found.items()
@@ -130,7 +132,8 @@ def untrained(model: Model, labelled: Labelled, seed: int) -> Model:
 def _bare(model: Model, problem: Problem, draws: Sequence[Settings], progress: Progress | None) -> Problem:
     """The problem as an untrained model sees it: the test samples, and the training samples that are drawn."""
     other = untrained(model, problem.train, draws[0].seed)
-    drawn = torch.cat([part for draw in draws for part in split(problem, draw.shots, draw.seed)]).unique()
+    rows = torch.cat([part for draw in draws for part in split(problem, draw.shots, draw.seed)])
+    drawn = torch.from_numpy(np.unique(rows.numpy()))
     features = torch.zeros_like(problem.train.features)
     features[drawn] = encode_again(other, problem.train.rows(drawn), progress)
     test = encode_again(other, problem.test, progress)

@@ -38,9 +38,10 @@ class CalledAttention(nn.Module):
         """Vectors [N, L, W], the same three times, and a mask to add, [L, L] or [N * heads, L, L] -> [N, L, W]."""
         assert query is key is value
         assert not need_weights
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in self.in_proj(query).chunk(3, dim=-1))
+        n, length, _ = query.shape
+        q, k, v = (x.view(n, length, self.heads, -1).transpose(1, 2) for x in self.in_proj(query).chunk(3, dim=-1))
         if attn_mask is not None and attn_mask.ndim == 3:
-            attn_mask = attn_mask.unflatten(0, (-1, self.heads))
+            attn_mask = attn_mask.view(n, self.heads, length, length)
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
         attended: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
@@ -50,8 +51,9 @@ class CalledAttention(nn.Module):
         """The nn.MultiheadAttention of these weights."""
         width, bias = self.in_proj.in_features, self.in_proj.bias is not None
         attention = nn.MultiheadAttention(width, self.heads, self.dropout, bias, batch_first=True, device="meta")
-        attention.in_proj_weight, attention.in_proj_bias = self.in_proj.weight, self.in_proj.bias
-        attention.out_proj.weight, attention.out_proj.bias = self.out_proj.weight, self.out_proj.bias
+        for kind in ("weight", "bias"):
+            setattr(attention, f"in_proj_{kind}", getattr(self.in_proj, kind))
+            setattr(attention.out_proj, kind, getattr(self.out_proj, kind))
         return attention.train(self.training)
 
 
@@ -155,7 +157,7 @@ def _targets(layers: dict[str, nn.Module], wanted: list[str] | None, key: str) -
     return chosen
 
 
-def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+def _linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
     """A layer on these very parameters."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = weight

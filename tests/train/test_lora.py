@@ -77,7 +77,7 @@ def test_the_model_is_written_without_adapters(finished: Path) -> None:
     assert float(b.abs().max()) > 0
     torch.testing.assert_close(weights[f"{place}.weight"], base + 16 / 2 * b @ a)
     first = load_file(finished / "checkpoints" / "step-000000006" / "model.safetensors")
-    frozen = [n for n in checkpoint if n.startswith(("encoder.vision", "encoder.text")) and "lora_" not in n]
+    frozen = [n for n in checkpoint if n.startswith(("encoder.vision.", "encoder.text.")) and "lora_" not in n]
     assert frozen
     assert all(torch.equal(checkpoint[name], first[name]) for name in frozen)
     optimized = load_file(finished / "checkpoints" / "step-000000008" / "optimizer.safetensors")

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -10,11 +11,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmssl.types import UserError
 
-HEAD_SECONDS = 10.0
-"""Time in which a request's head must have arrived, from the opening of the connection or the head's first byte."""
-WRITE_SECONDS = 20.0
-"""Time for which a client may leave an answer unread."""
 KEEP_ALIVE_SECONDS = 5
+"""Time for which a connection may stay open between requests."""
 CONNECTIONS = 256
 HEAD_BYTES = 16 << 10
 
@@ -22,35 +20,58 @@ HEAD_BYTES = 16 << 10
 class ImpatientProtocol(H11Protocol):
     """uvicorn's HTTP/1.1, which itself waits for ever for the head of a request and for an answer to be read."""
 
+    head_seconds = 10.0
+    """Time in which a request's head must have arrived, from the opening of the connection or the head's first byte."""
+    write_seconds = 20.0
+    """Time for which a client may leave an answer unread."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._head: asyncio.TimerHandle | None = None
-        self._unread: asyncio.TimerHandle | None = None
+        self._head = _Timer(self.loop)
+        self._unread = _Timer(self.loop)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head = self.loop.call_later(HEAD_SECONDS, transport.abort)
+        self._head.start(self.head_seconds, transport.abort)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         # Between requests, also while the rest of a refused body comes in.
         if self.cycle is None or self.cycle.response_complete:
-            if self._head is None:
-                self._head = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+            self._head.start(self.head_seconds, self.transport.abort)
         else:
-            self._head = _stopped(self._head)
+            self._head.stop()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+        self._unread.start(self.write_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._unread = _stopped(self._unread)
+        self._unread.stop()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head, self._unread = _stopped(self._head), _stopped(self._unread)
+        self._head.stop()
+        self._unread.stop()
         super().connection_lost(exc)
+
+
+class _Timer:
+    """One call later, unless it is stopped before."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self, seconds: float, call: Callable[[], object]) -> None:
+        """A timer that runs already goes on as it is."""
+        if self._handle is None:
+            self._handle = self._loop.call_later(seconds, call)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -67,12 +88,14 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen on {host}:{port}: {reason}; give another --host or --port") from None
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
+def make_server(
+    app: FastAPI, protocol: type[ImpatientProtocol] = ImpatientProtocol, keep_alive: int = KEEP_ALIVE_SECONDS
+) -> uvicorn.Server:
     """A server; `run(sockets=[...])` serves until it is interrupted."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http=ImpatientProtocol,
+            http=protocol,
             ws="none",
             lifespan="off",
             log_level="warning",
@@ -81,12 +104,7 @@ def make_server(app: FastAPI) -> uvicorn.Server:
             proxy_headers=False,
             limit_concurrency=CONNECTIONS,
             h11_max_incomplete_event_size=HEAD_BYTES,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_keep_alive=keep_alive,
             timeout_graceful_shutdown=5,
         )
     )
-
-
-def _stopped(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()

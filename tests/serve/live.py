@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -13,10 +14,10 @@ from mmssl.serve.server import listen, make_server
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[tuple[int, uvicorn.Server]]:
-    """A port at which it answers, and the server."""
+def serving(app: FastAPI, **options: Any) -> Iterator[tuple[int, uvicorn.Server]]:
+    """A port at which it answers, and the server; `options` as of `make_server`."""
     with listen("127.0.0.1", 0) as listener:
-        server = make_server(app)
+        server = make_server(app, **options)
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
         thread.start()
         try:

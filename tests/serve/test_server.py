@@ -13,8 +13,8 @@ import uvicorn
 
 from mmssl.model import Model
 from mmssl.search import Index
-from mmssl.serve import Limits, create_app, server
-from mmssl.serve.server import listen
+from mmssl.serve import Limits, create_app
+from mmssl.serve.server import ImpatientProtocol, listen
 from mmssl.types import UserError
 from tests.serve.live import connect, rest, serving
 from tests.serve.uploads import picture
@@ -25,15 +25,28 @@ GROWTH = 48 << 20
 """Bytes that the process may grow by over 300 uploads of 700 KB, after a warm-up."""
 
 
+Live = tuple[int, uvicorn.Server]
+
+
 @pytest.fixture(scope="module")
-def live(model: Model, index: Index) -> Iterator[tuple[int, uvicorn.Server]]:
-    """A server with little patience."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server, "HEAD_SECONDS", 0.3)
-        patch.setattr(server, "WRITE_SECONDS", 0.3)
-        patch.setattr(server, "KEEP_ALIVE_SECONDS", 1)
-        with serving(create_app(model, index, Limits(body_seconds=0.5, requests=8))) as started:
-            yield started
+def live(model: Model, index: Index) -> Iterator[Live]:
+    """A server as it comes, with place for a few requests."""
+    with serving(create_app(model, index, Limits(requests=8))) as started:
+        yield started
+
+
+class Hasty(ImpatientProtocol):
+    """Waits for next to nothing."""
+
+    head_seconds = 0.3
+    write_seconds = 0.3
+
+
+@pytest.fixture(scope="module")
+def impatient(model: Model, index: Index) -> Iterator[Live]:
+    """A server that cuts clients off at once."""
+    with serving(create_app(model, index, Limits(body_seconds=0.5)), protocol=Hasty, keep_alive=1) as started:
+        yield started
 
 
 def body(content: bytes) -> bytes:
@@ -53,7 +66,7 @@ def upload(port: int, content: bytes) -> tuple[int, str | None]:
         connection.close()
 
 
-def test_a_hundred_uploads_at_once(live: tuple[int, uvicorn.Server]) -> None:
+def test_a_hundred_uploads_at_once(live: Live) -> None:
     """Each is answered, or told to come back; then all is as before, no file is left open, and after a warm-up the
     process does not grow."""
     port, _ = live
@@ -93,16 +106,16 @@ def test_a_hundred_uploads_at_once(live: tuple[int, uvicorn.Server]) -> None:
     ],
     ids=["silent", "half a line", "half a head", "half of a body that nobody reads"],
 )
-def test_a_client_that_stops_in_the_head_is_cut_off(live: tuple[int, uvicorn.Server], words: bytes) -> None:
+def test_a_client_that_stops_in_the_head_is_cut_off(impatient: Live, words: bytes) -> None:
     """The server closes the connection."""
-    with connect(live[0]) as connection:
+    with connect(impatient[0]) as connection:
         connection.sendall(words)
         rest(connection)
 
 
-def test_a_client_that_drips_its_head_is_cut_off(live: tuple[int, uvicorn.Server]) -> None:
+def test_a_client_that_drips_its_head_is_cut_off(impatient: Live) -> None:
     """A byte now and then does not keep the connection open."""
-    with connect(live[0]) as connection:
+    with connect(impatient[0]) as connection:
         closed = False
         for _ in range(400):
             try:
@@ -114,16 +127,16 @@ def test_a_client_that_drips_its_head_is_cut_off(live: tuple[int, uvicorn.Server
         assert closed
 
 
-def test_a_client_that_stops_in_its_upload_is_told_and_cut_off(live: tuple[int, uvicorn.Server]) -> None:
+def test_a_client_that_stops_in_its_upload_is_told_and_cut_off(impatient: Live) -> None:
     """408 as JSON, then the connection is closed; nothing is held for it."""
-    with connect(live[0]) as connection:
+    with connect(impatient[0]) as connection:
         connection.sendall(HEAD + FORM + b"Content-Length: 5000\r\n\r\n" + body(b"x" * 2000)[:1000])
         answer = rest(connection)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'{"detail":"the request took too long to arrive"}' in answer
 
 
-def test_an_upload_over_the_cap_is_told_so(live: tuple[int, uvicorn.Server]) -> None:
+def test_an_upload_over_the_cap_is_told_so(live: Live) -> None:
     """With a declared size and in chunks without one: 413 as JSON, read by a client that sends everything first."""
     large = body(b"x" * (11 << 20))
     pieces = [large[start : start + 100_000] for start in range(0, len(large), 100_000)]
@@ -140,9 +153,9 @@ def test_an_upload_over_the_cap_is_told_so(live: tuple[int, uvicorn.Server]) -> 
         assert b'{"detail":"the upload has more than 10,485,760 bytes"}' in answer
 
 
-def test_what_follows_a_refused_form_is_not_read_for_ever(live: tuple[int, uvicorn.Server]) -> None:
+def test_what_follows_a_refused_form_is_not_read_for_ever(impatient: Live) -> None:
     """A form that is none is refused at its first bytes; a client that goes on sending is cut off."""
-    with connect(live[0]) as connection:
+    with connect(impatient[0]) as connection:
         connection.sendall(HEAD + FORM + b"Content-Length: 9999999\r\n\r\n" + b"x" * 1000)
         cut = False
         for _ in range(400):
@@ -155,9 +168,9 @@ def test_what_follows_a_refused_form_is_not_read_for_ever(live: tuple[int, uvico
         assert cut
 
 
-def test_a_client_that_reads_nothing_is_cut_off(live: tuple[int, uvicorn.Server]) -> None:
+def test_a_client_that_reads_nothing_is_cut_off(impatient: Live) -> None:
     """Answers that fill all buffers do not stay in memory for ever."""
-    port, started = live
+    port, started = impatient
     with connect(port) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
         deadline = time.monotonic() + 20
@@ -179,7 +192,7 @@ def test_a_client_that_reads_nothing_is_cut_off(live: tuple[int, uvicorn.Server]
     ],
     ids=["TLS", "a long header", "a proxy's request", "no Host", "two Hosts", "two lengths", "a negative length"],
 )
-def test_what_is_no_request_gets_a_client_error(live: tuple[int, uvicorn.Server], words: bytes) -> None:
+def test_what_is_no_request_gets_a_client_error(live: Live, words: bytes) -> None:
     """A status from 400 to 499, and the server goes on."""
     with connect(live[0]) as connection:
         connection.sendall(words)
@@ -187,7 +200,7 @@ def test_what_is_no_request_gets_a_client_error(live: tuple[int, uvicorn.Server]
     assert upload(live[0], picture())[0] == 200
 
 
-def test_an_address_in_use_is_said(live: tuple[int, uvicorn.Server]) -> None:
+def test_an_address_in_use_is_said(live: Live) -> None:
     """In one line that names it."""
     with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{live[0]}.*--port"):
         listen("127.0.0.1", live[0])

@@ -3,11 +3,14 @@
 (() => {
   const $ = (id) => document.getElementById(id);
   const status = $("status");
-  let limits = null, picture = null, shownUrl = null, turn = 0;
+  const SAID_FOR = 8000; // milliseconds; what goes on, or went wrong, stays
+  let limits = null, picture = null, shownUrl = null, turn = 0, fade = 0;
 
-  function say(words, bad = false) {
+  function say(words, { bad = false, stay = bad } = {}) {
     status.classList.toggle("bad", bad);
     status.textContent = words;
+    clearTimeout(fade);
+    if (!stay) fade = setTimeout(() => { status.textContent = ""; }, SAID_FOR);
   }
 
   async function ask(path, body) {
@@ -23,11 +26,11 @@
   async function work(button, words, task) {
     if (button.getAttribute("aria-busy") === "true") return;
     button.setAttribute("aria-busy", "true");
-    say(words);
+    say(words, { stay: true });
     try {
       say(await task());
     } catch (error) {
-      say(error.message, true);
+      say(error.message, { bad: true });
     } finally {
       button.removeAttribute("aria-busy");
     }
@@ -80,7 +83,7 @@
   function choose(file) {
     if (!file) return;
     if (limits && file.size > limits.upload_bytes - 4096) {
-      say(`${file.name} has ${(file.size / 2 ** 20).toFixed(1)} MiB; the server takes ${(limits.upload_bytes / 2 ** 20).toFixed(0)}.`, true);
+      say(`${file.name} has ${(file.size / 2 ** 20).toFixed(1)} MiB; the server takes ${(limits.upload_bytes / 2 ** 20).toFixed(0)}.`, { bad: true });
       return;
     }
     picture = file;
@@ -181,5 +184,5 @@
       for (const id of ["find", "found", "similar"]) $(id).hidden = true;
       $("main").classList.add("alone");
     }
-  }).catch((error) => say(error.message, true));
+  }).catch((error) => say(error.message, { bad: true }));
 })();

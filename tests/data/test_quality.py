@@ -9,6 +9,7 @@ import pytest
 from mmssl.data.order import Slices, default_slice_bytes
 from mmssl.data.plan import Plan, PlannedSource, Position
 from mmssl.data.quality import shuffle_quality, upcoming
+from tests.docs.blocks import blocks
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
@@ -52,9 +53,9 @@ def test_neighbours_and_shards_are_counted_as_said() -> None:
 
 def test_the_order_by_hand_is_the_order_of_the_stream() -> None:
     """The code of docs/data.md, run as it stands there, gives every batch of two epochs."""
-    code = PAGE.read_text().partition("```python\n")[2].partition("```")[0]
+    (block,) = blocks(PAGE, "python")
     names: dict[str, Any] = {}
-    exec(code, names)
+    exec(block.code, names)
     counts, sizes = [7, 30, 1, 11, 25, 64], [700, 2000, 90, 1500, 2500, 3000]
     slices = Slices.cut(counts, sizes, 400)
     for seed, lanes, block in ((0, 1, 1), (1, 3, 2), (9, 6, 5)):

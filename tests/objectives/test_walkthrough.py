@@ -12,6 +12,7 @@ import torch
 import mmssl.objectives
 from mmssl.objectives import objective_names
 from mmssl.train.step import backward
+from tests.docs.blocks import blocks
 from tests.objectives.problem import Plain, batch, tiny_mixer
 
 PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
@@ -20,8 +21,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 @pytest.fixture
 def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The page's code as a module of the objectives' room."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    (tmp_path / "brightness.py").write_text(code, encoding="utf-8")
+    (block,) = blocks(PAGE, "python")
+    (tmp_path / "brightness.py").write_text(block.code, encoding="utf-8")
     monkeypatch.setattr(mmssl.objectives, "__path__", [*mmssl.objectives.__path__, str(tmp_path)])
     importlib.invalidate_caches()
     yield "brightness"

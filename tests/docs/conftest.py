@@ -1,0 +1,22 @@
+"""The site, built once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chromium import browser
+from tests.docs.blocks import ROOT
+
+__all__ = ["browser"]
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out

@@ -1,0 +1,50 @@
+"""The site in Chromium: it can be read and searched, and asks nothing of other hosts."""
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chromium import Watched
+
+pytestmark = pytest.mark.browser
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves a folder without a log."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    """The site on loopback."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("width", "name"), [(390, "site-phone"), (1600, "site")])
+def test_pages_are_read_and_searched(browser: Any, address: str, width: int, name: str) -> None:
+    """A page opens, a word that stands in the generated reference is found, and every request stays on this host."""
+    watched = Watched(browser, f"{address}index.html", width, 1000)
+    watched.page.get_by_role("link", name="a first model").first.click()
+    watched.page.wait_for_url("**/quickstart.html")
+    watched.shoot(name)
+    watched.page.goto(f"{address}index.html")
+    if width < 1000:
+        watched.page.locator("label[for=__search]").first.click()
+    watched.page.locator("input[name=query]").fill("shuffle_block")
+    found = watched.page.locator(".md-search-result__link").first
+    found.wait_for(timeout=15_000)
+    assert "configuration.html" in found.get_attribute("href")
+    watched.check(also=address)

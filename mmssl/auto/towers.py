@@ -84,8 +84,8 @@ SMALL = Towers(
     weight_decay=0.1,
     most_batch=256,
     parameters=3_600_000,
-    picture_bytes=5_000_000,
-    token_bytes=30_000,
+    picture_bytes=4_000_000,
+    token_bytes=18_000,
     recipe={
         "data.views.main": (_CHANGES, "few pairs are seen often: each time with other crops, turns and colours"),
         "train.ema": (0.998, "averaged weights are less noisy after a short training; they are what is kept"),
@@ -106,8 +106,8 @@ MEDIUM = Towers(
     weight_decay=0.1,
     most_batch=1024,
     parameters=60_000_000,
-    picture_bytes=180_000_000,
-    token_bytes=600_000,
+    picture_bytes=87_000_000,
+    token_bytes=210_000,
 )
 LARGE = Towers(
     words="open_clip's ViT-B-32 and a BERT of twelve layers, OpenCLIP's choice for millions of pairs",
@@ -122,8 +122,8 @@ LARGE = Towers(
     weight_decay=0.2,
     most_batch=4096,
     parameters=142_000_000,
-    picture_bytes=60_000_000,
-    token_bytes=1_200_000,
+    picture_bytes=32_000_000,
+    token_bytes=420_000,
 )
 TOWERS = (SMALL, MEDIUM, LARGE)
 

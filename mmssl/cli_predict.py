@@ -84,7 +84,7 @@ def _labels(words: str | None, classnames: str | None) -> list[str] | None:
 
 
 def _table(found: "list[Prediction]") -> Table:
-    table = Table(Column("picture", overflow="fold"), "label", "probability", "then")
+    table = Table(Column("picture", overflow="fold"), Column("label", no_wrap=True), "probability", "then")
     for prediction in found:
         others = list(prediction.probabilities.items())[1:SHOWN]
         then = ", ".join(f"{label} {value:.1%}" for label, value in others)

@@ -230,7 +230,7 @@ def test_the_commands_do_the_same(table: Path, tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "red" in printed
     assert "blue" in printed
-    assert Image.open(tmp_path / "drawn" / "2-predicted.png").size[0] > 300
+    assert Image.open(tmp_path / "drawn" / "2-predicted.png").convert("L").size[0] > 300
     names = tmp_path / "names.txt"
     names.write_text("\n".join(LABELS))
     main_ok(["predict", str(run), picture, "--classnames", str(names), "--template", "{c}", "--json"])

@@ -134,9 +134,10 @@ class Model:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write model.safetensors, config.json and tokenizer/: all that `load` needs, on any machine without
         a network."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.encoder.state_dict().items()}
         save_file(state, folder / "model.safetensors")

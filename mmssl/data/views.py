@@ -21,6 +21,8 @@ smallest size that keeps 3/4 of the output's side, or more."""
 
 _FAST_MARGIN = 0.75
 _QUALITY_MARGIN = 2.0
+_LONGEST = 20
+"""Longer side over shorter side, up to which a picture is resized whole before its middle is cut out."""
 
 
 class Crop(NamedTuple):
@@ -137,8 +139,10 @@ class EvalView:
         side = self.image_size
         if self.fit == "squash":
             return resize(pixels, side, side, self.interpolation)
+        pixels = _middle(pixels)
         short = min(header.height, header.width)
-        height, width = int(side * header.height / short), int(side * header.width / short)
+        long = min(max(header.height, header.width), _LONGEST * short)
+        height, width = (int(side * min(length, long) / short) for length in (header.height, header.width))
         top, left = round((height - side) / 2), round((width - side) / 2)
         picture = resize(pixels, height, width, self.interpolation)
         return picture[:, top : top + side, left : left + side].contiguous()
@@ -157,6 +161,15 @@ def dct_reduction(header: Header, shrink: float, mode: DecodeMode) -> int:
     if mode == "quality":
         return 2 if shrink >= 2 * _QUALITY_MARGIN else 1
     return next((factor for factor in REDUCTIONS if shrink >= factor * _FAST_MARGIN), 1)
+
+
+def _middle(pixels: Pixels) -> Pixels:
+    """The middle of a picture that is longer than `_LONGEST` times its shorter side.
+
+    Nobody sees the rest, and a line of 60,000 pixels would be enlarged to gigabytes."""
+    most = _LONGEST * min(pixels.shape[:2])
+    top, left = (max(0, length - most) // 2 for length in pixels.shape[:2])
+    return pixels[top : top + most, left : left + most]
 
 
 def _cut(pixels: Pixels, header: Header, crop: Crop) -> Pixels:

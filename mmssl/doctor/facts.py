@@ -90,7 +90,7 @@ def gather(folder: Path) -> Facts:
     devices = [_device(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return Facts(
         python=platform.python_version(),
-        python_range=metadata.metadata("mmssl").get("Requires-Python") or "",
+        python_range=str(metadata.metadata("mmssl").json.get("requires_python", "")),
         requirements=requirements,
         extras=extras,
         installed={name: version for name in sorted(names) if (version := _version(name)) is not None},

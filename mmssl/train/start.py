@@ -8,6 +8,7 @@ import accelerate
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from mmssl.config import Config, dump_config
@@ -37,6 +38,8 @@ def build_accelerator(config: Config) -> Accelerator:
         raise UserError("train.precision=fp16 needs a GPU; use bf16 or fp32")
     # Objectives that rest at a step, or read one tower only, leave weights without a gradient.
     partial = set(config.objectives) != {reference(config.objectives)}
+    # Accelerate keeps one precision a process; a training before this one, in a notebook, may have had another.
+    AcceleratorState._reset_state()
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=partial)
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,

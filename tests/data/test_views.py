@@ -205,6 +205,13 @@ def test_eval_view_equals_torchvision(height: int, width: int) -> None:
     assert mean_difference(ours, expected) < 0.3
 
 
+def test_a_line_is_seen_as_its_middle() -> None:
+    """A picture 300 times as wide as high, or as high as wide, is seen as the middle part of 20 to 1."""
+    line = np.random.default_rng(0).integers(0, 256, (10, 3000, 3), np.uint8)
+    for array, middle in ((line, line[:, 1400:1600]), (line.transpose(1, 0, 2), line.transpose(1, 0, 2)[1400:1600])):
+        assert torch.equal(EvalView(16)(array.copy()), EvalView(16)(middle.copy()))
+
+
 def test_squash_keeps_everything() -> None:
     """`squash` resizes both sides, as Pillow does."""
     picture = photo(300, 400)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from mmssl.config import parse_config
@@ -87,7 +86,6 @@ def _photos(folder: Path) -> None:
 
 def run_block(block: Block, folder: Path, names: dict[str, Any]) -> None:
     """Run a block in a folder. Python's names stay for the page's next blocks."""
-    _forget_training()
     with contextlib.chdir(folder):
         if block.language == "python":
             code = "\n" * (block.line - 1) + block.tested
@@ -96,14 +94,8 @@ def run_block(block: Block, folder: Path, names: dict[str, Any]) -> None:
         for part in _parts(commands.lines(block.tested)):
             if commands.is_plain(part):
                 commands.run(part)
-                _forget_training()
             else:
                 _shell(part, folder, str(block))
-
-
-def _forget_training() -> None:
-    """Let go of what Accelerate keeps for as long as a process lives: each command is a process of its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _parts(code: list[str]) -> Iterator[str]:

@@ -1,10 +1,13 @@
-"""What several rooms' tests share: tiny towers and a vocabulary."""
+"""What several rooms' tests share: tiny towers, a vocabulary, and one browser."""
 
 import pytest
 import torch
 
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
+from tests.chromium import browser
+
+__all__ = ["browser"]
 
 TINY_TEXT = {
     "model_type": "bert",

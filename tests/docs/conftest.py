@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chromium import browser
 from tests.docs.blocks import ROOT
-
-__all__ = ["browser"]
 
 
 @pytest.fixture(scope="session")

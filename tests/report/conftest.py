@@ -8,10 +8,7 @@ import pytest
 
 from mmssl.config import parse_config
 from mmssl.train.engine import train
-from tests.chromium import browser
 from tests.pairs import run_tree, write_pairs
-
-__all__ = ["browser"]
 
 HOSTILE = (
     "<script>window.hacked = 1</script>",

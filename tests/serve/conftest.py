@@ -12,11 +12,8 @@ from mmssl.model import Model
 from mmssl.search import Index, embed_shards
 from mmssl.serve import create_app
 from mmssl.types import Sample
-from tests.chromium import browser
 from tests.export.models import own
 from tests.pairs import write_pairs
-
-__all__ = ["browser"]
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from mmssl.cli_eval import (
     find,
     load_on,
     make_folder,
+    make_places,
     progress_bar,
     tasks_of,
     write_json,
@@ -53,10 +54,11 @@ def compare(
     from mmssl.distributed import joined
     from mmssl.evaluate import suite
     from mmssl.evaluate.compare import compare_results, to_json, verdicts
-    from mmssl.evaluate.tables import format_differences
+    from mmssl.evaluate.printed import format_differences
 
     datasets = find(data, classnames=classnames, templates=templates, label=label)
     plan = {name: (dataset, _paired(tasks_of(dataset, task))) for name, dataset in datasets.items()}
+    make_places(None, json_file)
     with joined() as processes, _folder(out) as folder:
         places = [folder / "first", folder / "second"]
         count = 2 * sum(len(tasks) for _, tasks in plan.values())

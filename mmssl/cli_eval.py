@@ -1,6 +1,5 @@
 """`mmssl eval`: the verb, and how figures are printed."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from mmssl.types import UserError
 
@@ -100,8 +100,7 @@ def evaluate(
     )
     plan = {name: (dataset, tasks_of(dataset, task)) for name, dataset in datasets.items()}
     pairs = shifted.pairs(shift or (), datasets)
-    if out is not None:
-        make_folder(out)
+    make_places(out, json_file)
     with joined() as processes:
         judged = load_on(model, device)
         with progress_bar(sum(len(tasks) for _, tasks in plan.values()), processes) as (tell, tick):
@@ -186,7 +185,16 @@ def load_on(model: str, device: str | None) -> "Model":
 
 
 def move(model: "Model", device: str | None) -> "Model":
-    """Move a model to the device that was asked for; without one, to this process's GPU, if there is any.
+    """Move a model to the device that was asked for, or to the usual one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    return model.to(device_of(device))
+
+
+def device_of(device: str | None) -> str:
+    """The device that was asked for; without one, this process's GPU, if there is any.
 
     Raises:
         UserError: there is no such device.
@@ -194,9 +202,9 @@ def move(model: "Model", device: str | None) -> "Model":
     import torch
 
     if device is None:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
-        return model.to(device)
+        return str(torch.empty(0, device=device).device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
 
@@ -217,7 +225,7 @@ def cache_of(model: "Model", folder: Path | None) -> "FeatureCache":
     return FeatureCache(place, model.fingerprint())
 
 
-def make_folder(out: Path) -> None:
+def make_folder(out: Path, option: str = "--out") -> None:
     """Make a folder for results.
 
     Raises:
@@ -226,7 +234,19 @@ def make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}; pick another folder") from None
+        raise UserError(f"{option} {out} cannot be written: {error.strerror}; pick another folder") from None
+
+
+def make_places(out: Path | None, json_file: Path | None) -> None:
+    """Make the folders of what will be written, before hours of work.
+
+    Raises:
+        UserError: one cannot be made.
+    """
+    if out is not None:
+        make_folder(out)
+    if json_file is not None:
+        make_folder(json_file.absolute().parent, "--json in")
 
 
 def write_json(path: Path, tree: object) -> None:
@@ -235,10 +255,12 @@ def write_json(path: Path, tree: object) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    from mmssl.evaluate.tables import write_json as write
+
     try:
-        path.write_text(json.dumps(tree, indent=1), encoding="utf-8")
+        write(path, tree)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        raise UserError(f"cannot write {path}: {error.strerror}; give another file by --json") from None
 
 
 @contextmanager
@@ -249,7 +271,7 @@ def progress_bar(total: int, processes: "Processes") -> Iterator[tuple[Callable[
         MofNCompleteColumn(),
         TextColumn("evaluations"),
         TimeElapsedColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=processes.rank != 0) as bar:
         line = bar.add_task("starting", total=total)
@@ -258,7 +280,7 @@ def progress_bar(total: int, processes: "Processes") -> Iterator[tuple[Callable[
 
 def print_results(results: "Mapping[str, Metrics]") -> None:
     """One row a figure, with its bootstrap interval where there is one."""
-    from mmssl.evaluate.tables import format_figures
+    from mmssl.evaluate.printed import format_figures
 
     if not results:
         return
@@ -268,10 +290,11 @@ def print_results(results: "Mapping[str, Metrics]") -> None:
         Column("value", no_wrap=True),
         Column("95 % interval", overflow="fold"),
     )
+    # As Text: names of data sets and groups may hold what would be markup.
     for name, figures in results.items():
         for place, row in enumerate(format_figures(figures)):
-            table.add_row(name if place == 0 else "", *row)
+            table.add_row(Text(name if place == 0 else ""), *map(Text, row))
     Console().print(table)
     for name, figures in results.items():
         if "note" in figures:
-            Console().print(f"{name}: {figures['note']}")
+            Console().print(Text(f"{name}: {figures['note']}"))

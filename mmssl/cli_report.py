@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
+from mmssl.cli_eval import Device, device_of, load_on
 from mmssl.types import UserError
-
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")]
 
 
 def add_reports(app: typer.Typer, bench_app: typer.Typer) -> None:
@@ -38,9 +38,10 @@ def explain(
     from mmssl.explain import explain as run
     from mmssl.explain import nearest
     from mmssl.explain.picture import draw_explanation
-    from mmssl.model import load
 
-    loaded = load(model).to(_device(device))
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out} is no PNG file; give a name that ends in .png")
+    loaded = load_on(model, device)
     found = run(loaded, picture, caption, method)
     neighbours = []
     if shards:
@@ -77,9 +78,8 @@ def bench_explain(
     from mmssl.explain.pairs import drawn_pairs
     from mmssl.explain.picture import draw_sanity
     from mmssl.explain.sanity import sanity
-    from mmssl.model import load
 
-    loaded = load(model).to(_device(device))
+    loaded = load_on(model, device)
     with Console(stderr=True).status("covering patches"):
         pixels, texts = drawn_pairs(loaded, open_dataset(data), pictures)
         found = sanity(loaded.encoder, pixels, texts, methods)
@@ -104,7 +104,12 @@ def report(
 
     with Console(stderr=True).status("reading") as status:
         page, notes = write_report(
-            runs, out, pictures=pictures, method=method, device=_device(device), progress=status.update
+            runs,
+            out,
+            pictures=pictures,
+            method=method,
+            device=device_of(device),
+            progress=lambda what: status.update(Text(what)),
         )
     for note in notes:
         print(f"note: {note}")
@@ -116,9 +121,3 @@ def _written(path: Path, write: Callable[[], None]) -> None:
         write()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give another place") from None
-
-
-def _device(device: str | None) -> str:
-    import torch
-
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import mmssl
-from mmssl.evaluate import suite, tables
+from mmssl.evaluate import printed, suite
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.types import UserError
 
@@ -33,7 +33,7 @@ def main() -> None:
         progress=lambda what, done: print(f"\r{what} {done:,}", end="\033[K", file=sys.stderr),
     )
     print("\r\033[K", end="", file=sys.stderr)
-    print(tables.format_results(results))
+    print(printed.format_results(results))
 
 
 if __name__ == "__main__":

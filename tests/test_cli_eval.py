@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from mmssl import Model
 from mmssl.cli import main
+from mmssl.cli_eval import print_results, progress_bar
 from mmssl.config import TaskName, parse_config
 from mmssl.data.tokens import train_tokenizer
+from mmssl.distributed import Processes
 from mmssl.evaluate.tasks import TASKS
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.types import UserError
@@ -255,3 +257,25 @@ def test_a_member_that_is_no_number_is_no_class(home: Path, tmp_path: Path, caps
     line = refused(capsys, "eval", home / "a", shard)
     assert "'violet'" in line
     assert "4 class names" in line
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets in names of data sets and groups are no markup, neither in the table nor beside the bar."""
+    gap = {"best": "[/a]", "worst": "[bold]", "width": 0.1, "p_value": 0.2}
+    print_results({"pets [red]/zero_shot": {"acc1": 0.5, "gaps": {"style": gap}, "note": "[/b] is not told"}})
+    printed = capsys.readouterr().out
+    for word in ("[red]", "[/a]", "[bold]", "[/b] is not told"):
+        assert word in printed
+    with progress_bar(1, Processes()) as (tell, tick):
+        tell("pets [/a]: pictures", 3)
+        tick()
+
+
+def test_the_folder_of_the_figures_is_made(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It need not be there; where it cannot be, that is told before anything is encoded."""
+    run("eval", home / "a", home / "shards" / "*.tar", "--json", tmp_path / "new" / "f.json", "--no-cache")
+    assert "shards/zero_shot" in figures(tmp_path / "new" / "f.json")
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "f.json"
+    for command in (["eval", home / "none"], ["compare", home / "none", home / "none"]):
+        assert "--json in" in refused(capsys, *command, home / "shards" / "*.tar", "--json", place)

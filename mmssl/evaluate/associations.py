@@ -62,12 +62,14 @@ def audit(predictions: Sequence[int], names: Sequence[str], groups: dict[str, li
         groups: metadata field -> the group of each sample, [N].
     """
     predicted = np.array(predictions)
+    # Holm's correction asks of the smallest p-value to be below 0.05 divided by the number of gaps.
+    draws = max(slices.DRAWS, 40 * len(names) * len(groups))
     return [
         Association(
             field,
             name,
             slices.slice_by(predicted == index, values),
-            slices.widest_gap(predicted == index, values),
+            slices.widest_gap(predicted == index, values, draws=draws),
         )
         for field, values in groups.items()
         for index, name in enumerate(names)

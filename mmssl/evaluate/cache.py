@@ -1,7 +1,8 @@
 """Features of pictures on disk, so that a second evaluation of the same model on the same shards need not encode.
 
-A data set's features are FOLDER/KEY.safetensors, its records FOLDER/KEY.json. KEY is a hash of the model's fingerprint
-and of the shards' places, sizes and times of change: when one of these changes, the old features are not found."""
+A data set's features are FOLDER/KEY.safetensors, its records FOLDER/KEY.json. KEY is a hash of the model's fingerprint,
+of the versions of the libraries that render and encode, and of the shards' places, sizes and times of change: when one
+of these changes, the old features are not found."""
 
 import hashlib
 import json
@@ -9,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from mmssl.data.sample import BadSample
 from mmssl.evaluate.embed import Pictures
 from mmssl.types import Sample, UserError
 
-FORMAT = 1
+FORMAT = 2
+LIBRARIES = ("mmssl", "torch", "timm", "open_clip_torch", "pillow", "imagecorruptions")
+"""Another version of these may make other features of the same picture and weights."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +45,32 @@ class FeatureCache:
         states = [_state(shard) for shard in shards]
         if any(state is None for state in states):
             return None
-        words = repr((FORMAT, self.model, states, variant))
+        words = repr((FORMAT, self.model, states, variant, [_version(name) for name in LIBRARIES]))
         return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
 
-    def load(self, key: str) -> Pictures | None:
-        """What was stored under a key; None where there is nothing, or nothing whole."""
+    def load(self, key: str, shards: Sequence[str]) -> Pictures | None:
+        """What was stored under a key of these shards; None where there is nothing, or nothing whole."""
         try:
             record = json.loads(self._path(key, "json").read_text(encoding="utf-8"))
             features = load_file(self._path(key, "safetensors"))["features"]
-        except (OSError, ValueError, KeyError, SafetensorError):
+            samples = [Sample(image=b"", **_placed(sample, shards)) for sample in record["samples"]]
+            bad = [BadSample(**_placed(entry, shards)) for entry in record["bad"]]
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError):
             return None
-        samples = [Sample(image=b"", **sample) for sample in record["samples"]]
-        if len(samples) != len(features):
-            return None
-        return Pictures(features, samples, [BadSample(**bad) for bad in record["bad"]])
+        return Pictures(features, samples, bad) if len(samples) == len(features) else None
 
-    def store(self, key: str, pictures: Pictures) -> None:
-        """Keep features under a key; a reader finds all of them or none.
+    def store(self, key: str, shards: Sequence[str], pictures: Pictures) -> None:
+        """Keep features under a key of these shards; a reader finds all of them or none.
+
+        Shards are kept as their places in the list: the next evaluation may name them in another way.
 
         Raises:
             UserError: the folder cannot be written.
         """
+        place = {shard: index for index, shard in enumerate(shards)}
         samples = [{k: v for k, v in asdict(s).items() if k != "image"} for s in pictures.samples]
-        record = {"samples": samples, "bad": [asdict(bad) for bad in pictures.bad]}
+        entries = {"samples": samples, "bad": [asdict(bad) for bad in pictures.bad]}
+        record = {kind: [{**e, "shard": place[e["shard"]]} for e in listed] for kind, listed in entries.items()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # The features come last: without them the records are not looked at.
@@ -85,6 +92,18 @@ def default_folder() -> Path:
     """XDG_CACHE_HOME/mmssl/features, by default in ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(home) if home else Path.home() / ".cache") / "mmssl" / "features"
+
+
+def _placed(entry: dict[str, Any], shards: Sequence[str]) -> dict[str, Any]:
+    """A kept entry, with its shard as it is named now."""
+    return {**entry, "shard": shards[entry["shard"]]}
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def _state(shard: str) -> tuple[str, int, int] | None:

@@ -1,5 +1,6 @@
 """What is said of any classifier, zero-shot or trained: figures and intervals, classes, confusions."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ class Classification:
     intervals: dict[str, Interval]
     """95 % bootstrap intervals of the figures, over samples."""
     classnames: tuple[str, ...]
+    """No two alike: those that were have their number behind them."""
     per_class: list[ClassRow]
     confusions: list[Confusion]
     """Every wrong pair of label and prediction, the most frequent first."""
@@ -50,6 +52,7 @@ def judge(
     Args:
         confidence: probability of each predicted class, [N], for the calibration error.
     """
+    names = distinct(classnames)
     k = outcome.best.shape[1]
     figures: dict[str, float] = {f"acc{n}": metrics.top_k_accuracy(outcome.best, labels, n) for n in (1, 5) if n <= k}
     figures["mean_per_class_recall"] = metrics.mean_per_class_recall(outcome.first, labels)
@@ -59,13 +62,19 @@ def judge(
     return Classification(
         metrics=figures,
         intervals=_intervals(outcome, labels, confidence),
-        classnames=tuple(classnames),
-        per_class=metrics.per_class(outcome.first, labels, classnames),
+        classnames=names,
+        per_class=metrics.per_class(outcome.first, labels, names),
         confusions=metrics.most_confused(outcome.first, labels),
         calibration=[] if confidence is None else metrics.reliability(confidence, outcome.first == labels),
         labels=labels,
         outcome=outcome,
     )
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names for tables; those that occur twice (as two of ImageNet's do) with their number behind them."""
+    count = Counter(names)
+    return tuple(f"{name} ({index})" if count[name] > 1 else name for index, name in enumerate(names))
 
 
 def _intervals(outcome: Outcome, labels: Tensor, confidence: Tensor | None) -> dict[str, Interval]:

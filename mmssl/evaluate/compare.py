@@ -1,6 +1,5 @@
 """Two models on the same samples: which differences are real."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from mmssl.evaluate.interval import Interval, bootstrap
 from mmssl.evaluate.retrieval import RECALL_AT
+from mmssl.evaluate.tables import read_csv
 from mmssl.rng import generator
 from mmssl.types import UserError
 
@@ -19,8 +19,8 @@ Values = NDArray[np.float64]
 Outcomes = tuple[list[str], dict[str, Values]]
 """Samples by name, and figure -> one value a sample, in the same order."""
 PERMUTATIONS = 10_000
-PAIRED_TASKS = ("zero_shot", "retrieval", "linear_probe", "knn")
-"""Tasks that keep an outcome of each sample."""
+PAIRED_TASKS = ("zero_shot", "retrieval", "linear_probe", "few_shot", "knn", "fine_tune", "corruptions")
+"""Tasks whose figures are means over samples, of each of which they keep an outcome."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def compare(first: Values, second: Values, seed: int = 0) -> Difference:
 def compare_results(first: Path, second: Path) -> dict[str, Difference]:
     """Compare what two evaluations left in their folders: `NAME/TASK/FIGURE` -> difference, for all that both have.
 
-    Figures are acc1 and acc5 of classifications (from predictions.csv), and recall@1, 5 and 10 of retrieval (from
-    ranks.csv; a picture's captions count as one sample).
+    Figures are acc1 and acc5 of classifications (from predictions.csv), recall@1, 5 and 10 of retrieval (from
+    ranks.csv; a picture's captions count as one sample), and the columns of outcomes.csv.
 
     Raises:
         UserError: they share no evaluation, or one was made on other samples.
@@ -81,9 +81,9 @@ def compare_results(first: Path, second: Path) -> dict[str, Difference]:
 
 def read_outcomes(folder: Path) -> dict[str, Outcomes]:
     """What an evaluation kept of each sample: `NAME/TASK` -> the samples, and their values by figure."""
-    readers = (("predictions.csv", _read_predictions), ("ranks.csv", _read_ranks))
+    readers = (("predictions.csv", _predictions), ("ranks.csv", _ranks), ("outcomes.csv", _outcomes))
     return {
-        path.relative_to(folder).parent.as_posix(): read(path)
+        path.relative_to(folder).parent.as_posix(): read(_rows(path))
         for name, read in readers
         for path in sorted(folder.glob(f"*/*/{name}"))
     }
@@ -144,10 +144,10 @@ def to_json(differences: Mapping[str, Difference]) -> dict[str, dict[str, Any]]:
 
 
 def _verdict(key: str, d: Difference, sure: bool, first: str, second: str) -> str:
-    ends = sorted(abs(100 * end) for end in d.interval)
     if sure:
-        better, worse = (second, first) if d.difference > 0 else (first, second)
-        size = f"{abs(100 * d.difference):.1f} points ({ends[0]:.1f} to {ends[1]:.1f})"
+        better, worse, sign = (second, first, 1) if d.difference > 0 else (first, second, -1)
+        low, high = sorted(100 * sign * end for end in d.interval)
+        size = f"{abs(100 * d.difference):.1f} points ({low:.1f} to {high:.1f})"
         return f"{key}: {better} is better than {worse} by {size}; this is real (p = {d.p_value:.2g})."
     return (
         f"{key}: no real difference is shown; {second} less {first} is {100 * d.difference:+.1f} points "
@@ -159,8 +159,18 @@ def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
-def _read_predictions(path: Path) -> tuple[list[str], dict[str, Values]]:
-    rows = _read_csv(path)
+Table = Sequence[Mapping[str, str]]
+"""The rows of a CSV file, at least one."""
+
+
+def _rows(path: Path) -> Table:
+    rows = read_csv(path)
+    if not rows:
+        raise UserError(f"{path} is empty; the evaluation was interrupted, make it again")
+    return rows
+
+
+def _predictions(rows: Table) -> Outcomes:
     figures = {}
     for n in (1, 5):
         if f"class{n}" in rows[0]:
@@ -169,27 +179,26 @@ def _read_predictions(path: Path) -> tuple[list[str], dict[str, Values]]:
     return [f"{_sample(row)} {row['label']}" for row in rows], figures
 
 
-def _read_ranks(path: Path) -> tuple[list[str], dict[str, Values]]:
+def _ranks(rows: Table) -> Outcomes:
     """Hits are averaged over the captions of a picture: they are not independent."""
-    rows = _read_csv(path)
-    samples = list(dict.fromkeys(_sample(row) for row in rows))
-    place = {sample: index for index, sample in enumerate(samples)}
+    pictures = list(dict.fromkeys((row["shard"], row["key"]) for row in rows))
+    number = {picture: index for index, picture in enumerate(pictures)}
     figures = {}
     for direction in ("image", "text"):
         queries = [row for row in rows if row["retrieval"] == direction]
-        owner = np.array([place[_sample(row)] for row in queries])
-        ranks = np.array([float(row["rank"]) for row in queries])
+        owner = np.array([number[row["shard"], row["key"]] for row in queries])
+        places = np.array([int(row["place"] or 0) for row in queries])
         for k in RECALL_AT:
-            hits = np.bincount(owner, weights=ranks <= k, minlength=len(samples))
-            figures[f"{direction}_retrieval_recall@{k}"] = hits / np.bincount(owner, minlength=len(samples))
-    return samples, figures
+            hits = np.bincount(owner, weights=(places > 0) & (places <= k), minlength=len(pictures))
+            figures[f"{direction}_retrieval_recall@{k}"] = hits / np.bincount(owner, minlength=len(pictures))
+    return [_sample({"shard": shard, "key": key}) for shard, key in pictures], figures
 
 
-def _sample(row: dict[str, str]) -> str:
+def _outcomes(rows: Table) -> Outcomes:
+    names = [name for name in rows[0] if name not in ("shard", "key")]
+    return [_sample(row) for row in rows], {name: np.array([float(row[name]) for row in rows]) for name in names}
+
+
+def _sample(row: Mapping[str, str]) -> str:
     """The same data may lie in another folder on another machine."""
     return f"{Path(row['shard']).name}:{row['key']}"
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))

@@ -12,17 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from mmssl.data.decode import Pixels
-from mmssl.data.sample import BadSample
 from mmssl.data.views import EvalView
-from mmssl.evaluate import zero_shot
-from mmssl.evaluate.datasets import Dataset, labels_of, read
+from mmssl.evaluate.datasets import Dataset, labels_of, read_again
 from mmssl.evaluate.embed import Encoder
 from mmssl.evaluate.interval import Interval, Rows, bootstrap
 from mmssl.evaluate.job import Job
@@ -63,6 +63,8 @@ class Robustness:
     low: NDArray[np.float64]
     """Lower ends of their intervals, [15, 5]."""
     high: NDArray[np.float64]
+    right: dict[str, NDArray[Any]]
+    """`acc1_clean` and `acc1_corrupted` of each picture, [N]."""
 
 
 def corrupt(pixels: Pixels, name: str, severity: int, seed: int) -> Pixels:
@@ -123,18 +125,18 @@ class CorruptedPictures:
         return self._encoder.encode_text(texts)
 
 
-def evaluate(job: Job) -> tuple[Robustness, Sample]:
-    """Classify the pictures of a data set under each corruption, and one of them, uncompressed, to show.
+def evaluate(job: Job) -> tuple[Robustness, list[Sample]]:
+    """Classify pictures of a data set under each corruption; they are returned too, uncompressed.
 
     Raises:
         UserError: labels and class names do not fit.
     """
     samples = chosen(job)
-    names, labels = labels_of(job.dataset, samples)
-    templates = job.dataset.templates if job.dataset.templates is not None else zero_shot.DEFAULT_TEMPLATES
-    weights = zero_shot.class_weights(
-        job.encoder, names, templates, batch_size=job.batch_size, processes=job.processes, progress=job.progress
-    )
+    # The classes are those of all pictures, as in `zero_shot`, not only of the chosen ones.
+    names, of_all = labels_of(job.dataset, job.embedded.samples)
+    label = {sample.id: row for sample, row in zip(job.embedded.samples, of_all.tolist(), strict=True)}
+    labels = torch.tensor([label[sample.id] for sample in samples])
+    weights = job.class_weights(names)
 
     def right(encoder: Encoder, what: str) -> NDArray[np.bool_]:
         # Kept features must be those of the same choice of pictures.
@@ -149,7 +151,7 @@ def evaluate(job: Job) -> tuple[Robustness, Sample]:
             for name in CORRUPTIONS
         ]
     )
-    return judge(clean, under), samples[0]
+    return judge(clean, under), samples
 
 
 def judge(clean: NDArray[np.bool_], under: NDArray[np.bool_]) -> Robustness:
@@ -177,6 +179,7 @@ def judge(clean: NDArray[np.bool_], under: NDArray[np.bool_]) -> Robustness:
         accuracies=under.mean(axis=2),
         low=ends[:, :, 0],
         high=ends[:, :, 1],
+        right={"acc1_clean": clean, "acc1_corrupted": under.mean(axis=(0, 1))},
     )
 
 
@@ -188,7 +191,7 @@ def chosen(job: Job) -> list[Sample]:
     wanted, view = set(usable), EvalView(SIDE)
     return [
         replace(sample, image=bitmap(view(sample.image).movedim(0, -1).numpy()))
-        for sample in read(job.dataset, _reported_before)
+        for sample in read_again(job.dataset)
         if sample.id in wanted
     ]
 
@@ -208,7 +211,3 @@ def bitmap(pixels: Pixels) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "BMP")
     return file.getvalue()
-
-
-def _reported_before(bad: BadSample) -> None:
-    """Bad samples were kept when the pictures were encoded."""

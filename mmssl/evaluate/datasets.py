@@ -110,13 +110,22 @@ def find_datasets(folder: str | Path, split: str = "test") -> dict[str, Path]:
     """Every data set in or under a folder, by its path relative to it (slashes as dashes), in name order.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or two have one name.
     """
     root = Path(folder)
-    found = [path for path in sorted([root, *root.rglob("*")]) if path.is_dir() and _is_dataset(path, split)]
+    found: dict[str, Path] = {}
+    for path in sorted([root, *root.rglob("*")]):
+        # The shards of PATH/test may themselves be named test-*.tar.
+        part_of_another = path != root and path.name == split and _is_dataset(path.parent, split)
+        if not path.is_dir() or part_of_another or not _is_dataset(path, split):
+            continue
+        name = path.name if path == root else "-".join(path.relative_to(root).parts)
+        if name in found:
+            raise UserError(f"data sets {found[name]} and {path} are both named {name!r}; judge them by two commands")
+        found[name] = path
     if not found:
         raise UserError(f"no data set under {folder}; a data set is a folder with {' or '.join(_patterns(split))}")
-    return {(path.name if path == root else "-".join(path.relative_to(root).parts)): path for path in found}
+    return found
 
 
 def training_split(dataset: Dataset) -> Dataset:
@@ -135,6 +144,15 @@ def training_split(dataset: Dataset) -> Dataset:
 def read(dataset: Dataset, on_bad: Callable[[BadSample], None]) -> Iterator[Sample]:
     """Every usable sample once, in order; those that cannot be used go to `on_bad`."""
     yield from iter_samples(dataset.shards, need_text=False, on_bad=on_bad)
+
+
+def read_again(dataset: Dataset) -> Iterator[Sample]:
+    """As `read`, of a data set whose unusable samples are known or do not matter."""
+
+    def known(bad: BadSample) -> None:
+        """It was told when the data set was read first."""
+
+    yield from read(dataset, known)
 
 
 def label_of(dataset: Dataset, sample: Sample) -> int | str:

@@ -134,7 +134,11 @@ def embed_texts(
     processes: Processes = ALONE,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Encode every text, in order: L2-normed, float32 on the CPU, [N, D], N >= 1. Every rank gets all."""
+    """Encode every text, in order: L2-normed, float32 on the CPU, [N, D], N >= 1. Every rank gets all.
+
+    Raises:
+        UserError: a feature is not finite.
+    """
     part = _Part()
     for number, start in enumerate(range(0, len(texts), batch_size)):
         stop = min(start + batch_size, len(texts))
@@ -144,7 +148,12 @@ def embed_texts(
             part.places.extend(range(start, stop))
         if progress is not None:
             progress("texts", stop)
-    return _join(processes, part, len(texts))[0]
+    features = _join(processes, part, len(texts))[0]
+    finite = features.isfinite().all(dim=1)
+    if not bool(finite.all()):
+        text = texts[int((~finite).nonzero()[0])]
+        raise UserError(f"the features of the text {text[:80]!r} are not finite; the model's weights are broken")
+    return features
 
 
 def from_all(processes: Processes, value: T) -> list[T]:

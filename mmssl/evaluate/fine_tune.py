@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mmssl.evaluate import probe, zero_shot
-from mmssl.evaluate.datasets import labels_of, read, training_split
+from mmssl.evaluate import probe
+from mmssl.evaluate.datasets import labels_of, read_again, training_split
 from mmssl.evaluate.embed import embed_pictures
-from mmssl.evaluate.interval import Interval, bootstrap
+from mmssl.evaluate.interval import Interval, means
 from mmssl.evaluate.job import Job
 from mmssl.evaluate.tables import write_csv
-from mmssl.evaluate.tuning import HeadedTower, TunableEncoder, Weights, mixed, rendered, reported_before, tune
+from mmssl.evaluate.tuning import HeadedTower, TunableEncoder, Weights, mixed, rendered, tune
 from mmssl.types import UserError
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -32,6 +33,8 @@ class FineTuned:
     `samples`."""
     intervals: dict[str, Interval]
     """95 % bootstrap intervals, over test samples."""
+    right: dict[str, NDArray[np.bool_]]
+    """Whether each test sample is right at each alpha, [N]."""
 
 
 def evaluate(job: Job) -> FineTuned:
@@ -46,16 +49,12 @@ def evaluate(job: Job) -> FineTuned:
     train = job.training()
     names, both = labels_of(job.dataset, [*train.samples, *job.embedded.samples])
     train_labels, labels = both[: len(train.samples)], both[len(train.samples) :]
-    scarcest = int(np.unique(train_labels.numpy(), return_counts=True)[1].min())
-    shots = max(k for k in probe.SHOTS if k <= scarcest)
+    shots = probe.shots_of(train_labels)[-1]
     rows, held_out = probe.draw_shots(train_labels, shots, seed=0)
     samples = [train.samples[i] for i in torch.cat([rows, held_out]).tolist()]
     pictures = rendered(encoder, training_split(job.dataset), samples)
-    templates = job.dataset.templates if job.dataset.templates is not None else zero_shot.DEFAULT_TEMPLATES
-    head = zero_shot.class_weights(
-        encoder, names, templates, batch_size=job.batch_size, processes=job.processes, progress=job.progress
-    )
-    model = HeadedTower(encoder.image_module(), head, encoder.logit_scale).to(encoder.device).eval()
+    model = HeadedTower(encoder.image_module(), job.class_weights(names), encoder.logit_scale)
+    model.to(encoder.device).eval()
     start = model.weights()
     lr = tune(
         model,
@@ -66,10 +65,9 @@ def evaluate(job: Job) -> FineTuned:
     )
     end = model.weights()
     right = {f"acc1@{alpha:g}": _right(job, encoder, model, mixed(start, end, alpha), labels) for alpha in ALPHAS}
-    figures: dict[str, float] = {name: float(hits.mean()) for name, hits in right.items()}
+    figures, intervals = means(right)
     counts = {"shots": shots, "lr": lr, "train_samples": len(rows), "classes": len(names), "samples": len(labels)}
-    intervals = bootstrap(lambda drawn: {name: float(hits[drawn].mean()) for name, hits in right.items()}, len(labels))
-    return FineTuned(figures | counts, intervals)
+    return FineTuned(figures | counts, intervals, right)
 
 
 def write_table(path: Path, found: FineTuned) -> None:
@@ -102,16 +100,17 @@ class _Tuned:
 
 def _right(
     job: Job, encoder: TunableEncoder, model: HeadedTower, weights: Weights, labels: Tensor
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+) -> NDArray[np.bool_]:
     """Whether each test sample is right with these weights, [N]."""
     model.load_state_dict(weights)
     embedded = embed_pictures(
         _Tuned(encoder, model),
-        read(job.dataset, reported_before),
+        read_again(job.dataset),
         batch_size=job.batch_size,
         processes=job.processes,
         progress=job.progress,
     )
     with torch.no_grad():
         scores = model.logits(embedded.features.to(model.head.device)).cpu()
-    return (scores.argmax(1) == labels).numpy()
+    hits: NDArray[np.bool_] = (scores.argmax(1) == labels).numpy()
+    return hits

@@ -1,6 +1,7 @@
 """How sure a figure is: bootstrap intervals over the samples it was measured on (Efron 1979, percentiles)."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,16 @@ def bootstrap(
     drawn = [figures(rng.integers(0, samples, samples)) for _ in range(resamples)]
     tails = ((1 - level) / 2, (1 + level) / 2)
     return {name: _quantiles(np.array([d[name] for d in drawn]), tails) for name in drawn[0]}
+
+
+def means(values: Mapping[str, NDArray[Any]]) -> tuple[dict[str, float], dict[str, Interval]]:
+    """The mean of each figure's values of the samples, [N] each, and its interval."""
+    samples = len(next(iter(values.values())))
+
+    def figures(rows: Rows) -> dict[str, float]:
+        return {name: float(of_sample[rows].mean()) for name, of_sample in values.items()}
+
+    return figures(np.arange(samples)), bootstrap(figures, samples)
 
 
 def _quantiles(values: NDArray[np.float64], tails: tuple[float, float]) -> Interval:

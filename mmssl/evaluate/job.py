@@ -1,11 +1,14 @@
 """What a task is given, and what a task is."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mmssl.distributed import Processes
+from mmssl.evaluate import zero_shot
 from mmssl.evaluate.datasets import Dataset, training_split
 from mmssl.evaluate.embed import Encoder, Pictures, Progress
 from mmssl.evaluate.tables import Metrics
@@ -32,6 +35,17 @@ class Job:
     logit_scale: float | None
     processes: Processes
     progress: Progress | None
+
+    def class_weights(self, names: Sequence[str]) -> Tensor:
+        """One vector a class from the data set's prompts, [C, D]."""
+        return zero_shot.class_weights(
+            self.encoder,
+            names,
+            zero_shot.templates_of(self.dataset),
+            batch_size=self.batch_size,
+            processes=self.processes,
+            progress=self.progress,
+        )
 
 
 def anything(dataset: Dataset) -> None:

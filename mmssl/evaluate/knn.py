@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from mmssl.evaluate.metrics import blocks
+
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
-_SCORES_PER_BLOCK = 1 << 24
 
 
 def knn_scores(
@@ -25,11 +26,10 @@ def knn_scores(
         k: at most M.
     """
     assert 1 <= k <= len(train)
-    votes = torch.zeros(len(features), classes)
-    step = max(1, _SCORES_PER_BLOCK // len(train))
-    for start in range(0, len(features), step):
-        nearest = (features[start : start + step] @ train.T).topk(k, dim=1)
+    votes = []
+    for block in blocks(features, len(train)):
+        nearest = (block @ train.T).topk(k, dim=1)
         # Relative to the nearest: the same order, and no overflow.
         weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()
-        votes[start : start + step].scatter_add_(1, labels[nearest.indices], weights)
-    return votes
+        votes.append(torch.zeros(len(block), classes).scatter_add_(1, labels[nearest.indices], weights))
+    return torch.cat(votes)

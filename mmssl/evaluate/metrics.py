@@ -67,7 +67,7 @@ def top_k(features: Tensor, weights: Tensor, k: int) -> Outcome:
         features: [N, D], N >= 1.
         weights: class vectors [C, D], C >= k.
     """
-    parts = [best_of(block @ weights.T, k) for block in _blocks(features, len(weights))]
+    parts = [best_of(block @ weights.T, k) for block in blocks(features, len(weights))]
     scores, best, first = zip(*((part.scores, part.best, part.first) for part in parts), strict=True)
     return Outcome(torch.cat(scores), torch.cat(best), torch.cat(first))
 
@@ -80,8 +80,8 @@ def best_of(scores: Tensor, k: int) -> Outcome:
 
 def confidence(features: Tensor, weights: Tensor, logit_scale: float) -> Tensor:
     """The probability of the most probable class: the maximum of softmax(logit_scale * similarity), [N]."""
-    blocks = _blocks(features, len(weights))
-    return torch.cat([(logit_scale * block @ weights.T).softmax(dim=1).amax(dim=1) for block in blocks])
+    parts = blocks(features, len(weights))
+    return torch.cat([(logit_scale * block @ weights.T).softmax(dim=1).amax(dim=1) for block in parts])
 
 
 def top_k_accuracy(best: Tensor, labels: Tensor, k: int) -> float:
@@ -177,45 +177,49 @@ def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
 class Ranking:
     """What a search found for each query."""
 
-    hits: dict[int, Tensor]
-    """k -> whether a right candidate is among the k best, bool [Q]."""
+    depth: int
+    """The K best were looked at."""
+    places: Tensor
+    """Where the first right candidate stands among the K best, from 1, equals in the order of `torch.topk`; 0: it is
+    not among them. int64 [Q]"""
     average_precision: Tensor
-    """Mean precision at the right ones among the K best (K: the largest k), of as many as fit there, [Q]."""
+    """Mean precision at the right ones among the K best, of as many as fit there, [Q]."""
     ranks: Tensor
     """Rank of the best right candidate, from 1; equals share the mean of their ranks. float64 [Q]."""
 
+    def hits(self, k: int) -> Tensor:
+        """Whether a right candidate is among the k best, k <= K, bool [Q]."""
+        assert k <= self.depth
+        return (self.places > 0) & (self.places <= k)
 
-def rank(
-    queries: Tensor, candidates: Tensor, query_group: Tensor, candidate_group: Tensor, ks: Sequence[int]
-) -> Ranking:
+
+def rank(queries: Tensor, candidates: Tensor, query_group: Tensor, candidate_group: Tensor, depth: int) -> Ranking:
     """Search every query among all candidates; a candidate is right when it is of the query's group.
 
     A query with several right candidates is a hit when one of them is found, as in the CLIP papers. The
-    k best are those of `torch.topk`, as in clip_benchmark. Only a block of the scores exists at a time.
+    best are those of `torch.topk`, as in clip_benchmark. Only a block of the scores exists at a time.
 
     Args:
-        queries: [Q, D]. candidates: [K, D].
-        query_group: int64 [Q]. candidate_group: int64 [K]. Every query has a right candidate.
-        ks: numbers of candidates to look at, each at most K.
+        queries: [Q, D]. candidates: [M, D].
+        query_group: int64 [Q]. candidate_group: int64 [M]. Every query has a right candidate.
+        depth: how many of the best candidates to look at, at most M.
     """
-    assert all(1 <= k <= len(candidates) for k in ks)
-    hits: dict[int, list[Tensor]] = {k: [] for k in ks}
-    ranks, precisions = [], []
-    blocks = _blocks(queries, len(candidates)), _blocks(query_group, len(candidates))
-    for block, group in zip(*blocks, strict=True):
+    assert 1 <= depth <= len(candidates)
+    places, ranks, precisions = [], [], []
+    parts = blocks(queries, len(candidates)), blocks(query_group, len(candidates))
+    for block, group in zip(*parts, strict=True):
         scores = block @ candidates.T
         right = group[:, None] == candidate_group[None, :]
-        found = right.gather(1, scores.topk(max(ks), dim=1).indices)
-        for k in ks:
-            hits[k].append(found[:, :k].any(dim=1))
-        precision = found.cumsum(dim=1) / torch.arange(1, max(ks) + 1)
-        possible = right.sum(dim=1).clamp(max=max(ks))
+        found = right.gather(1, scores.topk(depth, dim=1).indices)
+        places.append(torch.where(found.any(dim=1), found.int().argmax(dim=1) + 1, 0))
+        precision = found.cumsum(dim=1) / torch.arange(1, depth + 1)
+        possible = right.sum(dim=1).clamp(max=depth)
         precisions.append((precision * found).sum(dim=1).double() / possible)
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
         better = (scores > best).sum(dim=1)
         equal = ((scores == best) & ~right).sum(dim=1)
         ranks.append(1 + better.double() + equal.double() / 2)
-    return Ranking({k: torch.cat(h) for k, h in hits.items()}, torch.cat(precisions), torch.cat(ranks))
+    return Ranking(depth, torch.cat(places), torch.cat(precisions), torch.cat(ranks))
 
 
 def share(values: Tensor) -> float:
@@ -223,12 +227,7 @@ def share(values: Tensor) -> float:
     return int(values.sum()) / len(values)
 
 
-def median(values: Tensor) -> float:
-    """The middle value, or the mean of the two middle ones. [N], N >= 1."""
-    return float(np.median(values.numpy()))
-
-
-def _blocks(rows: Tensor, columns: int) -> Iterator[Tensor]:
+def blocks(rows: Tensor, columns: int) -> Iterator[Tensor]:
     """The rows in parts whose scores against `columns` candidates fit in a block."""
     step = max(1, SCORES_PER_BLOCK // columns)
     for start in range(0, len(rows), step):

@@ -44,8 +44,16 @@ def labels_of_sample(dataset: Dataset, sample: Sample) -> list[int | str]:
 
 
 def targets_of(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, ...], Tensor]:
-    """Class names (if not given, the sorted labels), and 1 where a sample has a class, int64 [N, C]."""
+    """Class names (if not given, the sorted labels), and 1 where a sample has a class, int64 [N, C].
+
+    Raises:
+        UserError: no sample has a label, or one does not fit the class names.
+    """
     labels = [labels_of_sample(dataset, sample) for sample in samples]
+    if not any(labels):
+        raise UserError(
+            f"no sample of {samples[0].shard} has a label: all lists are empty; name the JSON entry that holds them"
+        )
     names = dataset.classnames
     if names is None:
         names = tuple(sorted({str(label) for of_sample in labels for label in of_sample}))

@@ -95,7 +95,8 @@ def _class_prompts(path: Path, text: str) -> dict[str, tuple[str, ...]]:
 
 def _read(path: Path, what: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        # Editors of some systems begin a file with a mark of its encoding.
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"no {what} at {path}; give the path of a text file") from None
     except (OSError, UnicodeDecodeError) as error:

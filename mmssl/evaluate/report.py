@@ -17,9 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmssl.data.decode import Pixels, decode
-from mmssl.data.sample import BadSample
 from mmssl.evaluate.classification import Classification
-from mmssl.evaluate.datasets import Dataset, read
+from mmssl.evaluate.datasets import Dataset, read_again
 from mmssl.evaluate.embed import Pictures
 from mmssl.evaluate.metrics import Confusion, confusion_matrix
 from mmssl.evaluate.retrieval import Retrieval
@@ -111,7 +110,7 @@ def thumbnails(dataset: Dataset, pictures: Pictures, rows: set[int]) -> Thumbnai
     """Small pictures of some rows, from one more pass over the shards."""
     row_of = {pictures.samples[row].id: row for row in rows}
     found: Thumbnails = {}
-    for sample in read(dataset, _reported_before):
+    for sample in read_again(dataset):
         if sample.id in row_of:
             image = Image.fromarray(decode(sample.image))
             image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
@@ -265,7 +264,3 @@ def _bars(
 
 def _wrap(text: str, width: int, lines: int) -> str:
     return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …") or [""])
-
-
-def _reported_before(bad: BadSample) -> None:
-    """Bad samples were kept when the pictures were encoded."""

@@ -1,10 +1,12 @@
 """Image-text retrieval in both directions, with any number of captions per image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmssl.distributed import Processes
@@ -32,10 +34,10 @@ class Retrieval:
     """[M, D]."""
     image_of_caption: Tensor
     """int64 [M]."""
-    image_ranks: Tensor
-    """For each caption, the rank of its image, [M]."""
-    text_ranks: Tensor
-    """For each image, the rank of its best caption, [N]."""
+    image_ranks: Ranking
+    """For each caption, the place and rank of its image, [M]."""
+    text_ranks: Ranking
+    """For each image, the places and ranks of its captions, [N]."""
 
 
 def evaluate(
@@ -67,16 +69,29 @@ def search(
 ) -> Retrieval:
     """Judge normed features: images [N, D], captions [M, D], each caption's image (rising), int64 [M]."""
     own = torch.arange(len(images))
-    to_image = metrics.rank(captions, images, image_of_caption, own, [k for k in recall_at if k <= len(images)])
-    to_text = metrics.rank(images, captions, own, image_of_caption, [k for k in recall_at if k <= len(captions)])
-    figures = _figures("image", to_image, slice(None)) | _figures("text", to_text, slice(None))
-    rows_of = _RowsOfImages(torch.bincount(image_of_caption, minlength=len(images)).numpy())
-    intervals = bootstrap(
-        lambda rows: _figures("image", to_image, rows_of(rows)) | _figures("text", to_text, rows), len(images)
+    to_image, to_text = (
+        metrics.rank(queries, candidates, group, of, max(k for k in recall_at if k <= len(candidates)))
+        for queries, candidates, group, of in (
+            (captions, images, image_of_caption, own),
+            (images, captions, own, image_of_caption),
+        )
     )
+    by_caption, by_image = _per_query("image", to_image, recall_at), _per_query("text", to_text, recall_at)
+    rows_of = _RowsOfImages(torch.bincount(image_of_caption, minlength=len(images)).numpy())
+    everything = np.arange(len(images))
+
+    def figures(rows: Rows) -> dict[str, float]:
+        return _figures(by_caption, rows_of(rows)) | _figures(by_image, rows)
+
     counts: dict[str, float] = {"samples": len(images), "captions": len(captions)}
     return Retrieval(
-        figures | counts, intervals, list(texts), captions, image_of_caption, to_image.ranks, to_text.ranks
+        figures(everything) | counts,
+        bootstrap(figures, len(images)),
+        list(texts),
+        captions,
+        image_of_caption,
+        to_image,
+        to_text,
     )
 
 
@@ -94,9 +109,18 @@ class _RowsOfImages:
         return rows
 
 
-def _figures(word: str, found: Ranking, rows: Rows | slice) -> dict[str, float]:
-    """The figures of one direction from a choice of its queries."""
-    figures = {f"{word}_retrieval_recall@{k}": float(hits.numpy()[rows].mean()) for k, hits in found.hits.items()}
-    figures[f"{word}_retrieval_map@{max(found.hits)}"] = float(found.average_precision.numpy()[rows].mean())
-    figures[f"{word}_retrieval_median_rank"] = float(np.median(found.ranks.numpy()[rows]))
-    return figures
+def _per_query(word: str, found: Ranking, recall_at: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """Figure of one direction -> its value for each query, in the figure's order."""
+    values: dict[str, NDArray[Any]] = {
+        f"{word}_retrieval_recall@{k}": found.hits(k).numpy() for k in recall_at if k <= found.depth
+    }
+    values[f"{word}_retrieval_map@{found.depth}"] = found.average_precision.numpy()
+    return values | {f"{word}_retrieval_median_rank": found.ranks.numpy()}
+
+
+def _figures(values: Mapping[str, NDArray[Any]], rows: Rows) -> dict[str, float]:
+    """The figures of a choice of queries: means, and the median of the ranks."""
+    return {
+        name: float(np.median(of_query[rows]) if name.endswith("median_rank") else of_query[rows].mean())
+        for name, of_query in values.items()
+    }

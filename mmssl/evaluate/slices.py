@@ -16,7 +16,8 @@ from mmssl.rng import generator
 from mmssl.types import Sample, UserError
 
 Correct = NDArray[np.bool_]
-PERMUTATIONS = 1000
+DRAWS = 10_000
+"""How often groups are drawn at random to see which gaps chance makes."""
 _Z = 1.959963984540054
 """97.5 % quantile of the normal distribution."""
 
@@ -61,35 +62,42 @@ def groups_of(samples: Sequence[Sample], field: str) -> list[str]:
 
 def slice_by(correct: Correct, groups: Sequence[str]) -> list[Slice]:
     """The accuracy of each group, the worst first. Whether each sample is right, [N], and its group."""
-    found = []
-    for group in sorted(set(groups)):
-        right = correct[np.array([g == group for g in groups])]
-        found.append(Slice(group, len(right), float(right.mean()), wilson(int(right.sum()), len(right))))
+    names, sizes, hits = _counts(correct, groups)
+    found = [Slice(g, n, h / n, wilson(h, n)) for g, n, h in zip(names, sizes.tolist(), hits.tolist(), strict=True)]
     return sorted(found, key=lambda s: (s.accuracy, s.group))
 
 
-def widest_gap(correct: Correct, groups: Sequence[str], at_least: int = 10, seed: int = 0) -> Gap | None:
+def widest_gap(
+    correct: Correct, groups: Sequence[str], at_least: int = 10, draws: int = DRAWS, seed: int = 0
+) -> Gap | None:
     """The gap between the best and the worst group of `at_least` samples; None where fewer than two are that
     large.
 
-    Whether each sample is right, [N], and its group.
+    Args:
+        correct: whether each sample is right, [N]. groups: its group, [N].
+        draws: of random groups; the p-value is no smaller than 1 / (draws + 1).
     """
-    names, index, sizes = np.unique(np.array(groups), return_inverse=True, return_counts=True)
-    large = sizes >= at_least
-    if large.sum() < 2:
+    names, sizes, hits = _counts(correct, groups)
+    large = (sizes >= at_least).nonzero()[0]
+    if len(large) < 2:
         return None
-
-    def accuracies(right: Correct) -> NDArray[np.float64]:
-        rates: NDArray[np.float64] = np.bincount(index, weights=right, minlength=len(names))[large] / sizes[large]
-        return rates
-
-    rates = accuracies(correct)
+    rates = hits[large] / sizes[large]
     width = float(np.ptp(rates))
-    rng = generator(seed, "gap")
-    as_wide = sum(bool(np.ptp(accuracies(rng.permutation(correct))) >= width - 1e-12) for _ in range(PERMUTATIONS))
-    shown = names[large]
-    best, worst = str(shown[rates.argmax()]), str(shown[rates.argmin()])
-    return Gap(best, worst, width, (as_wide + 1) / (PERMUTATIONS + 1))
+    # Where the right samples fall among groups drawn at random: into urns of the groups' sizes.
+    urns = [*sizes[large].tolist(), len(correct) - int(sizes[large].sum())]
+    drawn = generator(seed, "gap").multivariate_hypergeometric(urns, int(hits.sum()), draws, method="marginals")
+    as_wide = int((np.ptp(drawn[:, :-1] / sizes[large], axis=1) >= width - 1e-12).sum())
+    best, worst = names[large[rates.argmax()]], names[large[rates.argmin()]]
+    return Gap(best, worst, width, (as_wide + 1) / (draws + 1))
+
+
+def _counts(correct: Correct, groups: Sequence[str]) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    """The groups in name order, their sizes, and how many of each are right."""
+    names = sorted(set(groups))
+    place = {name: index for index, name in enumerate(names)}
+    index = np.array([place[group] for group in groups])
+    sizes, hits = (np.bincount(rows, minlength=len(names)) for rows in (index, index[correct]))
+    return names, sizes, hits
 
 
 def wilson(hits: int, samples: int) -> Interval:

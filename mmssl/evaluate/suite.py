@@ -170,13 +170,13 @@ class Embedding:
         if self._cache is None:
             return None
         key = self._cache.key(dataset.shards, variant)
-        found = None if key is None else self._cache.load(key)
+        found = None if key is None else self._cache.load(key, dataset.shards)
         return found if all(from_all(self._processes, found is not None)) else None
 
     def _keep(self, dataset: Dataset, variant: str, found: Pictures) -> None:
         key = None if self._cache is None else self._cache.key(dataset.shards, variant)
         if self._cache is not None and key is not None and self._processes.rank == 0:
-            self._cache.store(key, found)
+            self._cache.store(key, dataset.shards, found)
 
 
 def _plan(datasets: Mapping[str, tuple[str | Path | Dataset, str | Sequence[str]]]) -> Iterator[_Evaluation]:

@@ -1,4 +1,4 @@
-"""Results as files and as text."""
+"""Results as files: JSON, and tables as CSV."""
 
 import csv
 import json
@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from mmssl.evaluate.classification import Classification
-from mmssl.evaluate.compare import Difference, holm
 from mmssl.evaluate.metrics import CalibrationBin, ClassRow, Confusion
 from mmssl.evaluate.retrieval import Retrieval
 from mmssl.evaluate.slices import Slice
@@ -29,8 +28,9 @@ MAIN_METRICS = (
     "image_retrieval_recall@5",
     "text_retrieval_recall@5",
 )
-"""The figures of the short table, in its order."""
-COUNTS = ("classes", "samples")
+"""The figures that sum an evaluation up, in the order in which they are shown."""
+LONGEST_CELL = 2**31 - 1
+"""Characters that a cell may have when it is read: a caption may be long."""
 
 
 def write_json(path: Path, tree: Any) -> None:
@@ -55,6 +55,13 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table."""
+    csv.field_size_limit(LONGEST_CELL)
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def write_per_class(path: Path, rows: Iterable[ClassRow]) -> None:
@@ -86,14 +93,27 @@ def write_predictions(path: Path, samples: Sequence[Sample], found: Classificati
 
 
 def write_ranks(path: Path, samples: Sequence[Sample], found: Retrieval) -> None:
-    """One row a picture and one a caption: the rank of the first right thing that it finds."""
-    owner = found.image_of_caption.tolist()
-    captions = zip(owner, found.captions, found.image_ranks.tolist(), strict=True)
-    rows = [
-        *((s.shard, s.key, "text", "", rank) for s, rank in zip(samples, found.text_ranks.tolist(), strict=True)),
-        *((samples[image].shard, samples[image].key, "image", text, rank) for image, text, rank in captions),
-    ]
-    write_csv(path, ("shard", "key", "retrieval", "caption", "rank"), rows)
+    """One row a picture and one a caption: rank (equals share the mean of theirs) of the first right thing that it
+    finds, and its place among the best that were looked at (empty: not among them)."""
+    pictures = ((sample, "text", "") for sample in samples)
+    captions = (
+        (samples[image], "image", text)
+        for image, text in zip(found.image_of_caption.tolist(), found.captions, strict=True)
+    )
+    rows = (
+        (sample.shard, sample.key, retrieval, text, rank, place or None)
+        for queries, ranking in ((pictures, found.text_ranks), (captions, found.image_ranks))
+        for (sample, retrieval, text), rank, place in zip(
+            queries, ranking.ranks.tolist(), ranking.places.tolist(), strict=True
+        )
+    )
+    write_csv(path, ("shard", "key", "retrieval", "caption", "rank", "place"), rows)
+
+
+def write_outcomes(path: Path, samples: Sequence[Sample], outcomes: Mapping[str, Iterable[float]]) -> None:
+    """One row a sample and one column a figure, which is the mean of its column."""
+    rows = ((s.shard, s.key, *values) for s, *values in zip(samples, *outcomes.values(), strict=True))
+    write_csv(path, ("shard", "key", *outcomes), rows)
 
 
 def write_calibration(path: Path, bins: Iterable[CalibrationBin]) -> None:
@@ -112,67 +132,3 @@ def write_average_precisions(path: Path, names: Sequence[str], positives: Sequen
     """class, positives, average precision (empty without positives)."""
     values = (None if math.isnan(p) else p for p in precisions.tolist())
     write_csv(path, ("class", "positives", "average_precision"), zip(names, positives, values, strict=True))
-
-
-def format_results(results: Mapping[str, Metrics]) -> str:
-    """A table for a terminal: one line an evaluation, the main figures in percent and the counts."""
-    columns = [name for name in MAIN_METRICS if any(name in metrics for metrics in results.values())]
-    header = ["", *columns, *COUNTS]
-    lines = [
-        [
-            key,
-            *(_percent(metrics.get(name)) for name in columns),
-            *(str(metrics.get(name, "")) for name in COUNTS),
-        ]
-        for key, metrics in results.items()
-    ]
-    return _aligned([header, *lines])
-
-
-def format_differences(differences: Mapping[str, Difference]) -> str:
-    """A table for a terminal: both figures and their difference in percent; * marks those that are real (Holm, 5 %)."""
-    real = holm([d.p_value for d in differences.values()])
-    header = ["", "first", "second", "difference", "95 % interval", "p", ""]
-    lines = [
-        [
-            name,
-            *map(_percent, (d.first, d.second)),
-            f"{100 * d.difference:+.2f}",
-            f"{100 * d.interval[0]:+.2f} to {100 * d.interval[1]:+.2f}",
-            f"{d.p_value:.2g}",
-            "*" if sure else "",
-        ]
-        for (name, d), sure in zip(differences.items(), real, strict=True)
-    ]
-    return _aligned([header, *lines])
-
-
-def format_figures(metrics: Metrics) -> list[tuple[str, str, str]]:
-    """Every figure of one evaluation, its value, and its interval where it has one, in words."""
-    intervals = metrics.get("intervals", {})
-    shown = []
-    for name, value in metrics.items():
-        if isinstance(value, int | float):
-            text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
-            interval = intervals.get(name)
-            shown.append((name, text, "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"))
-    for field, gap in metrics.get("gaps", {}).items():
-        if gap is None:
-            shown.append((f"gap by {field}", "", "no two groups of 10 samples"))
-        else:
-            words = f"p = {gap['p_value']:.2g}, from {gap['worst']} to {gap['best']}"
-            shown.append((f"gap by {field}", f"{gap['width']:.4f}", words))
-    return shown
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f}"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width, the first one flush left."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    )

@@ -1,9 +1,10 @@
 """The tasks by name: what each measures on a data set and what it leaves in its folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmssl.evaluate import (
@@ -25,7 +26,7 @@ from mmssl.evaluate import (
 from mmssl.evaluate.classification import Classification, judge, list_length
 from mmssl.evaluate.datasets import Dataset, captions_of, label_of, labels_of
 from mmssl.evaluate.embed import embed_texts
-from mmssl.evaluate.interval import Interval, bootstrap
+from mmssl.evaluate.interval import Interval, means
 from mmssl.evaluate.job import Job, Task, with_training
 from mmssl.evaluate.tables import Metrics
 from mmssl.types import Sample, UserError
@@ -79,34 +80,27 @@ def _knn(job: Job) -> Metrics:
 def _few_shot(job: Job) -> Metrics:
     """Linear probes on k samples of each class, the mean over draws, for each k that every class has."""
     train, train_labels, labels, names = _training(job)
-    scarcest = int(np.unique(train_labels.numpy(), return_counts=True)[1].min())
-    right: dict[str, np.ndarray[Any, Any]] = {}
+    right: dict[str, NDArray[np.float64]] = {}
     spread: dict[str, float] = {}
-    for k in (k for k in probe.SHOTS if k <= scarcest):
+    for k in probe.shots_of(train_labels):
         draws = []
         for seed in range(SEEDS):
+            if job.progress is not None:
+                job.progress(f"few-shot, {k} a class, draw", seed + 1)
             rows = probe.draw_shots(train_labels, k, seed)
             fitted, _ = probe.probe(train, train_labels, rows, len(names), refit=False)
             draws.append((fitted.scores(job.embedded.features).argmax(1) == labels).numpy())
         right[f"acc1@{k}"] = np.mean(draws, axis=0)
         spread[f"std@{k}"] = float(np.std([d.mean() for d in draws], ddof=1))
-    intervals = bootstrap(lambda rows: {name: float(v[rows].mean()) for name, v in right.items()}, len(labels))
-    figures: Metrics = {name: float(values.mean()) for name, values in right.items()}
-    return figures | spread | {"classes": len(names), "samples": len(labels), "draws": SEEDS} | _listed(intervals)
+    _keep_outcomes(job, job.embedded.samples, right)
+    figures, intervals = means(right)
+    counts = {"classes": len(names), "samples": len(labels), "draws": SEEDS}
+    return figures | spread | counts | _listed(intervals)
 
 
 def _multilabel(job: Job) -> Metrics:
     names, targets = multilabel.targets_of(job.dataset, job.embedded.samples)
-    templates = job.dataset.templates if job.dataset.templates is not None else zero_shot.DEFAULT_TEMPLATES
-    weights = zero_shot.class_weights(
-        job.encoder,
-        names,
-        templates,
-        batch_size=job.batch_size,
-        processes=job.processes,
-        progress=job.progress,
-    )
-    found = multilabel.judge(job.embedded.features @ weights.T, targets)
+    found = multilabel.judge(job.embedded.features @ job.class_weights(names).T, targets)
     if job.folder is not None:
         tables.write_average_precisions(job.folder / "per_class.csv", names, targets.sum(0).tolist(), found.per_class)
     return found.metrics | _listed(found.intervals)
@@ -124,8 +118,14 @@ def _retrieval(job: Job) -> Metrics:
 
 
 def _geometry(job: Job) -> Metrics:
-    """The first caption of each picture stands for its texts."""
+    """The first caption of each picture stands for its texts.
+
+    Raises:
+        UserError: there is one sample only.
+    """
     texts = [captions_of(sample)[0] for sample in job.embedded.samples]
+    if len(texts) < 2:
+        raise UserError(f"task 'geometry' of data set {job.name!r} needs two samples or more; there is one")
     features = embed_texts(
         job.encoder, texts, batch_size=job.batch_size, processes=job.processes, progress=job.progress
     )
@@ -134,16 +134,18 @@ def _geometry(job: Job) -> Metrics:
 
 def _corruptions(job: Job) -> Metrics:
     """The picture shows one sample under everything, with the accuracies."""
-    found, shown = corruptions.evaluate(job)
+    found, pictures = corruptions.evaluate(job)
+    _keep_outcomes(job, pictures, found.right)
     if job.folder is not None:
         corruptions.write_table(job.folder / "corruptions.csv", found)
         if job.draw:
-            corrupted_picture.draw(job.folder / "corruptions.png", job.name, shown, found)
+            corrupted_picture.draw(job.folder / "corruptions.png", job.name, pictures[0], found)
     return found.metrics | _listed(found.intervals)
 
 
 def _fine_tune(job: Job) -> Metrics:
     found = fine_tune.evaluate(job)
+    _keep_outcomes(job, job.embedded.samples, found.right)
     if job.folder is not None:
         fine_tune.write_table(job.folder / "alphas.csv", found)
     return found.metrics | _listed(found.intervals)
@@ -153,16 +155,7 @@ def _associations(job: Job) -> Metrics:
     """Which of the neutral class names is seen in the pictures of each group."""
     names = job.dataset.classnames
     assert names is not None
-    templates = job.dataset.templates if job.dataset.templates is not None else zero_shot.DEFAULT_TEMPLATES
-    weights = zero_shot.class_weights(
-        job.encoder,
-        names,
-        templates,
-        batch_size=job.batch_size,
-        processes=job.processes,
-        progress=job.progress,
-    )
-    predictions = metrics.top_k(job.embedded.features, weights, 1).first.tolist()
+    predictions = metrics.top_k(job.embedded.features, job.class_weights(names), 1).first.tolist()
     groups = {field: slices.groups_of(job.embedded.samples, field) for field in job.dataset.slice_by}
     found = associations.audit(predictions, names, groups)
     if job.folder is not None:
@@ -191,6 +184,12 @@ def _classification(job: Job, found: Classification, scores: Callable[[Tensor], 
         gap = slices.widest_gap(correct, values)
         figures.setdefault("gaps", {})[field] = None if gap is None else vars(gap)
     return figures
+
+
+def _keep_outcomes(job: Job, samples: Sequence[Sample], outcomes: Mapping[str, NDArray[Any]]) -> None:
+    if job.folder is not None:
+        values = {name: of_sample.astype(np.float64).tolist() for name, of_sample in outcomes.items()}
+        tables.write_outcomes(job.folder / "outcomes.csv", samples, values)
 
 
 def _listed(intervals: dict[str, Interval]) -> Metrics:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmssl.data.sample import BadSample
 from mmssl.distributed import Processes
-from mmssl.evaluate.datasets import Dataset, read
+from mmssl.evaluate.datasets import Dataset, read_again
 from mmssl.evaluate.embed import ALONE, Progress, RenderingEncoder
 from mmssl.evaluate.metrics import share
 from mmssl.rng import generator
@@ -150,14 +149,10 @@ def rendered(encoder: RenderingEncoder, dataset: Dataset, samples: Sequence[Samp
     """
     place = {sample.id: index for index, sample in enumerate(samples)}
     found: dict[int, Tensor] = {}
-    for sample in read(dataset, reported_before):
+    for sample in read_again(dataset):
         if sample.id in place:
             found[place[sample.id]] = encoder.render(sample.image)
     return torch.stack([found[index] for index in range(len(samples))])
-
-
-def reported_before(bad: BadSample) -> None:
-    """Bad samples were kept when the pictures were first encoded."""
 
 
 def _accuracy(model: HeadedTower, held_out: Labelled) -> float:

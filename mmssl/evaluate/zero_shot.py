@@ -27,6 +27,11 @@ class ZeroShot:
     """The class vectors, [C, D]."""
 
 
+def templates_of(dataset: Dataset) -> Templates:
+    """The data set's own prompt templates, or the usual one."""
+    return dataset.templates if dataset.templates is not None else DEFAULT_TEMPLATES
+
+
 def class_weights(
     encoder: Encoder,
     classnames: Sequence[str],
@@ -64,9 +69,8 @@ def evaluate(
         UserError: labels and class names do not fit.
     """
     classnames, labels = labels_of(dataset, pictures.samples)
-    templates = dataset.templates if dataset.templates is not None else DEFAULT_TEMPLATES
     weights = class_weights(
-        encoder, classnames, templates, batch_size=batch_size, processes=processes, progress=progress
+        encoder, classnames, templates_of(dataset), batch_size=batch_size, processes=processes, progress=progress
     )
     outcome = metrics.top_k(pictures.features, weights, list_length(len(weights)))
     confidence = None if logit_scale is None else metrics.confidence(pictures.features, weights, logit_scale)

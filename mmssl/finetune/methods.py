@@ -12,11 +12,11 @@ from torch import Tensor
 
 from mmssl.evaluate import probe
 from mmssl.evaluate.compare import Difference, compare
-from mmssl.evaluate.datasets import read
+from mmssl.evaluate.datasets import read_again
 from mmssl.evaluate.embed import Progress, embed_pictures
 from mmssl.evaluate.interval import Interval, bootstrap
 from mmssl.evaluate.probe import Linear
-from mmssl.evaluate.tuning import EPOCHS, RATES, HeadedTower, mixed, reported_before, tune
+from mmssl.evaluate.tuning import EPOCHS, RATES, HeadedTower, mixed, tune
 from mmssl.finetune.classifier import Classifier
 from mmssl.finetune.labelled import HELD_OUT, Labelled, Problem, distinct
 from mmssl.model import Model
@@ -152,7 +152,7 @@ def interval_of(hits: Right) -> Interval:
 def encode_again(model: Model, judged: Labelled, progress: Progress | None = None) -> Tensor:
     """The features of another model, [N, D]."""
     wanted = {sample.id for sample in judged.samples}
-    samples = (sample for sample in read(judged.dataset, reported_before) if sample.id in wanted)
+    samples = (sample for sample in read_again(judged.dataset) if sample.id in wanted)
     return embed_pictures(model, samples, progress=progress).features
 
 

@@ -1,6 +1,5 @@
 """What a run left in its folder, finished or not."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.config import Config, load_config
-from mmssl.evaluate.tables import Metrics
+from mmssl.evaluate.tables import Metrics, read_csv
 from mmssl.types import UserError
 
 Row = dict[str, Any]
@@ -161,7 +160,4 @@ def _text(path: Path) -> str:
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file; none when there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(path) if path.is_file() else []

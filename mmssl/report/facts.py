@@ -24,6 +24,7 @@ WORDS = {
     "classes": "Classes",
     "bad_samples": "Pictures that could not be used",
     "train_samples": "Training pictures",
+    "real_gaps": "Gaps between groups that are no chance",
 }
 TASKS = {
     "zero_shot": "zero-shot classification",
@@ -38,8 +39,15 @@ TASKS = {
     "associations": "associations with groups",
 }
 RATES = re.compile(r"acc\d|recall|precision|map@|calibration_error")
-MAIN = ("acc1", "mean_average_precision", "image_retrieval_recall@5", "acc1_corrupted")
+MAIN = (
+    *("acc1", "mean_average_precision", "image_retrieval_recall@5", "acc1_corrupted", "acc1@1"),
+    "real_gaps",
+)
 """The first of these that an evaluation has is named in summaries."""
+
+
+LONGEST = 200
+"""Characters that are shown of a name or caption."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,11 @@ def in_words(value: float, rate: bool) -> str:
     if rate:
         return f"{100 * value:.1f} %"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def brief(text: str) -> str:
+    """A name or caption as it is shown: a caption may be a book."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def figures_of(metrics: Metrics) -> list[Figure]:

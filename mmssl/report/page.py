@@ -1,12 +1,13 @@
 """The page: everything about runs in one file."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmssl.evaluate.tables import Metrics
 from mmssl.explain import DEFAULT
 from mmssl.model import Model, load
 from mmssl.report import facts
@@ -36,6 +37,8 @@ class Evaluation:
     figures: list[Figure]
     chance: float | None
     gaps: dict[str, Any]
+    note: str | None
+    """What cannot be concluded from it."""
     slices: list[dict[str, str]]
     """Accuracy by group, with samples and interval."""
     confusions: list[dict[str, str]]
@@ -130,11 +133,12 @@ def _view(run: Run, name: str, look: Callable[[str], Gallery | None]) -> RunView
                 title=facts.title_of(key),
                 figures=figures_of(metrics),
                 chance=facts.chance(metrics),
-                gaps={field: gap for field, gap in (metrics.get("gaps") or {}).items() if gap is not None},
-                slices=read_table(tables / "slices.csv"),
-                confusions=[r for r in read_table(tables / "confusions.csv")[:LISTED] if int(r["count"]) > 1],
+                gaps=gaps_of(metrics),
+                note=metrics.get("note"),
+                slices=brief_rows(read_table(tables / "slices.csv")),
+                confusions=brief_rows(r for r in read_table(tables / "confusions.csv")[:LISTED] if int(r["count"]) > 1),
                 matrix=matrix_of(read_table(tables / "predictions.csv")),
-                classes=hardest(read_table(tables / "per_class.csv")),
+                classes=brief_rows(hardest(read_table(tables / "per_class.csv"))),
                 gallery=look(key),
             )
         )
@@ -147,7 +151,18 @@ def matrix_of(predictions: Sequence[Mapping[str, str]]) -> tuple[list[str], list
     names = sorted({name for pair in pairs for name in pair})
     if not 1 < len(names) <= MATRIX_CLASSES:
         return None
-    return names, [[pairs[label, guess] for guess in names] for label in names]
+    return [facts.brief(name) for name in names], [[pairs[label, guess] for guess in names] for label in names]
+
+
+def gaps_of(metrics: Metrics) -> dict[str, Any]:
+    """The widest gap by field, where two groups are large enough to have one."""
+    found = {facts.brief(field): gap for field, gap in (metrics.get("gaps") or {}).items() if gap is not None}
+    return {field: {**gap, **{end: facts.brief(gap[end]) for end in ("best", "worst")}} for field, gap in found.items()}
+
+
+def brief_rows(rows: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The rows of a table with no cell too long to be read."""
+    return [{name: facts.brief(cell) for name, cell in row.items()} for row in rows]
 
 
 def hardest(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:

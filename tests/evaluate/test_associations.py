@@ -40,6 +40,16 @@ def test_a_planted_association_is_found_and_chance_is_not() -> None:
     assert real_gaps(audit(rng.integers(0, 4, 120).tolist(), list("wxyz"), {"who": groups})) == []
 
 
+def test_an_association_is_found_among_many_classes() -> None:
+    """A class that only one group is given is real, whether 60 or 300 others were looked at."""
+    rng = generator(3)
+    groups = ["a"] * 100 + ["b"] * 100
+    for classes in (60, 300):
+        predictions = [0] * 60 + rng.integers(1, classes, 140).tolist()
+        found = real_gaps(audit(predictions, [str(c) for c in range(classes)], {"who": groups}))
+        assert [a.classname for a in found] == ["0"]
+
+
 def test_the_task_reads_groups_and_needs_no_labels(tmp_path: Path) -> None:
     """Pictures without any label are audited; the table has a row for each class and group, the figures the note."""
     records = [{"png": paint(100 + i % 2, i), "json": {"style": f"s{i % 2}"}} for i in range(40)]

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mmssl.data.sample import BadSample
 from mmssl.evaluate import suite
 from mmssl.evaluate.cache import FeatureCache, default_folder
 from mmssl.evaluate.embed import Pictures
+from mmssl.evaluate.tables import read_csv
 from mmssl.types import Sample, UserError
 from tests.evaluate.ranks import on_ranks
 from tests.evaluate.toy import ToyEncoder, pack, paint
@@ -76,8 +78,8 @@ def test_ranks_share_kept_features(numbers: Path, tmp_path: Path) -> None:
     assert [encoded(cache), encoded(cache)] == [[24, 16], [0, 0]]
 
     class OneSided(FeatureCache):
-        def load(self, key: str) -> Pictures | None:
-            return super().load(key) if threading.current_thread().name == "rank 0" else None
+        def load(self, key: str, shards: Sequence[str]) -> Pictures | None:
+            return super().load(key, shards) if threading.current_thread().name == "rank 0" else None
 
     assert encoded(OneSided(cache.folder, "a")) == [24, 16]
 
@@ -95,9 +97,9 @@ def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     samples = [Sample(3, "a.tar", "k", b"", {"cls": 1, "txt": "ünï", "tags": ["x"], "none": None})]
     pictures = Pictures(torch.tensor([[0.1, -0.2]]), samples, [BadSample("a.tar", "z", "broken")])
     cache = FeatureCache(tmp_path / "cache", "a")
-    assert cache.load("key") is None
-    cache.store("key", pictures)
-    found = cache.load("key")
+    assert cache.load("key", ["a.tar"]) is None
+    cache.store("key", ["a.tar"], pictures)
+    found = cache.load("key", ["a.tar"])
     assert found is not None
     assert torch.equal(found.features, pictures.features)
     assert (found.samples, found.bad) == (pictures.samples, pictures.bad)
@@ -109,14 +111,38 @@ def test_damaged_files_are_no_features(tmp_path: Path, suffix: str) -> None:
     """A cut or missing file is a miss, not an error, and is replaced."""
     cache = FeatureCache(tmp_path, "a")
     pictures = Pictures(torch.ones(2, 3), [Sample(i, "a.tar", str(i), b"", {}) for i in range(2)], [])
-    cache.store("key", pictures)
+    cache.store("key", ["a.tar"], pictures)
     path = tmp_path / f"key.{suffix}"
-    path.write_bytes(path.read_bytes()[:-3])
-    assert cache.load("key") is None
+    whole = path.read_bytes()
+    for damaged in (whole[:-3], b"[]", b'{"samples": [{"shard": 7}]}'):
+        path.write_bytes(damaged)
+        assert cache.load("key", ["a.tar"]) is None
     path.unlink()
-    assert cache.load("key") is None
-    cache.store("key", pictures)
-    assert cache.load("key") is not None
+    assert cache.load("key", ["a.tar"]) is None
+    cache.store("key", ["a.tar"], pictures)
+    assert cache.load("key", ["a.tar"]) is not None
+
+
+def test_shards_are_named_as_they_are_named_now(numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features kept from another folder, where the shards were named by another path, name them by the new one."""
+    cache = FeatureCache(tmp_path / "cache", "a")
+    monkeypatch.chdir(numbers.parent)
+    suite.run(ToyEncoder(), {"n": ("numbers", "zero_shot")}, cache=cache)
+    monkeypatch.chdir("/")
+    encoder = ToyEncoder()
+    suite.run(encoder, {"n": (numbers, "zero_shot")}, tmp_path / "out", draw=False, cache=cache)
+    assert encoder.calls == []
+    named = {row["shard"] for row in read_csv(tmp_path / "out" / "n" / "zero_shot" / "predictions.csv")}
+    assert named == {str(numbers / "test" / f"{n}.tar") for n in (0, 1)}
+
+
+def test_another_version_of_a_library_encodes_again(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What renders and encodes may have changed with it."""
+    cache, shards = FeatureCache(numbers, "a"), [str(numbers / "test" / "0.tar")]
+    before = cache.key(shards)
+    assert cache.key(shards) == before
+    monkeypatch.setattr("mmssl.evaluate.cache.version", lambda library: "another")
+    assert cache.key(shards) != before
 
 
 def test_places_that_cannot_hold_features(tmp_path: Path) -> None:
@@ -125,7 +151,7 @@ def test_places_that_cannot_hold_features(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     pictures = Pictures(torch.ones(1, 1), [Sample(0, "a.tar", "0", b"", {})], [])
     with pytest.raises(UserError, match="file.* give another --cache, or"):
-        FeatureCache(tmp_path / "file" / "below", "a").store("key", pictures)
+        FeatureCache(tmp_path / "file" / "below", "a").store("key", ["a.tar"], pictures)
 
 
 def test_the_default_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

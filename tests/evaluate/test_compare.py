@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mmssl.evaluate import suite
-from mmssl.evaluate.compare import compare, compare_results, holm, mcnemar, sign_flip
-from mmssl.evaluate.tables import format_differences
+from mmssl.evaluate.compare import Difference, compare, compare_results, holm, mcnemar, sign_flip, verdicts
+from mmssl.evaluate.datasets import open_dataset
+from mmssl.evaluate.printed import format_differences
+from mmssl.evaluate.tables import read_csv
 from mmssl.rng import generator
 from mmssl.types import UserError
-from tests.evaluate.toy import ToyEncoder
+from tests.evaluate.toy import ToyEncoder, pack, paint
 
 
 @settings(deadline=None)
@@ -89,19 +91,74 @@ def test_results_of_two_models_are_compared(numbers: Path, captioned: Path, tmp_
 
 def test_a_picture_counts_once_however_many_captions_it_has(tmp_path: Path) -> None:
     """Captions of one picture are averaged before models are compared."""
-    for name, rank in (("a", 1.0), ("b", 7.0)):
+    for name, rank in (("a", 1), ("b", 7)):
         folder = tmp_path / name / "x" / "retrieval"
         folder.mkdir(parents=True)
-        rows = [("0.tar", "k0", "text", "", 1.0), ("0.tar", "k1", "text", "", 1.0)]
-        rows += [
-            ("0.tar", "k0", "image", "one", rank),
-            ("0.tar", "k0", "image", "two", 1.0),
-            ("0.tar", "k1", "image", "x", 1.0),
-        ]
-        lines = [",".join(map(str, row)) for row in [("shard", "key", "retrieval", "caption", "rank"), *rows]]
+        rows = [("0.tar", "k0", "text", "", 1), ("0.tar", "k1", "text", "", 1)]
+        rows += [("0.tar", "k0", "image", "one", rank), ("0.tar", "k0", "image", "two", 1)]
+        rows += [("0.tar", "k1", "image", "x", 1)]
+        lines = [",".join(map(str, row)) for row in [("shard", "key", "retrieval", "caption", "place"), *rows]]
         (folder / "ranks.csv").write_text("\n".join(lines))
     found = compare_results(tmp_path / "a", tmp_path / "b")["x/retrieval/image_retrieval_recall@5"]
     assert (found.first, found.second) == (1.0, 0.75)
+
+
+def test_equal_scores_and_long_captions(tmp_path: Path) -> None:
+    """Captions that occur twice tie with each other: what is compared are the hits that were reported. A caption of
+    200,000 letters is read back."""
+    records = [{"png": paint(100 + i // 2, i), "txt": f"{'w' * 200_000} number {100 + i // 2}"} for i in range(6)]
+    shard = pack(tmp_path / "twice-0.tar", records)
+    found = suite.run(ToyEncoder(), {"r": (shard, "retrieval")}, tmp_path / "a", draw=False)["r/retrieval"]
+    assert found["text_retrieval_recall@1"] > 0
+    both = compare_results(tmp_path / "a", tmp_path / "a")
+    for k in (1, 5):
+        assert both[f"r/retrieval/text_retrieval_recall@{k}"].first == found[f"text_retrieval_recall@{k}"]
+
+
+def test_pictures_of_shards_with_one_name_are_two(tmp_path: Path) -> None:
+    """Shards of one name in two folders, with the same keys inside, hold different pictures."""
+    for number, folder in enumerate("xy"):
+        pack(
+            tmp_path / folder / "0.tar",
+            [{"png": paint(100 + i + 9 * number), "txt": f"number {100 + i}"} for i in range(9)],
+        )
+    shards = [str(tmp_path / folder / "0.tar") for folder in "xy"]
+    data = {"r": (open_dataset(shards), "retrieval")}
+    found = suite.run(ToyEncoder(), data, tmp_path / "a", draw=False)["r/retrieval"]
+    both = compare_results(tmp_path / "a", tmp_path / "a")
+    name = "text_retrieval_recall@1"
+    assert both[f"r/retrieval/{name}"].first == found[name]
+
+
+def test_classes_of_one_name_are_two(tmp_path: Path) -> None:
+    """A picture taken for another class of the same name is wrong in the comparison too, as it was reported."""
+    shard = pack(tmp_path / "t-0.tar", [{"png": paint(100 + i % 2, i), "cls": 2 * (i % 2)} for i in range(20)])
+    names = ["number 100", "number 101", "number 101"]
+    data = open_dataset(shard, classnames=names, templates=("{c}",))
+    found = suite.run(ToyEncoder(), {"n": (data, "zero_shot")}, tmp_path / "a", draw=False)["n/zero_shot"]
+    assert found["acc1"] == 0.5
+    assert compare_results(tmp_path / "a", tmp_path / "a")["n/zero_shot/acc1"].first == 0.5
+    rows = read_csv(tmp_path / "a" / "n" / "zero_shot" / "per_class.csv")
+    assert [row["class"] for row in rows] == ["number 100", "number 101 (1)", "number 101 (2)"]
+
+
+def test_a_sentence_keeps_the_signs_of_its_interval() -> None:
+    """Where the test finds a difference and the interval just touches zero, both are told."""
+    d = Difference(0.5, 0.52, (-0.005, 0.045), 0.001)
+    assert (
+        verdicts({"x": d}, "a", "b")[0]
+        == "x: b is better than a by 2.0 points (-0.5 to 4.5); this is real (p = 0.001)."
+    )
+    d = Difference(0.52, 0.5, (-0.045, 0.005), 0.001)
+    assert "a is better than b by 2.0 points (-0.5 to 4.5)" in verdicts({"x": d}, "a", "b")[0]
+
+
+def test_columns_are_aligned_whatever_the_script() -> None:
+    """Wide letters take two columns of a terminal, marks upon letters none."""
+    d = Difference(0.5, 0.52, (-0.005, 0.045), 0.001)
+    lines = format_differences({"写真/zero_shot/acc1": d, "cafe\u0301s/zero_shot/acc1": d, "x": d}).splitlines()
+    width = [len(line) + line.count("写") + line.count("真") - line.count("\u0301") for line in lines]
+    assert len(set(width)) == 1
 
 
 def test_results_that_cannot_be_compared(numbers: Path, tmp_path: Path) -> None:
@@ -112,4 +169,7 @@ def test_results_that_cannot_be_compared(numbers: Path, tmp_path: Path) -> None:
     (numbers / "test" / "nshards.txt").write_text("1")
     suite.run(ToyEncoder(), {"n": (numbers, "zero_shot")}, tmp_path / "b", draw=False)
     with pytest.raises(UserError, match="are of other samples"):
+        compare_results(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "n" / "zero_shot" / "predictions.csv").write_text("")
+    with pytest.raises(UserError, match=r"predictions\.csv is empty; .* make it again"):
         compare_results(tmp_path / "a", tmp_path / "b")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from mmssl.data.decode import Pixels
 from mmssl.evaluate import corruptions, suite
 from mmssl.evaluate.corruptions import CORRUPTIONS, SEVERITIES, bitmap, corrupt, corrupted, judge
 from mmssl.evaluate.datasets import open_dataset
+from mmssl.evaluate.tables import read_csv
 from mmssl.rng import generator
 from mmssl.types import UserError
-from tests.evaluate.toy import pack
+from tests.evaluate.toy import ToyEncoder, pack, paint
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,27 @@ def test_the_task_leaves_a_table_and_a_picture(tmp_path: Path, monkeypatch: pyte
     drawn = np.asarray(Image.open(folder / "corruptions.png").convert("RGB"))
     assert min(drawn.shape[:2]) > 600
     assert 0.1 < (drawn != 255).any(axis=2).mean() < 0.95
+
+
+def test_the_classes_are_those_of_all_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where labels name the classes, pictures that are not corrupted count for the classes to choose from."""
+    for name, value in (("PICTURES", 4), ("CORRUPTIONS", ("brightness",)), ("SEVERITIES", (1,))):
+        monkeypatch.setattr(corruptions, name, value)
+    labels = [f"number {100 + i}" for i in range(12)]
+    shard = pack(tmp_path / "n-0.tar", [{"png": paint(100 + i), "json": {"label": labels[i]}} for i in range(12)])
+    seen: list[str] = []
+
+    class Reading(ToyEncoder):
+        def encode_text(self, texts: Sequence[str]) -> Tensor:
+            seen.extend(texts)
+            return super().encode_text(texts)
+
+    data = open_dataset(shard, templates=("{c}",))
+    found = suite.run(Reading(), {"n": (data, "corruptions")}, tmp_path / "out", draw=False)["n/corruptions"]
+    assert seen == labels
+    outcomes = read_csv(tmp_path / "out" / "n" / "corruptions" / "outcomes.csv")
+    assert len(outcomes) == found["samples"] == 4
+    assert np.mean([float(row["acc1_clean"]) for row in outcomes]) == found["acc1_clean"]
 
 
 def test_a_missing_library_is_named_before_anything_is_read(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,3 +126,17 @@ def test_find_datasets(numbers: Path, captioned: Path, tmp_path: Path) -> None:
     assert find_datasets(numbers) == {"numbers": numbers}
     with pytest.raises(UserError, match="no data set under"):
         find_datasets(numbers / "test")
+
+
+def test_data_sets_of_one_name_are_refused(tmp_path: Path) -> None:
+    """`a/b` and `a-b` would both be named `a-b`: neither is left out in silence."""
+    for folder in ("a/b", "a-b"):
+        pack(tmp_path / folder / "test-0.tar", [{"png": paint(1)}])
+    with pytest.raises(UserError, match=r"a/b and .*a-b are both named 'a-b'; judge them by two commands"):
+        find_datasets(tmp_path)
+
+
+def test_a_split_is_no_data_set_of_its_own(tmp_path: Path) -> None:
+    """Shards named test-*.tar inside pets/test are those of pets."""
+    pack(tmp_path / "pets" / "test" / "test-000.tar", [{"png": paint(1)}])
+    assert list(find_datasets(tmp_path)) == ["pets"]

@@ -63,9 +63,9 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def everything() -> list[torch.Tensor]:
         found = metrics.top_k(features, weights, 5)
-        ranking = metrics.rank(features, weights, group, torch.arange(7), [1, 3])
+        ranking = metrics.rank(features, weights, group, torch.arange(7), 3)
         confidence = metrics.confidence(features, weights, 10.0)
-        return [found.scores, found.best, found.first, ranking.ranks, *ranking.hits.values(), confidence]
+        return [found.scores, found.best, found.first, ranking.ranks, ranking.places, confidence]
 
     whole = everything()
     monkeypatch.setattr(metrics, "SCORES_PER_BLOCK", 20)
@@ -154,12 +154,13 @@ def test_ranks_are_those_of_a_loop(seed: int, groups: int, extra: int) -> None:
     queries = torch.randn(9, 5, generator=g).double()
     candidates = torch.randn(len(of_candidate), 5, generator=g).double()
     ks = [k for k in (1, 2, 5) if k <= len(candidates)]
-    found = metrics.rank(queries, candidates, of_query, of_candidate, ks)
+    found = metrics.rank(queries, candidates, of_query, of_candidate, ks[-1])
     for q in range(9):
         scored = sorted(range(len(candidates)), key=lambda i: -float(queries[q] @ candidates[i]))
         first = next(place for place, i in enumerate(scored, start=1) if of_candidate[i] == of_query[q])
         assert float(found.ranks[q]) == first
-        assert [bool(found.hits[k][q]) for k in ks] == [first <= k for k in ks]
+        assert [bool(found.hits(k)[q]) for k in ks] == [first <= k for k in ks]
+        assert int(found.places[q]) == (first if first <= ks[-1] else 0)
         listed = [int(of_candidate[i] == of_query[q]) for i in scored[: ks[-1]]]
         precision = sum(sum(listed[: i + 1]) / (i + 1) for i, right in enumerate(listed) if right)
         possible = min(ks[-1], int((of_candidate == of_query[q]).sum()))
@@ -169,11 +170,10 @@ def test_ranks_are_those_of_a_loop(seed: int, groups: int, extra: int) -> None:
 def test_equal_scores_share_their_ranks() -> None:
     """A model that gives every candidate the same score ranks the right one in the middle, not first."""
     ones = torch.ones(5, 3)
-    found = metrics.rank(ones, ones, torch.arange(5), torch.arange(5), [1])
+    found = metrics.rank(ones, ones, torch.arange(5), torch.arange(5), 1)
     assert found.ranks.tolist() == [3.0] * 5
 
 
-def test_median_and_share() -> None:
-    """The median of an even number of values is the mean of the middle two."""
-    assert metrics.median(torch.tensor([4.0, 1.0, 3.0, 2.0])) == 2.5
+def test_share() -> None:
+    """True values as a fraction of all."""
     assert metrics.share(torch.tensor([True, False, True, True])) == 0.75

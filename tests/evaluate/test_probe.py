@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from mmssl.evaluate import knn, probe
+from mmssl.evaluate import knn, metrics, probe
 from mmssl.rng import generator
 
 
@@ -61,6 +61,41 @@ def test_fit_around_a_centre_is_the_minimum_of_its_objective(rows: int) -> None:
     assert torch.equal(plain.weights, zeros.weights)
 
 
+def test_the_probe_is_exact_although_c_is_chosen_roughly() -> None:
+    """What the probe returns for its C is scikit-learn's minimum, also for a C that separates the classes."""
+    x, y = clusters(11, rows=160, classes=8, noise=0.6)
+    fitted, c = probe.probe(x, y, probe.hold_out(y, 0.2, seed=0), 8)
+    theirs = LogisticRegression(C=c, max_iter=10_000, tol=1e-10).fit(x.double().numpy(), y.numpy())
+    np.testing.assert_allclose(fitted.weights, theirs.coef_, atol=2e-3 * np.abs(theirs.coef_).max())
+
+
+def test_the_search_for_c_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a limit the weakly regularised fits of separable classes take thousands of steps; the search takes at
+    most 200 for each of its 15 values, in single precision, and starts each at the nearest value fitted before."""
+    x, y = clusters(12, rows=96, classes=24, noise=0.3)
+    steps: list[int] = []
+    kinds: set[torch.dtype] = set()
+
+    class Counting(torch.optim.LBFGS):
+        def step(self, closure):  # type: ignore[no-untyped-def]
+            loss = super().step(closure)  # type: ignore[no-untyped-call]
+            steps.append(self.state[self._params[0]]["n_iter"])  # type: ignore[attr-defined]
+            kinds.add(self._params[0].dtype)  # type: ignore[attr-defined]
+            return loss
+
+    monkeypatch.setattr(torch.optim, "LBFGS", Counting)
+    problem = probe.Regression(x, y, 24)
+    probe.choose_c(problem, clusters(13, rows=96, classes=24, noise=0.3))
+    assert max(steps) <= 200
+    assert len(steps) <= 15
+    assert kinds == {torch.float32}
+    rough = sum(steps)
+    steps.clear()
+    for c in probe.COARSE:
+        problem.fit(c, probe.EXACT)
+    assert rough < sum(steps) / 2
+
+
 def test_the_chosen_c_is_as_good_as_a_grid() -> None:
     """The search is within one sample of the best of a fine grid; of equal C it takes the small one."""
     train, validation = clusters(3, noise=2.0), clusters(4, rows=120, noise=2.0)
@@ -68,10 +103,11 @@ def test_the_chosen_c_is_as_good_as_a_grid() -> None:
     def right(c: float) -> int:
         return int((probe.fit(*train, 4, c).scores(validation[0]).argmax(1) == validation[1]).sum())
 
-    chosen = probe.choose_c(train, validation, 4)
+    chosen, found = probe.choose_c(probe.Regression(*train, 4), validation)
+    assert int((found.scores(validation[0]).argmax(1) == validation[1]).sum()) >= right(chosen) - 1
     assert right(chosen) >= max(right(10.0**e) for e in np.arange(-4, 4.5, 0.5)) - 1
     train, validation = clusters(5, noise=0.01), clusters(6, noise=0.01)
-    easy = probe.choose_c(train, validation, 4)
+    easy, _ = probe.choose_c(probe.Regression(*train, 4), validation)
     assert right(easy) == right(1e6) == len(validation[1])
     assert easy < 0.1
 
@@ -116,5 +152,5 @@ def test_knn_is_scikit_learns(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = KNeighborsClassifier(k, weights=weights, algorithm="brute").fit(x.double().numpy(), y.numpy())
     ours = knn.knn_scores(new, x, y, 4, k=k)
     np.testing.assert_allclose(ours / ours.sum(1, keepdim=True), theirs.predict_proba(new.double().numpy()), atol=1e-4)
-    monkeypatch.setattr(knn, "_SCORES_PER_BLOCK", 1000)
+    monkeypatch.setattr(metrics, "SCORES_PER_BLOCK", 1000)
     torch.testing.assert_close(knn.knn_scores(new, x, y, 4, k=k), ours)

@@ -20,6 +20,15 @@ def test_fill_puts_the_name_everywhere_and_keeps_other_braces() -> None:
     assert fill(["cat"], ("a {c}, {c}!", "{ok} {c}")) == [["a cat, cat!", "{ok} cat"]]
 
 
+def test_a_mark_of_the_encoding_is_no_part_of_a_name(tmp_path: Path) -> None:
+    """Files saved with a byte order mark have the same names and templates."""
+    path = tmp_path / "names.txt"
+    path.write_text("cat\ndog\n", encoding="utf-8-sig")
+    assert read_classnames(path) == ("cat", "dog")
+    path.write_text("{c}\n", encoding="utf-8-sig")
+    assert read_templates(path) == ("{c}",)
+
+
 def test_class_specific_prompts(tmp_path: Path) -> None:
     """A JSON file gives each class its own prompts, in the classes' order; a class without any is named."""
     path = tmp_path / "prompts.json"

@@ -59,6 +59,30 @@ def test_the_p_value_of_a_gap_is_uniform_without_one() -> None:
     assert 0.02 <= np.mean(below) <= 0.2
 
 
+def test_the_p_value_is_that_of_shuffled_samples() -> None:
+    """Urns give what shuffling right and wrong among the samples one by one gives; small groups take their share."""
+    groups = ["a"] * 30 + ["b"] * 25 + ["c"] * 20 + ["tiny"] * 9
+    right = generator(5).random(84) < np.where(np.arange(84) < 30, 0.65, 0.45)
+    gap = widest_gap(right, groups)
+    assert gap is not None
+    rng, widths = generator(6), []
+    for _ in range(4000):
+        shuffled = rng.permutation(right)
+        rates = [shuffled[:30].mean(), shuffled[30:55].mean(), shuffled[55:75].mean()]
+        widths.append(max(rates) - min(rates))
+    assert gap.p_value == pytest.approx(np.mean(np.array(widths) >= gap.width - 1e-12), abs=0.03)
+
+
+def test_names_of_groups_may_be_long() -> None:
+    """A group's name takes memory once, however many samples there are; names that differ in their end only differ."""
+    groups = ["x" * 100_000 + "\0"] * 10 + ["x" * 100_000] * 10 + [f"g{i % 40}" for i in range(40_000)]
+    found = slice_by(np.arange(40_020) < 10, groups)
+    assert len(found) == 42
+    gap = widest_gap(np.arange(40_020) < 10, groups)
+    assert gap is not None
+    assert (gap.best, gap.width) == ("x" * 100_000 + "\0", 1.0)
+
+
 def test_groups_come_from_metadata() -> None:
     """Values become text, a missing one is a group of its own; unknown fields and lists are refused."""
     assert groups_of([sample(style="x"), sample(style=3), sample()], "style") == ["x", "3", "(none)"]

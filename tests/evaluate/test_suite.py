@@ -13,8 +13,9 @@ from PIL import Image
 
 from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset
+from mmssl.evaluate.printed import format_figures, format_results
 from mmssl.evaluate.suite import default_task
-from mmssl.evaluate.tables import format_figures, format_results, write_json
+from mmssl.evaluate.tables import write_json
 from mmssl.evaluate.zero_shot import class_weights
 from mmssl.types import UserError
 from tests.evaluate.toy import ToyEncoder, pack, paint
@@ -133,6 +134,15 @@ def test_broken_weights_are_named(numbers: Path) -> None:
     encoder = ToyEncoder()
     encoder.table[103] = torch.nan
     with pytest.raises(UserError, match=r"0\.tar:00003 are not finite"):
+        suite.run(encoder, {"x": (numbers, "zero_shot")})
+
+
+def test_broken_texts_are_named(numbers: Path) -> None:
+    """A text tower that gives NaN is refused, and takes no class for the best of all."""
+    encoder = ToyEncoder()
+    encode = encoder.encode_text
+    encoder.encode_text = lambda texts: encode(texts) * torch.nan  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"the text 'a number 100' are not finite"):
         suite.run(encoder, {"x": (numbers, "zero_shot")})
 
 

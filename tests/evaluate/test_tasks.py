@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from mmssl.evaluate import suite
+from mmssl.evaluate.compare import compare_results
 from mmssl.evaluate.datasets import open_dataset, read
 from mmssl.evaluate.embed import embed_pictures
 from mmssl.evaluate.multilabel import judge, targets_of
@@ -52,6 +53,20 @@ def test_few_shot(trained: Path) -> None:
     assert found["std@1"] > 0
     low, high = found["intervals"]["acc1@4"]
     assert low <= found["acc1@4"] <= high
+
+
+def test_few_shot_is_compared_sample_by_sample(trained: Path, tmp_path: Path) -> None:
+    """What is kept of each sample has the reported figures for its means, and the less noisy model wins them."""
+    results = {
+        name: suite.run(ToyEncoder(noise=noise), {"n": (trained, "few_shot")}, tmp_path / name)["n/few_shot"]
+        for name, noise in (("bad", 4.0), ("good", 2.0))
+    }
+    found = compare_results(tmp_path / "bad", tmp_path / "good")
+    assert list(found) == ["n/few_shot/acc1@1", "n/few_shot/acc1@2", "n/few_shot/acc1@4"]
+    for name, d in found.items():
+        figure = name.rpartition("/")[2]
+        assert (d.first, d.second) == pytest.approx((results["bad"][figure], results["good"][figure]))
+        assert d.interval[0] > 0
 
 
 def test_a_training_split_is_needed(numbers: Path) -> None:
@@ -131,6 +146,28 @@ def test_multilabel_needs_lists(numbers: Path, tmp_path: Path) -> None:
     shard = pack(tmp_path / "m-0.tar", [{"png": paint(1), "json": {"labels": [9]}}])
     with pytest.raises(UserError, match="label 9 of 00000"):
         suite.run(ToyEncoder(), {"n": (open_dataset(shard, classnames=["a"]), "multilabel")})
+
+
+@pytest.mark.parametrize("names", [["number 1"], None])
+def test_lists_without_any_label_are_refused(tmp_path: Path, names: list[str] | None) -> None:
+    """Where every list is empty there is nothing to measure, which is told before figures are written."""
+    shard = pack(tmp_path / "m-0.tar", [{"png": paint(100 + i), "json": {"labels": []}} for i in range(3)])
+    with pytest.raises(UserError, match=r"no sample of .*m-0\.tar has a label: all lists are empty"):
+        suite.run(ToyEncoder(), {"n": (open_dataset(shard, classnames=names), "multilabel")}, tmp_path / "out")
+
+
+def test_one_sample_is_enough_where_it_can_be(tmp_path: Path) -> None:
+    """Zero-shot, probes and retrieval of a single sample of a single class are perfect; geometry says that it needs
+    two."""
+    record = {"png": paint(100), "txt": "number 100", "json": {"label": "number 100"}}
+    for split in ("train", "test"):
+        pack(tmp_path / "one" / f"{split}-0.tar", [record])
+    tasks = ["zero_shot", "linear_probe", "few_shot", "knn", "retrieval"]
+    found = suite.run(ToyEncoder(), {"one": (tmp_path / "one", tasks)}, tmp_path / "out", draw=False)
+    assert [found[f"one/{task}"]["acc1"] for task in ("zero_shot", "linear_probe", "knn")] == [1.0] * 3
+    assert found["one/few_shot"]["acc1@1"] == found["one/retrieval"]["text_retrieval_recall@1"] == 1.0
+    with pytest.raises(UserError, match="'geometry' of data set 'one' needs two samples"):
+        suite.run(ToyEncoder(), {"one": (tmp_path / "one", "geometry")})
 
 
 def noisy() -> ToyEncoder:

@@ -12,9 +12,10 @@ import pytest
 from mmssl.cli import main
 from mmssl.report import write_report
 from mmssl.report.collect import collect
-from mmssl.report.facts import figures_of, in_words
+from mmssl.report.facts import LONGEST, figures_of, in_words
 from mmssl.report.page import hardest, matrix_of
 from mmssl.types import UserError
+from tests.evaluate.toy import pack, paint
 from tests.report.conftest import HOSTILE
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -159,6 +160,37 @@ def test_groups_have_a_table(hostile_run: Path, tmp_path: Path) -> None:
     text = Reader(path.read_text(encoding="utf-8")).text
     for words in ("<i>noto</i>", "25.0 %", "12.5 % to 50.0 %"):
         assert words in text
+
+
+def test_what_cannot_be_concluded_is_told(hostile_run: Path, tmp_path: Path) -> None:
+    """The note of an audit of associations stands below its gaps, and its sum is how many gaps are no chance."""
+    run = tmp_path / "audited"
+    shutil.copytree(hostile_run, run)
+    gap = {"best": "a", "worst": "b", "width": 0.5, "p_value": 0.001}
+    figures = {"classes": 9, "samples": 40, "real_gaps": 2, "gaps": {"who: doctor": gap}, "note": "nothing follows"}
+    (run / "results.json").write_text(json.dumps({"jobs/associations": figures}))
+    path, _ = write_report([run], tmp_path / "report", pictures=0)
+    text = Reader(path.read_text(encoding="utf-8")).text
+    assert "What cannot be concluded: nothing follows." in text
+    assert "jobs: associations with groups: gaps between groups that are no chance 2." in text
+
+
+def test_captions_as_long_as_books_do_not_fill_the_page(hostile_run: Path, tmp_path: Path) -> None:
+    """They are shown by their beginning, in tables, searches and on the map; what is the same is found by the whole."""
+    run = tmp_path / "long"
+    shutil.copytree(hostile_run, run)
+    start = "long " * 40_000
+    records = [{"png": paint(9 * i, i), "txt": f"{start} {i % 6}", "json": {"label": "x"}} for i in range(12)]
+    shard = pack(tmp_path / "books-0.tar", records)
+    (run / "found" / "retrieval" / "ranks.csv").write_text(f"shard,key\n{shard},00000\n")
+    (run / "colors" / "zero_shot" / "per_class.csv").write_text(f"class,samples,recall,precision\n{start},9,0.5,\n")
+    path, _ = write_report([run], tmp_path / "report")
+    page = path.read_text(encoding="utf-8")
+    assert "long long" in page
+    assert len(page) < 2_000_000
+    points = json.loads(page.split('id="page-data">')[1].split("</script>")[0])["spaces"]
+    (books,) = (found for found in points.values() if len(found) == 12)
+    assert {len(point["label"]) for point in books} == {LONGEST}
 
 
 def test_pictures_that_are_gone_are_told(hostile_run: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ class Index:
 
     @cached_property
     def _graph(self) -> Graph:
-        return Graph.open(self.folder / GRAPH)
+        return Graph.open(self.folder / GRAPH, self.parts)
 
     def build_graph(self) -> None:
         """Write the graph with which large indexes are searched.
@@ -137,7 +137,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """
     try:
         record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / RECORD} cannot be read: {error}") from None

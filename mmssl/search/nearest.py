@@ -1,6 +1,6 @@
 """Nearest vectors, on plain arrays: exactly, or by a graph for large sets."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ BLOCK = 1024
 """Rows that are widened and compared at once: they stay in a core's cache."""
 EXPANSION = 128
 """Candidates that the graph keeps while it searches; more find more of the true neighbours and take longer."""
+COMPARED, LEAST_COMPARED = 4, 64
+"""So many rows the graph proposes for each one wanted, and at least; the vectors themselves decide among them."""
 
 
 def exact_nearest(queries: Vectors, parts: Iterable[Vectors], k: int, unit: bool = False) -> Found:
@@ -72,19 +74,26 @@ def _near(wanted: Tensor, part: Vectors, k: int) -> tuple[Tensor, Tensor]:
 
 
 class Graph:
-    """A navigable small-world graph (Malkov and Yashunin 2018), as usearch builds it."""
+    """A navigable small-world graph (Malkov and Yashunin 2018), as usearch builds it, on vectors rounded to 8 bits.
 
-    def __init__(self, index: Any) -> None:
+    It proposes rows, and the stored vectors decide among them: half the size and twice the speed of a graph on half
+    precision, which without its proposals' comparison would miss some 5 in 100 of the neighbours.
+    """
+
+    def __init__(self, index: Any, parts: Sequence[Vectors]) -> None:
+        """Use `open`; `parts` are the vectors [N, D] of whose rows the graph is."""
         self._index = index
+        self._parts = parts
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
 
     @classmethod
-    def build(cls, parts: Iterable[Vectors], dim: int, path: Path) -> "Graph":
-        """Build the graph of all rows and write it.
+    def build(cls, parts: Sequence[Vectors], dim: int, path: Path) -> "Graph":
+        """Build the graph of all rows, unit vectors, and write it.
 
         Raises:
             UserError: usearch is missing.
         """
-        index = _usearch().Index(ndim=dim, metric="ip", dtype="f16", expansion_search=EXPANSION)
+        index = _usearch().Index(ndim=dim, metric="ip", dtype="i8")
         start = 0
         for part in parts:
             for first in range(0, len(part), BLOCK):
@@ -94,26 +103,46 @@ class Graph:
         partial = path.with_name(f".{path.name}.partial")
         index.save(str(partial))
         partial.replace(path)
-        return cls.open(path)
+        return cls.open(path, parts)
 
     @classmethod
-    def open(cls, path: Path) -> "Graph":
+    def open(cls, path: Path, parts: Sequence[Vectors]) -> "Graph":
         """Use a graph where it lies on the disk.
 
         Raises:
-            UserError: usearch is missing, or the file is none of its graphs.
+            UserError: usearch is missing, or the file is none of its graphs, or the graph of other vectors.
         """
         library = _usearch()
         try:
-            return cls(library.Index.restore(str(path), view=True))
+            graph = cls(library.Index.restore(str(path), view=True), parts)
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(f"{path} is no graph of usearch: {' '.join(str(error).split())}; embed again") from None
+        graph._index.expansion_search = EXPANSION  # which the file does not hold
+        if len(graph._index) != graph._starts[-1]:
+            raise UserError(
+                f"{path} is the graph of {len(graph._index):,} vectors, not of these {graph._starts[-1]:,}; remove it, "
+                f"and embed again with --graph"
+            )
+        return graph
 
     def nearest(self, queries: Vectors, k: int) -> Found:
-        """Nearly the k rows with the highest inner product with each query [Q, D]."""
-        found = self._index.search(np.atleast_2d(np.asarray(queries, dtype=np.float16)), k)
-        rows, distances = np.atleast_2d(found.keys), np.atleast_2d(found.distances)
-        return rows.astype(np.int64), (1 - distances).astype(np.float32)
+        """Nearly the k rows with the highest inner product with each query [Q, D], and those products."""
+        wanted = np.atleast_2d(np.asarray(queries, dtype=np.float32))
+        count = min(len(self._index), max(COMPARED * k, LEAST_COMPARED))
+        found = [self._index.search(query, count).keys for query in wanted]
+        proposed = np.stack([rows[: min(map(len, found))] for rows in found]).astype(np.int64)
+        products = np.einsum("qcd,qd->qc", self._vectors(proposed), wanted)
+        best = np.argsort(-products, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(proposed, best, axis=1), np.take_along_axis(products, best, axis=1)
+
+    def _vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Stored vectors of rows [...], float32 [..., D]."""
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        vectors = np.empty((*rows.shape, self._parts[0].shape[1]), dtype=np.float32)
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            vectors[here] = self._parts[number][rows[here] - self._starts[number]]
+        return vectors
 
 
 def _usearch() -> Any:

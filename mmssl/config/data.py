@@ -1,0 +1,116 @@
+"""`data`: where samples come from, and how they are rendered."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mmssl.config.section import Section
+
+
+class SourceConfig(Section):
+    """One source of a mixture."""
+
+    shards: str | list[str]
+    """A path, URL or pattern (`a/{00000..00009}.tar`, `a/*.tar`), or a list of them."""
+    weight: float = Field(1.0, gt=0)
+    """Share of the batch relative to the other sources' weights."""
+
+
+class ViewConfig(Section):
+    """How one named rendering of a picture is made while training. The defaults are OpenCLIP's."""
+
+    changed: float = Field(1.0, ge=0, le=1)
+    """Part of the pictures that may get any of the changes below but crop and flip; the others stay close to
+    what is judged."""
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    """Smallest and largest area of the random resized crop, as a fraction of the picture."""
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Smallest and largest width/height of the crop."""
+    flip: float = Field(0.0, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    affine: float = Field(0.0, ge=0, le=1)
+    """Probability of a small random rotation, translation and scaling."""
+    affine_degrees: float = Field(15.0, ge=0, le=180)
+    """Largest rotation of `affine`, in degrees."""
+    affine_scale: tuple[float, float] = (0.9, 1.1)
+    """Smallest and largest scale of `affine`."""
+    affine_fill: Literal["mirror", "white"] = "mirror"
+    """What `affine` brings into sight from outside the picture."""
+    color_jitter: float = Field(0.0, ge=0, le=1)
+    """Probability of changing brightness, contrast, saturation and hue."""
+    color_jitter_strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    """Largest relative change of brightness, contrast and saturation, and largest shift of hue (in turns)."""
+    gray: float = Field(0.0, ge=0, le=1)
+    """Probability of dropping the colours."""
+    invert: float = Field(0.0, ge=0, le=1)
+    """Probability of the negative."""
+    solarize: float = Field(0.0, ge=0, le=1)
+    """Probability of inverting the pixels above one half."""
+    posterize: float = Field(0.0, ge=0, le=1)
+    """Probability of keeping 3 to 6 levels a colour."""
+    outline: float = Field(0.0, ge=0, le=1)
+    """Probability of darkening the edges of shapes, as a drawing with outlines."""
+    blur: float = Field(0.0, ge=0, le=1)
+    """Probability of a Gaussian blur with a sigma of 0.1 to 2 pixels at 224 px (scaled with the size)."""
+    erase: float = Field(0.0, ge=0, le=1)
+    """Probability of painting over one random rectangle of 2 to 20 % of the area."""
+
+
+class DataConfig(Section):
+    """Where samples come from and how they are rendered."""
+
+    train: str | list[str | SourceConfig]
+    """Training shards: a pattern, or a list of patterns and weighted sources."""
+    batch_size: int = Field(256, ge=1)
+    """Pairs a step over all processes."""
+    captions: list[str] = ["{txt}"]
+    """Caption templates; each sample draws one. `{txt}` is the .txt member, other fields come from the .json member.
+    A list field such as `{tags}` renders a random non-empty subset in random order."""
+    lanes: int | None = Field(None, ge=1)
+    """Parallel readers of the stream, fixed for a run; they divide the batch. Default: the largest divisor
+    of the batch up to 64."""
+    shuffle_block: int = Field(8, ge=1)
+    """How much a lane shuffles together, in units of 8 MiB (or of a slice, if that is larger); more costs memory and
+    mixes better."""
+    slice_mib: float | None = Field(None, gt=0)
+    """Contiguous bytes of one shard read together, at most. Default: single samples for small sets, a millionth of
+    larger ones, 4 to 8 MiB for remote ones."""
+    workers: int | None = Field(None, ge=0)
+    """Readers and decoders per process; 0 decodes in the training thread. Default: from the number of cores."""
+    worker_kind: Literal["thread", "process"] = "thread"
+    """Threads share memory and start at once; processes keep Python's lock away from the training loop."""
+    decode: Literal["quality", "fast"] = "quality"
+    """`fast` decodes JPEG at a reduced DCT size where the crop allows it (30-33 dB against the full decode)."""
+    views: dict[str, ViewConfig] = {"main": ViewConfig()}
+    """Named renderings. `main` feeds the contrastive objective; the objectives in use say which others they need."""
+    augment_on: Literal["auto", "host", "device"] = "auto"
+    """Where pictures are flipped and changed: by the workers, one at a time (`host`), or in batches where the model is.
+    The draws, and but for rounding the pictures, are the same. `auto`: on the device if it is a GPU."""
+    max_pixels: int = Field(178_956_970, ge=1)
+    """Pictures with more pixels are refused before they are decoded (Pillow's own threshold)."""
+    max_member_mib: float = Field(64.0, gt=0)
+    """Members larger than this are refused."""
+    max_caption_chars: int = Field(20_000, ge=1)
+    """Longer captions are refused."""
+    bad_samples: float = Field(0.01, ge=0, le=1)
+    """The run stops when a larger fraction of the samples so far (after the first 1,000), or 100 in a row,
+    could not be used."""
+    cache_dir: Path | None = None
+    """Folder that keeps what was read of remote shards."""
+    cache_gib: float = Field(100.0, gt=0)
+    """Size cap of the cache; the pieces used longest ago go first."""
+    allow_pipe: bool = False
+    """Allow `pipe:COMMAND` sources, which run COMMAND in a shell."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.lanes is not None and self.batch_size % self.lanes:
+            raise ValueError(
+                f"data.lanes={self.lanes} does not divide data.batch_size={self.batch_size}; pick a divisor"
+            )
+        if "main" not in self.views:
+            raise ValueError("data.views has no view named 'main'; the contrastive objective reads it: add one")
+        if not self.captions:
+            raise ValueError("data.captions is empty; give at least one template, for example ['{txt}']")
+        return self

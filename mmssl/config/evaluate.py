@@ -1,0 +1,54 @@
+"""`evaluate`: what a model is judged on."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from mmssl.config.section import Section
+
+TaskName = Literal[
+    "zero_shot",
+    "retrieval",
+    "multilabel",
+    "linear_probe",
+    "few_shot",
+    "knn",
+    "geometry",
+    "corruptions",
+    "fine_tune",
+    "associations",
+]
+"""What can be measured on a data set."""
+
+
+def _separated(value: Any) -> Any:
+    """One word, words with commas between them, or a list."""
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
+Words = BeforeValidator(_separated)
+
+
+class SuiteConfig(Section):
+    """One data set judged while training and at the end."""
+
+    data: str
+    """Folder in CLIP_benchmark's WebDataset layout, or a pattern of paired shards."""
+    task: Annotated[list[TaskName], Words, Field(min_length=1)] = ["zero_shot"]
+    """What to measure: one task or several."""
+    slice_by: Annotated[list[str], Words] = []
+    """Metadata fields (entries of the JSON member) to break the accuracies of classifications down by."""
+
+
+class EvaluateConfig(Section):
+    """Evaluation in and after training."""
+
+    suites: dict[str, SuiteConfig] = {}
+    """Name -> data set and task."""
+    every: int | None = Field(None, ge=1)
+    """Evaluate every so many steps. Default: at the end only."""
+    best: str | None = None
+    """The metric that picks the best checkpoint, for example `unseen_style/zero_shot/acc1`. Default: the
+    first suite's main one."""
+    batch_size: int = Field(256, ge=1)
+    """Pictures or captions a forward pass."""

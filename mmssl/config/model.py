@@ -1,0 +1,127 @@
+"""`model`: the two towers and what joins them."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from mmssl.config.section import Section
+
+
+class LoraConfig(Section):
+    """Low-rank adapters of one tower (Hu et al. 2022): its own weights stay, only the adapters are trained."""
+
+    rank: int = Field(8, ge=1)
+    """Rank of each layer's change."""
+    alpha: int = Field(16, ge=1)
+    """The change is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping an entry of an adapter's input."""
+    targets: list[str] | None = Field(None, min_length=1)
+    """Layers to adapt, by the ends of their names (`[qkv, mlp.fc1]`). Default: all linear layers, or in a tower without
+    any all ungrouped convolutions."""
+
+
+class VisionConfig(Section):
+    """The vision tower."""
+
+    name: str = "open_clip:ViT-B-32"
+    """`open_clip:MODEL` (the visual tower of an open_clip config) or `timm:MODEL`."""
+    pretrained: str | None = None
+    """A pretrained tag of the library, or a local weights file. Null: random weights."""
+    image_size: int | None = Field(None, ge=8)
+    """Side of the square input in pixels. Default: the model's own."""
+    options: dict[str, Any] = {}
+    """Further arguments of the model (timm: keyword arguments such as depth; open_clip: entries of vision_cfg)."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of red, green and blue, from 0 to 1. Default: what the weights were trained with."""
+    std: tuple[float, float, float] | None = None
+    """Deviation of red, green and blue, from 0 to 1. Default: what the weights were trained with."""
+    fit: Literal["shortest", "squash"] = "shortest"
+    """How pictures are judged: the shorter side resized and the centre cut out, or both sides resized."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How pictures are resized."""
+    lock: bool = False
+    """Freeze the tower (LiT); its batch norms keep their statistics."""
+    unlocked_layers: int = Field(0, ge=0)
+    """With `lock`: the last layers left free."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters in place of the tower's own weights. Needs `pip install 'mmssl[lora]'`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "VisionConfig":
+        _no_free_layers("vision", self.lora, self.unlocked_layers)
+        return self
+
+
+class TextConfig(Section):
+    """The text tower."""
+
+    name: str | None = None
+    """A Hugging Face encoder: a hub name or a local folder with weights and tokenizer."""
+    config: dict[str, Any] | None = None
+    """A Hugging Face configuration (`model_type: bert`, ...) to build random weights from, instead of `name`; with
+    `model_type: open_clip` the entries of open_clip's text_cfg."""
+    tokenizer: str | None = None
+    """A hub name, a folder with a fast tokenizer, `clip` for OpenAI's CLIP tokenizer, or `train` to learn one from the
+    training captions. Default: `name`."""
+    vocab_size: int = Field(8192, ge=64)
+    """Largest vocabulary of a tokenizer learnt here (`tokenizer: train`)."""
+    pooling: Literal["auto", "cls", "mean", "eos", "pooler"] = "auto"
+    """Which token vectors make the caption's vector. `auto`: what the folder says (sentence-transformers), else cls.
+    `pooler`: the vector that the encoder pools by itself."""
+    max_tokens: int = Field(77, ge=4)
+    """Captions are cut to this many tokens and padded to the longest of the batch only."""
+    lock: bool = False
+    """Freeze the tower."""
+    unlocked_layers: int = Field(0, ge=0)
+    """With `lock`: the last layers left free."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters in place of the tower's own weights. Needs `pip install 'mmssl[lora]'`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TextConfig":
+        _no_free_layers("text", self.lora, self.unlocked_layers)
+        if (self.name is None) == (self.config is None):
+            raise ValueError("model.text needs exactly one of `name` (pretrained) and `config` (random weights)")
+        if self.name is None and self.tokenizer is None:
+            raise ValueError("model.text.tokenizer is missing; give a folder or hub name, or 'train' to learn one")
+        return self
+
+
+def _no_free_layers(tower: str, lora: LoraConfig | None, unlocked_layers: int) -> None:
+    if lora is not None and unlocked_layers > 0:
+        raise ValueError(
+            f"model.{tower}.lora trains adapters only, so model.{tower}.unlocked_layers={unlocked_layers} cannot be; "
+            f"set one of them to its default"
+        )
+
+
+class ModelConfig(Section):
+    """The dual encoder."""
+
+    start: str | None = None
+    """A whole model to start from: its towers, weights, tokenizer and preprocessing. A run or a model folder,
+    `open_clip:MODEL/TAG`, `local-dir:FOLDER` or a Hugging Face CLIP folder. Of the towers, only `lock`,
+    `unlocked_layers`, `lora` and `text.max_tokens` can then be set."""
+    vision: VisionConfig = VisionConfig()
+    """The vision tower."""
+    text: TextConfig
+    """The text tower."""
+    embed_dim: int = Field(512, ge=1)
+    """Size of the shared space."""
+    projection: Literal["linear", "mlp"] = "linear"
+    """From a tower's width to the shared space."""
+    init_temperature: float = Field(0.07, gt=0)
+    """Start of the learnable temperature (CLIP: 0.07); its inverse is the logit scale."""
+    max_logit_scale: float = Field(100.0, gt=0)
+    """The logit scale is clamped here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _towers_of_start(cls, values: Any) -> Any:
+        """Without a text tower of its own, a model has that of what it starts from."""
+        if isinstance(values, dict) and values.get("start") is not None:
+            text = values.get("text") or {}
+            if isinstance(text, dict) and text.get("name") is None and text.get("config") is None:
+                values = {**values, "text": {**text, "name": values["start"]}}
+        return values

@@ -1,0 +1,90 @@
+"""`optim` and `train`: how weights are updated, for how long, and what keeps a run safe."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from mmssl.config.section import Section
+
+
+class OptimConfig(Section):
+    """The optimizer and the learning-rate schedule. The defaults are OpenCLIP's."""
+
+    name: Literal["adamw"] = "adamw"
+    """The optimizer."""
+    lr: float = Field(5e-4, gt=0)
+    """Peak learning rate."""
+    vision_lr: float | None = Field(None, gt=0)
+    """Peak learning rate of the vision tower. Default: `lr`."""
+    text_lr: float | None = Field(None, gt=0)
+    """Peak learning rate of the text tower. Default: `lr`."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's betas."""
+    eps: float = Field(1e-6, gt=0)
+    """AdamW's epsilon."""
+    weight_decay: float = Field(0.2, ge=0)
+    """Decoupled weight decay; none on biases, norms, embeddings of position and class, and the temperature."""
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """After the warm-up: cosine to `final_lr`, constant, or constant and then a linear decay (warm-up,
+    stable, decay)."""
+    warmup: float = Field(0.05, ge=0)
+    """Linear warm-up: a fraction of the training below 1, else a number of steps."""
+    decay: float = Field(0.2, gt=0, le=1)
+    """Length of wsd's decay, as a fraction of the training."""
+    final_lr: float = Field(0.0, ge=0, le=1)
+    """Learning rate at the end, relative to the peak."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Largest norm of the whole gradient."""
+
+
+class TrainConfig(Section):
+    """Length, precision and safety of the training loop."""
+
+    steps: int | None = Field(None, ge=1)
+    """Length in optimizer steps."""
+    epochs: float | None = Field(None, gt=0)
+    """Length in passes over the data."""
+    samples: int | None = Field(None, ge=1)
+    """Length in samples seen."""
+    minutes: float | None = Field(None, gt=0)
+    """Length in minutes of wall clock; the schedule follows the clock."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the forward pass."""
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """Pairs a process holds activations for at a time (the gradient stays that of the whole batch). `auto`: as many
+    as fit into the memory that is free. Default: all."""
+    exchange: Literal["gather", "ring"] = "gather"
+    """How processes show each other their features: `gather` gives each process all of them; with `ring` they go round
+    part by part, for batches whose features would fill a device."""
+    compile: bool = False
+    """Compile both towers with torch.compile; captions of any length share one program."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then evaluated and exported. Null: none."""
+    checkpoint_steps: int | None = Field(None, ge=1)
+    """Save every so many steps."""
+    checkpoint_minutes: float | None = Field(15.0, gt=0)
+    """Save every so many minutes."""
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept, the best one aside."""
+    sync_batch_norm: bool = True
+    """Batch norms use the statistics of the global batch."""
+    activation_checkpointing: bool = False
+    """Recompute activations of the towers in the backward pass."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of the math. Default: torch's own choice."""
+    trackers: list[str] = ["tensorboard"]
+    """Accelerate trackers beside metrics.jsonl."""
+    log_samples: bool = False
+    """Write the sample ids of every step's global batch to sample_ids.jsonl."""
+    nonfinite_limit: int = Field(5, ge=1)
+    """Updates in a row skipped for a non-finite loss or gradient before the run stops."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        given = [k for k in ("steps", "epochs", "samples", "minutes") if getattr(self, k) is not None]
+        if len(given) != 1:
+            found = f"found {' and '.join(given)}" if given else "found none"
+            raise ValueError(
+                f"train needs exactly one of steps, epochs, samples and minutes ({found}); set the others to null"
+            )
+        return self

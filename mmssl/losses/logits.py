@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmssl.losses import blocked, ring
+from mmssl.losses.blocks import LEFT_OUT
 from mmssl.losses.ranks import Ranks
 
 Form = Literal["auto", "plain", "blocked"]
@@ -79,7 +80,7 @@ def _plain_logsumexps(
     diagonal = logits.diagonal(offset)
     if without_diagonal:
         own = torch.arange(len(left), device=left.device)
-        logits = logits.index_put((own, own + offset), logits.new_tensor(blocked.LEFT_OUT))
+        logits = logits.index_put((own, own + offset), logits.new_full((), LEFT_OUT))
     return logits.logsumexp(1), logits.logsumexp(0), diagonal
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmssl.losses.blocked import (
+from mmssl.losses.blocks import (
     Blocks,
     Gradients,
     add_logsumexp_gradients,

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from mmssl.config import ModelConfig
 from mmssl.models.text import TextTower, build_text
-from mmssl.models.vision import VisionTower, build_vision
+from mmssl.models.vision import VisionTower
+from mmssl.models.vision_build import build_vision
 
 
 class DualEncoder(nn.Module):

@@ -14,7 +14,7 @@ from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.text import TextTower
 from mmssl.models.text_open_clip import MODEL_TYPE, text_of
-from mmssl.models.vision import quiet, tower_of, unknown_model
+from mmssl.models.vision_build import quiet, tower_of, unknown_model
 from mmssl.models.weights import one_line
 from mmssl.types import UserError
 

@@ -15,7 +15,8 @@ from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.pretrained import Pretrained, linear, text_config
 from mmssl.models.pretrained_siglip import siglip_text, siglip_vision, to_timm
 from mmssl.models.text import TextTower
-from mmssl.models.vision import VisionTower, build_vision
+from mmssl.models.vision import VisionTower
+from mmssl.models.vision_build import build_vision
 from mmssl.models.weights import one_line
 from mmssl.types import UserError
 

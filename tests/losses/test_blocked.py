@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmssl.losses import blocked
+from mmssl.losses.blocks import LEFT_OUT
 from tests.losses.features import gradients, unit_rows
 
 Arguments = tuple[list[Tensor], int, tuple[int, int]]
@@ -38,7 +39,7 @@ def test_logsumexps_are_those_of_the_matrix(example: Arguments, without_diagonal
     logits = scale * left @ right.T
     hidden = torch.zeros_like(logits, dtype=torch.bool)
     hidden.diagonal(offset).fill_(without_diagonal)
-    summed = logits.masked_fill(hidden, blocked.LEFT_OUT)
+    summed = logits.masked_fill(hidden, LEFT_OUT)
     expected = summed.logsumexp(1), summed.logsumexp(0), logits.diagonal(offset)
     found = blocked.logsumexps(left, right, scale, offset, without_diagonal, block)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

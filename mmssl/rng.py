@@ -38,6 +38,7 @@ class RowRandom:
         self._generator = generator
         self._rows = slice(start, stop)
         self._total = total
+        self._noises = 0
 
     def uniform(self, *shape: int) -> torch.Tensor:
         """Uniform in [0, 1), float32 [rows, *shape]."""
@@ -52,10 +53,13 @@ class RowRandom:
     def noise(self, *shape: int) -> torch.Tensor:
         """As `normal`, for large shapes: drawn row by row, so that only this process's rows take memory."""
         device = self._generator.device
-        rows = []
-        for seed in self.integers(2**62).tolist():
-            rows.append(torch.randn(*shape, generator=torch.Generator(device).manual_seed(seed), device=device))
-        return torch.stack(rows)
+        own = torch.Generator(device)
+        words = self._generator.initial_seed(), "noise", self._noises
+        self._noises += 1
+        rows = range(self._rows.start, self._rows.stop)
+        return torch.stack(
+            [torch.randn(*shape, generator=own.manual_seed(torch_seed(*words, row)), device=device) for row in rows]
+        )
 
     def integers(self, high: int, *shape: int) -> torch.Tensor:
         """Uniform in 0..high-1, int64 [rows, *shape]."""

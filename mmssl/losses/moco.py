@@ -16,4 +16,4 @@ def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2) ->
     positive = (query * key.detach()).sum(1, keepdim=True)
     logits = torch.cat([positive, query @ queue.detach().T], 1) / temperature
     own = torch.zeros(len(query), dtype=torch.int64, device=query.device)
-    return F.cross_entropy(logits, own, reduction="sum"), logits.new_tensor(len(query))
+    return F.cross_entropy(logits, own, reduction="sum"), logits.new_full((), len(query))

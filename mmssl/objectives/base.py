@@ -88,6 +88,8 @@ class Objective(nn.Module, abc.ABC):
     """The typed options of the objective's configuration entry."""
     coupled: ClassVar[bool] = False
     """The loss of one sample depends on the other samples of the global batch."""
+    encodes_apart: ClassVar[bool] = False
+    """It runs an encoder of its own in `prepare`, outside of the mixer's forward."""
 
     def views(self) -> dict[str, ViewConfig]:
         """Renderings needed beside `main`, by name."""
@@ -105,7 +107,8 @@ class Objective(nn.Module, abc.ABC):
     def count(self, inputs: Inputs) -> Tensor:
         """Number of terms in the loss of these samples; by default one a sample, and one a batch if `coupled`."""
         ids = inputs["ids"]
-        return torch.tensor(1.0 if self.coupled else float(len(ids)), device=ids.device)
+        # Not torch.tensor(..., device=...), which waits for the device.
+        return torch.full((), 1.0 if self.coupled else float(len(ids)), device=ids.device)
 
     def finish(self, inputs: Inputs, processes: Processes) -> None:
         """Called once a step with the whole batch of this process, after its gradients; no gradients here."""

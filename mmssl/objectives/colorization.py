@@ -71,7 +71,7 @@ class Colorization(Objective):
 
     def count(self, inputs: Inputs) -> Tensor:
         ab = inputs["colorization.ab"]
-        return torch.tensor(float(ab[..., 0].numel()), device=ab.device)
+        return torch.full((), float(ab[..., 0].numel()), device=ab.device)
 
     def forwards(self) -> tuple[Forward, ...]:
         return (GRAY_IMAGE,)
@@ -89,7 +89,9 @@ class Colorization(Objective):
 
     def finish(self, inputs: Inputs, processes: Processes) -> None:
         bins, frequency = self.get_buffer("bins"), self.get_buffer("frequency")
-        counts = torch.bincount(nearest_bins(inputs["colorization.ab"], bins).flatten(), minlength=len(bins)).float()
+        nearest = nearest_bins(inputs["colorization.ab"], bins).flatten()
+        # Not torch.bincount, whose length a GPU tells the host.
+        counts = torch.zeros_like(frequency).scatter_add_(0, nearest, torch.ones_like(nearest, dtype=frequency.dtype))
         counts = processes.sum(counts)
         frequency.lerp_(counts / counts.sum().clamp(min=1), 1 - self.options.memory)
 
@@ -98,8 +100,9 @@ def rgb_to_lab(images: Tensor) -> Tensor:
     """sRGB bytes [B, 3, H, W] -> CIE L*a*b* under D65, L in 0..100."""
     rgb = images.float() / 255
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    matrix = torch.tensor(_XYZ, device=rgb.device) / torch.tensor(_WHITE, device=rgb.device).unsqueeze(1)
-    xyz = torch.einsum("ij,bjhw->bihw", matrix, linear)
+    red, green, blue = linear.unbind(1)
+    rows = [(r * red + g * green + b * blue) / white for (r, g, b), white in zip(_XYZ, _WHITE, strict=True)]
+    xyz = torch.stack(rows, 1)
     f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-8) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)

@@ -58,6 +58,7 @@ class Moco(Objective):
     the gradients they enter the queue; the copy and the queues are in the checkpoint."""
 
     Options = MocoOptions
+    encodes_apart = True
 
     def __init__(self, options: MocoOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
         super().__init__()

@@ -22,7 +22,9 @@ class Tally:
 
     def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
         """Add a sum and the number of terms in it."""
-        pair = torch.stack([total.detach().float(), torch.as_tensor(count, device=total.device).float()])
+        if not isinstance(count, Tensor):
+            count = torch.full((), float(count), device=total.device)
+        pair = torch.stack([total.detach().float(), count.float()])
         self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def stacked(self) -> Tensor:

@@ -52,11 +52,18 @@ def vocabulary() -> Vocabulary:
 
 
 def tiny_mixer(
-    names: list[str], changes: Mapping[str, Any] | None = None, processes: Processes = ALONE, dropout: float = 0.0
+    names: list[str],
+    changes: Mapping[str, Any] | None = None,
+    processes: Processes = ALONE,
+    dropout: float = 0.0,
+    text: dict[str, Any] | None = None,
 ) -> Mixer:
-    """Tiny towers with some objectives; the same weights every time. `dropout` is that of tokens and of blocks."""
+    """Tiny towers with some objectives; the same weights every time. `changes` are those of the vision tower, `text`
+    is another text tower's configuration; `dropout` is that of tokens and of blocks."""
     torch.manual_seed(0)
     config = tiny_model_config(dropout, dropout)
+    if text is not None:
+        config = config.model_copy(update={"text": config.text.model_copy(update={"config": text})})
     vision = config.vision.model_copy(update={"image_size": SIDE, **(changes or {})})
     encoder = build_dual_encoder(config.model_copy(update={"vision": vision}), WORDS, 0)
     kinds = {name: find_objective(name) for name in names}

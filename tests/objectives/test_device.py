@@ -1,0 +1,77 @@
+"""On a GPU no objective makes the host wait: shown on fake tensors, which know shapes and devices and need no GPU."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmssl.objectives import objective_names
+from mmssl.objectives.mixer import Mixer, Weighted
+from mmssl.rng import RowRandom
+from mmssl.train.step import Tally
+from tests.objectives.problem import RESNET, ROWS, batch, tiny_mixer
+
+
+class Watcher(TorchDispatchMode):
+    """Refuses what makes the host wait for the device, or the device for the host."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        result = function(*arguments, **(options or {}))
+        name = str(function)
+        if name.startswith(("aten._to_copy", "aten.copy_")) and not (options or {}).get("non_blocking", False):
+            source, target = (arguments[0], result) if name.startswith("aten._to") else (arguments[1], arguments[0])
+            assert source.device == target.device, f"{name}: from {source.device} to {target.device}"
+        return result
+
+
+def to_gpu(module: nn.Module) -> None:
+    """Give every weight and buffer a stand-in on a GPU."""
+    for child in module.modules():
+        for name, parameter in list(child.named_parameters(recurse=False)):
+            stand_in = nn.Parameter(torch.empty_like(parameter, device="cuda"), requires_grad=parameter.requires_grad)
+            setattr(child, name, stand_in)
+        for name, buffer in list(child.named_buffers(recurse=False)):
+            setattr(child, name, torch.empty_like(buffer, device="cuda"))
+
+
+class Draws(RowRandom):
+    """Without a generator: a GPU's exists on GPUs only."""
+
+    def __init__(self) -> None: ...
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(ROWS, *shape, device="cuda")
+
+    normal = noise = uniform
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        return torch.randint(high, (ROWS, *shape), device="cuda")
+
+
+def a_step(mixer: Mixer, name: str) -> Tally:
+    """All of a step that objectives write: what is drawn and counted, predictions, losses, metrics and queues."""
+    given = batch(mixer).to(torch.device("cuda"))
+    inputs = mixer.inputs(given, [name], lambda _: Draws(), 0.5)
+    tally = Tally()
+    count = mixer.objective(name).count(inputs)
+    total, outputs = mixer(inputs, {name: Weighted(1.0, 1 / count)})
+    tally.add("total", total, count)
+    for metric, (value, terms) in outputs[name].metrics.items():
+        tally.add(metric, value, terms)
+    mixer.finish(inputs, [name])
+    return tally
+
+
+@pytest.mark.parametrize("tower", [{}, RESNET], ids=["vit", "resnet"])
+@pytest.mark.parametrize("name", objective_names())
+def test_the_host_waits_for_nothing(name: str, tower: dict[str, Any]) -> None:
+    """No value is read from the device, no shape depends on one, nothing is copied to it but asynchronously, and all
+    tensors meet on it."""
+    mixer = tiny_mixer([name], tower)
+    with FakeTensorMode(allow_non_fake_inputs=True), Watcher():
+        to_gpu(mixer)
+        for pair in a_step(mixer, name).sums.values():
+            assert pair.device.type == "cuda"

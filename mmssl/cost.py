@@ -70,7 +70,7 @@ def predicted_cost(mixer: Mixer, objectives: Iterable[str], progress: float = 0.
     names = list(objectives)
     if not names:
         return 0.0
-    batch = _synthetic_batch(mixer, names, tokens)
+    batch = synthetic_batch(mixer, names, SAMPLES, tokens)
 
     def random(name: str) -> RowRandom:
         return RowRandom(torch_generator("cost", name, device=batch.ids.device), 0, SAMPLES, SAMPLES)
@@ -109,20 +109,21 @@ def _vocabulary(config: Config) -> tuple[Vocabulary, int]:
     return vocabulary_of(tokenizer), tokenizer.pad_id
 
 
-def _synthetic_batch(mixer: Mixer, objectives: Iterable[str], tokens: int) -> Batch:
-    """Noise as pictures in every view that is read, and captions of ordinary tokens."""
+def synthetic_batch(mixer: Mixer, objectives: Iterable[str], samples: int, tokens: int) -> Batch:
+    """Noise as pictures in every view that these objectives read, and captions of ordinary tokens, on the mixer's
+    device."""
     device = mixer.encoder.log_logit_scale.device
     generator = torch_generator("synthetic batch")
     chosen = [mixer.objective(name) for name in objectives]
     views = {"main", *(name for objective in chosen for name in objective.views())}
     size, words = mixer.encoder.vision.image_size, int(mixer.encoder.text.encoder.config.vocab_size)
-    pictures = torch.randint(256, (SAMPLES, 3, size, size), generator=generator, dtype=torch.uint8)
+    pictures = torch.randint(256, (samples, 3, size, size), generator=generator, dtype=torch.uint8)
     # Vocabularies keep their special tokens at the beginning or at the end.
-    ids = torch.randint(words // 4, words // 2, (SAMPLES, tokens), generator=generator)
+    ids = torch.randint(words // 4, words // 2, (samples, tokens), generator=generator)
     return Batch(
         views={name: pictures.clone() for name in sorted(views)},
         tokens=ids,
         token_mask=torch.ones_like(ids, dtype=torch.bool),
-        ids=torch.arange(SAMPLES),
-        keys=[f"synthetic:{i}" for i in range(SAMPLES)],
+        ids=torch.arange(samples),
+        keys=[f"synthetic:{i}" for i in range(samples)],
     ).to(device)

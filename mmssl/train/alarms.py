@@ -7,6 +7,8 @@ from mmssl.objectives import reference
 
 EARLY = 0.1
 """Before this part of the training, a loss near its start is nothing to worry about."""
+EARLY_STEPS = 20
+"""Nor is it before so many steps."""
 STUCK = 0.97
 """A loss between pictures and captions above this part of guessing's is not better than guessing."""
 COLLAPSED = 2.0
@@ -36,7 +38,8 @@ class Alarms:
         step = record["step"]
         pairing = reference({key.removesuffix(".loss") for key in record if key.endswith(".loss")})
         guessed = guessing_loss(pairing, self.batch_size) if pairing is not None else 0.0
-        if progress > EARLY and value(f"{pairing}.loss") > STUCK * guessed > 0:
+        late = progress > EARLY and value("step") > EARLY_STEPS
+        if late and value(f"{pairing}.loss") > STUCK * guessed > 0:
             signs["stuck"] = (
                 f"step {step}: the {pairing} loss {value(f'{pairing}.loss'):.2f} is no better than that of guessing, "
                 f"{guessed:.2f}; do captions belong to their pictures (mmssl shards show)? Else try a lower optim.lr "

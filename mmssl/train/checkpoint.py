@@ -50,6 +50,7 @@ def save_checkpoint(
         record = {"format": FORMAT, "step": step, "sha256": sums, **state}
         (partial / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         _settle(partial / "state.json")
+        _sync_folder(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _sync_folder(folder)
@@ -134,9 +135,13 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def prune_checkpoints(folder: Path, keep: int, best: Path | None) -> None:
-    """Delete all but the newest `keep` and the best one."""
-    delete_checkpoints(path for path in list_checkpoints(folder)[:-keep] if path != best)
+def prune_checkpoints(folder: Path, step: int, keep: int, best: Path | None) -> None:
+    """Delete all but the newest `keep` up to `step`, the one just written, and the best one.
+
+    Those of later steps are damaged ones that a resumed run passed over: they must not count as kept.
+    """
+    written = [path for path in list_checkpoints(folder) if step_of(path) <= step]
+    delete_checkpoints(path for path in written[:-keep] if path != best)
 
 
 def delete_checkpoints(paths: Iterable[Path]) -> None:

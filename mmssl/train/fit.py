@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from mmssl.cost import synthetic_batch
 from mmssl.objectives.mixer import Mixer
 from mmssl.train.step import backward
-from mmssl.types import Batch
 
 SHARE = 0.7
 """Of the memory that is left beside weights, gradients and optimizer, activations may take so much; the rest is for
@@ -24,7 +24,6 @@ PROBE = 4
 def fitting_micro_batch(
     mixer: Mixer,
     rows: int,
-    views: Sequence[str],
     tokens: int,
     weights: Mapping[str, float],
     accelerator: Accelerator,
@@ -44,9 +43,8 @@ def fitting_micro_batch(
     mixer = copy.deepcopy(mixer)
 
     def saved(count: int) -> int:
-        batch = _synthetic(mixer, count, views, tokens).to(device)
         with _Counter() as counter:
-            _one_step(mixer, batch, weights, accelerator)
+            _one_step(mixer, count, tokens, weights, accelerator)
         mixer.zero_grad()
         return counter.most
 
@@ -56,7 +54,7 @@ def fitting_micro_batch(
     fits = max(1, int(free * SHARE) // a_sample)
     fits = min(rows, 1 << (fits.bit_length() - 1))
     everyone = mixer.processes.gather(torch.tensor([fits], device=device))[0]
-    fits = _largest_that_runs(int(everyone.min()), lambda n: _trial(mixer, n, views, tokens, weights, accelerator))
+    fits = _largest_that_runs(int(everyone.min()), lambda n: _trial(mixer, n, tokens, weights, accelerator))
     return fits, f"{a_sample / 2**20:.1f} MiB a sample, {max(free, 0) / 2**30:.1f} GiB free: {fits} of {rows}"
 
 
@@ -83,29 +81,20 @@ def _largest_that_runs(count: int, trial: Callable[[int], None]) -> int:
     return count
 
 
-def _trial(
-    mixer: Mixer, count: int, views: Sequence[str], tokens: int, weights: Mapping[str, float], accelerator: Accelerator
-) -> None:
+def _trial(mixer: Mixer, count: int, tokens: int, weights: Mapping[str, float], accelerator: Accelerator) -> None:
     # A CPU that runs out of memory kills the process: only a GPU can be asked by trying. With several processes, each
     # would have to try alike.
     if accelerator.device.type == "cuda" and mixer.processes.world == 1:
-        batch = _synthetic(mixer, count, views, tokens).to(accelerator.device)
         try:
-            _one_step(mixer, batch, weights, accelerator)
+            _one_step(mixer, count, tokens, weights, accelerator)
         finally:
             mixer.zero_grad()
 
 
-def _one_step(mixer: Mixer, batch: Batch, weights: Mapping[str, float], accelerator: Accelerator) -> None:
+def _one_step(mixer: Mixer, count: int, tokens: int, weights: Mapping[str, float], accelerator: Accelerator) -> None:
+    # Of ordinary tokens: masked words take memory too.
+    batch = synthetic_batch(mixer, weights, count, tokens)
     backward(mixer, mixer, batch, weights, 0.5, (0, "fit"), None, accelerator)
-
-
-def _synthetic(mixer: Mixer, count: int, views: Sequence[str], tokens: int) -> Batch:
-    side = mixer.encoder.vision.image_size
-    mask = torch.ones(count, tokens, dtype=torch.bool)
-    pictures = torch.zeros(count, 3, side, side, dtype=torch.uint8)
-    ids = torch.arange(count)
-    return Batch(dict.fromkeys(views, pictures), mask.long(), mask, ids, [str(i) for i in range(count)])
 
 
 class _Counter:

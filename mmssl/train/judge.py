@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -12,6 +13,7 @@ from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.evaluate.tables import Metrics
 from mmssl.model import Model
+from mmssl.train.checkpoint import write_atomically
 from mmssl.train.state import RunState
 from mmssl.types import UserError
 
@@ -45,9 +47,10 @@ class Judge:
             processes=self.processes,
         )
         if self.processes.rank == 0:
-            record = {"step": self.run.step, "seconds": self.run.seconds, "results": results}
-            with (self.config.run_dir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            _note(
+                self.config.run_dir / "evaluations.jsonl",
+                {"step": self.run.step, "seconds": self.run.seconds, "results": results},
+            )
             figures = {
                 f"eval/{n}/{k}": v for n, m in results.items() for k, v in m.items() if isinstance(v, (int, float))
             }
@@ -70,3 +73,10 @@ class Judge:
         value = float(results[result][metric])
         if self.run.best is None or value > self.run.best[0]:
             self.run.best = (value, self.run.step)
+
+
+def _note(path: Path, record: dict[str, Any]) -> None:
+    """Append an evaluation; those of this step and later ones, which a resumed run does again, are dropped."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    kept = [line for line in lines if json.loads(line)["step"] < record["step"]]
+    write_atomically(path, "".join(f"{line}\n" for line in [*kept, json.dumps(record)]).encode())

@@ -36,7 +36,7 @@ def rewind(run_dir: Path) -> str:
     Returns: a line for the user.
 
     Raises:
-        UserError: there is nothing to rewind, or no checkpoint to go back to.
+        UserError: there is nothing to rewind, the run went on past it, or there is no checkpoint to go back to.
     """
     notes = sorted(run_dir.glob("nonfinite-step-*-rank-0.json"), key=lambda path: path.stat().st_mtime)
     if not notes:
@@ -44,6 +44,12 @@ def rewind(run_dir: Path) -> str:
     steps = [int(bad["step"]) for bad in json.loads(notes[-1].read_text(encoding="utf-8"))["steps"]]
     first, last = steps[0], steps[-1]
     folder = run_dir / "checkpoints"
+    past = [path.name for path in checkpoint.list_checkpoints(folder) if checkpoint.step_of(path) > last]
+    if past:
+        raise UserError(
+            f"{run_dir} went on past the bad data of steps {first} to {last} ({past[-1]} is there, and would be "
+            f"deleted); use --resume alone"
+        )
     found = checkpoint.newest_checkpoint(folder, before=first)
     if found is None:
         raise UserError(

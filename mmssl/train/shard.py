@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
@@ -18,7 +19,7 @@ def prepare_sharding(accelerator: Accelerator, mixer: Mixer) -> None:
     a percent. Units are the towers' blocks, unless the launcher names a policy.
 
     Raises:
-        UserError: FSDP version 1 or DeepSpeed was asked for.
+        UserError: FSDP version 1 or DeepSpeed was asked for, or an objective cannot be trained so.
     """
     if accelerator.distributed_type == "DEEPSPEED":
         raise UserError(
@@ -29,8 +30,16 @@ def prepare_sharding(accelerator: Accelerator, mixer: Mixer) -> None:
         return
     if not accelerator.is_fsdp2:
         raise UserError("FSDP version 1 is not supported; use: accelerate launch --use_fsdp --fsdp_version 2")
+    for name in mixer.objectives:
+        if mixer.objective(name).encodes_apart:
+            raise UserError(
+                f"objectives.{name} runs an encoder beside the forward pass, where FSDP2 has its weights in parts; "
+                f"leave the objective or --use_fsdp out"
+            )
     plugin = accelerator.state.fsdp_plugin
     plugin.mixed_precision_policy = None
+    # FSDP2 splits weights along their memory.
+    mixer.to(memory_format=torch.contiguous_format)
     if plugin.auto_wrap_policy is None:
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
         plugin.transformer_cls_names_to_wrap = block_classes(mixer.encoder)

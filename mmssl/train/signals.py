@@ -1,8 +1,13 @@
-"""SIGTERM and SIGINT ask a run to save and stop; a second one stops it at once."""
+"""SIGTERM and SIGINT ask a run to save and stop; a later one stops it at once."""
 
+import os
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
+
+SAME_SECONDS = 2.0
+"""Signals so close together are one request: batch systems send them to every process, and launchers pass theirs on."""
 
 
 class StopRequest:
@@ -10,6 +15,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._when = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -24,6 +30,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        for known, handler in self._previous.items():
-            signal.signal(known, handler)
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._when = number, now
+        elif now - self._when > SAME_SECONDS:
+            signal.signal(number, self._previous[number])
+            os.kill(os.getpid(), number)

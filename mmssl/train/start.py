@@ -1,5 +1,6 @@
 """How a run starts: what can be refused before anything is built, Accelerate's object, and the run's folder."""
 
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from accelerate.utils import DistributedDataParallelKwargs
 from mmssl.config import Config, dump_config
 from mmssl.data.loader import sources_of
 from mmssl.evaluate.datasets import open_dataset
-from mmssl.objectives import reference
 from mmssl.train.checkpoint import write_atomically
 from mmssl.types import UserError
 
+_LOAD_ON_ONE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 PACKED = "shards"
 """Folder of a run for the shards that were packed for it; it may be there before the run begins."""
 
@@ -31,22 +32,34 @@ def build_accelerator(config: Config) -> Accelerator:
     """Accelerate's object for this process; there must be one at most.
 
     Raises:
-        UserError: the precision does not exist on this device.
+        UserError: the precision does not exist on this device, or the launcher asks for what is done here otherwise.
     """
     precision = config.train.precision
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision=fp16 needs a GPU; use bf16 or fp32")
-    # Objectives that rest at a step, or read one tower only, leave weights without a gradient.
-    partial = set(config.objectives) != {reference(config.objectives)}
     # Accelerate keeps one precision a process; a training before this one, in a notebook, may have had another.
     AcceleratorState._reset_state()
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=partial)
-    return Accelerator(
+    # A launcher's default. It leaves pretrained weights of transformers out on all processes but one, and then sends
+    # parameters only: Accelerate (1.15) knows no buffers there. Here every process builds the whole model.
+    os.environ[_LOAD_ON_ONE] = "false"
+    accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
-        kwargs_handlers=[ddp],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         log_with=list(config.train.trackers) or None,
         project_dir=str(config.run_dir),
     )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise UserError(
+            f"accelerate is told to accumulate gradients over {accelerator.gradient_accumulation_steps} steps; use "
+            f"train.micro_batch, which keeps the gradient that of the whole batch, and leave "
+            f"--gradient_accumulation_steps out"
+        )
+    if accelerator.distributed_type == "FSDP" and config.mixer.balance == "gradient_norm":
+        raise UserError(
+            "mixer.balance=gradient_norm needs each objective's gradient, which is not measured under FSDP2; use fixed "
+            "or uncertainty"
+        )
+    return accelerator
 
 
 def check(config: Config, world: int, resume: bool) -> None:

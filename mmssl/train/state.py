@@ -81,7 +81,7 @@ def save(folder: Path, trained: Trained, keep: int) -> None:
         }
         checkpoint.save_checkpoint(folder, run.step, tensors, optimizer, state)
         best = None if run.best is None else folder / f"step-{run.best[1]:09d}"
-        checkpoint.prune_checkpoints(folder, keep, best)
+        checkpoint.prune_checkpoints(folder, run.step, keep, best)
     mixer.processes.barrier()
 
 
@@ -118,9 +118,10 @@ def restore(path: Path, trained: Trained) -> list[str]:
 
 
 def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole tensors, or none where they are not kept: processes that do not write only give their parts."""
+    """Whole tensors on the CPU (of a model that is split, not even one device could hold them all), or none where they
+    are not kept: processes that do not write only give their parts."""
     found = ((name, whole(tensor)) for name, tensor in tensors.items())
-    return {name: tensor for name, tensor in found if keep}
+    return {name: tensor.cpu() for name, tensor in found if keep}
 
 
 def _differing_versions(then: Mapping[str, Any]) -> str:

@@ -43,13 +43,14 @@ class StepLog:
 
 
 class _Remaining(ProgressColumn):
-    """Time left, from the part done."""
+    """Time left, from the part done since the start."""
 
     def render(self, task: Task) -> Text:
-        elapsed, done = task.elapsed or 0.0, (task.completed / task.total if task.total else 0.0)
-        if done <= 0:
+        # A resumed run did a part of it before.
+        done, before = task.completed, task.fields["before"]
+        if done <= before:
             return Text("ETA --:--")
-        left = int(elapsed * (1 - done) / done)
+        left = int((task.elapsed or 0.0) * (1 - done) / (done - before))
         hours, minutes, seconds = left // 3600, left // 60 % 60, left % 60
         return Text(f"ETA {hours}:{minutes:02d}:{seconds:02d}" if hours else f"ETA {minutes:02d}:{seconds:02d}")
 
@@ -60,7 +61,8 @@ class ProgressBar:
     On a terminal it is redrawn in place; elsewhere a line is printed every 20th of the run.
     """
 
-    def __init__(self, console: Console, shown: bool) -> None:
+    def __init__(self, console: Console, shown: bool, done: float = 0.0) -> None:
+        """`done`: the part of the run that was done before."""
         self._live = shown and console.is_terminal
         self._plain = shown and not console.is_terminal
         self._console = console
@@ -74,7 +76,8 @@ class ProgressBar:
             console=console,
             disable=not self._live,
         )
-        self._task = self._bar.add_task("train", total=1.0, step=0, numbers="")
+        self._task = self._bar.add_task("train", total=1.0, before=done, step=0, numbers="")
+        self._bar.update(self._task, completed=done)
 
     def __enter__(self) -> "ProgressBar":
         self._bar.start()

@@ -35,6 +35,6 @@ def test_parameters_and_activations_are_as_stated(towers: Towers) -> None:
     mixer = untrained_mixer(config_of(towers))
     parameters = sum(p.numel() for p in mixer.parameters())
     assert parameters <= towers.parameters <= 1.25 * parameters
-    _, why = fitting_micro_batch(mixer, 4, ["main"], TOKENS, {"contrastive": 1.0}, Accelerator(cpu=True), 2**40)
+    _, why = fitting_micro_batch(mixer, 4, TOKENS, {"contrastive": 1.0}, Accelerator(cpu=True), 2**40)
     a_pair = float(why.split()[0]) * 2**20
     assert a_pair <= towers.pair_bytes(towers.sizes[-1], TOKENS) <= 1.25 * a_pair

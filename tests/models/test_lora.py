@@ -49,12 +49,12 @@ def features(encoder: DualEncoder) -> Tensor:
     return torch.cat([encoder.encode_image(pictures), encoder.encode_text(tokens, tokens > 0)])
 
 
-def draw_adapters(encoder: DualEncoder) -> None:
-    """Adapters begin as no change: give them one."""
+def draw_adapters(encoder: DualEncoder, size: float = 0.3) -> None:
+    """Adapters begin as no change: give them one, of this standard deviation."""
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             if "lora_" in name:
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch_generator(name)))
+                parameter.copy_(size * torch.randn(parameter.shape, generator=torch_generator(name)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

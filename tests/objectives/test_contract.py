@@ -1,16 +1,20 @@
 """What every objective promises, whichever there are."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import DistributedDataParallelKwargs
 from torch.nn.parallel import DistributedDataParallel
 
+from mmssl.config import ObjectiveConfig
 from mmssl.distributed import Processes
 from mmssl.objectives import objective_names
 from mmssl.objectives.mixer import Mixer
 from mmssl.train.step import Tally, backward
+from mmssl.train.unused import tell_ddp
 from tests.gloo import on_ranks
 from tests.objectives.problem import RESNET, ROWS, Plain, batch, part, tiny_mixer
 
@@ -115,6 +119,34 @@ def on_one_rank(processes: Processes, name: str) -> dict[str, np.ndarray]:
         mine = part(batch(mixer, i % BATCHES.get(name, 1)), processes)
         backward(model, mixer, mine, {name: 1.0}, 0.5, (0, "step", i), None, Plain())
     return gradients(mixer)
+
+
+def without_a_search(processes: Processes) -> dict[str, list[bool]]:
+    """Contrastive with each other objective under DDP as a run sets it up, for two steps: DDP itself stops at a weight
+    that it waited for in vain. What was chosen, and what where the objective rests at times."""
+    chosen = {}
+    for name in NAMES:
+        mixer = tiny_mixer([*dict.fromkeys(["contrastive", name])], processes=processes)
+        accelerator: Any = Plain()
+        accelerator.distributed_type, accelerator.ddp_handler = "MULTI_CPU", DistributedDataParallelKwargs()
+        always = {key: ObjectiveConfig() for key in mixer.objectives}
+        searches = []
+        for schedules in ({**always, name: ObjectiveConfig(every=2)}, always):
+            tell_ddp(accelerator, mixer, schedules, True)
+            searches.append(accelerator.ddp_handler.find_unused_parameters)
+        chosen[name] = searches
+        model = DistributedDataParallel(mixer, **accelerator.ddp_handler.to_kwargs())
+        for i in range(2):
+            mine = part(batch(mixer, i), processes)
+            backward(model, mixer, mine, dict.fromkeys(mixer.objectives, 1.0), 0.5, (0, "step", i), None, Plain())
+    return chosen
+
+
+def test_beside_contrastive_every_weight_gets_a_gradient() -> None:
+    """Where all objectives act at every step, DDP need not search the graph for weights without a gradient, and is not
+    told to; where one rests, it is."""
+    for chosen in on_ranks(2, without_a_search):
+        assert chosen == {name: [True, False] for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -84,8 +84,19 @@ def test_none_usable_and_none_at_all_differ(tmp_path: Path) -> None:
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     """Of five, the last two and the best stay."""
     paths = [save(tmp_path, i) for i in range(1, 6)]
-    prune_checkpoints(tmp_path, 2, paths[1])
+    prune_checkpoints(tmp_path, 9, 2, paths[1])
     assert list_checkpoints(tmp_path) == [paths[1], paths[3], paths[4]]
+
+
+def test_a_damaged_later_one_is_not_counted_as_kept(tmp_path: Path) -> None:
+    """A run that passed over step 8 and went on from 6 keeps what it writes at 7, even where one is kept."""
+    paths = [save(tmp_path, step) for step in (6, 7, 8)]
+    (paths[2] / "model.safetensors").unlink()
+    prune_checkpoints(tmp_path, 7, 1, None)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[0] == paths[1]
+    assert not paths[0].exists()
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:

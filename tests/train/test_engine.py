@@ -1,5 +1,6 @@
 """Runs as users start them: what they leave behind, what they refuse, and that they go on where they stopped."""
 
+import itertools
 import json
 import os
 import shutil
@@ -7,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,9 @@ from safetensors.torch import load_file
 
 import mmssl
 from mmssl.config import Config, parse_config
+from mmssl.train import engine, setup
 from mmssl.train.engine import train
+from mmssl.train.numbers import Numbers
 from mmssl.types import UserError
 from tests.pairs import run_tree, write_pairs
 
@@ -141,6 +146,60 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path, shards: Path, t
     train(config(shards, run), resume=True)
     assert untimed(run) == untimed(finished)
     assert (run / "model" / "model.safetensors").read_bytes() == (finished / "model" / "model.safetensors").read_bytes()
+    evaluations = (run / "evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in evaluations] == [8]
+
+
+def test_a_save_that_is_due_by_the_clock_happens_once(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock of one second a look, three looks a step and a save every twelve seconds: wished for at step 5,
+    agreed upon at step 6, and not again until the end."""
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=partial(next, itertools.count())))
+    changes = {"train__checkpoint_steps": None, "train__checkpoint_minutes": 0.2, "train__keep": 9, "train__steps": 9}
+    train(config(shards, tmp_path / "run", evaluate={}, **changes))
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == ["step-000000006", "step-000000009"]
+
+
+def test_a_stop_that_another_process_was_asked_for_counts_here(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that got no signal itself does not report a finished run."""
+    read = Numbers.read
+
+    def agreed(numbers: Numbers) -> None:
+        read(numbers)
+        numbers.stop = numbers.run.step >= 3
+
+    monkeypatch.setattr(Numbers, "read", agreed)
+    ended = train(config(shards, tmp_path / "run", evaluate={}))
+    assert (ended.signal, ended.results) == (signal.SIGTERM, {})
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_device_out_of_memory_says_what_to_do(tmp_path: Path) -> None:
+    """One line with the switch that helps."""
+    said = r"out of memory \(Tried to allocate 2 GiB\).*train.micro_batch=auto"
+    with (
+        pytest.raises(UserError, match=said),
+        engine._exhausted_as_error(tmp_path, "go on with: mmssl train --resume RUN"),
+    ):
+        raise torch.OutOfMemoryError("Tried to allocate 2 GiB\nmore")
+
+
+@pytest.mark.parametrize(("before", "found", "expected"), [(None, 4, 4), (2, 4, 2), (8, 4, 4)])
+def test_a_resumed_run_keeps_its_micro_batch_if_it_fits(
+    before: int | None, found: int, expected: int, finished: Path, shards: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """`auto` keeps what the checkpoint has, where that is not more than fits now."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    path = run / "checkpoints" / "step-000000008" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "micro_batch": before}))
+    monkeypatch.setattr(setup, "fitting_micro_batch", lambda *_: (found, "as told"))
+    built = setup.set_up(config(shards, run, train__micro_batch="auto"), resume=True, rewound=False)
+    assert built.trained.run.micro_batch == expected
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(finished: Path, shards: Path, tmp_path: Path) -> None:

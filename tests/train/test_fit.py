@@ -11,7 +11,7 @@ from tests.train.test_step import mixer
 def fit(free_bytes: int, rows: int = 256) -> int:
     module = mixer(0.0)
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    found, _ = fitting_micro_batch(module, rows, ["main"], 8, {"contrastive": 1.0}, Accelerator(cpu=True), free_bytes)
+    found, _ = fitting_micro_batch(module, rows, 8, {"contrastive": 1.0}, Accelerator(cpu=True), free_bytes)
     assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
     assert all(p.grad is None for p in module.parameters())
     return found

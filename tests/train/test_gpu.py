@@ -5,15 +5,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from mmssl.bench.loss import bench_loss
-from mmssl.config import ViewConfig
+from mmssl.config import OptimConfig, ViewConfig
 from mmssl.data.augment import augment
 from mmssl.data.draws import columns, draw, table
+from mmssl.train.numbers import Arriving
+from mmssl.train.optim import build_optimizer, update
+from mmssl.train.step import backward
+from tests.objectives.problem import Plain, batch, tiny_mixer
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
@@ -90,6 +95,36 @@ def test_pictures_change_alike_on_the_gpu() -> None:
     expected, found = (augment(pictures.to(place), config, draws).cpu().int() for place in ("cpu", "cuda"))
     assert (found - expected).abs().max() <= 1
     assert (found != expected).float().mean() < 0.01
+
+
+def test_numbers_arrive_before_what_was_launched_after_them() -> None:
+    """A step's numbers are read while the device is at work on the next one."""
+    number = Arriving(torch.ones(1, device="cuda"))
+    torch.cuda._sleep(2_000_000_000)  # clock cycles: about a second
+    end = torch.cuda.Event()
+    end.record()
+    assert float(number.here()) == 1
+    assert not end.query()
+    end.synchronize()
+
+
+@pytest.mark.parametrize("names", [["contrastive"], ["contrastive", "mae", "mlm", "simclr"], ["siglip", "moco"]])
+def test_a_step_makes_the_host_wait_for_nothing(names: list[str]) -> None:
+    """Forward, loss, backward, clipping and update of a step that ran before, with torch refusing what waits. (The
+    text tower is open_clip's: those of transformers ask whether a caption is padded.)"""
+    accelerator: Any = Plain()
+    accelerator.scaler = None
+    accelerator.clip_grad_norm_ = torch.nn.utils.clip_grad_norm_
+    mixer = tiny_mixer(names, text={"model_type": "open_clip", "width": 32, "heads": 2, "layers": 2}).cuda()
+    optimizer = build_optimizer(mixer.named_parameters(), OptimConfig())
+    given = batch(mixer).to(torch.device("cuda"))
+    for step in range(2):
+        torch.cuda.set_sync_debug_mode("error" if step == 1 else "default")
+        try:
+            backward(mixer, mixer, given, dict.fromkeys(names, 1.0), 0.5, (0, "step", step), 5, accelerator)
+            update(accelerator, mixer, optimizer, optimizer, 1.0)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_blocked_loss_is_open_clips() -> None:

@@ -26,7 +26,7 @@ from tests.gloo import on_ranks
 from tests.models.test_lora import draw_adapters
 from tests.objectives.problem import Plain
 from tests.pairs import run_tree, write_pairs
-from tests.train.test_step import ROWS, batch, gradients, mixer
+from tests.train.test_step import ROWS, assert_same, batch, gradients, mixer
 
 LORA = {"rank": 2, "dropout": 0.1}
 
@@ -114,7 +114,8 @@ def adapted_mixer() -> Mixer:
     towers = tiny_model_config()
     vision, text = (tower.model_copy(update={"lora": lora}) for tower in (towers.vision, towers.text))
     add_adapters(module.encoder, towers.model_copy(update={"vision": vision, "text": text}))
-    draw_adapters(module.encoder)
+    # Not larger: at 0.3 rounding alone, as of samples in another order, comes to 2e-5 of a gradient.
+    draw_adapters(module.encoder, 0.1)
     return module.train()
 
 
@@ -129,14 +130,10 @@ def on_one_rank(processes: Processes) -> dict[str, np.ndarray]:
 
 
 def test_two_processes_give_the_whole_batchs_gradient() -> None:
-    """Under DDP the adapters' gradients are those of one process on the whole batch, to 1e-4 of the largest entry: the
-    adapters are drawn large, so rounding weighs more than in a tower's own weights."""
+    """Under DDP the adapters' gradients are those of one process on the whole batch, to 1e-5 of the largest entry."""
     module = adapted_mixer()
     backward(module, module, batch(), {"contrastive": 1.0}, 0.0, (1, "step", 2), None, Accelerator(cpu=True))
     expected = gradients(module)
     assert any("lora_A" in name for name in expected)
     for found in on_ranks(2, on_one_rank):
-        assert found.keys() == expected.keys()
-        for name, gradient in expected.items():
-            scale = max(float(gradient.abs().max()), 1e-4)
-            assert np.abs(found[name] - gradient.numpy()).max() < 1e-4 * scale, name
+        assert_same(found, expected)

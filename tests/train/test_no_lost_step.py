@@ -23,6 +23,7 @@ from mmssl.config import Config, parse_config
 from mmssl.objectives.mixer import Mixer
 from mmssl.train import engine
 from mmssl.train.engine import train
+from mmssl.train.rewind import BadStep, rewind, write_bad_steps
 from mmssl.train.step import Tally, backward
 from mmssl.types import Batch, UserError
 from tests.pairs import run_tree, write_pairs
@@ -173,6 +174,16 @@ def test_rewind_goes_on_past_the_bad_data(
     assert [record["ids"] for record in lines(run / "sample_ids.jsonl")] == [*ids[:3], *ids[5:8]]
     with pytest.raises(UserError, match="did not stop at bad data"):
         train(config(shards, run), resume=True, rewound=True)
+
+
+def test_a_run_that_went_on_is_not_rewound(tmp_path: Path) -> None:
+    """A note of bad data before the newest checkpoint is of the past: nothing is deleted."""
+    write_bad_steps(tmp_path, 0, [BadStep(4, ["a"]), BadStep(5, ["b"])])
+    for step in (3, 9):
+        (tmp_path / "checkpoints" / f"step-{step:09d}").mkdir(parents=True)
+    with pytest.raises(UserError, match="went on past the bad data of steps 4 to 5"):
+        rewind(tmp_path)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
 def test_trackers_show_every_step_once(shards: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mmssl.config import ModelConfig, OptimConfig, VisionConfig
 from mmssl.data.loader import TrainStream
 from mmssl.distributed import Processes, part, whole
 from mmssl.models.dual_encoder import build_dual_encoder
-from mmssl.objectives import find_objective
+from mmssl.objectives import find_objective, objective_names
 from mmssl.objectives.base import Vocabulary
 from mmssl.objectives.mixer import Mixer
 from mmssl.train.checkpoint import load_checkpoint
@@ -30,6 +30,7 @@ from mmssl.train.step import backward
 from mmssl.types import UserError
 from tests.conftest import tiny_model_config
 from tests.gloo import on_ranks
+from tests.objectives import problem
 from tests.train.test_step import ROWS, assert_same, batch, by_hand
 
 OPEN_CLIP = VisionConfig(
@@ -94,8 +95,17 @@ def one_step(module: Mixer, model: nn.Module, accelerator: Any, step: int, micro
     backward(model, module, mine, {"contrastive": 1.0}, 0.5, (1, "step", step), micro_batch, accelerator)
 
 
-def gradients_on_one_rank(processes: Processes, vision: str, micro_batch: int | None) -> tuple[int, dict[str, Any]]:
+CASES = [("timm", None), ("timm", 2), ("timm", 5), ("open_clip", 2)]
+"""Vision tower and micro-batch."""
+
+
+def gradients_on_one_rank(processes: Processes) -> list[tuple[int, dict[str, Any]]]:
+    return [sharded_gradients(processes, *case) for case in CASES]
+
+
+def sharded_gradients(processes: Processes, vision: str, micro_batch: int | None) -> tuple[int, dict[str, Any]]:
     module, accelerator = mixer(vision, processes), Sharded()
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = shard(module, accelerator)
     one_step(module, model, accelerator, 2, micro_batch)
     units = sum(isinstance(m, FSDPModule) for m in model.modules())
@@ -105,17 +115,49 @@ def gradients_on_one_rank(processes: Processes, vision: str, micro_batch: int | 
     return units, {n: (g.reshape(()) if g.shape == (1,) else g).numpy() for n, g in found.items()}
 
 
-@pytest.mark.parametrize(("vision", "micro_batch"), [("timm", None), ("timm", 2), ("timm", 5), ("open_clip", 2)])
-def test_the_sharded_gradient_is_that_of_one_process(vision: str, micro_batch: int | None) -> None:
-    """Two processes, dropout and drop-path on, whole or with micro-batches and a leftover: each tower's blocks and the
-    rest are units, each process holds about half of the weights, and every gradient is one process's on the whole batch
-    to 1e-5 of its largest entry."""
+def test_the_sharded_gradient_is_that_of_one_process() -> None:
+    """Two processes, dropout and drop-path on, whole or with micro-batches and a leftover, weights laid out as the run
+    does: each tower's blocks and the rest are units, each process holds about half of the weights, and every gradient
+    is one process's on the whole batch to 1e-5 of its largest entry."""
     rows = ROWS // 2
-    starts = [rank * rows + a for rank in range(2) for a in range(0, rows, micro_batch or rows)]
-    _, expected = by_hand(mixer(vision, Processes()), starts)
-    for units, found in on_ranks(2, gradients_on_one_rank, vision, micro_batch):
-        assert units == 2 + 2 + 1
-        assert_same(found, expected)
+    ranks = on_ranks(2, gradients_on_one_rank)
+    for case, (vision, micro_batch) in enumerate(CASES):
+        starts = [rank * rows + a for rank in range(2) for a in range(0, rows, micro_batch or rows)]
+        _, expected = by_hand(mixer(vision, Processes()), starts)
+        for found in ranks:
+            units, gradients = found[case]
+            assert units == 2 + 2 + 1
+            assert_same(gradients, expected)
+
+
+def objectives_on_one_rank(processes: Processes, names: list[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Each objective's gradient at its second step, so that what it keeps of the first one counts."""
+    found = {}
+    for name in names:
+        module, accelerator = problem.tiny_mixer([name], processes=processes), Sharded()
+        model = shard(module, accelerator)
+        for step in range(2):
+            module.zero_grad()
+            mine = problem.part(problem.batch(module, step), processes)
+            backward(model, module, mine, {name: 1.0}, 0.5, (0, "step", step), 4, accelerator)
+        whole_ones = {n: whole(p.grad) for n, p in module.named_parameters() if p.grad is not None}
+        found[name] = {n: gradient.flatten().numpy() for n, gradient in whole_ones.items()}
+    return found
+
+
+def test_every_objectives_gradient_is_that_of_one_process() -> None:
+    """Of all objectives that can be sharded, with two processes and a leftover micro-batch: to 1e-5 of each largest
+    entry."""
+    names = [name for name in objective_names() if not find_objective(name).encodes_apart]
+    found = on_ranks(2, objectives_on_one_rank, names)[0]
+    for name in names:
+        module = problem.tiny_mixer([name])
+        for step in range(2):
+            module.zero_grad()
+            given = problem.batch(module, step)
+            backward(module, module, given, {name: 1.0}, 0.5, (0, "step", step), None, problem.Plain())
+        expected = {n: p.grad.flatten() for n, p in module.named_parameters() if p.grad is not None}
+        assert_same(found[name], expected)
 
 
 def trained(module: Mixer, optimizer: torch.optim.Optimizer, step: int) -> Trained:
@@ -207,3 +249,10 @@ def test_what_cannot_be_sharded_is_refused() -> None:
         accelerator = SimpleNamespace(distributed_type=kind, is_fsdp2=version == 2)
         with pytest.raises(UserError, match="--fsdp_version 2"):
             prepare_sharding(accelerator, mixer("timm", Processes()))
+
+
+def test_an_encoder_beside_the_forward_is_refused() -> None:
+    """FSDP2 gathers weights in the forward of what it wraps alone."""
+    accelerator: Any = Sharded()
+    with pytest.raises(UserError, match="objectives.moco runs an encoder beside the forward pass"):
+        prepare_sharding(accelerator, problem.tiny_mixer(["contrastive", "moco"]))

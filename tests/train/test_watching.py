@@ -107,6 +107,7 @@ HEALTHY = {
             "the contrastive loss 5.55 is no better than that of guessing, 5.55",
         ),
         ({"contrastive.loss": math.log(256)}, 0.05, ""),
+        ({"contrastive.loss": math.log(256), "step": 1}, 1.0, ""),
         ({"contrastive.logit_scale": 100.0}, 0.3, "temperature reached its clamp"),
         ({"contrastive.logit_scale": 100.0}, 0.8, ""),
         ({"image_effective_rank": 1.3}, 0.3, "collapsed"),

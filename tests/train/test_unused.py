@@ -1,0 +1,44 @@
+"""Which weights a step leaves without a gradient."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from mmssl.config import ObjectiveConfig
+from mmssl.train.unused import rests, without_gradient
+from tests.objectives.problem import Plain, tiny_mixer
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, False),
+        ({"weight": 0.1}, False),
+        ({"start": 0.2}, True),
+        ({"end": 0.8}, True),
+        ({"ramp": 0.1}, True),
+        ({"every": 2}, True),
+    ],
+)
+def test_an_objective_rests_where_its_schedule_says_so(changes: dict[str, Any], expected: bool) -> None:
+    """Each part of a schedule by itself; a ramp has weight 0 at the first step."""
+    assert rests(ObjectiveConfig(**changes)) == expected
+
+
+def test_weights_that_no_objective_reaches_are_found() -> None:
+    """Rotation alone reads no captions; with contrastive all is reached, but for a weight that the tower's forward does
+    not use. The mixer, its gradients and its queues stay as they are."""
+    accelerator: Any = Plain()
+    mixer = tiny_mixer(["rotation", "contrastive", "moco"])
+    before = {name: tensor.clone() for name, tensor in mixer.state_dict().items()}
+    alone = without_gradient(mixer, {"rotation": 1.0}, accelerator)
+    assert any(name.startswith("encoder.text.") for name in alone)
+    assert not any(name.startswith("encoder.vision.") for name in alone)
+    mix = {"rotation": 1.0, "contrastive": 1.0, "moco": 1.0}
+    assert without_gradient(mixer, mix, accelerator) == []
+    assert all(torch.equal(tensor, before[name]) for name, tensor in mixer.state_dict().items())
+    assert all(parameter.grad is None for parameter in mixer.parameters())
+    mixer = tiny_mixer(["contrastive"])
+    mixer.encoder.text.idle = torch.nn.Linear(2, 2, bias=False)
+    assert without_gradient(mixer, {"contrastive": 1.0}, accelerator) == ["encoder.text.idle.weight"]

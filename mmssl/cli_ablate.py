@@ -54,25 +54,17 @@ def ablate(
     if out is None:
         raise UserError("give the folder for runs and report, for example --out runs/ablation")
     from mmssl.ablate.plan import make_plan
-    from mmssl.ablate.run import make_slots, run_cells, visible_gpus
+    from mmssl.ablate.run import make_slots, run_cells, threads_of_a_cell, visible_gpus
 
     settings, chosen = load_config(config, overrides or []), _seeds(seeds)
     limit = _budget(budget, minutes, settings.train.minutes)
-    gpus = visible_gpus()
-    slots = make_slots(jobs, gpus, list(os.sched_getaffinity(0)))
-    shared = len(slots) > 1 and not gpus
-    threads = min(len(slots[0].cores), settings.train.threads or len(slots[0].cores)) if shared else None
-    plan = make_plan(settings, mix or [], chosen, limit, out, threads)
+    slots = make_slots(jobs, visible_gpus(), list(os.sched_getaffinity(0)))
+    plan = make_plan(settings, mix or [], chosen, limit, out, threads_of_a_cell(slots, settings.train.threads))
     if dry_run:
         _print_plan(plan, len(slots))
         return
     command = _command(config, overrides or [], plan, metric or [], jobs)
-    try:
-        # Before hours of work.
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "command.txt").write_text(f"{command}\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}; pick another folder") from None
+    _write_command(out, command)
     try:
         failed = run_cells(plan, slots, Console(stderr=True))
     except KeyboardInterrupt:
@@ -82,6 +74,15 @@ def ablate(
     if failed:
         print(f"error: {len(failed)} of {len(plan.cells)} runs failed: {', '.join(failed)}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _write_command(out: Path, command: str) -> None:
+    """Keep the command beside the runs; a folder that cannot be written is refused before hours of work."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "command.txt").write_text(f"{command}\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}; pick another folder") from None
 
 
 def _report(plan: "Plan", command: str, metrics: list[str], failed: dict[str, str]) -> None:

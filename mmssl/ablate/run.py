@@ -70,6 +70,14 @@ def make_slots(jobs: int | None, gpus: Sequence[str], cores: Sequence[int]) -> l
     ]
 
 
+def threads_of_a_cell(slots: Sequence[Slot], configured: int | None) -> int | None:
+    """CPU threads of a cell's math where cells share the cores; None: as configured."""
+    if len(slots) == 1 or slots[0].gpu is not None:
+        return None
+    cores = len(slots[0].cores)
+    return cores if configured is None else min(cores, configured)
+
+
 def run_cells(plan: Plan, slots: Sequence[Slot], console: Console) -> dict[str, str]:
     """Run every cell that is not finished; returns the last line of those that failed, by name.
 

@@ -47,6 +47,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     uri = page.file.src_uri
     if uri.startswith("files/"):
         source = uri.removeprefix("files/")
+        page.meta["search"] = {"exclude": True}  # what is searched for is explained on other pages
     else:
         source = "CHANGELOG.md" if uri == "changelog.md" else f"docs/{uri}"
     markdown = relink(markdown, source, uri)

@@ -1,5 +1,6 @@
 """The site is built without a warning, and asks nothing of other hosts."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -66,6 +67,14 @@ def test_the_reference_stands_in_the_site(site: Path) -> None:
     }.items():
         text = (site / page).read_text(encoding="utf-8")
         assert [word for word in words if word not in text] == []
+
+
+def test_the_search_finds_explanations_and_no_source_files(site: Path) -> None:
+    """Pages of files that docs link to are not in its index; every page of the navigation is."""
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
+    found = {entry["location"].partition("#")[0] for entry in index["docs"]}
+    pages = {page.relative_to(site).as_posix() for page in site.rglob("*.html")} - {"404.html"}
+    assert found == {page for page in pages if not page.startswith("files/")}
 
 
 def test_links_work_in_the_repository_too() -> None:

@@ -1,16 +1,17 @@
 """Pairs in any form to shards: those that are trained on, and a part held out to judge by."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from glob import escape
+from glob import escape, has_magic
 from pathlib import Path
 
 from mmssl.data.files import Access
 from mmssl.data.grouping import Limits
 from mmssl.data.index import Progress
 from mmssl.data.pack import BAD, Encoding, pack
-from mmssl.data.patterns import expand
+from mmssl.data.patterns import expand, is_remote
 from mmssl.data.records import TABLES, open_records
 from mmssl.data.sources import index_source
 from mmssl.types import UserError
@@ -59,13 +60,13 @@ def prepare(data: Source, folder: Path, hold_out: bool = True, progress: Progres
         progress: called with the records packed and their number.
 
     Raises:
-        UserError: the data are missing, damaged or too few.
+        UserError: the data are missing, damaged or too few, or would have to be packed by several processes.
     """
     if not is_shards(data):
         assert isinstance(data, str | Path)
         found = _packed(Path(data), folder, hold_out, progress)
     else:
-        found = _as_they_are(str(data) if isinstance(data, Path) else data, hold_out)
+        found = _as_they_are(data, hold_out)
     if found.pairs < LEAST:
         raise UserError(f"{_name(data)} has {found.pairs} usable pairs to train on; give {LEAST} at least")
     return found
@@ -75,10 +76,10 @@ def shards_of(data: Source, folder: Path) -> list[str]:
     """All pairs of any data as shards; pictures and tables are packed into the folder.
 
     Raises:
-        UserError: the data are missing, damaged or empty.
+        UserError: the data are missing, damaged or empty, or would have to be packed by several processes.
     """
     if is_shards(data):
-        return expand(str(data) if isinstance(data, Path) else data)
+        return _expanded(data)
     assert isinstance(data, str | Path)
     return expand(_packed(Path(data), folder, False, None).train)
 
@@ -90,6 +91,8 @@ def held_out_share(pairs: int) -> float:
 
 
 def _packed(source: Path, folder: Path, hold_out: bool, progress: Progress | None) -> Prepared:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"one process packs: mmssl shards pack {source} --out DIR; then give DIR to all processes")
     records = open_records(source)
     number = len(records.keys())
     share = held_out_share(number) if hold_out else 0.0
@@ -115,9 +118,21 @@ def _packed(source: Path, folder: Path, hold_out: bool, progress: Progress | Non
     )
 
 
-def _as_they_are(data: str | Sequence[str], hold_out: bool) -> Prepared:
+def _expanded(data: Source) -> list[str]:
+    """The names of shards; a word that could mean other data too is said to mean none of them."""
+    if not isinstance(data, str | Path):
+        return expand(data)
+    if not (is_remote(str(data)) or has_magic(str(data)) or "{" in str(data) or Path(data).exists()):
+        raise UserError(
+            f"{data} does not exist; give a folder of pictures with captions, a table ({', '.join(TABLES)}) or shards "
+            f"(the current folder is {Path.cwd()})"
+        )
+    return expand(str(data))
+
+
+def _as_they_are(data: Source, hold_out: bool) -> Prepared:
     """Shards stay whole: a held-out part is some of them."""
-    names = expand(data)
+    names = _expanded(data)
     counts = _counts(names)
     kept = _shards_to_hold_out(names, counts) if hold_out else []
     held_out = sum(count for name, count in zip(names, counts, strict=True) if name in kept)
@@ -125,7 +140,7 @@ def _as_they_are(data: str | Sequence[str], hold_out: bool) -> Prepared:
         why = f"{held_out:,} pairs in {len(kept)} of {len(names)} shards, drawn by a hash, are never trained on"
     else:
         why = "none: holding out one of so few shards would take more than a quarter of the pairs"
-    whole = data if isinstance(data, str) else list(data)
+    whole = str(data) if isinstance(data, str | Path) else list(data)
     return Prepared(
         train=[name for name in names if name not in kept] if kept else whole,
         pairs=sum(counts) - held_out,

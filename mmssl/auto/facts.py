@@ -27,11 +27,18 @@ class Machine:
     """Whether the device multiplies bfloat16 numbers, rather than emulating that."""
     processes: int = 1
     """How many train together on this machine."""
+    machines: int = 1
+    """Machines like this one that train together."""
 
     @property
     def on_gpu(self) -> bool:
         """Whether towers run on GPUs."""
         return len(self.gpu_memory) > 0
+
+    @property
+    def world(self) -> int:
+        """Processes of all machines, among which a batch is divided."""
+        return self.processes * self.machines
 
     @property
     def memory_a_process(self) -> int:

@@ -7,9 +7,7 @@ import psutil
 import torch
 
 from mmssl.auto.facts import Machine
-
-_LIMIT = Path("/sys/fs/cgroup/memory.max")
-"""A container's own limit, where there is one."""
+from mmssl.doctor.facts import CONTROL_GROUP, cpu_quota, memory_limit
 
 
 def this_machine() -> Machine:
@@ -18,20 +16,26 @@ def this_machine() -> Machine:
         torch.cuda.get_device_properties(number).total_memory
         for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     )
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return Machine(
-        cores=len(os.sched_getaffinity(0)),
+        cores=_cores(),
         memory=_memory(),
         gpu_memory=gpus,
         bf16=_multiplies_bf16(on_gpu=len(gpus) > 0),
-        processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        processes=processes,
+        machines=max(1, int(os.environ.get("WORLD_SIZE", "1")) // processes),
     )
 
 
+def _cores() -> int:
+    """Whole cores that this process may use: a container may grant the time of fewer than it shows."""
+    cores, quota = len(os.sched_getaffinity(0)), cpu_quota(CONTROL_GROUP)
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
 def _memory() -> int:
-    total = int(psutil.virtual_memory().total)
-    if _LIMIT.is_file() and (limit := _LIMIT.read_text().strip()).isdecimal():
-        total = min(total, int(limit))
-    return total
+    total, limit = int(psutil.virtual_memory().total), memory_limit(CONTROL_GROUP)
+    return total if limit is None else min(total, limit)
 
 
 def _multiplies_bf16(on_gpu: bool) -> bool:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from mmssl.auto.choose import Choice, choose
-from mmssl.auto.data import HELD_OUT, Prepared, Source, is_shards, prepare
+from mmssl.auto.data import HELD_OUT, Prepared, Source, prepare
 from mmssl.auto.facts import Machine, Pairs, Start
 from mmssl.auto.look import look_at
 from mmssl.auto.machine import this_machine
@@ -57,6 +57,8 @@ def train_on(
         UserError: the data cannot be used, a setting is wrong, or the folder holds another run.
     """
     given, machine = dict(pinned or {}), this_machine()
+    if not data:
+        raise UserError("no data are named: give a folder of pictures, a table or shards")
     if "data.train" in given:
         raise UserError(f"data.train={given['data.train']!r} and the data {data!r} are both given; leave one out")
     named = given.pop("run_dir", None) or (tree or {}).get("run_dir")
@@ -99,13 +101,19 @@ def index_packed(finished: Finished) -> None:
         known = read_record(run / INDEX)
         if known is not None and known["shards"] == [str(Path(shard).resolve()) for shard in shards]:
             shutil.rmtree(run / INDEX)  # of the weights before the run went on
-        embed_shards(load(run).to("cuda" if torch.cuda.is_available() else "cpu"), shards, run / INDEX)
+        model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
+        with Console(stderr=True).status("embedding") as status:
+            embed_shards(
+                model, shards, run / INDEX, progress=lambda done: status.update(f"embedding: {done:,} pictures")
+            )
 
 
 def next_commands(run: Path) -> list[str]:
     """What to type after a training that ended."""
     folder = shlex.quote(str(run))
     commands = [f"mmssl predict {folder} PICTURE --labels 'one thing,another'"]
+    if any(find_spec(package) is None for package in ("pyarrow", "fastapi")):
+        commands.append("pip install 'mmssl[search,serve]'")
     index = shlex.quote(str(run / INDEX))
     if not (run / INDEX).is_dir():
         trained_on = load_config(run / "config.yaml").data.train
@@ -134,8 +142,6 @@ def _folder(given: Path | None, data: Source) -> Path:
 
 
 def _prepared(data: Source, run: Path, hold_out: bool, console: Console) -> Prepared:
-    if not is_shards(data) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"one process packs: mmssl shards pack {data} --out DIR; then give DIR to all processes")
     with console.status("packing") as status:
         found = prepare(
             data, run / PACKED, hold_out, lambda done, total: status.update(f"packing: {done:,} of {total:,} pairs")

@@ -25,6 +25,7 @@ machines = st.builds(
     gpu_memory=st.one_of(st.just(()), st.lists(st.integers(4 * GIB, 140 * GIB), min_size=1, max_size=8).map(tuple)),
     bf16=st.booleans(),
     processes=st.sampled_from([1, 2, 3, 4, 8]),
+    machines=st.sampled_from([1, 1, 2, 3]),
 )
 starts = st.builds(
     Start,
@@ -56,16 +57,18 @@ def test_every_choice_is_a_setting_with_a_reason(known: Pairs, machine: Machine,
     assert {choice.key for choice in found} - set(known_keys(Config)) == {"data.views.main"} & set(values(found))
     assert all(choice.why and "\n" not in choice.why for choice in found)
     config = config_of(found)
-    assert config.data.batch_size % machine.processes == 0
+    world = machine.processes * machine.machines
+    assert config.data.batch_size % world == 0
     micro = config.train.micro_batch
-    assert micro in (None, "auto") or 1 <= int(micro) < config.data.batch_size // machine.processes
+    assert micro in (None, "auto") or 1 <= int(micro) < config.data.batch_size // world
 
 
 @given(pairs, machines, st.integers(1, 10_000))
 def test_batches_divide_by_lanes_that_are_pinned(known: Pairs, machine: Machine, lanes: int) -> None:
-    """The chosen batch is a multiple of the lanes and of the processes, and an epoch has some steps where it can."""
+    """The chosen batch is a multiple of the lanes and of the processes of all machines, and an epoch has some steps
+    where it can."""
     batch = values(choose(known, machine, pinned={"data.lanes": lanes}))["data.batch_size"]
-    unit = math.lcm(lanes, machine.processes)
+    unit = math.lcm(lanes, machine.processes * machine.machines)
     assert isinstance(batch, int)
     assert batch % unit == 0
     assert batch == unit or batch * 4 <= known.count
@@ -88,7 +91,7 @@ def test_micro_batches_lie_within_the_memory(known: Pairs, machine: Machine, bat
     """What a process holds at a time (weights with their optimizer, and activations) fits into what it may use, unless
     a single pair does not; twice as many would not fit, or are not needed."""
     found = values(choose(known, machine, pinned={"data.batch_size": batch}))
-    towers, rows = towers_for(known, machine), batch // machine.processes
+    towers, rows = towers_for(known, machine), batch // (machine.processes * machine.machines)
     a_pair = towers.pair_bytes(towers.side(known), max_tokens(known))
     room = FILL * (machine.memory_a_process - BYTES_A_PARAMETER * towers.parameters)
     micro = found["train.micro_batch"]
@@ -116,6 +119,83 @@ def test_large_towers_are_for_gpus_and_many_pairs() -> None:
         config = config_of(choose(known, gpu)).model.text
         assert config.config is not None
         assert config.config["max_position_embeddings"] >= config.max_tokens == 128
+
+
+T4 = Machine(4, 16 * GIB, (15 * GIB,), bf16=False)
+EIGHT = Machine(128, 1000 * GIB, (80 * GIB,) * 8, bf16=True, processes=8)
+
+
+@pytest.mark.parametrize(
+    ("machine", "count", "expected"),
+    [
+        # One older GPU, half a million pairs: 0.7 * (15 GiB - 60 M * 16 bytes) / (87 MB + 24 tokens * 0.21 MB) = 115.
+        (
+            T4,
+            500_000,
+            {
+                "model.vision.name": "timm:resnet50",
+                "model.vision.image_size": 224,
+                "data.batch_size": 1024,
+                "train.micro_batch": 64,
+                "train.precision": "fp16",
+                "train.epochs": 32,
+                "optim.lr": 1e-3,
+                "data.workers": 2,
+            },
+        ),
+        # Eight new ones, ten million pairs: 512 pairs each, of which 1,391 would fit.
+        (
+            EIGHT,
+            10_000_000,
+            {
+                "model.vision.name": "open_clip:ViT-B-32",
+                "data.batch_size": 4096,
+                "train.micro_batch": None,
+                "train.precision": "bf16",
+                "train.epochs": 32,
+                "optim.lr": 5e-4,
+                "data.workers": 8,
+            },
+        ),
+        # Few pairs get the small towers on any GPU, and as many passes as on a CPU.
+        (
+            EIGHT,
+            1_000,
+            {
+                "model.vision.name": "timm:resnet10t",
+                "data.batch_size": 128,
+                "train.micro_batch": None,
+                "train.epochs": 100,
+                "optim.lr": 1.5e-3,
+            },
+        ),
+    ],
+    ids=["one T4", "eight GPUs", "few pairs"],
+)
+def test_what_is_chosen_for_gpus(machine: Machine, count: int, expected: dict[str, object]) -> None:
+    """Values worked out by hand from the rules in docs/python.md."""
+    found = values(choose(Pairs(count, 20, 300), machine))
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_the_smallest_gpu_decides() -> None:
+    """Beside a small GPU a large one gets no more pairs at once, as both hold equally many."""
+    known = Pairs(500_000, 20, 300)
+    mixed = Machine(64, 500 * GIB, (80 * GIB, 24 * GIB), bf16=True, processes=2)
+    alike = Machine(64, 500 * GIB, (24 * GIB, 24 * GIB), bf16=True, processes=2)
+    assert values(choose(known, mixed)) == values(choose(known, alike))
+    larger = Machine(64, 500 * GIB, (80 * GIB, 80 * GIB), bf16=True, processes=2)
+    assert values(choose(known, mixed)) != values(choose(known, larger))
+
+
+@pytest.mark.parametrize(("parameters", "count", "batch"), [(150_000_000, 1_000_000, 512), (150_000_000, 1_000, 128)])
+def test_a_start_on_a_gpu(parameters: int, count: int, batch: int) -> None:
+    """Up to 512 pairs a step, with the peak for that batch; what fits is measured; ten passes at most, as on a CPU."""
+    found = values(choose(Pairs(count, 20, 300), T4, Start("open_clip:ViT-B-32/x", True, parameters)))
+    assert found["data.batch_size"] == batch
+    assert found["train.micro_batch"] == "auto"
+    assert found["optim.lr"] == pytest.approx(1e-5 * math.sqrt(batch / 256), rel=0.05)
+    assert found["train.epochs"] == (1 if count == 1_000_000 else 10)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,8 @@ def test_unusable_data_are_refused(table: Path, tmp_path: Path) -> None:
         return path
 
     refused("nothing.csv", "nothing.csv", "does not exist")
+    refused("photoos", "photoos does not exist", "a folder of pictures", ".csv", str(Path.cwd()))
+    refused("pairs.cvs", "pairs.cvs does not exist", ".csv")
     refused("nothing/*.tar", "nothing/*.tar")
     refused(written("empty.csv", "image,caption"), "empty.csv", "no rows")
     refused(written("column.csv", "image,words", "a.png,b"), "caption column", "image, words")

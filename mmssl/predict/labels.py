@@ -97,20 +97,24 @@ def checked(labels: Sequence[str]) -> list[str]:
 
 
 def files_of(pictures: Iterable[str | Path]) -> list[Path]:
-    """Files, and for each folder the pictures in it, by name.
+    """Files, and for each folder the pictures in it, by name; those that `predict` drew there are left out.
 
     Raises:
         UserError: a file does not exist, or a folder holds no picture.
     """
     found: list[Path] = []
     for path in map(Path, pictures):
-        inside = sorted(p for p in path.glob("*") if p.suffix.lower().lstrip(".") in IMAGES and p.is_file())
+        inside = sorted(p for p in path.glob("*") if _is_picture(p))
         if path.is_dir() and not inside:
             raise UserError(f"folder {path} holds no picture; the extensions are {', '.join(IMAGES)}")
         if not path.is_dir() and not path.is_file():
             raise UserError(f"no picture at {path}; correct the path (the current folder is {Path.cwd()})")
         found += inside if path.is_dir() else [path]
     return found
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower().lstrip(".") in IMAGES and not path.name.endswith(ENDING) and path.is_file()
 
 
 def name_of(picture: Picture, number: int) -> str:
@@ -135,12 +139,12 @@ def _places(pictures: Sequence[Picture], save: bool | Path) -> Iterator[Path]:
     """Where each picture is drawn; two files of one name get two places in one folder."""
     taken: set[Path] = set()
     for number, picture in enumerate(pictures):
-        name = name_of(picture, number).replace(" ", "-")
-        folder = Path(name).parent if isinstance(save, bool) else save
-        path, copy = folder / f"{Path(name).stem}{ENDING}", 1
+        name = Path(name_of(picture, number))
+        folder, stem = name.parent if isinstance(save, bool) else save, name.stem.replace(" ", "-")
+        path, copy = folder / f"{stem}{ENDING}", 1
         while path in taken:
             copy += 1
-            path = folder / f"{Path(name).stem}-{copy}{ENDING}"
+            path = folder / f"{stem}-{copy}{ENDING}"
         taken.add(path)
         yield path
 

@@ -1,18 +1,23 @@
 """`mmssl export`, `mmssl embed`, `mmssl search` and `mmssl bench search`: using a model."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
+from mmssl.cli_eval import Device
 from mmssl.types import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mmssl.model import Model
+    from mmssl.search import Hit
 
 ModelName = Annotated[
     str,
@@ -20,7 +25,6 @@ ModelName = Annotated[
         help="A run or a model folder, open_clip:MODEL/TAG, a folder of open_clip or of a Hugging Face CLIP."
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")]
 LARGE = 200_000
 """Above so many pictures, comparing with each takes longer than a person wants to wait."""
 
@@ -96,7 +100,14 @@ def _print_loss(model: "Model", folder: Path, spec: str) -> None:
 
 def embed(
     model: ModelName,
-    shards: Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Shards: paths, folders, URLs or patterns.")],
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA...",
+            help="Shards: paths, folders, URLs or patterns; or a table or a folder of pictures with captions, which is "
+            "packed into OUT/shards.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the index. Called again, it goes on.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a forward pass.")] = 256,
     graph: Annotated[
@@ -107,14 +118,14 @@ def embed(
     ] = None,
     device: Device = None,
 ) -> None:
-    """Store the vector of every picture of shards: float16 arrays and Parquet tables of keys and captions.
+    """Store the vector of every picture: float16 arrays and Parquet tables of keys and captions.
 
     On many processes: torchrun --nproc_per_node N -m mmssl embed MODEL SHARDS... --out DIR, or
     accelerate launch --num_processes N -m mmssl embed MODEL SHARDS... --out DIR
 
     Example: mmssl embed runs/mine '/data/pairs/*.tar' --out index
     """
-    from mmssl.data.patterns import expand
+    from mmssl.auto.data import shards_of
     from mmssl.distributed import joined
     from mmssl.search import Index, embed_shards
 
@@ -123,7 +134,7 @@ def embed(
         with Console(stderr=True).status("embedding") as status:
             done = embed_shards(
                 loaded,
-                expand(shards),
+                shards_of(data[0] if len(data) == 1 else data, out / "shards"),
                 out,
                 batch_size=batch_size,
                 processes=processes,
@@ -151,31 +162,40 @@ def search(
         bool, typer.Option("--exact", help="Compare with every picture, also where there is a graph.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Draw the pictures to this PNG; reads the shards.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON instead of a table.")] = False,
     device: Device = None,
 ) -> None:
     """Find the pictures nearest to words or to a picture.
 
     Example: mmssl search runs/mine index "two dogs on a beach" --out hits.png
     """
-    from mmssl.search import Index
+    from mmssl.search import Index, encode_query
     from mmssl.search.picture import draw_hits, read_pictures
 
     stored = Index(index)
     loaded = _load(model, device, quiet=True)
     stored.check(loaded)
-    vector = loaded.encode_image(query) if Path(query).is_file() else loaded.encode_text(query)
-    rows, similarities = stored.nearest(vector.numpy(), count, exact or None)
+    rows, similarities = stored.nearest(encode_query(loaded, query), count, exact or None)
     hits = stored.hits(rows[0].tolist(), similarities[0].tolist())
-    table = Table("similarity", "key", "caption", "shard")
-    for hit in hits:
-        table.add_row(f"{hit.similarity:.4f}", hit.key, hit.caption, Path(hit.shard).name)
-    Console().print(table)
+    if as_json:
+        print(json.dumps([asdict(hit) for hit in hits], indent=1, ensure_ascii=False))
+    else:
+        Console().print(_table(hits))
     if out is not None:
+        pictures = read_pictures(hits)
         try:
-            draw_hits(out, query, hits, read_pictures(hits))
-        except (OSError, ValueError) as error:
-            raise UserError(f"--out {out} cannot be written: {error}") from None
-        print(f"{out}: {len(hits)} pictures")
+            draw_hits(out, query, hits, pictures)
+        except OSError as error:
+            raise UserError(f"--out {out} cannot be written: {error.strerror or error}; name another file") from None
+        if not as_json:
+            print(f"{out}: {len(hits)} pictures")
+
+
+def _table(hits: "list[Hit]") -> Table:
+    table = Table("similarity", Column("key", overflow="fold"), "caption", "shard")
+    for hit in hits:
+        table.add_row(f"{hit.similarity:.4f}", *map(Text, (hit.key, hit.caption, Path(hit.shard).name)))
+    return table
 
 
 def bench_search(

@@ -4,5 +4,6 @@ from mmssl.search.embed import embed_shards
 from mmssl.search.index import Hit, Index
 from mmssl.search.nearest import exact_nearest
 from mmssl.search.originals import Originals
+from mmssl.search.query import encode_query
 
-__all__ = ["Hit", "Index", "Originals", "embed_shards", "exact_nearest"]
+__all__ = ["Hit", "Index", "Originals", "embed_shards", "encode_query", "exact_nearest"]

@@ -1,6 +1,7 @@
 """The pictures that were found, drawn with their captions and similarities."""
 
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,15 +40,20 @@ def draw_hits(path: Path, query: str, hits: Sequence[Hit], pictures: Sequence[by
     with matplotlib.rc_context({"font.size": 8}):
         figure = Figure(figsize=(columns * _INCHES, rows * (_INCHES + 0.6) + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(textwrap.shorten(query, 100), fontsize=11)
+        figure.suptitle(textwrap.shorten(query, 100), fontsize=11, parse_math=False)
         for place, (hit, picture) in enumerate(zip(hits, pictures, strict=True)):
             axes = figure.add_subplot(rows, columns, place + 1)
             axes.set_axis_off()
+            axes.set_anchor("N")  # pictures of a row begin at one height, and their titles end there
             if picture is not None:
                 try:
                     axes.imshow(decode(picture))
                 except DecodeError as error:
-                    axes.text(0.5, 0.5, textwrap.fill(str(error), 24), ha="center", va="center")
+                    reason = textwrap.fill(str(error), 24)
+                    axes.text(0.5, 0.5, reason, ha="center", va="center", parse_math=False)
             words = textwrap.shorten(hit.caption or hit.key, 64)
-            axes.set_title(f"{hit.similarity:.3f}\n{textwrap.fill(words, 32)}".replace("$", r"\$"))
-        figure.savefig(path)
+            axes.set_title(f"{hit.similarity:.3f}\n{textwrap.fill(words, 32)}", parse_math=False)
+        with warnings.catch_warnings():
+            # Captions in scripts that the font lacks are drawn as boxes.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            figure.savefig(path, format="png")

@@ -1,5 +1,8 @@
 """Stored vectors are the model's, whole after any interruption, and the nearest are found."""
 
+import io
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from mmssl.cli import main
 from mmssl.data.patterns import expand
 from mmssl.data.reader import iter_samples
 from mmssl.distributed import Processes
-from mmssl.search import Index, embed_shards, exact_nearest
+from mmssl.search import Index, embed_shards, encode_query, exact_nearest
 from mmssl.search.nearest import Graph
 from mmssl.types import UserError
 from tests.export.models import own
@@ -165,6 +168,48 @@ def test_embed_and_search_by_commands(
     ok([*common, "a red square", "-k", "7", "--out", str(tmp_path / "hits.png")], capsys)
     with Image.open(tmp_path / "hits.png") as drawn:
         assert drawn.width > 500
+
+
+def test_words_and_pictures_are_told_apart(model: mmssl.Model, tmp_path: Path) -> None:
+    """A file is encoded as a picture, other words as words, however long; a file that is missing or holds no picture is
+    named, not searched for as words."""
+    path = tmp_path / "a cat.png"
+    Image.new("RGB", (30, 20), "red").save(path)
+    assert np.array_equal(encode_query(model, str(path)), model.encode_image(path).numpy())
+    assert np.array_equal(encode_query(model, Image.open(path)), model.encode_image(path).numpy())
+    long = "a red square " * 400
+    for words in ("a red square", "node.js", long):
+        assert np.array_equal(encode_query(model, words), model.encode_text(words).numpy())
+    with pytest.raises(UserError, match=r"no picture at .*a dog\.png; correct the path"):
+        encode_query(model, str(tmp_path / "a dog.png"))
+    with pytest.raises(UserError, match="empty"):
+        encode_query(model, " ")
+    path.write_text("no picture")
+    with pytest.raises(UserError, match=r"a cat\.png is no picture"):
+        encode_query(model, str(path))
+
+
+def test_captions_are_shown_as_they_are(model: mmssl.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Captions and queries with marks of a table's, of a formula or of a script that the font lacks are printed, given
+    as JSON and drawn, to whatever file is named."""
+    captions = ["[/red] x[2]", "$a$ \\frac{ $", "\u4e00\u53ea\u732b", ""]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for number, caption in enumerate(captions):
+            picture = io.BytesIO()
+            Image.new("RGB", (24, 24), (60 * number, 9, 9)).save(picture, "PNG")
+            for extension, data in {"png": picture.getvalue(), "txt": caption.encode()}.items():
+                info = tarfile.TarInfo(f"{number}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    model.save(tmp_path / "m")
+    embed_shards(model, [str(tmp_path / "0.tar")], tmp_path / "i")
+    common = ["search", str(tmp_path / "m"), str(tmp_path / "i"), "$ [/red] \\frac{"]
+    printed = ok([*common, "--out", str(tmp_path / "hits")], capsys)
+    assert all(caption in printed for caption in captions)
+    assert (tmp_path / "hits").read_bytes().startswith(b"\x89PNG")
+    hits = json.loads(ok([*common, "--json", "-k", "2", "--out", str(tmp_path / "hits")], capsys))
+    assert [set(hit) for hit in hits] == [{"similarity", "key", "caption", "shard"}] * 2
+    assert hits[0]["caption"] in captions
 
 
 def test_export_by_command(

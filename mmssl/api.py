@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmssl.config import Config, known_keys, read_tree
 from mmssl.evaluate.tables import Metrics
+from mmssl.finetune.classifier import Classifier, is_classifier, load_classifier
 from mmssl.model import Model, Picture, load, pictures_of
 from mmssl.models.text import TextTower
 from mmssl.models.vision import VisionTower
@@ -33,7 +34,8 @@ class MMSSL:
 
         Args:
             source: whatever `mmssl.load` takes (a run or a model folder, `open_clip:MODEL/TAG`, `local-dir:FOLDER`,
-                `transformers:NAME`), or a YAML configuration to train by. None: towers are chosen in `train`.
+                `transformers:NAME`), a fine-tuned classifier's folder, or a YAML configuration to train by. None:
+                towers are chosen in `train`.
             device: cpu, cuda, cuda:1 ... Default: a GPU if there is one.
 
         Raises:
@@ -43,9 +45,15 @@ class MMSSL:
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._tree: Mapping[str, Any] | None = None
         self._model: Model | None = None
-        if self.source is not None and Path(self.source).suffix in (".yaml", ".yml"):
+        self._classifier: Classifier | None = None
+        if self.source is None:
+            return
+        if Path(self.source).suffix in (".yaml", ".yml"):
             self._tree = read_tree(self.source)
-        elif self.source is not None:
+        elif is_classifier(self.source):
+            self._classifier = load_classifier(self.source)
+            self._model = self._classifier.model.to(self._device)
+        else:
             self._model = load(self.source).to(self._device)
 
     @property
@@ -102,7 +110,7 @@ class MMSSL:
             pinned=pinned,
         )
         if finished.signal is None:
-            self.source, self._tree = str(finished.run_dir), None
+            self.source, self._tree, self._classifier = str(finished.run_dir), None, None
             self._model = load(finished.run_dir).to(self._device)
         return finished
 
@@ -134,13 +142,9 @@ class MMSSL:
     def _classify(self, labels: Sequence[str] | None, templates: str | Sequence[str]) -> Classify:
         if labels is not None:
             return zero_shot(self.model, labels, (templates,) if isinstance(templates, str) else tuple(templates))
-        from mmssl.finetune.classifier import is_classifier, load_classifier
-
-        if self.source is None or not is_classifier(self.source):
+        if self._classifier is None:
             raise UserError("labels are missing: what may the pictures show? For example labels=['a cat', 'a dog']")
-        classifier = load_classifier(self.source)
-        classifier.model.to(self._device)
-        return classifier.predict
+        return self._classifier.predict
 
     def classify(self, image: Picture, labels: Sequence[str], template: str = "{c}") -> dict[str, float]:
         """Probability of each label for one picture, highest first."""
@@ -177,15 +181,13 @@ class MMSSL:
             query: words, the file of a picture, or a picture.
 
         Raises:
-            UserError: there is no such index, or another model made it.
+            UserError: there is no such index or picture, or another model made the index.
         """
-        from mmssl.search import Index
+        from mmssl.search import Index, encode_query
 
         stored = index if isinstance(index, Index) else Index(index)
         stored.check(self.model)
-        words = isinstance(query, str) and not Path(query).is_file()
-        vector = self.model.encode_text(str(query)) if words else self.model.encode_image(query)
-        rows, similarities = stored.nearest(vector.numpy(), count)
+        rows, similarities = stored.nearest(encode_query(self.model, query), count)
         return stored.hits(rows[0].tolist(), similarities[0].tolist())
 
     def evaluate(
@@ -225,16 +227,26 @@ class MMSSL:
     def export(self, kind: str, out: str | Path) -> Path:
         """Write the model for another library: open_clip, hf, sentence-transformers, onnx or timm.
 
+        As onnx a fine-tuned classifier also becomes classifier.onnx and labels.json.
+
         Raises:
             UserError: the library has no form for this model, or the folder is not empty.
         """
         from mmssl.export import export
+        from mmssl.export.classifier import write_classifier
 
-        return export(self.model, kind, Path(out)).folder
+        folder = export(self.model, kind, Path(out)).folder
+        if kind == "onnx" and self._classifier is not None:
+            write_classifier(self._classifier, folder)
+        return folder
 
     def save(self, folder: str | Path) -> None:
-        """Write what `MMSSL(folder)` reads, on any machine without a network."""
-        self.model.save(Path(folder))
+        """Write what `MMSSL(folder)` reads, on any machine without a network.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        (self._classifier or self.model).save(folder)
 
     def to(self, device: str) -> "MMSSL":
         """Move the weights; returns itself."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,14 +25,15 @@ from mmssl.cli_eval import (
     make_folder,
     write_json,
 )
+from mmssl.cli_use import ModelName
 from mmssl.types import UserError
 
 if TYPE_CHECKING:
     from mmssl.evaluate.interval import Interval
-    from mmssl.finetune.methods import Method, Tuned
+    from mmssl.finetune import Problem
+    from mmssl.finetune.methods import Method, Settings, Tuned
     from mmssl.finetune.study import Study
-
-Source = Annotated[str, typer.Argument(metavar="MODEL", help="A run, a model folder, or what else mmssl.load takes.")]
+    from mmssl.model import Model
 
 
 def add_finetune(app: typer.Typer) -> None:
@@ -41,7 +43,7 @@ def add_finetune(app: typer.Typer) -> None:
 
 
 def finetune(
-    model: Source,
+    model: ModelName,
     data: Annotated[
         str,
         typer.Argument(help="A folder in CLIP_benchmark's layout with a training split, or a pattern of shards."),
@@ -83,20 +85,13 @@ def finetune(
 
     Example: mmssl finetune runs/mine data/pets --method lp-ft --shots 16 --out pets-classifier
     """
-    from mmssl.evaluate.tuning import RATES
-    from mmssl.finetune import Settings, fine_tune, gather
-    from mmssl.finetune.study import study
+    from mmssl.finetune import gather
 
-    methods, counts = _methods(method), _counts(shots)
+    plan = _plan(method, shots, seed, seeds, alpha, lr, epochs)
     if out is not None:
         _empty_folder(out)
     loaded = load_on(model, device)
-    rates = RATES if lr is None else (lr,)
-    settings = Settings(methods[0], counts[0] if counts else None, seed, alpha, rates, epochs)
-    table = len(methods) > 1 or len(counts) > 1 or seeds > 1
-    if table and not counts:
-        raise UserError("a table needs --shots, for example --shots 1,2,4,8,16")
-    with _bar(len(methods) * len(counts) * seeds if table else 1) as (tell, tick):
+    with _bar(plan.classifiers) as (tell, tick):
         problem = gather(
             loaded,
             data,
@@ -109,11 +104,7 @@ def finetune(
             cache=None if no_cache else cache_of(loaded, cache),
             progress=tell,
         )
-        found: Study | Tuned
-        if table:
-            found = study(loaded, problem, settings, methods, counts, seeds, tell, tick)
-        else:
-            found = fine_tune(loaded, problem, settings, tell)
+        found = plan.learnt(loaded, problem, tell, tick)
     for note in problem.notes:
         print(note)
     print(f"{problem.name}: {len(problem.classnames)} classes, {len(problem.test.labels)} test samples")
@@ -123,21 +114,73 @@ def finetune(
 
 
 def interpolate(
-    first: Source,
+    first: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a model or a classifier's folder.")],
     second: Annotated[str, typer.Argument(metavar="OTHER", help="Another one of the same architecture.")],
     out: Annotated[Path, typer.Option(help="Folder of the new model; it must be empty or not exist.")],
     alpha: Annotated[float, typer.Option(min=0, max=1, help="0 is the first model, 1 the second.")] = 0.5,
 ) -> None:
     """Write the model whose weights lie between those of two (WiSE-FT): (1 - alpha) * MODEL + alpha * OTHER.
 
+    Of two classifiers with the same labels, a classifier.
+
     Example: mmssl interpolate runs/before runs/after --alpha 0.5 --out between
     """
     from mmssl.finetune import interpolate as between
+    from mmssl.finetune import interpolate_classifiers, load_classifier
+    from mmssl.finetune.classifier import is_classifier
 
     _empty_folder(out)
-    model = between(load_on(first, "cpu"), load_on(second, "cpu"), alpha)
-    model.save(out)
-    print(f"{out}: {model.notes[0]}")
+    classifiers = [is_classifier(place) for place in (first, second)]
+    if all(classifiers):
+        interpolate_classifiers(load_classifier(first), load_classifier(second), alpha).save(out)
+    else:
+        between(load_on(first, "cpu"), load_on(second, "cpu"), alpha).save(out)
+        if any(classifiers):
+            print("one of these is a classifier and the other is not: its labels and its head are left out")
+    print(f"{out}: {1 - alpha:g} * {first} + {alpha:g} * {second}")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The classifiers that are asked for: one, or those of a table."""
+
+    settings: "Settings"
+    """Of the first."""
+    methods: "list[Method]"
+    shots: list[int]
+    """Empty: all there are."""
+    seeds: int
+
+    @property
+    def is_table(self) -> bool:
+        return self.classifiers > 1
+
+    @property
+    def classifiers(self) -> int:
+        return len(self.methods) * max(1, len(self.shots)) * self.seeds
+
+    def learnt(
+        self, model: "Model", problem: "Problem", tell: Callable[[str, int], None], tick: Callable[[], None]
+    ) -> "Study | Tuned":
+        from mmssl.finetune import fine_tune
+        from mmssl.finetune.study import study
+
+        if self.is_table:
+            return study(model, problem, self.settings, self.methods, self.shots, self.seeds, tell, tick)
+        return fine_tune(model, problem, self.settings, tell)
+
+
+def _plan(method: str, shots: str | None, seed: int, seeds: int, alpha: float, lr: float | None, epochs: int) -> _Plan:
+    from mmssl.evaluate.tuning import RATES
+    from mmssl.finetune import Settings
+
+    methods, counts = _methods(method), _counts(shots)
+    rates = RATES if lr is None else (lr,)
+    settings = Settings(methods[0], counts[0] if counts else None, seed, alpha, rates, epochs)
+    plan = _Plan(settings, methods, counts, seeds)
+    if plan.is_table and not counts:
+        raise UserError("a table needs --shots, for example --shots 1,2,4,8,16")
+    return plan
 
 
 def _methods(words: str) -> "list[Method]":
@@ -245,6 +288,7 @@ def _bar(total: int) -> Iterator[tuple[Callable[[str, int], None], Callable[[], 
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("starting", total=total)
         yield lambda what, done: bar.update(line, description=f"{what} {done:,}"), lambda: bar.advance(line)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from mmssl.cli_eval import Device, load_on, move
 from mmssl.types import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def predict(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Draw each picture with its probabilities into this folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every label's probability as JSON.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
+    device: Device = None,
 ) -> None:
     """Tell which of some labels each picture shows.
 
@@ -49,7 +50,11 @@ def predict(
     classify = _classifier(model, _labels(labels, classnames), template, device)
     found = list(run(files_of(pictures), classify, False if out is None else out))
     if as_json:
-        print(json.dumps([{"picture": p.picture, "probabilities": p.probabilities} for p in found], indent=1))
+        print(
+            json.dumps(
+                [{"picture": p.picture, "probabilities": p.probabilities} for p in found], indent=1, ensure_ascii=False
+            )
+        )
     else:
         Console().print(_table(found))
     if out is not None and not as_json:
@@ -58,7 +63,6 @@ def predict(
 
 def _classifier(model: str, labels: list[str] | None, template: list[str] | None, device: str | None) -> "Classify":
     """A fine-tuned classifier, or a model with the texts of labels."""
-    from mmssl.cli_eval import load_on, move
     from mmssl.finetune.classifier import is_classifier, load_classifier
     from mmssl.predict import zero_shot
 

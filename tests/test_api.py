@@ -16,6 +16,7 @@ from PIL import Image
 from mmssl import MMSSL, load
 from mmssl.api import full_key
 from mmssl.auto.data import prepare
+from mmssl.auto.training import next_commands
 from mmssl.config import load_config
 from mmssl.data.patterns import expand
 from mmssl.data.reader import iter_samples
@@ -42,9 +43,11 @@ def trained(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[MMSS
 
 
 def test_importing_the_package_loads_no_library() -> None:
-    """`import mmssl` alone loads neither torch nor what is built on it, and knows its names."""
+    """Neither `import mmssl` nor the command line before its verb loads torch or what is built on it: help and
+    completion are there at once."""
     code = (
-        "import sys, mmssl; assert not {'torch', 'transformers', 'open_clip', 'timm', 'accelerate'} & set(sys.modules);"
+        "import sys, mmssl, mmssl.cli;"
+        "assert not {'torch', 'transformers', 'open_clip', 'timm', 'accelerate', 'matplotlib'} & set(sys.modules);"
         "assert mmssl.__all__ == ['MMSSL', 'Model', 'load']"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -185,6 +188,8 @@ def test_mistakes_are_named(trained: tuple[MMSSL, Path], table: Path, tmp_path: 
     assert not (tmp_path / "run").exists()
     refused(lambda: MMSSL().train(table, run), str(run), "--resume")
     refused(lambda: MMSSL().train(), "data")
+    refused(lambda: MMSSL().train([]), "no data")
+    refused(lambda: MMSSL().train(""), "no data")
     refused(lambda: MMSSL().predict(picture, LABELS), "train")
     refused(lambda: MMSSL(tmp_path / "none"), "none")
     refused(lambda: MMSSL(tmp_path / "none.yaml"), "none.yaml")
@@ -194,6 +199,7 @@ def test_mistakes_are_named(trained: tuple[MMSSL, Path], table: Path, tmp_path: 
     refused(lambda: model.predict(tmp_path / "gone.png", LABELS), "gone.png")
     refused(lambda: model.predict([picture, tmp_path / "words.png"], LABELS), "words.png")
     refused(lambda: model.search("x", tmp_path), "index")
+    refused(lambda: model.search("gone.png", run / "index"), "gone.png")
 
 
 def test_settings_by_their_last_word() -> None:
@@ -211,7 +217,8 @@ def tiny_words() -> list[str]:
 
 def test_the_commands_do_the_same(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`train --data` prints settings with reasons and what to do next, with paths that exist; `predict` prints what the
-    model says, as a table, as JSON and as drawings; the run's folder is refused the second time."""
+    model says, as a table, as JSON and as drawings; `embed` takes the table too; the run's folder is refused the second
+    time."""
     run, picture = tmp_path / "run", str(table.parent / "photos" / "2.png")
     main_ok(["train", "--data", str(table), "--run", str(run), "train.steps=2", *tiny_words()])
     printed = capsys.readouterr().out
@@ -236,11 +243,24 @@ def test_the_commands_do_the_same(table: Path, tmp_path: Path, capsys: pytest.Ca
     main_ok(["predict", str(run), picture, "--classnames", str(names), "--template", "{c}", "--json"])
     (found,) = json.loads(capsys.readouterr().out)
     assert found["probabilities"] == pytest.approx(load(run).classify(picture, LABELS), abs=1e-6)
+    main_ok(["embed", str(run), str(table), "--out", str(tmp_path / "index")])
+    assert "40 pictures" in capsys.readouterr().out
     fails(["train", "--data", str(table), "--run", str(run)], capsys, str(run), "--resume")
     fails(["train", "--data", str(table), "--resume", str(run)], capsys, "--data", "--resume")
     fails(["train", "--run", str(run)], capsys, "--run", "--data")
     fails(["predict", str(run), picture], capsys, "--labels")
     fails(["predict", str(run), picture, "--labels", "a,b", "--classnames", str(names)], capsys, "--classnames")
+
+
+def test_what_to_do_next_names_packages_that_are_missing(
+    trained: tuple[MMSSL, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where search and page cannot run, how to install what they need comes before them."""
+    assert not any("pip" in command for command in next_commands(trained[1]))
+    monkeypatch.setattr("mmssl.auto.training.find_spec", lambda name: None if name == "fastapi" else object())
+    commands = next_commands(trained[1])
+    assert commands[1] == "pip install 'mmssl[search,serve]'"
+    assert [command.split()[1] for command in commands] == ["predict", "install", "search", "serve"]
 
 
 def test_a_run_on_a_table_is_resumed(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """From a pretrained model and a few labelled pictures to a classifier, and models between two models."""
 
 from mmssl.finetune.classifier import Classifier, load_classifier
-from mmssl.finetune.interpolate import interpolate
+from mmssl.finetune.interpolate import interpolate, interpolate_classifiers
 from mmssl.finetune.labelled import Problem, gather
 from mmssl.finetune.methods import METHODS, Settings, Tuned, fine_tune
 
@@ -14,5 +14,6 @@ __all__ = [
     "fine_tune",
     "gather",
     "interpolate",
+    "interpolate_classifiers",
     "load_classifier",
 ]

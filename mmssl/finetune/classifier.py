@@ -66,8 +66,8 @@ class Classifier:
         """
         place = Path(folder)
         record = {**self.record, "format": FORMAT, "version": version("mmssl"), "labels": self.labels}
+        self.model.save(place)
         try:
-            self.model.save(place)
             save_file({"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}, place / HEAD)
             (place / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
         except (OSError, SafetensorError) as error:

@@ -1,10 +1,12 @@
 """Weights between those of two models (WiSE-FT, Wortsman et al. 2022)."""
 
 import copy
+from itertools import zip_longest
 
 from torch import Tensor
 
 from mmssl.evaluate.tuning import mixed
+from mmssl.finetune.classifier import Classifier
 from mmssl.model import Model
 from mmssl.types import UserError
 
@@ -30,6 +32,24 @@ def interpolate(first: Model, second: Model, alpha: float) -> Model:
     encoder.load_state_dict(mixed(first.encoder.state_dict(), others, alpha))
     notes = [f"(1 - {alpha:g}) * first + {alpha:g} * second"]
     return Model(encoder, first.tokenizer, first.config, notes)
+
+
+def interpolate_classifiers(first: Classifier, second: Classifier, alpha: float) -> Classifier:
+    """The classifier whose model and head lie between those of two with the same labels.
+
+    Raises:
+        UserError: the labels differ, or the models do in more than their weights.
+    """
+    if first.labels != second.labels:
+        pairs = zip_longest(first.labels, second.labels)
+        place, (one, two) = next((n, pair) for n, pair in enumerate(pairs, start=1) if pair[0] != pair[1])
+        raise UserError(
+            f"these classifiers have other labels, so nothing lies between them: label {place} is {one!r} in the "
+            f"first, {two!r} in the second"
+        )
+    model = interpolate(first.model, second.model, alpha)
+    weight, bias = ((1 - alpha) * a + alpha * b for a, b in ((first.weight, second.weight), (first.bias, second.bias)))
+    return Classifier(model, first.labels, weight, bias, {"notes": model.notes})
 
 
 def _weights(first: Model, second: Model) -> list[str]:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mmssl.evaluate import probe, zero_shot
 from mmssl.evaluate.cache import FeatureCache
-from mmssl.evaluate.datasets import Dataset, label_of, labels_of, open_dataset, training_split
+from mmssl.evaluate.datasets import Dataset, open_dataset, training_split
 from mmssl.evaluate.embed import ALONE, Pictures, Progress
+from mmssl.evaluate.labels import label_of, labels_of
 from mmssl.evaluate.probe import Linear
 from mmssl.evaluate.prompts import Templates
 from mmssl.evaluate.suite import Embedding
@@ -94,24 +95,22 @@ def gather(
         UserError: shards or labels are missing or do not fit.
     """
     opened = open_dataset(data, classnames=classnames, templates=templates, label=label)
-    train = training_split(opened) if opened.train is not None else opened
-    judged = opened if opened.train is not None else None
+    datasets = [training_split(opened) if opened.train is not None else opened]
     if test is not None:
-        judged = open_dataset(test, classnames=opened.classnames, templates=templates, label=label)
-    embedding = Embedding(model, batch_size, cache, ALONE, progress)
+        datasets.append(open_dataset(test, classnames=opened.classnames, templates=templates, label=label))
+    elif opened.train is not None:
+        datasets.append(opened)
     notes: list[str] = []
-    found = [_embedded(embedding, dataset, notes) for dataset in (train, judged) if dataset is not None]
-    names, labels = labels_of(train, [sample for pictures in found for sample in pictures.samples])
+    embedding = Embedding(model, batch_size, cache, ALONE, progress)
+    found = [_embedded(embedding, dataset, notes) for dataset in datasets]
+    names, labels = labels_of(datasets[0], [sample for pictures in found for sample in pictures.samples])
     if len(names) < 2:
         raise UserError(f"{data} has one class only ({names[0]!r}); a classifier needs two")
-    count = len(found[0].samples)
-    whole = Labelled(train, found[0].samples, found[0].features, labels[:count])
-    if judged is None:
-        rows, kept = probe.hold_out(whole.labels, HELD_OUT, seed)
-        notes.append(f"no test split: {len(kept)} of {count} samples are kept to judge (--test names others)")
-        shown, tested = whole.rows(rows), whole.rows(kept)
-    else:
-        shown, tested = whole, Labelled(judged, found[1].samples, found[1].features, labels[count:])
+    parts = [
+        Labelled(dataset, pictures.samples, pictures.features, part)
+        for dataset, pictures, part in zip(datasets, found, labels.split([len(p.samples) for p in found]), strict=True)
+    ]
+    train, tested = parts if len(parts) == 2 else _apart(parts[0], seed, notes)
     if len(tested.samples) == 0:
         raise UserError(f"{data} has too few samples to keep some to judge on; give others by --test")
     return Problem(
@@ -119,10 +118,17 @@ def gather(
         classnames=names,
         templates=opened.templates if opened.templates is not None else zero_shot.DEFAULT_TEMPLATES,
         named=not all(_is_number(name) for name in names),
-        train=shown,
+        train=train,
         test=tested,
         notes=notes,
     )
+
+
+def _apart(whole: Labelled, seed: int, notes: list[str]) -> tuple[Labelled, Labelled]:
+    """Samples to train on, and a share of each class to judge on."""
+    rows, kept = probe.hold_out(whole.labels, HELD_OUT, seed)
+    notes.append(f"no test split: {len(kept)} of {len(whole.samples)} samples are kept to judge (--test names others)")
+    return whole.rows(rows), whole.rows(kept)
 
 
 def _embedded(embedding: Embedding, dataset: Dataset, notes: list[str]) -> Pictures:

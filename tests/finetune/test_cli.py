@@ -1,12 +1,15 @@
 """`mmssl finetune` and `mmssl interpolate` from the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from mmssl import load
+from mmssl import MMSSL, load
 from mmssl.finetune import load_classifier
+from mmssl.finetune.classifier import is_classifier
 from tests.test_cli_eval import refused, run
 
 
@@ -53,3 +56,37 @@ def test_interpolate_writes_a_model(model_folder: Path, tmp_path: Path, capsys: 
     run("interpolate", model_folder, model_folder, "--alpha", "0", "--out", tmp_path / "between")
     assert load(tmp_path / "between").fingerprint() == load(model_folder).fingerprint()
     assert "not empty" in refused(capsys, "interpolate", model_folder, model_folder, "--out", tmp_path / "between")
+
+
+def test_classifiers_predict_are_saved_and_mixed(
+    model_folder: Path, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`mmssl predict` and the class take a classifier's folder and give its probabilities of its own labels; the class
+    reads it once, and saves it whole; between two classifiers lies a classifier, between one and a model a model."""
+    for seed in ("0", "1"):
+        run("finetune", model_folder, colors, "--shots", "2", "--seed", seed, "--out", tmp_path / f"c{seed}")
+    pictures = []
+    for number, color in enumerate(("red", "navy")):
+        pictures.append(tmp_path / f"{number}.png")
+        Image.new("RGB", (30, 20), color).save(pictures[-1])
+    expected = load_classifier(tmp_path / "c0").predict(pictures)
+    capsys.readouterr()
+    run("predict", tmp_path / "c0", *pictures, "--json")
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["picture"] for row in printed] == [str(path) for path in pictures]
+    assert [row["probabilities"] for row in printed] == [pytest.approx(one) for one in expected]
+    assert "has its own labels" in refused(capsys, "predict", tmp_path / "c0", pictures[0], "--labels", "a,b")
+    model = MMSSL(tmp_path / "c0")
+    model.save(tmp_path / "again")
+    shutil.rmtree(tmp_path / "c0" / "tokenizer")
+    for source in (model, MMSSL(tmp_path / "again")):
+        found = source.predict(list(pictures))
+        assert [prediction.probabilities for prediction in found] == [pytest.approx(one) for one in expected]
+    (words,) = model.predict(pictures[0], ["a square", "a circle"])
+    assert set(words.probabilities) == {"a square", "a circle"}
+    run("interpolate", tmp_path / "again", tmp_path / "c1", "--alpha", "1", "--out", tmp_path / "mixed")
+    assert load_classifier(tmp_path / "mixed").predict(pictures) == load_classifier(tmp_path / "c1").predict(pictures)
+    capsys.readouterr()
+    run("interpolate", model_folder, tmp_path / "c1", "--out", tmp_path / "model")
+    assert "left out" in capsys.readouterr().out
+    assert not is_classifier(tmp_path / "model")

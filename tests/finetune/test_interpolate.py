@@ -7,7 +7,7 @@ import torch
 
 from mmssl import Model, load
 from mmssl.data.tokens import train_tokenizer
-from mmssl.finetune import interpolate
+from mmssl.finetune import Classifier, interpolate, interpolate_classifiers
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.types import UserError
 from tests.conftest import tiny_model_config
@@ -47,3 +47,23 @@ def test_models_of_different_kinds_are_refused_with_what_differs(model: Model) -
     reordered = [word.replace("photo", "ptoho") for word in words]
     with pytest.raises(UserError, match="vocabular|text.encoder.embeddings"):
         interpolate(model, other_model(reordered), 0.5)
+
+
+def test_between_two_classifiers_their_heads_are_mixed_too(model: Model, tmp_path: Path) -> None:
+    """Logits of a linear head on one tower lie between theirs; other labels, or the same in another order, are refused
+    with the first that differs."""
+    one, two = (
+        Classifier(model, ["a", "b"], torch.full((2, model.config.embed_dim), value), torch.tensor([value, 0.0]))
+        for value in (1.0, 3.0)
+    )
+    middle = interpolate_classifiers(one, two, 0.25)
+    assert torch.equal(middle.weight, torch.full_like(one.weight, 1.5))
+    assert middle.bias.tolist() == [1.5, 0.0]
+    features = torch.eye(model.config.embed_dim)
+    torch.testing.assert_close(middle.logits(features), 0.75 * one.logits(features) + 0.25 * two.logits(features))
+    turned = Classifier(model, ["b", "a"], two.weight, two.bias)
+    with pytest.raises(UserError, match="label 1 is 'a' in the first, 'b' in the second"):
+        interpolate_classifiers(one, turned, 0.5)
+    more = Classifier(model, ["a", "b", "c"], torch.zeros(3, model.config.embed_dim), torch.zeros(3))
+    with pytest.raises(UserError, match="label 3 is None in the first, 'c' in the second"):
+        interpolate_classifiers(one, more, 0.5)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from mmssl.export import to_onnx, to_open_clip, to_sentence_transformers, to_timm, to_transformers
 from mmssl.export.card import write_card
 from mmssl.model import Model
@@ -70,6 +72,8 @@ def export(model: Model, kind: str, out: Path) -> Exported:
         able = [name for name, other in FORMATS.items() if name != kind and not other.problems(model)]
         others = f"; it can be written as {', '.join(able)}" if able else ""
         raise UserError(f"this model cannot be written as {kind}: {'; '.join(problems)}{others}")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is no folder; choose another place")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} is not empty; choose another folder")
     created = not out.exists()
@@ -80,8 +84,11 @@ def export(model: Model, kind: str, out: Path) -> Exported:
         difference = form.difference(model, out)
     except BaseException as error:
         _empty(out, created)
-        if isinstance(error, OSError):
-            raise UserError(f"--out {out} cannot be written: {error}") from None
+        if isinstance(error, OSError | SafetensorError):
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(
+                f"--out {out} cannot be written: {reason}; free some space, or pick another folder"
+            ) from None
         raise
     if not difference <= TOLERANCE:
         _empty(out, created)

@@ -13,6 +13,7 @@ import timm
 import torch
 import transformers
 from PIL import Image
+from safetensors import SafetensorError
 
 import mmssl
 from mmssl.export import FORMATS, export
@@ -172,9 +173,24 @@ def test_an_export_never_overwrites(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
         export(own(), "timm", tmp_path)
+    with pytest.raises(UserError, match=r"notes\.txt is no folder"):
+        export(own(), "timm", tmp_path / "notes.txt")
     with pytest.raises(UserError, match="sentence-transformers"):
         export(own(), "gguf", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left")])
+def test_a_full_disk_is_said(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, whoever writes; nothing is left."""
+
+    def full(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("mmssl.export.to_timm.save_file", full)
+    with pytest.raises(UserError, match="out cannot be written: .*No space left.*pick another folder"):
+        export(own(), "timm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_tells_how_it_is_loaded(tmp_path: Path) -> None:
@@ -192,8 +208,14 @@ def test_a_folder_tells_how_it_is_loaded(tmp_path: Path) -> None:
 
 
 def test_the_hub_is_asked_rightly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The repository is made, the folder is uploaded, and an open_clip folder finds its text tower by that name."""
+    """The repository is made, and the folder uploaded; there an open_clip folder finds its text tower by the hub's
+    name, here still by its own place, also where the hub cannot be reached."""
     calls: list[tuple[str, Any]] = []
+    out = tmp_path / "out"
+
+    def name() -> str:
+        found = json.loads((out / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]["hf_model_name"]
+        return str(found)
 
     class Api:
         def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> str:
@@ -201,11 +223,16 @@ def test_the_hub_is_asked_rightly(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             return f"hub/{name}"
 
         def upload_folder(self, *, folder_path: str, repo_id: str, commit_message: str) -> None:
-            calls.append(("upload", (folder_path, repo_id)))
+            calls.append(("upload", (folder_path, repo_id, name())))
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    export(own(), "open_clip", tmp_path / "out")
-    assert push(tmp_path / "out", "me/model") == "hub/me/model"
-    assert calls == [("create", ("me/model", False, True)), ("upload", (str(tmp_path / "out"), "me/model"))]
-    settings = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
-    assert settings["hf_model_name"] == "me/model"
+    export(own(), "open_clip", out)
+    assert push(out, "me/model") == "hub/me/model"
+    assert calls == [("create", ("me/model", False, True)), ("upload", (str(out), "me/model", "me/model"))]
+    assert name() == str(out)
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="is written, but could not be pushed to me/model") as caught:
+        push(out, "me/model")
+    assert "\n" not in str(caught.value)
+    assert name() == str(out)

@@ -6,16 +6,13 @@ from typing import Annotated
 
 import typer
 
+from mmssl.cli_eval import Device, load_on
+from mmssl.cli_use import ModelName
 from mmssl.types import UserError
 
 
 def serve(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A run or a model folder, open_clip:MODEL/TAG, a folder of open_clip or of a Hugging Face CLIP."
-        ),
-    ],
+    model: ModelName,
     index: Annotated[
         Path | None, typer.Argument(help="Folder that mmssl embed wrote. Without it there is no search.")
     ] = None,
@@ -32,13 +29,12 @@ def serve(
         ),
     ] = None,
     max_upload: Annotated[int, typer.Option(metavar="MIB", min=1, max=1024, help="Largest upload.")] = 10,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
+    device: Device = None,
 ) -> None:
     """Serve a page and a JSON API: search by words or by a picture, zero-shot labels, similarity maps.
 
     Example: mmssl serve runs/mine index
     """
-    from mmssl.cli_eval import load_on
     from mmssl.search import Index
 
     try:

@@ -17,6 +17,16 @@ LINGER_BYTES = 256 << 20
 """How much of the rest of a refused body is read and dropped, so that the client comes to read the answer."""
 CLOSE = {"Connection": "close"}
 LATER = {"Retry-After": "1"}
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cache-Control": "no-store",
+}
+"""Of every answer, beside the Content-Security-Policy."""
 _log = logging.getLogger(__name__)
 
 
@@ -27,16 +37,7 @@ class Guard:
         """`policy`: the Content-Security-Policy."""
         self.app = app
         self.limits = limits
-        self.headers = {
-            "Content-Security-Policy": policy,
-            "X-Content-Type-Options": "nosniff",
-            "X-Frame-Options": "DENY",
-            "Referrer-Policy": "no-referrer",
-            "Cross-Origin-Opener-Policy": "same-origin",
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-            "Cache-Control": "no-store",
-        }
+        self.headers = {"Content-Security-Policy": policy, **HEADERS}
         self._in_hand = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +70,7 @@ class Guard:
         if length.isdecimal() and int(length[:20]) > limits.upload_bytes:
             return _problem(413, too_large(limits))
         if self._in_hand >= limits.requests:
-            return _problem(503, "the server is busy; try again", LATER)
+            return _busy()
         return None
 
     async def _pass(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
@@ -86,6 +87,12 @@ class Guard:
             return
         if not answer.started:
             await problem(scope, receive, answer.send)
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """An ASGI application that is too busy for any request."""
+    await _drain(receive)
+    await _busy()(scope, receive, _Answer(send, HEADERS).send)
 
 
 class _Body:
@@ -145,6 +152,10 @@ def too_large(limits: Limits) -> str:
 
 def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"detail": detail}, status, {**CLOSE, **(headers or {})})
+
+
+def _busy() -> JSONResponse:
+    return _problem(503, "the server is busy; try again", LATER)
 
 
 async def _drain(receive: Receive, whole: bool = False) -> None:

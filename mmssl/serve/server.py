@@ -9,6 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from mmssl.serve.guard import refuse
 from mmssl.types import UserError
 
 KEEP_ALIVE_SECONDS = 5
@@ -24,6 +25,8 @@ class ImpatientProtocol(H11Protocol):
     """Time in which a request's head must have arrived, from the opening of the connection or the head's first byte."""
     write_seconds = 20.0
     """Time for which a client may leave an answer unread."""
+    most_connections = CONNECTIONS
+    """Requests of further ones are refused."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -32,6 +35,8 @@ class ImpatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > self.most_connections:
+            self.app = refuse
         self._head.start(self.head_seconds, transport.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -102,7 +107,6 @@ def make_server(
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=CONNECTIONS,
             h11_max_incomplete_event_size=HEAD_BYTES,
             timeout_keep_alive=keep_alive,
             timeout_graceful_shutdown=5,

@@ -179,6 +179,32 @@ def test_a_client_that_reads_nothing_is_cut_off(impatient: Live) -> None:
     assert not started.server_state.connections
 
 
+def test_connections_beyond_the_cap_are_told_to_come_back(model: Model) -> None:
+    """Those that were open before are served; a further one gets 503 as JSON with the usual headers, also for an
+    upload, and is closed; when one of the others is closed, a new one is served."""
+
+    class Few(ImpatientProtocol):
+        most_connections = 2
+
+    with serving(create_app(model), protocol=Few) as (port, _):
+        first, second = connect(port), connect(port)
+        for words in (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", HEAD + b"Content-Length: 9\r\n\r\nsome body"):
+            with connect(port) as third:
+                third.sendall(words)
+                answer = rest(third)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert answer.endswith(b'{"detail":"the server is busy; try again"}')
+            assert b"\r\nretry-after: 1\r\n" in answer.lower()
+            assert b"\r\nx-content-type-options: nosniff\r\n" in answer.lower()
+        for connection in (first, second):
+            with connection:
+                connection.sendall(b"GET /api/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                assert rest(connection).startswith(b"HTTP/1.1 200 ")
+        with connect(port) as later:
+            later.sendall(b"GET /api/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert rest(later).startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -1,10 +1,11 @@
 """The `mmssl` command: each verb calls one function of the rooms below."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -74,12 +75,49 @@ def train_tokenizer(
     print(f"{out}: {tokenizer.vocab_size} tokens")
 
 
+REMEDIES = {
+    errno.EACCES: "change its permissions, or give another place",
+    errno.EPERM: "change its permissions, or give another place",
+    errno.EROFS: "give another place",
+    errno.ENOSPC: "free some space, or give another place",
+    errno.EDQUOT: "free some space, or give another place",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOTDIR: "give another place",
+    errno.EISDIR: "give a file",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 65536",
+}
+"""What can be done about the system's refusals that no verb foresaw."""
+# typer has its own copy of click since 0.26, where this class has no public name.
+UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; bad input ends with one line on stderr and exit code 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="mmssl")
+        sys.exit(app(args=words, prog_name="mmssl", standalone_mode=False))
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        print(f"error{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
-        # Other processes may wait for this one in a collective: end without their consent.
+        _fail(str(error))
+    except UsageError as error:
+        _fail(_misused(error))
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        place = "a file" if error.filename is None else error.filename
+        _fail(f"{place} cannot be used: {error.strerror}; {REMEDIES[error.errno]}")
+
+
+def _misused(error: Any) -> str:
+    """Words that are no command: what is wrong with them, and where the right ones stand."""
+    words = error.format_message()
+    if words.startswith("Usage:"):  # a verb without any word shows its help
+        print(words, file=sys.stderr)
         sys.exit(2)
+    return f"{words[:1].lower()}{words[1:].rstrip('.')}; see: {error.ctx.command_path} --help"
+
+
+def _fail(line: str) -> NoReturn:
+    """Say what is wrong and end, also where other processes wait for this one in a collective."""
+    rank = os.environ.get("RANK", "0")
+    print(f"error{'' if rank == '0' else f' (process {rank})'}: {line}", file=sys.stderr)
+    sys.exit(2)

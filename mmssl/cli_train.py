@@ -61,7 +61,7 @@ def train(
     accelerate launch --num_processes N -m mmssl.train CONFIG [KEY=VALUE]...
     """
     changes = list(overrides or [])
-    if config is not None and (resume is not None or (data is not None and _is_change(config))):
+    if config is not None and (resume is not None or _is_change(config)):
         changes.insert(0, config)  # the first word was an override, not a file
         config = None
     if rewind and resume is None:
@@ -130,7 +130,10 @@ def _report(finished: "Finished") -> None:
 
 
 def _is_change(word: str) -> bool:
-    return "=" in word and not Path(word).is_file()
+    try:
+        return "=" in word and not Path(word).is_file()
+    except OSError:  # too long for a file's name
+        return True
 
 
 def _is_packed(run: Path) -> bool:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmssl.config import ModelConfig
+from mmssl.data.decode import DecodeError
 from mmssl.data.tokens import Tokenizer, load_tokenizer
 from mmssl.data.views import EvalView
 from mmssl.models.dual_encoder import DualEncoder, ImageEncoder, build_dual_encoder
@@ -73,8 +74,8 @@ class Model:
         """Unit vectors [N, D], float32 on the CPU, of one picture or a list of them.
 
         Raises:
-            UserError: a file cannot be read.
-            DecodeError: a picture cannot be decoded.
+            UserError: a file cannot be read, or is no picture.
+            DecodeError: a picture that is no file cannot be decoded.
         """
         pictures = pictures_of(images)
         rows = []
@@ -88,8 +89,8 @@ class Model:
         """What the model sees of a picture: uint8 [3, S, S].
 
         Raises:
-            UserError: the file cannot be read.
-            DecodeError: the picture cannot be decoded.
+            UserError: the file cannot be read, or is no picture.
+            DecodeError: a picture that is no file cannot be decoded.
         """
         if not isinstance(picture, (str, Path)):
             return self.view(picture)
@@ -97,6 +98,8 @@ class Model:
             return self.view(Path(picture).read_bytes())
         except OSError as error:
             raise UserError(f"cannot read picture {picture}: {error.strerror}") from None
+        except DecodeError as error:
+            raise UserError(f"{picture} is no picture that can be used: {error}") from None
 
     def encode_rendered(self, pictures: Tensor) -> Tensor:
         """Unit vectors [N, D], float32 on the CPU, of rendered pictures [N, 3, S, S]."""
@@ -136,14 +139,22 @@ class Model:
 
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors, config.json and tokenizer/: all that `load` needs, on any machine without
-        a network."""
+        a network.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.encoder.state_dict().items()}
-        save_file(state, folder / "model.safetensors")
-        self.tokenizer.save(folder / "tokenizer")
         record = {"format": FORMAT, "model": self.self_contained().model_dump(mode="json", exclude={"start"})}
-        (folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(state, folder / "model.safetensors")
+            self.tokenizer.save(folder / "tokenizer")
+            (folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{folder} cannot be written: {reason}; free some space, or pick another folder") from None
 
     def self_contained(self) -> ModelConfig:
         """The configuration without names that would have to be looked up elsewhere; its tokenizer is `tokenizer/`."""
@@ -208,7 +219,7 @@ def load(source: str | Path) -> Model:
     if not (folder / "config.json").is_file():
         raise UserError(
             f"no model at {source}; give a run folder with model/, a model folder (config.json, model.safetensors), "
-            f"or open_clip:MODEL/TAG"
+            f"open_clip:MODEL/TAG or transformers:NAME"
         )
     if is_transformers_folder(folder):
         return _taken_over(read_transformers(str(folder)))
@@ -232,7 +243,7 @@ def _own(folder: Path) -> Model:
         config = ModelConfig.model_validate(record["model"])
         tokenizer = load_tokenizer(str(folder / "tokenizer"), config.text.max_tokens)
         state = load_file(folder / "model.safetensors")
-    except (ValueError, KeyError, TypeError, OSError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise UserError(f"{folder} is not a model of mmssl: {' '.join(str(error).split())[:300]}") from error
     encoder = build_dual_encoder(config, tokenizer.vocab_size, tokenizer.pad_id)
     own = encoder.state_dict()

@@ -1,10 +1,13 @@
 """The records that flow between rooms."""
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from __future__ import annotations  # so that `mmssl --help`, which needs UserError, does without torch
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Batch:
         """A copy with every tensor but the draws on `device` (asynchronously where memory is pinned)."""
         return replace(
             self,
@@ -51,7 +54,7 @@ class Batch:
             **{f: getattr(self, f).to(device, non_blocking=True) for f in ("tokens", "token_mask", "ids")},
         )
 
-    def slice(self, start: int, stop: int) -> "Batch":
+    def slice(self, start: int, stop: int) -> Batch:
         """Samples [start, stop) as a batch of views on the same memory."""
         assert {f.name for f in fields(self)} == {"views", "tokens", "token_mask", "ids", "keys", "draws"}
         return Batch(

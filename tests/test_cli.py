@@ -1,6 +1,8 @@
 """Bad input ends in one line that says what, where and what to do, exit code 2, and nothing half-written."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import mmssl
 from mmssl.cli import main
 from mmssl.config import parse_config
 from mmssl.train.engine import train
+from mmssl.types import UserError
 from tests.pairs import run_tree, write_pairs
 
 ROOT = Path(__file__).parents[1]
@@ -125,7 +128,7 @@ def test_evaluation_refuses_what_does_not_fit(
     fails(["eval", str(tmp_path), pattern, *common], capsys, str(tmp_path), "no model")
     fails(["eval", str(finished), pattern, "--task", "zeroshot", *common], capsys, "zeroshot", "zero_shot")
     assert not out.exists()
-    fails(["eval", str(finished), pattern, "--json", "/proc/none/x.json"], capsys, "/proc/none/x.json")
+    fails(["eval", str(finished), pattern, "--json", "/proc/none/x.json"], capsys, "/proc/none")
     fails(["eval", str(finished), pattern, "--out", "/proc/none"], capsys, "/proc/none")
 
 
@@ -143,6 +146,66 @@ def test_a_model_folder_that_does_not_fit_together_is_refused(
         shutil.copy(finished / "model" / name, model)
     main_ok(["eval", str(model), str(shards / "*.tar")])
     assert "acc1" in capsys.readouterr().out
+
+
+def test_damaged_weights_are_named(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of weights that was cut is no model, and a model that cannot be written is told, in one line each."""
+    shutil.copytree(finished / "model", tmp_path / "m")
+    content = (tmp_path / "m" / "model.safetensors").read_bytes()
+    (tmp_path / "m" / "model.safetensors").write_bytes(content[: len(content) // 2])
+    fails(["predict", str(tmp_path / "m"), str(tmp_path), "--labels", "a,b"], capsys, str(tmp_path / "m"))
+    model, place = mmssl.load(finished), tmp_path / "m" / "config.json" / "inside"
+    with pytest.raises(UserError, match=f"{place} cannot be written: .*pick another folder"):
+        model.save(place)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("trane", ["'trane'", "'train'", "see: mmssl --help"]),
+        ("predict", ["see: mmssl predict --help"]),
+        ("predict m p --lables a", ["--lables", "--labels", "see: mmssl predict --help"]),
+        ("search m i words -k 0", ["'-k'", "see: mmssl search --help"]),
+        ("shards pakc", ["'pakc'", "see: mmssl shards --help"]),
+        ("train steps=3", ["give pairs", "configuration"]),
+    ],
+)
+def test_misused_commands_are_one_line(words: str, said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Unknown verbs and options, missing words and numbers out of range name themselves and where the help is."""
+    fails(words.split(), capsys, *said)
+
+
+@pytest.mark.parametrize("words", [[], ["shards"]])
+def test_a_verb_of_verbs_alone_shows_its_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """All verbs, with exit code 2, as nothing was done."""
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    printed = capsys.readouterr()
+    assert caught.value.code == 2
+    assert "Usage: mmssl" in printed.err + printed.out
+    assert "error" not in printed.err
+
+
+def test_what_no_verb_foresaw_of_files_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A refusal of the system says which file and what to do; a file that is missing where it should not be is a fault
+    of ours, and shown as such."""
+
+    def meets(number: int) -> None:
+        def broken(config: object) -> str:
+            raise OSError(number, os.strerror(number), "/some/file")
+
+        monkeypatch.setattr("mmssl.describe.describe", broken)
+
+    arguments = ["show", str(ROOT / "configs" / "ci_tiny.yaml")]
+    meets(errno.EACCES)
+    fails(arguments, capsys, "/some/file cannot be used", "Permission denied", "change its permissions")
+    meets(errno.ENOSPC)
+    fails(arguments, capsys, "No space left", "free some space")
+    meets(errno.ENOENT)
+    with pytest.raises(FileNotFoundError):
+        main(arguments)
 
 
 def test_eval_writes_figures_tables_and_pictures(

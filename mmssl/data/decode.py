@@ -7,6 +7,7 @@ read (Pillow's own `Image.open` would also try formats that call external progra
 import io
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,7 @@ _SIGNATURES = (
     (b"MM\x00*", TiffImagePlugin.TiffImageFile),
     (b"WEBP", WebPImagePlugin.WebPImageFile),  # after RIFF and a length
 )
+_ROWS = 64
 _EXIF_ORIENTATION = 0x0112
 _EXIF_SHORT = 3
 
@@ -105,9 +107,8 @@ def rgb_pixels(image: Image.Image) -> Pixels:
     Raises:
         DecodeError: floating-point pixels, whose range is unknown.
     """
-    if image.mode.startswith("I"):  # 16-bit gray; Pillow's own conversion clips at 255
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return np.repeat(((wide + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode.startswith("I"):
+        return _from_16_bits(np.asarray(image))
     if image.mode == "F":
         raise DecodeError("the picture has floating-point pixels of unknown range; convert it to 8 or 16 bits")
     if image.has_transparency_data:
@@ -116,6 +117,18 @@ def rgb_pixels(image: Image.Image) -> Pixels:
         background.paste(image, mask=image)
         return np.array(background)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _from_16_bits(gray: npt.NDArray[np.integer[Any]]) -> Pixels:
+    """RGB of 16-bit gray [H, W]; Pillow's own conversion clips at 255.
+
+    Some rows at a time: whole pictures of wider numbers would take many times their memory.
+    """
+    narrow = np.empty(gray.shape, np.uint8)
+    for top in range(0, len(gray), _ROWS):
+        rows = gray[top : top + _ROWS].astype(np.int32).clip(0, 65535)
+        narrow[top : top + _ROWS] = (rows + 128) // 257
+    return np.repeat(narrow[:, :, None], 3, axis=2)
 
 
 def _jpeg_header(image: bytes) -> Header | None:

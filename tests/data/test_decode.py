@@ -4,6 +4,7 @@ import io
 import pickle
 import random
 import struct
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -244,6 +245,17 @@ def test_flipped_bits(format: str) -> None:
         except DecodeError:
             outcomes.add("error")
     assert outcomes == {"picture", "error"}
+
+
+def test_large_16_bit_pictures_need_little_memory() -> None:
+    """Nine bytes a pixel at most, with three for what it becomes and those of Pillow's own copies."""
+    wide = np.random.default_rng(0).integers(0, 65536, (600, 1000), dtype=np.uint16)
+    image = encode(Image.fromarray(wide), "PNG")
+    tracemalloc.start()
+    decode(image)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 9 * wide.size
 
 
 @pytest.mark.parametrize(

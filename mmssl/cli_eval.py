@@ -94,6 +94,7 @@ def evaluate(
     from mmssl.distributed import joined
     from mmssl.evaluate import shift as shifted
     from mmssl.evaluate import suite
+    from mmssl.report import card_beside
 
     datasets = find(
         data, languages=language, classnames=classnames, templates=templates, label=label, slice_by=slice_by or ()
@@ -101,6 +102,7 @@ def evaluate(
     plan = {name: (dataset, tasks_of(dataset, task)) for name, dataset in datasets.items()}
     pairs = shifted.pairs(shift or (), datasets)
     make_places(out, json_file)
+    card = card_beside(Path(model), out)
     with joined() as processes:
         judged = load_on(model, device)
         with progress_bar(sum(len(tasks) for _, tasks in plan.values()), processes) as (tell, tick):
@@ -120,6 +122,8 @@ def evaluate(
             print_results(results)
             if json_file is not None:
                 write_json(json_file, results)
+            if card is not None:
+                print(card.renewed())
 
 
 def find(

@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmssl.bench.peer import PEER_CACHE, make_environment
 from mmssl.config import Config, load_config
@@ -169,11 +170,14 @@ def cell_peer(peer: Peer, speed: Speed, seed: int, minutes: float, tests: Sequen
         "seconds": round(spent, 1),
         "steps": steps * epochs,
         "samples": steps * epochs * peer.batch,
+        "precision": speed.precision,
+        "workers": speed.workers,
     }
 
 
-def cell_ours(args: argparse.Namespace, work: Path, seed: int, tests: Sequence[Test]) -> dict[str, object]:
-    """One run of mmssl."""
+def cell_ours(args: argparse.Namespace, peer: Peer, seed: int, tests: Sequence[Test]) -> dict[str, object]:
+    """One run of mmssl, on batches of the peer's size."""
+    work = peer.work
     folder = work / f"mmssl-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     changes = [
@@ -192,7 +196,7 @@ def cell_ours(args: argparse.Namespace, work: Path, seed: int, tests: Sequence[T
         (figures,) = json.loads(out.read_text()).values()
         acc1[test.name] = figures["acc1"]
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    return {"acc1": acc1, "steps": last["step"], "samples": last["step"] * args.batch}
+    return {"acc1": acc1, "steps": last["step"], "samples": last["step"] * peer.batch}
 
 
 def length(minutes: float) -> list[str]:
@@ -268,53 +272,63 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Measure speed, run the missing cells, print the table."""
-    args = parse()
-    config = load_config(args.config, [f"data.train={json.dumps(args.train)}", *length(args.minutes), *args.set])
-    args.batch = config.data.batch_size
+def make_peer(args: argparse.Namespace, config: Config) -> Peer:
+    """OpenCLIP with a model of our size, on our shards."""
     work: Path = args.out
     (work / "models").mkdir(parents=True, exist_ok=True)
     for name, content in peer_model(config, args.peer_context).items():
         (work / "models" / name).write_text(json.dumps(content, indent=1))
-    tests = open_tests(args.test, work)
-    shards = expand(args.train)
-    peer = Peer(
+    shards, batch = expand(args.train), config.data.batch_size
+    return Peer(
         python=args.peer_python or make_environment(args.peer_cache),
         models=work / "models",
         work=work,
         shards=shards,
-        passes=math.ceil(count_samples(shards) / args.batch),
-        batch=args.batch,
+        passes=math.ceil(count_samples(shards) / batch),
+        batch=batch,
         lr=args.peer_lr,
         wd=args.peer_wd,
         extra=args.peer_args,
     )
-    settings = {k: v for k, v in sorted(vars(args).items()) if k not in ("out", "seeds", "peer_python", "peer_cache")}
-    settings |= {
-        "our_config": config.model_dump(mode="json"),
-        "peer_model": peer_model(config, args.peer_context)[f"{MODEL}.json"],
-    }
-    results = work / "results.json"
-    kept = json.loads(results.read_text()) if results.is_file() else {"settings": settings, "cells": {}}
+
+
+def kept_results(path: Path, args: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """What is kept of an earlier call, or nothing yet: `settings`, and `cells` by `SIDE-SEED`.
+
+    Raises:
+        UserError: it was made with other settings.
+    """
+    left_out = ("out", "seeds", "peer_python", "peer_cache")
+    settings: dict[str, Any] = {k: v for k, v in sorted(vars(args).items()) if k not in left_out}
+    settings["our_config"] = config.model_dump(mode="json")
+    settings["peer_model"] = peer_model(config, args.peer_context)[f"{MODEL}.json"]
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"settings": settings, "cells": {}}
     if kept["settings"] != json.loads(json.dumps(settings)):
-        raise UserError(f"{results} holds results of other settings; give another --out or delete it")
-    cells = kept["cells"]
-    speed = None
-    for seed in args.seeds:
-        for side in ("mmssl", "open_clip"):
-            if f"{side}-{seed}" in cells:
-                continue
-            start = time.strftime("%H:%M")
-            if side == "mmssl":
-                cell = cell_ours(args, work, seed, tests)
-            else:
-                speed = speed or fastest(peer, args.peer_precisions, args.peer_workers, min(15.0, args.minutes * 15))
-                cell = cell_peer(peer, speed, seed, args.minutes, tests)
-                cell |= {"precision": speed.precision, "workers": speed.workers}
-            cells[f"{side}-{seed}"] = cell
-            results.write_text(json.dumps(kept, indent=1))
-            print(f"{start} {side} seed {seed}: {cell}", flush=True)
+        raise UserError(f"{path} holds results of other settings; give another --out or delete it")
+    return kept
+
+
+def main() -> None:
+    """Measure speed, run the missing cells, print the table."""
+    args = parse()
+    config = load_config(args.config, [f"data.train={json.dumps(args.train)}", *length(args.minutes), *args.set])
+    peer = make_peer(args, config)
+    tests = open_tests(args.test, peer.work)
+    results = peer.work / "results.json"
+    kept = kept_results(results, args, config)
+    cells, speed = kept["cells"], None
+    for side, seed in ((side, seed) for seed in args.seeds for side in ("mmssl", "open_clip")):
+        if f"{side}-{seed}" in cells:
+            continue
+        start = time.strftime("%H:%M")
+        if side == "mmssl":
+            cell = cell_ours(args, peer, seed, tests)
+        else:
+            speed = speed or fastest(peer, args.peer_precisions, args.peer_workers, min(15.0, args.minutes * 15))
+            cell = cell_peer(peer, speed, seed, args.minutes, tests)
+        cells[f"{side}-{seed}"] = cell
+        results.write_text(json.dumps(kept, indent=1))
+        print(f"{start} {side} seed {seed}: {cell}", flush=True)
     report(cells, args.seeds, tests)
     for name, cell in cells.items():
         if "seconds" in cell and abs(cell["seconds"] / (args.minutes * 60) - 1) > 0.05:

@@ -80,12 +80,13 @@ def compare_results(first: Path, second: Path) -> dict[str, Difference]:
 
 
 def read_outcomes(folder: Path) -> dict[str, Outcomes]:
-    """What an evaluation kept of each sample: `NAME/TASK` -> the samples, and their values by figure."""
+    """What evaluations in a folder kept of each sample: `NAME/TASK` (or `FOLDER/NAME/TASK`, where they lie deeper) ->
+    the samples, and their values by figure."""
     readers = (("predictions.csv", _predictions), ("ranks.csv", _ranks), ("outcomes.csv", _outcomes))
     return {
         path.relative_to(folder).parent.as_posix(): read(_rows(path))
         for name, read in readers
-        for path in sorted(folder.glob(f"*/*/{name}"))
+        for path in sorted(folder.rglob(name))
     }
 
 

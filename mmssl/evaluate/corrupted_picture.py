@@ -7,7 +7,7 @@ from PIL import Image
 
 from mmssl.data.decode import Pixels
 from mmssl.evaluate.corruptions import CORRUPTIONS, SEVERITIES, Robustness, corrupted
-from mmssl.evaluate.report import GRAY, sheet
+from mmssl.evaluate.sheet import GRAY, sheet
 from mmssl.types import Sample
 
 SIDE = 112

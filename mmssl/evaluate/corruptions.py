@@ -22,10 +22,11 @@ from torch import Tensor
 
 from mmssl.data.decode import Pixels
 from mmssl.data.views import EvalView
-from mmssl.evaluate.datasets import Dataset, labels_of, read_again
+from mmssl.evaluate.datasets import Dataset, read_again
 from mmssl.evaluate.embed import Encoder
 from mmssl.evaluate.interval import Interval, Rows, bootstrap
 from mmssl.evaluate.job import Job
+from mmssl.evaluate.labels import labels_of
 from mmssl.evaluate.tables import write_csv
 from mmssl.rng import generator, torch_seed
 from mmssl.types import Sample, UserError

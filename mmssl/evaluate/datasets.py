@@ -11,10 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import Literal
 
 from mmssl.data.patterns import expand
 from mmssl.data.reader import iter_samples
@@ -155,70 +152,6 @@ def read_again(dataset: Dataset) -> Iterator[Sample]:
     yield from read(dataset, known)
 
 
-def label_of(dataset: Dataset, sample: Sample) -> int | str:
-    """The class index of a sample, or its class name where there are no class names to count.
-
-    Raises:
-        UserError: the sample has no label, or one that does not fit the class names.
-    """
-    return label_index(dataset, sample, sample.fields[_label_field(dataset, sample)])
-
-
-def label_index(dataset: Dataset, sample: Sample, value: Any) -> int | str:
-    """One label of a sample: the class index, or the class name where there are no class names to count.
-
-    Raises:
-        UserError: it does not fit the class names, or is a number and there are none.
-    """
-    names = dataset.classnames
-    if names is None:
-        if isinstance(value, int) and dataset.label is None:
-            raise UserError(
-                f"no class names for the labels in {Path(sample.shard).parent}; "
-                f"put {CLASSNAMES_FILE} there (one name a line), or give a file"
-            )
-        return str(value)
-    index = value if isinstance(value, int) else dataset.positions.get(str(value))
-    if index is None:
-        raise UserError(
-            f"label {value!r} of {where(sample)} is not among the {len(names)} class names "
-            f"of {dataset.classnames_source}; add it there"
-        )
-    if not 0 <= index < len(names):
-        raise UserError(
-            f"label {index} of {where(sample)} does not fit the {len(names)} class names "
-            f"of {dataset.classnames_source} (0 to {len(names) - 1}); give the names of these shards"
-        )
-    return index
-
-
-def labels_of(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, ...], Tensor]:
-    """Class names and each sample's class, int64 [N]. Names not given: the distinct labels, sorted."""
-    labels = [label_of(dataset, sample) for sample in samples]
-    if dataset.classnames is not None:
-        return dataset.classnames, torch.tensor(labels, dtype=torch.int64)
-    names = tuple(sorted({str(label) for label in labels}))
-    position = {name: index for index, name in enumerate(names)}
-    return names, torch.tensor([position[str(label)] for label in labels], dtype=torch.int64)
-
-
-def captions_of(sample: Sample) -> list[str]:
-    """The captions of a sample: the non-empty lines of its .txt member.
-
-    Raises:
-        UserError: it has none.
-    """
-    captions = [line.strip() for line in str(sample.fields.get("txt", "")).splitlines() if line.strip()]
-    if not captions:
-        raise UserError(f"{where(sample)} has no caption; retrieval needs a .txt member (a caption a line) in each")
-    return captions
-
-
-def where(sample: Sample) -> str:
-    """The sample as messages name it."""
-    return f"{sample.key} in {sample.shard}"
-
-
 def _find(spec: str | Path | Sequence[str], split: str) -> tuple[list[str], Path | None]:
     """The shards, and the folder that may hold class names and templates."""
     if isinstance(spec, str | Path) and Path(spec).is_dir():
@@ -300,16 +233,3 @@ def _name(spec: str | Path | Sequence[str], shards: Sequence[str]) -> str:
     stems = [Path(shard).name.removesuffix(".tar").rstrip("0123456789-_.") for shard in shards]
     parts = (Path(shards[0]).parent.name, stems[0] if len(set(stems)) == 1 else "")
     return "-".join(part for part in parts if part) or "data"
-
-
-def _label_field(dataset: Dataset, sample: Sample) -> str:
-    fields: dict[str, Any] = sample.fields
-    wanted = [dataset.label] if dataset.label is not None else ["cls", "label"]
-    for field in wanted:
-        if field in fields:
-            return field
-    has = ", ".join(sorted(fields)) or "none"
-    raise UserError(
-        f"{where(sample)} has no label {' or '.join(map(repr, wanted))} (its fields: {has}); "
-        "name the field that holds the label, or judge captions by the task 'retrieval'"
-    )

@@ -1,18 +1,10 @@
-"""Pictures of what a model gets right and wrong, as PNG files. Drawn without a display."""
+"""Pictures of what a model gets right and wrong, as PNG files."""
 
-import textwrap
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
@@ -20,11 +12,12 @@ from mmssl.data.decode import Pixels, decode
 from mmssl.evaluate.classification import Classification
 from mmssl.evaluate.datasets import Dataset, read_again
 from mmssl.evaluate.embed import Pictures
+from mmssl.evaluate.letters import columns, wrapped
 from mmssl.evaluate.metrics import Confusion, confusion_matrix
 from mmssl.evaluate.retrieval import Retrieval
+from mmssl.evaluate.sheet import GRAY, GREEN, RED, Page, sheet
 from mmssl.rng import generator
 
-GREEN, RED, GRAY = "#1a7f37", "#c93c37", "#d0d7de"
 GREEN_BAR, GRAY_BAR = "#8fdb9f", "#d5dce3"
 THUMBNAIL = 160
 """Longest side of a small picture, in pixels."""
@@ -33,49 +26,6 @@ MATRIX_CLASSES = 30
 
 Thumbnails = dict[int, Pixels]
 """Row of the data set -> small picture, uint8 [H, W, 3]."""
-
-
-@dataclass
-class Page:
-    """A white sheet measured in inches from the upper left corner."""
-
-    axes: Axes
-
-    def picture(self, x: float, y: float, side: float, image: Pixels | None, frame: str = GRAY) -> None:
-        """A picture fitted into a square with a coloured frame; without a picture, the empty square."""
-        if image is not None:
-            height, width = (side * 0.94 * n / max(image.shape[:2]) for n in image.shape[:2])
-            left, top = x + (side - width) / 2, y + (side - height) / 2
-            extent = (left, left + width, top + height, top)
-            self.axes.imshow(image, extent=extent, aspect="auto", interpolation="lanczos")
-        else:
-            self.text(x + side / 2, y + side / 2, "no picture", ha="center", color="#8c959f")
-        self.axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=frame, linewidth=2))
-
-    def bar(self, x: float, y: float, width: float, height: float, color: str) -> None:
-        """A filled rectangle."""
-        self.axes.add_patch(Rectangle((x, y), width, height, facecolor=color, edgecolor="none"))
-
-    def text(self, x: float, y: float, text: str, **style: Any) -> None:
-        """Text as it stands (a dollar sign starts no formula), by default its left middle at (x, y)."""
-        usual: dict[str, Any] = {"parse_math": False, "fontsize": 9, "va": "center"}
-        self.axes.text(x, y, text, **(usual | style))
-
-
-@contextmanager
-def sheet(path: Path, width: float, height: float, title: str) -> Iterator[Page]:
-    """A page of so many inches that is saved as PNG on leaving."""
-    figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
-    page = Page(figure.add_axes((0, 0, 1, 1)))
-    yield page
-    page.text(width / 2, 0.1, title, fontsize=12, ha="center", va="top")
-    page.axes.set(xlim=(0, width), ylim=(height, 0))
-    page.axes.axis("off")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        # Class names may be in letters that the font lacks; boxes in their place are no reason to stop.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path)
 
 
 def draw_classification(
@@ -142,10 +92,10 @@ def draw_examples(
         f"{len(found.classnames):,} classes\n{good} drawn at random from the right ones, "
         f"{len(rows) - good} from the wrong ones; the true label is green"
     )
-    columns, width, height = 3, 4.7, 1.75
-    with sheet(path, columns * width, -(-len(rows) // columns) * height + 0.85, title) as page:
+    across, width, height = 3, 4.7, 1.75
+    with sheet(path, across * width, -(-len(rows) // across) * height + 0.85, title) as page:
         for place, (row, value) in enumerate(zip(rows, values, strict=True)):
-            x, y = 0.15 + place % columns * width, 0.75 + place // columns * height
+            x, y = 0.15 + place % across * width, 0.75 + place // across * height
             page.picture(x, y, 1.5, small[row], GREEN if right[row] else RED)
             _bars(page, x + 1.6, y, value, int(found.labels[row]), found.classnames, probable)
 
@@ -159,14 +109,14 @@ def draw_confused(
     faces: Sequence[tuple[int, int | None]],
 ) -> None:
     """The most frequent mistakes: a mistaken picture, one of the class it was taken for, and how often."""
-    columns, width, height = 2, 5.7, 1.4
-    size = (columns * width, -(-len(pairs) // columns) * height + 0.6)
+    across, width, height = 2, 5.7, 1.4
+    size = (across * width, -(-len(pairs) // across) * height + 0.6)
     with sheet(path, *size, f"{name}: most confused classes") as page:
         for place, (pair, (mistaken, typical)) in enumerate(zip(pairs, faces, strict=True)):
-            x, y = 0.2 + place % columns * width, 0.5 + place // columns * height
+            x, y = 0.2 + place % across * width, 0.5 + place // across * height
             page.picture(x, y, 1.2, small[mistaken], RED)
             page.picture(x + 4.1, y, 1.2, None if typical is None else small[typical], GRAY)
-            label, taken = (_wrap(found.classnames[c], 28, 2) for c in (pair.label, pair.prediction))
+            label, taken = (wrapped(found.classnames[c], 28, 2) for c in (pair.label, pair.prediction))
             share = f"{pair.count} of {found.per_class[pair.label].samples} taken for"
             page.text(x + 2.65, y + 0.05, label, ha="center", va="top", weight="bold")
             page.text(x + 2.65, y + 0.6, share, ha="center", color=RED)
@@ -178,8 +128,8 @@ def draw_matrix(path: Path, name: str, found: Classification) -> None:
     classes = len(found.classnames)
     counts = confusion_matrix(found.predictions, found.labels, classes).double()
     percent = (100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
-    names = [_wrap(label, 24, 1) for label in found.classnames]
-    cell, margin = 0.42, 0.5 + 0.085 * max(map(len, names))
+    names = [wrapped(label, 24, 1) for label in found.classnames]
+    cell, margin = 0.42, 0.5 + 0.085 * max(map(columns, names))
     side = margin + classes * cell + 0.3
     with sheet(path, side, side + 0.2, f"{name}: what the pictures of each row were taken for, in %") as page:
         for row in range(classes):
@@ -218,7 +168,7 @@ def draw_retrieval(folder: Path, name: str, dataset: Dataset, pictures: Pictures
         page.text(9.5, 0.65, "picture → best captions (its own: green)", color="#57606a")
         for place, (query, rows) in enumerate(zip(queries, best_images, strict=True)):
             y = 0.85 + place * height
-            page.text(2.15, y + 0.6, _wrap(found.captions[query], 28, 5), ha="right")
+            page.text(2.15, y + 0.6, wrapped(found.captions[query], 28, 5), ha="right")
             for column, row in enumerate(rows):
                 page.picture(2.3 + 1.3 * column, y, 1.2, small[row], GREEN if row == owner[query] else GRAY)
         for place, (image, texts) in enumerate(zip(images, best_captions, strict=True)):
@@ -226,7 +176,7 @@ def draw_retrieval(folder: Path, name: str, dataset: Dataset, pictures: Pictures
             page.picture(9.5, y, 1.2, small[image], "#57606a")
             for line, text in enumerate(texts):
                 style = {"color": GREEN, "weight": "bold"} if owner[text] == image else {"color": "#424a53"}
-                page.text(10.85, y + 0.12 + 0.24 * line, _wrap(found.captions[text], 60, 1), **style)
+                page.text(10.85, y + 0.12 + 0.24 * line, wrapped(found.captions[text], 60, 1), **style)
 
 
 def _examples(right: Tensor) -> list[int]:
@@ -254,13 +204,9 @@ def _bars(
     for place, (value, index) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
         top = y + 0.25 * place
         page.bar(x, top + 0.015, 2.7 * max(0.0, value) / full, 0.22, GREEN_BAR if index == label else GRAY_BAR)
-        text = f"{_wrap(classnames[index], 32, 1)}  {f'{100 * value:.0f} %' if probable else f'{value:.2f}'}"
+        text = f"{wrapped(classnames[index], 32, 1)}  {f'{100 * value:.0f} %' if probable else f'{value:.2f}'}"
         page.text(x + 0.05, top + 0.125, text, weight="bold" if index == label else "normal")
     if label not in best.indices.tolist():
         rank = 1 + int((values > values[label]).sum())
-        text = f"{_wrap(classnames[label], 26, 1)}  (place {rank:,})"
+        text = f"{wrapped(classnames[label], 26, 1)}  (place {rank:,})"
         page.text(x + 0.05, y + 1.375, text, color=GREEN, weight="bold")
-
-
-def _wrap(text: str, width: int, lines: int) -> str:
-    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …") or [""])

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmssl.evaluate import probe
-from mmssl.evaluate.datasets import labels_of, read_again, training_split
+from mmssl.evaluate.datasets import read_again, training_split
 from mmssl.evaluate.embed import embed_pictures
 from mmssl.evaluate.interval import Interval, means
 from mmssl.evaluate.job import Job
+from mmssl.evaluate.labels import labels_of
 from mmssl.evaluate.tables import write_csv
 from mmssl.evaluate.tuning import HeadedTower, TunableEncoder, Weights, mixed, rendered, tune
 from mmssl.types import UserError

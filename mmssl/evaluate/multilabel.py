@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from mmssl.evaluate import metrics
-from mmssl.evaluate.datasets import Dataset, label_index, where
+from mmssl.evaluate.datasets import Dataset
 from mmssl.evaluate.interval import Interval, bootstrap
+from mmssl.evaluate.labels import label_index, where
 from mmssl.types import Sample, UserError
 
 FIELDS = ("labels", "label", "cls")

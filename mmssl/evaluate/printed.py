@@ -1,9 +1,9 @@
 """Results as text for a terminal."""
 
 from collections.abc import Mapping, Sequence
-from unicodedata import combining, east_asian_width
 
 from mmssl.evaluate.compare import Difference, holm
+from mmssl.evaluate.letters import columns
 from mmssl.evaluate.tables import MAIN_METRICS, Metrics
 
 COUNTS = ("classes", "samples")
@@ -11,12 +11,12 @@ COUNTS = ("classes", "samples")
 
 def format_results(results: Mapping[str, Metrics]) -> str:
     """A table for a terminal: one line an evaluation, the main figures in percent and the counts."""
-    columns = [name for name in MAIN_METRICS if any(name in metrics for metrics in results.values())]
-    header = ["", *columns, *COUNTS]
+    figures = [name for name in MAIN_METRICS if any(name in metrics for metrics in results.values())]
+    header = ["", *figures, *COUNTS]
     lines = [
         [
             key,
-            *(_percent(metrics.get(name)) for name in columns),
+            *(_percent(metrics.get(name)) for name in figures),
             *(str(metrics.get(name, "")) for name in COUNTS),
         ]
         for key, metrics in results.items()
@@ -66,14 +66,9 @@ def _percent(value: float | None) -> str:
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
     """Columns of equal width, the first one flush left."""
-    widths = [max(_width(line[i]) for line in lines) for i in range(len(lines[0]))]
-    spaces = [[" " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    widths = [max(columns(line[i]) for line in lines) for i in range(len(lines[0]))]
+    spaces = [[" " * (width - columns(cell)) for cell, width in zip(line, widths, strict=True)] for line in lines]
     return "\n".join(
         "  ".join([line[0] + space[0], *(gap + cell for gap, cell in zip(space[1:], line[1:], strict=True))])
         for line, space in zip(lines, spaces, strict=True)
     )
-
-
-def _width(text: str) -> int:
-    """Columns that a text takes: wide letters take two, marks upon letters none."""
-    return sum(0 if combining(letter) else 2 if east_asian_width(letter) in "WF" else 1 for letter in text)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mmssl.distributed import Processes
 from mmssl.evaluate import metrics
-from mmssl.evaluate.datasets import captions_of
 from mmssl.evaluate.embed import ALONE, Encoder, Pictures, Progress, embed_texts
 from mmssl.evaluate.interval import Interval, Rows, bootstrap
+from mmssl.evaluate.labels import captions_of
 from mmssl.evaluate.metrics import Ranking
 
 RECALL_AT = (1, 5, 10)

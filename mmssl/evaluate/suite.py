@@ -11,9 +11,10 @@ from mmssl.data.sample import BadSample
 from mmssl.distributed import Processes
 from mmssl.evaluate import tables
 from mmssl.evaluate.cache import FeatureCache
-from mmssl.evaluate.datasets import Dataset, label_of, open_dataset, read, training_split
+from mmssl.evaluate.datasets import Dataset, open_dataset, read, training_split
 from mmssl.evaluate.embed import ALONE, Encoder, Pictures, Progress, embed_pictures, from_all
 from mmssl.evaluate.job import Job, Task
+from mmssl.evaluate.labels import label_of
 from mmssl.evaluate.tables import Metrics
 from mmssl.evaluate.tasks import known
 from mmssl.types import Sample, UserError
@@ -66,23 +67,11 @@ def run(
     embedding = Embedding(encoder, batch_size, cache, processes, progress)
     for group in _by_shards(plan):
         embedded = embedding.of(group[0].dataset, group[0].name, [evaluation.check for evaluation in group])
+        bad = {"bad_samples": len(embedded.bad)} if embedded.bad else {}
         for evaluation in group:
-            job = Job(
-                encoder=encoder,
-                name=evaluation.name,
-                dataset=evaluation.dataset,
-                embedded=embedded,
-                training=partial(embedding.of_training, evaluation.dataset, evaluation.name),
-                embed=partial(embedding.changed, evaluation.dataset, evaluation.name),
-                folder=None if folder is None else folder / evaluation.key,
-                draw=draw,
-                batch_size=batch_size,
-                logit_scale=logit_scale,
-                processes=processes,
-                progress=_named(evaluation.name, progress),
-            )
-            bad = len(embedded.bad)
-            results[evaluation.key] = evaluation.task.run(job) | ({"bad_samples": bad} if bad else {})
+            place = None if folder is None else folder / evaluation.key
+            job = embedding.job(evaluation.name, evaluation.dataset, embedded, place, draw, logit_scale)
+            results[evaluation.key] = evaluation.task.run(job) | bad
             if finished is not None:
                 finished(evaluation.key, results[evaluation.key])
     if folder is not None:
@@ -155,6 +144,31 @@ class Embedding:
             found = self._embed(encoder, samples, f"{name}: {variant}")
             self._keep(dataset, variant, found)
         return found
+
+    def job(
+        self,
+        name: str,
+        dataset: Dataset,
+        embedded: Pictures,
+        folder: Path | None,
+        draw: bool,
+        logit_scale: float | None,
+    ) -> Job:
+        """What a task on the pictures of a data set is given."""
+        return Job(
+            encoder=self._encoder,
+            name=name,
+            dataset=dataset,
+            embedded=embedded,
+            training=partial(self.of_training, dataset, name),
+            embed=partial(self.changed, dataset, name),
+            folder=folder,
+            draw=draw,
+            batch_size=self._batch_size,
+            logit_scale=logit_scale,
+            processes=self._processes,
+            progress=_named(name, self._progress),
+        )
 
     def _embed(self, encoder: Encoder, samples: Iterable[Sample], name: str) -> Pictures:
         return embed_pictures(

@@ -11,23 +11,24 @@ from mmssl.evaluate import (
     associations,
     corrupted_picture,
     corruptions,
+    drawings,
     fine_tune,
     geometry,
     knn,
     metrics,
     multilabel,
     probe,
-    report,
     retrieval,
     slices,
     tables,
     zero_shot,
 )
 from mmssl.evaluate.classification import Classification, judge, list_length
-from mmssl.evaluate.datasets import Dataset, captions_of, label_of, labels_of
+from mmssl.evaluate.datasets import Dataset
 from mmssl.evaluate.embed import embed_texts
 from mmssl.evaluate.interval import Interval, means
 from mmssl.evaluate.job import Job, Task, with_training
+from mmssl.evaluate.labels import captions_of, label_of, labels_of
 from mmssl.evaluate.tables import Metrics
 from mmssl.types import Sample, UserError
 
@@ -113,7 +114,7 @@ def _retrieval(job: Job) -> Metrics:
     if job.folder is not None:
         tables.write_ranks(job.folder / "ranks.csv", job.embedded.samples, found)
         if job.draw:
-            report.draw_retrieval(job.folder, job.name, job.dataset, job.embedded, found)
+            drawings.draw_retrieval(job.folder, job.name, job.dataset, job.embedded, found)
     return found.metrics | _listed(found.intervals)
 
 
@@ -178,7 +179,7 @@ def _classification(job: Job, found: Classification, scores: Callable[[Tensor], 
         if by_field:
             tables.write_slices(job.folder / "slices.csv", by_field)
         if job.draw:
-            report.draw_classification(job.folder, job.name, job.dataset, job.embedded, found, scores, probable)
+            drawings.draw_classification(job.folder, job.name, job.dataset, job.embedded, found, scores, probable)
     figures: Metrics = found.metrics | _listed(found.intervals)
     for field, values in groups.items():
         gap = slices.widest_gap(correct, values)

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from mmssl.distributed import Processes
 from mmssl.evaluate import metrics
 from mmssl.evaluate.classification import Classification, judge, list_length
-from mmssl.evaluate.datasets import Dataset, labels_of
+from mmssl.evaluate.datasets import Dataset
 from mmssl.evaluate.embed import ALONE, Encoder, Pictures, Progress, embed_texts
+from mmssl.evaluate.labels import labels_of
 from mmssl.evaluate.prompts import Templates, fill
 
 DEFAULT_TEMPLATES: Templates = ("a photo of a {c}.",)

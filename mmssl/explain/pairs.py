@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from mmssl.data.decode import DecodeError
-from mmssl.data.sample import BadSample
-from mmssl.evaluate.datasets import Dataset, captions_of, label_of, read
-from mmssl.evaluate.zero_shot import DEFAULT_TEMPLATES, class_weights
+from mmssl.evaluate.datasets import Dataset, read_again
+from mmssl.evaluate.labels import captions_of, labels_of
+from mmssl.evaluate.zero_shot import class_weights, templates_of
 from mmssl.model import Model
 from mmssl.rng import generator
 from mmssl.types import Sample, UserError
@@ -19,10 +19,12 @@ def drawn_pairs(model: Model, dataset: Dataset, count: int, seed: int = 0) -> tu
     Raises:
         UserError: no sample has both.
     """
-    samples = list(read(dataset, _left_out))
-    rows = sorted(generator(seed, "pairs").permutation(len(samples))[:count].tolist())
+    total = sum(1 for _ in read_again(dataset))
+    rows = set(generator(seed, "pairs").permutation(total)[:count].tolist())
     pictures, chosen = [], []
-    for sample in (samples[row] for row in rows):
+    for row, sample in enumerate(read_again(dataset)):
+        if row not in rows:
+            continue
         try:
             pictures.append(model.view(sample.image))
             chosen.append(sample)
@@ -36,11 +38,5 @@ def drawn_pairs(model: Model, dataset: Dataset, count: int, seed: int = 0) -> tu
 def _texts(model: Model, dataset: Dataset, samples: list[Sample]) -> Tensor:
     if all("txt" in sample.fields for sample in samples):
         return model.encode_text([captions_of(sample)[0] for sample in samples])
-    labels = [label_of(dataset, sample) for sample in samples]
-    names = dataset.classnames if dataset.classnames is not None else tuple(sorted(map(str, set(labels))))
-    weights = class_weights(model, names, dataset.templates if dataset.templates is not None else DEFAULT_TEMPLATES)
-    return weights[[label if isinstance(label, int) else names.index(label) for label in labels]]
-
-
-def _left_out(bad: BadSample) -> None:
-    """What cannot be read cannot be drawn; `mmssl shards check` names it."""
+    names, labels = labels_of(dataset, samples)
+    return class_weights(model, names, templates_of(dataset))[labels]

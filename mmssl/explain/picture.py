@@ -1,8 +1,5 @@
 """Explanations as PNG files."""
 
-import io
-import textwrap
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
+from mmssl.data.decode import DecodeError, Pixels, decode
+from mmssl.evaluate.letters import wrapped
+from mmssl.evaluate.sheet import lettering
 from mmssl.explain.explanation import Explanation, overlay
 from mmssl.explain.neighbours import Neighbour
 from mmssl.explain.sanity import CONTRAST, RANDOM, Sanity
@@ -20,6 +19,7 @@ ORANGE, BLUE, GRAY = "#c2410c", "#1d4ed8", "#57606a"
 WORDS_SHOWN = 12
 
 
+@lettering()
 def draw_explanation(path: Path, found: Explanation, neighbours: Sequence[tuple[str, Sequence[Neighbour]]]) -> None:
     """The picture, its map and the words' scores; below, a row of training pairs for each list of neighbours."""
     rows = 1 + len(neighbours)
@@ -39,10 +39,8 @@ def draw_explanation(path: Path, found: Explanation, neighbours: Sequence[tuple[
     for part, (title, pairs) in zip(parts[1:], neighbours, strict=True):
         part.suptitle(title, fontsize=9, color=GRAY)
         for axes, pair in zip(np.atleast_1d(part.subplots(1, max(1, len(pairs)))), pairs, strict=False):
-            axes.imshow(Image.open(io.BytesIO(pair.image)).convert("RGB"))
-            caption = "\n".join(textwrap.wrap(pair.caption, 20, max_lines=2, placeholder=" …"))
-            text = f"{caption}\n{pair.similarity:.3f}"
-            axes.set_xlabel(text, fontsize=7.5, parse_math=False)
+            axes.imshow(_pixels(pair.image))
+            axes.set_xlabel(f"{wrapped(pair.caption, 20, 2)}\n{pair.similarity:.3f}", fontsize=7.5, parse_math=False)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
     _save(figure, path)
@@ -86,13 +84,18 @@ def _words(axes: Axes, found: Explanation) -> None:
         axes.spines[side].set_visible(False)
 
 
+def _pixels(image: bytes) -> Pixels:
+    """A picture of the shards; a grey pixel in place of one that is broken."""
+    try:
+        return decode(image)
+    except DecodeError:
+        return np.full((1, 1, 3), 208, np.uint8)
+
+
 def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        # Captions in scripts that the font lacks are drawn as boxes.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path)
+    figure.savefig(path)

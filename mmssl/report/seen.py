@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mmssl.data.decode import DecodeError, Pixels
-from mmssl.evaluate.datasets import Dataset, captions_of, labels_of, open_dataset, read_again
+from mmssl.evaluate.datasets import Dataset, open_dataset, read_again
 from mmssl.evaluate.embed import embed_pictures, embed_texts
+from mmssl.evaluate.labels import captions_of, labels_of
 from mmssl.evaluate.zero_shot import class_weights, templates_of
 from mmssl.model import Model
 from mmssl.report.collect import Run, read_table

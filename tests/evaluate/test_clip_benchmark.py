@@ -14,8 +14,9 @@ zeroshot_classification = pytest.importorskip("clip_benchmark.metrics.zeroshot_c
 zeroshot_retrieval = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
 
 from mmssl.evaluate import probe, retrieval, zero_shot  # noqa: E402
-from mmssl.evaluate.datasets import Dataset, captions_of, labels_of, open_dataset, read  # noqa: E402
+from mmssl.evaluate.datasets import Dataset, open_dataset, read  # noqa: E402
 from mmssl.evaluate.embed import Pictures, embed_pictures  # noqa: E402
+from mmssl.evaluate.labels import captions_of, labels_of  # noqa: E402
 from mmssl.types import Sample  # noqa: E402
 from tests.evaluate.toy import ToyEncoder  # noqa: E402
 

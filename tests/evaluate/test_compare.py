@@ -84,6 +84,11 @@ def test_results_of_two_models_are_compared(numbers: Path, captioned: Path, tmp_
             assert (difference.second, difference.first) == pytest.approx([r[key][figure] for r in results])
     assert found["n/zero_shot/acc1"].p_value < 0.01
     assert found["c/retrieval/text_retrieval_recall@1"].interval[0] > 0
+    for name in ("good", "bad"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / name).rename(tmp_path / "runs" / name / "later")
+    below = compare_results(tmp_path / "runs" / "bad", tmp_path / "runs" / "good")
+    assert below == {f"later/{name}": difference for name, difference in found.items()}
     table = format_differences(found).splitlines()
     assert len(table) == 9
     assert next(line for line in table if line.startswith("n/zero_shot/acc1")).endswith("*")

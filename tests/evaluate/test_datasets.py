@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.evaluate.datasets import captions_of, find_datasets, label_of, labels_of, open_dataset, read
+from mmssl.evaluate.datasets import find_datasets, open_dataset, read
+from mmssl.evaluate.labels import captions_of, label_of, labels_of
 from mmssl.types import Sample, UserError
 from tests.evaluate.toy import pack, paint
 

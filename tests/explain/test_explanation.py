@@ -11,11 +11,13 @@ from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.data.decode import decode
 from mmssl.data.reader import iter_samples
 from mmssl.data.tokens import train_tokenizer
-from mmssl.explain import explain, nearest, word_scores
+from mmssl.explain import Neighbour, explain, nearest, word_scores
+from mmssl.explain.picture import draw_explanation
 from mmssl.model import Model
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.types import UserError
 from tests.conftest import TINY_TEXT
+from tests.evaluate.toy import pack, paint
 from tests.pairs import write_pairs
 
 CAPTION = "a red square 7"
@@ -59,6 +61,44 @@ def test_a_pair_is_its_own_nearest(model: Model, tmp_path: Path) -> None:
         assert found[0].similarity == pytest.approx(1, abs=1e-5)
         similarities = [pair.similarity for pair in found]
         assert similarities == sorted(similarities, reverse=True)
+
+
+def test_captions_are_searched_without_pictures(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To find a caption no picture is encoded; a blank caption is no pair's; shards without captions are refused."""
+    records = [{"png": paint(9 * i), "txt": text} for i, text in enumerate(("a red square", "  ", "a blue square"))]
+    shard = str(pack(tmp_path / "p.tar", records))
+    query = model.encode_text("a red square")[0]
+    assert [pair.key for pair in nearest(model, query, shard)] != []
+    monkeypatch.setattr(model, "encode_rendered", pytest.fail)
+    found = nearest(model, query, shard, by="caption")
+    assert [(pair.key, pair.caption) for pair in found] == [("00000", "a red square"), ("00002", "a blue square")]
+    assert found[0].image == records[0]["png"]
+    blank = str(pack(tmp_path / "blank.tar", records[1:2]))
+    with pytest.raises(UserError, match=r"no pair in .*blank\.tar"):
+        nearest(model, query, blank, by="caption")
+
+
+def test_a_broken_neighbour_is_drawn_as_such(model: Model, tmp_path: Path) -> None:
+    """A caption may belong to a picture that cannot be decoded; the others are drawn all the same."""
+    found = explain(model, Image.new("RGB", (8, 8), "red"), CAPTION)
+    pairs = [Neighbour("0.tar", str(i), "a caption", 0.5, image) for i, image in enumerate((b"broken", paint(3)))]
+    draw_explanation(tmp_path / "e.png", found, [("nearest", pairs)])
+    assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_commands_refuse(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that is no PNG, and a device that is not there, are told in a line before anything is encoded."""
+    model.save(tmp_path / "run" / "model")
+    run = str(tmp_path / "run")
+    (tmp_path / "one.png").write_bytes(paint(3))
+    for command, told in (
+        (["explain", run, str(tmp_path / "one.png"), "red", "--out", str(tmp_path / "e.jpg")], "ends in .png"),
+        (["report", run, "--device", "cuda:77"], "--device cuda:77"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 2
+        assert told in capsys.readouterr().err
 
 
 def test_explain_gives_what_the_model_says(model: Model) -> None:
@@ -112,4 +152,4 @@ def test_the_commands_write_pictures(model: Model, tmp_path: Path, capsys: pytes
 def main_ok(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
-    assert ended.value.code == 0
+    assert not ended.value.code

@@ -228,7 +228,7 @@ def test_the_command_says_what_it_wrote(hostile_run: Path, tmp_path: Path, capsy
     """`mmssl report RUN --out FOLDER` prints the file."""
     with pytest.raises(SystemExit) as ended:
         main(["report", str(hostile_run), "--out", str(tmp_path / "r"), "--pictures", "0"])
-    assert ended.value.code == 0
+    assert not ended.value.code
     assert "index.html" in capsys.readouterr().out
     assert "Pictures were not encoded" in (tmp_path / "r" / "index.html").read_text(encoding="utf-8")
 
@@ -243,6 +243,37 @@ def test_the_card_has_the_same_facts(hostile_run: Path) -> None:
     for word in ("mmssl.load", "## Limits", "timm:vit_tiny_patch16_224", "SHA-256"):
         assert word in card
     assert "\n\n\n" not in card
+
+
+def test_a_later_evaluation_goes_into_the_card(
+    hostile_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`mmssl eval RUN DATA --out RUN/NAME` adds its figures; a card that somebody changed is left, which is told; an
+    evaluation kept elsewhere changes nothing."""
+    run = tmp_path / "hostile"
+    shutil.copytree(hostile_run, run)
+    config = collect([run])[0].config
+    assert config is not None
+    data, card = config.evaluate.suites["colors"].data, run / "model" / "README.md"
+
+    def judged(out: Path) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["eval", str(run), data, "--task", "retrieval", "--no-cache", "--out", str(out)])
+        assert not ended.value.code
+        return capsys.readouterr().out.replace("\n", "")
+
+    before = card.read_text(encoding="utf-8")
+    judged(tmp_path / "elsewhere")
+    assert card.read_text(encoding="utf-8") == before
+    assert "README.md has these figures too" in judged(run / "later")
+    after = card.read_text(encoding="utf-8")
+    ((key, figures),) = json.loads((run / "later" / "results.json").read_text()).items()
+    rows = [f"| {f.words} | {f.text} | {f.interval_text} |" for f in figures_of(figures)]
+    assert all(row in after.split(f"{key.partition('/')[0]}: ")[-1] for row in rows)
+    assert all(line in after for line in before.splitlines() if not line.startswith("hostile: "))
+    card.write_text(f"{after}\nOur own words.\n", encoding="utf-8")
+    assert "was changed by hand and is left as it is" in judged(run / "third")
+    assert card.read_text(encoding="utf-8").endswith("Our own words.\n")
 
 
 def test_numbers_are_shown_with_their_unit() -> None:

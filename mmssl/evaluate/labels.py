@@ -1,0 +1,88 @@
+"""What samples say of themselves: classes and captions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmssl.evaluate.datasets import CLASSNAMES_FILE, Dataset
+from mmssl.types import Sample, UserError
+
+
+def label_of(dataset: Dataset, sample: Sample) -> int | str:
+    """The class index of a sample, or its class name where there are no class names to count.
+
+    Raises:
+        UserError: the sample has no label, or one that does not fit the class names.
+    """
+    return label_index(dataset, sample, sample.fields[_label_field(dataset, sample)])
+
+
+def label_index(dataset: Dataset, sample: Sample, value: Any) -> int | str:
+    """One label of a sample: the class index, or the class name where there are no class names to count.
+
+    Raises:
+        UserError: it does not fit the class names, or is a number and there are none.
+    """
+    names = dataset.classnames
+    if names is None:
+        if isinstance(value, int) and dataset.label is None:
+            raise UserError(
+                f"no class names for the labels in {Path(sample.shard).parent}; "
+                f"put {CLASSNAMES_FILE} there (one name a line), or give a file"
+            )
+        return str(value)
+    index = value if isinstance(value, int) else dataset.positions.get(str(value))
+    if index is None:
+        raise UserError(
+            f"label {value!r} of {where(sample)} is not among the {len(names)} class names "
+            f"of {dataset.classnames_source}; add it there"
+        )
+    if not 0 <= index < len(names):
+        raise UserError(
+            f"label {index} of {where(sample)} does not fit the {len(names)} class names "
+            f"of {dataset.classnames_source} (0 to {len(names) - 1}); give the names of these shards"
+        )
+    return index
+
+
+def labels_of(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, ...], Tensor]:
+    """Class names and each sample's class, int64 [N]. Names not given: the distinct labels, sorted."""
+    labels = [label_of(dataset, sample) for sample in samples]
+    if dataset.classnames is not None:
+        return dataset.classnames, torch.tensor(labels, dtype=torch.int64)
+    names = tuple(sorted({str(label) for label in labels}))
+    position = {name: index for index, name in enumerate(names)}
+    return names, torch.tensor([position[str(label)] for label in labels], dtype=torch.int64)
+
+
+def captions_of(sample: Sample) -> list[str]:
+    """The captions of a sample: the non-empty lines of its .txt member.
+
+    Raises:
+        UserError: it has none.
+    """
+    captions = [line.strip() for line in str(sample.fields.get("txt", "")).splitlines() if line.strip()]
+    if not captions:
+        raise UserError(f"{where(sample)} has no caption; retrieval needs a .txt member (a caption a line) in each")
+    return captions
+
+
+def where(sample: Sample) -> str:
+    """The sample as messages name it."""
+    return f"{sample.key} in {sample.shard}"
+
+
+def _label_field(dataset: Dataset, sample: Sample) -> str:
+    fields: dict[str, Any] = sample.fields
+    wanted = [dataset.label] if dataset.label is not None else ["cls", "label"]
+    for field in wanted:
+        if field in fields:
+            return field
+    has = ", ".join(sorted(fields)) or "none"
+    raise UserError(
+        f"{where(sample)} has no label {' or '.join(map(repr, wanted))} (its fields: {has}); "
+        "name the field that holds the label, or judge captions by the task 'retrieval'"
+    )

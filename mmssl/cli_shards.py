@@ -221,7 +221,7 @@ def pack(
             progress=tick,
         )
     for name, paths in packed.shards.items():
-        print(f"{name}: {len(paths)} shards, {sum(i.samples for i in _indexed(list(map(str, paths)), 64.0)):,} samples")
+        print(f"{name}: {len(paths)} shards, {packed.counts[name]:,} samples")
     if packed.kept:
         print(f"{packed.kept} shards stood there already")
     if packed.bad:

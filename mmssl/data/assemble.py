@@ -13,6 +13,7 @@ from torch import Tensor
 from mmssl.data.catalog import Catalog, Place
 from mmssl.data.files import Access, Files
 from mmssl.data.grouping import Limits
+from mmssl.data.patterns import is_remote
 from mmssl.data.plan import Plan, Position, Run
 from mmssl.data.remote import Span
 from mmssl.data.sample import BadSample, SampleError, parse_sample
@@ -127,8 +128,9 @@ class Assembler:
         if files.has_expected(reader, what):
             return
         places = self.catalog.places(run.source, order.block_samples(run.lane, first, last + 1))
-        shards = self.catalog.shards
-        files.expect(reader, what, [Span(shards[place.shard], place.start, place.stop) for place in places])
+        found = [(self.catalog.shards[place.shard], place) for place in places]
+        spans = [Span(shard, place.start, place.stop) for shard, place in found if is_remote(shard.shard)]
+        files.expect(reader, what, spans)
 
 
 class _Making:

@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ _EXAMPLES = 5
 def of_samples(survey: Survey) -> Figures:
     """How many samples there are, and what is left out."""
     per_shard = Counter(survey.shards)
-    keys = Counter(key.rpartition(":")[2] for key in survey.keys)
+    keys = Counter(key[len(shard) + 1 :] for key, shard in zip(survey.keys, survey.shards, strict=True))
     again = [key for key, count in keys.items() if count > 1]
     return {
         "usable": len(survey),
@@ -94,10 +95,9 @@ def of_captions(survey: Survey, tokenizer: Tokenizer | None) -> Figures:
     figures: Figures = {f"{unit}, quantiles 1 50 99 %": _quantiles(lengths)}
     if tokenizer is not None:
         figures["cut"] = float(np.mean(lengths > tokenizer.max_tokens))
-    letters = Counter(_script(letter) for caption in survey.captions for letter in caption if letter.isalpha())
     figures |= {
         "not plain ASCII": float(np.mean([not caption.isascii() for caption in survey.captions])),
-        "scripts of letters": _shares(letters),
+        "scripts of letters": _shares(_scripts(survey.captions)),
     }
     for rate in MASK_RATES:
         # Each word is masked by itself, as BERT does.
@@ -163,6 +163,12 @@ def _quantiles(values: npt.NDArray[Any]) -> list[float]:
     return [round(float(q), 1) for q in np.quantile(values, [0.01, 0.5, 0.99])]
 
 
-def _script(letter: str) -> str:
-    """LATIN, CYRILLIC, CJK ...: the first word of the letter's Unicode name."""
-    return unicodedata.name(letter, "UNNAMED").split()[0]
+def _scripts(captions: Sequence[str]) -> Counter[str]:
+    """Letters of LATIN, CYRILLIC, CJK ...: the first word of a letter's Unicode name."""
+    characters, scripts = Counter[str](), Counter[str]()
+    for caption in captions:
+        characters.update(caption)
+    for letter, count in characters.items():
+        if letter.isalpha():
+            scripts[unicodedata.name(letter, "UNNAMED").split()[0]] += count
+    return scripts

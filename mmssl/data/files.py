@@ -5,11 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmssl.data.cache import DiskCache
 from mmssl.data.fetch import Fetcher, Patience
 from mmssl.data.patterns import is_remote
 from mmssl.data.reader import LocalFiles
-from mmssl.data.remote import DiskCache, RemoteFiles, Span
+from mmssl.data.remote import RemoteFiles, Span
 from mmssl.data.scan import ShardIndex
+
+_OPEN_FILES = 256
+"""Shards that the workers of a process hold open together: a quarter of the files that Linux lets a process open."""
 
 
 @dataclass(frozen=True)
@@ -21,27 +25,27 @@ class Access:
     """Folder that keeps what was read of remote shards."""
     cache_bytes: int = 100 << 30
 
-    def open(self) -> "Files":
-        """What one worker reads with."""
-        return Files(self)
+    def open(self, sharing: int = 1) -> "Files":
+        """What one worker reads with, of `sharing` that do so in this process."""
+        return Files(self, max(4, min(64, _OPEN_FILES // sharing)))
 
 
 class Files:
     """Reads of shards for one worker. Not for sharing between threads."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, open_files: int) -> None:
         self._access = access
-        self._fetcher = Fetcher(access.patience)
-        self._local = LocalFiles()
+        self._local = LocalFiles(open_files)
         self._remote: RemoteFiles | None = None
         self._expected: dict[Hashable, Hashable] = {}
+        self.fetcher = Fetcher(access.patience)
         self.streams: dict[Hashable, Generator[Any, None, None]] = {}
         """What is read from beginning to end, a part at a time."""
 
     @property
     def retries(self) -> int:
         """Remote reads that had to be taken up again."""
-        return self._fetcher.retries
+        return self.fetcher.retries
 
     def read(self, shard: ShardIndex, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a shard.
@@ -63,8 +67,13 @@ class Files:
         self._expected[reader] = what
         self._reach().expect(reader, spans)
 
+    def stop(self) -> None:
+        """Give up what is being fetched, where it breaks off; may be called from another thread."""
+        self.fetcher.stop()
+
     def close(self) -> None:
         """Close every file, connection and stream."""
+        self.stop()
         for stream in self.streams.values():
             stream.close()
         self.streams.clear()
@@ -76,5 +85,5 @@ class Files:
         if self._remote is None:
             access = self._access
             cache = None if access.cache_dir is None else DiskCache(access.cache_dir, access.cache_bytes)
-            self._remote = RemoteFiles(self._fetcher, cache)
+            self._remote = RemoteFiles(self.fetcher, cache)
         return self._remote

@@ -185,5 +185,5 @@ def replace_file(path: Path, content: bytes) -> None:
             temporary.chmod(0o644)
             temporary.replace(path)
         except OSError:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
             raise

@@ -22,6 +22,7 @@ class Judge:
         self._samples = 0
         self._bad = 0
         self._in_a_row = 0
+        self._last: BadSample | None = None
 
     def take(self, made: Made) -> None:
         """Count a batch.
@@ -34,6 +35,7 @@ class Judge:
         self._bad += len(made.bad)
         previous = -1
         for place, bad in made.bad:
+            self._last = bad
             self._in_a_row = self._in_a_row + 1 if place == previous + 1 else 1
             previous = place
             if self._in_a_row >= BAD_IN_A_ROW:
@@ -41,9 +43,10 @@ class Judge:
         if previous != len(made.batch) - 1:
             self._in_a_row = 0
         if self._samples >= _FIRST and self._bad > self._max_fraction * self._samples:
+            assert self._last is not None
             raise UserError(
                 f"{self._bad} of {self._samples} samples could not be used, more than data.bad_samples="
-                f"{self._max_fraction}; the last one {self._name(made.bad[-1][1])}"
+                f"{self._max_fraction}; the last one {self._name(self._last)}"
             )
 
     def _name(self, bad: BadSample) -> str:
@@ -54,4 +57,5 @@ class Judge:
         if self._log is None or not made.bad:
             return
         with self._log.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(bad)) + "\n" for _, bad in made.bad)
+            # At once: other processes write to the same file.
+            file.write("".join(json.dumps(asdict(bad)) + "\n" for _, bad in made.bad))

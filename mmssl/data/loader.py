@@ -113,10 +113,9 @@ class TrainStream:
         self._worker_kind = worker_kind
         self._ahead = batches_ahead
         self._stall_seconds = stall_seconds
-        self._catalog: Catalog | None = None
-        self._planned: list[PlannedSource] = []
         indexes = [index_source(s.shards, self._limits, self._access, index_progress) for s in sources]
-        self._index(indexes, slice_mib, _log.warning if rank == 0 else _log.debug)
+        say = _log.warning if rank == 0 else _log.debug
+        self._catalog, self._planned = self._index(indexes, slice_mib, say)
         if self._catalog is None:
             lanes = streamed_lanes([s.shards for s in sources], batch_size, world, lanes)
         self._maker = self._make(lanes or default_lanes(batch_size))
@@ -204,8 +203,8 @@ class TrainStream:
 
     def _index(
         self, indexes: Sequence[Sequence[ShardIndex | None]], slice_mib: float | None, say: Callable[..., None]
-    ) -> None:
-        """Plan what is indexed, if all is; say what is lost."""
+    ) -> tuple[Catalog | None, list[PlannedSource]]:
+        """What is indexed and how it is planned, if all is; says what is lost."""
         known = [[index for index in source if index is not None] for source in indexes]
         found = report([index for source in known for index in source])
         if found is not None:
@@ -218,10 +217,10 @@ class TrainStream:
         ]
         if missing:
             say(NOT_PROMISED, len(missing), missing[0])
-            return
-        self._catalog = Catalog(known, self._access.patience)
+            return None, []
         pairs = zip(self._sources, known, strict=True)
-        self._planned = [plan_source(found, source.weight, slice_mib) for source, found in pairs]
+        planned = [plan_source(found, source.weight, slice_mib) for source, found in pairs]
+        return Catalog(known, self._access.patience), planned
 
     def _make(self, lanes: int) -> Assembler | Streamer:
         maker: Assembler | Streamer

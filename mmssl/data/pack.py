@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import os
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from PIL import Image
 from mmssl.data.decode import MAX_PIXELS, REDUCTIONS, DecodeError, decode, read_header
 from mmssl.data.grouping import Limits
 from mmssl.data.index import index_shards
-from mmssl.data.records import Fields, RecordError, Records
+from mmssl.data.pairs import Fields, RecordError, Records
 from mmssl.data.views import dct_reduction, resize
 from mmssl.types import UserError
 
@@ -53,6 +54,8 @@ class Packed:
 
     shards: dict[str, list[Path]] = field(default_factory=dict)
     """Split -> its shards."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Split -> samples of its shards."""
     samples: int = 0
     """Samples written now."""
     kept: int = 0
@@ -95,34 +98,47 @@ def pack(
     """
     encoding, splits, keys = encoding or Encoding(), dict(splits or {"train": 1.0}), records.keys()
     jobs = _plan(records, keys, splits, shard_samples, out)
-    _prepare(out, _fingerprint(keys, splits, shard_samples, encoding), {job.path.name for job in jobs})
+    options = (records.identity(), sorted(splits.items()), shard_samples, encoding)
+    _prepare(out, _fingerprint(keys, options), {job.path.name for job in jobs})
     missing = [job for job in jobs if not job.path.exists()]
-    packed, lock, stopped = Packed(kept=len(jobs) - len(missing)), Lock(), Event()
-    done = sum(len(job.numbers) for job in jobs) - sum(len(job.numbers) for job in missing)
-
-    def tick() -> None:
-        nonlocal done
-        if stopped.is_set():
-            raise CancelledError
-        with lock:
-            done += 1
-            if progress is not None:
-                progress(done, len(keys))
+    packed = Packed(kept=len(jobs) - len(missing))
+    pace = _Pace(len(keys) - sum(len(job.numbers) for job in missing), len(keys), progress)
 
     def work(job: _Job) -> None:
-        written, bad = _write_shard(records, keys, job, encoding, tick)
-        with lock:
+        written, bad = _write_shard(records, keys, job, encoding, pace.tick)
+        with pace.lock:
             packed.samples += written
             packed.bad += bad
             _finish(out, job, written, bad)
 
     try:
-        _in_threads(work, missing, threads or os.cpu_count() or 1, stopped)
+        _in_threads(work, missing, threads or os.cpu_count() or 1, pace.stopped)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}; what is done stays, call again to go on") from None
-    packed.shards = {name: [job.path for job in jobs if job.split == name and job.path.exists()] for name in splits}
-    index_shards([str(path) for paths in packed.shards.values() for path in paths], Limits())
+    for name in splits:
+        packed.shards[name] = [job.path for job in jobs if job.split == name and job.path.exists()]
+        packed.counts[name] = sum(i.samples for i in index_shards(list(map(str, packed.shards[name])), Limits()))
     return packed
+
+
+class _Pace:
+    """Counts the records that threads have done, and stops the threads."""
+
+    def __init__(self, done: int, total: int, progress: Callable[[int, int], None] | None) -> None:
+        self.lock = Lock()
+        self.stopped = Event()
+        self._done = done
+        self._total = total
+        self._progress = progress
+
+    def tick(self) -> None:
+        """One more is done. Raises CancelledError when it is time to stop."""
+        if self.stopped.is_set():
+            raise CancelledError
+        with self.lock:
+            self._done += 1
+            if self._progress is not None:
+                self._progress(self._done, self._total)
 
 
 def _in_threads(work: Callable[[_Job], None], jobs: Sequence[_Job], threads: int, stopped: Event) -> None:
@@ -166,8 +182,8 @@ def _plan(
 def _numbers_of_splits(keys: Sequence[str], splits: Mapping[str, float]) -> dict[str, list[int]]:
     """Record numbers of each split."""
     total = sum(splits.values())
-    if not total > 0 or min(splits.values()) < 0:
-        raise UserError(f"the shares of the splits {dict(splits)} must be positive")
+    if not 0 < total < math.inf or min(splits.values()) < 0:
+        raise UserError(f"the shares of the splits {dict(splits)} must be positive numbers")
     found: dict[str, list[int]] = {name: [] for name in splits}
     for number, key in enumerate(keys):
         place, end = _hash(key) / 2**64 * total, 0.0
@@ -198,8 +214,8 @@ def _prepare(out: Path, fingerprint: str, shards: set[str]) -> None:
         raise UserError(f"{out} cannot be written: {error.strerror}") from None
 
 
-def _fingerprint(keys: Sequence[str], splits: Mapping[str, float], shard_samples: int, encoding: Encoding) -> str:
-    digest = hashlib.blake2b(repr((sorted(splits.items()), shard_samples, encoding)).encode(), digest_size=16)
+def _fingerprint(keys: Sequence[str], options: tuple[object, ...]) -> str:
+    digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
     for key in keys:
         digest.update(key.encode() + b"\0")
     return digest.hexdigest()
@@ -253,7 +269,7 @@ def _members(image: bytes, fields: Fields, encoding: Encoding) -> dict[str, byte
 
     Raises:
         DecodeError: the picture cannot be decoded.
-        RecordError: the caption is empty.
+        RecordError: the caption is empty, or the picture too large for its format.
     """
     caption = str(fields["txt"]).strip()
     if not caption:
@@ -282,5 +298,8 @@ def _picture(image: bytes, encoding: Encoding) -> tuple[str, bytes]:
         pixels = resize(pixels, height, width).permute(1, 2, 0).contiguous().numpy()
     wanted = wanted if encoding.format != "keep" else _REENCODED.get(wanted, "PNG")
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, wanted, quality=encoding.quality)
+    try:
+        Image.fromarray(pixels).save(buffer, wanted, quality=encoding.quality)
+    except (OSError, ValueError) as error:
+        raise RecordError(f"it cannot be written as {wanted}: {error}") from None
     return _EXTENSIONS[wanted], buffer.getvalue()

@@ -1,13 +1,14 @@
 """From what a user writes to a list of shards: braces, globs, folders, URLs."""
 
 import itertools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 
-import fsspec
-
+from mmssl.data.drivers import list_driven
+from mmssl.data.web import is_web
 from mmssl.types import UserError
 
 _MAX_NAMES = 2_000_000
@@ -89,8 +90,9 @@ def _expand_one(pattern: str, allow_pipe: bool) -> list[str]:
         if not allow_pipe:
             raise UserError(f"{pattern!r} would run a command; set data.allow_pipe=true to allow that")
         return list(braces(pattern))
-    if not is_remote(pattern) and Path(pattern).expanduser().is_file():
-        return [str(Path(pattern).expanduser())]
+    # Unlike pathlib, os.path takes names that are too long, as patterns with many braces are, for no files.
+    if not is_remote(pattern) and os.path.isfile(_path(pattern)):  # noqa: PTH113
+        return [str(_path(pattern))]
     names = list(itertools.islice(braces(pattern), _MAX_NAMES + 1))
     if len(names) > _MAX_NAMES:
         raise UserError(f"pattern {pattern} names more than {_MAX_NAMES:,} shards; shorten its ranges")
@@ -98,13 +100,13 @@ def _expand_one(pattern: str, allow_pipe: bool) -> list[str]:
 
 
 def _local(name: str) -> list[str]:
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = _path(name)
+    if os.path.isdir(path):  # noqa: PTH112
         found = [str(child) for child in sorted(path.glob("*.tar")) if child.is_file()]
         if not found:
             raise UserError(f"folder {name} holds no .tar file; give the folder of the shards or a pattern")
         return found
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113
         return [str(path)]
     if not has_magic(name):
         raise UserError(f"shard {name} does not exist; correct the path (the current folder is {Path.cwd()})")
@@ -116,24 +118,25 @@ def _local(name: str) -> list[str]:
     return found
 
 
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UserError(f"shard {name}: there is no such user's folder; write the path in full") from None
+
+
 def _remote(name: str) -> list[str]:
     protocol, _, path = name.partition("://")
     if protocol == "file":
         return _local(path)
     # HTTP has no listing, and a question mark there begins a query.
-    if protocol in ("http", "https"):
+    if is_web(name):
         if "*" in name:
             raise UserError(f"{name}: a web server does not list files; use braces such as {{00000..00099}}")
         return [name]
     if not has_magic(name):
         return [name]
-    try:
-        filesystem, root = fsspec.core.url_to_fs(name)
-        found = [filesystem.unstrip_protocol(match) for match in filesystem.glob(root)]
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{name}: no driver for {protocol}:// ({' '.join(str(error).split())})") from None
-    except OSError as error:
-        raise UserError(f"{name} cannot be listed: {' '.join(str(error).split())}") from None
+    found = list_driven(name)
     if not found:
         raise UserError(f"no file matches {name}; correct the pattern")
-    return sorted(str(shard) for shard in found)
+    return found

@@ -123,8 +123,9 @@ class Plan:
         return position if position.depth + depth <= self.lane_length else Position(position.epoch + 1, 0)
 
     def after(self, position: Position, batch_size: int) -> Position:
-        """Where the batch that begins at `position` ends."""
-        return Position(position.epoch, position.depth + batch_size // self.lanes)
+        """Where the batch that begins at `position` ends: that of a mixture may end in the next epoch."""
+        end = Position(position.epoch, position.depth + batch_size // self.lanes)
+        return end if self._mixture is None else self.start(end, batch_size)
 
     def resume(self, position: Position) -> Position:
         """Where a new beginning goes on: at the very position."""
@@ -176,6 +177,11 @@ class Plan:
         Raises:
             UserError: the state belongs to other data, another seed or another order.
         """
+        if "fingerprint" not in state:
+            raise UserError(
+                "the stream cannot be resumed: the shards had no index when its state was written, so it has no place "
+                "in their plan; start another run"
+            )
         for key, own in self.state(Position()).items():
             if key not in ("epoch", "depth") and state.get(key) != own:
                 raise UserError(f"the stream cannot be resumed: {_MEANING[key]} ({state.get(key)} then, {own} now)")

@@ -1,5 +1,6 @@
 """Reading shards: at any place of local files, and from beginning to end."""
 
+import itertools
 import logging
 import os
 from collections import OrderedDict
@@ -14,7 +15,6 @@ from mmssl.types import Sample, UserError
 
 __all__ = ["BadSample", "LocalFiles", "iter_samples"]
 
-_OPEN_FILES = 64
 _log = logging.getLogger(__name__)
 
 
@@ -22,7 +22,9 @@ class LocalFiles:
     """Positioned reads of local files, the most recently used of which stay open. Not for sharing between
     threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 64) -> None:
+        """At most so many files stay open."""
+        self._most = most
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def read(self, shard: str, start: int, stop: int) -> bytes:
@@ -57,7 +59,7 @@ class LocalFiles:
             self._open[shard] = os.open(shard, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"shard {shard} cannot be opened: {error.strerror}; restore it and resume") from None
-        if len(self._open) > _OPEN_FILES:
+        if len(self._open) > self._most:
             os.close(self._open.popitem(last=False)[1])
         return self._open[shard]
 
@@ -75,22 +77,43 @@ def iter_samples(
     enough. Unusable ones are skipped and given to `on_bad`; `key` is empty where it concerns the rest of a
     shard.
     """
-    report, fetcher, number = on_bad or _warn, Fetcher(), 0
+    report, fetcher, numbers = on_bad or _warn, Fetcher(), itertools.count()
     for shard in shards:
-        try:
-            for group, content in read_groups(shard, limits or Limits(), fetcher, need_text):
-                if group.defect is not None:
-                    report(BadSample(shard, group.key, group.defect))
-                    continue
-                number += 1
-                try:
-                    sample = group_sample(number - 1, shard, group, content)
-                except SampleError as error:
-                    report(BadSample(shard, group.key, str(error)))
-                    continue
-                yield sample
-        except TarError as error:
-            report(BadSample(shard, "", f"{error}; the rest of the shard is not used"))
+        for found, _ in read_shard(shard, limits or Limits(), fetcher, lambda key: next(numbers), need_text):
+            if isinstance(found, Sample):
+                yield found
+            else:
+                report(found)
+
+
+def read_shard(
+    shard: str, limits: Limits, fetcher: Fetcher, number: Callable[[str], int], need_text: bool = True
+) -> Iterator[tuple[Sample | BadSample, int]]:
+    """Every sample of a shard from its beginning to its end, or what is wrong with it, and the byte where it ends.
+
+    Args:
+        number: the id of the sample with a key; asked in order for those that an index calls usable.
+
+    Raises:
+        UserError: the shard is out of reach.
+    """
+    end = 0
+    try:
+        for group, content in read_groups(shard, limits, fetcher, need_text):
+            end = group.end
+            if group.defect is not None:
+                yield BadSample(shard, group.key, group.defect), end
+                continue
+            try:
+                found: Sample | BadSample = group_sample(number(group.key), shard, group, content)
+            except SampleError as error:
+                found = BadSample(shard, group.key, str(error))
+            yield found, end
+    except TarError as error:
+        yield BadSample(shard, "", f"{error}; the rest of the shard is not used"), end
+        return
+    if end == 0:
+        yield BadSample(shard, "", "the shard holds no sample"), end
 
 
 def _warn(bad: BadSample) -> None:

@@ -1,29 +1,21 @@
 """Remote shards read in chunks: ahead of their use, many at a time, and kept on a local disk where that is
 wanted."""
 
-import hashlib
-import logging
-import os
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
+from mmssl.data.cache import CHUNK, DiskCache
 from mmssl.data.fetch import Fetcher
-from mmssl.data.index import replace_file
 from mmssl.data.scan import ShardIndex
 
-CHUNK = 1 << 20
 _MOST = 16
 """Chunks fetched in one request."""
 _SPARE = 64
 """Chunks kept in memory beyond those that are expected to be read."""
 _FETCHES = 4
 """Requests in flight."""
-_SWEEP = 64
-"""Chunks written between two looks at the size of the cache."""
-_log = logging.getLogger(__name__)
 
 Chunk = tuple[str, int]
 """URL and number of a chunk."""
@@ -36,62 +28,6 @@ class Span:
     shard: ShardIndex
     start: int
     stop: int
-
-
-class DiskCache:
-    """Chunks of remote shards as files of a folder, those used longest ago removed above a size. For many
-    processes."""
-
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        self._folder = folder
-        self._max_bytes = max_bytes
-        self._written = 0
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def get(self, shard: ShardIndex, number: int) -> bytes | None:
-        """A chunk, if it is here whole."""
-        path = self._path(shard, number)
-        try:
-            content = path.read_bytes()
-            os.utime(path)
-        except OSError:
-            return None
-        return content if len(content) == _chunk_size(shard, number) else None
-
-    def put(self, shard: ShardIndex, number: int, content: bytes) -> None:
-        """Keep a chunk."""
-        path = self._path(shard, number)
-        try:
-            path.parent.mkdir(exist_ok=True)
-            replace_file(path, content)
-        except OSError as error:
-            _log.warning("%s cannot keep a chunk of %s: %s", self._folder, shard.shard, error.strerror)
-            return
-        self._written += 1
-        if self._written % _SWEEP == 1:
-            self.sweep()
-
-    def sweep(self) -> None:
-        """Remove the files used longest ago until the rest fits."""
-        files = []
-        for path in self._folder.glob("*/*"):
-            try:
-                status = path.stat()
-            except OSError:
-                continue
-            files.append((status.st_mtime_ns, status.st_size, path))
-        excess = sum(size for _, size, _ in files) - self._max_bytes
-        for _, size, path in sorted(files):
-            if excess <= 0:
-                return
-            path.unlink(missing_ok=True)
-            excess -= size
-
-    def _path(self, shard: ShardIndex, number: int) -> Path:
-        # The index tells one content of a URL from another.
-        words = repr((shard.shard, shard.bytes, shard.checksum, number)).encode()
-        name = hashlib.blake2b(words, digest_size=16).hexdigest()
-        return self._folder / name[:2] / name
 
 
 class RemoteFiles:
@@ -165,10 +101,6 @@ class RemoteFiles:
         spare = [chunk for chunk in self._chunks if chunk not in needed]
         for chunk in spare[: max(0, len(spare) - _SPARE)]:
             del self._chunks[chunk]
-
-
-def _chunk_size(shard: ShardIndex, number: int) -> int:
-    return min(CHUNK, shard.bytes - number * CHUNK)
 
 
 def _runs(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:

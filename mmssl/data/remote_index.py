@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from mmssl.data.fetch import Fetcher, MissingError
+from mmssl.data.fetch import Fetcher
 from mmssl.data.forward import index_forward
 from mmssl.data.grouping import Limits
 from mmssl.data.index import FOLDER_FILE, Progress, folder_json, index_from_json, index_to_json
+from mmssl.data.opened import MissingError
 from mmssl.data.scan import Offsets, ShardIndex, checksum
 from mmssl.types import UserError
 

@@ -3,7 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,12 +46,12 @@ def pick(shards: Sequence[str], count: int, seed: int = 0, limits: Limits | None
     indexes = index_shards(shards, limits)
     total = sum(index.samples for index in indexes)
     numbers = np.sort(rng.choice(total, min(count, total), replace=False))
-    files, chosen = LocalFiles(), []
-    for place in Catalog([indexes], Patience()).places(0, numbers):
-        shard = shards[place.shard]
-        with suppress(SampleError):
-            chosen.append(parse_sample(place.id, shard, files.read(shard, place.start, place.stop), limits))
-    files.close()
+    chosen = []
+    with closing(LocalFiles()) as files:
+        for place in Catalog([indexes], Patience()).places(0, numbers):
+            shard = shards[place.shard]
+            with suppress(SampleError):
+                chosen.append(parse_sample(place.id, shard, files.read(shard, place.start, place.stop), limits))
     return chosen
 
 

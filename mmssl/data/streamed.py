@@ -7,6 +7,7 @@ buffer.
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,12 @@ from numpy.typing import NDArray
 from mmssl.data.assemble import BAD_IN_A_ROW, Part, Render, Task, compose
 from mmssl.data.fetch import Fetcher
 from mmssl.data.files import Access, Files
-from mmssl.data.forward import read_groups
 from mmssl.data.grouping import Limits
 from mmssl.data.mixture import Mixture
 from mmssl.data.order import shuffled
 from mmssl.data.plan import STATE_VERSION, Position
-from mmssl.data.sample import BadSample, SampleError, group_sample
-from mmssl.data.tar import TarError
+from mmssl.data.reader import read_shard
+from mmssl.data.sample import BadSample
 from mmssl.rng import torch_seed
 from mmssl.types import Sample, UserError
 
@@ -138,29 +138,35 @@ class Streamer:
         """
         depth = task.batch_size // self.plan.lanes
         assert task.start % depth == task.stop % depth == 0, "lanes are not split between workers"
-        making = _Making(self._render, watch)
+        making, retries = _Making(self._render, watch), files.retries
         for lane in range(task.start // depth, task.stop // depth):
             stop = task.position.depth + depth
             for source in self._mixture.sources(lane, task.position.depth, stop).tolist():
                 making.add(self._stream(files, source, lane, task.position.epoch, watch), source)
-        return making.part(len(self._sources))
+        part = making.part(len(self._sources))
+        part.retries = files.retries - retries
+        return part
 
     def _stream(self, files: Files, source: int, lane: int, epoch: int, watch: NDArray[np.int64]) -> Iterator[Found]:
         """The samples of a source's shards that a lane reads, for ever."""
         if (source, lane) not in files.streams:
             words = (self.plan.seed, source, "lane", epoch, lane)
             mix = webdataset.shuffle(BUFFER, initial=BUFFER // 4, rng=random.Random(torch_seed(*words)))
-            files.streams[source, lane] = mix(self._samples(source, lane, epoch, watch))
+            files.streams[source, lane] = mix(self._samples(files.fetcher, source, lane, epoch, watch))
         return files.streams[source, lane]
 
-    def _samples(self, source: int, lane: int, epoch: int, watch: NDArray[np.int64]) -> Iterator[Found]:
-        shards, fetcher = self._sources[source], Fetcher(self.access.patience)
+    def _samples(
+        self, fetcher: Fetcher, source: int, lane: int, epoch: int, watch: NDArray[np.int64]
+    ) -> Iterator[Found]:
+        shards = self._sources[source]
         before = sum(map(len, self._sources[:source]))
         while True:
             order = shuffled(len(shards), self.plan.seed, source, "shards", epoch)
             for shard in order[lane :: self.plan.lanes].tolist():
+                # Nothing counts these samples: their ids are drawn from their names.
+                number = partial(torch_seed, shards[shard])
                 watch[:2] = before + shard, 0
-                for found, end in _shard_samples(shards[shard], self._limits, fetcher):
+                for found, end in read_shard(shards[shard], self._limits, fetcher, number):
                     yield found, epoch
                     # Set anew each time: the worker's other lanes have read in between.
                     watch[:2] = before + shard, end
@@ -236,20 +242,3 @@ def _too_many(bad: BadSample) -> UserError:
         f"{BAD_IN_A_ROW} samples in a row could not be used, the last one {bad.key!r} of {bad.shard} ({bad.error}); "
         "check the shards"
     )
-
-
-def _shard_samples(shard: str, limits: Limits, fetcher: Fetcher) -> Iterator[tuple[Sample | BadSample, int]]:
-    """Every sample of a shard, and the byte where it ends; their ids are drawn from their names."""
-    end = 0
-    try:
-        for group, content in read_groups(shard, limits, fetcher, need_text=True):
-            end = group.end
-            if group.defect is not None:
-                yield BadSample(shard, group.key, group.defect), end
-                continue
-            try:
-                yield group_sample(torch_seed(shard, group.key), shard, group, content), end
-            except SampleError as error:
-                yield BadSample(shard, group.key, str(error)), end
-    except TarError as error:
-        yield BadSample(shard, "", f"{error}; the rest of the shard is not used"), end

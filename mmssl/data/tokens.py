@@ -83,11 +83,14 @@ class Tokenizer:
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each caption, beginning and end included, were it not cut."""
-        ends = self._backend.num_special_tokens_to_add(False)
-        rows = self._backend.encode_batch_fast([clean_caption(text) for text in texts])
-        return [
-            sum(row.attention_mask) + sum(sum(rest.attention_mask) - ends for rest in row.overflowing) for row in rows
-        ]
+        ends, found = self._backend.num_special_tokens_to_add(False), []
+        for start in range(0, len(texts), _CHUNK):  # an encoding takes some kilobytes
+            rows = self._backend.encode_batch_fast([clean_caption(text) for text in texts[start : start + _CHUNK]])
+            found += [
+                sum(row.attention_mask) + sum(sum(rest.attention_mask) - ends for rest in row.overflowing)
+                for row in rows
+            ]
+        return found
 
     @property
     def vocabulary(self) -> dict[str, int]:

@@ -95,7 +95,7 @@ class Threads:
         self._maker = maker
         self._batch_size = batch_size
         self._cuts = cuts
-        self._files = [maker.access.open() for _ in cuts]
+        self._files = [maker.access.open(len(cuts)) for _ in cuts]
         # One pool a part: a part's files are then used by one thread only.
         self._pools = [ThreadPoolExecutor(1, thread_name_prefix=f"mmssl-part-{i}") for i in range(len(cuts))]
         threads = torch.get_num_threads()
@@ -116,6 +116,8 @@ class Threads:
         """Drop what is queued and join the threads."""
         for pool in self._pools:
             pool.shutdown(wait=False, cancel_futures=True)
+        for files in self._files:
+            files.stop()
         for pool, files in zip(self._pools, self._files, strict=True):
             pool.shutdown(wait=True)
             files.close()

@@ -2,14 +2,19 @@
 line."""
 
 import pickle
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import numpy as np
 import pytest
 
-from mmssl.data.fetch import Fetcher, MissingError, Patience
+from mmssl.data.drivers import list_driven
+from mmssl.data.fetch import Fetcher, Patience
+from mmssl.data.opened import MissingError
 from mmssl.types import UserError
 from tests.data.servers import Mischief, serve
 
@@ -31,6 +36,7 @@ def folder(tmp_path: Path) -> Path:
         {},
         {"fail": 3},
         {"fail": 2, "status": 429, "retry_after": "0"},
+        {"fail": 1, "status": 522},
         {"cut": 3},
         {"cut": 3, "cut_after": 0},
         {"cut": 2, "cut_after": 90_000},
@@ -60,6 +66,27 @@ def test_reads_go_on_at_the_byte_reached(folder: Path) -> None:
     with serve(folder, mischief) as url:
         assert Fetcher(PATIENT).read(f"{url}/x.tar", 0, 300_000, len(CONTENT)) == CONTENT
     assert mischief.requests == ["x.tar bytes=0-299999", "x.tar bytes=90000-299999"]
+
+
+def test_a_slow_reader_is_no_stall(folder: Path) -> None:
+    """A connection whose pieces are taken one by one, with pauses longer than a stall, is not dropped."""
+    with serve(folder) as url:
+        fetcher, content = Fetcher(Patience(1, 0.0, 0.05)), b""
+        for piece in fetcher.stream(f"{url}/x.tar"):
+            content += piece
+            time.sleep(0.06)
+    assert content == CONTENT
+    assert fetcher.retries == 0
+
+
+def test_a_stopped_fetcher_takes_nothing_up_again(folder: Path) -> None:
+    """Closing a stream does not wait for the pauses between tries."""
+    fetcher = Fetcher(Patience(9, 60.0, 1.0))
+    with serve(folder, Mischief(fail=9)) as url, ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(fetcher.read, f"{url}/x.tar", 0, 10, len(CONTENT))
+        fetcher.stop()
+        with pytest.raises(CancelledError):
+            reading.result(30)
 
 
 def test_progress_renews_the_patience(folder: Path) -> None:
@@ -124,6 +151,15 @@ def test_streams_bring_the_whole_file_also_without_ranges(folder: Path, mischief
             next(Fetcher(PATIENT).stream(f"{url}/gone.tar"))
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_object_stores_refuse_what_is_missing(folder: Path, status: int) -> None:
+    """Stores that may not be listed answer 403 for files that are not there."""
+    with serve(folder, Mischief(fail=1, status=status)) as url, pytest.raises(MissingError, match=f"HTTP {status}"):
+        next(Fetcher(PATIENT).stream(f"{url}/gone.tar"))
+    with pytest.raises(UserError, match="spaces as %20"):
+        Fetcher(PATIENT).size("http://127.0.0.1/a b.tar")
+
+
 def test_sizes(folder: Path) -> None:
     """The size is asked for with one byte, again if need be."""
     with serve(folder, Mischief(fail=1)) as url:
@@ -167,6 +203,84 @@ def test_fsspec_files_are_read_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(memory), "cat_file", cat_file)
     assert fetcher.read(url, 0, 300_000, len(CONTENT)) == CONTENT
     assert fetcher.retries >= 3
+
+
+class Store(type(fsspec.filesystem("memory"))):  # type: ignore[misc]
+    """An object store as s3fs and gcsfs show it: it keeps what listings told, and refuses what it does not have."""
+
+    protocol = "store"
+    store: ClassVar[dict[str, object]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    told: ClassVar[dict[str, dict[str, object]]] = {}
+    refusal: ClassVar[Exception] = PermissionError("Forbidden")
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("store://").lstrip("/")
+
+    def info(self, path: str, **options: object) -> dict[str, object]:
+        """What is known of a file, from a listing if there was one."""
+        if path not in self.store:
+            raise self.refusal
+        content = self.cat_file(path)
+        return self.told.setdefault(path, {"size": len(content), "ETag": hash(content)})
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """Forget it."""
+        self.told.clear()
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    """An empty one."""
+    fsspec.register_implementation("store", Store, clobber=True)
+    Store.store.clear()
+    yield fsspec.filesystem("store")
+    Store.refusal = PermissionError("Forbidden")
+
+
+def test_a_change_is_noticed_behind_a_kept_listing(store: Store) -> None:
+    """The ETag is asked for anew at each read."""
+    store.pipe_file("/x.tar", CONTENT)
+    store.info("/x.tar")
+    fetcher = Fetcher(PATIENT)
+    assert fetcher.read("store://x.tar", 0, 10, len(CONTENT)) == CONTENT[:10]
+    store.pipe_file("/x.tar", CONTENT[::-1])
+    with pytest.raises(UserError, match="changed while it was read"):
+        fetcher.read("store://x.tar", 0, 10, len(CONTENT))
+
+
+class HttpError(Exception):
+    """As of gcsfs."""
+
+    code = 401
+
+
+@pytest.mark.parametrize("refusal", [PermissionError("Forbidden"), OSError("Forbidden: x"), HttpError("401")])
+def test_every_driver_s_refusal_is_one(store: Store, refusal: Exception) -> None:
+    """s3fs raises PermissionError, gcsfs an OSError with words, or an error of its own with the code: none is tried
+    again."""
+    Store.refusal = refusal
+    fetcher = Fetcher(PATIENT)
+    with pytest.raises(MissingError, match="check your access") as error:
+        fetcher.size("store://gone.tar")
+    assert fetcher.retries == 0
+    assert "\n" not in str(error.value)
+
+
+def test_drivers_that_tell_too_little_or_do_not_start(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of unknown size is refused; a driver that fails when it starts may succeed later; both in one line."""
+    store.pipe_file("/x.tar", CONTENT)
+    monkeypatch.setattr(Store, "info", lambda self, path: {"size": None})
+    with pytest.raises(UserError, match="does not tell its size"):
+        Fetcher(SHORT).size("store://x.tar")
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: dict[str, str]()["no credentials"])
+    with pytest.raises(UserError, match="after 4 tries: KeyError: 'no credentials'; check"):
+        Fetcher(SHORT).size("store://x.tar")
+    with pytest.raises(UserError, match="cannot be listed .*no credentials"):
+        list_driven("store://*.tar")
+    with pytest.raises(UserError, match="cannot be written .*no credentials"):
+        Fetcher(SHORT).write("store://x.tar", b"")
 
 
 def test_a_fetcher_survives_pickling(folder: Path) -> None:

@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+import math
 import tarfile
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ import pytest
 from PIL import Image
 
 from mmssl.data.pack import BAD, Encoding, pack
+from mmssl.data.pairs import RecordError, Records
 from mmssl.data.reader import iter_samples
-from mmssl.data.records import RecordError, Records, open_records
+from mmssl.data.records import open_records
 from mmssl.types import Sample, UserError
 from tests.data.pictures import encode, orientation, photo
 
@@ -228,6 +232,18 @@ def test_other_packings_are_not_mixed(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match="choose another folder"):
             pack(records, tmp_path / "out", **options)  # type: ignore[arg-type]
+    table = tmp_path / "t.jsonl"
+    for caption in ("x", "x", "another"):
+        table.write_text(json.dumps({"image": "a.png", "caption": caption}))
+        (tmp_path / "a.png").write_bytes(image(0))
+        if caption == "x":
+            pack(open_records(table), tmp_path / "one")
+        else:  # of as many rows, which are named by their numbers
+            with pytest.raises(UserError, match="choose another folder"):
+                pack(open_records(table), tmp_path / "one")
+    for shares in ({"train": math.inf}, {"train": math.nan}, {"train": 1.0, "val": -0.5}, {"train": 0.0}):
+        with pytest.raises(UserError, match="must be positive numbers"):
+            pack(Plain(20), tmp_path / "shares", splits=shares)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "x.tar").write_bytes(b"")
     with pytest.raises(UserError, match="choose another folder"):
@@ -272,11 +288,13 @@ def test_rows_without_pictures_are_named(tmp_path: Path) -> None:
         {"file_name": "img/none.png", "caption": "x"},
         {"file_name": "", "caption": "x"},
         {"file_name": "img/1.png", "caption": None},
+        {"file_name": "img/\0.png", "caption": "x"},
     ]
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in content))
     packed = pack(open_records(tmp_path / "t.jsonl"), tmp_path / "out")
     assert {key: reason.split(" ")[-1] for key, reason in packed.bad} == {
         "000000012": "directory",
+        "000000015": "byte",
         "000000013": "bytes",
         "000000014": "text",
     }
@@ -312,6 +330,44 @@ def test_resizing_and_reencoding(given: str, wanted: str, resize: int | None, ex
         assert result.getexif().get(0x0112) is None
 
 
+def test_a_picture_too_large_for_its_format_is_left_out(tmp_path: Path) -> None:
+    """WebP ends at 16,383 pixels a side: one panorama does not stop the packing."""
+    (tmp_path / "in").mkdir()
+    for name, width in (("wide", 16_384), ("small", 16)):
+        (tmp_path / "in" / f"{name}.png").write_bytes(encode(Image.new("RGB", (width, 4)), "PNG"))
+        (tmp_path / "in" / f"{name}.txt").write_text(name)
+    packed = pack(open_records(tmp_path / "in"), tmp_path / "out", encoding=Encoding(format="webp"))
+    assert [s.key for s in read(packed.shards["train"])] == ["small"]
+    ((key, reason),) = packed.bad
+    assert key == "wide"
+    assert "cannot be written as WEBP" in reason
+
+
+def test_row_groups_are_read_once_however_many_threads_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that are at different row groups do not push each other's out of memory."""
+    rows = [{"image": image(i % 12), "caption": f"caption {i}"} for i in range(160)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet", row_group_size=10)
+    whole, groups = pq.ParquetFile.read_row_group, Counter[int]()
+
+    def read_row_group(self: pq.ParquetFile, number: int) -> pa.Table:
+        groups[number] += 1
+        return whole(self, number)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", read_row_group)
+    records, together = open_records(tmp_path / "t.parquet"), threading.Barrier(8)
+
+    def load(thread: int) -> None:
+        for number in range(20 * thread, 20 * thread + 20):
+            together.wait(30)
+            assert records.load(number)[1]["txt"] == f"caption {number}"
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(load, range(8)))
+    assert groups == Counter(range(16))
+
+
 def test_small_pictures_are_not_touched(tmp_path: Path) -> None:
     """A picture that is small enough keeps its bytes; a larger one in the same packing does not."""
     root = tmp_path / "in"
@@ -333,6 +389,8 @@ def test_sources_that_do_not_serve(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("{]")
     (tmp_path / "none.csv").write_text("image,caption\n")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    (tmp_path / "arrow").mkdir()
+    (tmp_path / "arrow" / "state.json").write_text('{"_data_files": [{"filename": "none.arrow"}]}')
     (tmp_path / "several").mkdir()
     (tmp_path / "several" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     for name, words in {
@@ -342,6 +400,7 @@ def test_sources_that_do_not_serve(tmp_path: Path) -> None:
         "bad.jsonl": "cannot be read",
         "none.csv": "no rows",
         "bad.parquet": "cannot be read",
+        "arrow": "no whole data set",
         "several": r"several splits; name one: .*train, .*test",
     }.items():
         with pytest.raises(UserError, match=words) as caught:

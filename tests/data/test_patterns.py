@@ -79,6 +79,14 @@ def test_a_file_whose_name_looks_like_a_pattern_is_itself(tmp_path: Path) -> Non
     assert expand(str(path)) == [str(path)]
 
 
+def test_a_long_list_in_braces_is_no_file_name(folder: Path) -> None:
+    """More letters than a file's name may have."""
+    names = [f"shard-{number:05d}" for number in range(40)]
+    for name in names:
+        (folder / f"{name}.tar").touch()
+    assert expand(f"{folder}/{{{','.join(names)}}}.tar") == [str(folder / f"{name}.tar") for name in names]
+
+
 def test_names_are_sorted_whatever_their_order(folder: Path) -> None:
     """The numbering of samples does not depend on how the list was written."""
     assert expand([f"{folder}/b.tar", f"{folder}/a-000.tar"]) == expand([f"{folder}/a-000.tar", f"{folder}/b.tar"])
@@ -97,6 +105,8 @@ def test_names_are_sorted_whatever_their_order(folder: Path) -> None:
         ("https://example.org/*.tar", "does not list"),
         ("nosuchprotocol://bucket/*.tar", "no driver"),
         ("memory://nothing/*.tar", "no file matches"),
+        ("{folder}/" + 300 * "x" + ".tar", "does not exist"),
+        ("~nobody-of-this-name/x.tar", "no such user"),
     ],
 )
 def test_errors_name_the_problem_in_one_line(folder: Path, pattern: str, names: str) -> None:

@@ -100,18 +100,20 @@ def test_global_batches_do_not_depend_on_world_and_workers(
         position = plan.after(position, 24)
 
 
+@pytest.mark.parametrize("size", [8, 12, 16])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_resuming_at_every_step_goes_on_with_the_same_order(mixed: bool) -> None:
-    """A new plan and the state as JSON give the rest of the uninterrupted order, into the next epoch."""
+def test_resuming_at_every_step_goes_on_with_the_same_order(mixed: bool, size: int) -> None:
+    """A new plan and the state as JSON give the rest of the uninterrupted order, into the next epoch; also where a
+    batch of a mixture holds the end of one epoch and the beginning of the next."""
     sources = [planned([20, 33, 5]), *([planned([17], weight=3.0)] if mixed else [])]
     plan = Plan(sources, seed=3, lanes=4, block=3)
-    whole, position = batches(plan, 8, 20), Position()
+    whole, position = batches(plan, size, 20), Position()
     for step in range(20):
         state = json.dumps(plan.state(position))
         assert len(state) < 200
         again = Plan(sources, seed=3, lanes=4, block=3)
-        assert batches(again, 8, 20 - step, again.position(json.loads(state))) == whole[step:]
-        position = plan.after(plan.start(position, 8), 8)
+        assert batches(again, size, 20 - step, again.position(json.loads(state))) == whole[step:]
+        position = plan.after(plan.start(position, size), size)
 
 
 def test_another_batch_size_goes_on_where_the_first_stopped() -> None:
@@ -312,3 +314,5 @@ def test_foreign_states_are_refused(change: dict[str, object], says: str) -> Non
     plan = Plan([planned([30])], seed=0, lanes=4, block=2)
     with pytest.raises(UserError, match=says):
         plan.position({**plan.state(Position(1, 2)), **change})
+    with pytest.raises(UserError, match="had no index when its state was written"):
+        plan.position({key: value for key, value in plan.state(Position()).items() if key != "fingerprint"})

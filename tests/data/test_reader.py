@@ -1,9 +1,11 @@
 """Samples come out of shards whole, or as an error that names them."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from mmssl.data.files import Access
 from mmssl.data.grouping import Limits
 from mmssl.data.reader import LocalFiles, iter_samples
 from mmssl.data.sample import BadSample, SampleError, parse_sample
@@ -91,6 +93,28 @@ def test_files_are_kept_open_up_to_a_number(tmp_path: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     with pytest.raises(UserError, match=r"gone\.tar cannot be opened"):
         files.read(str(tmp_path / "gone.tar"), 0, 1)
+
+
+def test_many_workers_share_the_files_that_a_process_may_open(tmp_path: Path) -> None:
+    """Sixteen threads hold no more shards open together than four: Linux lets a process open 1,024 files."""
+    shards, before = write_shards(tmp_path, [1] * 70), len(list(Path("/proc/self/fd").iterdir()))
+    for workers in (4, 16):
+        workers_files = [Access().open(workers) for _ in range(workers)]
+        for files in workers_files:
+            for shard in map(partial(index_shard, limits=LIMITS), shards):
+                files.read(shard, 0, 512)
+        assert len(list(Path("/proc/self/fd").iterdir())) - before == 256
+        for files in workers_files:
+            files.close()
+
+
+def test_a_shard_without_samples_is_named(tmp_path: Path) -> None:
+    """Read from beginning to end, an archive of other files, or of none, does not go unnoticed."""
+    for name, files in (("empty", []), ("other", [("README", b"text")])):
+        (tmp_path / f"{name}.tar").write_bytes(tar_bytes(files))
+        bad: list[BadSample] = []
+        assert list(iter_samples([str(tmp_path / f"{name}.tar")], on_bad=bad.append)) == []
+        assert [(b.key, b.error) for b in bad] == [("", "the shard holds no sample")]
 
 
 def test_iter_samples_gives_what_the_index_gives(tmp_path: Path) -> None:

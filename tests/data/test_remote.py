@@ -10,12 +10,13 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from mmssl.data.cache import CHUNK, DiskCache
 from mmssl.data.fetch import Fetcher, Patience
-from mmssl.data.files import Access, Files
+from mmssl.data.files import Access
 from mmssl.data.grouping import Limits
 from mmssl.data.index import FOLDER_FILE, fingerprint, index_shards
 from mmssl.data.reader import iter_samples
-from mmssl.data.remote import CHUNK, DiskCache, RemoteFiles, Span
+from mmssl.data.remote import RemoteFiles, Span
 from mmssl.data.remote_index import find_remote_indexes
 from mmssl.data.scan import ShardIndex
 from mmssl.data.sources import make_index
@@ -57,6 +58,23 @@ def test_remote_batches_are_the_local_ones(shards: list[str], workers: int, wron
             assert here.ids.tolist() == there.ids.tolist()
             assert here.views["main"].tolist() == there.views["main"].tolist()
         assert remote.counters().retries > 0 or not wrong
+
+
+def test_local_shards_beside_remote_ones_are_read_from_the_disk_alone(
+    shards: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One source may hold both: only what is remote is fetched ahead."""
+    whole, fetched = Fetcher.read, set[str]()
+
+    def read(self: Fetcher, url: str, start: int, stop: int, size: int) -> bytes:
+        fetched.add(url)
+        return whole(self, url, start, stop, size)
+
+    monkeypatch.setattr(Fetcher, "read", read)
+    with serve(Path(shards[0]).parent) as url, toy_stream([urls(url)[0], *shards[1:]], access=ACCESS) as mixed:
+        for _ in range(mixed.batches_per_epoch):
+            next(mixed)
+    assert fetched == {urls(url)[0]}
 
 
 def test_remote_state_is_the_local_one(shards: list[str]) -> None:
@@ -224,7 +242,7 @@ def test_cache_keeps_chunks_on_disk_and_stays_below_its_size(tmp_path: Path) -> 
 
         def read() -> int:
             before = len(mischief.requests)
-            files = Files(access)
+            files = access.open()
             assert files.read(shard, 0, size) == content
             files.close()
             return len(mischief.requests) - before
@@ -233,10 +251,13 @@ def test_cache_keeps_chunks_on_disk_and_stays_below_its_size(tmp_path: Path) -> 
         assert read() == 0
         kept = sorted((tmp_path / "cache").glob("*/*"))
         assert len(kept) == 7
-        assert sum(path.stat().st_size for path in kept) == size
+        assert sum(path.stat().st_size for path in kept) == size + 7 * 4
         kept[0].write_bytes(b"cut")
+        assert read() == 1
+        kept[2].write_bytes(kept[2].read_bytes()[:-9] + bytes(9))
+        assert read() == 1, "harmed in place"
         kept[3].unlink()
-        assert 1 <= read() <= 2
+        assert read() == 1
         cache = DiskCache(tmp_path / "cache", 3 * CHUNK)
         cache.get(shard, 2)
         cache.sweep()
@@ -247,15 +268,51 @@ def test_cache_keeps_chunks_on_disk_and_stays_below_its_size(tmp_path: Path) -> 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A full or broken disk costs speed, not the run."""
     shard = some_file(tmp_path, CHUNK)
-    cache = DiskCache(tmp_path / "cache", CHUNK)
+    cache = DiskCache(tmp_path / "cache", 2 * CHUNK)
     cache.put(shard, 0, bytes(CHUNK))
     (folder,) = (tmp_path / "cache").iterdir()
     (path,) = folder.iterdir()
     path.unlink()
     path.mkdir()
-    cache.put(shard, 0, bytes(CHUNK))
-    assert "cannot keep a chunk of x.tar" in caplog.text
+    for _ in range(3):
+        cache.put(shard, 0, bytes(CHUNK))
+    assert caplog.text.count("cannot keep a chunk of x.tar") == 1
     assert cache.get(shard, 0) is None
+
+
+def test_several_processes_keep_a_cache_below_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each looks after it wrote a sixteenth of the room that it saw or a 256th of the cap, so they are above it by no
+    more than that; looks are few."""
+    most, looks = 64 << 10, 0
+    caches = [DiskCache(tmp_path, most) for _ in range(4)]
+    whole = DiskCache.sweep
+
+    def sweep(cache: DiskCache) -> int:
+        nonlocal looks
+        looks += 1
+        assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= most + 4 * (most // 256 + 64)
+        return whole(cache)
+
+    monkeypatch.setattr(DiskCache, "sweep", sweep)
+    shard = ShardIndex("http://x/x.tar", 1 << 40, 0, 0, (), (), "", 0)
+    for number in range(1400):
+        caches[number % 4].put(shard, number, bytes(60))
+    assert 20 < looks < 400
+    assert len(list(tmp_path.glob("*/*"))) > 900
+
+
+def test_a_cache_of_another_user_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces that may be read and not touched are read; a folder that cannot be made is named."""
+    cache, shard = DiskCache(tmp_path, 2 * CHUNK), some_file(tmp_path, CHUNK)
+    cache.put(shard, 0, bytes(CHUNK))
+
+    def utime(path: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.utime", utime)
+    assert cache.get(shard, 0) == bytes(CHUNK)
+    with pytest.raises(UserError, match=r"data\.cache_dir=.* cannot be made: Not a directory"):
+        DiskCache(tmp_path / "x.tar" / "cache", CHUNK)
 
 
 @pytest.mark.parametrize("spoilt", [False, True])
@@ -324,6 +381,7 @@ def test_shards_without_an_index_are_streamed(tmp_path: Path, workers: int, capl
                     seen[key] = seen.get(key, 0) + 1
             with pytest.raises(UserError, match="number of samples is unknown"):
                 assert stream.batches_per_epoch
+            assert stream.counters().retries == 2
     assert len(seen) == 63
     assert caplog.text.count("4 shards have no index") == 1
     lines = [json.loads(line) for line in log.read_text().splitlines()]
@@ -361,6 +419,12 @@ def test_streamed_shards_need_enough_shards_and_working_commands(tmp_path: Path)
     with (
         toy_stream([f"pipe:cat {tmp_path}/bad.tar"], lanes=1, max_bad_fraction=1.0) as stream,
         pytest.raises(UserError, match="100 samples in a row"),
+    ):
+        next(stream)
+    (tmp_path / "bad.tar").write_bytes(tar_bytes([]))
+    with (
+        toy_stream([f"pipe:cat {tmp_path}/bad.tar"], lanes=1, max_bad_fraction=1.0) as stream,
+        pytest.raises(UserError, match="100 samples in a row .*the shard holds no sample"),
     ):
         next(stream)
     broken = [f for i in range(300) for f in ((f"{i}.jpg", b"broken"), (f"{i}.txt", b""))]

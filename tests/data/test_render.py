@@ -1,6 +1,7 @@
 """The renderer: keyed randomness, shared decoding, bad samples."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from mmssl.config import ViewConfig
 from mmssl.data import render
 from mmssl.data.assemble import compose
 from mmssl.data.augment import finish_views
+from mmssl.data.captions import render_caption
 from mmssl.data.decode import Header, Pixels, decode
 from mmssl.data.render import Renderer
 from mmssl.data.views import View
@@ -159,6 +161,18 @@ def test_pixel_cap_of_the_views() -> None:
     """A picture above the cap is a bad sample."""
     capped = Renderer({"main": View(ViewConfig(), 16, max_pixels=1000)}, ["{txt}"], 0)
     assert "data.max_pixels" in capped(samples(1), epoch=0).bad[0][1]
+
+
+@pytest.mark.parametrize("templates", [["{txt}"], ["{txt}", "a drawing of {txt}"], ["{tags}"]])
+def test_captions_are_drawn_by_seed_epoch_and_sample(templates: list[str]) -> None:
+    """Also where the renderer sees that nothing is to be drawn, the text is the one that the generator gives."""
+    some = [Sample(i, "s", str(i), b"", {"txt": f"text {i}", "tags": ["a", "b", "c"][: i % 4]}) for i in range(1, 20)]
+    for fields in ({}, {"tags": "none"}):
+        given = [replace(sample, fields={**sample.fields, **fields}) for sample in some]
+        texts = Renderer({}, templates, seed=3)(given, epoch=2).texts
+        rngs = [generator(3, "caption", 2, sample.id) for sample in given]
+        expected = [render_caption(s.fields, templates, rng) for s, rng in zip(given, rngs, strict=True)]
+        assert texts == expected
 
 
 def test_malformed_templates_are_refused_at_once() -> None:

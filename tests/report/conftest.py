@@ -14,7 +14,7 @@ HOSTILE = (
     "<script>window.hacked = 1</script>",
     '"><img src=x onerror="window.hacked = 2">',
     "</script><b>bold</b> {{ 7 * 7 }}",
-    "' onmouseover='window.hacked = 3",
+    "' onmouseover='window.hacked = 3" + "W" * 150,
 )
 
 

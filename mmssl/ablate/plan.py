@@ -10,7 +10,7 @@ from mmssl.build import objective_options
 from mmssl.config import Config, load_config, parse_config
 from mmssl.cost import StepCosts, untrained_mixer
 from mmssl.objectives.mixes import Mix
-from mmssl.train.start import check
+from mmssl.train.start import check, check_schedules
 from mmssl.types import UserError
 
 
@@ -137,6 +137,7 @@ def _plan_mix(
     tree["train"] |= length
     tree["mixer"] |= _unwatched(config)
     settings = parse_config(tree, where=f"mix {mix.name!r}")
+    check_schedules(settings)
     schedules = objective_options(settings)
     resolved = {name: options.model_dump(mode="json") for name, options in schedules.items()}
     settings = parse_config(tree | {"objectives": resolved}, where=f"mix {mix.name!r}")

@@ -77,7 +77,7 @@ class TrainConfig(Section):
     log_samples: bool = False
     """Write the sample ids of every step's global batch to sample_ids.jsonl."""
     nonfinite_limit: int = Field(5, ge=1)
-    """Updates in a row skipped for a non-finite loss or gradient before the run stops."""
+    """Updates in a row skipped for a non-finite loss or gradient before the run stops; with fp16 16 more."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

@@ -61,6 +61,13 @@ def synchronize_batch_norm(module: nn.Module, processes: Processes, device: torc
             synchronize_batch_norm(child, processes, device)
 
 
+def has_local_statistics(module: nn.Module) -> bool:
+    """Whether a batch norm inside `module` keeps statistics of this process's samples alone."""
+    ours = (_OverProcesses, _OverGpus)
+    norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(not isinstance(norm, ours) for norm in norms)
+
+
 def _replacement(norm: nn.BatchNorm2d, processes: Processes, device: torch.device) -> nn.Module:
     new: _OverProcesses | _OverGpus
     new = (_OverGpus if device.type == "cuda" else _OverProcesses)(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,16 @@ def weight_at(schedule: ObjectiveConfig, step: int, progress: float) -> float:
     if schedule.ramp == 0 or progress >= schedule.start + schedule.ramp:
         return schedule.weight
     return schedule.weight * (progress - schedule.start) / schedule.ramp
+
+
+def first_gap(schedules: Iterable[ObjectiveConfig]) -> float | None:
+    """The first part of the training after which there may be a step at which no objective acts; None without one."""
+    schedules = list(schedules)
+    # What acts changes at these points only, and between two of them it is the same.
+    changes = sorted({0.0, 1.0, *(s.start for s in schedules), *(s.end for s in schedules)})
+    points = sorted([*changes, *((a + b) / 2 for a, b in pairwise(changes))])
+    # At step 1 those that act at every step alone act.
+    return next((p for p in points if not any(weight_at(s, 1, p) > 0 for s in schedules)), None)
 
 
 def forward_plan(objectives: Iterable[Objective]) -> tuple[Forward, ...]:

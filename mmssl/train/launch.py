@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import psutil
 import torch.distributed.run
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from mmssl.types import UserError
 
@@ -36,8 +37,8 @@ def missing_processes() -> int | None:
 
 
 def start(count: int, module: str, arguments: Sequence[str]) -> None:
-    """Run `python -m MODULE ARGUMENTS` as `count` processes on this machine; exits with the first
-    failure's code."""
+    """Run `python -m MODULE ARGUMENTS` as `count` processes on this machine; exits with the first failure's code, or
+    with 128 plus the signal that stopped it."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
     command = ["--standalone", "--nproc_per_node", str(count), "-m", module, *arguments]
     try:
@@ -45,6 +46,8 @@ def start(count: int, module: str, arguments: Sequence[str]) -> None:
     except torch.distributed.elastic.multiprocessing.errors.ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values() if failure.exitcode > 0]
         sys.exit(min(codes, default=1))
+    except SignalException as error:  # the processes had theirs, and have saved
+        sys.exit(128 + error.sigval)
 
 
 def _asked_for(command: Sequence[str]) -> int | None:

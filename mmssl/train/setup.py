@@ -81,7 +81,7 @@ def set_up(config: Config, resume: bool, rewound: bool) -> Setup:
         mixer.encoder.vision.compile()
         mixer.encoder.text.compile(dynamic=True)
     prepare_sharding(accelerator, mixer)
-    tell_ddp(accelerator, mixer, schedules, config.train.sync_batch_norm)
+    tell_ddp(accelerator, mixer, schedules)
     optimizer = build_optimizer(mixer.named_parameters(), config.optim)
     model, prepared_optimizer = accelerator.prepare(mixer, optimizer)
     ema = Ema(mixer.encoder, config.train.ema) if config.train.ema is not None else None

@@ -15,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from mmssl.config import Config, dump_config
 from mmssl.data.loader import sources_of
 from mmssl.evaluate.datasets import open_dataset
+from mmssl.objectives.mixer import first_gap
 from mmssl.train.checkpoint import write_atomically
 from mmssl.types import UserError
 
@@ -66,7 +67,8 @@ def check(config: Config, world: int, resume: bool) -> None:
     """What can be refused before anything is built.
 
     Raises:
-        UserError: the run exists already, shards or data sets are missing, or the batch does not divide.
+        UserError: the run exists already, shards or data sets are missing, the batch does not divide, or the schedules
+            leave a step without an objective.
     """
     if not resume and not is_free(config.run_dir):
         raise UserError(
@@ -77,9 +79,20 @@ def check(config: Config, world: int, resume: bool) -> None:
             f"data.batch_size={config.data.batch_size} does not divide by the {world} processes; pick a "
             f"multiple of {world}"
         )
+    check_schedules(config)
     sources_of(config.data.train, config.data.allow_pipe)
     for name, entry in config.evaluate.suites.items():
         open_dataset(entry.data, name=name)
+
+
+def check_schedules(config: Config) -> None:
+    """Raises UserError where there may be a step at which no objective acts."""
+    gap = first_gap(config.objectives.values())
+    if gap is not None:
+        raise UserError(
+            f"objectives: after {gap:.0%} of the training there are steps at which none acts; let one act from start=0 "
+            f"to end=1 without ramp and every, for example contrastive"
+        )
 
 
 def claim(config: Config, resume: bool) -> None:

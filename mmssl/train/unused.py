@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from mmssl.config import ObjectiveConfig
 from mmssl.cost import synthetic_batch
+from mmssl.models.batch_norm import has_local_statistics
 from mmssl.objectives.mixer import Mixer
 from mmssl.train.step import backward
 
@@ -14,9 +15,7 @@ PAIRS = 2
 TOKENS = 8
 
 
-def tell_ddp(
-    accelerator: Accelerator, mixer: Mixer, schedules: Mapping[str, ObjectiveConfig], buffers_are_equal: bool
-) -> None:
+def tell_ddp(accelerator: Accelerator, mixer: Mixer, schedules: Mapping[str, ObjectiveConfig]) -> None:
     """Complete the arguments of DistributedDataParallel, before `accelerator.prepare`.
 
     It looks for weights without a gradient only where there may be some: the search walks the whole graph at every
@@ -27,7 +26,7 @@ def tell_ddp(
         return
     handler = accelerator.ddp_handler
     assert handler is not None
-    handler.broadcast_buffers = not buffers_are_equal
+    handler.broadcast_buffers = has_local_statistics(mixer)
     acting = {name: schedule for name, schedule in schedules.items() if schedule.weight > 0}
     handler.find_unused_parameters = any(map(rests, acting.values())) or bool(
         without_gradient(mixer, {name: schedule.weight for name, schedule in acting.items()}, accelerator)

@@ -132,7 +132,7 @@ def without_a_search(processes: Processes) -> dict[str, list[bool]]:
         always = {key: ObjectiveConfig() for key in mixer.objectives}
         searches = []
         for schedules in ({**always, name: ObjectiveConfig(every=2)}, always):
-            tell_ddp(accelerator, mixer, schedules, True)
+            tell_ddp(accelerator, mixer, schedules)
             searches.append(accelerator.ddp_handler.find_unused_parameters)
         chosen[name] = searches
         model = DistributedDataParallel(mixer, **accelerator.ddp_handler.to_kwargs())

@@ -4,8 +4,10 @@ import os
 import signal
 
 import pytest
+import torch.distributed.run
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from mmssl.train import signals
+from mmssl.train import launch, signals
 from mmssl.train.signals import StopRequest
 
 
@@ -21,3 +23,16 @@ def test_the_same_request_may_arrive_twice(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(signals, "SAME_SECONDS", -1.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_processes_started_here_end_with_the_signals_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's launcher raises what stopped it: no traceback, and 128 plus the signal."""
+
+    def stopped(_: list[str]) -> None:
+        raise SignalException("stopped", signal.SIGTERM)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(torch.distributed.run, "main", stopped)
+    with pytest.raises(SystemExit) as ended:
+        launch.start(2, "mmssl.train", [])
+    assert ended.value.code == 128 + 15

@@ -2,13 +2,20 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mmssl.config import parse_config
-from mmssl.train.start import build_accelerator
+from mmssl.train.start import build_accelerator, check
 from mmssl.types import UserError
-from tests.pairs import run_tree
+from tests.pairs import run_tree, write_pairs
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 small pictures in two tars."""
+    return write_pairs(tmp_path_factory.mktemp("shards"))
 
 
 def test_every_process_builds_the_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +33,28 @@ def test_accumulation_by_the_launcher_is_refused(tmp_path: Path, monkeypatch: py
         build_accelerator(parse_config(run_tree(tmp_path, tmp_path / "run"), "test"))
     monkeypatch.delenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
     build_accelerator(parse_config(run_tree(tmp_path, tmp_path / "run"), "test"))
+
+
+@pytest.mark.parametrize(
+    ("objectives", "gap"),
+    [
+        ({"contrastive": {}}, None),
+        ({"contrastive": {}, "mlm": {"start": 0.2, "ramp": 0.1, "every": 3}}, None),
+        ({"mlm": {"end": 0.5}, "contrastive": {"start": 0.5}}, None),
+        ({"mlm": {"end": 0.5}, "contrastive": {"start": 0.5, "ramp": 0.2}}, None),
+        ({"mlm": {"end": 0.4}, "contrastive": {"start": 0.5}}, "45%"),
+        ({"contrastive": {"ramp": 0.1}}, "0%"),
+        ({"contrastive": {"every": 2}}, "0%"),
+        ({"contrastive": {"end": 0.9}, "mlm": {"weight": 0}}, "95%"),
+    ],
+)
+def test_steps_without_an_objective_are_refused(
+    objectives: dict[str, Any], gap: str | None, shards: Path, tmp_path: Path
+) -> None:
+    """Before anything is built; schedules that follow on each other are none."""
+    config = parse_config(run_tree(shards, tmp_path / "run", objectives=objectives), "test")
+    if gap is None:
+        check(config, 1, resume=False)
+        return
+    with pytest.raises(UserError, match=f"after {gap} of the training there are steps at which none acts"):
+        check(config, 1, resume=False)

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from mmssl.config import ObjectiveConfig
+from mmssl.distributed import Processes
+from mmssl.models.batch_norm import has_local_statistics, synchronize_batch_norm
 from mmssl.train.unused import rests, without_gradient
-from tests.objectives.problem import Plain, tiny_mixer
+from tests.objectives.problem import RESNET, Plain, tiny_mixer
 
 
 @pytest.mark.parametrize(
@@ -42,3 +44,13 @@ def test_weights_that_no_objective_reaches_are_found() -> None:
     mixer = tiny_mixer(["contrastive"])
     mixer.encoder.text.idle = torch.nn.Linear(2, 2, bias=False)
     assert without_gradient(mixer, {"contrastive": 1.0}, accelerator) == ["encoder.text.idle.weight"]
+
+
+def test_batch_norms_of_one_process_are_told_from_synchronised_ones() -> None:
+    """Of two dimensions they are synchronised; those of one, which some towers have, are not."""
+    mixer = tiny_mixer(["rotation"], RESNET)
+    assert has_local_statistics(mixer)
+    synchronize_batch_norm(mixer, Processes(), torch.device("cpu"))
+    assert not has_local_statistics(mixer)
+    mixer.encoder.vision.trunk.norm = torch.nn.BatchNorm1d(4)
+    assert has_local_statistics(mixer)

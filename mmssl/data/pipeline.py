@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmssl.data.plan import Position
 from mmssl.data.sample import BadSample
+from mmssl.data.views import empty_pictures
 from mmssl.data.workers import Positions, Wait, Workers
 from mmssl.types import Batch
 
@@ -71,9 +72,10 @@ class Joiner:
     def _cat(self, views: Sequence[Tensor]) -> Tensor:
         if len(views) == 1 and not self._pin_memory:
             return views[0]
-        shape = (sum(len(view) for view in views), *views[0].shape[1:])
-        out = torch.empty(shape, dtype=views[0].dtype, pin_memory=self._pin_memory)
-        return torch.cat(list(views), out=out)
+        count, side = sum(len(view) for view in views), views[0].shape[-1]
+        if not self._pin_memory:
+            return torch.cat(list(views), out=empty_pictures(count, side))
+        return torch.cat(list(views), out=torch.empty(count, 3, side, side, dtype=torch.uint8, pin_memory=True))
 
 
 class Pipeline:

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mmssl.data.augment import augments
 from mmssl.data.captions import check_templates, render_caption
 from mmssl.data.decode import DecodeError, decode, read_header
 from mmssl.data.draws import Draws, draw, table
-from mmssl.data.views import View
+from mmssl.data.views import View, empty_pictures
 from mmssl.rng import generator
 from mmssl.types import Sample, UserError
 
@@ -54,10 +53,7 @@ class Renderer:
 
     def __call__(self, samples: Sequence[Sample], epoch: int) -> Rendered:
         """Render samples for an epoch; what cannot be used is listed, never raised."""
-        views = {
-            name: torch.empty(len(samples), 3, view.image_size, view.image_size, dtype=torch.uint8)
-            for name, view in self.views.items()
-        }
+        views = {name: empty_pictures(len(samples), view.image_size) for name, view in self.views.items()}
         bad: dict[int, str] = {}
         # All the small work before the pictures: decoding empties the processor's caches every time.
         texts = [self._caption(row, sample, epoch, bad) for row, sample in enumerate(samples)]

@@ -167,7 +167,8 @@ def test_pixel_cap_of_the_views() -> None:
 def test_captions_are_drawn_by_seed_epoch_and_sample(templates: list[str]) -> None:
     """Also where the renderer sees that nothing is to be drawn, the text is the one that the generator gives."""
     some = [Sample(i, "s", str(i), b"", {"txt": f"text {i}", "tags": ["a", "b", "c"][: i % 4]}) for i in range(1, 20)]
-    for fields in ({}, {"tags": "none"}):
+    others: list[dict[str, str]] = [{}, {"tags": "none"}]
+    for fields in others:
         given = [replace(sample, fields={**sample.fields, **fields}) for sample in some]
         texts = Renderer({}, templates, seed=3)(given, epoch=2).texts
         rngs = [generator(3, "caption", 2, sample.id) for sample in given]

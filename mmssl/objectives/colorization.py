@@ -1,5 +1,7 @@
 """Predict the colours of a gray picture (Zhang et al. 2016)."""
 
+from functools import cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -57,7 +59,7 @@ class Colorization(Objective):
         super().__init__()
         width, places = places_of(encoder.vision, "colorization")
         self.options = options
-        bins = color_bins()
+        bins = color_bins().clone()
         self.register_buffer("bins", bins, persistent=False)
         self.register_buffer("frequency", torch.full((len(bins),), 1 / len(bins)))
         side = places * -(-CELLS // places)
@@ -108,8 +110,9 @@ def rgb_to_lab(images: Tensor) -> Tensor:
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
 
 
+@cache
 def color_bins() -> Tensor:
-    """Centres (a, b) of the bins that hold an sRGB colour, float32 [261, 2], sorted."""
+    """Centres (a, b) of the bins that hold an sRGB colour, float32 [261, 2], sorted; one tensor, to be copied."""
     level = np.arange(0, 256, 3, dtype=np.uint8)
     cube = torch.from_numpy(np.stack(np.meshgrid(level, level, level), -1).reshape(1, -1, 1, 3)).permute(0, 3, 1, 2)
     cells: Tensor = torch.unique((rgb_to_lab(cube)[0, 1:, :, 0].T / BIN).round(), dim=0)

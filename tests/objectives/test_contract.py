@@ -110,7 +110,7 @@ def test_any_micro_batch_gives_the_same_gradient(name: str) -> None:
         assert torch.allclose(found.sums[key], pair, rtol=1e-4, atol=1e-4), key
 
 
-def on_one_rank(processes: Processes, name: str) -> dict[str, np.ndarray]:
+def under_ddp(processes: Processes, name: str) -> dict[str, np.ndarray]:
     """Two steps under DDP on one process's rows: queues filled by the first act in the second."""
     mixer = tiny_mixer([name], processes=processes)
     model = DistributedDataParallel(mixer, find_unused_parameters=True)
@@ -121,41 +121,51 @@ def on_one_rank(processes: Processes, name: str) -> dict[str, np.ndarray]:
     return gradients(mixer)
 
 
-def without_a_search(processes: Processes) -> dict[str, list[bool]]:
-    """Contrastive with each other objective under DDP as a run sets it up, for two steps: DDP itself stops at a weight
-    that it waited for in vain. What was chosen, and what where the objective rests at times."""
-    chosen = {}
-    for name in NAMES:
-        mixer = tiny_mixer([*dict.fromkeys(["contrastive", name])], processes=processes)
-        accelerator: Any = Plain()
-        accelerator.distributed_type, accelerator.ddp_handler = "MULTI_CPU", DistributedDataParallelKwargs()
-        always = {key: ObjectiveConfig() for key in mixer.objectives}
-        searches = []
-        for schedules in ({**always, name: ObjectiveConfig(every=2)}, always):
-            tell_ddp(accelerator, mixer, schedules)
-            searches.append(accelerator.ddp_handler.find_unused_parameters)
-        chosen[name] = searches
-        model = DistributedDataParallel(mixer, **accelerator.ddp_handler.to_kwargs())
-        for i in range(2):
-            mine = part(batch(mixer, i), processes)
-            backward(model, mixer, mine, dict.fromkeys(mixer.objectives, 1.0), 0.5, (0, "step", i), None, Plain())
-    return chosen
+def search_beside_contrastive(processes: Processes, name: str) -> list[bool]:
+    """Whether DDP is told to search for weights without a gradient, where an objective beside contrastive rests at
+    times, and where it does not. Then two steps under DDP, which stops at a weight that it waited for in vain."""
+    mixer = tiny_mixer([*dict.fromkeys(["contrastive", name])], processes=processes)
+    accelerator: Any = Plain()
+    accelerator.distributed_type, accelerator.ddp_handler = "MULTI_CPU", DistributedDataParallelKwargs()
+    always = {key: ObjectiveConfig() for key in mixer.objectives}
+    searches = []
+    for schedules in ({**always, name: ObjectiveConfig(every=2)}, always):
+        tell_ddp(accelerator, mixer, schedules)
+        searches.append(accelerator.ddp_handler.find_unused_parameters)
+    model = DistributedDataParallel(mixer, **accelerator.ddp_handler.to_kwargs())
+    for i in range(2):
+        mine = part(batch(mixer, i), processes)
+        backward(model, mixer, mine, dict.fromkeys(mixer.objectives, 1.0), 0.5, (0, "step", i), None, Plain())
+    return searches
 
 
-def test_beside_contrastive_every_weight_gets_a_gradient() -> None:
-    """Where all objectives act at every step, DDP need not search the graph for weights without a gradient, and is not
-    told to; where one rests, it is."""
-    for chosen in on_ranks(2, without_a_search):
-        assert chosen == {name: [True, False] for name in NAMES}
+Found = dict[str, tuple[dict[str, np.ndarray], list[bool]]]
+
+
+def on_one_rank(processes: Processes) -> Found:
+    return {name: (under_ddp(processes, name), search_beside_contrastive(processes, name)) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def two_processes() -> list[Found]:
+    """What each of two gloo processes found, for every objective."""
+    return on_ranks(2, on_one_rank)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_give_the_gradient_of_one(name: str) -> None:
+def test_two_processes_give_the_gradient_of_one(name: str, two_processes: list[Found]) -> None:
     """The gradient that DDP averages over two gloo processes is that of one process on the whole batch."""
     mixer = tiny_mixer([name])
     for i in range(2):
         mixer.zero_grad()
         gradient(mixer, name, i)
     assert ROWS % 2 == 0
-    for found in on_ranks(2, on_one_rank, name):
-        assert_same(found, gradients(mixer))
+    for found in two_processes:
+        assert_same(found[name][0], gradients(mixer))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_beside_contrastive_every_weight_gets_a_gradient(name: str, two_processes: list[Found]) -> None:
+    """Where all objectives act at every step, DDP need not search the graph for weights without a gradient, and is not
+    told to; where one rests, it is."""
+    assert [found[name][1] for found in two_processes] == [[True, False]] * 2

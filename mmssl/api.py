@@ -246,7 +246,10 @@ class MMSSL:
         Raises:
             UserError: the folder cannot be written.
         """
-        (self._classifier or self.model).save(folder)
+        if self._classifier is not None:
+            self._classifier.save(folder)
+        else:
+            self.model.save(folder)
 
     def to(self, device: str) -> "MMSSL":
         """Move the weights; returns itself."""

@@ -14,6 +14,9 @@ class Limits:
     picture is decoded at a time."""
     elongation: int = 20
     """Longer side over shorter side: the shorter is brought to the model's, and the longer grows with it."""
+    scans: int = 100
+    """Passes of a progressive JPEG over its pixels; ten are usual. A scan may take a few bytes and the time of a whole
+    picture."""
     text_chars: int = 300
     """Longest text, label or prompt."""
     labels: int = 100

@@ -20,6 +20,8 @@ from mmssl.search.originals import Originals
 from mmssl.serve.answers import Caps, Facts, Found, Guess, Guesses, Hits, Map, WordScore
 from mmssl.serve.limits import Limits
 
+_START_OF_SCAN = b"\xff\xda"
+"""A marker, which cannot stand within a scan."""
 THUMBNAIL = 320
 """Longer side of a thumbnail in pixels."""
 Method = Literal["rise", "occlusion", "similarity"]
@@ -170,6 +172,8 @@ class Service:
             raise RefusalError(
                 422, f"the picture is more than {self.limits.elongation} times as long as it is wide; cut it first"
             )
+        if header.format == "JPEG" and content.count(_START_OF_SCAN) > self.limits.scans:
+            raise RefusalError(422, f"the JPEG has more than {self.limits.scans} scans; save it anew")
         try:
             return self.model.render(content)
         except DecodeError as error:

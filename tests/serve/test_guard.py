@@ -48,6 +48,16 @@ def test_what_is_no_picture_is_refused(model: Model, index: Index, name: str, co
         assert answer.headers["content-type"] == "application/json"
 
 
+def test_a_jpeg_of_many_scans_is_refused(client: TestClient) -> None:
+    """Scans of a few bytes, each of which takes the time of a picture, are counted before any is decoded; a usual
+    progressive JPEG passes."""
+    usual = picture(kind="JPEG", progressive=True)
+    assert client.post("/api/search", files=sent(usual)).status_code == 200
+    hostile = usual[:-2] + 200 * usual[usual.rindex(b"\xff\xda") : -2] + usual[-2:]
+    answer = client.post("/api/search", files=sent(hostile))
+    assert (answer.status_code, answer.json()["detail"]) == (422, "the JPEG has more than 100 scans; save it anew")
+
+
 @pytest.mark.parametrize(
     "name", ["../../../etc/passwd", "a\0b.png", "C:\\con.png", "x" * 2000, "<script>.png", "\u202egnp.exe", ";.png"]
 )

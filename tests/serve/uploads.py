@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 
-def picture(width: int = 40, height: int = 30, kind: str = "PNG", seed: int = 0) -> bytes:
-    """A sound picture of noise."""
+def picture(width: int = 40, height: int = 30, kind: str = "PNG", seed: int = 0, **options: Any) -> bytes:
+    """A sound picture of noise; `options` as of Pillow's writer."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
+    Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()
 
 

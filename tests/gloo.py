@@ -18,9 +18,9 @@ def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[
 
     `function` is a module's own (it travels by name); it returns anything but tensors.
     """
-    # A server that has imported torch once forks the ranks, so that a rank starts in no time.
+    # A server that has imported everything once forks the ranks, so that a rank starts in no time.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "mmssl.distributed"])
+    context.set_forkserver_preload(["mmssl.train.engine"])
     with tempfile.TemporaryDirectory() as folder, context.Pool(world) as pool:
         jobs = [(Path(folder) / "meet", rank, world, function, arguments) for rank in range(world)]
         # Each job waits for all others to join, so no worker can take two.

@@ -106,9 +106,10 @@ def gather(
     names, labels = labels_of(datasets[0], [sample for pictures in found for sample in pictures.samples])
     if len(names) < 2:
         raise UserError(f"{data} has one class only ({names[0]!r}); a classifier needs two")
+    parts_of_labels = labels.split_with_sizes([len(pictures.samples) for pictures in found])
     parts = [
         Labelled(dataset, pictures.samples, pictures.features, part)
-        for dataset, pictures, part in zip(datasets, found, labels.split([len(p.samples) for p in found]), strict=True)
+        for dataset, pictures, part in zip(datasets, found, parts_of_labels, strict=True)
     ]
     train, tested = parts if len(parts) == 2 else _apart(parts[0], seed, notes)
     if len(tested.samples) == 0:

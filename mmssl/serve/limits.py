@@ -10,7 +10,7 @@ class Limits:
     upload_bytes: int = 10 << 20
     """Largest body of a request."""
     pixels: int = 25_000_000
-    """Largest picture, width times height. A PNG of the default size takes up to 0.6 GB while it is decoded; one
+    """Largest picture, width times height. A PNG of the default size takes up to 0.45 GB while it is decoded; one
     picture is decoded at a time."""
     elongation: int = 20
     """Longer side over shorter side: the shorter is brought to the model's, and the longer grows with it."""

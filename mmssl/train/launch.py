@@ -36,13 +36,18 @@ def missing_processes() -> int | None:
     return count
 
 
+def torchrun_arguments(count: int, module: str, arguments: Sequence[str]) -> list[str]:
+    """What torchrun is given to run `python -m MODULE ARGUMENTS` as `count` processes on this machine."""
+    # Without the dashes it takes `--run` for an abbreviation of its own options, also behind the module.
+    return ["--standalone", "--nproc_per_node", str(count), "-m", "--", module, *arguments]
+
+
 def start(count: int, module: str, arguments: Sequence[str]) -> None:
     """Run `python -m MODULE ARGUMENTS` as `count` processes on this machine; exits with the first failure's code, or
     with 128 plus the signal that stopped it."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
-    command = ["--standalone", "--nproc_per_node", str(count), "-m", module, *arguments]
     try:
-        torch.distributed.run.main(command)
+        torch.distributed.run.main(torchrun_arguments(count, module, arguments))
     except torch.distributed.elastic.multiprocessing.errors.ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values() if failure.exitcode > 0]
         sys.exit(min(codes, default=1))

@@ -10,6 +10,10 @@ def columns(text: str) -> int:
 
 
 def wrapped(text: str, width: int, lines: int) -> str:
-    """A text in at most so many lines of at most so many columns, its rest left out."""
+    """A text in at most so many lines of at most so many columns, its rest left out, if need be within a word."""
     letters = width if columns(text) <= len(text) else width // 2
-    return "\n".join(textwrap.wrap(text, letters, max_lines=lines, placeholder=" …") or [""])
+    found = textwrap.wrap(text[: 4 * letters * lines], letters) or [""]
+    if len(found) > lines:
+        last = found[lines - 1]
+        found[lines - 1] = f"{last} …" if len(last) + 2 <= letters else f"{last[: letters - 1]}…"
+    return "\n".join(found[:lines])

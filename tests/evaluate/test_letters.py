@@ -14,10 +14,13 @@ def test_wide_letters_take_two_columns(text: str, width: int) -> None:
 
 
 def test_lines_are_no_wider_than_allowed() -> None:
-    """Words are kept whole where they fit; what does not fit is left out with a mark; no text is an empty line."""
+    """Words are kept whole where they fit; of what does not fit the beginning stands, with a mark; no text is an empty
+    line."""
     assert wrapped("a red square", 7, 2) == "a red\nsquare"
-    assert wrapped("a red square and more", 7, 2).endswith(" …")
-    assert max(columns(line) for line in wrapped("写真" * 40, 20, 3).splitlines()) <= 22
+    assert wrapped("a red square and more", 7, 2) == "a red\nsquare…"
+    assert wrapped("a red and more", 8, 1) == "a red …"
+    assert wrapped("W" * 300 + " a", 24, 1) == "W" * 23 + "…"
+    assert max(columns(line) for line in wrapped("写真" * 40, 20, 3).splitlines()) <= 20
     assert max(map(len, wrapped("x" * 500, 24, 2).splitlines())) <= 24
     assert wrapped("", 24, 1) == ""
 

@@ -1,5 +1,6 @@
 """Who makes the parts of a batch: the caller itself, threads, or processes; the order is the plan's."""
 
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -178,6 +179,9 @@ class _Parts(IterableDataset[Part | UserError]):
     def __iter__(self) -> Iterator[Part | UserError]:
         info = get_worker_info()
         assert info is not None
+        # A terminal and a scheduler signal these processes too; the training needs them until it has saved.
+        for request in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(request, signal.SIG_IGN)
         start, stop = self._cuts[info.id]
         plan, files, watch = self._maker.plan, self._maker.access.open(), self._watch.row(info.id)
         position = self._first

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import multiprocessing
+import os
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -59,16 +62,22 @@ def test_global_batches_are_the_same_for_any_world_and_threads(shards: list[str]
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_processes_make_the_batches_that_threads_make(shards: list[str]) -> None:
-    """Two worker processes give the same batches, resume from a state, and end with the stream."""
+    """Two worker processes give the same batches, resume from a state, outlive the signals that a whole group of
+    processes is sent, and end with the stream."""
     with toy_stream(shards, workers=2) as threads:
-        expected = [next(threads) for _ in range(6)]
+        expected = [next(threads) for _ in range(20)]
     with toy_stream(shards, workers=2, worker_kind="process") as processes:
         processes.load_state_dict(json.loads(json.dumps(toy_state_after(shards, 2))))
-        for batch in expected[2:]:
+        for number, batch in enumerate(expected[2:]):
             found = next(processes)
+            if number == 0:
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid or 0, signal.SIGINT)
+                    os.kill(child.pid or 0, signal.SIGTERM)
             assert join([found])[:2] == join([batch])[:2]
             assert torch.equal(found.views["main"], batch.views["main"])
             assert torch.equal(found.tokens, batch.tokens)
+    assert multiprocessing.active_children() == []
 
 
 def toy_state_after(shards: list[str], batches: int) -> dict[str, int | str]:

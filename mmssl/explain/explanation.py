@@ -1,7 +1,6 @@
 """One picture and one caption, explained."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -36,13 +35,13 @@ def explain(model: Model, picture: Picture, caption: str, method: str | None = N
         method: a name in `mmssl.explain.METHODS`. Default: `mmssl.explain.DEFAULT`.
 
     Raises:
-        UserError: the file cannot be read, the caption is empty, or the method cannot look at this tower.
-        DecodeError: the picture cannot be decoded.
+        UserError: the file is no picture, the caption is empty, or the method cannot look at this tower.
+        DecodeError: a picture that is no file cannot be decoded.
     """
     if not caption.strip():
         raise UserError("the caption is empty; give the words whose place in the picture is looked for")
     name = method or DEFAULT
-    pixels = as_seen(model, picture)
+    pixels = model.render(picture)
     text = model.encode_text(caption)
     image = model.encode_image(pixels)
     maps = image_maps(model.encoder, pixels[None].to(model.device), text.to(model.device), name)
@@ -54,21 +53,6 @@ def explain(model: Model, picture: Picture, caption: str, method: str | None = N
         heat=heat(maps.cpu(), pixels.shape[-1])[0],
         words=word_scores(model, caption, image[0]),
     )
-
-
-def as_seen(model: Model, picture: Picture) -> Tensor:
-    """The picture as the model sees it, uint8 [3, S, S].
-
-    Raises:
-        UserError: the file cannot be read.
-        DecodeError: the picture cannot be decoded.
-    """
-    if not isinstance(picture, str | Path):
-        return model.view(picture)
-    try:
-        return model.view(Path(picture).read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read picture {picture}: {error.strerror}") from None
 
 
 def overlay(picture: Tensor, heat: Tensor) -> Tensor:

@@ -87,12 +87,13 @@ def test_a_broken_neighbour_is_drawn_as_such(model: Model, tmp_path: Path) -> No
 
 
 def test_what_the_commands_refuse(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A name that is no PNG, and a device that is not there, are told in a line before anything is encoded."""
+    """A name that is no PNG, a file that is no picture, and a device that is not there, are told in a line."""
     model.save(tmp_path / "run" / "model")
     run = str(tmp_path / "run")
     (tmp_path / "one.png").write_bytes(paint(3))
     for command, told in (
         (["explain", run, str(tmp_path / "one.png"), "red", "--out", str(tmp_path / "e.jpg")], "ends in .png"),
+        (["explain", run, __file__, "red", "--out", str(tmp_path / "e.png")], "is no picture that can be used"),
         (["report", run, "--device", "cuda:77"], "--device cuda:77"),
     ):
         with pytest.raises(SystemExit) as ended:

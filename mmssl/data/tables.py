@@ -76,11 +76,14 @@ class TableRecords(Records):
 
     def load(self, number: int) -> tuple[bytes, Fields]:
         row = self.row(number)
-        fields = {name: plain(value) for name, value in row.items() if name not in (self._image, self._caption)}
+        image = row.get(self._image)
+        # A picture's path stays with it, so that whoever finds the sample finds the file.
+        left_out = {self._caption} if isinstance(image, str) else {self._caption, self._image}
+        fields = {name: plain(value) for name, value in row.items() if name not in left_out}
         caption = row.get(self._caption)
         if isinstance(caption, (list, tuple)):
             fields[self._caption] = plain(caption)
-        return self._picture(row.get(self._image)), fields | {"txt": caption_of(caption)}
+        return self._picture(image), fields | {"txt": caption_of(caption)}
 
     def _picture(self, value: Any) -> bytes:
         if isinstance(value, Mapping):  # the image column of a Hugging Face data set

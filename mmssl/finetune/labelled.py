@@ -1,6 +1,5 @@
 """Labelled pictures to train and to judge a classifier on, with what a model makes of them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -142,9 +141,3 @@ def _embedded(embedding: Embedding, dataset: Dataset, notes: list[str]) -> Pictu
 
 def _is_number(name: str) -> bool:
     return name.strip().lstrip("+-").isdecimal()
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """Labels of a classifier: class names, those that occur twice with their number behind them."""
-    twice = {name for name in names if list(names).count(name) > 1}
-    return [f"{name} ({index})" if name in twice else name for index, name in enumerate(names)]

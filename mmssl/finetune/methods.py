@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmssl.evaluate import probe
+from mmssl.evaluate.classification import distinct
 from mmssl.evaluate.compare import Difference, compare
 from mmssl.evaluate.datasets import read_again
 from mmssl.evaluate.embed import Progress, embed_pictures
@@ -18,7 +19,7 @@ from mmssl.evaluate.interval import Interval, bootstrap
 from mmssl.evaluate.probe import Linear
 from mmssl.evaluate.tuning import EPOCHS, RATES, HeadedTower, mixed, tune
 from mmssl.finetune.classifier import Classifier
-from mmssl.finetune.labelled import HELD_OUT, Labelled, Problem, distinct
+from mmssl.finetune.labelled import HELD_OUT, Labelled, Problem
 from mmssl.model import Model
 from mmssl.models.dual_encoder import ImageEncoder
 from mmssl.types import UserError
@@ -103,7 +104,7 @@ def fine_tune(model: Model, problem: Problem, settings: Settings, progress: Prog
         "alpha": settings.alpha,
         "templates": problem.templates,
     }
-    classifier = Classifier(tuned, distinct(problem.classnames), head.weights, head.bias, record)
+    classifier = Classifier(tuned, list(distinct(problem.classnames)), head.weights, head.bias, record)
     features = problem.test.features if tuned is model else encode_again(tuned, problem.test, progress)
     result = Tuned(
         classifier=classifier,

@@ -122,7 +122,8 @@ def test_every_source_arrives(kind: str, tmp_path: Path) -> None:
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
-    """Columns of any name serve when named; the others go into the JSON; a missing one is explained."""
+    """Columns of any name serve when named; the others and the picture's path go into the JSON; a missing one is
+    explained."""
     for row in (content := rows(tmp_path)):
         row |= {"picture": row.pop("file_name"), "words": row.pop("caption"), "code": f"k.{row['n']}"}
     path = tmp_path / "t.jsonl"
@@ -133,7 +134,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         open_records(path, "picture", "text")
     packed = pack(open_records(path, "picture", "words", "code"), tmp_path / "out")
     samples = {sample.key: sample.fields for sample in read(packed.shards["train"])}
-    assert samples["k_3"] == {"txt": CAPTIONS[3], "n": 3, "code": "k.3"}
+    assert samples["k_3"] == {"txt": CAPTIONS[3], "n": 3, "picture": content[3]["picture"], "code": "k.3"}
 
 
 class Plain(Records):

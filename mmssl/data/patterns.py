@@ -8,6 +8,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from mmssl.data.drivers import list_driven
+from mmssl.data.records import TABLES
 from mmssl.data.web import is_web
 from mmssl.types import UserError
 
@@ -22,13 +23,19 @@ def expand(spec: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
     globs (`*`, `?`, `[...]`, `**`). A local folder stands for the `.tar` files in it.
 
     Raises:
-        UserError: nothing matches, a named local shard is missing, a shard is named twice, or a `pipe:`
-            command is given without `allow_pipe`.
+        UserError: nothing matches, a named local shard is missing or is a table, a shard is named twice, or a
+            `pipe:` command is given without `allow_pipe`.
     """
     patterns = [spec] if isinstance(spec, str) else list(spec)
     names = [name for pattern in patterns for name in _expand_one(pattern, allow_pipe)]
     if not names:
         raise UserError(f"no shards are named ({spec!r}); give a path, a pattern or a list of them")
+    table = next((name for name in names if not is_remote(name) and Path(name).suffix in TABLES), None)
+    if table is not None:
+        raise UserError(
+            f"{table} is a table and no shard; name .tar files, or make some of it: mmssl shards pack {table} --out "
+            f"FOLDER"
+        )
     names.sort()
     for first, second in itertools.pairwise(names):
         if first == second:
@@ -104,7 +111,10 @@ def _local(name: str) -> list[str]:
     if os.path.isdir(path):  # noqa: PTH112
         found = [str(child) for child in sorted(path.glob("*.tar")) if child.is_file()]
         if not found:
-            raise UserError(f"folder {name} holds no .tar file; give the folder of the shards or a pattern")
+            raise UserError(
+                f"folder {name} holds no .tar file; give the folder of the shards, or make some of its pictures: mmssl "
+                f"shards pack {name} --out FOLDER"
+            )
         return found
     if os.path.isfile(path):  # noqa: PTH113
         return [str(path)]

@@ -99,6 +99,7 @@ def test_names_are_sorted_whatever_their_order(folder: Path) -> None:
         ("{folder}/c-*.tar", "no file matches"),
         ("{folder}/missing.tar", "missing.tar does not exist"),
         ("{folder}/empty", "holds no .tar file"),
+        ("{folder}/empty/../pairs.csv", "is a table and no shard; .* mmssl shards pack"),
         ("{folder}/{{0..99999999}}.tar", "more than"),
         ("{folder}/{{0..9999}}{{0..9999}}.tar", "more than"),
         ("pipe:cat x.tar", "allow_pipe"),
@@ -112,6 +113,7 @@ def test_names_are_sorted_whatever_their_order(folder: Path) -> None:
 def test_errors_name_the_problem_in_one_line(folder: Path, pattern: str, names: str) -> None:
     """What matches nothing, is missing or not allowed is a UserError of one line."""
     (folder / "empty").mkdir()
+    (folder / "pairs.csv").touch()
     with pytest.raises(UserError, match=names) as error:
         expand(pattern.format(folder=folder))
     assert "\n" not in str(error.value)

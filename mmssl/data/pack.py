@@ -211,7 +211,7 @@ def _prepare(out: Path, fingerprint: str, shards: set[str]) -> None:
             standing = {name for name in shards if (out / name).exists()}
             bad.write_text("".join(line for line in lines if json.loads(line)["shard"] in standing), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+        raise UserError(f"{out} cannot be written: {error.strerror}; pick another folder") from None
 
 
 def _fingerprint(keys: Sequence[str], options: tuple[object, ...]) -> str:

@@ -17,7 +17,7 @@ import torch
 
 from mmssl.model import Model
 from mmssl.rng import torch_generator
-from mmssl.search.nearest import Found, Graph, Vectors, exact_nearest
+from mmssl.search.nearest import Found, Graph, Vectors, exact_nearest, locate, starts_of
 from mmssl.types import UserError
 
 FORMAT = 1
@@ -62,7 +62,7 @@ class Index:
             np.load(part(self.folder, number), mmap_mode="c")
             for number in range(len(self.shards))
         ]
-        self._starts = np.cumsum([0, *(len(rows) for rows in self.parts)])
+        self._starts = starts_of(self.parts)
         self._table = lru_cache(TABLES)(lambda number: _parquet().read_table(table(self.folder, number)))
 
     def __len__(self) -> int:
@@ -93,21 +93,16 @@ class Index:
     def hits(self, rows: Sequence[int], similarities: Sequence[float]) -> list[Hit]:
         """What is known of rows."""
         found = []
-        for row, similarity in zip(rows, similarities, strict=True):
-            number, place = self._locate(row)
+        numbers, places = locate(self._starts, np.asarray(rows, dtype=np.int64))
+        for number, place, similarity in zip(numbers.tolist(), places.tolist(), similarities, strict=True):
             known = self._table(number).slice(place, 1).to_pylist()[0]
             found.append(Hit(float(similarity), self.shards[number], known["key"], known["caption"]))
         return found
 
     def vector(self, row: int) -> npt.NDArray[np.float32]:
         """The stored vector of a picture, [D]."""
-        number, place = self._locate(row)
-        return np.asarray(self.parts[number][place], dtype=np.float32)
-
-    def _locate(self, row: int) -> tuple[int, int]:
-        """The number of a row's part and its place in there."""
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return number, int(row - self._starts[number])
+        number, place = locate(self._starts, np.asarray(row))
+        return np.asarray(self.parts[int(number)][int(place)], dtype=np.float32)
 
     @cached_property
     def _graph(self) -> Graph:

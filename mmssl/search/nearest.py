@@ -12,7 +12,8 @@ from torch import Tensor
 from mmssl.types import UserError
 
 Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
-Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+Rows = npt.NDArray[np.int64]
+Found = tuple[Rows, npt.NDArray[np.float32]]
 """Row numbers and inner products, each [Q, k], the highest first."""
 
 BLOCK = 1024
@@ -84,7 +85,7 @@ class Graph:
         """Use `open`; `parts` are the vectors [N, D] of whose rows the graph is."""
         self._index = index
         self._parts = parts
-        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+        self._starts = starts_of(parts)
 
     @classmethod
     def build(cls, parts: Sequence[Vectors], dim: int, path: Path) -> "Graph":
@@ -135,14 +136,25 @@ class Graph:
         best = np.argsort(-products, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(proposed, best, axis=1), np.take_along_axis(products, best, axis=1)
 
-    def _vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def _vectors(self, rows: Rows) -> npt.NDArray[np.float32]:
         """Stored vectors of rows [...], float32 [..., D]."""
-        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        numbers, places = locate(self._starts, rows)
         vectors = np.empty((*rows.shape, self._parts[0].shape[1]), dtype=np.float32)
         for number in np.unique(numbers).tolist():
             here = numbers == number
-            vectors[here] = self._parts[number][rows[here] - self._starts[number]]
+            vectors[here] = self._parts[number][places[here]]
         return vectors
+
+
+def starts_of(parts: Iterable[Vectors]) -> Rows:
+    """The number of each part's first row, and of all rows, where rows are numbered through the parts."""
+    return np.cumsum([0, *(len(part) for part in parts)])
+
+
+def locate(starts: Rows, rows: Rows) -> tuple[Rows, Rows]:
+    """The part that each row is in, and its place there; `starts` as from `starts_of`."""
+    numbers = np.searchsorted(starts, rows, side="right") - 1
+    return numbers, rows - starts[numbers]
 
 
 def _usearch() -> Any:

@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmssl.api import MMSSL
-    from mmssl.model import Model, load
+    from mmssl.inference.model import Model, load
 
 __all__ = ["MMSSL", "Model", "load"]
 
-_ROOMS = {"MMSSL": "api", "Model": "model", "load": "model"}
+_ROOMS = {"MMSSL": "api", "Model": "inference.model", "load": "inference.model"}
 
 
 def __getattr__(name: str) -> Any:

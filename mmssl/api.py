@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mmssl.apps.finetune.classifier import Classifier, is_classifier, load_classifier
 from mmssl.config import Config, known_keys, read_tree
-from mmssl.evaluate.tables import Metrics
-from mmssl.finetune.classifier import Classifier, is_classifier, load_classifier
-from mmssl.model import Model, Picture, load, pictures_of
+from mmssl.evaluate.results import Metrics
+from mmssl.inference import Classify, Prediction, files_of, predict, zero_shot
+from mmssl.inference.model import Model, Picture, load, pictures_of
 from mmssl.models.text import TextTower
 from mmssl.models.vision import VisionTower
-from mmssl.predict import Classify, Prediction, files_of, predict, zero_shot
 from mmssl.types import UserError
 
 if TYPE_CHECKING:
-    from mmssl.auto.data import Source
-    from mmssl.search import Hit, Index
-    from mmssl.train.engine import Finished
+    from mmssl.apps.autoconfig.data import Source
+    from mmssl.apps.search import Hit, Index
+    from mmssl.train.trainer import Finished
 
 SECTIONS = ("data", "model", "optim", "train")
 """Where a setting without a section is looked for, beside the top of the configuration."""
@@ -95,7 +95,7 @@ class MMSSL:
         Raises:
             UserError: the data cannot be used, a setting is wrong, or the folder holds another run.
         """
-        from mmssl.auto.training import start_from, train_on
+        from mmssl.apps.autoconfig.training import start_from, train_on
 
         if data is None:
             data = ((self._tree or {}).get("data") or {}).get("train")
@@ -167,8 +167,8 @@ class MMSSL:
         Raises:
             UserError: the folder holds another index, or the data cannot be used.
         """
-        from mmssl.auto.data import shards_of
-        from mmssl.search import Index, embed_shards
+        from mmssl.apps.autoconfig.data import shards_of
+        from mmssl.apps.search import Index, embed_shards
 
         folder = Path(out)
         embed_shards(self.model, shards_of(data, folder / "shards"), folder, batch_size=batch_size)
@@ -183,7 +183,7 @@ class MMSSL:
         Raises:
             UserError: there is no such index or picture, or another model made the index.
         """
-        from mmssl.search import Index, encode_query
+        from mmssl.apps.search import Index, encode_query
 
         stored = index if isinstance(index, Index) else Index(index)
         stored.check(self.model)
@@ -207,7 +207,7 @@ class MMSSL:
         Raises:
             UserError: a data set lacks what a task needs.
         """
-        from mmssl.auto.data import is_shards, shards_of
+        from mmssl.apps.autoconfig.data import is_shards, shards_of
         from mmssl.evaluate import suite
         from mmssl.evaluate.datasets import find_datasets, open_dataset
 
@@ -232,8 +232,8 @@ class MMSSL:
         Raises:
             UserError: the library has no form for this model, or the folder is not empty.
         """
-        from mmssl.export import export
-        from mmssl.export.classifier import write_classifier
+        from mmssl.apps.export import export
+        from mmssl.apps.export.classifier import write_classifier
 
         folder = export(self.model, kind, Path(out)).folder
         if kind == "onnx" and self._classifier is not None:

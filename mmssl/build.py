@@ -9,22 +9,22 @@ import torch
 from pydantic import ValidationError
 
 from mmssl.config import Config, ModelConfig, ObjectiveConfig, ViewConfig
-from mmssl.data.captions import render_caption
-from mmssl.data.files import Access
-from mmssl.data.grouping import Limits
-from mmssl.data.index import Progress
 from mmssl.data.loader import TrainStream, sources_of
-from mmssl.data.reader import iter_samples
-from mmssl.data.render import Renderer
-from mmssl.data.tokens import Tokenizer, load_tokenizer, train_tokenizer
-from mmssl.data.views import View
-from mmssl.distributed import Processes
-from mmssl.model import load
+from mmssl.data.shards.index import Progress
+from mmssl.data.shards.samples import Limits
+from mmssl.data.sources.reader import iter_samples
+from mmssl.data.storage.files import Access
+from mmssl.data.transforms.captions import render_caption
+from mmssl.data.transforms.render import Renderer
+from mmssl.data.transforms.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from mmssl.data.transforms.views import View
+from mmssl.distributed.world import Processes
+from mmssl.inference.model import load
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmssl.models.lora import add_adapters
 from mmssl.objectives import find_objective
-from mmssl.objectives.base import Objective, ObjectiveOptions, Vocabulary
-from mmssl.objectives.mixer import Mixer
+from mmssl.objectives._base import Objective, ObjectiveOptions, Vocabulary
+from mmssl.objectives._task import Mixer
 from mmssl.types import UserError
 
 TOKENIZER_CAPTIONS = 1_000_000

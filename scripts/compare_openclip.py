@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmssl.bench.peer import PEER_CACHE, make_environment
 from mmssl.config import Config, load_config
-from mmssl.data.patterns import expand
+from mmssl.data.sources.patterns import expand
 from mmssl.types import UserError
+from scripts.bench.peer import PEER_CACHE, make_environment
 
 MODEL = "peer"
 PEER_SIDE = Path(__file__).with_name("openclip_peer.py")

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import mmssl
-from mmssl.evaluate import printed, suite
+from mmssl.evaluate import console as printed
+from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.types import UserError
 

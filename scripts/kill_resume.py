@@ -76,7 +76,7 @@ class Job:
 def train_rank(config: str, overrides: list[str], resume: bool, rank: int, world: int, port: int, log: Path) -> None:
     """One process of a run."""
     from mmssl.config import load_config
-    from mmssl.train.engine import train
+    from mmssl.train.trainer import train
 
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
@@ -158,7 +158,7 @@ def differing(found: Ids, expected: Ids) -> int:
 def train_in_fork(config: str, overrides: Sequence[str], run: Path, log: Path) -> None:
     """Begin the run, or go on with it, in a process that has imported everything already."""
     from mmssl.config import load_config
-    from mmssl.train.engine import train
+    from mmssl.train.trainer import train
 
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
@@ -242,7 +242,7 @@ def untimed(path: Path) -> list[dict[str, object]]:
 
 def exact(options: argparse.Namespace, out: Path) -> bool:
     """Kill one process many times; returns whether the run ended as the uninterrupted one did."""
-    importlib.import_module("mmssl.train.engine")  # once here, not in every life
+    importlib.import_module("mmssl.train.trainer")  # once here, not in every life
     rng, steps = random.Random(options.seed), 8 * options.kills + 16
     dropout = "model.text.config.hidden_dropout_prob=0.1"
     fixed = ["train.log_samples=true", "train.checkpoint_minutes=null", "train.ema=0.9", "train.trackers=[]", dropout]
@@ -290,7 +290,7 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         if options.exact:
             raise SystemExit(0 if exact(options, out) else 1)
-        importlib.import_module("mmssl.train.engine")
+        importlib.import_module("mmssl.train.trainer")
         steps = sum(lives) + 10
         fixed = ["train.log_samples=true", "train.checkpoint_minutes=null", "train.trackers=[]", "evaluate.suites={}"]
         lengths = [f"train.steps={steps}", f"train.checkpoint_steps={options.checkpoint_steps}"]

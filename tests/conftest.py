@@ -5,7 +5,7 @@ import torch
 
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
-from tests.chromium import browser
+from tests.helpers.browser import browser
 
 __all__ = ["browser"]
 
@@ -40,7 +40,9 @@ def tiny_model_config(dropout: float = 0.0, drop_path: float = 0.0) -> ModelConf
 @pytest.fixture(autouse=True)
 def _features_stay_here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `mmssl eval` keeps by default goes to a folder of the tests, not to the user's."""
-    monkeypatch.setattr("mmssl.evaluate.cache.default_folder", lambda: tmp_path_factory.getbasetemp() / "features")
+    monkeypatch.setattr(
+        "mmssl.evaluate.feature_cache.default_folder", lambda: tmp_path_factory.getbasetemp() / "features"
+    )
 
 
 @pytest.fixture

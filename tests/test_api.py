@@ -15,14 +15,14 @@ from PIL import Image
 
 from mmssl import MMSSL, load
 from mmssl.api import full_key
-from mmssl.auto.data import prepare
-from mmssl.auto.training import next_commands
+from mmssl.apps.autoconfig.data import prepare
+from mmssl.apps.autoconfig.training import next_commands
 from mmssl.config import load_config
-from mmssl.data.patterns import expand
-from mmssl.data.reader import iter_samples
+from mmssl.data.sources.patterns import expand
+from mmssl.data.sources.reader import iter_samples
 from mmssl.types import UserError
-from tests.auto.pairs import TINY, write_table
-from tests.test_cli import fails, main_ok
+from tests.cli.test_main import fails, main_ok
+from tests.helpers.color_pairs import TINY, write_table
 
 LABELS = ["a red square", "a green square", "a blue square", "a white square"]
 
@@ -46,7 +46,7 @@ def test_importing_the_package_loads_no_library() -> None:
     """Neither `import mmssl` nor the command line before its verb loads torch or what is built on it: help and
     completion are there at once."""
     code = (
-        "import sys, mmssl, mmssl.cli;"
+        "import sys, mmssl, mmssl.cli.main;"
         "assert not {'torch', 'transformers', 'open_clip', 'timm', 'accelerate', 'matplotlib'} & set(sys.modules);"
         "assert mmssl.__all__ == ['MMSSL', 'Model', 'load']"
     )
@@ -257,7 +257,9 @@ def test_what_to_do_next_names_packages_that_are_missing(
 ) -> None:
     """Where search and page cannot run, how to install what they need comes before them."""
     assert not any("pip" in command for command in next_commands(trained[1]))
-    monkeypatch.setattr("mmssl.auto.training.find_spec", lambda name: None if name == "fastapi" else object())
+    monkeypatch.setattr(
+        "mmssl.apps.autoconfig.training.find_spec", lambda name: None if name == "fastapi" else object()
+    )
     commands = next_commands(trained[1])
     assert commands[1] == "pip install 'mmssl[search,serve]'"
     assert [command.split()[1] for command in commands] == ["predict", "install", "search", "serve"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import mmssl
 from mmssl.config import load_config
-from mmssl.train.engine import train
+from mmssl.train.trainer import train
 from tests.golden import snapshots
 
 ROOT = Path(__file__).parents[1]

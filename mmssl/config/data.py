@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mmssl.config.section import Section
+from mmssl.config.base import Section
 
 
 class SourceConfig(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mmssl.config.section import Section
+from mmssl.config.base import Section
 
 TaskName = Literal[
     "zero_shot",

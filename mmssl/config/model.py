@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mmssl.config.section import Section
+from mmssl.config.base import Section
 
 
 class LoraConfig(Section):

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmssl.config import SourceConfig
-from mmssl.data.assemble import Assembler, Render
-from mmssl.data.catalog import Catalog
-from mmssl.data.files import Access
-from mmssl.data.grouping import Limits
-from mmssl.data.index import Progress, report
-from mmssl.data.judge import Judge
-from mmssl.data.patterns import expand
-from mmssl.data.pipeline import Joiner, Pipeline, Tokenize
-from mmssl.data.plan import Plan, PlannedSource, Position, default_lanes
-from mmssl.data.scan import ShardIndex
-from mmssl.data.sources import index_source, plan_source
-from mmssl.data.streamed import NOT_PROMISED, Passes, Streamer, streamed_lanes
-from mmssl.data.workers import Inline, Processes, Threads, Workers, cut
+from mmssl.data.loading.bad_samples import Judge
+from mmssl.data.loading.parts import Assembler, Render
+from mmssl.data.loading.pipeline import Joiner, Pipeline, Tokenize
+from mmssl.data.loading.unindexed import NOT_PROMISED, Passes, Streamer, streamed_lanes
+from mmssl.data.loading.workers import Inline, Processes, Threads, Workers, cut
+from mmssl.data.order.plan import Plan, PlannedSource, Position, default_lanes
+from mmssl.data.shards.index import Progress, report
+from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.shard_index import ShardIndex
+from mmssl.data.sources.catalog import Catalog
+from mmssl.data.sources.indexing import index_source, plan_source
+from mmssl.data.sources.patterns import expand
+from mmssl.data.storage.files import Access
 from mmssl.types import Batch, UserError
 
 _log = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmssl.evaluate.interval import Interval, bootstrap
-from mmssl.evaluate.retrieval import RECALL_AT
-from mmssl.evaluate.tables import read_csv
+from mmssl.evaluate.results import read_csv
+from mmssl.evaluate.tasks.retrieval import RECALL_AT
 from mmssl.rng import generator
+from mmssl.stats import Interval, bootstrap
 from mmssl.types import UserError
 
 Values = NDArray[np.float64]

@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from mmssl.data.patterns import expand
-from mmssl.data.reader import iter_samples
-from mmssl.data.sample import BadSample
+from mmssl.data.shards.samples import BadSample
+from mmssl.data.sources.patterns import expand
+from mmssl.data.sources.reader import iter_samples
 from mmssl.evaluate.prompts import Templates, read_classnames, read_templates
 from mmssl.types import Sample, UserError
 

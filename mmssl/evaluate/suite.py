@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmssl.data.sample import BadSample
-from mmssl.distributed import Processes
-from mmssl.evaluate import tables
-from mmssl.evaluate.cache import FeatureCache
+from mmssl.data.shards.samples import BadSample
+from mmssl.distributed.world import Processes
+from mmssl.evaluate import results as tables
 from mmssl.evaluate.datasets import Dataset, open_dataset, read, training_split
-from mmssl.evaluate.embed import ALONE, Encoder, Pictures, Progress, embed_pictures, from_all
-from mmssl.evaluate.job import Job, Task
+from mmssl.evaluate.encode import ALONE, Encoder, Pictures, Progress, embed_pictures, from_all
+from mmssl.evaluate.feature_cache import FeatureCache
 from mmssl.evaluate.labels import label_of
-from mmssl.evaluate.tables import Metrics
-from mmssl.evaluate.tasks import known
+from mmssl.evaluate.registry import known
+from mmssl.evaluate.results import Metrics
+from mmssl.evaluate.task import Job, Task
 from mmssl.types import Sample, UserError
 
 Check = Callable[[Sample], Any]
@@ -45,7 +45,7 @@ def run(
     """Judge a model; data sets of the same shards are read and encoded once.
 
     Args:
-        datasets: name -> data set (or its folder or pattern) and its task or tasks (of `mmssl.evaluate.tasks.TASKS`).
+        datasets: name -> dataset (or its folder or pattern) and its task or tasks.
         out: folder for results.json and, in NAME/TASK/, tables (CSV) and pictures (PNG). None: write nothing.
         logit_scale: the model's factor from similarities to logits, for calibration and the examples' bars.
         draw: also draw the PNGs, which reads the shards once more.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmssl.losses import blocked, ring
+from mmssl.losses import blockwise as blocked
+from mmssl.losses import ring
 from mmssl.losses.blocks import LEFT_OUT
 from mmssl.losses.ranks import Ranks
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmssl.distributed import Processes
+from mmssl.distributed.world import Processes
 
 
 class _OverProcesses(nn.BatchNorm2d):

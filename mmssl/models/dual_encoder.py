@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmssl.config import ModelConfig
 from mmssl.models.text import TextTower, build_text
 from mmssl.models.vision import VisionTower
-from mmssl.models.vision_build import build_vision
+from mmssl.models.vision_factory import build_vision
 
 
 class DualEncoder(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from open_clip.model import CLIPTextCfg, _build_text_tower
 from torch import Tensor, nn
 
-from mmssl.models.weights import one_line
+from mmssl.models.pretrained.weights import one_line
 from mmssl.types import UserError
 
 MODEL_TYPE = "open_clip"

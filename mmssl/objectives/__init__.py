@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from collections.abc import Container
 
-from mmssl.objectives.base import Objective
+from mmssl.objectives._base import Objective
 from mmssl.types import UserError
 
 _ROOMS = {"base", "mixer", "mixes", "visible"}

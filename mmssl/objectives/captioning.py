@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.distributed import Processes
-from mmssl.losses.tokens import next_token
+from mmssl.distributed.world import Processes
+from mmssl.losses.language import next_token
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.objectives.base import (
+from mmssl.objectives._base import (
     CLEAN_IMAGE,
     Features,
     Forward,

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from mmssl.distributed import Processes
+from mmssl.distributed.world import Processes
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.models.pixels import PlaceHead
-from mmssl.objectives.base import (
+from mmssl.models.heads import PlaceHead
+from mmssl.objectives._base import (
     Features,
     Forward,
     Inputs,

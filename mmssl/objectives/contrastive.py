@@ -3,11 +3,11 @@
 from pydantic import Field
 from torch import Tensor
 
-from mmssl.distributed import Processes
+from mmssl.distributed.world import Processes
 from mmssl.losses.contrastive import info_nce
 from mmssl.losses.logits import pick_their_own
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.objectives.base import (
+from mmssl.objectives._base import (
     CLEAN_IMAGE,
     CLEAN_TEXT,
     Features,
@@ -19,7 +19,7 @@ from mmssl.objectives.base import (
     Predictions,
     Vocabulary,
 )
-from mmssl.objectives.visible import check_sees_patches, visible_forward, visible_patches
+from mmssl.objectives._patch_masking import check_sees_patches, visible_forward, visible_patches
 from mmssl.rng import RowRandom
 
 ACCURACY_ROWS = 512

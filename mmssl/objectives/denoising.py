@@ -4,11 +4,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mmssl.distributed import Processes
-from mmssl.losses.patches import masked_patches
+from mmssl.distributed.world import Processes
+from mmssl.losses.reconstruction import masked_patches
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.models.pixels import PlaceHead, patchify
-from mmssl.objectives.base import (
+from mmssl.models.heads import PlaceHead, patchify
+from mmssl.objectives._base import (
     Features,
     Forward,
     Inputs,

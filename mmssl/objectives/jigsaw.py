@@ -5,9 +5,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.distributed import Processes
+from mmssl.distributed.world import Processes
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.objectives.base import (
+from mmssl.objectives._base import (
     Features,
     Forward,
     Inputs,

@@ -5,12 +5,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.distributed import Processes
-from mmssl.losses.patches import masked_patches, normalise_patches
+from mmssl.distributed.world import Processes
+from mmssl.losses.reconstruction import masked_patches, normalise_patches
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.models.pixels import DecoderSize, PatchDecoder, PlaceHead, patchify, unpatchify
+from mmssl.models.heads import DecoderSize, PatchDecoder, PlaceHead, patchify, unpatchify
 from mmssl.models.vision import VisionTower
-from mmssl.objectives.base import (
+from mmssl.objectives._base import (
     Features,
     Forward,
     Inputs,
@@ -21,7 +21,7 @@ from mmssl.objectives.base import (
     Vocabulary,
     places_of,
 )
-from mmssl.objectives.visible import hidden_patches, visible_forward, visible_patches
+from mmssl.objectives._patch_masking import hidden_patches, visible_forward, visible_patches
 from mmssl.rng import RowRandom
 
 MOST_CELLS = 14

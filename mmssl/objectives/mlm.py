@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.distributed import Processes
-from mmssl.losses.tokens import NO_TARGET, masked_language
+from mmssl.distributed.world import Processes
+from mmssl.losses.language import NO_TARGET, masked_language
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.text import TextTower, pretrained_mlm_head
-from mmssl.objectives.base import (
+from mmssl.objectives._base import (
     CLEAN_IMAGE,
     Features,
     Forward,

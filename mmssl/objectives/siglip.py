@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from mmssl.distributed import Processes
+from mmssl.distributed.world import Processes
 from mmssl.losses.siglip import INITIAL_BIAS, INITIAL_LOG_SCALE, siglip
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.objectives.base import (
+from mmssl.objectives._base import (
     CLEAN_IMAGE,
     CLEAN_TEXT,
     Features,

@@ -5,11 +5,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmssl.config import ViewConfig
-from mmssl.distributed import Processes
-from mmssl.losses.nt_xent import nt_xent
+from mmssl.distributed.world import Processes
+from mmssl.losses.contrastive import nt_xent
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.heads import mlp, unit
-from mmssl.objectives.base import (
+from mmssl.objectives._base import (
     CLEAN_IMAGE,
     CLEAN_TEXT,
     Features,

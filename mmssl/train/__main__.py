@@ -2,8 +2,8 @@
 
 import sys
 
-from mmssl.cli import main
-from mmssl.train.launch import missing_processes, start
+from mmssl.cli.main import main
+from mmssl.distributed.launch import missing_processes, start
 
 if __name__ == "__main__":
     count = missing_processes()

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmssl.distributed import assign
+from mmssl.distributed.world import assign
 from mmssl.types import UserError
 
 FORMAT = 1

@@ -1,16 +1,22 @@
-"""The optimizer's parameter groups, and the learning rate as a function of the step."""
+"""The optimizer's parameter groups, and the learning rate as a function of the step.
+
+Exponential moving average of the dual encoder's weights.
+How long a run lasts, and how much of it is done.
+"""
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from mmssl.config import OptimConfig
-from mmssl.distributed import whole
-from mmssl.objectives.mixer import Mixer
+from mmssl.config import OptimConfig, TrainConfig
+from mmssl.distributed.world import part, whole
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.objectives._task import Mixer
 
 _EMBEDDINGS = (
     "position_embed",
@@ -109,3 +115,55 @@ def update(
     prepared.zero_grad()
     mixer.encoder.clamp_temperature()
     return norm
+
+
+class Ema:
+    """A second set of weights that follows the dual encoder's; batch-norm statistics are copied.
+
+    Attributes:
+        weights: by the names of the encoder's state dict; split over the processes where the encoder's are.
+    """
+
+    def __init__(self, encoder: DualEncoder, decay: float) -> None:
+        self.weights = {name: tensor.detach().clone() for name, tensor in encoder.state_dict().items()}
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, encoder: DualEncoder, step: int, finite: Tensor) -> None:
+        """Move towards `encoder` after update `step` (from 0); not at all where the update was not `finite`.
+
+        Early on the decay is (1 + step) / (10 + step), so that the random start is soon forgotten.
+        """
+        pull = (1 - min(self.decay, (1 + step) / (10 + step))) * finite.float()
+        averaged = {name for name, _ in encoder.named_parameters(remove_duplicate=False)}
+        for name, tensor in encoder.state_dict().items():
+            own, other = part(self.weights[name]), part(tensor)
+            if name in averaged:
+                own.lerp_(other, pull)
+            else:
+                own.copy_(other)
+
+
+@dataclass(frozen=True)
+class Length:
+    """A number of steps, or of minutes spent in training steps (evaluating and saving not counted)."""
+
+    steps: int | None
+    minutes: float | None
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The part done, 0 to 1, after `step` steps that took `seconds`."""
+        if self.steps is not None:
+            return min(step / self.steps, 1.0)
+        assert self.minutes is not None
+        return min(seconds / (60 * self.minutes), 1.0)
+
+
+def training_length(config: TrainConfig, batch_size: int, samples_per_epoch: int) -> Length:
+    """The length a configuration asks for; a part of a batch counts as a step."""
+    if config.minutes is not None:
+        return Length(None, config.minutes)
+    if config.steps is not None:
+        return Length(config.steps, None)
+    samples = config.samples if config.samples is not None else (config.epochs or 0) * samples_per_epoch
+    return Length(max(1, math.ceil(samples / batch_size)), None)

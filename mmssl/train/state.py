@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mmssl.data.loader import TrainStream
-from mmssl.distributed import whole
-from mmssl.objectives.mixer import Mixer
+from mmssl.distributed.world import whole
+from mmssl.objectives._task import Mixer
 from mmssl.train import checkpoint
-from mmssl.train.ema import Ema
-from mmssl.train.start import versions
+from mmssl.train.optim import Ema
+from mmssl.train.provenance import versions
 from mmssl.types import UserError
 
 
@@ -126,5 +126,5 @@ def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 def _differing_versions(then: Mapping[str, Any]) -> str:
     now = versions()
-    changes = [f"{name} {then.get(name)}, now {version}" for name, version in now.items() if then.get(name) != version]
+    changes = [f"{name} {old}, now {now.get(name)}" for name, old in then.items() if now.get(name) != old]
     return f"written with {'; '.join(changes)}" if changes else ""

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmssl.objectives.base import Inputs, Output, Predictions
-from mmssl.objectives.mixer import Cached, Mixer, Weighted
+from mmssl.objectives._base import Inputs, Output, Predictions
+from mmssl.objectives._task import Cached, Mixer, Weighted
 from mmssl.rng import RowRandom, torch_generator, torch_seed
 from mmssl.types import Batch
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmssl.bench.data import Comparison, Memory, Options, Rates, _cpu_seconds, bench_data
-from mmssl.bench.photographs import QUALITY, photographs, write_shards
 from mmssl.types import UserError
-from tests.data.pictures import photo
+from scripts.bench.data import Comparison, Memory, Options, Rates, _cpu_seconds, bench_data
+from scripts.bench.photographs import QUALITY, photographs, write_shards
+from tests.helpers.images import photo
 
 BURN = "import time\ndef burn(s):\n    end = time.process_time() + s\n    while time.process_time() < end: pass\n"
 

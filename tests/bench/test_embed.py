@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from mmssl import Model
-from mmssl.bench.embed import EmbedBench, bench_embed
-from mmssl.bench.embed_tower import TowerBench, bench_tower
-from mmssl.data.tokens import train_tokenizer
+from mmssl.data.transforms.tokenizer import train_tokenizer
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.types import UserError
+from scripts.bench.embed import EmbedBench, bench_embed
+from scripts.bench.embed_tower import TowerBench, bench_tower
 from tests.conftest import tiny_model_config
-from tests.pairs import write_pairs
+from tests.helpers.tiny_runs import write_pairs
 
 pytest.importorskip("clip_benchmark")
 
@@ -53,7 +53,7 @@ def test_remote_shards_are_refused(tmp_path: Path) -> None:
 def test_the_tower_sees_as_many_pictures_as_are_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Embedding and the tower alone encode the same number of pictures in every round, also where only a part of them
     is kept rendered."""
-    monkeypatch.setattr("mmssl.bench.embed_tower.READY_BATCHES", 2)
+    monkeypatch.setattr("scripts.bench.embed_tower.READY_BATCHES", 2)
     model = tiny_model()
     encoded: list[int] = []
     encode = model.encode_rendered

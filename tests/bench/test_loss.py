@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmssl.bench.loss import Case, Comparison, Loss, Measurement, bench_loss, table
+from scripts.bench.loss import Case, Comparison, Loss, Measurement, bench_loss, table
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "siglip"])

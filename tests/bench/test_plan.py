@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.bench.plan import _begin, _write_set, bench_plan
-from mmssl.data.grouping import Limits
-from mmssl.data.index import index_shards
-from mmssl.data.patterns import expand
-from mmssl.data.plan import Plan, Position, default_lanes
-from mmssl.data.sources import plan_source
+from mmssl.data.order.plan import Plan, Position, default_lanes
+from mmssl.data.shards.index import index_shards
+from mmssl.data.shards.samples import Limits
+from mmssl.data.sources.indexing import plan_source
+from mmssl.data.sources.patterns import expand
+from scripts.bench.plan import _begin, _write_set, bench_plan
 
 BATCH = 16
 

@@ -1,6 +1,6 @@
 """The measurement of searching finds true neighbours."""
 
-from mmssl.bench.search import bench_search
+from scripts.bench.search import bench_search
 
 
 def test_both_searches_are_measured() -> None:

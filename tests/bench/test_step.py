@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from mmssl.bench.step import Measurement, StepBench, bench_step
 from mmssl.config import Config, parse_config
 from mmssl.types import UserError
-from tests.pairs import run_tree, write_pairs
+from scripts.bench.step import Measurement, StepBench, bench_step
+from tests.helpers.tiny_runs import run_tree, write_pairs
 
 VISION = {
     "name": "open_clip:ViT-B-32",

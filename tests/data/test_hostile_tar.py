@@ -16,17 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmssl.config import ViewConfig
-from mmssl.data.grouping import Limits, groups
-from mmssl.data.index import index_shards
-from mmssl.data.reader import iter_samples
-from mmssl.data.render import Renderer
-from mmssl.data.sample import BadSample, SampleError, parse_sample
-from mmssl.data.scan import index_shard
-from mmssl.data.tar import Archive, TarError
-from mmssl.data.views import View
+from mmssl.data.shards.index import index_shards
+from mmssl.data.shards.samples import BadSample, Limits, SampleError, groups, parse_sample
+from mmssl.data.shards.shard_index import index_shard
+from mmssl.data.shards.tar import Archive, TarError
+from mmssl.data.sources.reader import iter_samples
+from mmssl.data.transforms.render import Renderer
+from mmssl.data.transforms.views import View
 from mmssl.types import Sample
-from tests.data.pictures import png_of
-from tests.data.tars import File, pair, tar_bytes, toy_stream
+from tests.helpers.images import png_of
+from tests.helpers.tars import File, pair, tar_bytes, toy_stream
 
 LIMITS = Limits(100_000)
 KEYS = ["a", "folder/b", "ü", f"{'d' * 60}/{'d' * 60}", "e"]

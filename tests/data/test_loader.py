@@ -16,9 +16,9 @@ import torch
 
 from mmssl.config import SourceConfig
 from mmssl.data.loader import Source, TrainStream, sources_of
-from mmssl.data.workers import cut
+from mmssl.data.loading.workers import cut
 from mmssl.types import Batch, Sample, UserError
-from tests.data.tars import ToyRendered, pair, tar_bytes, toy_render, toy_stream, toy_tokenize, write_shards
+from tests.helpers.tars import ToyRendered, pair, tar_bytes, toy_render, toy_stream, toy_tokenize, write_shards
 
 COUNTS = [13, 1, 30, 0, 22]
 
@@ -343,7 +343,7 @@ def test_a_stalled_worker_is_reported_with_shard_and_byte(
         hang.wait(20)
         return Path(shard).read_bytes()[start:stop]
 
-    monkeypatch.setattr("mmssl.data.reader.LocalFiles.read", read)
+    monkeypatch.setattr("mmssl.data.sources.reader.LocalFiles.read", read)
     timer = threading.Timer(0.5, hang.set)
     timer.start()
     with toy_stream(shards, workers=1, stall_seconds=0.1) as stream:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmssl.data.order import Slices, default_slice_bytes
-from mmssl.data.plan import Plan, PlannedSource, Position
-from mmssl.data.quality import shuffle_quality, upcoming
-from tests.docs.blocks import blocks
+from mmssl.data.order.epoch import Slices, default_slice_bytes
+from mmssl.data.order.plan import Plan, PlannedSource, Position
+from scripts.bench.shuffle_quality import shuffle_quality, upcoming
+from tests.helpers.docs_blocks import blocks
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 

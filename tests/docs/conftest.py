@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import ROOT
+from tests.helpers.docs_blocks import ROOT
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from mmssl.config import Config, load_config, parse_config
-from tests.docs import commands
-from tests.docs.blocks import PAGES, REASONS, ROOT, Block, blocks
-from tests.docs.scripts import load_script
-from tests.docs.stage import make_stage, make_stock, run_block
+from tests.helpers import docs_commands as commands
+from tests.helpers.docs_blocks import PAGES, REASONS, ROOT, Block, blocks
+from tests.helpers.docs_scripts import load_script
+from tests.helpers.docs_stage import make_stage, make_stock, run_block
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHELL = [block for block in BLOCKS if block.language == "bash"]

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from tests.docs.blocks import ROOT
 from tests.docs.test_docs import is_key
+from tests.helpers.docs_blocks import ROOT
 
 PAGE = ROOT / "docs" / "coming-from-openclip.md"
 ROWS = re.findall(r"^\| `(--[\w-]+)` \| (.+?) \|(.*)\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)

@@ -5,10 +5,10 @@ from typing import Any
 
 import typer.main
 
-from mmssl.cli import app
+from mmssl.cli.main import app
 from mmssl.config import Config, known_keys
 from mmssl.objectives import objective_names
-from tests.docs.scripts import load_script
+from tests.helpers.docs_scripts import load_script
 
 reference = load_script("docs_reference")
 

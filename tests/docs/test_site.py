@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from tests.docs.blocks import ROOT
+from tests.helpers.docs_blocks import ROOT
 
 FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src"}
 """Elements for which a browser fetches what an attribute names; and `link`, by its kind."""

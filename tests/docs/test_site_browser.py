@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.chromium import Watched
+from tests.helpers.browser import Watched
 
 pytestmark = pytest.mark.browser
 

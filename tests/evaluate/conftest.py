@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluate.toy import pack, paint
+from tests.helpers.toy_encoder import pack, paint
 
 
 @pytest.fixture

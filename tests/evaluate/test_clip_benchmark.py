@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 from torch import Tensor
 
-zeroshot_classification = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
-zeroshot_retrieval = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
-
-from mmssl.evaluate import probe, retrieval, zero_shot  # noqa: E402
-from mmssl.evaluate.datasets import Dataset, open_dataset, read  # noqa: E402
-from mmssl.evaluate.embed import Pictures, embed_pictures  # noqa: E402
-from mmssl.evaluate.labels import captions_of, labels_of  # noqa: E402
-from mmssl.types import Sample  # noqa: E402
-from tests.evaluate.toy import ToyEncoder  # noqa: E402
+from mmssl.evaluate.classifiers import logistic_regression as probe
+from mmssl.evaluate.datasets import Dataset, open_dataset, read
+from mmssl.evaluate.encode import Pictures, embed_pictures
+from mmssl.evaluate.labels import captions_of, labels_of
+from mmssl.evaluate.tasks import retrieval, zero_shot
+from mmssl.types import Sample
+from tests.helpers.toy_encoder import ToyEncoder
 
 
 @pytest.fixture(autouse=True)

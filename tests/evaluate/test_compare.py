@@ -11,12 +11,12 @@ from scipy import stats
 
 from mmssl.evaluate import suite
 from mmssl.evaluate.compare import Difference, compare, compare_results, holm, mcnemar, sign_flip, verdicts
+from mmssl.evaluate.console import format_differences
 from mmssl.evaluate.datasets import open_dataset
-from mmssl.evaluate.printed import format_differences
-from mmssl.evaluate.tables import read_csv
+from mmssl.evaluate.results import read_csv
 from mmssl.rng import generator
 from mmssl.types import UserError
-from tests.evaluate.toy import ToyEncoder, pack, paint
+from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 
 
 @settings(deadline=None)

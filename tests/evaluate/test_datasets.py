@@ -7,7 +7,7 @@ import pytest
 from mmssl.evaluate.datasets import find_datasets, open_dataset, read
 from mmssl.evaluate.labels import captions_of, label_of, labels_of
 from mmssl.types import Sample, UserError
-from tests.evaluate.toy import pack, paint
+from tests.helpers.toy_encoder import pack, paint
 
 
 def sample(**fields: object) -> Sample:

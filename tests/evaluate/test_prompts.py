@@ -5,13 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.evaluate.prompts import (
-    fill,
-    imagenet_classnames,
-    imagenet_templates,
-    read_classnames,
-    read_templates,
-)
+from mmssl.evaluate.prompts import fill, imagenet_classnames, imagenet_templates, read_classnames, read_templates
 from mmssl.types import UserError
 
 

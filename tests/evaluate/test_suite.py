@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from mmssl.evaluate import suite
+from mmssl.evaluate.console import format_figures, format_results
 from mmssl.evaluate.datasets import open_dataset
-from mmssl.evaluate.printed import format_figures, format_results
+from mmssl.evaluate.results import write_json
 from mmssl.evaluate.suite import default_task
-from mmssl.evaluate.tables import write_json
-from mmssl.evaluate.zero_shot import class_weights
+from mmssl.evaluate.tasks.zero_shot import class_weights
 from mmssl.types import UserError
-from tests.evaluate.toy import ToyEncoder, pack, paint
+from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 
 
 def test_a_perfect_model_scores_one(numbers: Path, captioned: Path, tmp_path: Path) -> None:

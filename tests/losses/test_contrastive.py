@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmssl.losses.contrastive import info_nce
 from mmssl.losses.logits import Form
-from tests.losses.features import gradients, unit_rows
+from tests.helpers.features import gradients, unit_rows
 
 FORMS = ("plain", "blocked", "auto")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from lightly.loss import NTXentLoss
 
-from mmssl.losses.moco import moco
-from tests.losses.features import gradients, unit_rows
+from mmssl.losses.contrastive import moco
+from tests.helpers.features import gradients, unit_rows
 
 
 def test_agrees_with_lightlys_memory_bank() -> None:

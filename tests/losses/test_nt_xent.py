@@ -7,9 +7,9 @@ import torch
 from lightly.loss import NTXentLoss as LightlyNTXent
 from pytorch_metric_learning.losses import NTXentLoss as MetricLearningNTXent
 
+from mmssl.losses.contrastive import nt_xent
 from mmssl.losses.logits import Form
-from mmssl.losses.nt_xent import nt_xent
-from tests.losses.features import gradients, unit_rows
+from tests.helpers.features import gradients, unit_rows
 
 FORMS = ("plain", "blocked", "auto")
 

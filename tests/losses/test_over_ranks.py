@@ -13,16 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from mmssl.distributed import Processes
-from mmssl.losses import blocked, ring
-from mmssl.losses.contrastive import info_nce
+from mmssl.distributed.world import Processes
+from mmssl.losses import blockwise as blocked
+from mmssl.losses import ring
+from mmssl.losses.contrastive import info_nce, moco, nt_xent
 from mmssl.losses.logits import Form, pick_their_own
-from mmssl.losses.moco import moco
-from mmssl.losses.nt_xent import nt_xent
-from mmssl.losses.patches import masked_patches
 from mmssl.losses.ranks import ALONE, Ranks, share
+from mmssl.losses.reconstruction import masked_patches
 from mmssl.losses.siglip import siglip
-from tests.gloo import on_ranks
+from tests.helpers.ranks import on_ranks
 
 FORMS: tuple[Form, ...] = ("plain", "blocked")
 NAMES = (

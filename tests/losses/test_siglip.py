@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmssl.losses.logits import Form
 from mmssl.losses.siglip import INITIAL_BIAS, INITIAL_LOG_SCALE, siglip
-from tests.losses.features import gradients, unit_rows
+from tests.helpers.features import gradients, unit_rows
 
 FORMS = ("plain", "blocked", "auto")
 

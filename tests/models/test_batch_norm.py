@@ -7,9 +7,9 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from mmssl.distributed import Processes
+from mmssl.distributed.world import Processes
 from mmssl.models.batch_norm import synchronize_batch_norm
-from tests.gloo import on_ranks
+from tests.helpers.ranks import on_ranks
 
 ROWS = 12
 

@@ -10,13 +10,13 @@ from accelerate import DistributedDataParallelKwargs
 from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.config import ObjectiveConfig
-from mmssl.distributed import Processes
+from mmssl.distributed.world import Processes
 from mmssl.objectives import objective_names
-from mmssl.objectives.mixer import Mixer
+from mmssl.objectives._task import Mixer
+from mmssl.train.parallel import tell_ddp
 from mmssl.train.step import Tally, backward
-from mmssl.train.unused import tell_ddp
-from tests.gloo import on_ranks
-from tests.objectives.problem import RESNET, ROWS, Plain, batch, part, tiny_mixer
+from tests.helpers.objective_batch import RESNET, ROWS, Plain, batch, part, tiny_mixer
+from tests.helpers.ranks import on_ranks
 
 STEPS = 30
 LR = 3e-3

@@ -9,10 +9,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmssl.objectives import objective_names
-from mmssl.objectives.mixer import Mixer, Weighted
+from mmssl.objectives._task import Mixer, Weighted
 from mmssl.rng import RowRandom
 from mmssl.train.step import Tally
-from tests.objectives.problem import RESNET, ROWS, batch, tiny_mixer
+from tests.helpers.objective_batch import RESNET, ROWS, batch, tiny_mixer
 
 
 class Watcher(TorchDispatchMode):

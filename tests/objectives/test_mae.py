@@ -6,18 +6,18 @@ from torch import nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
-from mmssl.distributed import Processes
+from mmssl.distributed.world import Processes
 from mmssl.models.dual_encoder import build_dual_encoder
-from mmssl.models.pixels import PatchDecoder, patchify, unpatchify
-from mmssl.objectives.base import CLEAN_TEXT
+from mmssl.models.heads import PatchDecoder, patchify, unpatchify
+from mmssl.objectives._base import CLEAN_TEXT
+from mmssl.objectives._patch_masking import hidden_patches
+from mmssl.objectives._task import forward_plan
 from mmssl.objectives.contrastive import Contrastive, ContrastiveOptions
 from mmssl.objectives.mae import Mae, MaeOptions
-from mmssl.objectives.mixer import forward_plan
-from mmssl.objectives.visible import hidden_patches
 from mmssl.rng import RowRandom
 from mmssl.types import UserError
 from tests.conftest import TINY_TEXT
-from tests.objectives.problem import batch, tiny_mixer, vocabulary
+from tests.helpers.objective_batch import batch, tiny_mixer, vocabulary
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE = 32, 2, 2, 8, 32
 DECODER_WIDTH, DECODER_DEPTH = 64, 2

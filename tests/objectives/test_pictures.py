@@ -13,7 +13,7 @@ from mmssl.objectives.denoising import Denoising
 from mmssl.objectives.jigsaw import cut_tiles, distant_permutations, lay_tiles
 from mmssl.objectives.rotation import rotate
 from mmssl.rng import RowRandom, generator
-from tests.objectives.problem import ROWS, batch, tiny_mixer
+from tests.helpers.objective_batch import ROWS, batch, tiny_mixer
 
 
 def images(rows: int, side: int) -> torch.Tensor:

@@ -12,8 +12,8 @@ import torch
 import mmssl.objectives
 from mmssl.objectives import objective_names
 from mmssl.train.step import backward
-from tests.docs.blocks import blocks
-from tests.objectives.problem import Plain, batch, tiny_mixer
+from tests.helpers.docs_blocks import blocks
+from tests.helpers.objective_batch import Plain, batch, tiny_mixer
 
 PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from open_clip.loss import CoCaLoss, SigLipLoss
 
-from mmssl.distributed import Processes
+from mmssl.distributed.world import Processes
 from mmssl.models.heads import unit
-from mmssl.objectives.mixer import Mixer
+from mmssl.objectives._task import Mixer
 from mmssl.objectives.moco import Moco
 from mmssl.objectives.simclr import SimclrOptions
 from mmssl.rng import RowRandom
-from tests.objectives.problem import ROWS, batch, tiny_mixer
+from tests.helpers.objective_batch import ROWS, batch, tiny_mixer
 
 
 def prepared(mixer: Mixer, name: str, seed: int = 0) -> dict[str, torch.Tensor]:

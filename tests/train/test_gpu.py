@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmssl.bench.loss import bench_loss
 from mmssl.config import OptimConfig, ViewConfig
-from mmssl.data.augment import augment
-from mmssl.data.draws import columns, draw, table
-from mmssl.train.numbers import Arriving
+from mmssl.data.transforms.augment import augment
+from mmssl.data.transforms.augment_params import columns, draw, table
 from mmssl.train.optim import build_optimizer, update
 from mmssl.train.step import backward
-from tests.objectives.problem import Plain, batch, tiny_mixer
+from mmssl.train.step_metrics import Arriving
+from scripts.bench.loss import bench_loss
+from tests.helpers.objective_batch import Plain, batch, tiny_mixer
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12

@@ -13,19 +13,19 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 import mmssl
+from mmssl.cli.show import describe
 from mmssl.config import Config, LoraConfig, parse_config
-from mmssl.describe import describe
-from mmssl.distributed import Processes
+from mmssl.distributed.world import Processes
 from mmssl.models.lora import add_adapters
-from mmssl.objectives.mixer import Mixer
-from mmssl.train.engine import train
+from mmssl.objectives._task import Mixer
 from mmssl.train.step import backward
+from mmssl.train.trainer import train
 from mmssl.types import UserError
 from tests.conftest import tiny_model_config
-from tests.gloo import on_ranks
+from tests.helpers.objective_batch import Plain
+from tests.helpers.ranks import on_ranks
+from tests.helpers.tiny_runs import run_tree, write_pairs
 from tests.models.test_lora import draw_adapters
-from tests.objectives.problem import Plain
-from tests.pairs import run_tree, write_pairs
 from tests.train.test_step import ROWS, assert_same, batch, gradients, mixer
 
 LORA = {"rank": 2, "dropout": 0.1}

@@ -20,13 +20,13 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from mmssl.config import Config, parse_config
-from mmssl.objectives.mixer import Mixer
-from mmssl.train import engine
-from mmssl.train.engine import train
-from mmssl.train.rewind import BadStep, rewind, write_bad_steps
+from mmssl.objectives._task import Mixer
+from mmssl.train import trainer as engine
+from mmssl.train.recovery import BadStep, rewind, write_bad_steps
 from mmssl.train.step import Tally, backward
+from mmssl.train.trainer import train
 from mmssl.types import Batch, UserError
-from tests.pairs import run_tree, write_pairs
+from tests.helpers.tiny_runs import run_tree, write_pairs
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,21 +16,20 @@ from torch.distributed.fsdp import FSDPModule
 
 from mmssl.config import ModelConfig, OptimConfig, VisionConfig
 from mmssl.data.loader import TrainStream
-from mmssl.distributed import Processes, part, whole
+from mmssl.distributed.world import Processes, part, whole
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.objectives import find_objective, objective_names
-from mmssl.objectives.base import Vocabulary
-from mmssl.objectives.mixer import Mixer
+from mmssl.objectives._base import Vocabulary
+from mmssl.objectives._task import Mixer
 from mmssl.train.checkpoint import load_checkpoint
-from mmssl.train.ema import Ema
-from mmssl.train.optim import build_optimizer, update
-from mmssl.train.shard import block_classes, prepare_sharding
+from mmssl.train.optim import Ema, build_optimizer, update
+from mmssl.train.parallel import block_classes, prepare_sharding
 from mmssl.train.state import RunState, Trained, restore, save
 from mmssl.train.step import backward
 from mmssl.types import UserError
 from tests.conftest import tiny_model_config
-from tests.gloo import on_ranks
-from tests.objectives import problem
+from tests.helpers import objective_batch as problem
+from tests.helpers.ranks import on_ranks
 from tests.train.test_step import ROWS, assert_same, batch, by_hand
 
 OPEN_CLIP = VisionConfig(

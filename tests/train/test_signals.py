@@ -7,8 +7,9 @@ import pytest
 import torch.distributed.run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from mmssl.train import launch, signals
-from mmssl.train.signals import StopRequest
+from mmssl.distributed import launch
+from mmssl.train import recovery as signals
+from mmssl.train.recovery import StopRequest
 
 
 def test_the_same_request_may_arrive_twice(monkeypatch: pytest.MonkeyPatch) -> None:

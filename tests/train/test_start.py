@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from mmssl.config import parse_config
-from mmssl.train.start import build_accelerator, check
+from mmssl.train.setup import build_accelerator, check
 from mmssl.types import UserError
-from tests.pairs import run_tree, write_pairs
+from tests.helpers.tiny_runs import run_tree, write_pairs
 
 
 @pytest.fixture(scope="module")

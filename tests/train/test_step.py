@@ -10,18 +10,18 @@ import torch
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
-from mmssl.distributed import Processes
+from mmssl.distributed.world import Processes
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.objectives import find_objective
-from mmssl.objectives.base import Vocabulary
-from mmssl.objectives.mixer import Mixer
+from mmssl.objectives._base import Vocabulary
+from mmssl.objectives._task import Mixer
 from mmssl.rng import RowRandom, torch_generator, torch_seed
 from mmssl.train.step import backward
 from mmssl.types import Batch
 from tests.conftest import tiny_model_config
-from tests.gloo import on_ranks
-from tests.objectives import problem
-from tests.objectives.problem import Plain
+from tests.helpers import objective_batch as problem
+from tests.helpers.objective_batch import Plain
+from tests.helpers.ranks import on_ranks
 
 ROWS = 12
 

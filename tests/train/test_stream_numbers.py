@@ -7,12 +7,12 @@ import pytest
 
 from mmssl.build import learn_tokenizer
 from mmssl.config import parse_config
-from mmssl.data.grouping import Limits
-from mmssl.data.index import index_shards
-from mmssl.train.engine import train
-from tests.data.servers import Mischief, serve
-from tests.data.tars import tar_bytes
-from tests.pairs import run_tree, write_pairs
+from mmssl.data.shards.index import index_shards
+from mmssl.data.shards.samples import Limits
+from mmssl.train.trainer import train
+from tests.helpers.http_servers import Mischief, serve
+from tests.helpers.tars import tar_bytes
+from tests.helpers.tiny_runs import run_tree, write_pairs
 
 
 def test_metrics_and_progress_tell_what_the_stream_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

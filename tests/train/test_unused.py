@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mmssl.config import ObjectiveConfig
-from mmssl.distributed import Processes
+from mmssl.distributed.world import Processes
 from mmssl.models.batch_norm import has_local_statistics, synchronize_batch_norm
-from mmssl.train.unused import rests, without_gradient
-from tests.objectives.problem import RESNET, Plain, tiny_mixer
+from mmssl.train.parallel import rests, without_gradient
+from tests.helpers.objective_batch import RESNET, Plain, tiny_mixer
 
 
 @pytest.mark.parametrize(

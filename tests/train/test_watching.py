@@ -7,16 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mmssl.distributed import Processes
+from mmssl.distributed.world import Processes
 from mmssl.losses.contrastive import info_nce
 from mmssl.losses.siglip import siglip
 from mmssl.objectives import reference
 from mmssl.rng import RowRandom
-from mmssl.train.alarms import Alarms, guessing_loss
 from mmssl.train.balance import Balance
-from mmssl.train.influence import influence
-from mmssl.train.pictures import objective_pictures, write_sheet
-from tests.objectives.problem import ROWS, Plain, batch, tiny_mixer
+from mmssl.train.diagnostics import Alarms, guessing_loss, influence, objective_pictures, write_sheet
+from tests.helpers.objective_batch import ROWS, Plain, batch, tiny_mixer
 
 MIX = ["contrastive", "mlm", "rotation"]
 

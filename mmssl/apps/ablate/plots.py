@@ -1,0 +1,60 @@
+"""The ablation as a picture: each mix's difference to the baseline, seed by seed, with its intervals."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mmssl.apps.ablate.verdict import NO_RATE, Comparison
+
+COLORS = {"helps": "#1a7f37", "hurts": "#c93c37", "no difference": "#57606a", "too few runs": "#57606a"}
+
+
+def draw(path: Path, comparisons: Sequence[Comparison], baseline: str) -> None:
+    """One panel a suite and figure, one row a mix, as PNG."""
+    panels: dict[tuple[str, str], list[Comparison]] = {}
+    for c in comparisons:
+        panels.setdefault((c.suite, c.figure), []).append(c)
+    rows = max(map(len, panels.values()), default=0)
+    labels = max((len(c.mix) for c in comparisons), default=0)
+    figure = Figure(
+        figsize=(1.2 + 0.075 * labels + 4.6 * len(panels), 1.5 + 0.45 * rows),
+        dpi=130,
+        facecolor="white",
+        layout="constrained",
+    )
+    for place, ((suite, name), found) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), place + 1)
+        _panel(axes, found, first=place == 0)
+        unit = "" if name.endswith(NO_RATE) else " (percentage points)"
+        axes.set_title(suite, fontsize=10)
+        axes.set_xlabel(f"{name}: difference to {baseline}{unit}", fontsize=8.5)
+    figure.supxlabel(
+        "circles: seeds; dot and thick line: mean and 95 % interval over seeds; thin line: over samples",
+        fontsize=7.5,
+        color="#57606a",
+    )
+    figure.savefig(path)
+
+
+def _panel(axes: Axes, comparisons: Sequence[Comparison], first: bool) -> None:
+    axes.axvline(0, color="#8c959f", linewidth=1)
+    for row, c in enumerate(comparisons):
+        scale = 1 if c.figure.endswith(NO_RATE) else 100
+        color = COLORS[c.verdict]
+        seeds = [scale * (b - a) for a, b in zip(c.baseline, c.values, strict=True)]
+        axes.plot(seeds, [row] * len(seeds), "o", markersize=4.5, markerfacecolor="none", color=color, alpha=0.7)
+        if c.over_samples is not None:
+            axes.plot([scale * x for x in c.over_samples], [row + 0.22] * 2, color=color, linewidth=1)
+        if c.paired is not None:
+            axes.plot([scale * x for x in c.paired.interval], [row] * 2, color=color, linewidth=2.5, alpha=0.6)
+            axes.plot([scale * c.paired.mean], [row], "o", markersize=7, color=color)
+    names = [c.mix for c in comparisons] if first else [""] * len(comparisons)
+    axes.set_yticks(range(len(comparisons)), names, fontsize=9, parse_math=False)
+    axes.set_ylim(len(comparisons) - 0.5, -0.5)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="x", color="#eaeef2")
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)

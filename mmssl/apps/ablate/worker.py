@@ -1,0 +1,71 @@
+"""One cell of an ablation, as a process of its own: `python -m mmssl.apps.ablate.worker CONFIG RECORD [--resume]`.
+
+The ablation holds the other end of its standard input. When that closes, because the ablation was stopped or is gone,
+the run saves a checkpoint and stops.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mmssl.config import load_config
+from mmssl.evaluate.results import write_json
+from mmssl.train.trainer import train
+from mmssl.types import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train one cell; its record says that it is finished. Returns the exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", type=Path)
+    parser.add_argument("record", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    given = parser.parse_args(arguments)
+    threading.Thread(target=_stop_with_the_ablation, daemon=True).start()
+    try:
+        config = load_config(given.config)
+        finished = train(config, resume=given.resume)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if finished.signal is not None:
+        return 128 + finished.signal
+    gpu = torch.cuda.is_available()
+    write_json(
+        given.record,
+        {
+            "peak_memory_bytes": peak_memory(),
+            "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if gpu else None,
+            "device": torch.cuda.get_device_name() if gpu else "CPU",
+            "threads": torch.get_num_threads(),
+        },
+    )
+    # Finished cells never go on; with many cells their checkpoints would fill the disk.
+    shutil.rmtree(config.run_dir / "checkpoints", ignore_errors=True)
+    return 0
+
+
+def peak_memory() -> int:
+    """Most bytes of memory this process has held. (getrusage's figure would start at the parent's.)"""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def _stop_with_the_ablation() -> None:
+    # Not sys.stdin: its lock would be waited for when Python ends.
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

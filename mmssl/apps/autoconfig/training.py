@@ -1,0 +1,189 @@
+"""One training from data in any form: packed, looked at, settled, run, and made searchable."""
+
+import copy
+import os
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mmssl.apps.autoconfig.choose import Choice, choose
+from mmssl.apps.autoconfig.console import table_of
+from mmssl.apps.autoconfig.data import HELD_OUT, Prepared, Source, prepare
+from mmssl.apps.autoconfig.inputs import Machine, Pairs, Start
+from mmssl.apps.autoconfig.machine import this_machine
+from mmssl.apps.autoconfig.probe_data import look_at
+from mmssl.apps.search import embed_shards
+from mmssl.apps.search.index import read_record
+from mmssl.build import objective_options
+from mmssl.config import Config, load_config, parse_config, set_key
+from mmssl.data.sources.patterns import expand
+from mmssl.inference.model import Model, load
+from mmssl.train.setup import PACKED, is_free
+from mmssl.train.trainer import Finished, train
+from mmssl.types import UserError
+
+INDEX = "index"
+"""Folder of a run for the vectors of its packed pairs."""
+_TRIAL = Pairs(1_000, 16, 224)
+"""Stands for pairs that nothing is known of yet, to find mistakes in settings before anything is packed."""
+
+Tree = Mapping[str, Any]
+
+
+def train_on(
+    data: Source,
+    run_dir: Path | None = None,
+    *,
+    start: Start | None = None,
+    tree: Tree | None = None,
+    pinned: Mapping[str, Any] | None = None,
+) -> Finished:
+    """Train on a folder of pictures with captions, a table or shards, with the settings that suit them.
+
+    Args:
+        run_dir: folder of the run. Default: runs/NAME, by the name of the data.
+        start: a whole model to start from.
+        tree: a configuration, of which the data and what is pinned are replaced. None: settings are chosen, a part of
+            the pairs is held out, and the model is judged on it at the end.
+        pinned: dotted key -> value.
+
+    Raises:
+        UserError: the data cannot be used, a setting is wrong, or the folder holds another run.
+    """
+    given, machine = dict(pinned or {}), this_machine()
+    if not data:
+        raise UserError("no data are named: give a folder of pictures, a table or shards")
+    if "data.train" in given:
+        raise UserError(f"data.train={given['data.train']!r} and the data {data!r} are both given; leave one out")
+    named = given.pop("run_dir", None) or (tree or {}).get("run_dir")
+    run = _folder(run_dir or (Path(named) if named is not None else None), data)
+    trial = tree if tree is not None else _tree(choose(_TRIAL, machine, start, given))
+    objective_options(_config(trial, "to be seen", run, given))
+    console = Console(quiet=not _is_first())
+    prepared = _prepared(data, run, hold_out=tree is None, console=console)
+    if tree is None:
+        pairs = look_at(expand(prepared.train), prepared.pairs, given.get("data.captions", ["{txt}"]))
+        choices = [*choose(pairs, machine, start, given), *_judged(prepared, given)]
+        console.print(table_of(choices, given))
+        _tell_of_gpus(machine, console)
+        tree = _tree(choices)
+    finished = train(_config(tree, prepared.train, run, given))
+    index_packed(finished)
+    return finished
+
+
+def start_from(source: str, model: Model | None = None) -> Start:
+    """What is known of a whole model to start from.
+
+    Args:
+        model: the same, if it is loaded already.
+
+    Raises:
+        UserError: there is none.
+    """
+    model = load(source) if model is None else model
+    library, _, name = source.partition(":")
+    parameters = sum(p.numel() for p in model.encoder.parameters())
+    return Start(source, trained=library != "open_clip" or "/" in name, parameters=parameters)
+
+
+def index_packed(finished: Finished) -> None:
+    """Store the vectors of what was packed for a run that has ended, in RUN/index for search and serve."""
+    run = finished.run_dir
+    if finished.signal is None and (run / PACKED).is_dir() and _is_first() and find_spec("pyarrow") is not None:
+        shards = expand(str(run / PACKED))
+        known = read_record(run / INDEX)
+        if known is not None and known["shards"] == [str(Path(shard).resolve()) for shard in shards]:
+            shutil.rmtree(run / INDEX)  # of the weights before the run went on
+        model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
+        with Console(stderr=True).status("embedding") as status:
+            embed_shards(
+                model, shards, run / INDEX, progress=lambda done: status.update(f"embedding: {done:,} pictures")
+            )
+
+
+def next_commands(run: Path) -> list[str]:
+    """What to type after a training that ended."""
+    folder = shlex.quote(str(run))
+    commands = [f"mmssl predict {folder} PICTURE --labels 'one thing,another'"]
+    if any(find_spec(package) is None for package in ("pyarrow", "fastapi")):
+        commands.append("pip install 'mmssl[search,serve]'")
+    index = shlex.quote(str(run / INDEX))
+    if not (run / INDEX).is_dir():
+        trained_on = load_config(run / "config.yaml").data.train
+        pattern = trained_on if isinstance(trained_on, str) else "SHARDS"
+        commands.append(f"mmssl embed {folder} {shlex.quote(pattern)} --out {index}")
+    return [*commands, f"mmssl search {folder} {index} 'some words'", f"mmssl serve {folder} {index}"]
+
+
+def _folder(given: Path | None, data: Source) -> Path:
+    """The run's folder; one that is not given is the first of runs/NAME, runs/NAME-2, ... in which a run may begin."""
+    if given is not None:
+        if not is_free(given):
+            raise UserError(
+                f"the run {given} exists; pick another folder, or go on with it: mmssl train --resume {given}"
+            )
+        return given
+    path = Path(data if isinstance(data, str | Path) else data[0])
+    name = path.stem if not path.is_dir() else path.resolve().name
+    if "*" in name or "{" in name:
+        name = path.parent.name
+    found, number = Path("runs") / (name or "pairs"), 1
+    while not is_free(found):
+        number += 1
+        found = found.with_name(f"{name or 'pairs'}-{number}")
+    return found
+
+
+def _prepared(data: Source, run: Path, hold_out: bool, console: Console) -> Prepared:
+    with console.status("packing") as status:
+        found = prepare(
+            data, run / PACKED, hold_out, lambda done, total: status.update(f"packing: {done:,} of {total:,} pairs")
+        )
+    if found.packed:
+        whole = found.pairs + found.held_out_pairs
+        console.print(f"{run / PACKED}: {whole:,} pairs packed", soft_wrap=True, markup=False)
+    for note in found.notes:
+        console.print(note, soft_wrap=True, markup=False)
+    return found
+
+
+def _judged(prepared: Prepared, pinned: Tree) -> list[Choice]:
+    """The suite of the part that was held out."""
+    if any(key.startswith("evaluate.suites") for key in pinned):
+        return []
+    suites = {HELD_OUT: {"data": prepared.held_out, "task": ["retrieval"]}} if prepared.held_out else {}
+    return [Choice("evaluate.suites", suites, prepared.why)]
+
+
+def _tree(choices: Sequence[Choice]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for choice in choices:
+        set_key(tree, choice.key, choice.value)
+    return tree
+
+
+def _config(tree: Tree, train_shards: str | list[str], run: Path, pinned: Tree) -> Config:
+    whole = copy.deepcopy(dict(tree))
+    for key, value in {"data.train": train_shards, "run_dir": str(run), **pinned}.items():
+        set_key(whole, key, value)
+    return parse_config(whole, where="the settings")
+
+
+def _tell_of_gpus(machine: Machine, console: Console) -> None:
+    if len(machine.gpu_memory) > machine.processes:
+        console.print(
+            f"{machine.processes} of {len(machine.gpu_memory)} GPUs are used; for all of them: "
+            f"accelerate launch --num_processes {len(machine.gpu_memory)} -m mmssl.train --data SHARDS",
+            soft_wrap=True,
+        )
+
+
+def _is_first() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0

@@ -1,0 +1,145 @@
+"""Whether shards can be read, how fast, and whether their index is there."""
+
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmssl.apps.doctor.finding import Finding
+from mmssl.data.shards.index import FOLDER_FILE
+from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.shard_index import offsets_path
+from mmssl.data.sources.patterns import expand, is_remote
+from mmssl.data.storage.fetch import Fetcher, Patience
+from mmssl.data.storage.remote_index import find_remote_indexes
+from mmssl.types import UserError
+
+SAMPLED = 4
+"""Shards that are looked at, evenly spread over those that are named."""
+READ_BYTES = 16 << 20
+"""Read of each."""
+SLOW_BYTES_PER_S = 50e6
+"""Below, one GPU waits for its pictures: 500 of 100 kB a second."""
+SLOW_SECONDS = 0.25
+_BLOCK = 1 << 20
+
+
+def examine_shards(patterns: Sequence[str]) -> list[Finding]:
+    """Reads a sample of the shards that are named. Nothing is written."""
+    try:
+        shards = expand(patterns)
+    except UserError as error:
+        return [Finding("shards", "error", str(error), "correct the path, or check that the disk is mounted")]
+    local, remote = [s for s in shards if not is_remote(s)], [s for s in shards if is_remote(s)]
+    findings = [*_examine_local(local)] if local else []
+    return findings + ([*_examine_remote(remote)] if remote else [])
+
+
+def _examine_local(shards: Sequence[str]) -> list[Finding]:
+    chosen = spread(shards)
+    try:
+        count, seconds = read(chosen)
+    except OSError as error:
+        found = f"{error.filename}: {error.strerror}"
+        return [Finding("shards", "error", found, "check that the file is whole and may be read")]
+    missing = [shard for shard in shards if not has_index(shard)]
+    return [judge_speed(len(shards), count, seconds), judge_index(len(shards), missing, writable(missing))]
+
+
+def _examine_remote(shards: Sequence[str]) -> list[Finding]:
+    chosen = spread(shards)
+    fetcher = Fetcher(Patience(tries=2, stall_seconds=10.0))
+    try:
+        seconds = [latency(fetcher, shard) for shard in chosen]
+        missing = [s for s, i in zip(chosen, find_remote_indexes(chosen, Limits(), fetcher), strict=True) if i is None]
+    except UserError as error:
+        return [Finding("remote shards", "error", str(error), "check address, access and network")]
+    return [judge_latency(len(shards), statistics.median(seconds)), judge_remote_index(len(chosen), missing)]
+
+
+def spread(shards: Sequence[str]) -> list[str]:
+    """Up to SAMPLED of the shards, evenly spread."""
+    count = min(SAMPLED, len(shards))
+    return [shards[i * len(shards) // count] for i in range(count)]
+
+
+def read(shards: Sequence[str]) -> tuple[int, float]:
+    """Read up to READ_BYTES of each of some files, from the disk where the system can be asked to forget its copy.
+
+    Returns:
+        Bytes read, and seconds that it took.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    count, seconds = 0, 0.0
+    for shard in shards:
+        with Path(shard).open("rb", buffering=0) as file:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, READ_BYTES, os.POSIX_FADV_DONTNEED)
+            start, end = time.perf_counter(), count + READ_BYTES
+            while count < end and (piece := file.read(_BLOCK)):
+                count += len(piece)
+            seconds += time.perf_counter() - start
+    return count, seconds
+
+
+def latency(fetcher: Fetcher, shard: str) -> float:
+    """Seconds until a remote file answers.
+
+    Raises:
+        UserError: it does not.
+    """
+    start = time.perf_counter()
+    fetcher.size(shard)
+    return time.perf_counter() - start
+
+
+def has_index(shard: str) -> bool:
+    """Whether the index of a local shard lies beside it."""
+    return offsets_path(shard).is_file() and (Path(shard).parent / FOLDER_FILE).is_file()
+
+
+def writable(shards: Sequence[str]) -> bool:
+    """Whether an index can be kept beside every one of the shards."""
+    return all(os.access(Path(shard).parent, os.W_OK) for shard in shards)
+
+
+def judge_speed(shards: int, count: int, seconds: float) -> Finding:
+    """Of local shards: bytes read in seconds."""
+    speed = count / max(seconds, 1e-9)
+    found = f"{shards:,} local, read at {speed / 1e6:,.0f} MB/s ({count / 1e6:,.0f} MB)"
+    if speed >= SLOW_BYTES_PER_S:
+        return Finding("shards", "ok", found)
+    remedy = "copy them to a local disk, or set data.slice_mib=8 to read more in a row"
+    return Finding("shards", "warning", found, remedy)
+
+
+def judge_index(shards: int, missing: Sequence[str], can_write: bool) -> Finding:
+    """Of local shards: those without an index, and whether one can be kept."""
+    if not missing:
+        return Finding("index", "ok", f"there for all {shards:,} shards")
+    found = f"missing for {len(missing):,} of {shards:,} shards, first {missing[0]}"
+    if can_write:
+        return Finding("index", "ok", found, "the first training makes it; mmssl shards index makes it now")
+    remedy = "make the folder writable once and run mmssl shards index, or every start reads all headers anew"
+    return Finding("index", "warning", f"{found}; the folder cannot be written", remedy)
+
+
+def judge_latency(shards: int, seconds: float) -> Finding:
+    """Of remote shards: time of an answer."""
+    found = f"{shards:,}, the first byte after {1e3 * seconds:,.0f} ms"
+    if seconds <= SLOW_SECONDS:
+        return Finding("remote shards", "ok", found)
+    remedy = "set data.cache_dir to keep what was read, and more data.workers; or copy the shards nearer"
+    return Finding("remote shards", "warning", found, remedy)
+
+
+def judge_remote_index(looked_at: int, missing: Sequence[str]) -> Finding:
+    """Of remote shards: those without an index, of those that were looked at."""
+    if not missing:
+        return Finding("remote index", "ok", f"there for the {looked_at:,} shards that were looked at")
+    found = f"missing for {len(missing):,} of the {looked_at:,} shards that were looked at, first {missing[0]}"
+    remedy = "mmssl shards index PATTERN; without it a run is read from beginning to end and cannot resume exactly"
+    return Finding("remote index", "warning", found, remedy)

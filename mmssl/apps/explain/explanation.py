@@ -1,0 +1,64 @@
+"""One picture and one caption, explained."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmssl.apps.explain.maps import DEFAULT, heat, image_maps
+from mmssl.apps.explain.word_scores import word_scores
+from mmssl.inference.model import Model, Picture
+from mmssl.types import UserError
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What of a picture and of a caption makes them alike."""
+
+    caption: str
+    similarity: float
+    """Cosine of their vectors."""
+    method: str
+    """How the map was made."""
+    picture: Tensor
+    """As the model sees it, uint8 [3, S, S]."""
+    heat: Tensor
+    """Where it speaks for the caption, in 0..1, float32 [S, S]."""
+    words: list[tuple[str, float]]
+    """Each word and how much the similarity falls without it."""
+
+
+def explain(model: Model, picture: Picture, caption: str, method: str | None = None) -> Explanation:
+    """Explain why a model finds a picture and a caption alike, or not.
+
+    Args:
+        method: a name in `mmssl.apps.explain.METHODS`. Default: `mmssl.apps.explain.DEFAULT`.
+
+    Raises:
+        UserError: the file is no picture, the caption is empty, or the method cannot look at this tower.
+        DecodeError: a picture that is no file cannot be decoded.
+    """
+    if not caption.strip():
+        raise UserError("the caption is empty; give the words whose place in the picture is looked for")
+    name = method or DEFAULT
+    pixels = model.render(picture)
+    text = model.encode_text(caption)
+    image = model.encode_image(pixels)
+    maps = image_maps(model.encoder, pixels[None].to(model.device), text.to(model.device), name)
+    return Explanation(
+        caption=caption,
+        similarity=float(image[0] @ text[0]),
+        method=name,
+        picture=pixels,
+        heat=heat(maps.cpu(), pixels.shape[-1])[0],
+        words=word_scores(model, caption, image[0]),
+    )
+
+
+def overlay(picture: Tensor, heat: Tensor) -> Tensor:
+    """The picture, paled and greyed, with the heat laid over it from clear to orange, uint8 [3, S, S]."""
+    gray = picture.float().mean(0, keepdim=True).expand(3, -1, -1)
+    paled = 0.55 * gray + 0.45 * 255
+    tone = torch.tensor([230.0, 80.0, 0.0])[:, None, None]
+    strength = 0.8 * heat
+    return (paled * (1 - strength) + tone * strength).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,42 @@
+"""The pictures and captions on which exported files are compared with the model."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmssl.inference.model import Model
+from mmssl.rng import torch_generator
+from mmssl.types import UserError
+
+CAPTIONS = ("a", "a red apple on a table", "two dogs run along the beach, seen from above", " ".join(["word"] * 200))
+
+
+def pictures(model: Model, count: int = 3) -> Tensor:
+    """Noise, uint8 [count, 3, S, S]."""
+    side = model.vision.image_size
+    return torch.randint(256, (count, 3, side, side), generator=torch_generator("export"), dtype=torch.uint8)
+
+
+def normalized(model: Model, pixels: Tensor) -> Tensor:
+    """The pictures as other libraries expect them: from 0 to 1, then less the mean and over the deviation."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in model.vision.statistics)
+    return (pixels / 255 - mean) / std
+
+
+def largest(found: Tensor, expected: Tensor) -> float:
+    """The largest absolute difference of two sets of features, once they are unit vectors."""
+    found = torch.nn.functional.normalize(found.detach().float(), dim=-1)
+    return float((found - expected).abs().max())
+
+
+def needs(package: str, problem: ImportError) -> UserError:
+    """What to say where a package is missing."""
+    return UserError(f"this export needs {package} ({problem}); pip install 'mmssl[export]'")
+
+
+def state(module: Any, prefix: str = "") -> dict[str, Tensor]:
+    """A module's weights, on the CPU, contiguous, each name after a prefix."""
+    return {
+        f"{prefix}{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()
+    }

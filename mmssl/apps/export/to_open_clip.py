@@ -1,0 +1,186 @@
+"""A folder for open_clip.create_model_from_pretrained("local-dir:FOLDER")."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mmssl.apps.export.sample import CAPTIONS, largest, normalized, pictures, state
+from mmssl.inference.model import Model
+from mmssl.models.pretrained.key_mapping import to_open_clip
+from mmssl.models.text_open_clip import OpenClipText
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+_POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
+_TOKENS = ("output_tokens",)
+"""Settings of CoCa's towers, whose captioner is not kept."""
+_TEXT_KINDS = ("bert", "roberta", "xlm-roberta")
+"""Hugging Face encoders that open_clip builds by their configuration."""
+
+
+def lines(folder: str) -> str:
+    """How it is loaded."""
+    return f"""import open_clip
+model, preprocess = open_clip.create_model_from_pretrained("local-dir:{folder}")
+tokenizer = open_clip.get_tokenizer("local-dir:{folder}")"""
+
+
+def problems(model: Model) -> list[str]:
+    """What open_clip has no setting for."""
+    found = []
+    if model.config.projection != "linear":
+        found.append("its projections are MLPs, open_clip's are linear")
+    name = model.config.vision.name.removeprefix("timm:")
+    if model.config.vision.name.startswith("timm:"):
+        others = sorted(key for key in model.config.vision.options if not key.endswith("_rate"))
+        if others:
+            found.append(f"open_clip gives timm towers no options ({', '.join(others)})")
+        elif _shapes(timm.create_model(name, num_classes=0)) != _shapes(model.vision.trunk):
+            found.append(f"open_clip builds timm's {name} at its own picture size only")
+    encoder = model.text.encoder
+    kind = encoder.config.model_type
+    if kind == "clip_text_model":
+        if encoder.config.hidden_act not in ("gelu", "quick_gelu") or model.text.pooling != "eos":
+            found.append(f"its text tower is pooled by {model.text.pooling} after {encoder.config.hidden_act}")
+        elif _is_vit(model) and _quick_gelu(model) != (encoder.config.hidden_act == "quick_gelu"):
+            found.append("its towers differ in their activation (GELU, QuickGELU), open_clip has one for both")
+    elif kind != "open_clip":
+        if kind not in _TEXT_KINDS:
+            found.append(f"open_clip builds no {kind!r} text towers, only {', '.join(_TEXT_KINDS)}")
+        if model.text.pooling not in _POOLERS:
+            found.append(f"open_clip does not pool captions by {model.text.pooling!r}, only by mean and cls")
+    return found
+
+
+def write(model: Model, folder: Path) -> None:
+    """open_clip_config.json, open_clip_model.safetensors; tokenizer and config.json of a Hugging Face text tower."""
+    mean, std = model.vision.statistics
+    visual, visual_state = _visual(model)
+    text, text_state, top = _text(model, folder)
+    settings = {"embed_dim": model.config.embed_dim, "vision_cfg": visual, "text_cfg": text, **top}
+    preprocessing = {
+        "size": model.vision.image_size,
+        "mean": mean,
+        "std": std,
+        "interpolation": model.config.vision.interpolation,
+        "resize_mode": model.config.vision.fit,
+    }
+    record = {"model_cfg": settings, "preprocess_cfg": preprocessing}
+    (folder / CONFIG).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    scale = model.encoder.log_logit_scale.detach().cpu().reshape(())
+    save_file({**visual_state, **text_state, "logit_scale": scale}, folder / WEIGHTS)
+
+
+def difference(model: Model, folder: Path) -> float:
+    """By open_clip's own loader and tokenizer."""
+    theirs = open_clip.create_model_from_pretrained(f"local-dir:{folder}", return_transform=False).eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    pixels, captions = pictures(model), list(CAPTIONS)
+    with torch.no_grad():
+        images = theirs.encode_image(normalized(model, pixels))
+        words = theirs.encode_text(tokenizer(captions))
+    return max(largest(images, model.encode_rendered(pixels)), largest(words, model.encode_text(captions)))
+
+
+def rename(folder: Path, name: str) -> None:
+    """Make a Hugging Face text tower's configuration be looked for under a name of the hub, not in the folder."""
+    path = folder / CONFIG
+    record = json.loads(path.read_text(encoding="utf-8"))
+    text = record["model_cfg"]["text_cfg"]
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        if key in text:
+            text[key] = name
+    path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def _is_vit(model: Model) -> bool:
+    return isinstance(model.vision.trunk, open_clip.transformer.VisionTransformer)
+
+
+def _quick_gelu(model: Model) -> bool:
+    return any(isinstance(module, open_clip.transformer.QuickGELU) for module in model.vision.modules())
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _visual(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """vision_cfg and weights of `visual`."""
+    library, _, name = model.config.vision.name.partition(":")
+    trunk, weight = model.vision.trunk, getattr(model.encoder.image_projection, "weight", None)
+    if library == "timm":
+        settings: dict[str, Any] = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear"}
+    else:
+        settings = {**open_clip.get_model_config(name)["vision_cfg"], **model.config.vision.options}
+        settings = {key: value for key, value in settings.items() if key not in ("timm_model_pretrained", *_TOKENS)}
+    settings["image_size"] = model.vision.image_size
+    if model.vision.projects:
+        return settings, state(trunk, "visual.")
+    assert weight is not None
+    if _is_vit(model):
+        return settings, {**state(trunk, "visual."), "visual.proj": weight.detach().cpu().T.contiguous()}
+    tensors = state(trunk, "visual.trunk.")
+    if settings.get("timm_proj", "linear") == "linear":
+        return settings, {**tensors, "visual.head.proj.weight": weight.detach().cpu().contiguous()}
+    if not torch.equal(weight.detach().cpu(), torch.eye(len(weight))):  # trained since it was taken over
+        settings["timm_proj"] = "linear"
+        tensors["visual.head.proj.weight"] = weight.detach().cpu().contiguous()
+    return settings, tensors
+
+
+def _text(model: Model, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """text_cfg, weights, and settings of the whole model."""
+    encoder, quick = model.text.encoder, {"quick_gelu": True} if _quick_gelu(model) else {}
+    if not isinstance(encoder, OpenClipText):
+        model.tokenizer.save(folder)
+        files = {"hf_tokenizer_name": str(folder), "context_length": model.tokenizer.max_tokens}
+        if encoder.config.model_type == "clip_text_model":
+            settings, tensors = _clip_text(encoder, model.tokenizer.max_tokens)
+            top = {"quick_gelu": True} if encoder.config.hidden_act == "quick_gelu" else {}
+            return {**settings, **files}, {**tensors, "text_projection": _text_weight(model).T.contiguous()}, top
+        encoder.config.save_pretrained(folder)
+        names = {"hf_model_name": str(folder), "hf_model_pretrained": False, "hf_proj_type": "linear"}
+        names["hf_pooler_type"] = _POOLERS[model.text.pooling]
+        return (
+            {**names, **files},
+            {**state(encoder, "text.transformer."), "text.proj.weight": _text_weight(model)},
+            quick,
+        )
+    kept = {key: value for key, value in encoder.config.settings.items() if key not in ("output_dim", *_TOKENS)}
+    top = {key: kept.pop(key) for key in ("quick_gelu", "custom_text") if key in kept}
+    if kept.get("hf_tokenizer_name"):
+        model.tokenizer.save(folder)
+    tensors = state(encoder.model)
+    if not encoder.projects:
+        tensors["text_projection"] = _text_weight(model).T.contiguous()
+    prefix = "text." if top.get("custom_text", False) else ""
+    return kept, {f"{prefix}{name}": tensor for name, tensor in tensors.items()}, top
+
+
+def _text_weight(model: Model) -> Tensor:
+    return state(model.encoder.text_projection)["weight"]
+
+
+def _clip_text(encoder: Any, length: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A CLIPTextModel of transformers as open_clip's TextTransformer of `length` tokens."""
+    config = encoder.config
+    settings: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "layers": config.num_hidden_layers,
+        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "pool_type": "eos",
+        "eos_id": config.eos_token_id,
+    }
+    if config.layer_norm_eps != 1e-5:
+        settings["norm_kwargs"] = {"eps": config.layer_norm_eps}
+    tensors = to_open_clip(state(encoder))
+    tensors["positional_embedding"] = tensors["positional_embedding"][:length].contiguous()
+    return settings, tensors

@@ -1,0 +1,80 @@
+"""The text side as a folder that SentenceTransformer loads."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import CLIPTextModel
+
+from mmssl.apps.export.sample import CAPTIONS, largest, needs, state
+from mmssl.apps.export.to_transformers import clip_text, text_problems
+from mmssl.inference.model import Model
+from mmssl.models.text_open_clip import OpenClipText
+
+_POOLING = {"cls": "cls", "mean": "mean", "eos": "lasttoken"}
+
+
+def lines(folder: str) -> str:
+    """How it is loaded."""
+    return f"""from sentence_transformers import SentenceTransformer
+model = SentenceTransformer("{folder}")
+features = model.encode(["a red apple"])  # unit vectors in the space of the pictures"""
+
+
+def problems(model: Model) -> list[str]:
+    """What sentence-transformers cannot pool."""
+    if isinstance(model.text.encoder, OpenClipText):
+        return text_problems(model)
+    if model.text.pooling not in _POOLING:
+        return [f"sentence-transformers does not pool captions by {model.text.pooling!r}"]
+    return []
+
+
+def write(model: Model, folder: Path) -> None:
+    """The encoder, its pooling, the projection as dense layers, and the norm."""
+    library, modules = _library()
+    with tempfile.TemporaryDirectory() as place:
+        encoder = model.text.encoder
+        if isinstance(encoder, OpenClipText):
+            config, weights = clip_text(model)
+            encoder = CLIPTextModel(config)
+            encoder.load_state_dict(weights)
+        encoder.save_pretrained(place)
+        model.tokenizer.save(Path(place))
+        words = modules.Transformer(place, max_seq_length=model.tokenizer.max_tokens)
+        pooling = modules.Pooling(model.text.width, pooling_mode=_POOLING[model.text.pooling])
+        dense = _dense(modules, model.encoder.text_projection)
+        parts = [words, pooling, *dense, modules.Normalize()]
+        library.SentenceTransformer(modules=parts, device="cpu").save(str(folder), create_model_card=False)
+
+
+def difference(model: Model, folder: Path) -> float:
+    """By SentenceTransformer itself."""
+    theirs = _library()[0].SentenceTransformer(str(folder), device="cpu")
+    found = theirs.encode(list(CAPTIONS), convert_to_tensor=True, show_progress_bar=False)
+    return largest(found, model.encode_text(list(CAPTIONS)))
+
+
+def _dense(modules: Any, projection: nn.Module) -> list[Any]:
+    """A linear layer, or the layers of an MLP, as Dense modules."""
+    parts = [projection] if isinstance(projection, nn.Linear) else [p for p in projection if isinstance(p, nn.Linear)]  # type: ignore[attr-defined]
+    found = []
+    for place, part in enumerate(parts):
+        activation = nn.Identity() if place == len(parts) - 1 else nn.GELU()
+        layer = modules.Dense(
+            part.in_features, part.out_features, bias=part.bias is not None, activation_function=activation
+        )
+        layer.linear.load_state_dict(state(part))
+        found.append(layer)
+    return found
+
+
+def _library() -> tuple[Any, Any]:
+    """The package and its modules."""
+    try:
+        import sentence_transformers
+        from sentence_transformers.sentence_transformer import modules
+    except ImportError as error:
+        raise needs("sentence-transformers", error) from None
+    return sentence_transformers, modules

@@ -1,0 +1,84 @@
+"""The vision tower alone, as weights for timm.create_model(..., checkpoint_path=FILE)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from safetensors.torch import save_file
+
+from mmssl.apps.export.sample import largest, normalized, pictures, state
+from mmssl.inference.model import Model
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def lines(folder: str) -> str:
+    """How it is loaded."""
+    return f"""import json, timm
+settings = json.load(open("{folder}/{CONFIG}"))
+model = timm.create_model(settings["architecture"], checkpoint_path="{folder}/{WEIGHTS}", **settings["model_args"])"""
+
+
+def problems(model: Model) -> list[str]:
+    """Towers that are not timm's."""
+    if _architecture(model) is None:
+        return [f"its vision tower is {model.config.vision.name}, which is no model of timm"]
+    return []
+
+
+def write(model: Model, folder: Path) -> None:
+    """model.safetensors, and config.json in the form that timm's own hub folders have."""
+    mean, std = model.vision.statistics
+    side = model.vision.image_size
+    record = {
+        "architecture": _architecture(model),
+        "num_classes": 0,
+        "num_features": model.vision.width,
+        "model_args": {"num_classes": 0, **_arguments(model)},
+        "pretrained_cfg": {
+            "input_size": [3, side, side],
+            "interpolation": model.config.vision.interpolation,
+            "crop_pct": 1.0,
+            "crop_mode": "center" if model.config.vision.fit == "shortest" else "squash",
+            "mean": mean,
+            "std": std,
+            "num_classes": 0,
+        },
+    }
+    (folder / CONFIG).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    save_file(state(model.vision.trunk), folder / WEIGHTS)
+
+
+def difference(model: Model, folder: Path) -> float:
+    """By timm's own loader: the pooled vectors before the projection, which timm has no place for."""
+    record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    theirs = timm.create_model(
+        record["architecture"], checkpoint_path=str(folder / WEIGHTS), **record["model_args"]
+    ).eval()
+    pixels = pictures(model)
+    training = model.vision.training
+    with torch.no_grad():
+        ours = model.vision.eval()(pixels.to(model.device)).pooled.float().cpu()
+        model.vision.train(training)
+        return largest(theirs(normalized(model, pixels)), torch.nn.functional.normalize(ours, dim=-1))
+
+
+def _architecture(model: Model) -> str | None:
+    """timm's name of the tower; None where it is not timm's."""
+    library, _, name = model.config.vision.name.partition(":")
+    if library == "timm":
+        return name
+    if model.vision.projects or type(model.vision.trunk).__module__.partition(".")[0] != "timm":
+        return None
+    settings = {**open_clip.get_model_config(name)["vision_cfg"], **model.config.vision.options}
+    return str(settings["timm_model_name"])
+
+
+def _arguments(model: Model) -> dict[str, Any]:
+    options = dict(model.config.vision.options) if model.config.vision.name.startswith("timm:") else {}
+    if hasattr(getattr(model.vision.trunk, "patch_embed", None), "img_size"):
+        options["img_size"] = model.vision.image_size
+    return options

@@ -1,0 +1,159 @@
+"""A folder for transformers' AutoModel: CLIPModel, where both towers have the form of CLIP's transformers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig
+
+from mmssl.apps.export.sample import CAPTIONS, largest, normalized, pictures, state
+from mmssl.inference.model import Model
+from mmssl.models.pretrained.key_mapping import to_transformers
+from mmssl.models.text_open_clip import OpenClipText, text_cfg
+
+_VISION_FORM = ("class_embedding", "positional_embedding", "conv1", "ln_pre", "transformer", "ln_post")
+"""The parts of a vision transformer of CLIP's form."""
+_RESAMPLE = {"bilinear": 2, "bicubic": 3}
+"""Pillow's numbers."""
+
+
+def lines(folder: str) -> str:
+    """How it is loaded."""
+    return f"""from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+model = AutoModel.from_pretrained("{folder}")  # get_image_features, get_text_features
+tokenizer, processor = AutoTokenizer.from_pretrained("{folder}"), AutoImageProcessor.from_pretrained("{folder}")"""
+
+
+def problems(model: Model) -> list[str]:
+    """What CLIPModel cannot express."""
+    found = []
+    if model.config.projection != "linear":
+        found.append("its projections are MLPs, CLIPModel's are linear")
+    trunk: Any = model.vision.trunk
+    if not isinstance(trunk, open_clip.transformer.VisionTransformer):
+        found.append(f"its vision tower {model.config.vision.name} is not CLIP's vision transformer")
+    elif _other_form(trunk):
+        found.append(f"its vision transformer differs from CLIP's in {', '.join(_other_form(trunk))}")
+    return found + text_problems(model)
+
+
+def text_problems(model: Model) -> list[str]:
+    """Why the text tower is none of CLIP's form."""
+    encoder = model.text.encoder
+    if isinstance(encoder, OpenClipText):
+        cfg = text_cfg(encoder.config.settings)
+        odd = [key for key in ("ls_init_value", "block_type", "act_kwargs", "qk_norm") if getattr(cfg, key)]
+        if encoder.projects or odd:
+            return [f"its text tower is not CLIP's ({', '.join(odd) or 'it sees padding or projects with a bias'})"]
+        return []
+    if encoder.config.model_type != "clip_text_model" or model.text.pooling != "eos":
+        return [f"its text tower is a {encoder.config.model_type!r} pooled by {model.text.pooling!r}, not CLIP's"]
+    return []
+
+
+def write(model: Model, folder: Path) -> None:
+    """config.json, model.safetensors, the tokenizer and preprocessor_config.json."""
+    trunk: Any = model.vision.trunk
+    block = trunk.transformer.resblocks[0]
+    text, text_state = clip_text(model)
+    vision = {
+        "hidden_size": model.vision.width,
+        "intermediate_size": block.mlp.c_fc.out_features,
+        "num_hidden_layers": len(trunk.transformer.resblocks),
+        "num_attention_heads": block.attn.num_heads,
+        "image_size": model.vision.image_size,
+        "patch_size": model.vision.patch_size,
+        "hidden_act": _activation(trunk),
+        "layer_norm_eps": trunk.ln_post.eps,
+    }
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision, projection_dim=model.config.embed_dim)
+    theirs = CLIPModel(config)
+    tensors = {f"text_model.{name}": tensor for name, tensor in text_state.items()}
+    tensors |= {f"vision_model.{name}": tensor for name, tensor in to_transformers(state(trunk)).items()}
+    tensors |= state(model.encoder.image_projection, "visual_projection.")
+    tensors |= state(model.encoder.text_projection, "text_projection.")
+    tensors["logit_scale"] = model.encoder.log_logit_scale.detach().cpu().reshape(())
+    theirs.load_state_dict(tensors)
+    theirs.save_pretrained(folder)
+    model.tokenizer.save(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessing(model), indent=1), encoding="utf-8")
+
+
+def difference(model: Model, folder: Path) -> float:
+    """By AutoModel and AutoTokenizer."""
+    theirs = AutoModel.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    length = model.tokenizer.max_tokens
+    words = tokenizer(list(CAPTIONS), padding=True, truncation=True, max_length=length, return_tensors="pt")
+    pixels = pictures(model)
+    with torch.no_grad():
+        output = theirs(
+            input_ids=words["input_ids"],
+            attention_mask=words["attention_mask"],
+            pixel_values=normalized(model, pixels),
+        )
+    texts = largest(output.text_embeds, model.encode_text(list(CAPTIONS)))
+    return max(texts, largest(output.image_embeds, model.encode_rendered(pixels)))
+
+
+def clip_text(model: Model) -> tuple[Any, dict[str, Any]]:
+    """Configuration and weights of the text tower as transformers' CLIPTextModel."""
+    encoder = model.text.encoder
+    if not isinstance(encoder, OpenClipText):
+        return encoder.config, state(encoder)
+    inner = encoder.model
+    block = inner.transformer.resblocks[0]
+    config = CLIPTextConfig(
+        vocab_size=inner.vocab_size,
+        hidden_size=inner.width,
+        intermediate_size=block.mlp.c_fc.out_features,
+        num_hidden_layers=len(inner.transformer.resblocks),
+        num_attention_heads=block.attn.num_heads,
+        max_position_embeddings=inner.context_length,
+        hidden_act=_activation(inner),
+        layer_norm_eps=inner.ln_final.eps,
+        projection_dim=model.config.embed_dim,
+        pad_token_id=model.tokenizer.pad_id,
+        bos_token_id=model.tokenizer.cls_id,
+        eos_token_id=model.tokenizer.sep_id,
+    )
+    return config, to_transformers(state(inner))
+
+
+def _activation(module: Any) -> str:
+    quick = any(isinstance(part, open_clip.transformer.QuickGELU) for part in module.modules())
+    return "quick_gelu" if quick else "gelu"
+
+
+def _other_form(trunk: Any) -> list[str]:
+    """What a vision transformer has, or lacks, beside CLIP's."""
+    parts = {name.partition(".")[0] for name in trunk.state_dict()}
+    odd = sorted(parts.symmetric_difference(_VISION_FORM))
+    names = {
+        name for name in trunk.transformer.state_dict() if ".ls_" in name or "ln_attn" in name or "ln_inner" in name
+    }
+    odd += ["its blocks"] if names else []
+    odd += ["pooling"] if trunk.pool_type != "tok" or trunk.final_ln_after_pool else []
+    return odd
+
+
+def _preprocessing(model: Model) -> dict[str, Any]:
+    side = model.vision.image_size
+    mean, std = model.vision.statistics
+    crop = model.config.vision.fit == "shortest"
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": side} if crop else {"height": side, "width": side},
+        "resample": _RESAMPLE[model.config.vision.interpolation],
+        "do_center_crop": crop,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }

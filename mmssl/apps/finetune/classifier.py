@@ -1,0 +1,102 @@
+"""A fine-tuned classifier: a model, and a linear head over its picture vectors, in one folder."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmssl.inference.model import Model, Picture, load
+from mmssl.types import UserError
+
+FORMAT = 1
+RECORD, HEAD = "classifier.json", "head.safetensors"
+
+
+class Classifier:
+    """Pictures to probabilities of labels.
+
+    Attributes:
+        model: whose picture tower sees the pictures; after full fine-tuning its text tower no longer fits it as before.
+        labels: the classes, in the order of the head's rows.
+        weight: [C, D]; its products with the model's unit vectors, plus `bias` [C], are logits. Both float32.
+        record: how it came about, as JSON holds it: templates, method, figures, version.
+    """
+
+    def __init__(
+        self, model: Model, labels: Sequence[str], weight: Tensor, bias: Tensor, record: Mapping[str, Any] | None = None
+    ) -> None:
+        assert weight.shape == (len(labels), model.config.embed_dim)
+        assert bias.shape == (len(labels),)
+        self.model = model
+        self.labels = list(labels)
+        self.weight = weight.float().cpu()
+        self.bias = bias.float().cpu()
+        self.record = dict(record or {})
+
+    def predict(self, pictures: Picture | Sequence[Picture], batch_size: int = 256) -> list[dict[str, float]]:
+        """Of each picture the probability of each label, highest first.
+
+        Args:
+            pictures: one picture or a list of them, as `Model.encode_image` takes them.
+
+        Raises:
+            UserError: a file cannot be read.
+            DecodeError: a picture cannot be decoded.
+        """
+        logits = self.logits(self.model.encode_image(pictures, batch_size))
+        return [
+            {self.labels[index]: float(row[index]) for index in row.argsort(descending=True, stable=True).tolist()}
+            for row in logits.double().softmax(dim=1)
+        ]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Of the model's picture vectors [N, D], [N, C]."""
+        return features @ self.weight.T + self.bias
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model's folder, classifier.json and head.safetensors: all that `load_classifier` needs.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        place = Path(folder)
+        record = {**self.record, "format": FORMAT, "version": version("mmssl"), "labels": self.labels}
+        self.model.save(place)
+        try:
+            save_file({"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}, place / HEAD)
+            (place / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"the classifier cannot be written to {place}: {error}; pick another folder") from None
+
+
+def is_classifier(folder: str | Path) -> bool:
+    """Whether `Classifier.save` wrote there."""
+    return (Path(folder) / RECORD).is_file()
+
+
+def load_classifier(folder: str | Path) -> Classifier:
+    """What `Classifier.save` wrote.
+
+    Raises:
+        UserError: there is none, or its files do not fit together.
+    """
+    place = Path(folder)
+    if not is_classifier(place):
+        raise UserError(f"no classifier in {place} (it has no {RECORD}); give a folder that mmssl finetune wrote")
+    try:
+        record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise UserError(f"{place} has format {record['format']!r}, this version reads {FORMAT}")
+        head = load_file(place / HEAD)
+        labels, weight, bias = [str(label) for label in record["labels"]], head["weight"], head["bias"]
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        raise UserError(f"{place} is not a classifier of mmssl: {' '.join(str(error).split())[:300]}") from None
+    model = load(place)
+    if weight.shape != (len(labels), model.config.embed_dim) or bias.shape != (len(labels),):
+        raise UserError(f"{place}: {HEAD} does not fit the {len(labels)} labels and the model; write it anew")
+    return Classifier(model, labels, weight, bias, record)

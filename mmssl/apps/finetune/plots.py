@@ -1,0 +1,49 @@
+"""Accuracy by the number of labels, as a picture."""
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mmssl.apps.finetune.methods import interval_of
+from mmssl.apps.finetune.study import PROBE, UNTRAINED, Study
+from mmssl.types import UserError
+
+_COLORS = {UNTRAINED: "#8c959f", PROBE: "#0969da"}
+_OTHERS = ("#1a7f37", "#bc4c00", "#8250df")
+
+
+def draw_study(path: Path, name: str, found: Study) -> None:
+    """Write a PNG: one line a way to classify, its 95 % interval as a band.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        colors = {**_COLORS, **dict(zip(found.tuned(), _OTHERS, strict=False))}
+        for way, line in found.lines.items():
+            means = [found.mean(way, k) for k in line]
+            bands = [interval_of(mean) for mean in means]
+            axes.plot(list(line), [100 * m.mean() for m in means], marker="o", color=colors[way], label=way)
+            lows, highs = ([100 * band[side] for band in bands] for side in (0, 1))
+            axes.fill_between(list(line), lows, highs, color=colors[way], alpha=0.15, linewidth=0)
+        if found.zero_shot is not None:
+            low, high = (100 * end for end in interval_of(found.zero_shot))
+            axes.axhline(100 * found.zero_shot.mean(), color="black", linestyle="--", label="zero-shot")
+            axes.axhspan(low, high, color="black", alpha=0.07, linewidth=0)
+        ticks = sorted({k for line in found.lines.values() for k in line})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [str(k) for k in ticks])
+        axes.set_xlabel("labels a class to train on")
+        axes.set_ylabel("accuracy on the test split (%)")
+        axes.set_title(name)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        try:
+            figure.savefig(path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from None

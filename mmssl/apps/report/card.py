@@ -1,0 +1,61 @@
+"""The model card: README.md beside the weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmssl.apps.report import wording as facts
+from mmssl.apps.report.page import repeat
+from mmssl.apps.report.render import render_card
+from mmssl.apps.report.run_reader import collect
+from mmssl.types import UserError
+
+
+def write_card(folder: Path) -> Path:
+    """Write MODEL/README.md of a finished run: what it was trained on, its figures, its limits and how to use it.
+
+    Raises:
+        UserError: the folder is no run, or has no model yet.
+    """
+    path, card = _card(folder)
+    path.write_text(card, encoding="utf-8")
+    return path
+
+
+@dataclass(frozen=True)
+class CardBeside:
+    """The card of a run, into one of whose folders something will be written."""
+
+    run: Path
+    untouched: bool
+    """Whether it was as `write_card` writes it: nobody has changed it."""
+
+    def renewed(self) -> str:
+        """Write it anew with what is in the run's folders now, if nobody has changed it; what was done, in words."""
+        if self.untouched:
+            return f"{write_card(self.run)} has these figures too"
+        return f"{self.run / 'model' / 'README.md'} was changed by hand and is left as it is"
+
+
+def card_beside(run: Path, out: Path | None) -> CardBeside | None:
+    """The card to renew after an evaluation: that of a finished run of which `out` is a folder, else None."""
+    finished = (run / "config.yaml").is_file() and (run / "model" / "config.json").is_file()
+    if out is None or not finished or out.resolve().parent != run.resolve():
+        return None
+    path, card = _card(run)
+    return CardBeside(run, path.is_file() and path.read_text(encoding="utf-8", errors="replace") == card)
+
+
+def _card(folder: Path) -> tuple[Path, str]:
+    """Where the card lies, and what belongs in it."""
+    run = collect([folder])[0]
+    if run.model is None:
+        raise UserError(f"{folder} has no model yet; the card is written when the run has ended")
+    card = render_card(
+        run=run,
+        summary=facts.summary(run),
+        parameters=facts.parameters(run),
+        results={facts.title_of(key): facts.figures_of(metrics) for key, metrics in run.results.items()},
+        chances={facts.title_of(key): facts.chance(metrics) for key, metrics in run.results.items()},
+        repeat=repeat(run),
+    )
+    return run.model / "README.md", card

@@ -1,0 +1,105 @@
+"""Runs side by side."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmssl.apps.report.run_reader import Run
+from mmssl.apps.report.wording import Figure, figures_of, title_of
+from mmssl.config import Config
+from mmssl.evaluate.compare import Difference, compare_results, holm
+from mmssl.types import UserError
+
+LOWER_IS_BETTER = ("calibration_error", "median_rank", "bad_samples")
+NO_DIRECTION = ("samples", "classes", "captions", "train_samples", "k", "c")
+
+
+Row = list[tuple[Figure | None, bool]]
+"""Each run's figure and whether it is the best."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure of a run against the first run's, on the same samples."""
+
+    run: str
+    figure: str
+    difference: Difference
+    real: bool
+    """With a chance of any false alarm among a run's figures of at most 5 % (Holm)."""
+
+    @property
+    def text(self) -> str:
+        """The difference in percentage points, with its interval."""
+        low, high = self.difference.interval
+        return f"{100 * self.difference.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side."""
+
+    figures: list[tuple[str, list[tuple[str, Row]]]]
+    """Evaluation, and what it measured with each run's figure."""
+    changes: list[Change]
+    settings: list[tuple[str, list[str]]]
+    """Settings that differ, and their values."""
+    notes: list[str]
+
+
+def compared(runs: Sequence[Run]) -> Comparison:
+    """All figures, paired differences to the first run, and the settings that differ."""
+    changes: list[Change] = []
+    notes: list[str] = []
+    for run in runs[1:]:
+        try:
+            found = compare_results(runs[0].folder, run.folder)
+        except UserError as error:
+            notes.append(f"{run.name} cannot be compared sample by sample: {error}")
+            continue
+        real = holm([d.p_value for d in found.values()])
+        changes += [Change(run.name, name, d, sure) for (name, d), sure in zip(found.items(), real, strict=True)]
+    return Comparison(list(_figures(runs)), changes, _settings(runs), notes)
+
+
+def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, list[tuple[str, Row]]]]:
+    for key in dict.fromkeys(key for run in runs for key in run.results):
+        of_runs = [{figure.name: figure for figure in figures_of(run.results.get(key, {}))} for run in runs]
+        rows = []
+        for name in dict.fromkeys(name for figures in of_runs for name in figures):
+            row = [figures.get(name) for figures in of_runs]
+            words = next(figure.words for figure in row if figure is not None)
+            rows.append((words, list(zip(row, _best(name, row), strict=True))))
+        yield title_of(key), rows
+
+
+def _best(name: str, row: Sequence[Figure | None]) -> list[bool]:
+    """Which is the best, where that can be said and they are not all alike."""
+    last = name.rsplit(" / ", 1)[-1]
+    values = [figure.value for figure in row if figure is not None]
+    if last in NO_DIRECTION or len(set(values)) < 2:
+        return [False] * len(row)
+    best = min(values) if last.endswith(LOWER_IS_BETTER) else max(values)
+    return [figure is not None and figure.value == best for figure in row]
+
+
+def _settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    flat = [_flat(run.config) for run in runs]
+    keys = sorted({key for of_run in flat for key in of_run if key != "run_dir"})
+    rows = [(key, [str(of_run.get(key, "not set")) for of_run in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _flat(config: Config | None) -> dict[str, Any]:
+    """`section.key` -> value."""
+    if config is None:
+        return {}
+
+    def walk(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(tree, dict) and tree:
+            for key, value in tree.items():
+                yield from walk(value, f"{prefix}{key}.")
+        else:
+            yield prefix.rstrip("."), tree
+
+    return dict(walk(config.model_dump(mode="json"), ""))

@@ -1,0 +1,179 @@
+"""What a model makes of a data set's pictures: examples with maps, searches, calibration and the map of the space."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from mmssl.apps.explain import DEFAULT, image_maps
+from mmssl.apps.explain.explanation import overlay
+from mmssl.apps.explain.maps import heat
+from mmssl.apps.report.encoded_dataset import Seen, dataset_of, see
+from mmssl.apps.report.projection import plane
+from mmssl.apps.report.run_reader import Run
+from mmssl.apps.report.thumbnails import sheet, shrunk, uri
+from mmssl.evaluate.metrics import ranking as metrics
+from mmssl.evaluate.metrics.ranking import CalibrationBin
+from mmssl.inference.model import Model
+from mmssl.rng import generator
+from mmssl.types import UserError
+
+SHOWN = 6
+"""Examples of each kind, and searches in each direction."""
+FOUND = 5
+"""Results shown of a search."""
+MAP_POINTS = 600
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture on the page."""
+
+    uri: str
+    words: str
+    """What stands in for it where it cannot be seen."""
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A classified picture with its maps."""
+
+    picture: Shown
+    label: str
+    guesses: list[tuple[str, float]]
+    """The best classes with their probabilities."""
+    right: bool
+    maps: list[tuple[str, Shown]]
+    """Class name and where the picture speaks for it."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A query and what it finds."""
+
+    query: str | Shown
+    found: list[Any]
+    """Pictures (Shown), or pairs of text and whether it is right."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """The map: points with the place of their picture in the sheet."""
+
+    method: str
+    sheet: str
+    points: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """All that is shown of one data set's pictures, with a note where something is missing."""
+
+    samples: int = 0
+    """Pictures that were encoded for it."""
+    method: str = ""
+    examples: list[Example] = field(default_factory=list)
+    by_text: list[Search] = field(default_factory=list)
+    by_picture: list[Search] = field(default_factory=list)
+    bins: list[CalibrationBin] = field(default_factory=list)
+    space: Space | None = None
+    note: str | None = None
+
+
+def gallery(run: Run, key: str, model: Model, limit: int, method: str = DEFAULT) -> Gallery:
+    """Look at up to `limit` pictures of the data set of `DATA SET/TASK`; `method` makes the maps of the examples."""
+    try:
+        dataset = dataset_of(run, key)
+        if dataset is None:
+            return Gallery(note="This evaluation kept no table of its samples, so none can be shown.")
+        seen = see(model, dataset, limit, captioned=key.endswith("/retrieval"))
+    except UserError as error:
+        return Gallery(note=f"Pictures cannot be shown: {error}")
+    scores = seen.scores
+    by_text, by_picture = _searches(seen, scores)
+    return Gallery(
+        samples=len(seen.samples),
+        method=method,
+        examples=_examples(model, seen, scores, method) if seen.classified else [],
+        by_text=by_text,
+        by_picture=by_picture,
+        bins=_calibration(model, seen, scores) if seen.classified else [],
+        space=_space(seen, scores),
+    )
+
+
+def _examples(model: Model, seen: Seen, scores: Tensor, method: str) -> list[Example]:
+    """Right ones, then wrong ones, drawn by chance."""
+    right = scores.argmax(1) == seen.owner
+    rng = generator(0, "report examples")
+    rows: list[int] = []
+    for kind in (right, ~right):
+        rows += sorted(rng.permutation(kind.nonzero().flatten().numpy())[:SHOWN].tolist())
+    pixels = seen.pixels(model, rows)
+    return [_example(model, seen, row, pixels[row], scores[row], method) for row in rows]
+
+
+def _example(model: Model, seen: Seen, row: int, pixels: Tensor, scores: Tensor, method: str) -> Example:
+    """A picture with the maps of the predicted and of the right class. Its pixels [3, S, S], its similarities [C]."""
+    best = (model.logit_scale * scores).softmax(0).topk(min(3, len(seen.texts)))
+    owner = int(seen.owner[row])
+    classes = list(dict.fromkeys([int(best.indices[0]), owner]))
+    weights = seen.weights[classes].to(model.device)
+    maps = image_maps(model.encoder, pixels.expand(len(classes), -1, -1, -1).to(model.device), weights, method)
+    places = zip(classes, heat(maps.cpu(), pixels.shape[-1]), strict=True)
+    return Example(
+        picture=Shown(uri(shrunk(pixels)), f"a picture of the class {seen.name(owner)}"),
+        label=seen.name(owner),
+        guesses=[(seen.name(i), p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)],
+        right=int(scores.argmax()) == owner,
+        maps=[
+            (seen.name(c), Shown(uri(shrunk(overlay(pixels, h))), f"the places that speak for {seen.name(c)}"))
+            for c, h in places
+        ],
+    )
+
+
+def _calibration(model: Model, seen: Seen, scores: Tensor) -> list[CalibrationBin]:
+    sure = (model.logit_scale * scores).softmax(1).amax(1)
+    return metrics.reliability(sure, scores.argmax(1) == seen.owner)
+
+
+def _searches(seen: Seen, scores: Tensor) -> tuple[list[Search], list[Search]]:
+    """Some texts and the pictures nearest to them; some pictures and the texts nearest to them."""
+    rng = generator(0, "report searches")
+    owned = sorted(set(seen.owner.tolist()))
+    queries = sorted(rng.permutation(owned)[:SHOWN].tolist())
+    pictures = sorted(rng.permutation(len(seen.samples))[:SHOWN].tolist())
+    by_text = []
+    for text in queries:
+        best = scores[:, text].topk(min(FOUND, len(scores))).indices.tolist()
+        by_text.append(Search(seen.name(text), [_small(seen, row, seen.right(row, text)) for row in best]))
+    by_picture = []
+    for row in pictures:
+        best = scores[row].topk(min(FOUND, scores.shape[1])).indices.tolist()
+        by_picture.append(Search(_small(seen, row), [(seen.name(i), seen.right(row, i)) for i in best]))
+    return by_text, by_picture
+
+
+def _small(seen: Seen, row: int, right: bool | None = None) -> Shown:
+    verdict = "" if right is None else "right: " if right else "wrong: "
+    return Shown(uri(seen.small[row]), verdict + seen.name(int(seen.owner[row])), right)
+
+
+def _space(seen: Seen, scores: Tensor) -> Space:
+    """Pictures drawn evenly, placed so that those alike to the model are near each other."""
+    rows = list(range(0, len(seen.samples), max(1, -(-len(seen.samples) // MAP_POINTS))))
+    places, method = plane(seen.features[rows])
+    best = scores[rows].argmax(1).tolist()
+    points = [
+        {
+            "x": round(float(x), 4),
+            "y": round(float(y), 4),
+            "label": seen.name(int(seen.owner[row])),
+            "guess": seen.name(guess),
+            "right": seen.right(row, guess),
+        }
+        for row, (x, y), guess in zip(rows, places, best, strict=True)
+    ]
+    return Space(method, sheet([seen.small[row] for row in rows]), points)

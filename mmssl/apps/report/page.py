@@ -1,0 +1,242 @@
+"""The page: everything about runs in one file."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmssl.apps.explain import DEFAULT
+from mmssl.apps.report import wording as facts
+from mmssl.apps.report.comparison import compared
+from mmssl.apps.report.curves import curves_of
+from mmssl.apps.report.gallery import Gallery, gallery
+from mmssl.apps.report.render import render_page
+from mmssl.apps.report.run_reader import Run, collect, read_table
+from mmssl.apps.report.wording import Figure, figures_of
+from mmssl.evaluate.results import Metrics
+from mmssl.inference.model import Model, load
+from mmssl.types import UserError
+
+LARGEST = 10_000_000
+"""Bytes of a page that any browser opens at once."""
+MATRIX_CLASSES = 30
+LISTED = 10
+ENOUGH = 5
+"""Samples of a class from which its accuracy tells something."""
+WITH_PICTURES = ("zero_shot", "retrieval")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One task on one data set, as the page shows it."""
+
+    id: str
+    title: str
+    figures: list[Figure]
+    chance: float | None
+    gaps: dict[str, Any]
+    note: str | None
+    """What cannot be concluded from it."""
+    slices: list[dict[str, str]]
+    """Accuracy by group, with samples and interval."""
+    confusions: list[dict[str, str]]
+    matrix: tuple[list[str], list[list[int]]] | None
+    """Class names, and counts by row = label, column = prediction."""
+    classes: list[dict[str, str]]
+    """The classes recognised least, where classes have enough samples to tell."""
+    gallery: Gallery | None
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as the page shows it."""
+
+    id: str
+    run: Run
+    summary: str
+    tiles: list[tuple[str, str, str]]
+    """Value, what it is, and what to know of it."""
+    evaluations: list[Evaluation]
+    repeat: list[tuple[str, str]]
+    """What must be known to do it again."""
+    health: list[tuple[str, list[tuple[str, str]]]]
+    """Figures on the training data by subject."""
+
+
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    pictures: int = 1000,
+    method: str | None = None,
+    device: str = "cpu",
+    progress: Callable[[str], None] | None = None,
+) -> tuple[Path, list[str]]:
+    """Write OUT/index.html about runs.
+
+    Args:
+        folders: run folders, finished or not.
+        pictures: encoded of each data set; 0: none.
+        method: how the maps of the examples are made, of `mmssl.apps.explain.METHODS`.
+        progress: called with what is being done.
+    Returns:
+        The file, and notes on what could not be read.
+    Raises:
+        UserError: a folder is no run, a model cannot be loaded, or the page cannot be written.
+    """
+    runs = collect(folders)
+    views = []
+    for number, run in enumerate(runs):
+        wanted = run.model is not None and pictures > 0 and len(run.results) > 0
+        model = load(run.model).to(device) if wanted and run.model is not None else None
+        look = partial(_gallery, run, model, pictures, method or DEFAULT, progress)
+        views.append(_view(run, f"run{number}", look))
+    page = render_page(
+        title=f"Report: {', '.join(run.name for run in runs)}",
+        views=views,
+        curves=curves_of(runs),
+        comparison=compared(runs) if len(runs) > 1 else None,
+    ).encode()
+    notes = [note for run in runs for note in run.notes]
+    if len(page) > LARGEST:
+        notes.append(f"the page has {len(page) / 1e6:.1f} MB; give fewer runs, or a smaller --pictures")
+    path = out / "index.html"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(page)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; give another folder") from None
+    return path, notes
+
+
+def _gallery(
+    run: Run, model: Model | None, pictures: int, method: str, progress: Callable[[str], None] | None, key: str
+) -> Gallery | None:
+    if not key.endswith(WITH_PICTURES):
+        return None
+    if model is None:
+        return Gallery(note="Pictures were not encoded for this page." if pictures == 0 else "There is no model yet.")
+    if progress is not None:
+        progress(f"{run.name}: {key}")
+    return gallery(run, key, model, pictures, method)
+
+
+def _view(run: Run, name: str, look: Callable[[str], Gallery | None]) -> RunView:
+    evaluations = []
+    for place, (key, metrics) in enumerate(run.results.items()):
+        tables = run.tables[key]
+        evaluations.append(
+            Evaluation(
+                id=f"{name}-{place}",
+                title=facts.title_of(key),
+                figures=figures_of(metrics),
+                chance=facts.chance(metrics),
+                gaps=gaps_of(metrics),
+                note=metrics.get("note"),
+                slices=brief_rows(read_table(tables / "slices.csv")),
+                confusions=brief_rows(r for r in read_table(tables / "confusions.csv")[:LISTED] if int(r["count"]) > 1),
+                matrix=matrix_of(read_table(tables / "predictions.csv")),
+                classes=brief_rows(hardest(read_table(tables / "per_class.csv"))),
+                gallery=look(key),
+            )
+        )
+    return RunView(name, run, facts.summary(run), tiles(run), evaluations, repeat(run), health(run))
+
+
+def matrix_of(predictions: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[int]]] | None:
+    """Class names and counts (row = label, column = prediction); None without predictions or with too many classes."""
+    pairs = Counter((row["label"], row["class1"]) for row in predictions if "class1" in row)
+    names = sorted({name for pair in pairs for name in pair})
+    if not 1 < len(names) <= MATRIX_CLASSES:
+        return None
+    return [facts.brief(name) for name in names], [[pairs[label, guess] for guess in names] for label in names]
+
+
+def gaps_of(metrics: Metrics) -> dict[str, Any]:
+    """The widest gap by field, where two groups are large enough to have one."""
+    found = {facts.brief(field): gap for field, gap in (metrics.get("gaps") or {}).items() if gap is not None}
+    return {field: {**gap, **{end: facts.brief(gap[end]) for end in ("best", "worst")}} for field, gap in found.items()}
+
+
+def brief_rows(rows: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The rows of a table with no cell too long to be read."""
+    return [{name: facts.brief(cell) for name, cell in row.items()} for row in rows]
+
+
+def hardest(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The classes with the lowest recall, among those with enough samples."""
+    told = [dict(row) for row in rows if int(row["samples"]) >= ENOUGH and row["recall"] != ""]
+    return sorted(told, key=lambda row: float(row["recall"]))[:LISTED]
+
+
+def tiles(run: Run) -> list[tuple[str, str, str]]:
+    """The run in a few large numbers."""
+    found = []
+    for key, metrics in run.results.items():
+        figure, guess = facts.main_figure(metrics), facts.chance(metrics)
+        if figure is not None and figure.rate and key.endswith(WITH_PICTURES):
+            parts = [f"95 %: {figure.interval_text}" if figure.interval is not None else ""]
+            parts.append(f"chance {100 * guess:.2g} %" if guess is not None else "")
+            found.append((figure.text, facts.title_of(key), "; ".join(part for part in parts if part)))
+    last = run.last
+    if isinstance(last.get("seconds"), int | float):
+        found.append((facts.duration(last["seconds"]), "training time", f"{last['step']:,} steps"))
+    if isinstance(last.get("samples"), int):
+        speeds = sorted(row["samples_per_s"] for row in run.metrics if isinstance(row.get("samples_per_s"), float))
+        middle = f"{speeds[len(speeds) // 2]:,.0f} a second" if speeds else ""
+        found.append((f"{last['samples']:,}", "pairs seen", middle))
+    if (count := facts.parameters(run)) is not None:
+        found.append((f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}", "weights in the model", ""))
+    return found
+
+
+def repeat(run: Run) -> list[tuple[str, str]]:
+    """Commands, versions and hashes."""
+    rows = [("Trained on", source) for source in facts.sources_of(run)]
+    for start in run.starts:
+        begun = "Started" if start.get("step", 0) == 0 else f"Resumed at step {start.get('step')}"
+        rows += [(f"{begun}, {start.get('time', '')}", str(start.get("command", "")))]
+    if run.starts:
+        last = run.starts[-1]
+        code = last.get("code") or {}
+        changed = ", with changes that are not committed" if code.get("changed") else ""
+        rows += [("Commit of mmssl", f"{code['commit']}{changed}")] if code.get("commit") else []
+        rows += [("Processes", str(last.get("processes", ""))), ("Machine", str(last.get("platform", "")))]
+        rows += [("Fingerprint of the training shards", str(last.get("data_fingerprint", "")))]
+        rows += [("Versions", ", ".join(f"{name} {number}" for name, number in last.get("versions", {}).items()))]
+    else:
+        rows.append(("Command", f"mmssl train {run.folder / 'config.yaml'} run_dir=ANOTHER_FOLDER"))
+    if run.model is not None and (run.model / "model.safetensors").is_file():
+        rows.append(("SHA-256 of model.safetensors", facts.sha256(run.model / "model.safetensors")))
+    return [*rows, ("This page", f"mmssl report {run.folder}")]
+
+
+def health(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What is known of the training data, by subject."""
+    found = []
+    if "bad_samples" in run.last:
+        rows = [("Samples that could not be used", str(run.last["bad_samples"]))]
+        rows += [(f"{bad.get('shard')}:{bad.get('key')}", str(bad.get("error"))) for bad in run.bad_samples[:LISTED]]
+        rows.append(("Remote reads taken up again", str(run.last.get("retries", 0))))
+        found.append(("While training", rows))
+    advice = (run.health or {}).get("advice", [])
+    if advice:
+        found.append(("What to fix", [(str(n), str(line)) for n, line in enumerate(advice, start=1)]))
+    for subject, figures in (run.health or {}).items():
+        if isinstance(figures, dict):
+            rows = [(str(name), in_short(value)) for name, value in figures.items() if value not in ([], {}, None)]
+            found.append((subject.capitalize(), rows))
+    return found
+
+
+def in_short(value: Any) -> str:
+    """A value of the data's health as one line."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {in_short(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(in_short, value))
+    return str(value)

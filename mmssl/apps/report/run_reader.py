@@ -1,0 +1,163 @@
+"""What a run left in its folder, finished or not."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmssl.config import Config, load_config
+from mmssl.evaluate.results import Metrics, read_csv
+from mmssl.types import UserError
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as it lies on disk. Everything may be missing but the folder."""
+
+    name: str
+    """Unlike the names of the other runs of the report."""
+    folder: Path
+    config: Config | None
+    config_text: str
+    metrics: list[Row]
+    """One record a step."""
+    evaluations: list[Row]
+    """One record an evaluation while training."""
+    results: dict[str, Metrics]
+    """`DATA SET/TASK` -> figures, of the last evaluation and of later ones in folders of their own."""
+    tables: dict[str, Path]
+    """`DATA SET/TASK` -> the folder of its tables."""
+    starts: list[Row]
+    """What environment.json tells of each start of the run."""
+    health: Row | None
+    """What `mmssl shards check --json RUN/data_health.json` found."""
+    bad_samples: list[Row]
+    sanity: Row | None
+    """What `mmssl bench explain --out RUN/explain` found."""
+    notes: list[str]
+    """What could not be read."""
+
+    @property
+    def model(self) -> Path | None:
+        """The folder of its model, once there is one."""
+        folder = self.folder / "model"
+        return folder if (folder / "config.json").is_file() else None
+
+    @property
+    def last(self) -> Row:
+        """The last step's record; empty before the first."""
+        return self.metrics[-1] if self.metrics else {}
+
+    @property
+    def state(self) -> str:
+        """Whether it came to its end, in words."""
+        if self.model is not None:
+            return "finished"
+        return "stopped early, or still going on" if self.metrics else "not begun"
+
+
+def collect(folders: Sequence[Path]) -> list[Run]:
+    """Read runs.
+
+    Raises:
+        UserError: a folder is no run.
+    """
+    return [_collect(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+
+
+def _collect(folder: Path, name: str) -> Run:
+    if not any((folder / file).is_file() for file in ("config.yaml", "metrics.jsonl", "results.json")):
+        raise UserError(f"{folder} is no run: it has neither config.yaml nor metrics.jsonl nor results.json")
+    notes: list[str] = []
+    results, tables = _results(folder, notes)
+    environment = _json(folder / "environment.json", notes)
+    return Run(
+        name=name,
+        folder=folder,
+        config=_config(folder / "config.yaml", notes),
+        config_text=_text(folder / "config.yaml"),
+        metrics=[row for row in _lines(folder / "metrics.jsonl", notes) if isinstance(row.get("step"), int)],
+        evaluations=_lines(folder / "evaluations.jsonl", notes),
+        results=results,
+        tables=tables,
+        starts=environment.get("starts", []) if environment is not None else [],
+        health=_json(folder / "data_health.json", notes),
+        bad_samples=_lines(folder / "bad_samples.jsonl", notes),
+        sanity=_json(folder / "explain" / "sanity.json", notes),
+        notes=notes,
+    )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names, or their paths where these are alike."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) == len(names):
+        return names
+    return [str(folder) for folder in folders]
+
+
+def _results(folder: Path, notes: list[str]) -> tuple[dict[str, Metrics], dict[str, Path]]:
+    """The run's own results, then those of evaluations kept in folders inside it; a later one of a name adds its
+    folder to it."""
+    results: dict[str, Metrics] = {}
+    tables: dict[str, Path] = {}
+    for path in (folder / "results.json", *sorted(folder.glob("*/results.json"))):
+        for key, figures in (_json(path, notes) or {}).items():
+            if not isinstance(figures, dict):
+                continue
+            name = key if key not in results else f"{path.parent.name}/{key}"
+            results[name] = figures
+            tables[name] = path.parent / key
+    return results, tables
+
+
+def _config(path: Path, notes: list[str]) -> Config | None:
+    if not path.is_file():
+        return None
+    try:
+        return load_config(path, [])
+    except UserError as error:
+        notes.append(f"{path} is not a configuration of this version: {error}")
+        return None
+
+
+def _json(path: Path, notes: list[str]) -> Row | None:
+    if not path.is_file():
+        return None
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        notes.append(f"{path} cannot be read: {error}")
+        return None
+    return tree if isinstance(tree, dict) else None
+
+
+def _lines(path: Path, notes: list[str]) -> list[Row]:
+    """The records of a file of one JSON object a line; a last line that a kill cut off is no record yet."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows, damaged = [], 0
+    for number, line in enumerate(lines):
+        try:
+            row = json.loads(line) if line else None
+        except ValueError:
+            damaged += number < len(lines) - 1
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    if damaged:
+        notes.append(f"{path}: {damaged} lines cannot be read and are left out")
+    return rows
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none when there is no file."""
+    return read_csv(path) if path.is_file() else []

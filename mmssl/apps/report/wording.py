@@ -1,0 +1,191 @@
+"""Figures and facts in plain words, the same for the page and the model card."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from mmssl.apps.report.run_reader import Run
+from mmssl.evaluate.results import Metrics
+
+WORDS = {
+    "acc1": "Accuracy",
+    "acc5": "Right class among the first five",
+    "mean_per_class_recall": "Accuracy, mean over classes",
+    "mean_average_precision": "Mean average precision",
+    "calibration_error": "Calibration error",
+    "samples": "Pictures",
+    "captions": "Captions",
+    "classes": "Classes",
+    "bad_samples": "Pictures that could not be used",
+    "train_samples": "Training pictures",
+    "real_gaps": "Gaps between groups that are no chance",
+}
+TASKS = {
+    "zero_shot": "zero-shot classification",
+    "linear_probe": "linear probe",
+    "few_shot": "linear probe with few labels",
+    "knn": "nearest neighbours",
+    "multilabel": "several labels a picture, zero-shot",
+    "retrieval": "image-text retrieval",
+    "geometry": "geometry of the space",
+    "corruptions": "robustness to corruptions",
+    "fine_tune": "fine-tuning with few labels",
+    "associations": "associations with groups",
+}
+RATES = re.compile(r"acc\d|recall|precision|map@|calibration_error")
+MAIN = (
+    *("acc1", "mean_average_precision", "image_retrieval_recall@5", "acc1_corrupted", "acc1@1"),
+    "real_gaps",
+)
+"""The first of these that an evaluation has is named in summaries."""
+
+
+LONGEST = 200
+"""Characters that are shown of a name or caption."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number."""
+
+    name: str
+    words: str
+    value: float
+    interval: tuple[float, float] | None
+    rate: bool
+    """A share of 1, shown in percent."""
+
+    @property
+    def text(self) -> str:
+        """The value with its unit."""
+        return in_words(self.value, self.rate)
+
+    @property
+    def interval_text(self) -> str:
+        """The 95 % interval, or nothing."""
+        if self.interval is None:
+            return ""
+        return f"{in_words(self.interval[0], self.rate)} to {in_words(self.interval[1], self.rate)}"
+
+
+def in_words(value: float, rate: bool) -> str:
+    """A number as it is shown."""
+    if not math.isfinite(value):
+        return "none"
+    if rate:
+        return f"{100 * value:.1f} %"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def brief(text: str) -> str:
+    """A name or caption as it is shown: a caption may be a book."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def figures_of(metrics: Metrics) -> list[Figure]:
+    """Every figure of an evaluation; figures inside others are named `outer / inner`."""
+    return list(_figures(metrics, metrics.get("intervals") or {}, ""))
+
+
+def _figures(tree: Metrics, intervals: Any, prefix: str) -> Iterator[Figure]:
+    for name, value in tree.items():
+        if name in ("intervals", "gaps"):
+            continue
+        if isinstance(value, dict):
+            inner = value.get("intervals") or (intervals.get(name) if isinstance(intervals, dict) else None) or {}
+            yield from _figures(value, inner, f"{prefix}{name} / ")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found = intervals.get(name) if isinstance(intervals, dict) else None
+            pair = (float(found[0]), float(found[1])) if isinstance(found, list | tuple) and len(found) == 2 else None
+            rate = RATES.search(name) is not None and 0 <= value <= 1
+            yield Figure(f"{prefix}{name}", f"{prefix}{words_of(name)}", float(value), pair, rate)
+
+
+def words_of(name: str) -> str:
+    """A figure's name in plain words."""
+    if name in WORDS:
+        return WORDS[name]
+    if name.startswith("acc1_"):
+        return f"Accuracy: {name.removeprefix('acc1_').replace('_', ' ')}"
+    found = re.fullmatch(r"(image|text)_retrieval_(recall|map)@(\d+)", name)
+    if found is not None:
+        search = "A caption finds its picture" if found[1] == "image" else "A picture finds its caption"
+        return f"{search}, {'among the first' if found[2] == 'recall' else 'mean precision of the first'} {found[3]}"
+    if name.endswith("_retrieval_median_rank"):
+        return f"Median place of the right {'picture' if name.startswith('image') else 'caption'}"
+    return name.replace("_", " ")
+
+
+def title_of(key: str) -> str:
+    """`DATA SET/TASK` in plain words."""
+    name, _, task = key.rpartition("/")
+    return f"{name}: {TASKS.get(task, task.replace('_', ' '))}" if name else key
+
+
+def main_figure(metrics: Metrics) -> Figure | None:
+    """What an evaluation is summed up by."""
+    figures = {figure.name: figure for figure in figures_of(metrics)}
+    return next((figures[name] for name in MAIN if name in figures), next(iter(figures.values()), None))
+
+
+def chance(metrics: Metrics) -> float | None:
+    """The accuracy of guessing, for classifications."""
+    classes = metrics.get("classes")
+    return 1 / classes if "acc1" in metrics and isinstance(classes, int) and classes > 0 else None
+
+
+def summary(run: Run) -> str:
+    """The run in two or three sentences."""
+    sentences = [f"{run.name}: {run.state}."]
+    if run.last:
+        pairs, seconds = run.last.get("samples"), run.last.get("seconds")
+        seen = f", {pairs:,} pairs seen" if isinstance(pairs, int) else ""
+        took = f", {duration(seconds)} of training" if isinstance(seconds, int | float) else ""
+        sentences.append(f"{run.last['step']:,} steps{seen}{took}.")
+    for key, metrics in run.results.items():
+        figure, guess = main_figure(metrics), chance(metrics)
+        if figure is not None:
+            sure = f" ({figure.interval_text})" if figure.interval is not None else ""
+            times = f", {figure.value / guess:.0f} times chance" if guess and figure.name == "acc1" else ""
+            sentences.append(f"{title_of(key)}: {figure.words.lower()} {figure.text}{sure}{times}.")
+    return " ".join(sentences)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the units people use."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sources_of(run: Run) -> list[str]:
+    """What the run was trained on, as configured."""
+    if run.config is None:
+        return []
+    train = run.config.data.train
+    entries = [train] if isinstance(train, str) else train
+    return [str(entry if isinstance(entry, str) else f"{entry.shards} (weight {entry.weight:g})") for entry in entries]
+
+
+def parameters(run: Run) -> int | None:
+    """Weights of the model, counted in its file's header."""
+    path = run.model / "model.safetensors" if run.model is not None else None
+    if path is None or not path.is_file():
+        return None
+    total = 0
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no mapping
+            total += math.prod(file.get_slice(name).get_shape())
+    return total

@@ -1,0 +1,56 @@
+"""The pictures of an index, read from their shards one at a time."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from mmssl.apps.search.index import Index
+from mmssl.data.shards.samples import Limits, groups
+from mmssl.data.shards.shard_index import windowed
+from mmssl.data.shards.tar import Archive, TarError
+from mmssl.data.sources.patterns import is_remote
+
+SHARDS = 32
+"""Shards whose tables of contents stay in memory."""
+
+Places = dict[str, tuple[int, int]]
+"""Key of a sample -> first byte and size of its picture."""
+
+
+class Originals:
+    """Encoded pictures by row. The first picture of a shard costs a walk over its headers, the others a read."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._places = lru_cache(SHARDS)(_places)
+
+    def read(self, row: int) -> bytes | None:
+        """The encoded picture of a row; None where its shard is no local file, is gone, or no longer has it."""
+        hit = self._index.hits([row], [0.0])[0]
+        if is_remote(hit.shard):
+            return None
+        try:
+            with Path(hit.shard).open("rb", buffering=0) as file:
+                status = os.fstat(file.fileno())
+                place = self._places(hit.shard, status.st_mtime_ns, status.st_size).get(hit.key)
+                if place is None:
+                    return None
+                start, size = place
+                content = os.pread(file.fileno(), size, start)
+        except OSError:
+            return None
+        return content if len(content) == size else None
+
+
+def _places(shard: str, mtime_ns: int, size: int) -> Places:
+    """The table of contents of a shard as it was at a time; of a damaged one, what stands before the damage."""
+    found: Places = {}
+    with Path(shard).open("rb", buffering=0) as file:
+        try:
+            for group in groups(Archive(windowed(file.fileno()), size), Limits(), need_text=False):
+                member = group.image()
+                if group.defect is None and member is not None:
+                    found[group.key] = (member.data, member.size)
+        except TarError:
+            return found
+    return found

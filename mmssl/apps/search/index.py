@@ -1,0 +1,177 @@
+"""A folder of stored vectors: INDEX/index.json, and for each shard parts/NUMBER.npy with parts/NUMBER.parquet.
+
+The vectors are unit vectors, float16 [n, D]; the table has shard, key and caption of each row. A part is there when its
+.npy is: the table is written first.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mmssl.apps.search.nearest import Found, Graph, Vectors, exact_nearest, locate, starts_of
+from mmssl.inference.model import Model
+from mmssl.rng import torch_generator
+from mmssl.types import UserError
+
+FORMAT = 1
+RECORD, PARTS, GRAPH = "index.json", "parts", "graph.usearch"
+TABLES = 64
+"""Tables of captions that stay in memory."""
+SAME = 0.99
+"""Cosine with the stored probe from which a model counts as the one that made the index: devices and precisions differ
+by less, other weights by more."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture that was found."""
+
+    similarity: float
+    """Cosine with the query."""
+    shard: str
+    key: str
+    caption: str
+
+
+class Index:
+    """Stored vectors of pictures, with what is known of each."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Raises UserError when there is no whole index."""
+        self.folder = Path(folder)
+        record = read_record(self.folder)
+        if record is None:
+            raise UserError(f"no index at {folder}; make one: mmssl embed MODEL SHARDS --out {folder}")
+        self.shards: list[str] = record["shards"]
+        self.probe = np.array(record["probe"], dtype=np.float32)
+        missing = [number for number in range(len(self.shards)) if not part(self.folder, number).is_file()]
+        if missing:
+            raise UserError(
+                f"{folder} lacks {len(missing)} of {len(self.shards)} shards, {self.shards[missing[0]]} first; "
+                f"go on with the same mmssl embed command"
+            )
+        self.parts: list[npt.NDArray[np.float16]] = [
+            # Copied when written, which never happens: torch warns of arrays that cannot be written.
+            np.load(part(self.folder, number), mmap_mode="c")
+            for number in range(len(self.shards))
+        ]
+        self._starts = starts_of(self.parts)
+        self._table = lru_cache(TABLES)(lambda number: _parquet().read_table(table(self.folder, number)))
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def check(self, model: Model) -> None:
+        """Raises UserError when another model made the index."""
+        own = probe(model)
+        if own.shape != self.probe.shape or float(own @ self.probe) < SAME:
+            raise UserError(f"{self.folder} was made by another model; embed the pictures again, or give that model")
+
+    def nearest(self, queries: Vectors, k: int = 10, exact: bool | None = None) -> Found:
+        """Row numbers and cosines of the k nearest pictures to each query [Q, D].
+
+        Args:
+            exact: compare with every vector. Default: if there is no graph.
+
+        Raises:
+            UserError: the graph is asked for, and there is none or usearch is missing.
+        """
+        path = self.folder / GRAPH
+        if exact or (exact is None and not path.is_file()):
+            return exact_nearest(queries, self.parts, k, unit=True)
+        if not path.is_file():
+            raise UserError(f"{self.folder} has no graph; make it: mmssl embed ... --graph")
+        return self._graph.nearest(queries, min(k, len(self)))
+
+    def hits(self, rows: Sequence[int], similarities: Sequence[float]) -> list[Hit]:
+        """What is known of rows."""
+        found = []
+        numbers, places = locate(self._starts, np.asarray(rows, dtype=np.int64))
+        for number, place, similarity in zip(numbers.tolist(), places.tolist(), similarities, strict=True):
+            known = self._table(number).slice(place, 1).to_pylist()[0]
+            found.append(Hit(float(similarity), self.shards[number], known["key"], known["caption"]))
+        return found
+
+    def vector(self, row: int) -> npt.NDArray[np.float32]:
+        """The stored vector of a picture, [D]."""
+        number, place = locate(self._starts, np.asarray(row))
+        return np.asarray(self.parts[int(number)][int(place)], dtype=np.float32)
+
+    @cached_property
+    def _graph(self) -> Graph:
+        return Graph.open(self.folder / GRAPH, self.parts)
+
+    def build_graph(self) -> None:
+        """Write the graph with which large indexes are searched.
+
+        Raises:
+            UserError: usearch is missing.
+        """
+        self._graph = Graph.build(self.parts, len(self.probe), self.folder / GRAPH)
+
+
+def probe(model: Model) -> npt.NDArray[np.float32]:
+    """The model's vector of a fixed picture, by which it is known again, [D]."""
+    side = model.vision.image_size
+    noise = torch.randint(256, (1, 3, side, side), generator=torch_generator("probe"), dtype=torch.uint8)
+    return model.encode_rendered(noise)[0].numpy()
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """index.json; None where there is none.
+
+    Raises:
+        UserError: it is not of this format.
+    """
+    try:
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / RECORD} cannot be read: {error}") from None
+    if record.get("format") != FORMAT:
+        raise UserError(f"{folder / RECORD} has format {record.get('format')!r}, this version reads {FORMAT}")
+    return record
+
+
+def part(folder: Path, number: int) -> Path:
+    """The vectors of a shard."""
+    return folder / PARTS / f"{number:06}.npy"
+
+
+def table(folder: Path, number: int) -> Path:
+    """What is known of a shard's rows."""
+    return part(folder, number).with_suffix(".parquet")
+
+
+def write_part(folder: Path, number: int, vectors: npt.NDArray[np.float16], columns: dict[str, list[str]]) -> None:
+    """Store a shard: whole, or not at all."""
+    import pyarrow
+
+    for path, write in (
+        (table(folder, number), lambda partial: _parquet().write_table(pyarrow.table(columns), partial)),
+        (part(folder, number), lambda partial: _save(partial, vectors)),
+    ):
+        partial = path.with_name(f".{path.name}.partial")
+        write(partial)
+        partial.replace(path)
+
+
+def _save(path: Path, vectors: npt.NDArray[np.float16]) -> None:
+    with path.open("wb") as file:  # np.save would add .npy to the name
+        np.save(file, vectors)
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("indexes need pyarrow: pip install 'mmssl[search]'") from None
+    return pyarrow.parquet

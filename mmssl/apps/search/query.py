@@ -1,0 +1,37 @@
+"""What is looked for: words, or a picture."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mmssl.data.shards.samples import IMAGES
+from mmssl.inference.model import Model, Picture
+from mmssl.types import UserError
+
+
+def encode_query(model: Model, query: Picture) -> npt.NDArray[np.float32]:
+    """The unit vector of words or of a picture, float32 [1, D].
+
+    Args:
+        query: words, the file of a picture, or a picture.
+
+    Raises:
+        UserError: a file is no picture; there are words that end like the name of one, and no such file; or there is
+            nothing.
+        DecodeError: a picture that is no file cannot be decoded.
+    """
+    if not isinstance(query, str) or _is_file(query):
+        return model.encode_image(query).numpy()
+    if Path(query).suffix.lower().lstrip(".") in IMAGES:
+        raise UserError(f"no picture at {query}; correct the path, or search for other words")
+    if not query.strip():
+        raise UserError("the query is empty; give words or a picture")
+    return model.encode_text(query).numpy()
+
+
+def _is_file(words: str) -> bool:
+    try:
+        return Path(words).is_file()
+    except OSError:  # too long for a file's name
+        return False

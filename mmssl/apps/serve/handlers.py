@@ -1,0 +1,191 @@
+"""What the routes answer with, without HTTP: each function runs on a thread of a worker."""
+
+import base64
+import io
+import sys
+from collections.abc import Sequence
+from typing import BinaryIO, Literal, get_args
+
+from PIL import Image
+from torch import Tensor
+
+from mmssl.apps.explain.explanation import overlay
+from mmssl.apps.explain.maps import heat, image_maps, methods_of
+from mmssl.apps.explain.word_scores import word_scores
+from mmssl.apps.search import Index
+from mmssl.apps.search.images import Originals
+from mmssl.apps.search.nearest import Vectors
+from mmssl.apps.serve.limits import Limits
+from mmssl.apps.serve.schemas import Caps, Facts, Found, Guess, Guesses, Hits, Map, WordScore
+from mmssl.data.transforms.decode import REDUCTIONS, DecodeError, decode, read_header
+from mmssl.inference.model import Model
+
+_START_OF_SCAN = b"\xff\xda"
+"""A marker, which cannot stand within a scan."""
+THUMBNAIL = 320
+"""Longer side of a thumbnail in pixels."""
+Method = Literal["rise", "occlusion", "similarity"]
+"""Maps that only encode. Those with gradients hook into the layers while pictures of other requests pass them."""
+
+
+class RefusalError(Exception):
+    """A request that cannot be served: its HTTP status, and why."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+class Service:
+    """A model and an index, asked for answers."""
+
+    def __init__(self, model: Model, index: Index | None, limits: Limits) -> None:
+        self.model = model
+        self.index = index
+        self.limits = limits
+        self.originals = None if index is None else Originals(index)
+
+    def facts(self) -> Facts:
+        """What is served."""
+        limits = self.limits
+        return Facts(
+            vision=self.model.config.vision.name,
+            dimensions=self.model.config.embed_dim,
+            image_size=self.model.vision.image_size,
+            pictures=None if self.index is None else len(self.index),
+            methods=self.methods(),
+            limits=Caps(
+                upload_bytes=limits.upload_bytes,
+                pixels=limits.pixels,
+                text_chars=limits.text_chars,
+                labels=limits.labels,
+                hits=limits.hits,
+            ),
+        )
+
+    def methods(self) -> list[str]:
+        """The maps that can be made of this tower."""
+        possible = methods_of(self.model.vision)
+        return [name for name in get_args(Method) if name in possible]
+
+    def by_text(self, text: str, k: int) -> Hits:
+        """The pictures nearest to words."""
+        self._searched()
+        return self._nearest(self.model.encode_text(text).numpy(), k)
+
+    def by_picture(self, upload: BinaryIO, k: int) -> Hits:
+        """The pictures nearest to a picture."""
+        self._searched()
+        return self._nearest(self.model.encode_rendered(self._seen(upload)[None]).numpy(), k)
+
+    def by_row(self, row: int, k: int) -> Hits:
+        """The pictures nearest to one of them, without itself."""
+        index = self._searched()
+        self._check(row)
+        hits = self._nearest(index.vector(row)[None], k + 1).hits
+        return Hits(hits=[hit for hit in hits if hit.row != row][:k])
+
+    def labels(self, upload: BinaryIO, labels: Sequence[str], template: str) -> Guesses:
+        """How well each label fits a picture."""
+        image = self.model.encode_rendered(self._seen(upload)[None])
+        texts = self.model.encode_text([template.replace("{c}", label) for label in labels])
+        similarities = (image @ texts.T)[0]
+        probabilities = (self.model.logit_scale * similarities).softmax(-1)
+        guesses = [
+            Guess(label=label, probability=p, similarity=s)
+            for label, p, s in zip(labels, probabilities.tolist(), similarities.tolist(), strict=True)
+        ]
+        return Guesses(labels=sorted(guesses, key=lambda guess: -guess.probability))
+
+    def map(self, upload: BinaryIO, text: str, method: Method) -> Map:
+        """Where in a picture a text comes from."""
+        if method not in self.methods():
+            raise RefusalError(422, f"method: this model's vision tower takes {', '.join(self.methods())}")
+        seen = self._seen(upload)
+        image, words = self.model.encode_rendered(seen[None]), self.model.encode_text(text)
+        device = self.model.device
+        found = image_maps(self.model.encoder, seen[None].to(device), words.to(device), method).cpu()
+        return Map(
+            similarity=float(image[0] @ words[0]),
+            method=method,
+            grid=found[0].tolist(),
+            overlay=_data_uri(overlay(seen, heat(found, seen.shape[-1])[0])),
+            words=[WordScore(word=word, fall=fall) for word, fall in word_scores(self.model, text, image[0])],
+        )
+
+    def thumbnail(self, row: int) -> bytes:
+        """A picture of the index, small, as JPEG."""
+        self._searched()
+        self._check(row)
+        assert self.originals is not None
+        content = self.originals.read(row)
+        if content is None:
+            raise RefusalError(404, f"picture {row} cannot be read; its shard is not on this machine, or has changed")
+        try:
+            header = read_header(content, sys.maxsize)
+            if header.width * header.height > self.limits.pixels:
+                raise RefusalError(404, f"picture {row} is too large to be shown")
+            shrink = max(header.width, header.height) / THUMBNAIL
+            reduce = next((factor for factor in REDUCTIONS if shrink >= factor and header.reducible), 1)
+            picture = Image.fromarray(decode(content, header, reduce))
+        except DecodeError:
+            raise RefusalError(404, f"picture {row} is broken") from None
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        return _encoded(picture, "JPEG")
+
+    def _searched(self) -> Index:
+        if self.index is None:
+            raise RefusalError(404, "there is no index to search; start the server with one: mmssl serve MODEL INDEX")
+        return self.index
+
+    def _check(self, row: int) -> None:
+        if not 0 <= row < len(self._searched()):
+            raise RefusalError(404, f"there is no picture {row}")
+
+    def _nearest(self, vectors: Vectors, k: int) -> Hits:
+        index = self._searched()
+        rows, similarities = index.nearest(vectors, min(k, len(index)))
+        numbers = rows[0].tolist()
+        hits = index.hits(numbers, similarities[0].tolist())
+        return Hits(
+            hits=[
+                Found(row=row, similarity=hit.similarity, key=hit.key, caption=hit.caption)
+                for row, hit in zip(numbers, hits, strict=True)
+            ]
+        )
+
+    def _seen(self, upload: BinaryIO) -> Tensor:
+        """An uploaded picture as the model sees it, uint8 [3, S, S]. Its size is known before it is decoded."""
+        content = upload.read()
+        try:
+            header = read_header(content, sys.maxsize)
+        except DecodeError as error:
+            raise RefusalError(415, str(error)) from None
+        if header.width * header.height > self.limits.pixels:
+            raise RefusalError(
+                413,
+                f"the picture has {header.width} x {header.height} pixels, more than the limit of "
+                f"{self.limits.pixels:,}",
+            )
+        if max(header.width, header.height) > self.limits.elongation * min(header.width, header.height):
+            raise RefusalError(
+                422, f"the picture is more than {self.limits.elongation} times as long as it is wide; cut it first"
+            )
+        if header.format == "JPEG" and content.count(_START_OF_SCAN) > self.limits.scans:
+            raise RefusalError(422, f"the JPEG has more than {self.limits.scans} scans; save it anew")
+        try:
+            return self.model.render(content)
+        except DecodeError as error:
+            raise RefusalError(422, str(error)) from None
+
+
+def _data_uri(picture: Tensor) -> str:
+    png = _encoded(Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()), "PNG")
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()

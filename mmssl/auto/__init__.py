@@ -1,6 +1,0 @@
-"""From pairs in any form to a training: what is chosen for their number and for the machine, and why."""
-
-from mmssl.auto.choose import Choice, choose
-from mmssl.auto.facts import Machine, Pairs, Start
-
-__all__ = ["Choice", "Machine", "Pairs", "Start", "choose"]

@@ -1,0 +1,87 @@
+"""What a configuration would do, in words: needs no data, no weights and no GPU."""
+
+from torch import nn
+
+from mmssl.build import build_objectives, objective_options, resolved, unlearnt_vocabulary
+from mmssl.config import Config, dump_config
+from mmssl.distributed.world import Processes
+from mmssl.objectives import find_objective
+from mmssl.objectives._task import Mixer, forward_plan
+from mmssl.train.cost import StepCosts, predicted_cost, untrained_mixer
+from mmssl.train.optim import lr_factor
+
+_BARS = "▁▂▃▄▅▆▇█"
+_POINTS = 40
+
+
+def describe(config: Config) -> str:
+    """The resolved configuration, parameter counts, length, learning-rate curve and forward plan.
+
+    Raises:
+        UserError: a tower cannot be built as configured.
+    """
+    config = resolved(config)
+    mixer = untrained_mixer(config)
+    lines = [dump_config(config).rstrip(), "", "parameters"]
+    encoder = mixer.encoder
+    parts: list[tuple[str, nn.Module]] = [
+        (f"vision tower ({config.model.vision.name}, {encoder.vision.image_size} px)", encoder.vision),
+        ("text tower", encoder.text),
+        ("projections", nn.ModuleList([encoder.image_projection, encoder.text_projection])),
+        *((f"objective {name}", module) for name, module in mixer.objectives.items()),
+    ]
+    lines += [f"  {name}: {_count(module)}" for name, module in parts]
+    lines += [f"  in all: {_count(mixer)}"]
+    lines += [
+        "length",
+        f"  {_length(config)}",
+        "learning rate",
+        f"  {_curve(config)}",
+        "forward plan of a step",
+    ]
+    for forward in forward_plan(mixer.objective(name) for name in mixer.objectives):
+        users = [n for n in mixer.objectives if forward in mixer.objective(n).forwards()]
+        masked = f" seeing {forward.mask} only" if forward.tower == "vision" and forward.mask else ""
+        lines.append(f"  {forward.tower} tower on {forward.input}{masked}: for {', '.join(users)}")
+    lines.append(f"  predicted cost of a step: {_cost(config, mixer)}")
+    return "\n".join(lines)
+
+
+def _cost(config: Config, mixer: Mixer) -> str:
+    """What an average step costs, beside one of contrastive alone on the same towers."""
+    text = config.model.text
+    vocabulary = unlearnt_vocabulary(text.vocab_size, text.max_tokens)
+    plain = build_objectives({"contrastive": find_objective("contrastive").Options()}, mixer.encoder, vocabulary)
+    alone = predicted_cost(Mixer(mixer.encoder, plain, Processes()), plain)
+    cost = StepCosts(mixer).mean(objective_options(config))
+    return f"{cost / alone:.2f} x contrastive alone ({cost / 1e9:.3g} GFLOP a pair)"
+
+
+def _count(module: nn.Module) -> str:
+    total = sum(p.numel() for p in module.parameters())
+    free = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return f"{total:,}" + ("" if free == total else f", of which {free:,} are trained")
+
+
+def _length(config: Config) -> str:
+    train, batch = config.train, config.data.batch_size
+    if train.minutes is not None:
+        return f"{train.minutes:g} minutes of training steps, {batch} pairs a step"
+    if train.epochs is not None:
+        return f"{train.epochs:g} epochs of {batch} pairs a step (the number of steps depends on the data)"
+    steps = train.steps if train.steps is not None else -(-(train.samples or 0) // batch)
+    return f"{steps:,} steps of {batch} pairs, {steps * batch:,} pairs in all"
+
+
+def _curve(config: Config) -> str:
+    """The schedule as a line of bars from start to end, with its peak."""
+    steps = None if config.train.minutes is not None else 1000
+    optim = config.optim
+    if optim.warmup >= 1 and config.train.steps is not None:
+        steps = config.train.steps
+    at = [i / (_POINTS - 1) for i in range(_POINTS)]
+    factors = [lr_factor(optim, p, int(p * (steps or 0)), steps) for p in at]
+    bars = "".join(_BARS[round(f * (len(_BARS) - 1))] for f in factors)
+    towers = {"vision": optim.vision_lr, "text": optim.text_lr}
+    own = "".join(f", {name} {lr:g}" for name, lr in towers.items() if lr is not None)
+    return f"{bars} peak {optim.lr:g}{own}, {optim.schedule}, warm-up {optim.warmup:g}"

@@ -1,0 +1,128 @@
+"""YAML and `key=value` overrides to a checked `Config`, and back."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mmssl.config.config import Config
+from mmssl.types import UserError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key=value` overrides (values are YAML), and check it all.
+
+    Raises:
+        UserError: the file is missing or no YAML mapping, or a key or value is wrong; the message names the key.
+    """
+    tree = read_tree(path)
+    for override in overrides:
+        set_key(tree, *parse_override(override))
+    return parse_config(tree, where=str(path))
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """A YAML file as a nested mapping, unchecked.
+
+    Raises:
+        UserError: the file is missing or no YAML mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"no configuration file at {path}; give the path of a YAML file, for example configs/quickstart.yaml"
+        )
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping of keys to values, found {type(tree).__name__}")
+    return tree
+
+
+def parse_config(tree: Mapping[str, Any], where: str) -> Config:
+    """Check a nested mapping; `where` names its origin in messages."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The whole configuration as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the configuration, sections included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        section = _section(field.annotation)
+        if section is not None:
+            yield from known_keys(section, f"{prefix}{name}.")
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Dotted key and value of `key=value`, the value read as YAML.
+
+    Raises:
+        UserError: it is of another form.
+    """
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r} is not of the form key=value, for example optim.lr=1e-3")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"override {override!r} has a value that is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value under a dotted key into a nested mapping; sections on the way are made.
+
+    Raises:
+        UserError: the key goes through a value that is no section.
+    """
+    node = tree
+    *parents, last = key.split(".")
+    for depth, name in enumerate(parents):
+        child = node.setdefault(name, {})
+        if child is None:
+            child = node[name] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"{key}={value!r}: {'.'.join(parents[: depth + 1])} is a value, not a section")
+        node = child
+    node[last] = value
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem, as one line with the dotted key and, for an unknown key, the nearest known one."""
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    more = f" ({error.error_count() - 1} more problems)" if error.error_count() > 1 else ""
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        keys = list(known_keys())
+        near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+        near = near or [k for k in keys if k.rsplit(".", 1)[-1] == location[-1]][:1]
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        return f"unknown key '{key}'{hint}{more}"
+    if problem["type"] == "missing":
+        return f"missing key '{key}'; add it to the file or pass {key}=VALUE{more}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{message}{more}"
+    return f"'{key}' = {problem['input']!r}: {message[0].lower()}{message[1:]}{more}"

@@ -1,0 +1,174 @@
+"""What a surveyed data set is like, in figures by subject. Values are JSON's."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmssl.data.health.duplicates import Ints, connect
+from mmssl.data.health.survey import Survey
+from mmssl.data.shards.samples import BadSample
+from mmssl.data.transforms.tokenizer import Tokenizer
+
+Figures = dict[str, Any]
+"""Name -> number, list, or name -> number."""
+Floats = npt.NDArray[np.float64]
+
+TINY = 32
+"""A picture whose shorter side has fewer pixels shows too little."""
+HUGE = 16_000_000
+"""A picture with more pixels costs far more to decode than a model sees of it."""
+LONG = 4
+"""A picture whose longer side is more than so many times the shorter loses most of itself to the centre crop."""
+MASK_RATES = (0.15, 0.3, 0.4)
+"""Shares of masked words for which the captions without a target are counted."""
+_EXAMPLES = 5
+
+
+def of_samples(survey: Survey) -> Figures:
+    """How many samples there are, and what is left out."""
+    per_shard = Counter(survey.shards)
+    keys = Counter(key[len(shard) + 1 :] for key, shard in zip(survey.keys, survey.shards, strict=True))
+    again = [key for key, count in keys.items() if count > 1]
+    return {
+        "usable": len(survey),
+        "shards": len(per_shard),
+        "samples of a shard, fewest to most": [min(per_shard.values()), max(per_shard.values())] if per_shard else [],
+        "left out": dict(Counter(_reason(bad) for bad in survey.bad).most_common()),
+        "left out, examples": [f"{bad.shard}:{bad.key} ({bad.error})" for bad in survey.bad[:_EXAMPLES]],
+        "damaged shards": survey.problems,
+        "keys in several shards": len(again),
+        "keys in several shards, examples": again[:_EXAMPLES],
+    }
+
+
+def of_pictures(survey: Survey, image_size: int) -> Figures:
+    """Formats and sizes, and shares of the pictures.
+
+    These are tiny (shorter side below 32 px), huge (more than 16 megapixels), enlarged to the model's `image_size`,
+    shrunk to a quarter of their side or less, or long (more than 4 times their width).
+    """
+    if not len(survey):
+        return {}
+    sides = survey.sides()
+    short, pixels = sides.min(1), sides.prod(1)
+    return {
+        "formats": _shares(Counter(survey.formats)),
+        "bytes, mean": round(float(np.mean(survey.image_bytes))),
+        "shorter side, quantiles 1 50 99 %": _quantiles(short),
+        "tiny": float(np.mean(short < TINY)),
+        "huge": float(np.mean(pixels > HUGE)),
+        "enlarged": float(np.mean(short < image_size)),
+        "shrunk to a quarter or less": float(np.mean(short >= 4 * image_size)),
+        "long": float(np.mean(sides.max(1) > LONG * short)),
+    }
+
+
+def of_picture_copies(survey: Survey, copies: Ints, near: Ints) -> Figures:
+    """Copies are counted without the first of each group."""
+    exact = connect(len(survey), copies)
+    both = connect(len(survey), copies, near)
+    groups, sizes = np.unique(both, return_counts=True)
+    largest = groups[np.argsort(-sizes, kind="stable")][:_EXAMPLES]
+    differ = sum(survey.captions[i] != survey.captions[j] for i, j in copies.tolist())
+    return {
+        "exact copies": _extra(exact),
+        "exact copies under another caption": differ,
+        "near copies": _extra(both) - _extra(exact),
+        "copies, examples": [
+            [survey.keys[i] for i in np.flatnonzero(both == group)[:3]]
+            for group in largest
+            if (both == group).sum() > 1
+        ],
+    }
+
+
+def of_captions(survey: Survey, tokenizer: Tokenizer | None) -> Figures:
+    """Lengths, scripts, and the share that masked language modelling would leave without a target."""
+    if not len(survey):
+        return {"most repeated": {}, "scripts of letters": {}}
+    unit, lengths = "words" if tokenizer is None else "tokens", lengths_of(survey, tokenizer)
+    words = np.array([len(caption.split()) for caption in survey.captions])
+    figures: Figures = {f"{unit}, quantiles 1 50 99 %": _quantiles(lengths)}
+    if tokenizer is not None:
+        figures["cut"] = float(np.mean(lengths > tokenizer.max_tokens))
+    figures |= {
+        "not plain ASCII": float(np.mean([not caption.isascii() for caption in survey.captions])),
+        "scripts of letters": _shares(_scripts(survey.captions)),
+    }
+    for rate in MASK_RATES:
+        # Each word is masked by itself, as BERT does.
+        figures[f"no masked word at a rate of {rate:g}"] = float(np.mean((1 - rate) ** words))
+    return figures
+
+
+def of_caption_copies(survey: Survey, alike: Ints) -> Figures:
+    """Repeated captions, counted without the first of each group."""
+    counts = Counter(survey.captions)
+    near = _extra(connect(len(survey), alike))
+    exact = len(survey) - len(counts)
+    return {
+        "exact repetitions": exact,
+        "near repetitions (same words)": near - exact,
+        "most repeated": {text: count for text, count in counts.most_common(8) if count > 1},
+    }
+
+
+def of_batches(count: int, groups: Ints, batch_size: int) -> Figures:
+    """Pairs of a batch whose pictures or captions are copies, yet are told apart by a contrastive loss.
+
+    For a batch drawn without regard to groups of sizes n_g among N samples: B (B - 1) / 2 * sum n_g (n_g - 1) /
+    (N (N - 1)) pairs are expected.
+    """
+    if count < 2:
+        return {}
+    sizes = np.unique(groups, return_counts=True)[1].astype(np.float64)
+    collide = float((sizes * (sizes - 1)).sum() / (count * (count - 1)))
+    chance = (sizes - 1) / (count - 1)
+    touched = float((sizes * (1 - (1 - chance) ** (batch_size - 1))).sum() / count)
+    return {
+        "expected pairs of copies": batch_size * (batch_size - 1) / 2 * collide,
+        "samples that meet a copy": touched,
+    }
+
+
+def lengths_of(survey: Survey, tokenizer: Tokenizer | None) -> Floats:
+    """Length of each caption: tokens with a tokenizer, else words."""
+    if tokenizer is None:
+        return np.array([len(caption.split()) for caption in survey.captions], dtype=np.float64)
+    return np.array(tokenizer.lengths(survey.captions), dtype=np.float64)
+
+
+def _reason(bad: BadSample) -> str:
+    """The kind of an error: without the numbers and names that make each one different."""
+    return (
+        bad.error.partition(":")[0].partition(" (")[0] if not bad.error.startswith(".") else bad.error.partition(" ")[2]
+    )
+
+
+def _extra(groups: Ints) -> int:
+    """Items beyond the first of their group."""
+    return len(groups) - len(np.unique(groups))
+
+
+def _shares(counts: Counter[str]) -> dict[str, float]:
+    total = counts.total()
+    return {name: count / total for name, count in counts.most_common(8)}
+
+
+def _quantiles(values: npt.NDArray[Any]) -> list[float]:
+    return [round(float(q), 1) for q in np.quantile(values, [0.01, 0.5, 0.99])]
+
+
+def _scripts(captions: Sequence[str]) -> Counter[str]:
+    """Letters of LATIN, CYRILLIC, CJK ...: the first word of a letter's Unicode name."""
+    characters, scripts = Counter[str](), Counter[str]()
+    for caption in captions:
+        characters.update(caption)
+    for letter, count in characters.items():
+        if letter.isalpha():
+            scripts[unicodedata.name(letter, "UNNAMED").split()[0]] += count
+    return scripts

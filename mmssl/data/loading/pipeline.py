@@ -1,0 +1,143 @@
+"""Batches made ahead of the training loop: parts from workers, joined in order and tokenised."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmssl.data.loading.workers import Positions, Wait, Workers
+from mmssl.data.order.plan import Position
+from mmssl.data.shards.samples import BadSample
+from mmssl.data.transforms.views import empty_pictures
+from mmssl.types import Batch
+
+Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
+"""Captions -> token ids int64 [B, L] and mask bool [B, L]."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A batch and what it took."""
+
+    batch: Batch
+    after: Position
+    """Where the stream stands once the batch is handed out."""
+    bad: list[tuple[int, BadSample]]
+    """Place in the batch, and what a stand-in replaces there."""
+    bytes: int
+    retries: int
+    sources: tuple[int, ...]
+    """Samples of each source."""
+
+
+class Joiner:
+    """Makes one batch of its parts."""
+
+    def __init__(self, tokenize: Tokenize, pin_memory: bool) -> None:
+        self._tokenize = tokenize
+        self._pin_memory = pin_memory
+
+    def join(self, parts: Wait, after: Position) -> Made:
+        """Wait for the parts and put them together in order."""
+        found = parts()
+        tokens, mask = self._tokenize([text for part in found for text in part.texts])
+        batch = Batch(
+            views={name: self._cat([part.views[name] for part in found]) for name in found[0].views},
+            tokens=tokens.pin_memory() if self._pin_memory else tokens,
+            token_mask=mask.pin_memory() if self._pin_memory else mask,
+            ids=torch.tensor([number for part in found for number in part.ids]),
+            keys=[key for part in found for key in part.keys],
+            draws={name: torch.cat([part.draws[name] for part in found]) for name in found[0].draws},
+        )
+        first, bad = 0, []
+        for part in found:
+            bad += [(first + slot, sample) for slot, sample in part.bad]
+            first += len(part.keys)
+        sources = tuple(map(sum, zip(*(part.sources for part in found), strict=True)))
+        return Made(
+            batch,
+            after,
+            bad,
+            bytes=sum(part.bytes for part in found),
+            retries=sum(part.retries for part in found),
+            sources=sources,
+        )
+
+    def _cat(self, views: Sequence[Tensor]) -> Tensor:
+        if len(views) == 1 and not self._pin_memory:
+            return views[0]
+        count, side = sum(len(view) for view in views), views[0].shape[-1]
+        if not self._pin_memory:
+            return torch.cat(list(views), out=empty_pictures(count, side))
+        return torch.cat(list(views), out=torch.empty(count, 3, side, side, dtype=torch.uint8, pin_memory=True))
+
+
+class Pipeline:
+    """Keeps up to `ahead` batches in the making beside the one that is asked for; none with `ahead` 0."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        joiner: Joiner,
+        plan: Positions,
+        batch_size: int,
+        first: Position,
+        *,
+        ahead: int,
+        shards: Sequence[str],
+        stall_seconds: float,
+    ) -> None:
+        self._workers = workers
+        self._joiner = joiner
+        self._plan = plan
+        self._batch_size = batch_size
+        self._position = first
+        self._ahead = ahead
+        self._shards = shards
+        self._stall_seconds = stall_seconds
+        self._pending: deque[Future[Made]] = deque()
+        # One thread: batches are joined in order.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="mmssl-join") if ahead > 0 else None
+
+    def next(self) -> Made:
+        """The next batch; errors of the workers come out here."""
+        if self._pool is None:
+            return self._joiner.join(*self._request())
+        while len(self._pending) <= self._ahead:
+            self._pending.append(self._pool.submit(self._joiner.join, *self._request()))
+        future = self._pending.popleft()
+        waited = 0.0
+        while not wait([future], timeout=self._stall_seconds).done:
+            waited += self._stall_seconds
+            _log.warning("no batch for %.0f s: %s", waited, self._stalled())
+        return future.result()
+
+    def close(self) -> None:
+        """Drop what is in the making and join every thread and process."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._workers.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+    def _request(self) -> tuple[Wait, Position]:
+        start = self._plan.start(self._position, self._batch_size)
+        self._position = self._plan.after(start, self._batch_size)
+        return self._workers.request(start), self._position
+
+    def _stalled(self) -> str:
+        """What each worker waits for."""
+        now = time.monotonic_ns()
+        rows = self._workers.watch.rows.tolist()
+        reading = [
+            f"worker {worker} reads {self._shards[shard]} at byte {byte} since {(now - since) / 1e9:.0f} s"
+            for worker, (shard, byte, since) in enumerate(rows)
+            if since > 0
+        ]
+        return "; ".join(reading) or "every worker is decoding or waiting"

@@ -1,0 +1,229 @@
+"""The order of the training samples as a pure function of integers; nothing here reads a file.
+
+The state of the stream is an epoch and a depth: every lane stands at the same depth.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmssl.data.order.epoch import EpochOrder, Slices
+from mmssl.data.order.mixture import Mixture
+from mmssl.types import UserError
+
+Ints = NDArray[np.int64]
+
+STATE_VERSION = 1
+_MEANING = {
+    "version": "its state was written by another version of mmssl",
+    "fingerprint": "the shards, the weights, data.slice_mib or data.shuffle_block changed; restore them",
+    "seed": "the seed changed; restore it",
+    "lanes": "data.lanes changed; restore it",
+}
+
+
+def default_lanes(batch_size: int) -> int:
+    """The largest divisor of the batch up to 64."""
+    return max(lanes for lanes in range(1, 65) if batch_size % lanes == 0)
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """What the plan knows of a source."""
+
+    slices: Slices
+    weight: float
+    fingerprint: str
+    unit: int = 1
+    """Slices of a unit of shuffling."""
+
+    @property
+    def samples(self) -> int:
+        """Samples of the source."""
+        return int(self.slices.length.sum())
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where the stream stands: the next batch begins at `depth` of every lane."""
+
+    epoch: int = 0
+    depth: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive depths [start, stop) of a source's lane, all of one epoch of that source."""
+
+    source: int
+    epoch: int
+    lane: int
+    start: int
+    stop: int
+    slots: Ints
+    """Their places in the rank's batch, int64 [stop - start]."""
+
+
+class Plan:
+    """The order of the whole stream: which samples make up every batch of every epoch."""
+
+    def __init__(self, sources: Sequence[PlannedSource], *, seed: int, lanes: int, block: int) -> None:
+        self.sources = tuple(sources)
+        self.lanes = lanes
+        self._seed = seed
+        self._block = block
+        self._mixture = Mixture([source.weight for source in sources]) if len(sources) > 1 else None
+        self._lane_lengths = [source.samples // lanes for source in sources]
+        self.order = lru_cache(2 * len(sources))(self._order)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.sources, self._seed, self.lanes, self._block)
+
+    @property
+    def samples(self) -> int:
+        """Usable samples of all sources."""
+        return sum(source.samples for source in self.sources)
+
+    @property
+    def lane_length(self) -> int:
+        """Depth of an epoch: samples of all sources a lane, without the remainder."""
+        return self.samples // self.lanes
+
+    def check(self, batch_size: int) -> None:
+        """Refuse a batch that the data cannot fill with different samples."""
+        if batch_size % self.lanes:
+            raise UserError(
+                f"data.batch_size={batch_size} is not divisible by the stream's {self.lanes} lanes; "
+                f"use a multiple of {self.lanes}"
+            )
+        depth = batch_size // self.lanes
+        for source, length in enumerate(self._lane_lengths):
+            most = depth if self._mixture is None else self._most(source, depth)
+            if length < most or length == 0:
+                raise UserError(
+                    f"data.batch_size={batch_size} takes {most * self.lanes} samples of a source that has "
+                    f"{self.sources[source].samples}; make the batch smaller"
+                )
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        """Whole batches of an epoch (of a mixture: of as many samples as its sources have together)."""
+        return self.lane_length // (batch_size // self.lanes)
+
+    def start(self, position: Position, batch_size: int) -> Position:
+        """Where the next batch begins: one source drops the tail of its epoch, a mixture has none."""
+        depth = batch_size // self.lanes
+        if self._mixture is not None:
+            extra, rest = divmod(position.depth, self.lane_length)
+            return Position(position.epoch + extra, rest)
+        return position if position.depth + depth <= self.lane_length else Position(position.epoch + 1, 0)
+
+    def after(self, position: Position, batch_size: int) -> Position:
+        """Where the batch that begins at `position` ends: that of a mixture may end in the next epoch."""
+        end = Position(position.epoch, position.depth + batch_size // self.lanes)
+        return end if self._mixture is None else self.start(end, batch_size)
+
+    def resume(self, position: Position) -> Position:
+        """Where a new beginning goes on: at the very position."""
+        return position
+
+    def runs(self, position: Position, batch_size: int, start: int, stop: int) -> list[Run]:
+        """Samples [start, stop) of the global batch that begins at `position`; slots count from `start`.
+
+        The batch is lane-major: lane 0's next samples, then lane 1's, and so on.
+        """
+        depth = batch_size // self.lanes
+        found: list[Run] = []
+        for lane in range(start // depth, -(-stop // depth)):
+            low, high = max(start, lane * depth), min(stop, (lane + 1) * depth)
+            first = position.depth + low - lane * depth
+            found.extend(self._lane_runs(lane, position.epoch, first, np.arange(low - start, high - start)))
+        return found
+
+    def ids(self, run: Run) -> Ints:
+        """Sample numbers of a run within its source, int64 [stop - start]."""
+        return self.order(run.source, run.epoch).addresses(run.lane, run.start, run.stop)
+
+    def stand_ins(self, run: Run, depth: int, most: int) -> Iterator[int]:
+        """Sample numbers to use instead of the one at `depth`: half a block away, so rarely of the same
+        batch."""
+        ids, place = self.order(run.source, run.epoch).block(run.lane, depth)
+        length = self._lane_lengths[run.source]
+        for step in range(min(most, len(ids) - 1)):
+            yield int(ids[(place + 1 + (len(ids) // 2 + step) % (len(ids) - 1)) % len(ids)])
+        for step in range(len(ids), min(most + 1, length * self.lanes)):
+            lanes, other = divmod(depth - place + step, length)
+            lane = (run.lane + lanes) % self.lanes
+            yield int(self.order(run.source, run.epoch).addresses(lane, other, other + 1)[0])
+
+    def state(self, position: Position) -> dict[str, int | str]:
+        """The position as a few integers and the fingerprint of what they mean."""
+        return {
+            "version": STATE_VERSION,
+            "fingerprint": self.fingerprint,
+            "seed": self._seed,
+            "lanes": self.lanes,
+            "epoch": position.epoch,
+            "depth": position.depth,
+        }
+
+    def position(self, state: Mapping[str, Any]) -> Position:
+        """The position a state stands for.
+
+        Raises:
+            UserError: the state belongs to other data, another seed or another order.
+        """
+        if "fingerprint" not in state:
+            raise UserError(
+                "the stream cannot be resumed: the shards had no index when its state was written, so it has no place "
+                "in their plan; start another run"
+            )
+        for key, own in self.state(Position()).items():
+            if key not in ("epoch", "depth") and state.get(key) != own:
+                raise UserError(f"the stream cannot be resumed: {_MEANING[key]} ({state.get(key)} then, {own} now)")
+        epoch, depth = state.get("epoch"), state.get("depth")
+        if not (isinstance(epoch, int) and isinstance(depth, int) and epoch >= 0 <= depth <= self.lane_length):
+            raise UserError(f"the stream cannot be resumed: its state is damaged (epoch {epoch}, depth {depth})")
+        return Position(epoch, depth)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """BLAKE2b-64 of the data and the order's parameters."""
+        digest = hashlib.blake2b(repr(self._block).encode(), digest_size=8)
+        for source in self.sources:
+            digest.update(repr((source.fingerprint, source.weight, source.unit)).encode())
+            digest.update(source.slices.first.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def _order(self, source: int, epoch: int) -> EpochOrder:
+        planned = self.sources[source]
+        words = (self._seed, source, epoch)
+        return EpochOrder(planned.slices, words, self.lanes, self._block * planned.unit)
+
+    def _lane_runs(self, lane: int, epoch: int, first: int, slots: Ints) -> Iterator[Run]:
+        if self._mixture is None:
+            yield Run(0, epoch, lane, first, first + len(slots), slots)
+            return
+        begin = epoch * self.lane_length + first
+        picked = self._mixture.sources(lane, begin, begin + len(slots))
+        for source, length in enumerate(self._lane_lengths):
+            own, done = slots[picked == source], self._mixture.count(source, lane, begin)
+            while len(own) > 0:
+                source_epoch, start = divmod(done, length)
+                count = min(len(own), length - start)
+                yield Run(source, source_epoch, lane, start, start + count, own[:count])
+                own, done = own[count:], done + count
+
+    def _most(self, source: int, depth: int) -> int:
+        assert self._mixture is not None
+        length = len(self._mixture.pattern)
+        before = [self._mixture.count(source, 0, slot) for slot in range(length + depth + 1)]
+        return max(before[slot + depth] - before[slot] for slot in range(length + 1))
+
+
+def _rebuild(sources: Sequence[PlannedSource], seed: int, lanes: int, block: int) -> Plan:
+    return Plan(sources, seed=seed, lanes=lanes, block=block)

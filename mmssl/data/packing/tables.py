@@ -1,0 +1,254 @@
+"""Tables of pictures and captions: CSV, TSV, JSONL, Parquet, and Hugging Face data sets on disk."""
+
+import csv
+import hashlib
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from threading import Lock, local
+from typing import Any
+from weakref import WeakValueDictionary
+
+from mmssl.data.packing.record import (
+    CAPTION_COLUMNS,
+    Fields,
+    RecordError,
+    Records,
+    caption_of,
+    key_of,
+    plain,
+    read_file,
+)
+from mmssl.types import UserError
+
+IMAGE_COLUMNS = (
+    "image",
+    "img",
+    "jpg",
+    "png",
+    "webp",
+    "image_path",
+    "filepath",
+    "file_path",
+    "file_name",
+    "filename",
+    "path",
+)
+"""Names under which the picture's column is looked for, in this order."""
+KEY_COLUMNS = ("__key__", "key", "id")
+"""Names under which the key's column is looked for; without one the row's number is the key."""
+_FOOTER_BYTES = 1 << 20
+"""The end of a Parquet file, where it says what stands in it."""
+
+Columns = tuple[str | None, str | None, str | None]
+"""Names of the picture's, the caption's and the key's column; None where they are to be found out."""
+
+
+class TableRecords(Records):
+    """Rows with a column for the picture (a path, or its bytes), one for the caption, and others."""
+
+    def __init__(self, source: Path, names: Sequence[str], columns: Columns) -> None:
+        image, caption, key = columns
+        self._source = source
+        self._image = _column(source, names, image, IMAGE_COLUMNS, "picture")
+        self._caption = _column(source, names, caption, CAPTION_COLUMNS, "caption")
+        self._key = _column(source, names, key, KEY_COLUMNS, "key") if key else _first(names, KEY_COLUMNS)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    @abstractmethod
+    def row(self, number: int) -> Mapping[str, Any]:
+        """One row by column name."""
+
+    @abstractmethod
+    def column(self, name: str) -> list[Any]:
+        """One column."""
+
+    def keys(self) -> list[str]:
+        if self._key is None:
+            return [f"{number:09}" for number in range(len(self))]
+        return [key_of(str(value)) for value in self.column(self._key)]
+
+    def owners(self) -> list[str]:
+        if not self.has_paths():
+            return self.keys()
+        first: dict[Any, str] = {}
+        return [first.setdefault(p, k) for p, k in zip(self.column(self._image), self.keys(), strict=True)]
+
+    def has_paths(self) -> bool:
+        """Whether the picture's column holds paths alone, which can be compared without reading pictures."""
+        return False
+
+    def load(self, number: int) -> tuple[bytes, Fields]:
+        row = self.row(number)
+        image = row.get(self._image)
+        # A picture's path stays with it, so that whoever finds the sample finds the file.
+        left_out = {self._caption} if isinstance(image, str) else {self._caption, self._image}
+        fields = {name: plain(value) for name, value in row.items() if name not in left_out}
+        caption = row.get(self._caption)
+        if isinstance(caption, (list, tuple)):
+            fields[self._caption] = plain(caption)
+        return self._picture(image), fields | {"txt": caption_of(caption)}
+
+    def _picture(self, value: Any) -> bytes:
+        if isinstance(value, Mapping):  # the image column of a Hugging Face data set
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            return value
+        if not isinstance(value, str) or not value:
+            raise RecordError(f"column {self._image!r} holds no path and no bytes")
+        folder = self._source if self._source.is_dir() else self._source.parent
+        return read_file(folder / value)
+
+
+class RowRecords(TableRecords):
+    """A CSV, TSV or JSONL file, held in memory."""
+
+    def __init__(self, source: Path, columns: Columns) -> None:
+        try:
+            with source.open(encoding="utf-8-sig", newline="") as file:
+                if source.suffix in (".csv", ".tsv"):
+                    self._rows = list(
+                        csv.DictReader(file, delimiter="\t" if source.suffix == ".tsv" else ",", strict=True)
+                    )
+                else:
+                    self._rows = [json.loads(line) for line in file if line.strip()]
+        except (OSError, ValueError, RecursionError, csv.Error) as error:
+            raise UserError(f"{source} cannot be read: {' '.join(str(error).split())}") from None
+        if not self._rows or not all(isinstance(row, dict) for row in self._rows):
+            raise UserError(f"{source} holds no rows with named columns")
+        super().__init__(source, list(self._rows[0]), columns)
+        self._identity = _digest(source.read_bytes())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, number: int) -> Mapping[str, Any]:
+        # A row with more cells than the header has them under None.
+        return {name: value for name, value in self._rows[number].items() if isinstance(name, str)}
+
+    def identity(self) -> str:
+        return self._identity
+
+    def column(self, name: str) -> list[Any]:
+        return [row.get(name) for row in self._rows]
+
+    def has_paths(self) -> bool:
+        return all(isinstance(value, str) for value in self.column(self._image))
+
+
+class ArrowRecords(TableRecords):
+    """A folder written by Hugging Face's `save_to_disk`: Arrow streams, read where they lie."""
+
+    def __init__(self, source: Path, columns: Columns) -> None:
+        arrow = _pyarrow()
+        try:
+            self._state = (source / "state.json").read_bytes()
+            names = [file["filename"] for file in json.loads(self._state)["_data_files"]]
+            streams = [arrow.ipc.open_stream(arrow.memory_map(str(source / name))) for name in names]
+            self._table = arrow.concat_tables([stream.read_all() for stream in streams])
+        except (OSError, ValueError, TypeError, KeyError, arrow.ArrowException) as error:
+            raise UserError(f"{source} is no whole data set of save_to_disk ({error!r}); save it again") from None
+        super().__init__(source, self._table.column_names, columns)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def row(self, number: int) -> Mapping[str, Any]:
+        row: dict[str, Any] = self._table.slice(number, 1).to_pylist()[0]
+        return row
+
+    def identity(self) -> str:
+        return _digest(self._state)  # which holds the library's own fingerprint
+
+    def column(self, name: str) -> list[Any]:
+        return list(self._table.column(name).to_pylist())
+
+
+class ParquetRecords(TableRecords):
+    """A Parquet file, read a row group at a time."""
+
+    ordered = True
+
+    def __init__(self, source: Path, columns: Columns) -> None:
+        arrow = _pyarrow()
+        try:
+            self._file = arrow.parquet.ParquetFile(source, memory_map=True)
+        except (OSError, arrow.ArrowException) as error:
+            raise UserError(f"{source} cannot be read: {' '.join(str(error).split())}") from None
+        sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        self._places = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
+        self._groups = _RowGroups(self._file.read_row_group)
+        super().__init__(source, self._file.schema_arrow.names, columns)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def row(self, number: int) -> Mapping[str, Any]:
+        group, place = self._places[number]
+        row: dict[str, Any] = self._groups.at(group).slice(place, 1).to_pylist()[0]
+        return row
+
+    def identity(self) -> str:
+        with self._source.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _FOOTER_BYTES))
+            return _digest(file.read() + size.to_bytes(8, "little"))
+
+    def column(self, name: str) -> list[Any]:
+        return list(self._file.read(columns=[name]).column(name).to_pylist())
+
+    def has_paths(self) -> bool:
+        return str(self._file.schema_arrow.field(self._image).type) in ("string", "large_string")
+
+
+class _RowGroups:
+    """Row groups in memory: those that threads are at, each one once."""
+
+    def __init__(self, read: Callable[[int], Any]) -> None:
+        self._read = read
+        self._lock = Lock()
+        self._mine = local()
+        self._held: WeakValueDictionary[int, Any] = WeakValueDictionary()
+
+    def at(self, number: int) -> Any:
+        """A row group, which the calling thread is at from now on."""
+        if getattr(self._mine, "number", None) != number:
+            with self._lock:
+                found = self._held.get(number)
+                if found is None:
+                    found = self._held[number] = self._read(number)
+                self._mine.number, self._mine.table = number, found
+        return self._mine.table
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(
+            "reading Parquet and Hugging Face data sets needs pyarrow: pip install 'mmssl[parquet]'"
+        ) from None
+    return pyarrow
+
+
+def _column(source: Path, names: Sequence[str], wanted: str | None, usual: Sequence[str], what: str) -> str:
+    found = wanted if wanted is not None else _first(names, usual)
+    if found is None or found not in names:
+        tried = repr(wanted) if wanted is not None else f"none of {', '.join(usual)}"
+        raise UserError(f"{source} has no {what} column ({tried}); its columns are {', '.join(map(str, names))}")
+    return found
+
+
+def _first(names: Sequence[str], usual: Sequence[str]) -> str | None:
+    return next((name for name in usual if name in names), None)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -1,0 +1,189 @@
+"""Where each sample of a shard stands: built from the tar headers alone, kept beside the shards.
+
+`NAME.tar.idx` holds N + 1 little-endian uint64: where each sample's first header stands, then the end of the
+last sample (the layout Megatron-Energon writes). `mmssl-index.json`, one a folder, holds counts, sizes and
+what is left out.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.shard_index import LeftOut, ShardIndex, index_shard, offsets_path
+from mmssl.data.sources.patterns import is_remote
+
+FOLDER_FILE = "mmssl-index.json"
+_VERSION = 1
+_TOGETHER = 256
+"""Indexes are written in groups of so many: little is lost when indexing is interrupted."""
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called as `progress(shards done, shards)`."""
+
+
+def index_shards(
+    shards: Sequence[str], limits: Limits, *, processes: int = 0, progress: Progress | None = None
+) -> list[ShardIndex]:
+    """The index of local shards, from the files beside them where those still fit, else made anew and
+    written.
+
+    A folder that cannot be written is no error: the index then lives in memory. `processes` > 0 reads the
+    headers in that many processes, else in threads.
+    """
+    kept = {folder: _read_folder(folder) for folder in {Path(shard).parent for shard in shards}}
+    done = {shard: index for shard in shards if (index := _still_fits(shard, kept, limits)) is not None}
+    missing = [shard for shard in shards if shard not in done]
+    made: list[ShardIndex] = []
+    for number, index in enumerate(_index_all(missing, limits, processes), start=len(done) + 1):
+        made.append(index)
+        if progress is not None:
+            progress(number, len(shards))
+        if len(made) == _TOGETHER or number == len(shards):
+            done.update((index.shard, index) for index in _write_all(made, kept))
+            made = []
+    return [done[shard] for shard in shards]
+
+
+def fingerprint(indexes: Sequence[ShardIndex]) -> str:
+    """BLAKE2b-64 of the shards' names, sizes, offsets and exclusions, wherever the folder stands."""
+    digest = hashlib.blake2b(digest_size=8)
+    for index in indexes:
+        left_out = [out.ordinal for out in index.left_out]
+        # Without the token of a signed address.
+        name = index.shard.partition("?")[0] if is_remote(index.shard) else index.shard
+        digest.update(repr((Path(name).name, index.bytes, index.checksum, left_out)).encode())
+    return digest.hexdigest()
+
+
+def report(indexes: Sequence[ShardIndex]) -> str | None:
+    """One line that counts and names what was left out of the shards, or None when all is well."""
+    lost = [f"{index.shard}: {out.key!r} ({out.reason})" for index in indexes for out in index.left_out]
+    wrong = [f"{index.shard}: {problem}" for index in indexes for problem in index.problems]
+    if not lost and not wrong:
+        return None
+    first = "; ".join([*wrong, *lost][:3]) + ("; ..." if len(lost) + len(wrong) > 3 else "")
+    return f"{len(lost)} unusable samples left out, {len(wrong)} damaged shards: {first}"
+
+
+def _read_folder(folder: Path) -> dict[str, Any]:
+    """The folder's entries by file name; none when there is no file or it is damaged."""
+    try:
+        tree = json.loads((folder / FOLDER_FILE).read_text(encoding="utf-8"))
+        return dict(tree["shards"]) if tree["version"] == _VERSION else {}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+
+
+def _still_fits(shard: str, kept: Mapping[Path, dict[str, Any]], limits: Limits) -> ShardIndex | None:
+    """The kept index of a shard if the file has not changed since and its offsets are there."""
+    path = Path(shard)
+    entry = kept[path.parent].get(path.name)
+    try:
+        status = path.stat()
+        index = None if entry is None else index_from_json(shard, entry)
+        size = offsets_path(shard).stat().st_size
+    except (OSError, TypeError, ValueError, KeyError):
+        return None
+    if index is None or size != 8 * (index.groups + 1):
+        return None
+    key = (index.bytes, index.mtime_ns, index.max_member_bytes)
+    return index if key == (status.st_size, status.st_mtime_ns, limits.max_member_bytes) else None
+
+
+def index_to_json(index: ShardIndex) -> dict[str, Any]:
+    """A shard's entry of its folder's file."""
+    return {
+        "bytes": index.bytes,
+        "mtime_ns": index.mtime_ns,
+        "samples": index.samples,
+        "groups": index.groups,
+        "checksum": index.checksum,
+        "max_member_bytes": index.max_member_bytes,
+        "left_out": [[out.ordinal, out.key, out.reason] for out in index.left_out],
+        "problems": list(index.problems),
+    }
+
+
+def index_from_json(shard: str, entry: Mapping[str, Any]) -> ShardIndex:
+    """An entry of a folder's file. Raises ValueError, TypeError or KeyError where it is damaged."""
+    left_out = tuple(LeftOut(int(i), str(key), str(reason)) for i, key, reason in entry["left_out"])
+    if any(not 0 <= out.ordinal < int(entry["groups"]) for out in left_out):
+        raise ValueError(f"the index of {shard} is damaged")
+    return ShardIndex(
+        shard=shard,
+        bytes=int(entry["bytes"]),
+        mtime_ns=int(entry["mtime_ns"]),
+        groups=int(entry["groups"]),
+        left_out=left_out,
+        problems=tuple(map(str, entry["problems"])),
+        checksum=str(entry["checksum"]),
+        max_member_bytes=int(entry["max_member_bytes"]),
+    )
+
+
+def _index_all(shards: Sequence[str], limits: Limits, processes: int) -> Iterator[ShardIndex]:
+    if len(shards) < 2:
+        yield from (index_shard(shard, limits) for shard in shards)
+        return
+    pool: Executor
+    if processes > 0:
+        pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    else:
+        # Threads hide the latency of network file systems.
+        pool = ThreadPoolExecutor(8, thread_name_prefix="mmssl-index")
+    with pool:
+        yield from pool.map(index_shard, shards, itertools.repeat(limits))
+
+
+def _write_all(made: Sequence[ShardIndex], kept: Mapping[Path, dict[str, Any]]) -> Iterator[ShardIndex]:
+    """Write the indexes to their folders; those that are in a file now come back without their offsets."""
+    folders: dict[Path, list[ShardIndex]] = {}
+    for index in made:
+        folders.setdefault(Path(index.shard).parent, []).append(index)
+    for folder, indexes in folders.items():
+        try:
+            _write(folder, indexes, kept[folder])
+        except OSError as error:
+            _log.info("%s cannot be written (%s): its index is kept in memory", folder, error.strerror)
+            yield from indexes
+        else:
+            yield from (replace(index, offsets=None) for index in indexes)
+
+
+def _write(folder: Path, made: Sequence[ShardIndex], kept: dict[str, Any]) -> None:
+    """Write offsets and the folder's file, in which other shards keep their entries."""
+    for index in made:
+        assert index.offsets is not None
+        replace_file(offsets_path(index.shard), index.offsets.astype("<u8").tobytes())
+    kept.update((Path(index.shard).name, index_to_json(index)) for index in made)
+    entries = {name: kept[name] for name in sorted(kept) if (folder / name).exists()}
+    replace_file(folder / FOLDER_FILE, folder_json(entries))
+
+
+def folder_json(entries: Mapping[str, Any]) -> bytes:
+    """The content of a folder's file, by the names of the shards."""
+    return json.dumps({"version": _VERSION, "shards": entries}, indent=1).encode()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that readers see the old or the new one, never a part."""
+    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(content)
+            file.flush()
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise

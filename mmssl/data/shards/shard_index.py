@@ -1,0 +1,158 @@
+"""One shard: where its samples stand, found by reading nothing but the tar headers."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmssl.data.shards.samples import Group, Limits, groups
+from mmssl.data.shards.tar import Archive, ReadAt, TarError
+from mmssl.types import UserError
+
+_WINDOW = 16 << 10
+_TAIL = 1 << 20
+"""How far the bytes after the end marker are looked at."""
+
+Offsets = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A sample that is never read, and why."""
+
+    ordinal: int
+    """Its place in the shard, counting every group."""
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What is known of one shard without reading its samples."""
+
+    shard: str
+    bytes: int
+    """Size of the file."""
+    mtime_ns: int
+    """Time of its last change."""
+    groups: int
+    """Samples, unusable ones included."""
+    left_out: tuple[LeftOut, ...]
+    problems: tuple[str, ...]
+    """What is wrong with the shard as a whole, for example that it is cut."""
+    checksum: str
+    """BLAKE2b-128 of the offsets' bytes."""
+    max_member_bytes: int
+    """The limit it was made under."""
+    offsets: Offsets | None = None
+    """[groups + 1], when they are not kept in a file."""
+
+    @property
+    def samples(self) -> int:
+        """Usable samples."""
+        return self.groups - len(self.left_out)
+
+    def ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First byte and end of each usable sample of a local shard, int64 [samples] each.
+
+        Raises:
+            UserError: the shard changed since it was indexed.
+        """
+        offsets = self.offsets if self.offsets is not None else _read_offsets(self)
+        if offsets is None:
+            offsets = index_shard(self.shard, Limits(self.max_member_bytes)).offsets
+            assert offsets is not None
+        return self.usable(offsets)
+
+    def usable(self, offsets: Offsets) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First byte and end of each usable sample, by offsets that must be the indexed ones."""
+        if len(offsets) != self.groups + 1 or checksum(offsets) != self.checksum:
+            raise UserError(f"shard {self.shard} changed while it was in use; start again with --resume")
+        bounds = offsets.astype(np.int64)
+        keep = np.ones(self.groups, dtype=bool)
+        keep[[out.ordinal for out in self.left_out]] = False
+        return bounds[:-1][keep], bounds[1:][keep]
+
+
+def index_shard(shard: str, limits: Limits) -> ShardIndex:
+    """The index of one local shard, read from its headers."""
+    try:
+        with Path(shard).open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            archive = Archive(windowed(file.fileno()), status.st_size)
+            return index_archive(shard, archive, status.st_mtime_ns, limits)
+    except OSError as error:
+        raise UserError(f"shard {shard} cannot be read: {error.strerror}") from None
+
+
+def index_archive(shard: str, archive: Archive, mtime_ns: int, limits: Limits) -> ShardIndex:
+    """The index of an archive."""
+    found: list[Group] = []
+    problems = list(_collect(archive, limits, found))
+    end = found[-1].end if found else 0
+    offsets = np.array([*(group.start for group in found), end], dtype="<u8")
+    left_out = (LeftOut(i, g.key, g.defect) for i, g in enumerate(found) if g.defect is not None)
+    return ShardIndex(
+        shard=shard,
+        bytes=archive.size,
+        mtime_ns=mtime_ns,
+        groups=len(found),
+        left_out=tuple(left_out),
+        problems=tuple(problems),
+        checksum=checksum(offsets),
+        max_member_bytes=limits.max_member_bytes,
+        offsets=offsets,
+    )
+
+
+def _collect(archive: Archive, limits: Limits, found: list[Group]) -> Iterator[str]:
+    """Append every group to `found`; yield the shard's own problems."""
+    if archive.size == 0:
+        yield "the file is empty"
+        return
+    try:
+        for group in groups(archive, limits):
+            found.append(group)
+    except TarError as error:
+        yield f"{error}; the {archive.size - error.offset} bytes from there on are not used"
+        return
+    if archive.end >= archive.size:
+        yield "it has no end marker: it was probably cut between two members"
+    elif archive.read(archive.end, _TAIL).strip(b"\0"):
+        yield f"the {archive.size - archive.end} bytes after its end marker are not used"
+
+
+def windowed(file: int) -> ReadAt:
+    """Positioned reads that fetch a window at a time, for neighbouring headers of small members."""
+    window, begin = b"", 0
+
+    def read(offset: int, count: int) -> bytes:
+        nonlocal window, begin
+        if not begin <= offset <= offset + count <= begin + len(window):
+            window, begin = os.pread(file, max(count, _WINDOW), offset), offset
+        return window[offset - begin : offset - begin + count]
+
+    return read
+
+
+def checksum(offsets: Offsets) -> str:
+    """BLAKE2b-128 of the offsets' bytes."""
+    return hashlib.blake2b(offsets.astype("<u8").tobytes(), digest_size=16).hexdigest()
+
+
+def offsets_path(shard: str) -> Path:
+    """The file beside a shard that holds its offsets."""
+    return Path(f"{shard}.idx")
+
+
+def _read_offsets(index: ShardIndex) -> Offsets | None:
+    """The file of offsets, None when it is gone or not the one that was indexed."""
+    try:
+        offsets: Offsets = np.fromfile(offsets_path(index.shard), dtype="<u8")
+    except OSError:
+        return None
+    return offsets if len(offsets) == index.groups + 1 and checksum(offsets) == index.checksum else None

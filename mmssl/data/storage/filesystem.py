@@ -1,0 +1,103 @@
+"""Files on fsspec's file systems: s3://, gs:// and whatever has a driver.
+
+Nothing of them is kept here: fsspec itself keeps one file system for all threads, and their caches of listings are
+emptied before they are asked, for what they tell of a file may be old.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import fsspec
+
+from mmssl.data.storage.http import BrokenOffError, MissingError, Opened
+from mmssl.types import UserError
+
+_PIECE = 8 << 20
+
+
+@contextmanager
+def open_driven(url: str, start: int, stop: int | None) -> Iterator[Opened]:
+    """A file from byte `start` to `stop`, or to its end.
+
+    Raises:
+        UserError: the file is missing or may not be read, or there is no driver.
+        BrokenOffError, OSError: something that may pass.
+    """
+    filesystem, path = _driver(url)
+    try:
+        with _passing():
+            filesystem.invalidate_cache(path)
+            info = filesystem.info(path)
+    except FileNotFoundError:
+        raise MissingError(f"{url} does not exist; correct the address") from None
+    except PermissionError as error:
+        raise MissingError(f"{url} cannot be read ({_line(error)}); check your access") from None
+    if info.get("size") is None:
+        raise UserError(f"{url}: its driver does not tell its size; copy the shards to a disk")
+    tag, size = info.get("ETag") or info.get("etag"), int(info["size"])
+    end = size if stop is None else stop
+
+    def pieces() -> Iterator[bytes]:
+        for position in range(start, end, _PIECE):
+            with _passing():
+                piece = filesystem.cat_file(path, start=position, end=min(end, position + _PIECE))
+            yield piece
+
+    yield Opened(start, size, None if tag is None else str(tag), pieces())
+
+
+def write_driven(url: str, content: bytes) -> None:
+    """Write a whole file.
+
+    Raises:
+        UserError: the file system cannot be written.
+    """
+    try:
+        filesystem, path = _driver(url)
+        with _passing():
+            filesystem.pipe_file(path, content)
+    except (OSError, BrokenOffError) as error:
+        raise UserError(f"{url} cannot be written ({_line(error)}); check your access") from None
+
+
+def list_driven(pattern: str) -> list[str]:
+    """The files that match a glob, sorted.
+
+    Raises:
+        UserError: the file system cannot be listed.
+    """
+    try:
+        filesystem, root = _driver(pattern)
+        with _passing():
+            return sorted(str(filesystem.unstrip_protocol(match)) for match in filesystem.glob(root))
+    except (OSError, BrokenOffError) as error:
+        raise UserError(f"{pattern} cannot be listed ({_line(error)}); check the address and your access") from None
+
+
+def _driver(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL and the path in it."""
+    try:
+        with _passing(ImportError, ValueError):
+            filesystem, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        protocol = url.partition("://")[0]
+        raise UserError(f"{url}: there is no driver for {protocol}:// ({_line(error)}); install it") from None
+    return filesystem, path
+
+
+@contextmanager
+def _passing(*lasting: type[Exception]) -> Iterator[None]:
+    """Drivers raise errors of many kinds; all may pass but those named, a missing file and a refused access."""
+    try:
+        yield
+    except Exception as error:
+        # gcsfs has no PermissionError: it says so in words, or by an HTTP status.
+        if str(error).startswith("Forbidden") or getattr(error, "code", None) in (401, 403):
+            raise PermissionError(_line(error)) from error
+        if isinstance(error, (OSError, *lasting)):
+            raise
+        raise BrokenOffError(f"{type(error).__name__}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

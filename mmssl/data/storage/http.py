@@ -1,0 +1,116 @@
+"""A remote file being read, and the reasons why one cannot be.
+
+Files on web servers, over HTTP and HTTPS.
+"""
+
+import http.client
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mmssl.types import UserError
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file being read."""
+
+    begin: int
+    """Where its bytes begin."""
+    size: int | None
+    """Bytes of the whole file, where the server tells."""
+    tag: str | None
+    """Changes with the content, where the server tells."""
+    pieces: Iterator[bytes]
+
+
+class BrokenOffError(Exception):
+    """A read ended early for a reason that may pass. `pause` is what the server asked for, in seconds."""
+
+    def __init__(self, message: str, pause: float = 0.0) -> None:
+        super().__init__(message)
+        self.pause = pause
+
+
+class MissingError(UserError):
+    """There is no such file, or it may not be read: object stores say the one where they mean the other."""
+
+
+PIECE = 64 << 10
+"""Bytes read at a time at most, and the least that a connection must bring before it is called stalled."""
+_PASSING = (408, 425, 429, *range(500, 600))
+"""Answers that may be another one later."""
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+
+
+def is_web(url: str) -> bool:
+    """Whether a web server holds the file."""
+    return url.startswith(("http://", "https://"))
+
+
+@contextmanager
+def open_web(url: str, start: int, stop: int | None, stall_seconds: float) -> Iterator[Opened]:
+    """A file from byte `start` to `stop`, or to its end; from its beginning where the server ignores ranges.
+
+    Raises:
+        UserError: the file is missing, may not be read, or the server does not serve ranges.
+        BrokenOffError: the server refuses for the moment, or a connection stalls.
+    """
+    headers = {"Accept-Encoding": "identity", "User-Agent": "mmssl"}
+    if start > 0 or stop is not None:
+        headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=stall_seconds)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise _refusal(url, error, start) from None
+    except http.client.InvalidURL as error:
+        raise UserError(f"{url} is no address ({error}); write spaces as %20") from None
+    with response:
+        yield _opened(url, response, start, stop, stall_seconds)
+
+
+def _opened(url: str, response: http.client.HTTPResponse, start: int, stop: int | None, stall_seconds: float) -> Opened:
+    tag, length = response.headers.get("ETag"), response.headers.get("Content-Length")
+    if response.status == 206:
+        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if found is None or int(found[1]) != start:
+            raise UserError(f"{url}: asked for bytes from {start}, the server sent others; copy the shards to a disk")
+        return Opened(start, int(found[2]), tag, _pieces(response, stall_seconds))
+    size = int(length) if length is not None and length.isdigit() else None
+    if stop is not None and stop != size:
+        raise UserError(f"{url}: the server does not serve byte ranges; copy the shards to a disk")
+    return Opened(0, size, tag, _pieces(response, stall_seconds))
+
+
+def _refusal(url: str, error: urllib.error.HTTPError, start: int) -> Exception:
+    if error.code in _PASSING:
+        asked = error.headers.get("Retry-After", "")
+        return BrokenOffError(f"HTTP {error.code}", float(asked) if asked.isdigit() else 0.0)
+    if error.code in (404, 410):
+        return MissingError(f"{url} does not exist (HTTP {error.code}); correct the address")
+    if error.code == 416:
+        return UserError(f"{url} has no byte {start}: it changed; index it again")
+    kind = MissingError if error.code in (401, 403) else UserError
+    return kind(f"{url} cannot be read (HTTP {error.code} {error.reason}); check the address and your access")
+
+
+def _pieces(response: http.client.HTTPResponse, stall_seconds: float) -> Iterator[bytes]:
+    waited, received = 0.0, 0
+    while True:
+        # The time that the reader takes between two pieces is no stall.
+        begin = time.monotonic()
+        piece = response.read1(PIECE)
+        waited += time.monotonic() - begin
+        received += len(piece)
+        if not piece:
+            return
+        if received >= PIECE:
+            waited, received = 0.0, 0
+        elif waited > stall_seconds:
+            raise BrokenOffError(f"fewer than 64 KiB came in {stall_seconds:.0f} s")
+        yield piece

@@ -1,0 +1,119 @@
+"""The index of remote shards: read from where it lies beside them."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from mmssl.data.shards.index import FOLDER_FILE, Progress, folder_json, index_from_json, index_to_json
+from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.shard_index import Offsets, ShardIndex, checksum
+from mmssl.data.storage.fetch import Fetcher
+from mmssl.data.storage.http import MissingError
+from mmssl.data.storage.sequential import index_forward
+from mmssl.types import UserError
+
+_THREADS = 16
+
+
+def find_remote_indexes(shards: Sequence[str], limits: Limits, fetcher: Fetcher) -> list[ShardIndex | None]:
+    """The index of each remote shard, None where none lies beside it: the folder's file, else the shard's
+    offsets alone."""
+    folders = sorted({_folder(shard) for shard in shards})
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="mmssl-index") as pool:
+        kept = dict(zip(folders, pool.map(lambda folder: _read_folder(folder, fetcher), folders), strict=True))
+        return list(pool.map(lambda shard: _find(shard, kept[_folder(shard)], limits, fetcher), shards))
+
+
+def index_remote_shards(
+    shards: Sequence[str], limits: Limits, fetcher: Fetcher, progress: Progress | None = None
+) -> list[ShardIndex]:
+    """Read remote shards from beginning to end and write their index beside them.
+
+    Raises:
+        UserError: a shard is out of reach, or its file system cannot be written.
+    """
+    made: list[ShardIndex] = []
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="mmssl-index") as pool:
+        for index in pool.map(lambda shard: index_forward(shard, fetcher, limits), shards):
+            assert index.offsets is not None
+            fetcher.write(beside(index.shard, ".idx"), index.offsets.astype("<u8").tobytes())
+            made.append(index)
+            if progress is not None:
+                progress(len(made), len(shards))
+    for folder in sorted({_folder(shard) for shard in shards}):
+        entries = _read_folder(folder, fetcher)
+        entries.update((_name(i.shard), index_to_json(i)) for i in made if _folder(i.shard) == folder)
+        fetcher.write(folder, folder_json(entries))
+    return made
+
+
+def remote_offsets(index: ShardIndex, fetcher: Fetcher) -> Offsets:
+    """The offsets of a remote shard."""
+    if index.offsets is not None:
+        return index.offsets
+    return _parse_offsets(f"{index.shard}.idx", b"".join(fetcher.stream(beside(index.shard, ".idx"))))
+
+
+def beside(shard: str, suffix: str) -> str:
+    """The URL with `suffix` after its path, before its query."""
+    path, question, query = shard.partition("?")
+    return f"{path}{suffix}{question}{query}"
+
+
+def _name(shard: str) -> str:
+    return shard.partition("?")[0].rpartition("/")[2]
+
+
+def _folder(shard: str) -> str:
+    """The URL of the folder's file."""
+    path, question, query = shard.partition("?")
+    return f"{path.rpartition('/')[0]}/{FOLDER_FILE}{question}{query}"
+
+
+def _read_folder(url: str, fetcher: Fetcher) -> dict[str, Any]:
+    try:
+        tree = json.loads(b"".join(fetcher.stream(url)))
+        return dict(tree["shards"])
+    except MissingError:
+        return {}
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(f"{url} is damaged; index the shards again") from None
+
+
+def _find(shard: str, entries: dict[str, Any], limits: Limits, fetcher: Fetcher) -> ShardIndex | None:
+    entry = entries.get(_name(shard))
+    try:
+        if entry is not None:
+            return index_from_json(shard, entry)
+        offsets = _parse_offsets(shard, b"".join(fetcher.stream(beside(shard, ".idx"))))
+    except MissingError:
+        return None
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"the index of {shard} is damaged; index it again") from None
+    return ShardIndex(
+        shard=shard,
+        bytes=fetcher.size(shard),
+        mtime_ns=0,
+        groups=len(offsets) - 1,
+        left_out=(),
+        problems=(),
+        checksum=checksum(offsets),
+        max_member_bytes=limits.max_member_bytes,
+        offsets=offsets,
+    )
+
+
+def _parse_offsets(name: str, content: bytes) -> Offsets:
+    if len(content) % 8 or len(content) < 8:
+        raise UserError(f"{name} has {len(content)} bytes, not a multiple of 8; index the shards again")
+    offsets: Offsets = np.frombuffer(content, dtype="<u8")
+    if (np.diff(offsets.astype(np.int64)) <= 0).any():
+        raise UserError(f"{name} does not increase; index the shards again")
+    return offsets

@@ -1,0 +1,108 @@
+"""Shards read from beginning to end: files, remote files, and what a command prints."""
+
+import io
+import subprocess
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+
+from mmssl.data.shards.samples import Group, Limits, groups
+from mmssl.data.shards.shard_index import ShardIndex, index_archive
+from mmssl.data.shards.tar import Archive
+from mmssl.data.sources.patterns import is_remote
+from mmssl.data.storage.fetch import Fetcher
+from mmssl.types import UserError
+
+_PIECE = 1 << 20
+_ENDLESS = 1 << 62
+
+
+def index_forward(shard: str, fetcher: Fetcher, limits: Limits) -> ShardIndex:
+    """The index of a remote shard, for which it is read as a whole.
+
+    Raises:
+        UserError: the shard is out of reach.
+    """
+    size = fetcher.size(shard)
+    with closing(fetcher.stream(shard)) as pieces:
+        return index_archive(shard, Archive(_Window(pieces, 0).read, size), 0, limits)
+
+
+def read_groups(
+    shard: str, limits: Limits, fetcher: Fetcher, need_text: bool
+) -> Generator[tuple[Group, bytes], None, None]:
+    """Every group of a shard with its bytes, from its first header on; none for those with a defect.
+
+    Raises:
+        UserError: the shard is out of reach.
+        TarError: it is damaged; what was found before has been given.
+    """
+    is_file = not is_remote(shard)
+    with closing(_pieces(shard, fetcher)) as pieces:
+        window = _Window(pieces, limits.max_sample_bytes)
+        size = Path(shard).stat().st_size if is_file and Path(shard).is_file() else _ENDLESS
+        for group in groups(Archive(window.read, size), limits, need_text):
+            content = b"" if group.defect is not None else window.read(group.start, group.end - group.start)
+            window.forget(group.end)
+            yield group, content
+
+
+class _Window:
+    """Reads at offsets of a stream that only goes forward: as far back as nothing was forgotten."""
+
+    def __init__(self, pieces: Iterator[bytes], most: int) -> None:
+        self._pieces = pieces
+        self._most = most
+        self._begin = 0
+        self._content = bytearray()
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes, fewer at the end, none where they were forgotten."""
+        while self._begin + len(self._content) < offset + count:
+            piece = next(self._pieces, None)
+            if piece is None:
+                break
+            self._content += piece
+            # What is further back belongs to a sample that is refused for its size.
+            self.forget(offset - self._most)
+        if offset < self._begin:
+            return b""
+        return bytes(self._content[offset - self._begin : offset - self._begin + count])
+
+    def forget(self, stop: int) -> None:
+        """Drop the bytes before `stop`."""
+        if stop > self._begin:
+            del self._content[: stop - self._begin]
+            self._begin = stop
+
+
+def _pieces(shard: str, fetcher: Fetcher) -> Generator[bytes, None, None]:
+    if shard.startswith("pipe:"):
+        yield from _pipe(shard.removeprefix("pipe:"))
+    elif is_remote(shard):
+        yield from fetcher.stream(shard)
+    else:
+        try:
+            with Path(shard).open("rb") as file:
+                while piece := file.read(_PIECE):
+                    yield piece
+        except OSError as error:
+            raise UserError(f"shard {shard} cannot be read: {error.strerror}") from None
+
+
+def _pipe(command: str) -> Generator[bytes, None, None]:
+    """What a shell command prints.
+
+    Raises:
+        UserError: it failed.
+    """
+    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
+        assert isinstance(process.stdout, io.BufferedReader)
+        try:
+            while piece := process.stdout.read1(_PIECE):
+                yield piece
+        except GeneratorExit:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise UserError(f"pipe:{command} failed with exit status {process.returncode}; run it by hand to see why")

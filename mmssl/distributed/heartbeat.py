@@ -1,0 +1,121 @@
+"""Noticing that another process of a run is gone: the others wait for it in a collective, some of them for ever."""
+
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import torch.distributed as dist
+
+from mmssl.distributed.world import Processes
+from mmssl.types import UserError
+
+BEAT_SECONDS = 2.0
+"""Each process gives a sign of life this often."""
+PATIENCE_SECONDS = 45.0
+"""A process that gave none for so long is gone."""
+EXIT_CODE = 2
+
+_BROKEN = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|timed out|timeout|socket|remote process|nccl|gloo", re.IGNORECASE
+)
+
+
+@contextmanager
+def lost_peers_as_errors(processes: Processes, remedy: str) -> Iterator[None]:
+    """What a collective raises because another process is gone becomes one line for the user.
+
+    Raises:
+        UserError: a collective failed.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        broken = isinstance(error, dist.DistError) or (
+            isinstance(error, RuntimeError) and _BROKEN.search(str(error)) is not None
+        )
+        if processes.world == 1 or not broken:
+            raise
+        raise UserError(
+            f"another process of this run is gone (its own last lines may say why); {remedy} "
+            f"[{' '.join(str(error).split())[:200]}]"
+        ) from error
+
+
+class Watch:
+    """While entered, a thread gives this process's signs of life and looks for those of the others.
+
+    When one is missing for `PATIENCE_SECONDS`, the thread says so and ends this process, whatever it waits for.
+    """
+
+    def __init__(self, processes: Processes, remedy: str, end: Callable[[int], object] = os._exit) -> None:
+        self._processes, self._remedy, self._end = processes, remedy, end
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
+        self._store = dist.distributed_c10d._get_default_store() if self._on else None
+
+    @property
+    def _on(self) -> bool:
+        return self._processes.world > 1
+
+    def __enter__(self) -> "Watch":
+        if self._on:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._on:
+            return
+        self._stop.set()
+        self._thread.join()
+        if kind is None:
+            self._beat("done")
+            # The store may live in the first process to end: none ends before all have stopped looking at it.
+            self._processes.barrier()
+
+    def _run(self) -> None:
+        seen: dict[int, tuple[bytes, float]] = {}
+        number = 0
+        while not self._stop.wait(BEAT_SECONDS):
+            number += 1
+            try:
+                self._beat(str(number))
+                missing = self._missing(seen)
+            except (RuntimeError, OSError):
+                missing = "the process that all meet at"
+            if missing is not None:
+                print(
+                    f"error (process {self._processes.rank}): {missing} is gone; {self._remedy}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                self._end(EXIT_CODE)
+                return
+
+    def _beat(self, word: str) -> None:
+        assert self._store is not None
+        self._store.set(_key(self._processes.rank), word)
+
+    def _missing(self, seen: dict[int, tuple[bytes, float]]) -> str | None:
+        """The first process whose last sign of life is too old, in words."""
+        assert self._store is not None
+        now = time.monotonic()
+        for rank in range(self._processes.world):
+            # Asking for a key that is not there would wait for it.
+            word = self._store.get(_key(rank)) if self._store.check([_key(rank)]) else b""
+            before, since = seen.setdefault(rank, (word, now))
+            if word != before:
+                seen[rank] = (word, now)
+            elif word != b"done" and now - since > PATIENCE_SECONDS:
+                return f"process {rank} of {self._processes.world}"
+        return None
+
+
+def _key(rank: int) -> str:
+    return f"mmssl/beat/{rank}"

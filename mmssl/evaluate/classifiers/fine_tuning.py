@@ -1,0 +1,165 @@
+"""Training a picture tower together with a linear head, and the weights between two models (WiSE-FT)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmssl.distributed.world import Processes
+from mmssl.evaluate.datasets import Dataset, read_again
+from mmssl.evaluate.encode import ALONE, Progress, RenderingEncoder
+from mmssl.evaluate.metrics.ranking import share
+from mmssl.rng import generator
+from mmssl.types import Sample
+
+RATES = (1e-5, 1e-4, 1e-3)
+"""Learning rates, of which the one that does best on held-out samples is taken."""
+EPOCHS = 10
+STEPS = 100
+"""Few samples are seen more often, until there are so many updates."""
+BATCH = 64
+WEIGHT_DECAY = 0.1
+
+Weights = dict[str, Tensor]
+Labelled = tuple[Tensor, Tensor]
+"""Rendered pictures, uint8 [N, 3, S, S], and their classes, int64 [N]."""
+
+
+@runtime_checkable
+class TunableEncoder(RenderingEncoder, Protocol):
+    """An encoder whose picture side can be trained."""
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor from similarities to logits."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    def image_module(self) -> nn.Module:
+        """A copy of what turns rendered pictures, uint8 [N, 3, S, S], into unit vectors [N, D], all of it trainable."""
+        ...
+
+
+class HeadedTower(nn.Module):
+    """Pictures to logits: a tower and a head of one vector and one bias a class."""
+
+    def __init__(self, tower: nn.Module, head: Tensor, scale: float, bias: Tensor | None = None) -> None:
+        """Args:
+        head: [C, D]; `scale` times its products with unit vectors are logits. bias: [C]. None: zeros.
+        """
+        super().__init__()
+        self.tower = tower
+        self.scale = scale
+        self.head = nn.Parameter(head.clone())
+        self.bias = nn.Parameter(torch.zeros(len(head)) if bias is None else bias.clone())
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """uint8 [N, 3, S, S] -> logits [N, C]."""
+        return self.logits(self.tower(pictures))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Of unit vectors [N, D], [N, C]."""
+        return self.scale * features @ self.head.T + self.bias
+
+    def weights(self) -> Weights:
+        """A copy of all weights."""
+        return {name: value.detach().clone() for name, value in self.state_dict().items()}
+
+
+def train(
+    model: HeadedTower,
+    shown: Labelled,
+    *,
+    lr: float,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Minimise the cross entropy by AdamW with a cosine schedule, in place.
+
+    The model stays in evaluation mode: no dropout, and batch norms keep their statistics.
+    """
+    pictures, labels = shown
+    device = model.head.device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
+    batches = math.ceil(len(labels) / BATCH)
+    epochs = max(epochs, math.ceil(STEPS / batches))
+    steps, step = epochs * batches, 0
+    for epoch in range(epochs):
+        order = torch.from_numpy(generator(seed, "fine-tune", epoch).permutation(len(labels)))
+        for rows in torch.split(order, BATCH):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+            loss = F.cross_entropy(model(pictures[rows].to(device)), labels[rows].to(device))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            step += 1
+            if progress is not None:
+                progress(f"learning rate {lr:g}, updates of {steps:,}:", step)
+
+
+def tune(
+    model: HeadedTower,
+    shown: Labelled,
+    held_out: Labelled,
+    *,
+    rates: Sequence[float] = RATES,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    processes: Processes = ALONE,
+    progress: Progress | None = None,
+) -> float:
+    """Train the model, in place, with the learning rate that is best on held-out pictures, which is returned.
+
+    Of equally good rates the lowest is taken, and without held-out pictures the first. Rank 0 trains; all ranks end
+    with its weights.
+    """
+    start = model.weights()
+    found: list[tuple[float, float, Weights]] = []
+    alone = processes.rank == 0
+    for lr in (rates if len(held_out[1]) > 0 else rates[:1]) if alone else ():
+        model.load_state_dict(start)
+        train(model, shown, lr=lr, epochs=epochs, seed=seed, progress=progress)
+        found.append((_accuracy(model, held_out), lr, model.weights()))
+    best = max(found, key=lambda trial: trial[0], default=(0.0, 0.0, start))
+    model.load_state_dict({n: processes.sum(w if alone else torch.zeros_like(w)) for n, w in best[2].items()})
+    return float(processes.broadcast(best[1]))
+
+
+def mixed(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> Weights:
+    """(1 - alpha) * start + alpha * end of all floating-point weights; others as at the start."""
+    return {
+        name: (1 - alpha) * value + alpha * end[name] if value.is_floating_point() else value
+        for name, value in start.items()
+    }
+
+
+def rendered(encoder: RenderingEncoder, dataset: Dataset, samples: Sequence[Sample]) -> Tensor:
+    """What the encoder sees of some samples of a data set, in their order, from one more pass over the shards.
+
+    uint8 [N, 3, S, S], N >= 1.
+    """
+    place = {sample.id: index for index, sample in enumerate(samples)}
+    found: dict[int, Tensor] = {}
+    for sample in read_again(dataset):
+        if sample.id in place:
+            found[place[sample.id]] = encoder.render(sample.image)
+    return torch.stack([found[index] for index in range(len(samples))])
+
+
+def _accuracy(model: HeadedTower, held_out: Labelled) -> float:
+    pictures, labels = held_out
+    if len(labels) == 0:
+        return 0.0
+    device = model.head.device
+    with torch.no_grad():
+        scores = torch.cat([model(part.to(device)).cpu() for part in torch.split(pictures, BATCH)])
+    return share(scores.argmax(1) == labels)

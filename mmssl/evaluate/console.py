@@ -1,0 +1,74 @@
+"""Results as text for a terminal."""
+
+from collections.abc import Mapping, Sequence
+
+from mmssl.evaluate.compare import Difference, holm
+from mmssl.evaluate.results import MAIN_METRICS, Metrics
+from mmssl.plotting import columns
+
+COUNTS = ("classes", "samples")
+
+
+def format_results(results: Mapping[str, Metrics]) -> str:
+    """A table for a terminal: one line an evaluation, the main figures in percent and the counts."""
+    figures = [name for name in MAIN_METRICS if any(name in metrics for metrics in results.values())]
+    header = ["", *figures, *COUNTS]
+    lines = [
+        [
+            key,
+            *(_percent(metrics.get(name)) for name in figures),
+            *(str(metrics.get(name, "")) for name in COUNTS),
+        ]
+        for key, metrics in results.items()
+    ]
+    return _aligned([header, *lines])
+
+
+def format_differences(differences: Mapping[str, Difference]) -> str:
+    """A table for a terminal: both figures and their difference in percent; * marks those that are real (Holm, 5 %)."""
+    real = holm([d.p_value for d in differences.values()])
+    header = ["", "first", "second", "difference", "95 % interval", "p", ""]
+    lines = [
+        [
+            name,
+            *map(_percent, (d.first, d.second)),
+            f"{100 * d.difference:+.2f}",
+            f"{100 * d.interval[0]:+.2f} to {100 * d.interval[1]:+.2f}",
+            f"{d.p_value:.2g}",
+            "*" if sure else "",
+        ]
+        for (name, d), sure in zip(differences.items(), real, strict=True)
+    ]
+    return _aligned([header, *lines])
+
+
+def format_figures(metrics: Metrics) -> list[tuple[str, str, str]]:
+    """Every figure of one evaluation, its value, and its interval where it has one, in words."""
+    intervals = metrics.get("intervals", {})
+    shown = []
+    for name, value in metrics.items():
+        if isinstance(value, int | float):
+            text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+            interval = intervals.get(name)
+            shown.append((name, text, "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"))
+    for field, gap in metrics.get("gaps", {}).items():
+        if gap is None:
+            shown.append((f"gap by {field}", "", "no two groups of 10 samples"))
+        else:
+            words = f"p = {gap['p_value']:.2g}, from {gap['worst']} to {gap['best']}"
+            shown.append((f"gap by {field}", f"{gap['width']:.4f}", words))
+    return shown
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width, the first one flush left."""
+    widths = [max(columns(line[i]) for line in lines) for i in range(len(lines[0]))]
+    spaces = [[" " * (width - columns(cell)) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join(
+        "  ".join([line[0] + space[0], *(gap + cell for gap, cell in zip(space[1:], line[1:], strict=True))])
+        for line, space in zip(lines, spaces, strict=True)
+    )

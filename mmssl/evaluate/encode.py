@@ -1,0 +1,269 @@
+"""From encoded pictures and texts to features, in batches. Everything after this works on features alone.
+
+Over several processes every rank reads all records, encodes every world-th batch, and ends with all features.
+The batches are those of one process, so the features are equal to the last bit.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmssl.data.shards.samples import BadSample
+from mmssl.distributed.world import Processes
+from mmssl.types import Sample, UserError
+
+T = TypeVar("T")
+Progress = Callable[[str, int], None]
+"""Called with what is being done and how many are done."""
+ALONE = Processes()
+"""One process."""
+AHEAD = 2
+"""Batches whose pictures are rendered while an accelerator encodes one. A CPU does one after the other: both take all
+of its cores, and threads of the one would wait for threads of the other."""
+
+
+class Encoder(Protocol):
+    """What is judged: two functions into one space. `mmssl.load` gives one; a few lines make one."""
+
+    def encode_image(self, images: Sequence[bytes]) -> Tensor:
+        """Encoded pictures (JPEG, PNG, ...) -> features [N, D]. ValueError or OSError: one is unreadable."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> features [N, D]."""
+        ...
+
+
+@runtime_checkable
+class RenderingEncoder(Encoder, Protocol):
+    """An encoder whose pictures can be decoded by other threads while it encodes the batch before."""
+
+    def render(self, picture: bytes) -> Tensor:
+        """An encoded picture -> what the model sees, uint8 [3, S, S]. ValueError or OSError: it is unreadable."""
+        ...
+
+    def encode_rendered(self, pictures: Tensor) -> Tensor:
+        """Rendered pictures [N, 3, S, S] -> features [N, D], the same as `encode_image`'s."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a data set as features."""
+
+    features: Tensor
+    """L2-normed, float32 on the CPU, [N, D]."""
+    samples: list[Sample]
+    """The same rows as records, their image bytes dropped."""
+    bad: list[BadSample]
+    """Those that could not be encoded."""
+
+
+@dataclass
+class _Part:
+    """What one rank encoded."""
+
+    places: list[int] = field(default_factory=list)
+    """Where its rows stand among all."""
+    rows: list[Tensor] = field(default_factory=list)
+    """Normed features, [n, D] a batch."""
+    bad: list[BadSample] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Features:
+    """What became of a batch."""
+
+    rows: Tensor
+    """[n, D]."""
+    usable: list[int]
+    """The n samples of the batch that they are of."""
+
+
+def embed_pictures(
+    encoder: Encoder,
+    samples: Iterable[Sample],
+    *,
+    batch_size: int = 256,
+    processes: Processes = ALONE,
+    progress: Progress | None = None,
+) -> Pictures:
+    """Encode every picture once, in order. Every rank passes the same samples and gets the same features.
+
+    A picture that cannot be decoded is left out and kept in `bad`.
+
+    Raises:
+        UserError: there is no sample, no picture of a batch can be encoded, or a feature is not finite.
+    """
+    records: list[Sample] = []
+    part = _Part()
+    problem = None
+    try:
+        for batch, found in _encoded(encoder, samples, batch_size, processes, part.bad):
+            if found is not None:
+                _keep(found, batch, len(records), part)
+            records.extend(replace(sample, image=b"") for sample in batch)
+            if progress is not None:
+                progress("pictures", len(records))
+        if not records:
+            raise UserError("there is no sample to evaluate; the shards are empty")
+    except UserError as error:
+        # Told to all ranks below: one that stopped alone would leave the others waiting.
+        problem = str(error)
+    problems = from_all(processes, problem)
+    if any(p is not None for p in problems):
+        raise UserError(next(p for p in problems if p is not None))
+    features, known = _join(processes, part, len(records))
+    bad = [BadSample(*entry) for entries in from_all(processes, _as_lists(part.bad)) for entry in entries]
+    return Pictures(features[known], [s for s, there in zip(records, known.tolist(), strict=True) if there], bad)
+
+
+def embed_texts(
+    encoder: Encoder,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 256,
+    processes: Processes = ALONE,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Encode every text, in order: L2-normed, float32 on the CPU, [N, D], N >= 1. Every rank gets all.
+
+    Raises:
+        UserError: a feature is not finite.
+    """
+    part = _Part()
+    for number, start in enumerate(range(0, len(texts), batch_size)):
+        stop = min(start + batch_size, len(texts))
+        if number % processes.world == processes.rank:
+            with torch.no_grad():
+                part.rows.append(F.normalize(encoder.encode_text(texts[start:stop]).float().cpu(), dim=-1))
+            part.places.extend(range(start, stop))
+        if progress is not None:
+            progress("texts", stop)
+    features = _join(processes, part, len(texts))[0]
+    finite = features.isfinite().all(dim=1)
+    if not bool(finite.all()):
+        text = texts[int((~finite).nonzero()[0])]
+        raise UserError(f"the features of the text {text[:80]!r} are not finite; the model's weights are broken")
+    return features
+
+
+def from_all(processes: Processes, value: T) -> list[T]:
+    """The values of all ranks, in rank order."""
+    return [processes.broadcast(value, source) for source in range(processes.world)]
+
+
+def _encoded(
+    encoder: Encoder, samples: Iterable[Sample], batch_size: int, processes: Processes, bad: list[BadSample]
+) -> Iterator[tuple[list[Sample], _Features | None]]:
+    """Every batch in order, with its features where it is this rank's to encode."""
+    rank, world = processes.rank, processes.world
+    if not isinstance(encoder, RenderingEncoder):
+        for number, batch in enumerate(_batches(samples, batch_size)):
+            yield batch, _encode(encoder, batch, bad) if number % world == rank else None
+        return
+    ahead = 0 if getattr(encoder, "device", torch.device("cpu")).type == "cpu" else AHEAD
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        # Pictures are handed to the threads one by one as they are read.
+        rendered = (
+            (sample, pool.submit(encoder.render, sample.image) if index // batch_size % world == rank else None)
+            for index, sample in enumerate(samples)
+        )
+        waiting: deque[list[tuple[Sample, Future[Tensor] | None]]] = deque()
+        for pairs in _batches(rendered, batch_size):
+            waiting.append(pairs)
+            if len(waiting) > ahead:
+                yield _finished(encoder, waiting.popleft(), bad)
+        while waiting:
+            yield _finished(encoder, waiting.popleft(), bad)
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    stream = iter(items)
+    while batch := list(islice(stream, size)):
+        yield batch
+
+
+def _finished(
+    encoder: RenderingEncoder, pairs: Sequence[tuple[Sample, Future[Tensor] | None]], bad: list[BadSample]
+) -> tuple[list[Sample], _Features | None]:
+    """Encode a batch once all its pictures are rendered; it is another rank's where none is being rendered."""
+    batch = [sample for sample, _ in pairs]
+    pictures, usable = [], []
+    for index, (sample, future) in enumerate(pairs):
+        if future is None:
+            return batch, None
+        try:
+            pictures.append(future.result())
+            usable.append(index)
+        except (ValueError, OSError) as error:
+            bad.append(BadSample(sample.shard, sample.key, str(error)))
+    if not usable:
+        raise _hopeless(batch, bad[-1].error)
+    with torch.no_grad():
+        return batch, _Features(encoder.encode_rendered(torch.stack(pictures)), usable)
+
+
+def _encode(encoder: Encoder, batch: list[Sample], bad: list[BadSample]) -> _Features:
+    """Encode a batch; when it fails, one by one, so that a broken picture is named and costs only itself."""
+    with torch.no_grad():
+        try:
+            return _Features(encoder.encode_image([sample.image for sample in batch]), list(range(len(batch))))
+        except (ValueError, OSError) as error:
+            return _one_by_one(encoder, batch, bad, error)
+
+
+def _one_by_one(encoder: Encoder, batch: list[Sample], bad: list[BadSample], whole: Exception) -> _Features:
+    usable, features = [], []
+    for index, sample in enumerate(batch):
+        try:
+            features.append(encoder.encode_image([sample.image]))
+            usable.append(index)
+        except (ValueError, OSError) as error:
+            bad.append(BadSample(sample.shard, sample.key, str(error)))
+    if not usable:
+        raise _hopeless(batch, str(whole))
+    return _Features(torch.cat(features), usable)
+
+
+def _hopeless(batch: list[Sample], reason: str) -> UserError:
+    return UserError(f"no picture from {batch[0].shard}:{batch[0].key} on could be encoded: {reason}")
+
+
+def _keep(found: _Features, batch: list[Sample], start: int, part: _Part) -> None:
+    """Add the features of a batch, whose first sample is the `start`-th of all.
+
+    Raises:
+        UserError: one is not finite.
+    """
+    features = F.normalize(found.rows.float().cpu(), dim=-1)
+    finite = features.isfinite().all(dim=1)
+    if not bool(finite.all()):
+        sample = batch[found.usable[int((~finite).nonzero()[0])]]
+        raise UserError(f"the features of {sample.shard}:{sample.key} are not finite; the model's weights are broken")
+    part.rows.append(features)
+    part.places.extend(start + index for index in found.usable)
+
+
+def _join(processes: Processes, part: _Part, total: int) -> tuple[Tensor, Tensor]:
+    """All ranks' rows in their places [total, D], and which places have one, bool [total]."""
+    # The first batch is rank 0's, so it knows the width.
+    width = processes.broadcast(part.rows[0].shape[1] if part.rows else 0)
+    rows, known = torch.zeros(total, width), torch.zeros(total)
+    if part.rows:
+        rows[part.places] = torch.cat(part.rows)
+        known[part.places] = 1
+    # Adding the zeros of the other ranks changes no bit.
+    return processes.sum(rows), processes.sum(known) > 0
+
+
+def _as_lists(bad: Sequence[BadSample]) -> list[list[str]]:
+    return [[b.shard, b.key, b.error] for b in bad]

@@ -1,0 +1,127 @@
+"""Features of pictures on disk, so that a second evaluation of the same model on the same shards need not encode.
+
+A data set's features are FOLDER/KEY.safetensors, its records FOLDER/KEY.json. KEY is a hash of the model's fingerprint,
+of the versions of the libraries that render and encode, and of the shards' places, sizes and times of change: when one
+of these changes, the old features are not found."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mmssl.data.shards.samples import BadSample
+from mmssl.data.sources.patterns import is_remote
+from mmssl.data.storage.fetch import Fetcher
+from mmssl.evaluate.encode import Pictures
+from mmssl.types import Sample, UserError
+
+FORMAT = 2
+LIBRARIES = ("mmssl", "torch", "timm", "open_clip_torch", "pillow", "imagecorruptions")
+"""Another version of these may make other features of the same picture and weights."""
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """The features of one model."""
+
+    folder: Path
+    model: str
+    """Fingerprint of all that turns a picture into features: weights and preprocessing."""
+
+    def key(self, shards: Sequence[str], variant: str = "") -> str | None:
+        """Where features of these shards are kept; None where it cannot be told whether they changed (pipes).
+
+        Args:
+            variant: what else was done to the pictures.
+        """
+        states = [_state(shard) for shard in shards]
+        if any(state is None for state in states):
+            return None
+        words = repr((FORMAT, self.model, states, variant, [_version(name) for name in LIBRARIES]))
+        return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
+
+    def load(self, key: str, shards: Sequence[str]) -> Pictures | None:
+        """What was stored under a key of these shards; None where there is nothing, or nothing whole."""
+        try:
+            record = json.loads(self._path(key, "json").read_text(encoding="utf-8"))
+            features = load_file(self._path(key, "safetensors"))["features"]
+            samples = [Sample(image=b"", **_placed(sample, shards)) for sample in record["samples"]]
+            bad = [BadSample(**_placed(entry, shards)) for entry in record["bad"]]
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError):
+            return None
+        return Pictures(features, samples, bad) if len(samples) == len(features) else None
+
+    def store(self, key: str, shards: Sequence[str], pictures: Pictures) -> None:
+        """Keep features under a key of these shards; a reader finds all of them or none.
+
+        Shards are kept as their places in the list: the next evaluation may name them in another way.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        place = {shard: index for index, shard in enumerate(shards)}
+        samples = [{k: v for k, v in asdict(s).items() if k != "image"} for s in pictures.samples]
+        entries = {"samples": samples, "bad": [asdict(bad) for bad in pictures.bad]}
+        record = {kind: [{**e, "shard": place[e["shard"]]} for e in listed] for kind, listed in entries.items()}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # The features come last: without them the records are not looked at.
+            _replace(self._path(key, "json"), lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
+            _replace(
+                self._path(key, "safetensors"),
+                lambda path: save_file({"features": pictures.features.contiguous()}, path),
+            )
+        except OSError as error:
+            raise UserError(
+                f"features cannot be kept in {self.folder}: {error}; give another --cache, or --no-cache"
+            ) from None
+
+    def _path(self, key: str, suffix: str) -> Path:
+        return self.folder / f"{key}.{suffix}"
+
+
+def default_folder() -> Path:
+    """XDG_CACHE_HOME/mmssl/features, by default in ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(home) if home else Path.home() / ".cache") / "mmssl" / "features"
+
+
+def _placed(entry: dict[str, Any], shards: Sequence[str]) -> dict[str, Any]:
+    """A kept entry, with its shard as it is named now."""
+    return {**entry, "shard": shards[entry["shard"]]}
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def _state(shard: str) -> tuple[str, int, int] | None:
+    """What changes with a shard: its place, size and time of change (remote ones: address and size)."""
+    if shard.startswith("pipe:"):
+        return None
+    if is_remote(shard):
+        return shard.partition("?")[0], Fetcher().size(shard), 0
+    status = Path(shard).stat()
+    return str(Path(shard).resolve()), status.st_size, status.st_mtime_ns
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}-", suffix=".part")
+    os.close(handle)
+    try:
+        write(Path(name))
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,108 @@
+"""Accuracy by a field of the metadata: who is served well and who is not.
+
+A gap between groups is a fact about this model on this data. It does not say why: groups may differ in what
+they show (their classes, their pictures' quality), and a group of few samples differs by chance. Hence the
+intervals, the sizes, and the chance of a gap this wide among groups drawn at random."""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmssl.rng import generator
+from mmssl.stats import Interval
+from mmssl.types import Sample, UserError
+
+Correct = NDArray[np.bool_]
+DRAWS = 10_000
+"""How often groups are drawn at random to see which gaps chance makes."""
+_Z = 1.959963984540054
+"""97.5 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The samples of one group."""
+
+    group: str
+    samples: int
+    accuracy: float
+    interval: Interval
+    """95 % Wilson score interval of the accuracy."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The widest difference between groups."""
+
+    best: str
+    worst: str
+    width: float
+    """Accuracy of the best group less that of the worst."""
+    p_value: float
+    """Chance of a gap at least as wide if the groups were drawn at random among the same samples."""
+
+
+def groups_of(samples: Sequence[Sample], field: str) -> list[str]:
+    """Each sample's group: the value of a metadata field as text, `(none)` where it has none.
+
+    Raises:
+        UserError: no sample has the field, or its values are lists or objects.
+    """
+    values = [sample.fields.get(field) for sample in samples]
+    if all(value is None for value in values):
+        known = ", ".join(sorted({name for sample in samples for name in sample.fields})) or "none"
+        raise UserError(f"no sample of {samples[0].shard} has a field {field!r} to group by; its fields are {known}")
+    if not all(isinstance(value, Hashable) for value in values):
+        raise UserError(f"field {field!r} holds lists or objects; group by a field with one word or number a sample")
+    return ["(none)" if value is None else str(value) for value in values]
+
+
+def slice_by(correct: Correct, groups: Sequence[str]) -> list[Slice]:
+    """The accuracy of each group, the worst first. Whether each sample is right, [N], and its group."""
+    names, sizes, hits = _counts(correct, groups)
+    found = [Slice(g, n, h / n, wilson(h, n)) for g, n, h in zip(names, sizes.tolist(), hits.tolist(), strict=True)]
+    return sorted(found, key=lambda s: (s.accuracy, s.group))
+
+
+def widest_gap(
+    correct: Correct, groups: Sequence[str], at_least: int = 10, draws: int = DRAWS, seed: int = 0
+) -> Gap | None:
+    """The gap between the best and the worst group of `at_least` samples; None where fewer than two are that
+    large.
+
+    Args:
+        correct: whether each sample is right, [N]. groups: its group, [N].
+        draws: of random groups; the p-value is no smaller than 1 / (draws + 1).
+    """
+    names, sizes, hits = _counts(correct, groups)
+    large = (sizes >= at_least).nonzero()[0]
+    if len(large) < 2:
+        return None
+    rates = hits[large] / sizes[large]
+    width = float(np.ptp(rates))
+    # Where the right samples fall among groups drawn at random: into urns of the groups' sizes.
+    urns = [*sizes[large].tolist(), len(correct) - int(sizes[large].sum())]
+    drawn = generator(seed, "gap").multivariate_hypergeometric(urns, int(hits.sum()), draws, method="marginals")
+    as_wide = int((np.ptp(drawn[:, :-1] / sizes[large], axis=1) >= width - 1e-12).sum())
+    best, worst = names[large[rates.argmax()]], names[large[rates.argmin()]]
+    return Gap(best, worst, width, (as_wide + 1) / (draws + 1))
+
+
+def _counts(correct: Correct, groups: Sequence[str]) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    """The groups in name order, their sizes, and how many of each are right."""
+    names = sorted(set(groups))
+    place = {name: index for index, name in enumerate(names)}
+    index = np.array([place[group] for group in groups])
+    sizes, hits = (np.bincount(rows, minlength=len(names)) for rows in (index, index[correct]))
+    return names, sizes, hits
+
+
+def wilson(hits: int, samples: int) -> Interval:
+    """95 % score interval of a proportion (Wilson 1927), which keeps its width at 0 and 1. samples >= 1."""
+    share = hits / samples
+    middle = (share + _Z**2 / (2 * samples)) / (1 + _Z**2 / samples)
+    half = _Z / (1 + _Z**2 / samples) * math.sqrt(share * (1 - share) / samples + _Z**2 / (4 * samples**2))
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,117 @@
+"""Fine-tuning with few labels, and the weights between the zero-shot and the fine-tuned model (WiSE-FT).
+
+Wortsman et al. 2022: the picture's tower and a linear head that begins as the zero-shot classifier are trained together
+on cross entropy; then both are interpolated, w = (1 - alpha) * zero-shot + alpha * fine-tuned."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmssl.evaluate.classifiers import logistic_regression as probe
+from mmssl.evaluate.classifiers.fine_tuning import HeadedTower, TunableEncoder, Weights, mixed, rendered, tune
+from mmssl.evaluate.datasets import read_again, training_split
+from mmssl.evaluate.encode import embed_pictures
+from mmssl.evaluate.labels import labels_of
+from mmssl.evaluate.results import write_csv
+from mmssl.evaluate.task import Job
+from mmssl.stats import Interval, means
+from mmssl.types import UserError
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """Accuracies of N test samples along the line from the zero-shot to the fine-tuned weights."""
+
+    metrics: dict[str, float]
+    """`acc1@ALPHA` for each alpha: 0 is zero-shot, 1 is fine-tuned; `shots`, `lr`, `train_samples`, `classes` and
+    `samples`."""
+    intervals: dict[str, Interval]
+    """95 % bootstrap intervals, over test samples."""
+    right: dict[str, NDArray[np.bool_]]
+    """Whether each test sample is right at each alpha, [N]."""
+
+
+def evaluate(job: Job) -> FineTuned:
+    """Fine-tune on the most shots (of 1, 2, 4, 8, 16) that every class has, and judge each alpha.
+
+    Raises:
+        UserError: the encoder cannot be trained, there is no training split, or labels do not fit.
+    """
+    encoder = job.encoder
+    if not isinstance(encoder, TunableEncoder):
+        raise UserError("task 'fine_tune' trains the model's picture tower, which this encoder does not give")
+    train = job.training()
+    names, both = labels_of(job.dataset, [*train.samples, *job.embedded.samples])
+    train_labels, labels = both[: len(train.samples)], both[len(train.samples) :]
+    shots = probe.shots_of(train_labels)[-1]
+    rows, held_out = probe.draw_shots(train_labels, shots, seed=0)
+    samples = [train.samples[i] for i in torch.cat([rows, held_out]).tolist()]
+    pictures = rendered(encoder, training_split(job.dataset), samples)
+    model = HeadedTower(encoder.image_module(), job.class_weights(names), encoder.logit_scale)
+    model.to(encoder.device).eval()
+    start = model.weights()
+    lr = tune(
+        model,
+        (pictures[: len(rows)], train_labels[rows]),
+        (pictures[len(rows) :], train_labels[held_out]),
+        processes=job.processes,
+        progress=job.progress,
+    )
+    end = model.weights()
+    right = {f"acc1@{alpha:g}": _right(job, encoder, model, mixed(start, end, alpha), labels) for alpha in ALPHAS}
+    figures, intervals = means(right)
+    counts = {"shots": shots, "lr": lr, "train_samples": len(rows), "classes": len(names), "samples": len(labels)}
+    return FineTuned(figures | counts, intervals, right)
+
+
+def write_table(path: Path, found: FineTuned) -> None:
+    """alpha, accuracy and its interval: 0 is zero-shot, 1 is fine-tuned."""
+    names = {alpha: f"acc1@{alpha:g}" for alpha in ALPHAS}
+    rows = ((alpha, found.metrics[name], *found.intervals[name]) for alpha, name in names.items())
+    write_csv(path, ("alpha", "acc1", "low", "high"), rows)
+
+
+class _Tuned:
+    """The encoder with other weights in its picture tower."""
+
+    def __init__(self, encoder: TunableEncoder, model: HeadedTower) -> None:
+        self._encoder = encoder
+        self._model = model
+
+    def render(self, picture: bytes) -> Tensor:
+        return self._encoder.render(picture)
+
+    def encode_rendered(self, pictures: Tensor) -> Tensor:
+        features: Tensor = self._model.tower(pictures.to(self._model.head.device))
+        return features
+
+    def encode_image(self, images: Sequence[bytes]) -> Tensor:
+        return self.encode_rendered(torch.stack([self.render(image) for image in images]))
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        return self._encoder.encode_text(texts)
+
+
+def _right(
+    job: Job, encoder: TunableEncoder, model: HeadedTower, weights: Weights, labels: Tensor
+) -> NDArray[np.bool_]:
+    """Whether each test sample is right with these weights, [N]."""
+    model.load_state_dict(weights)
+    embedded = embed_pictures(
+        _Tuned(encoder, model),
+        read_again(job.dataset),
+        batch_size=job.batch_size,
+        processes=job.processes,
+        progress=job.progress,
+    )
+    with torch.no_grad():
+        scores = model.logits(embedded.features.to(model.head.device)).cpu()
+    hits: NDArray[np.bool_] = (scores.argmax(1) == labels).numpy()
+    return hits

@@ -1,0 +1,259 @@
+"""The importable result: a trained dual encoder with its tokenizer and preprocessing."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmssl.config import ModelConfig
+from mmssl.data.transforms.decode import DecodeError
+from mmssl.data.transforms.tokenizer import Tokenizer, load_tokenizer
+from mmssl.data.transforms.views import EvalView
+from mmssl.models.dual_encoder import DualEncoder, ImageEncoder, build_dual_encoder
+from mmssl.models.pretrained.open_clip import Pretrained, read_open_clip, text_config
+from mmssl.models.pretrained.transformers import is_transformers_folder, read_transformers
+from mmssl.models.text import TextTower
+from mmssl.models.text_open_clip import OpenClipText
+from mmssl.models.vision import VisionTower
+from mmssl.types import UserError
+
+FORMAT = 1
+
+Picture = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
+"""A file's path, an encoded picture, a PIL image, or uint8 pixels (array [H, W, 3], tensor [3, H, W])."""
+
+
+class Model:
+    """Pictures and texts to unit vectors of one space, and zero-shot classification with them."""
+
+    def __init__(
+        self, encoder: DualEncoder, tokenizer: Tokenizer, config: ModelConfig, notes: Sequence[str] = ()
+    ) -> None:
+        """`notes`: where the weights come from and what of them was left out, a line each."""
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.config = config
+        self.notes = list(notes)
+        self.view = EvalView(encoder.vision.image_size, config.vision.fit, interpolation=config.vision.interpolation)
+
+    @property
+    def vision(self) -> VisionTower:
+        """The vision tower, an nn.Module."""
+        return self.encoder.vision
+
+    @property
+    def text(self) -> TextTower:
+        """The text tower, an nn.Module."""
+        return self.encoder.text
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.encoder.log_logit_scale.device
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor from cosine similarities to logits."""
+        return float(self.encoder.logit_scale.detach())
+
+    def to(self, device: torch.device | str) -> "Model":
+        """Move the weights; returns itself."""
+        self.encoder.to(device)
+        return self
+
+    def encode_image(self, images: Picture | Sequence[Picture], batch_size: int = 256) -> Tensor:
+        """Unit vectors [N, D], float32 on the CPU, of one picture or a list of them.
+
+        Raises:
+            UserError: a file cannot be read, or is no picture.
+            DecodeError: a picture that is no file cannot be decoded.
+        """
+        pictures = pictures_of(images)
+        rows = []
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(pictures), batch_size):
+                batch = torch.stack(list(pool.map(self.render, pictures[start : start + batch_size])))
+                rows.append(self.encode_rendered(batch))
+        return torch.cat(rows) if rows else torch.empty(0, self.config.embed_dim)
+
+    def render(self, picture: Picture) -> Tensor:
+        """What the model sees of a picture: uint8 [3, S, S].
+
+        Raises:
+            UserError: the file cannot be read, or is no picture.
+            DecodeError: a picture that is no file cannot be decoded.
+        """
+        if not isinstance(picture, (str, Path)):
+            return self.view(picture)
+        try:
+            return self.view(Path(picture).read_bytes())
+        except OSError as error:
+            raise UserError(f"cannot read picture {picture}: {error.strerror}") from None
+        except DecodeError as error:
+            raise UserError(f"{picture} is no picture that can be used: {error}") from None
+
+    def encode_rendered(self, pictures: Tensor) -> Tensor:
+        """Unit vectors [N, D], float32 on the CPU, of rendered pictures [N, 3, S, S]."""
+        return self._evaluate(lambda: self.encoder.encode_image(pictures.to(self.device)))
+
+    def encode_text(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
+        """Unit vectors [N, D], float32 on the CPU, of one text or several."""
+        captions = [texts] if isinstance(texts, str) else list(texts)
+        rows = []
+        for start in range(0, len(captions), batch_size):
+            tokens, mask = self.tokenizer.encode(captions[start : start + batch_size])
+            rows.append(
+                self._evaluate(lambda t=tokens, m=mask: self.encoder.encode_text(t.to(self.device), m.to(self.device)))
+            )
+        return torch.cat(rows) if rows else torch.empty(0, self.config.embed_dim)
+
+    def classify(self, image: Picture, labels: Sequence[str], template: str = "{c}") -> dict[str, float]:
+        """Probability of each label for one picture, highest first."""
+        texts = self.encode_text([template.replace("{c}", label) for label in labels])
+        logits = self.logit_scale * self.encode_image(image) @ texts.T
+        ranked = sorted(zip(labels, logits.softmax(-1)[0].tolist(), strict=True), key=lambda pair: -pair[1])
+        return dict(ranked)
+
+    def image_module(self) -> ImageEncoder:
+        """A copy of what turns rendered pictures into unit vectors, to train further."""
+        return ImageEncoder(self.encoder)
+
+    def fingerprint(self) -> str:
+        """Changes with whatever turns pictures into features: weights, rendering, and the kind of device."""
+        weights = {**self.vision.state_dict(), **self.encoder.image_projection.state_dict(prefix="projection.")}
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr((self.config.vision, self.config.projection, vars(self.view), self.device.type)).encode())
+        for name, tensor in sorted(weights.items()):
+            digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write model.safetensors, config.json and tokenizer/: all that `load` needs, on any machine without
+        a network.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.encoder.state_dict().items()}
+        record = {"format": FORMAT, "model": self.self_contained().model_dump(mode="json", exclude={"start"})}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(state, folder / "model.safetensors")
+            self.tokenizer.save(folder / "tokenizer")
+            (folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{folder} cannot be written: {reason}; free some space, or pick another folder") from None
+
+    def self_contained(self) -> ModelConfig:
+        """The configuration without names that would have to be looked up elsewhere; its tokenizer is `tokenizer/`."""
+        mean, std = self.vision.statistics
+        vision = self.config.vision.model_copy(
+            update={
+                "pretrained": None,
+                "lock": False,
+                "unlocked_layers": 0,
+                "image_size": self.vision.image_size,
+                "mean": mean,
+                "std": std,
+            }
+        )
+        text = text_config(self.text, "tokenizer", self.config.text.max_tokens)
+        return self.config.model_copy(update={"text": text, "vision": vision, "start": None})
+
+    @torch.no_grad()
+    def _evaluate(self, encode: Any) -> Tensor:
+        training = self.encoder.training
+        self.encoder.eval()
+        try:
+            features: Tensor = encode()
+            return features.float().cpu()
+        finally:
+            self.encoder.train(training)
+
+
+def pictures_of(images: Picture | Sequence[Picture]) -> list[Picture]:
+    """One picture, a list of them, or a tensor [N, 3, H, W], as a list."""
+    if isinstance(images, Tensor):
+        return list(images) if images.ndim == 4 else [images]
+    return list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
+
+
+def load(source: str | Path) -> Model:
+    """A model of one's own or of another library; `notes` of what it returns says what was taken over.
+
+    Args:
+        source: a run folder or its `model/` folder; `open_clip:MODEL/TAG` or `open_clip:MODEL/FILE`; `local-dir:FOLDER`
+            of open_clip; a folder of Hugging Face's CLIPModel, SiglipModel or VisionTextDualEncoderModel, or
+            `transformers:NAME` of the hub.
+
+    Raises:
+        UserError: there is no model, or its files do not fit together.
+    """
+    words = str(source)
+    library, _, name = words.partition(":")
+    if library == "open_clip" and name:
+        return _taken_over(read_open_clip(name))
+    if library == "local-dir" and name:
+        return _taken_over(read_open_clip(words))
+    if library == "transformers" and name:
+        return _taken_over(read_transformers(name))
+    folder = Path(source)
+    if (folder / "model" / "config.json").is_file():
+        folder = folder / "model"
+    if (folder / "open_clip_config.json").is_file():
+        return _taken_over(read_open_clip(f"local-dir:{folder}"))
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"run {source} has no model yet; it is written at the end: mmssl train --resume {source}")
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"no model at {source}; give a run folder with model/, a model folder (config.json, model.safetensors), "
+            f"open_clip:MODEL/TAG or transformers:NAME"
+        )
+    if is_transformers_folder(folder):
+        return _taken_over(read_transformers(str(folder)))
+    return _own(folder)
+
+
+def _taken_over(found: Pretrained) -> Model:
+    tokenizer = load_tokenizer(found.tokenizer, found.config.text.max_tokens)
+    if found.drop_punctuation:
+        tokenizer.drop_punctuation()
+    if isinstance(found.encoder.text.encoder, OpenClipText) and found.tokenizer != "clip":
+        found.encoder.text.encoder.pad_with(tokenizer.pad_id)
+    return Model(found.encoder.eval(), tokenizer, found.config, found.notes)
+
+
+def _own(folder: Path) -> Model:
+    try:
+        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise UserError(f"{folder} has format {record['format']!r}, this version reads {FORMAT}")
+        config = ModelConfig.model_validate(record["model"])
+        tokenizer = load_tokenizer(str(folder / "tokenizer"), config.text.max_tokens)
+        state = load_file(folder / "model.safetensors")
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        raise UserError(f"{folder} is not a model of mmssl: {' '.join(str(error).split())[:300]}") from error
+    encoder = build_dual_encoder(config, tokenizer.vocab_size, tokenizer.pad_id)
+    own = encoder.state_dict()
+    differ = [k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape]
+    if differ:
+        raise UserError(
+            f"{folder}: weights and config.json do not fit together ({len(differ)} differences, first "
+            f"{sorted(differ)[0]})"
+        )
+    encoder.load_state_dict(state)
+    text = config.text.model_copy(update={"tokenizer": str(folder / "tokenizer")})
+    config = config.model_copy(update={"text": text})
+    return Model(encoder.eval(), tokenizer, config, [f"all {len(own)} weights match"])

@@ -1,0 +1,146 @@
+"""Vision towers by the names that open_clip and timm give them."""
+
+import contextlib
+import difflib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from torch import Tensor
+
+from mmssl.config import VisionConfig
+from mmssl.models.pretrained.weights import load_weights, one_line, read_weights
+from mmssl.models.vision import PatchSelect, VisionTower
+from mmssl.types import UserError
+
+_TINY_TEXT = {"context_length": 8, "vocab_size": 64, "width": 64, "heads": 1, "layers": 1}
+
+
+def build_vision(config: VisionConfig, embed_dim: int) -> tuple[VisionTower, Tensor | None]:
+    """A configuration's tower and the projection to the shared space [embed_dim, width] its weights bring, if any.
+
+    Raises:
+        UserError: unknown library, model or option, or weights that do not fit.
+    """
+    library, _, name = config.name.partition(":")
+    if library == "open_clip" and name:
+        tower, projection = _open_clip_tower(config, name, embed_dim)
+    elif library == "timm" and name:
+        tower, projection = _timm_tower(config, name), None
+    else:
+        raise UserError(
+            f"model.vision.name={config.name!r}: write open_clip:MODEL or timm:MODEL, e.g. open_clip:ViT-B-32"
+        )
+    if projection is not None and projection.shape[0] != embed_dim:
+        raise UserError(
+            f"model.embed_dim={embed_dim}, but the weights of {config.name} project to {projection.shape[0]}; "
+            f"set model.embed_dim={projection.shape[0]}"
+        )
+    if config.lock:
+        tower.lock(config.unlocked_layers)
+    return tower, projection
+
+
+def _open_clip_tower(config: VisionConfig, name: str, embed_dim: int) -> tuple[VisionTower, Tensor | None]:
+    known = open_clip.get_model_config(name)
+    if known is None:
+        raise UserError("model.vision.name: " + unknown_model("open_clip", name, open_clip.list_models()))
+    vision = {**known["vision_cfg"], **config.options}
+    if config.image_size is not None:
+        vision["image_size"] = config.image_size
+    overrides: dict[str, Any] = {"vision_cfg": vision}
+    if config.pretrained is None:
+        # Only the visual tower is kept: a tiny text tower keeps random weights cheap and needs no hub.
+        overrides |= {"embed_dim": embed_dim, "text_cfg": _TINY_TEXT}
+    try:
+        with quiet(config.pretrained is None):
+            model = open_clip.create_model(name, pretrained=config.pretrained, pretrained_text=False, **overrides)
+    except (RuntimeError, TypeError, OSError, ValueError) as error:
+        raise UserError(f"model.vision: open_clip could not build {name!r}: {one_line(error)}") from error
+    preprocessing = model.visual.preprocess_cfg
+    mean, std = config.mean or preprocessing["mean"], config.std or preprocessing["std"]
+    tower, projection = tower_of(model.visual, mean, std)
+    if tower.projects and tower.width != embed_dim:
+        raise UserError(
+            f"model.embed_dim={embed_dim}, but {config.name} projects to {tower.width}; set "
+            f"model.embed_dim={tower.width}"
+        )
+    return tower, projection if config.pretrained is not None else None
+
+
+def tower_of(visual: Any, mean: Any, std: Any) -> tuple[VisionTower, Tensor | None]:
+    """An open_clip model's `visual` as a tower, which it becomes, and the projection it had [embed_dim, width].
+
+    Without a projection it pools into the shared space by itself: the tower either projects, or the projection is one.
+    """
+    side = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
+    if isinstance(visual, open_clip.transformer.VisionTransformer):
+        projection, visual.proj = visual.proj, None
+        visual.output_tokens = True
+        visual.patch_dropout = PatchSelect(prefix=1)
+        return VisionTower(visual, side, mean, std), None if projection is None else projection.detach().T
+    if isinstance(visual, open_clip.timm_model.TimmModel):
+        head = dict(visual.head.named_children())
+        if not head or (set(head) == {"drop", "proj"} and head["proj"].bias is None):
+            tower = VisionTower(_with_patch_select(visual.trunk), side, mean, std)
+            # SigLIP's tower has no projection: its pooled vector already lives in the shared space.
+            return tower, head["proj"].weight.detach() if head else torch.eye(tower.width)
+    return VisionTower(visual, side, mean, std, projects=True), None
+
+
+def _timm_tower(config: VisionConfig, name: str) -> VisionTower:
+    options = dict(config.options)
+    file = config.pretrained if config.pretrained is not None and Path(config.pretrained).is_file() else None
+    if config.pretrained is not None and file is None:
+        name = f"{name}.{config.pretrained}" if config.pretrained != "true" else name
+    if not timm.is_model(name.partition(".")[0]):
+        raise UserError("model.vision.name: " + unknown_model("timm", name, timm.list_models()))
+    takes_size = config.image_size is not None and "img_size" not in options
+    try:
+        trunk = _create_timm(name, config, options, file is None, takes_size)
+    except (RuntimeError, TypeError, OSError, ValueError, AssertionError) as error:
+        raise UserError(f"model.vision: timm could not build {name!r}: {one_line(error)}") from error
+    if file is not None:
+        load_weights(trunk, read_weights(Path(file)), where=file)
+    settings = trunk.pretrained_cfg
+    side = options.get("img_size") or config.image_size or settings["input_size"][-1]
+    mean, std = config.mean or settings["mean"], config.std or settings["std"]
+    return VisionTower(_with_patch_select(trunk), int(side), mean, std)
+
+
+def _create_timm(name: str, config: VisionConfig, options: dict[str, Any], pretrained: bool, takes_size: bool) -> Any:
+    arguments = {"pretrained": pretrained and config.pretrained is not None, "num_classes": 0, **options}
+    if takes_size:
+        try:
+            return timm.create_model(name, img_size=config.image_size, **arguments)
+        except TypeError as error:
+            # Convolutional towers take any size and have no such argument.
+            if "img_size" not in str(error):
+                raise
+    return timm.create_model(name, **arguments)
+
+
+def _with_patch_select(trunk: Any) -> Any:
+    if hasattr(trunk, "patch_drop"):
+        trunk.patch_drop = PatchSelect(prefix=trunk.num_prefix_tokens)
+    return trunk
+
+
+@contextlib.contextmanager
+def quiet(on: bool) -> Iterator[None]:
+    """open_clip warns on the root logger that random weights are random."""
+    logging.disable(logging.WARNING if on else logging.NOTSET)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def unknown_model(library: str, name: str, known: list[str]) -> str:
+    """What to say of a name that a library does not know."""
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.3)
+    return f"{library} has no model {name!r}; near it: {', '.join(near) or 'none'}"

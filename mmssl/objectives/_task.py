@@ -1,0 +1,150 @@
+"""The mixer: which objectives act at a step, how strongly, and one forward that serves them all."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.config import ObjectiveConfig
+from mmssl.distributed.world import Processes
+from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models.vision import Encoded
+from mmssl.objectives._base import Forward, Inputs, Objective, Output, Predictions
+from mmssl.rng import RowRandom
+from mmssl.types import Batch
+
+Cached = dict[str, Predictions]
+"""Objective name -> gradient of the weighted total with respect to its predictions for the samples at hand."""
+
+
+def weight_at(schedule: ObjectiveConfig, step: int, progress: float) -> float:
+    """Weight of an objective at `step`, when the part `progress` of the training is done (0 to 1)."""
+    if step % schedule.every or not schedule.start <= progress <= schedule.end:
+        return 0.0
+    if schedule.ramp == 0 or progress >= schedule.start + schedule.ramp:
+        return schedule.weight
+    return schedule.weight * (progress - schedule.start) / schedule.ramp
+
+
+def first_gap(schedules: Iterable[ObjectiveConfig]) -> float | None:
+    """The first part of the training after which there may be a step at which no objective acts; None without one."""
+    schedules = list(schedules)
+    # What acts changes at these points only, and between two of them it is the same.
+    changes = sorted({0.0, 1.0, *(s.start for s in schedules), *(s.end for s in schedules)})
+    points = sorted([*changes, *((a + b) / 2 for a, b in pairwise(changes))])
+    # At step 1 those that act at every step alone act.
+    return next((p for p in points if not any(weight_at(s, 1, p) > 0 for s in schedules)), None)
+
+
+def forward_plan(objectives: Iterable[Objective]) -> tuple[Forward, ...]:
+    """The distinct encodings these objectives need, in order of first need."""
+    return tuple(dict.fromkeys(forward for objective in objectives for forward in objective.forwards()))
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """What a step applies to one objective."""
+
+    weight: float
+    """From the schedule."""
+    scale: Tensor
+    """Processes over the loss's terms in the global batch: after averaging over processes, sums become a mean."""
+
+
+class Mixer(nn.Module):
+    """The dual encoder with its objectives, as one module with one forward a backward pass (as DDP wants)."""
+
+    def __init__(self, encoder: DualEncoder, objectives: Mapping[str, Objective], processes: Processes) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.objectives = nn.ModuleDict(objectives)
+        self.processes = processes
+
+    @torch.no_grad()
+    def inputs(
+        self, batch: Batch, active: Iterable[str], random: Callable[[str], RowRandom], progress: float
+    ) -> dict[str, Tensor]:
+        """A batch, and everything the active objectives prepare for it after the part `progress` of the training.
+
+        `random` gives each objective randomness of its own, so that it draws the same in any mix.
+        """
+        inputs = {f"view.{name}": view for name, view in batch.views.items()}
+        inputs |= {"tokens": batch.tokens, "token_mask": batch.token_mask, "ids": batch.ids}
+        for name in active:
+            objective = self.objective(name)
+            objective.begin(progress)
+            inputs |= objective.prepare(inputs, random(name), self.encoder)
+        return inputs
+
+    @torch.no_grad()
+    def finish(self, inputs: Inputs, active: Iterable[str]) -> None:
+        """End a step: the active objectives keep what they keep of its batch."""
+        for name in active:
+            self.objective(name).finish(inputs, self.processes)
+
+    def objective(self, name: str) -> Objective:
+        """One objective by name."""
+        objective = self.objectives[name]
+        assert isinstance(objective, Objective)
+        return objective
+
+    def predict(self, inputs: Inputs, active: Iterable[str]) -> dict[str, Predictions]:
+        """Run the forward plan of the active objectives and their predictions.
+
+        Coupled objectives come first, so that dropout draws the same for them with the others and without.
+        """
+        features: dict[Forward, Encoded] = {}
+        predictions = {}
+        for name in sorted(active, key=lambda name: not self.objective(name).coupled):
+            objective = self.objective(name)
+            for forward in objective.forwards():
+                if forward not in features:
+                    features[forward] = self._encode(forward, inputs)
+            predictions[name] = objective.predict(features, inputs, self.encoder)
+        return predictions
+
+    def losses(
+        self, predictions: Mapping[str, Predictions], inputs: Inputs, active: Mapping[str, Weighted]
+    ) -> tuple[Tensor, dict[str, Output]]:
+        """The weighted total of some objectives, and each one's own output."""
+        outputs = {name: self.objective(name).loss(predictions[name], inputs, self.processes) for name in active}
+        parts = [active[name].weight * active[name].scale * output.total for name, output in outputs.items()]
+        return torch.stack(parts).sum(), outputs
+
+    def forward(
+        self,
+        inputs: Inputs,
+        active: Mapping[str, Weighted],
+        cached: Cached | None = None,
+        only_predict: bool = False,
+    ) -> tuple[Tensor, dict[str, Output]] | dict[str, Predictions]:
+        """The scalar to back-propagate for these samples, and each objective's output.
+
+        With `cached`, the named objectives' losses were taken on the whole batch before; their gradients with respect
+        to these samples' predictions are given, and the inner product with them stands for the loss (GradCache, Gao
+        et al. 2021). With `only_predict`, the predictions alone are returned.
+        """
+        cached = cached or {}
+        predictions = self.predict(inputs, active)
+        if only_predict:
+            return predictions
+        direct = {name: weighted for name, weighted in active.items() if name not in cached}
+        total = torch.zeros((), device=inputs["ids"].device)
+        outputs: dict[str, Output] = {}
+        if direct:
+            total, outputs = self.losses(predictions, inputs, direct)
+        for name, gradients in cached.items():
+            for key, gradient in gradients.items():
+                total = total + (predictions[name][key].float() * gradient).sum()
+        return total, outputs
+
+    def _encode(self, forward: Forward, inputs: Inputs) -> Encoded:
+        tower: nn.Module = self.encoder.vision if forward.tower == "vision" else self.encoder.text
+        x, mask = inputs[forward.input], inputs[forward.mask] if forward.mask else None
+        # A locked tower needs no graph.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in tower.parameters())):
+            encoded = tower(x, mask)
+        assert isinstance(encoded, Encoded)
+        return encoded

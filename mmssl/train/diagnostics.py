@@ -1,0 +1,174 @@
+"""What each objective does to the shared towers, measured every so many steps on a few samples.
+
+Objectives' pictures, as a file a person looks at.
+Signs of trouble in a run's numbers, said in words, each once.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmssl.distributed.world import Processes
+from mmssl.evaluate.metrics.embedding import effective_rank
+from mmssl.objectives import reference
+from mmssl.objectives._base import CLEAN_IMAGE, Inputs
+from mmssl.objectives._task import Mixer
+
+PROBE_ROWS = 64
+"""Samples it is measured on; a coupled loss is taken among them alone."""
+
+
+def influence(mixer: Mixer, inputs: Inputs, active: Iterable[str], accelerator: Any) -> dict[str, float]:
+    """`NAME.gradient_norm` of each unweighted loss with respect to the towers, its `NAME.gradient_cosine` with the
+    contrastive (or siglip) gradient over the weights both touch, `NAME.time_share` of a forward and backward pass of
+    its own, and `image_effective_rank` of the picture features (1: all are the same; at most the number of samples).
+
+    Dropout is off and batch norms keep their statistics, so that measuring changes nothing.
+    """
+    names = list(active)
+    rows = {name: tensor[:PROBE_ROWS] for name, tensor in inputs.items()}
+    weights = [p for p in mixer.encoder.parameters() if p.requires_grad]
+    training = mixer.training
+    mixer.eval()
+    found: dict[str, list[Tensor | None]] = {}
+    seconds: dict[str, float] = {}
+    for name in names:
+        start = time.monotonic()
+        with accelerator.autocast():
+            predictions = mixer.predict(rows, [name])
+            objective = mixer.objective(name)
+            output = objective.loss(predictions[name], rows, Processes())
+        loss = output.total / objective.count(rows).clamp(min=1)
+        touched = loss.requires_grad
+        found[name] = list(torch.autograd.grad(loss, weights, allow_unused=True)) if touched else [None] * len(weights)
+        _wait(loss.device)
+        seconds[name] = time.monotonic() - start
+    rank = _effective_rank(mixer, rows, accelerator)
+    mixer.train(training)
+    figures = {f"{name}.gradient_norm": float(_dot(found[name], found[name]) ** 0.5) for name in names}
+    figures |= {f"{name}.time_share": seconds[name] / sum(seconds.values()) for name in names}
+    base = reference(found)
+    for name in names:
+        if base is not None and name != base:
+            figures[f"{name}.gradient_cosine"] = _cosine(found[name], found[base])
+    return figures | {"image_effective_rank": rank}
+
+
+@torch.no_grad()
+def _effective_rank(mixer: Mixer, rows: Inputs, accelerator: Any) -> float:
+    with accelerator.autocast():
+        features = mixer.encoder.encode_image(rows[CLEAN_IMAGE.input])
+    return effective_rank(features.float().cpu())
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _dot(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> float:
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    return float(sum((a.float() * b.float()).sum() for a, b in pairs))
+
+
+def _cosine(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> float:
+    """0 where they touch no weight together."""
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    a, b = [x for x, _ in both], [y for _, y in both]
+    length = (_dot(a, a) * _dot(b, b)) ** 0.5
+    return _dot(a, b) / length if length > 0 else 0.0
+
+
+SHEET_ROWS = 8
+"""Samples shown."""
+
+
+@torch.no_grad()
+def objective_pictures(mixer: Mixer, inputs: Inputs, active: list[str], accelerator: Any) -> dict[str, Tensor]:
+    """Objective -> uint8 [rows, columns, 3, H, W], for those that have something to show."""
+    rows = {name: tensor[:SHEET_ROWS] for name, tensor in inputs.items()}
+    training = mixer.training
+    mixer.eval()
+    with accelerator.autocast():
+        predictions = mixer.predict(rows, active)
+    shown = {name: mixer.objective(name).pictures(predictions[name], rows, mixer.encoder) for name in active}
+    mixer.train(training)
+    return {name: pictures for name, pictures in shown.items() if pictures is not None}
+
+
+def write_sheet(path: Path, pictures: Tensor) -> None:
+    """Write uint8 [rows, columns, 3, H, W] as one PNG, a row a sample."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows, columns, _, height, width = pictures.shape
+    sheet = pictures.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
+    Image.fromarray(sheet.cpu().numpy()).save(path)
+
+
+EARLY = 0.1
+"""Before this part of the training, a loss near its start is nothing to worry about."""
+EARLY_STEPS = 20
+"""Nor is it before so many steps."""
+STUCK = 0.97
+"""A loss between pictures and captions above this part of guessing's is not better than guessing."""
+COLLAPSED = 2.0
+"""An effective rank of the picture features below this means that all pictures get nearly the same vector."""
+
+
+class Alarms:
+    """Looks at every step's record."""
+
+    def __init__(self, batch_size: int, max_logit_scale: float, said: list[str]) -> None:
+        """`said`: the kinds said already; kept up to date here."""
+        self.batch_size = batch_size
+        self.max_logit_scale = max_logit_scale
+        self.said = said
+
+    def look(self, record: Mapping[str, float | int | str], progress: float) -> list[str]:
+        """What is new to say about a step after the part `progress` of the training."""
+        new = {kind: text for kind, text in self._signs(record, progress).items() if kind not in self.said}
+        self.said.extend(new)
+        return list(new.values())
+
+    def _signs(self, record: Mapping[str, float | int | str], progress: float) -> dict[str, str]:
+        def value(name: str) -> float:
+            return float(record.get(name, math.nan))
+
+        signs = {}
+        step = record["step"]
+        pairing = reference({key.removesuffix(".loss") for key in record if key.endswith(".loss")})
+        guessed = guessing_loss(pairing, self.batch_size) if pairing is not None else 0.0
+        late = progress > EARLY and value("step") > EARLY_STEPS
+        if late and value(f"{pairing}.loss") > STUCK * guessed > 0:
+            signs["stuck"] = (
+                f"step {step}: the {pairing} loss {value(f'{pairing}.loss'):.2f} is no better than that of guessing, "
+                f"{guessed:.2f}; do captions belong to their pictures (mmssl shards show)? Else try a lower optim.lr "
+                f"or a longer optim.warmup"
+            )
+        if progress < 0.5 and value(f"{pairing}.logit_scale") > 0.999 * self.max_logit_scale:
+            signs["clamp"] = (
+                f"step {step}: the temperature reached its clamp (model.max_logit_scale={self.max_logit_scale:g}) in "
+                f"the first half of the training; a lower optim.lr or more data may help"
+            )
+        if value("image_effective_rank") < COLLAPSED:
+            signs["collapsed"] = (
+                f"step {step}: the picture features collapsed (effective rank {value('image_effective_rank'):.1f}): "
+                f"all pictures get nearly the same vector; lower optim.lr, or the weights of the other objectives"
+            )
+        if "mlm.loss" in record and math.isnan(value("mlm.loss")):
+            signs["targets"] = f"step {step}: no caption had a token to mask for mlm; are the captions empty?"
+        return signs
+
+
+def guessing_loss(objective: str, batch_size: int) -> float:
+    """The least loss of a model that gives every picture and caption of a batch of N the same logit.
+
+    InfoNCE then has ln N, whatever the logit. SigLIP has -ln p - (N - 1) ln(1 - p) a picture, least at p = 1 / N.
+    """
+    n = batch_size
+    return math.log(n) + ((n - 1) * math.log(n / (n - 1)) if objective == "siglip" and n > 1 else 0.0)

@@ -1,0 +1,137 @@
+"""mmssl's side of `mmssl bench data`, and the limit: `python -m scripts.bench.data_ours SETTINGS`.
+
+Prints `ready` after the warm-up and `done` after the measured batches, and waits for a line of input each time, so
+that the CPU time in between can be read from outside.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from typing import Literal
+
+import psutil
+import simplejpeg
+import torch
+import torch.nn.functional as F
+
+from mmssl.config import ViewConfig
+from mmssl.data.loader import Source, TrainStream
+from mmssl.data.sources.reader import iter_samples
+from mmssl.data.transforms.augment_params import draw
+from mmssl.data.transforms.captions import render_caption
+from mmssl.data.transforms.decode import read_header
+from mmssl.data.transforms.render import Renderer
+from mmssl.data.transforms.tokenizer import train_tokenizer
+from mmssl.data.transforms.views import DecodeMode, View
+from mmssl.rng import generator
+
+_CAPTIONS = 2_000
+"""Captions that the tokenizer is learnt from."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to do."""
+
+    kind: Literal["stream", "normalised", "limit", "epochs"]
+    """The stream; the same, normalised on this CPU; decoding and resizing alone; memory over epochs."""
+    shards: list[str]
+    mode: DecodeMode
+    image_size: int
+    batch_size: int
+    workers: int
+    warm_up: int
+    """Batches before the measurement; epochs are not measured but watched."""
+    batches: int
+    """Batches measured; number of epochs with `epochs`."""
+
+    def json(self) -> str:
+        """The form in which a process is given them."""
+        return json.dumps(asdict(self))
+
+
+def main() -> None:
+    """Do what the settings say."""
+    settings = Settings(**json.loads(sys.argv[1]))
+    torch.set_num_threads(1)
+    if settings.kind == "limit":
+        _in_two_parts(settings, _bare_batches(settings).__next__)
+        return
+    with _stream(settings) as stream:
+        if settings.kind == "epochs":
+            print(json.dumps(_memory(stream, settings.batches)))
+        elif settings.kind == "normalised":
+            _in_two_parts(settings, lambda: _normalise(next(stream).views["main"]))
+        else:
+            _in_two_parts(settings, stream.__next__)
+
+
+def _in_two_parts(settings: Settings, work: Callable[[], object]) -> None:
+    for word, count in (("ready", settings.warm_up), ("done", settings.batches)):
+        for _ in range(count):
+            work()
+        print(word, flush=True)
+        sys.stdin.readline()
+
+
+def _stream(settings: Settings) -> TrainStream:
+    """The training stream with OpenCLIP's changes of pictures, which are our defaults."""
+    captions = [render_caption(s.fields, ["{txt}"], None) for s in islice(iter_samples(settings.shards), _CAPTIONS)]
+    view = View(ViewConfig(), settings.image_size, settings.mode)
+    return TrainStream(
+        [Source(settings.shards)],
+        seed=0,
+        batch_size=settings.batch_size,
+        render=Renderer({"main": view}, ["{txt}"], seed=0),
+        tokenize=train_tokenizer(captions, vocab_size=8192, max_tokens=77).encode,
+        workers=settings.workers,
+    )
+
+
+def _normalise(pictures: torch.Tensor) -> torch.Tensor:
+    """What the vision tower does on the device: uint8 to float32, less the mean, by the deviation."""
+    mean, deviation = torch.full((1, 3, 1, 1), 118.0), torch.full((1, 3, 1, 1), 68.0)
+    return pictures.float().sub_(mean).div_(deviation)
+
+
+def _bare_batches(settings: Settings) -> Iterator[None]:
+    """Nothing but decoding, cutting and resizing, by the same libraries, on samples that are in memory."""
+    count = settings.batch_size * settings.batches
+    planned = [_planned(image, number, settings) for number, image in enumerate(_images(settings.shards, count))]
+    endless = cycle(planned)
+    while True:
+        for image, height, width, reduce, top, left, bottom, right in islice(endless, settings.batch_size):
+            pixels = simplejpeg.decode_jpeg(image, min_height=height, min_width=width, min_factor=reduce)
+            planes = torch.from_numpy(pixels[top:bottom, left:right]).permute(2, 0, 1)[None]
+            F.interpolate(planes, size=(settings.image_size,) * 2, mode="bicubic", antialias=True)
+        yield
+
+
+def _images(shards: Sequence[str], count: int) -> Iterator[bytes]:
+    return (sample.image for sample in islice(iter_samples(shards), count))
+
+
+def _planned(image: bytes, number: int, settings: Settings) -> tuple[bytes, int, int, int, int, int, int, int]:
+    """A picture, the size to decode it at, the factor, and where to cut it."""
+    view, header = View(ViewConfig(), settings.image_size, settings.mode), read_header(image)
+    crop = view.crop(header, draw(generator(0, "limit", number)))
+    reduce = view.reduction(header, crop)
+    height, width = -(-header.height // reduce), -(-header.width // reduce)
+    top, left, rows, columns = (length // reduce for length in crop.on_grid(reduce, header))
+    return image, height, width, reduce, top, left, top + rows, left + columns
+
+
+def _memory(stream: TrainStream, epochs: int) -> list[int]:
+    """Bytes that this process holds after each epoch."""
+    held = []
+    for _ in range(epochs):
+        for _ in range(stream.batches_per_epoch):
+            next(stream)
+        held.append(int(psutil.Process().memory_info().rss))
+    return held
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""How much of the vision tower's own speed is left when pictures come from shards and vectors go to an index."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmssl.apps.search import embed_shards
+from mmssl.data.sources.reader import iter_samples
+from mmssl.inference.model import Model
+from mmssl.types import UserError
+
+READY_BATCHES = 8
+"""Batches of pictures that are kept rendered; the tower sees them again and again."""
+
+
+@dataclass(frozen=True)
+class TowerBench:
+    """Seconds of each round, in turn."""
+
+    pictures: int
+    batch_size: int
+    threads: int
+    embed: list[float]
+    """`mmssl embed`: reading, decoding, encoding and writing all pictures."""
+    tower: list[float]
+    """The forward pass alone, of as many pictures in as large batches, rendered before."""
+
+    @property
+    def ratios(self) -> list[float]:
+        """What part of the tower's speed embedding keeps, a round each."""
+        return [tower / embed for embed, tower in zip(self.embed, self.tower, strict=True)]
+
+    def text(self) -> str:
+        """A table for a terminal."""
+        lines = [f"{'':12} {'pictures/s':>10} {'seconds':>8}"]
+        for name, seconds in (("mmssl embed", self.embed), ("tower alone", self.tower)):
+            middle = statistics.median(seconds)
+            lines.append(f"{name:12} {self.pictures / middle:10.1f} {middle:8.2f}")
+        low, high = min(self.ratios), max(self.ratios)
+        lines.append(
+            f"ratio {statistics.median(self.ratios):.3f} [{low:.3f}, {high:.3f}] over {len(self.embed)} rounds; "
+            f"{self.pictures:,} pictures in batches of {self.batch_size}, {self.threads} CPU threads"
+        )
+        return "\n".join(lines)
+
+
+def bench_tower(model: Model, shards: Sequence[str], *, batch_size: int, rounds: int) -> TowerBench:
+    """Embed all pictures of shards, and encode as many rendered ones, in turn. Before, without a clock, embedding
+    runs once and the tower on one batch.
+
+    Raises:
+        UserError: the shards hold no picture.
+    """
+    ready = _render(model, shards, batch_size)
+    pictures = _embed(model, shards, batch_size)
+    _encode(model, ready, batch_size)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        start = time.perf_counter()
+        _embed(model, shards, batch_size)
+        between = time.perf_counter()
+        _encode(model, ready, pictures)
+        seconds[0].append(between - start)
+        seconds[1].append(time.perf_counter() - between)
+    return TowerBench(pictures, batch_size, torch.get_num_threads(), *seconds)
+
+
+def _render(model: Model, shards: Sequence[str], batch_size: int) -> list[Tensor]:
+    """The first pictures as the model sees them, in batches."""
+    samples = islice(iter_samples(shards, need_text=False, on_bad=lambda bad: None), READY_BATCHES * batch_size)
+    pictures = [model.render(sample.image) for sample in samples]
+    if not pictures:
+        raise UserError("there is no picture to embed; the shards are empty")
+    return list(torch.split(torch.stack(pictures), batch_size))
+
+
+def _embed(model: Model, shards: Sequence[str], batch_size: int) -> int:
+    """What `mmssl embed` does; the number of pictures."""
+    with tempfile.TemporaryDirectory() as folder:
+        return embed_shards(model, shards, Path(folder) / "index", batch_size=batch_size).pictures
+
+
+def _encode(model: Model, ready: Sequence[Tensor], pictures: int) -> None:
+    """Encode so many pictures, the same batches again and again."""
+    for batch in cycle(ready):
+        model.encode_rendered(batch[:pictures])
+        pictures -= len(batch)
+        if pictures <= 0:
+            return

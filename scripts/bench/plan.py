@@ -1,0 +1,171 @@
+"""What the plan of a very large set costs: an epoch's order, and the first batch of a new and of a resumed run.
+
+The set is one small shard under many names, with the index it would have: its plan is as large as any other's.
+"""
+
+import io
+import json
+import multiprocessing
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmssl.config import ViewConfig
+from mmssl.data.loader import Source, TrainStream
+from mmssl.data.order.plan import Plan, Position, default_lanes
+from mmssl.data.shards.index import FOLDER_FILE, folder_json, index_shards
+from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.shard_index import ShardIndex, offsets_path
+from mmssl.data.sources.indexing import plan_source
+from mmssl.data.sources.patterns import expand
+from mmssl.data.transforms.render import Renderer
+from mmssl.data.transforms.views import View
+from scripts.bench.memory import peak_bytes, reset_peak
+
+SAMPLE_BYTES = 100_000
+"""Of the samples whose order is planned: 10 million of them are 1 TB."""
+_SIDE = 32
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Order:
+    """An epoch's plan, made from an index in memory."""
+
+    seconds: float
+    """From the index entries to the sample numbers of the first batch."""
+    cpu_seconds: float
+    """CPU time of the same: what it takes on a machine with nothing else to do."""
+    extra_bytes: int
+    """Peak memory above what the process held with the entries in place."""
+
+
+@dataclass(frozen=True)
+class Begin:
+    """A run that begins, from the pattern of its shards on disk to its first batch."""
+
+    seconds: float
+    cpu_seconds: float
+    extra_bytes: int
+    ids: list[int]
+    """Sample numbers of the batch."""
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """What a large plan costs."""
+
+    samples: int
+    shards: int
+    batch_size: int
+    order: Order
+    fresh: Begin
+    resumed: Begin
+    """In the middle of an epoch."""
+
+    def text(self) -> str:
+        """The figures as lines."""
+        rows: list[tuple[str, Order | Begin]] = [
+            ("plan of an epoch, first batch's numbers", self.order),
+            ("new run: index files, plan, first batch", self.fresh),
+            ("run resumed in mid-epoch: the same", self.resumed),
+        ]
+        lines = [f"{self.samples:,} samples in {self.shards:,} shards, batches of {self.batch_size:,}"]
+        lines.append(f"{'':42} {'seconds':>8} {'of CPU':>8} {'extra MB':>9}")
+        lines += [f"{what:42} {c.seconds:8.2f} {c.cpu_seconds:8.2f} {c.extra_bytes / 1e6:9.0f}" for what, c in rows]
+        return "\n".join(lines)
+
+
+def bench_plan(samples: int = 10_000_000, shards: int = 10_000, batch_size: int = 4096) -> PlanCost:
+    """Measure a plan of `samples` samples in equal `shards`, each part in a process of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write_set(folder, samples // shards, shards)
+        return PlanCost(
+            samples=samples // shards * shards,
+            shards=shards,
+            batch_size=batch_size,
+            order=_in_fresh_process(_order, samples // shards, shards, batch_size),
+            fresh=_in_fresh_process(_begin, folder, batch_size, 0.0),
+            resumed=_in_fresh_process(_begin, folder, batch_size, 0.5),
+        )
+
+
+def _in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def _order(per_shard: int, shards: int, batch_size: int) -> Order:
+    size = per_shard * SAMPLE_BYTES
+    entries = [
+        ShardIndex(f"{i:06}.tar", size, 0, per_shard, (), (), "", Limits().max_member_bytes) for i in range(shards)
+    ]
+    reset_peak()
+    before, start, cpu = peak_bytes(), time.perf_counter(), time.process_time()
+    plan = Plan([plan_source(entries, 1.0, None)], seed=0, lanes=default_lanes(batch_size), block=8)
+    numbers = [plan.ids(run) for run in plan.runs(Position(), batch_size, 0, batch_size)]
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    assert sum(map(len, numbers)) == batch_size
+    return Order(seconds, cpu_seconds, peak_bytes() - before)
+
+
+def _begin(folder: Path, batch_size: int, part: float) -> Begin:
+    """Begin at a part of the second epoch, at the first one's beginning with part 0."""
+    reset_peak()
+    before, start, cpu = peak_bytes(), time.perf_counter(), time.process_time()
+    view = View(ViewConfig(), _SIDE)
+    stream = TrainStream(
+        [Source(expand(str(folder)))],
+        seed=0,
+        batch_size=batch_size,
+        render=Renderer({"main": view}, ["{txt}"], seed=0),
+        tokenize=_tokenize,
+    )
+    if part > 0:
+        depth = int(part * stream.batches_per_epoch) * batch_size // default_lanes(batch_size)
+        stream.load_state_dict({**stream.state_dict(), "epoch": 1, "depth": depth})
+    with stream:
+        batch = next(stream)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    return Begin(seconds, cpu_seconds, peak_bytes() - before, batch.ids.tolist())
+
+
+def _tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
+    """One token a caption: what a tokenizer costs does not depend on the plan."""
+    return torch.zeros(len(texts), 1, dtype=torch.int64), torch.ones(len(texts), 1, dtype=torch.bool)
+
+
+def _write_set(folder: Path, per_shard: int, shards: int) -> None:
+    """One shard, its links, and an index of all."""
+    (folder / "one").mkdir()
+    shard = folder / "one" / "shard.tar"
+    _write_shard(shard, per_shard)
+    index_shards([str(shard)], Limits())
+    (entry,) = json.loads((shard.parent / FOLDER_FILE).read_text())["shards"].values()
+    names = [f"{number:06}.tar" for number in range(shards)]
+    for name in names:
+        (folder / name).symlink_to(shard)
+        offsets_path(str(folder / name)).symlink_to(offsets_path(str(shard)))
+    (folder / FOLDER_FILE).write_bytes(folder_json(dict.fromkeys(names, entry)))
+
+
+def _write_shard(path: Path, samples: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
+    picture = io.BytesIO()
+    Image.fromarray(noise).save(picture, "JPEG")
+    with tarfile.open(path, "w") as tar:
+        for number in range(samples):
+            for extension, content in (("jpg", picture.getvalue()), ("txt", b"a picture")):
+                info = tarfile.TarInfo(f"{number:06}.{extension}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))

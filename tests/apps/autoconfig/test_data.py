@@ -1,0 +1,154 @@
+"""Pairs in any form become shards, with a part held out that is never trained on."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mmssl.apps.autoconfig.data import LEAST, held_out_share, is_shards, prepare, shards_of
+from mmssl.apps.autoconfig.probe_data import look_at, tokens_of
+from mmssl.data.sources.patterns import expand
+from mmssl.data.sources.reader import iter_samples
+from mmssl.types import UserError
+from tests.helpers.color_pairs import write_table
+from tests.helpers.tiny_runs import write_pairs
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 pairs."""
+    return write_table(tmp_path_factory.mktemp("table"))
+
+
+def keys(spec: str | list[str] | None) -> set[str]:
+    return {f"{s.shard} {s.key}" for s in iter_samples(expand(spec))} if spec is not None else set()
+
+
+def test_a_table_is_packed_with_a_part_held_out(table: Path, tmp_path: Path) -> None:
+    """Every pair is in one of the parts, with its caption; called again nothing is packed anew, and the parts are the
+    same; a folder whose name holds magic characters works too."""
+    folder = tmp_path / "run [1]" / "shards"
+    found = prepare(table, folder)
+    train, held_out = keys(found.train), keys(found.held_out)
+    assert (len(train), len(held_out)) == (found.pairs, found.held_out_pairs)
+    assert len(train | held_out) == found.pairs + found.held_out_pairs == 40
+    assert 0 < found.held_out_pairs <= 20
+    captions = {s.fields["txt"] for s in iter_samples(expand(found.train))}
+    assert all(" square, number " in caption for caption in captions)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
+    assert prepare(table, folder) == found
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")} == before
+
+
+def test_a_folder_and_shards_of_the_same_pairs(table: Path, tmp_path: Path) -> None:
+    """Pictures with .txt beside them are packed alike; shards are used where they lie, and nothing is written."""
+    for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()):
+        picture = tmp_path / "photos" / Path(row["image"]).name
+        picture.parent.mkdir(exist_ok=True)
+        shutil.copy(table.parent / row["image"], picture)
+        picture.with_suffix(".txt").write_text(row["caption"])
+    found = prepare(tmp_path / "photos", tmp_path / "run", hold_out=False)
+    assert (found.pairs, found.held_out, found.packed) == (40, None, True)
+    before = sorted(tmp_path.rglob("*"))
+    again = prepare(tmp_path / "run", tmp_path / "other", hold_out=False)
+    assert (again.train, again.pairs, again.packed) == (str(tmp_path / "run"), 40, False)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert shards_of(tmp_path / "run", tmp_path / "other") == [str(tmp_path / "run" / "train-00000.tar")]
+
+
+def test_shards_are_held_out_whole(tmp_path: Path) -> None:
+    """Of twenty shards some are kept away from training: about a tenth of the pairs, never more than a quarter; of two
+    none, and it says so."""
+    pairs = write_pairs(tmp_path)
+    few = prepare(str(pairs / "*.tar"), tmp_path / "x")
+    assert (few.held_out, few.pairs) == (None, 48)
+    assert "none" in few.why
+    for number in range(2, 20):
+        shutil.copy(pairs / "0.tar", pairs / f"{number}.tar")
+    many = prepare([str(pairs / "*.tar")], tmp_path / "x")
+    assert many.pairs + many.held_out_pairs == 20 * 24
+    assert 0.1 <= many.held_out_pairs / (20 * 24) <= 0.25
+    assert not keys(many.train) & keys(many.held_out)
+    assert len(keys(many.train) | keys(many.held_out)) == 20 * 24
+
+
+def test_pairs_of_one_picture_stay_together(table: Path, tmp_path: Path) -> None:
+    """A picture with several captions is either trained on or judged by, with all of them."""
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    path = table.parent / "captions.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption"])
+        writer.writerows([row["image"], f"{row['caption']}, caption {n}"] for n in range(5) for row in rows)
+    found = prepare(path, tmp_path)
+    parts = [{s.image for s in iter_samples(expand(p))} for p in (found.train, str(found.held_out))]
+    assert not parts[0] & parts[1]
+    assert found.pairs == 5 * len(parts[0])
+    assert found.held_out_pairs == 5 * len(parts[1])
+
+
+@pytest.mark.parametrize("pairs", [8, 40, 200, 1000, 10_000, 10_000_000])
+def test_the_share_that_is_held_out(pairs: int) -> None:
+    """A tenth, but three dozens at least, 5,000 at most, and never more than a quarter."""
+    share = held_out_share(pairs)
+    assert share * pairs == pytest.approx(min(pairs / 4, min(5000, max(36, pairs / 10))))
+
+
+def test_what_is_shards_and_what_is_packed(table: Path, tmp_path: Path) -> None:
+    """Patterns, lists and folders of tars are shards; tables and other folders are not."""
+    (tmp_path / "0.tar").touch()
+    assert all(is_shards(data) for data in ("a/*.tar", ["a.tar"], tmp_path, "s3://b/{0..9}.tar"))
+    assert not any(is_shards(data) for data in (table, str(table.parent), "missing.csv", "x.parquet"))
+
+
+def test_unusable_data_are_refused(table: Path, tmp_path: Path) -> None:
+    """Each mistake is named in one line with its place: a missing file or column, an empty table or folder, pictures
+    that are not there, too few pairs; of some unusable pairs the first is named."""
+
+    def refused(data: Path | str, *words: str) -> None:
+        with pytest.raises(UserError) as caught:
+            prepare(data, tmp_path / f"out-{abs(hash(str(data)))}")
+        assert "\n" not in str(caught.value)
+        assert [word for word in words if word not in str(caught.value)] == []
+
+    def written(name: str, *lines: str) -> Path:
+        path = tmp_path / name
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    refused("nothing.csv", "nothing.csv", "does not exist")
+    refused("photoos", "photoos does not exist", "a folder of pictures", ".csv", str(Path.cwd()))
+    refused("pairs.cvs", "pairs.cvs does not exist", ".csv")
+    refused("nothing/*.tar", "nothing/*.tar")
+    refused(written("empty.csv", "image,caption"), "empty.csv", "no rows")
+    refused(written("column.csv", "image,words", "a.png,b"), "caption column", "image, words")
+    refused(written("gone.csv", "image,caption", "gone.png,a cat"), "gone.csv", "gone.png", "No such file")
+    refused(written("few.csv", "image,caption", *(f"{table.parent}/photos/{i}.png,x" for i in range(5))), f"{LEAST}")
+    (tmp_path / "void").mkdir()
+    refused(tmp_path / "void", "void", "no picture")
+    pictures = [f"{table.parent}/photos/{i}.png,a cat {i}" for i in range(20)]
+    found = prepare(written("some.csv", "image,caption", "gone.png,x", *pictures), tmp_path / "some")
+    assert found.pairs + found.held_out_pairs == 20
+    assert "1 of 21 left out" in found.notes[0]
+    assert "gone.png" in found.notes[0]
+
+
+def test_a_look_tells_lengths_and_sizes(table: Path, tmp_path: Path) -> None:
+    """Captions of five words and pictures of 20 px on the shorter side; scripts without spaces count characters."""
+    found = prepare(table, tmp_path)
+    seen = look_at(expand(found.train), found.pairs)
+    assert (seen.count, seen.picture_side, seen.caption_tokens) == (
+        found.pairs,
+        20,
+        tokens_of("a red square, number 1"),
+    )
+    assert tokens_of("一只猫 cat") == 3 + 2
+    with pytest.raises(UserError, match="no usable pair"):
+        look_at([str(write_empty(tmp_path / "empty.tar"))], 0)
+
+
+def write_empty(path: Path) -> Path:
+    """A tar without members."""
+    path.write_bytes(bytes(10240))
+    return path

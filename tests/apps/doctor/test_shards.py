@@ -1,0 +1,92 @@
+"""Shards are read and judged; nothing is written beside them."""
+
+from pathlib import Path
+
+import pytest
+
+from mmssl.apps.doctor import examine_shards
+from mmssl.apps.doctor.shards import (
+    READ_BYTES,
+    judge_index,
+    judge_latency,
+    judge_remote_index,
+    judge_speed,
+    read,
+    spread,
+)
+from mmssl.data.shards.index import index_shards
+from mmssl.data.shards.samples import Limits
+from tests.helpers.http_servers import serve
+from tests.helpers.tiny_runs import write_pairs
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Two tars."""
+    return write_pairs(tmp_path)
+
+
+def test_speed_and_latency_are_judged_by_what_was_measured() -> None:
+    """100 MB in one second are enough, 10 are not; so are 10 ms and a second until the first byte."""
+    fast, slow = judge_speed(3, 10**8, 1.0), judge_speed(3, 10**7, 1.0)
+    assert (fast.state, fast.remedy) == ("ok", "")
+    assert "100 MB/s" in fast.found
+    assert slow.state == "warning"
+    assert "data.slice_mib" in slow.remedy
+    assert (judge_latency(2, 0.01).state, judge_latency(2, 1.0).state) == ("ok", "warning")
+
+
+def test_an_index_that_cannot_be_kept_is_a_warning() -> None:
+    """Missing where the first training makes it is fine; missing where nothing can be written costs every start."""
+    assert judge_index(2, [], True).state == "ok"
+    assert judge_index(2, ["a.tar"], True).state == "ok"
+    assert "missing for 1 of 2 shards, first a.tar" in judge_index(2, ["a.tar"], False).found
+    assert judge_index(2, ["a.tar"], False).state == "warning"
+    assert "resume" in judge_remote_index(2, ["a"]).remedy
+
+
+def test_a_sample_of_many_is_read(tmp_path: Path) -> None:
+    """Four of many shards, spread evenly, and no more than a part of each, however large."""
+    names = [str(number) for number in range(10)]
+    assert spread(names) == ["0", "2", "5", "7"]
+    assert spread(names[:3]) == ["0", "1", "2"]
+    large, small = tmp_path / "large", tmp_path / "small"
+    large.write_bytes(bytes(READ_BYTES + 5))
+    small.write_bytes(bytes(7))
+    count, seconds = read([str(large), str(small)])
+    assert count == READ_BYTES + 7
+    assert seconds > 0
+
+
+def test_local_shards_are_left_as_they_are(shards: Path) -> None:
+    """Their speed is told; the index that is missing is not made; once it is there that is said."""
+    before = sorted(path.name for path in shards.iterdir())
+    speed, index = examine_shards([str(shards / "*.tar")])
+    assert speed.found.startswith("2 local, read at ")
+    assert "missing for 2 of 2" in index.found
+    assert sorted(path.name for path in shards.iterdir()) == before
+    index_shards([str(path) for path in sorted(shards.glob("*.tar"))], Limits())
+    assert "there for all 2" in examine_shards([str(shards / "*.tar")])[1].found
+
+
+def test_shards_that_are_not_there_are_an_error(tmp_path: Path) -> None:
+    """The pattern is named; so is a server that does not answer."""
+    (found,) = examine_shards([str(tmp_path / "none-*.tar")])
+    assert (found.name, found.state) == ("shards", "error")
+    assert "none-*.tar" in found.found
+
+
+def test_remote_shards_are_asked(shards: Path) -> None:
+    """Over HTTP the time to the first byte is told, and whether the index lies beside them; nothing is written."""
+    before = sorted(path.name for path in shards.iterdir())
+    with serve(shards) as url:
+        latency, index = examine_shards([url + "/{0,1}.tar"])
+        assert latency.name == "remote shards"
+        assert latency.state == "ok"
+        assert "missing for 2 of the 2" in index.found
+        assert sorted(path.name for path in shards.iterdir()) == before
+        index_shards([str(path) for path in sorted(shards.glob("*.tar"))], Limits())
+        assert examine_shards([url + "/{0,1}.tar"])[1].state == "ok"
+        (gone,) = examine_shards([url + "/none.tar"])
+        assert gone.state == "error"
+        assert "none.tar" in gone.found

@@ -1,0 +1,238 @@
+"""What is exported is opened by the library it is meant for, and gives the same features."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import open_clip
+import pytest
+import sentence_transformers
+import timm
+import torch
+import transformers
+from PIL import Image
+from safetensors import SafetensorError
+
+import mmssl
+from mmssl.apps.export import FORMATS, export
+from mmssl.apps.export.hub import push
+from mmssl.apps.export.to_onnx import OnnxEncoder, quantize
+from mmssl.types import UserError
+from tests.helpers.export_models import own
+from tests.helpers.open_clip_folders import MODELS, write_open_clip
+
+CAPTIONS = ["a red square", "green", "blue squares and a white one " * 8]
+
+
+def picture(side: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> mmssl.Model:
+    """A small model of CLIP's form, taken over from open_clip."""
+    folder = tmp_path_factory.mktemp("theirs")
+    write_open_clip(folder, "vit-quickgelu")
+    return mmssl.load(f"local-dir:{folder}")
+
+
+def close(found: Any, expected: torch.Tensor) -> None:
+    unit = torch.nn.functional.normalize(torch.as_tensor(found).detach(), dim=-1)
+    torch.testing.assert_close(unit, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_open_clip_model_goes_back_as_the_same_tensors(name: str, tmp_path: Path) -> None:
+    """Taken over and exported again, every tensor of the folder is the one that was there, under its name."""
+    theirs = write_open_clip(tmp_path / "theirs", name).state_dict()
+    export(mmssl.load(f"local-dir:{tmp_path / 'theirs'}"), "open_clip", tmp_path / "back")
+    back = open_clip.create_model(f"local-dir:{tmp_path / 'back'}").state_dict()
+    assert back.keys() == theirs.keys()
+    assert [key for key, tensor in theirs.items() if not torch.equal(tensor, back[key])] == []
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
+def test_a_full_open_clip_model_goes_back_as_the_same_tensors(name: str, tmp_path: Path) -> None:
+    """The same at full size, from a named architecture with a file of weights."""
+    torch.manual_seed(0)
+    theirs = open_clip.create_model(name).state_dict()
+    torch.save(theirs, tmp_path / "w.pt")
+    export(mmssl.load(f"open_clip:{name}/{tmp_path / 'w.pt'}"), "open_clip", tmp_path / "back")
+    back = open_clip.create_model(f"local-dir:{tmp_path / 'back'}").state_dict()
+    assert back.keys() == theirs.keys()
+    assert [key for key, tensor in theirs.items() if not torch.equal(tensor, back[key])] == []
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_open_clip_opens_a_resnet_and_a_bert(pooling: str, tmp_path: Path) -> None:
+    """open_clip's loader, transform and tokenizer give our features; so does the folder loaded here again."""
+    model = own(pooling)
+    found = export(model, "open_clip", tmp_path / "out")
+    assert found.difference <= 1e-5
+    theirs, transform = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'out'}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")
+    with torch.no_grad():
+        close(theirs.eval().encode_text(tokenizer(CAPTIONS)), model.encode_text(CAPTIONS))
+        close(theirs.encode_image(transform(picture(32))[None]), model.encode_image(picture(32)))
+    again = mmssl.load(tmp_path / "out")
+    close(again.encode_text(CAPTIONS), model.encode_text(CAPTIONS))
+    close(again.encode_image(picture(32)), model.encode_image(picture(32)))
+
+
+def test_transformers_opens_a_clip(clip: mmssl.Model, tmp_path: Path) -> None:
+    """AutoModel with AutoTokenizer and AutoImageProcessor; and the folder loaded here again."""
+    export(clip, "hf", tmp_path / "out")
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    words = tokenizer(CAPTIONS, padding=True, return_tensors="pt")
+    pixels = processor(picture(32), return_tensors="pt")["pixel_values"]
+    ids = {name: words[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        output = theirs(**ids, pixel_values=pixels)
+    close(output.text_embeds, clip.encode_text(CAPTIONS))
+    close(output.image_embeds, clip.encode_image(picture(32)))
+    again = mmssl.load(tmp_path / "out")
+    close(again.encode_text(CAPTIONS), clip.encode_text(CAPTIONS))
+    close(again.encode_image(picture(32)), clip.encode_image(picture(32)))
+    assert again.view.fit == "squash"
+    export(again, "open_clip", tmp_path / "back")
+
+
+@pytest.mark.parametrize(("pooling", "projection"), [("mean", "linear"), ("cls", "mlp"), ("eos", "linear")])
+def test_sentence_transformers_opens_a_text_tower(pooling: str, projection: str, tmp_path: Path) -> None:
+    """Encoder, pooling, projection and norm as modules of SentenceTransformer."""
+    model = own(pooling, projection)
+    export(model, "sentence-transformers", tmp_path / "out")
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    close(theirs.encode(CAPTIONS, show_progress_bar=False), model.encode_text(CAPTIONS))
+
+
+def test_sentence_transformers_opens_clips_text_tower(clip: mmssl.Model, tmp_path: Path) -> None:
+    """open_clip's text transformer becomes transformers' one."""
+    export(clip, "sentence-transformers", tmp_path / "out")
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    close(theirs.encode(CAPTIONS, show_progress_bar=False), clip.encode_text(CAPTIONS))
+
+
+@pytest.mark.parametrize("kind", ["own", "clip"])
+def test_onnxruntime_opens_both_encoders(kind: str, clip: mmssl.Model, tmp_path: Path) -> None:
+    """Any number of pictures and captions of any length; 8-bit weights stay near and are smaller (convolutions, most of
+    the ResNet, keep theirs)."""
+    model = clip if kind == "clip" else own()
+    export(model, "onnx", tmp_path / "out")
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "image.onnx"), providers=["CPUExecutionProvider"])
+    pixels = torch.stack([model.render(picture(32)) for _ in range(7)])
+    (features,) = session.run(None, {"pictures": pixels.numpy()})
+    close(features, model.encode_rendered(pixels))
+    theirs = OnnxEncoder(tmp_path / "out")
+    for texts in (CAPTIONS, CAPTIONS[:1], CAPTIONS[1:2]):
+        close(theirs.encode_text(texts), model.encode_text(texts))
+    assert quantize(tmp_path / "out") < (0.9 if kind == "clip" else 1)
+    small = OnnxEncoder(tmp_path / "out")
+    assert (small.encode_text(CAPTIONS) * model.encode_text(CAPTIONS)).sum(1).min() > 0.97
+
+
+@pytest.mark.parametrize("vision", ["timm:resnet10t", "timm:vit_tiny_patch16_224"])
+def test_timm_opens_the_vision_tower(vision: str, tmp_path: Path) -> None:
+    """The folder's config.json says how."""
+    model = own(vision=vision)
+    export(model, "timm", tmp_path / "out")
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    weights = str(tmp_path / "out" / "model.safetensors")
+    theirs = timm.create_model(settings["architecture"], checkpoint_path=weights, **settings["model_args"]).eval()
+    transform = timm.data.create_transform(
+        **timm.data.resolve_data_config(settings["pretrained_cfg"]), is_training=False
+    )
+    with torch.no_grad():
+        found = model.encoder.project_image(theirs(transform(picture(32))[None]))
+    close(found, model.encode_image(picture(32)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "words"),
+    [
+        ("open_clip", lambda: own(projection="mlp"), "MLP"),
+        ("open_clip", lambda: own("eos"), "'eos'"),
+        ("open_clip", lambda: own(vision="timm:vit_tiny_patch16_224"), "depth, embed_dim, num_heads"),
+        ("hf", own, "resnet10t is not CLIP's.*text tower is a 'bert'.*it can be written as open_clip"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_said_before_writing(kind: str, model: Any, words: str, tmp_path: Path) -> None:
+    """One line that lists what differs and which formats can; nothing is written."""
+    with pytest.raises(UserError, match=words) as caught:
+        export(model(), kind, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_never_overwrites(tmp_path: Path) -> None:
+    """A folder with files in it is refused and keeps them; an unknown format names the known ones."""
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        export(own(), "timm", tmp_path)
+    with pytest.raises(UserError, match=r"notes\.txt is no folder"):
+        export(own(), "timm", tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="sentence-transformers"):
+        export(own(), "gguf", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left")])
+def test_a_full_disk_is_said(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, whoever writes; nothing is left."""
+
+    def full(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("mmssl.apps.export.to_timm.save_file", full)
+    with pytest.raises(UserError, match="out cannot be written: .*No space left.*pick another folder"):
+        export(own(), "timm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_tells_how_it_is_loaded(tmp_path: Path) -> None:
+    """README.md holds the lines, in Python that compiles, the preprocessing, and a word on licences."""
+    found = export(own(), "timm", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "create_model" in card
+    assert "32 x 32 pixels" in card
+    assert "Licence" in card
+    for form in FORMATS.values():
+        lines = form.lines("folder")
+        compile(lines, "card", "exec")
+        assert len(lines.splitlines()) == 3
+    assert str(tmp_path) in found.lines
+
+
+def test_the_hub_is_asked_rightly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The repository is made, and the folder uploaded; there an open_clip folder finds its text tower by the hub's
+    name, here still by its own place, also where the hub cannot be reached."""
+    calls: list[tuple[str, Any]] = []
+    out = tmp_path / "out"
+
+    def name() -> str:
+        found = json.loads((out / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]["hf_model_name"]
+        return str(found)
+
+    class Api:
+        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> str:
+            calls.append(("create", (name, private, exist_ok)))
+            return f"hub/{name}"
+
+        def upload_folder(self, *, folder_path: str, repo_id: str, commit_message: str) -> None:
+            calls.append(("upload", (folder_path, repo_id, name())))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    export(own(), "open_clip", out)
+    assert push(out, "me/model") == "hub/me/model"
+    assert calls == [("create", ("me/model", False, True)), ("upload", (str(out), "me/model", "me/model"))]
+    assert name() == str(out)
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="is written, but could not be pushed to me/model") as caught:
+        push(out, "me/model")
+    assert "\n" not in str(caught.value)
+    assert name() == str(out)

@@ -1,0 +1,92 @@
+"""`mmssl finetune` and `mmssl interpolate` from the command line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmssl import MMSSL, load
+from mmssl.apps.finetune import load_classifier
+from mmssl.apps.finetune.classifier import is_classifier
+from tests.cli.test_evaluate import refused, run
+
+
+def test_a_classifier_is_written_and_its_figures_printed(
+    model_folder: Path, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is printed, what --json holds and what stands in the folder are the same; a full folder is refused."""
+    out, figures = tmp_path / "classifier", tmp_path / "figures.json"
+    run("finetune", model_folder, colors, "--shots", "4", "--out", out, "--json", figures)
+    printed = capsys.readouterr().out
+    found = json.loads(figures.read_text())
+    assert load_classifier(out).record["figures"] == found
+    assert f"{found['acc1']:.4f}" in printed
+    assert f"{found['zero_shot']:.4f}" in printed
+    assert "gain: " in printed
+    assert "is not empty" in refused(capsys, "finetune", model_folder, colors, "--out", out)
+
+
+def test_several_numbers_of_labels_make_a_table(
+    model_folder: Path, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row a number and a way, with the picture and the figures beside it."""
+    out = tmp_path / "table"
+    run("finetune", model_folder, colors, "--shots", "1,2", "--out", out)
+    printed = capsys.readouterr().out
+    assert "linear probe, untrained tower" in printed
+    found = json.loads((out / "accuracy.json").read_text())
+    for k in ("1", "2"):
+        assert f"{100 * found['linear'][k]['acc1']:.1f}" in printed
+        assert f"{100 * found['differences']['linear']['zero-shot'][k]['difference']:+.1f}" in printed
+    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_input_is_one_line(model_folder: Path, colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong method, a wrong number of labels, and a table without numbers are told before anything is read."""
+    command = ("finetune", model_folder, colors)
+    assert "there are linear, full, lp-ft" in refused(capsys, *command, "--method", "lora")
+    assert "--shots 'few'" in refused(capsys, *command, "--shots", "few")
+    assert "a table needs --shots" in refused(capsys, *command, "--seeds", "3")
+
+
+def test_interpolate_writes_a_model(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At alpha 0 it is the first one; a folder that holds something is left alone."""
+    run("interpolate", model_folder, model_folder, "--alpha", "0", "--out", tmp_path / "between")
+    assert load(tmp_path / "between").fingerprint() == load(model_folder).fingerprint()
+    assert "not empty" in refused(capsys, "interpolate", model_folder, model_folder, "--out", tmp_path / "between")
+
+
+def test_classifiers_predict_are_saved_and_mixed(
+    model_folder: Path, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`mmssl predict` and the class take a classifier's folder and give its probabilities of its own labels; the class
+    reads it once, and saves it whole; between two classifiers lies a classifier, between one and a model a model."""
+    for seed in ("0", "1"):
+        run("finetune", model_folder, colors, "--shots", "2", "--seed", seed, "--out", tmp_path / f"c{seed}")
+    pictures = []
+    for number, color in enumerate(("red", "navy")):
+        pictures.append(tmp_path / f"{number}.png")
+        Image.new("RGB", (30, 20), color).save(pictures[-1])
+    expected = load_classifier(tmp_path / "c0").predict(pictures)
+    capsys.readouterr()
+    run("predict", tmp_path / "c0", *pictures, "--json")
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["picture"] for row in printed] == [str(path) for path in pictures]
+    assert [row["probabilities"] for row in printed] == [pytest.approx(one) for one in expected]
+    assert "has its own labels" in refused(capsys, "predict", tmp_path / "c0", pictures[0], "--labels", "a,b")
+    model = MMSSL(tmp_path / "c0")
+    model.save(tmp_path / "again")
+    shutil.rmtree(tmp_path / "c0" / "tokenizer")
+    for source in (model, MMSSL(tmp_path / "again")):
+        found = source.predict(list(pictures))
+        assert [prediction.probabilities for prediction in found] == [pytest.approx(one) for one in expected]
+    (words,) = model.predict(pictures[0], ["a square", "a circle"])
+    assert set(words.probabilities) == {"a square", "a circle"}
+    run("interpolate", tmp_path / "again", tmp_path / "c1", "--alpha", "1", "--out", tmp_path / "mixed")
+    assert load_classifier(tmp_path / "mixed").predict(pictures) == load_classifier(tmp_path / "c1").predict(pictures)
+    capsys.readouterr()
+    run("interpolate", model_folder, tmp_path / "c1", "--out", tmp_path / "model")
+    assert "left out" in capsys.readouterr().out
+    assert not is_classifier(tmp_path / "model")

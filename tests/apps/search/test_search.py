@@ -1,0 +1,234 @@
+"""Stored vectors are the model's, whole after any interruption, and the nearest are found."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+import mmssl
+from mmssl.apps.search import Index, embed_shards, encode_query, exact_nearest
+from mmssl.apps.search.nearest import Graph
+from mmssl.cli.main import main
+from mmssl.data.sources.patterns import expand
+from mmssl.data.sources.reader import iter_samples
+from mmssl.distributed.world import Processes
+from mmssl.types import UserError
+from tests.helpers.export_models import own
+from tests.helpers.tiny_runs import write_pairs
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 pictures in two tars."""
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="module")
+def model() -> mmssl.Model:
+    return own()
+
+
+@pytest.fixture(scope="module")
+def index(model: mmssl.Model, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("index") / "i"
+    assert embed_shards(model, expand([str(shards / "*.tar")]), folder).pictures == 48
+    return folder
+
+
+def test_an_index_holds_every_pictures_vector(index: Path, model: mmssl.Model, shards: Path) -> None:
+    """float16 rows equal the model's own vectors, in the order of the shards; key, shard and caption are in Parquet."""
+    samples = list(iter_samples(expand([str(shards / "*.tar")])))
+    expected = model.encode_image([sample.image for sample in samples])
+    stored = np.concatenate([np.load(path) for path in sorted((index / "parts").glob("*.npy"))])
+    assert stored.dtype == np.float16
+    np.testing.assert_allclose(stored, expected.numpy(), atol=1e-3)
+    tables = [pyarrow.parquet.read_table(path).to_pylist() for path in sorted((index / "parts").glob("*.parquet"))]
+    rows = [row for part in tables for row in part]
+    assert [row["key"] for row in rows] == [sample.key for sample in samples]
+    assert [row["caption"] for row in rows] == [sample.fields["txt"] for sample in samples]
+    hits = Index(index).hits([0, 24, 47], [1, 1, 1])
+    assert [(hit.shard, hit.key) for hit in hits] == [(samples[i].shard, samples[i].key) for i in (0, 24, 47)]
+
+
+def test_an_interrupted_embedding_goes_on(model: mmssl.Model, shards: Path, tmp_path: Path) -> None:
+    """What a killed run left, a half-written part and a missing one, is made whole; what is there is not made again."""
+    names = expand([str(shards / "*.tar")])
+    embed_shards(model, names, tmp_path / "i")
+    parts = tmp_path / "i" / "parts"
+    whole = {path.name: path.read_bytes() for path in parts.iterdir()}
+    (parts / "000001.npy").unlink()
+    (parts / ".000001.npy.partial").write_bytes(b"half")
+    with pytest.raises(UserError, match="lacks 1 of 2 shards"):
+        Index(tmp_path / "i")
+    done = embed_shards(model, names, tmp_path / "i")
+    assert (done.pictures, done.kept) == (24, 1)
+    assert {path.name: path.read_bytes() for path in parts.iterdir()} == whole
+
+
+def test_processes_share_the_shards(model: mmssl.Model, shards: Path, index: Path, tmp_path: Path) -> None:
+    """Two processes' parts, made one after the other, are those of one process."""
+    names = expand([str(shards / "*.tar")])
+    for rank in (0, 1):
+        lone = Processes(rank, 2)
+        object.__setattr__(lone, "barrier", lambda: None)
+        assert embed_shards(model, names, tmp_path, processes=lone).pictures == 24
+    for path in (index / "parts").iterdir():
+        assert (tmp_path / "parts" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_index_of_another_model_or_of_other_shards_is_refused(
+    index: Path, model: mmssl.Model, shards: Path, tmp_path: Path
+) -> None:
+    """Neither mixed nor searched."""
+    other = own("cls")
+    with torch.no_grad():
+        for weight in other.encoder.image_projection.parameters():
+            weight.neg_()
+    names = expand([str(shards / "*.tar")])
+    with pytest.raises(UserError, match="another model"):
+        embed_shards(other, names, index)
+    with pytest.raises(UserError, match="other shards"):
+        embed_shards(model, names[:1], index)
+    with pytest.raises(UserError, match="another model"):
+        Index(index).check(other)
+    Index(index).check(model)
+    with pytest.raises(UserError, match="mmssl embed"):
+        Index(tmp_path)
+
+
+def unit(rng: np.random.Generator, rows: int) -> npt.NDArray[np.float32]:
+    x = rng.normal(size=(rows, 32))
+    normed: npt.NDArray[np.float32] = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    return normed
+
+
+@pytest.mark.parametrize("k", [1, 7, 500])
+def test_exact_search_is_sorting(k: int) -> None:
+    """Over parts of any size, the rows and products are those of sorting all products; k may exceed the rows."""
+    rng = np.random.default_rng(0)
+    stored, queries = unit(rng, 300).astype(np.float16), unit(rng, 5)
+    rows, scores = exact_nearest(queries, [stored[:1], stored[1:200], stored[200:]], k)
+    products = queries @ stored.astype(np.float32).T
+    order = np.argsort(-products, axis=1)[:, :k]
+    np.testing.assert_array_equal(rows, order)
+    np.testing.assert_allclose(scores, np.take_along_axis(products, order, 1), atol=1e-5)
+
+
+def test_the_graph_finds_nearly_all_neighbours(tmp_path: Path) -> None:
+    """Of the 10 nearest among 5,000 random vectors, at least 99 %, in the order of their products; the file opens
+    again, and with other vectors it is refused."""
+    rng = np.random.default_rng(0)
+    stored, queries = unit(rng, 5000).astype(np.float16), unit(rng, 40)
+    parts = [stored[:2000], stored[2000:]]
+    Graph.build(parts, 32, tmp_path / "g")
+    rows, scores = Graph.open(tmp_path / "g", parts).nearest(queries, 10)
+    truth, _ = exact_nearest(queries, [stored], 10)
+    shared = sum(len(set(a) & set(b)) for a, b in zip(rows.tolist(), truth.tolist(), strict=True))
+    assert shared / 400 > 0.99
+    products = (queries[:, None] * stored[rows].astype(np.float32)).sum(-1)
+    np.testing.assert_allclose(scores, products, atol=1e-6)
+    assert (np.diff(scores) <= 0).all()
+    with pytest.raises(UserError, match="graph of 5,000 vectors, not of these 2,000"):
+        Graph.open(tmp_path / "g", parts[:1])
+
+
+def test_the_graph_finds_as_many_as_there_are(tmp_path: Path) -> None:
+    """Among few vectors it finds each once, and among equal ones as many as are wanted."""
+    stored, query = unit(np.random.default_rng(0), 5).astype(np.float16), unit(np.random.default_rng(1), 1)
+    rows, _ = Graph.build([stored], 32, tmp_path / "few").nearest(query, 5)
+    assert sorted(rows[0].tolist()) == [0, 1, 2, 3, 4]
+    equal = np.repeat(stored[:1], 3000, axis=0)
+    rows, scores = Graph.build([equal], 32, tmp_path / "equal").nearest(equal[:2], 10)
+    assert [len(set(found)) for found in rows.tolist()] == [10, 10]
+    np.testing.assert_allclose(scores, 1, atol=1e-3)
+
+
+def test_embed_and_search_by_commands(
+    model: mmssl.Model, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A picture of the set is found as the nearest to itself, through the graph and exactly; words find something; the
+    hits are drawn."""
+    model.save(tmp_path / "m")
+    ok(["embed", str(tmp_path / "m"), str(shards / "*.tar"), "--out", str(tmp_path / "i"), "--graph"], capsys)
+    sample = list(iter_samples(expand([str(shards / "*.tar")])))[30]
+    (tmp_path / "query.png").write_bytes(sample.image)
+    common = ["search", str(tmp_path / "m"), str(tmp_path / "i")]
+    for more in ([], ["--exact"]):
+        printed = ok([*common, str(tmp_path / "query.png"), "-k", "3", *more], capsys)
+        lines = [line for line in printed.splitlines() if "s0-" in line or "s1-" in line]
+        assert len(lines) == 3
+        assert sample.key in lines[0]
+    ok([*common, "a red square", "-k", "7", "--out", str(tmp_path / "hits.png")], capsys)
+    with Image.open(tmp_path / "hits.png") as drawn:
+        assert drawn.width > 500
+
+
+def test_words_and_pictures_are_told_apart(model: mmssl.Model, tmp_path: Path) -> None:
+    """A file is encoded as a picture, other words as words, however long; a file that is missing or holds no picture is
+    named, not searched for as words."""
+    path = tmp_path / "a cat.png"
+    Image.new("RGB", (30, 20), "red").save(path)
+    assert np.array_equal(encode_query(model, str(path)), model.encode_image(path).numpy())
+    assert np.array_equal(encode_query(model, Image.open(path)), model.encode_image(path).numpy())
+    long = "a red square " * 400
+    for words in ("a red square", "node.js", long):
+        assert np.array_equal(encode_query(model, words), model.encode_text(words).numpy())
+    with pytest.raises(UserError, match=r"no picture at .*a dog\.png; correct the path"):
+        encode_query(model, str(tmp_path / "a dog.png"))
+    with pytest.raises(UserError, match="empty"):
+        encode_query(model, " ")
+    path.write_text("no picture")
+    with pytest.raises(UserError, match=r"a cat\.png is no picture"):
+        encode_query(model, str(path))
+
+
+def test_captions_are_shown_as_they_are(model: mmssl.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Captions and queries with marks of a table's, of a formula or of a script that the font lacks are printed, given
+    as JSON and drawn, to whatever file is named."""
+    captions = ["[/red] x[2]", "$a$ \\frac{ $", "\u4e00\u53ea\u732b", ""]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for number, caption in enumerate(captions):
+            picture = io.BytesIO()
+            Image.new("RGB", (24, 24), (60 * number, 9, 9)).save(picture, "PNG")
+            for extension, data in {"png": picture.getvalue(), "txt": caption.encode()}.items():
+                info = tarfile.TarInfo(f"{number}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    model.save(tmp_path / "m")
+    embed_shards(model, [str(tmp_path / "0.tar")], tmp_path / "i")
+    common = ["search", str(tmp_path / "m"), str(tmp_path / "i"), "$ [/red] \\frac{"]
+    printed = ok([*common, "--out", str(tmp_path / "hits")], capsys)
+    assert all(caption in printed for caption in captions)
+    assert (tmp_path / "hits").read_bytes().startswith(b"\x89PNG")
+    hits = json.loads(ok([*common, "--json", "-k", "2", "--out", str(tmp_path / "hits")], capsys))
+    assert [set(hit) for hit in hits] == [{"similarity", "key", "caption", "shard"}] * 2
+    assert hits[0]["caption"] in captions
+
+
+def test_export_by_command(
+    model: mmssl.Model, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """8-bit ONNX files are written, and their zero-shot accuracy is printed beside the whole model's."""
+    model.save(tmp_path / "m")
+    arguments = ["export", str(tmp_path / "m"), "--format", "onnx", "--out", str(tmp_path / "o"), "--int8"]
+    (shards / "classnames.txt").write_text("red\ngreen\nblue\nwhite")
+    printed = ok([*arguments, "--data", str(shards / "*.tar")], capsys)
+    assert "zero-shot accuracy" in printed
+    assert "in 8 bits" in printed
+    assert (tmp_path / "o" / "README.md").is_file()
+
+
+def ok(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command prints that ends well."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert not caught.value.code
+    return capsys.readouterr().out

@@ -1,0 +1,119 @@
+"""The comparison with OpenCLIP's trainer: equal towers, a test that is read rightly, an honest table."""
+
+import importlib.util
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmssl.config import load_config
+from mmssl.models.dual_encoder import build_dual_encoder
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(name: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_towers_are_of_the_same_size(tmp_path: Path) -> None:
+    """OpenCLIP gets our vision trunk to the parameter, and as many text layers of the same shape."""
+    compare, peer = script("compare_openclip"), script("openclip_peer")
+    config = load_config(ROOT / "configs" / "quickstart.yaml")
+    for name, content in compare.peer_model(config, None).items():
+        (tmp_path / name).write_text(json.dumps(content))
+    peer.add_models(str(tmp_path))
+    theirs = open_clip.create_model(compare.MODEL)
+    ours = build_dual_encoder(config.model, vocab_size=1000, pad_id=0)
+
+    assert parameters(theirs.visual.trunk) == parameters(ours.vision.trunk)
+    assert theirs.visual.image_size == (ours.vision.image_size, ours.vision.image_size)
+    assert theirs.context_length == config.model.text.max_tokens
+    text = config.model.text.config
+    assert text is not None
+    blocks = theirs.transformer.resblocks
+    assert len(blocks) == text["num_hidden_layers"]
+    for block in blocks:
+        assert block.attn.num_heads == text["num_attention_heads"]
+        assert block.mlp.c_fc.weight.shape == (text["intermediate_size"], text["hidden_size"])
+    assert theirs.text_projection.shape[1] == config.model.embed_dim
+
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+class ColourModel(torch.nn.Module):
+    """Knows colours perfectly; a caption's token is the number of its colour."""
+
+    def encode_image(self, pixels: Tensor, normalize: bool) -> Tensor:
+        return pixels
+
+    def encode_text(self, tokens: Tensor, normalize: bool) -> Tensor:
+        return torch.eye(3)[tokens[:, 0]]
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["classnames", "json labels"])
+def test_a_perfect_model_scores_as_many_as_are_labelled_rightly(tmp_path: Path, named: bool) -> None:
+    """Labels, class names and templates are read as in both layouts: 3 of 4 pictures are right, one label is wrong."""
+    peer = script("openclip_peer")
+    order = ["blue", "red", "green"]
+    (tmp_path / "classnames.txt").write_text("\n".join(order) + "\n")
+    (tmp_path / "templates.txt").write_text("{c}\nthe {c} one\n")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for number, (shown, said) in enumerate([("red", "red"), ("green", "green"), ("blue", "blue"), ("red", "blue")]):
+            picture = io.BytesIO()
+            Image.new("RGB", (8, 8), COLOURS[shown]).save(picture, "PNG")
+            label = ("cls", str(order.index(said))) if named else ("json", json.dumps({"label": said}))
+            for extension, content in (("png", picture.getvalue()), (label[0], label[1].encode())):
+                member = tarfile.TarInfo(f"{number}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+    def preprocess(image: Image.Image) -> Tensor:
+        return torch.tensor(image.getpixel((0, 0)), dtype=torch.float32) / 255
+
+    def tokenizer(texts: list[str]) -> Tensor:
+        return torch.tensor([[next(i for i, c in enumerate(COLOURS) if c in text)] for text in texts])
+
+    test = {
+        "shards": [str(tmp_path / "0.tar")],
+        "classnames": str(tmp_path / "classnames.txt") if named else None,
+        "templates": str(tmp_path / "templates.txt"),
+    }
+    assert peer.accuracy(ColourModel(), preprocess, tokenizer, test) == 0.75
+
+
+def test_the_table_shows_the_ratio_of_the_means(capsys: pytest.CaptureFixture[str]) -> None:
+    """Means over the seeds that both sides finished; a seed of one side alone is left out."""
+    compare = script("compare_openclip")
+    scores = {"mmssl-0": 0.3, "open_clip-0": 0.1, "mmssl-1": 0.5, "open_clip-1": 0.3, "mmssl-2": 0.9}
+    compare.report(
+        {name: {"acc1": {"style": score}} for name, score in scores.items()},
+        seeds=[0, 1, 2],
+        tests=[SimpleNamespace(name="style")],
+    )
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("style")]
+    assert rows == [
+        ["style", "0", "0.3000", "0.1000", "3.00"],
+        ["style", "1", "0.5000", "0.3000", "1.67"],
+        ["style", "mean", "0.4000", "0.2000", "2.00"],
+    ]

@@ -1,0 +1,89 @@
+"""Copies are found whatever was done to them, and different pictures are not called copies."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from skimage import data
+
+from mmssl.data.health.duplicates import connect, near_pictures, same, thumbnail, words_of
+from tests.helpers.images import encode
+
+
+def pictures() -> list[Image.Image]:
+    """Different photographs and parts of them."""
+    sources = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket(), data.immunohistochemistry()]
+    return [Image.fromarray(s[y : y + 150, x : x + 200]) for s in sources for y in (0, 150) for x in (0, 200)]
+
+
+def copies(picture: Image.Image) -> list[Image.Image]:
+    """The same picture, smaller, compressed, lighter."""
+    strong = Image.open(io.BytesIO(encode(picture, "JPEG", quality=60)))
+    return [picture, picture.resize((93, 71)), strong, ImageEnhance.Brightness(picture).enhance(1.01)]
+
+
+def test_near_pictures_are_the_transformed_ones() -> None:
+    """Each picture's smaller, recompressed and lightened copies are tied to it, and to nothing else."""
+    originals = pictures()
+    thumbs = np.stack([thumbnail(np.array(copy.convert("RGB"))) for p in originals for copy in copies(p)])
+    groups = connect(len(thumbs), near_pictures(thumbs))
+    np.testing.assert_array_equal(groups, np.repeat(np.arange(len(originals)) * 4, 4))
+
+
+def test_near_pictures_against_all_pairs() -> None:
+    """On thousands of noisy copies the sorted search finds what comparing every pair finds."""
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (300, 12, 12, 3))
+    noisy = (base[rng.integers(0, 300, 1500)] + rng.integers(-2, 3, (1500, 12, 12, 3))).clip(0, 255).astype(np.uint8)
+    flat = noisy.reshape(1500, -1).astype(int)
+    every = {(i, j) for i in range(1500) for j in np.flatnonzero(np.abs(flat[i + 1 :] - flat[i]).mean(1) < 4) + i + 1}
+    found = set(map(tuple, near_pictures(noisy).tolist()))
+    assert found <= every
+    pairs = np.array(sorted(every))
+    np.testing.assert_array_equal(connect(1500, np.array(sorted(found))), connect(1500, pairs))
+
+
+def test_faint_drawings_are_no_copies() -> None:
+    """Two faint drawings on white hardly differ in pixels, but as much as they differ from a blank page."""
+    pages = np.full((2, 96, 96, 3), 255, np.uint8)
+    pages[0, 20:24, 10:80] = 215
+    pages[1, 10:80, 60:64] = 215
+    assert near_pictures(np.stack([thumbnail(page) for page in pages])).shape == (0, 2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_pictures(count: int) -> None:
+    """No picture, one, and two equal ones."""
+    thumbs = np.tile(thumbnail(np.array(pictures()[0]))[None], (count, 1, 1, 1))
+    assert near_pictures(thumbs).tolist() == ([[0, 1]] if count == 2 else [])
+
+
+def test_same_ties_to_the_first() -> None:
+    """Every repetition is tied to the first item with its key."""
+    assert same(["a", "b", "a", "c", "b", "a"]).tolist() == [[0, 2], [1, 4], [0, 5]]
+    assert same([]).shape == (0, 2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=40))
+def test_connect_gives_connected_components(pairs: list[tuple[int, int]]) -> None:
+    """The groups are SciPy's connected components, each named by its smallest item."""
+    array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    graph = coo_matrix((np.ones(len(array)), (array[:, 0], array[:, 1])), shape=(30, 30))
+    labels = connected_components(graph, directed=False)[1]
+    smallest = np.array([np.flatnonzero(labels == label)[0] for label in labels])
+    np.testing.assert_array_equal(connect(30, array), smallest)
+    half = len(array) // 2
+    np.testing.assert_array_equal(connect(30, array[:half], array[half:]), smallest)
+
+
+def test_words_of_ignore_order_case_and_punctuation() -> None:
+    """Captions with the same words are near; those without words count as they stand."""
+    assert words_of("A red FOX, jumping!") == words_of("jumping: a fox (red)")
+    assert words_of("a red fox") != words_of("a red red fox")
+    assert words_of("!!") != words_of("??")
+    assert words_of("Straße") == words_of("STRASSE")

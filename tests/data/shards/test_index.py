@@ -1,0 +1,283 @@
+"""The index finds every sample and every fault from the headers, and never outlives the shard it
+describes."""
+
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from mmssl.data.shards import index as index_module
+from mmssl.data.shards.index import FOLDER_FILE, fingerprint, index_shards, report
+from mmssl.data.shards.samples import Limits, parse_sample
+from mmssl.data.shards.shard_index import ShardIndex, index_shard
+from mmssl.data.sources.reader import LocalFiles
+from mmssl.types import Sample, UserError
+from tests.helpers.tars import File, pair, tar_bytes, write_shards
+
+LIMITS = Limits()
+
+
+def write(folder: Path, files: list[File], name: str = "x.tar", fmt: int = tarfile.USTAR_FORMAT) -> str:
+    """One shard of these files."""
+    path = folder / name
+    path.write_bytes(tar_bytes(files, fmt))
+    return str(path)
+
+
+def samples_of(index: ShardIndex) -> list[Sample]:
+    """Every usable sample, read by its range."""
+    files = LocalFiles()
+    bounds = zip(*index.ranges(), strict=True)
+    samples = [
+        parse_sample(i, index.shard, files.read(index.shard, int(a), int(b)), LIMITS) for i, (a, b) in enumerate(bounds)
+    ]
+    files.close()
+    return samples
+
+
+def reasons(index: ShardIndex) -> dict[str, str]:
+    """Key -> why it was left out."""
+    return {out.key: out.reason for out in index.left_out}
+
+
+@pytest.mark.parametrize("fmt", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_ranges_hold_the_samples_that_webdataset_reads(tmp_path: Path, fmt: int) -> None:
+    """Every format, with folders, long and non-ASCII names, further members and capitals, as webdataset
+    groups them."""
+    deep = "/".join(["folder-of-some-length"] * (4 if fmt == tarfile.USTAR_FORMAT else 12))
+    long = f"{deep}/a"
+    files = [*pair("a"), *pair("sub/a"), *pair(long), *pair("ü/é"), ("README", b"hello"), ("j.PNG", b"image")]
+    files += [("j.json", b'{"title": "t"}'), ("j.cls", b"7"), ("j.seg.png", b"mask"), ("j.npy", b"\x93NUMPY")]
+    shard = write(tmp_path, files, fmt=fmt)
+    found = index_shard(shard, LIMITS)
+    read = samples_of(found)
+    with Path(shard).open("rb") as stream:
+        groups = list(group_by_keys(tar_file_expander([{"url": shard, "stream": stream}])))
+    assert [s.key for s in read] == [group["__key__"] for group in groups]
+    assert [s.image for s in read] == [group.get("jpg", group.get("png")) for group in groups]
+    assert [s.fields.get("txt", "").encode() for s in read] == [group.get("txt", b"") for group in groups]
+    assert read[-1].fields == {"title": "t", "cls": 7}
+    assert not found.left_out
+    assert not found.problems
+
+
+def test_offsets_file_has_the_documented_layout(tmp_path: Path) -> None:
+    """N + 1 little-endian uint64 beside the shard: each sample's first header, then the end of the last
+    sample."""
+    (shard,) = write_shards(tmp_path, [5])
+    index_shards([shard], LIMITS)
+    offsets = np.frombuffer(Path(f"{shard}.idx").read_bytes(), dtype="<u8")
+    with tarfile.open(shard) as tar:
+        starts = [member.offset for member in tar if member.name.endswith(".jpg")]
+        end = tar.offset
+    assert offsets[:-1].tolist() == starts
+    assert offsets[-1] == end
+    entry = json.loads((tmp_path / FOLDER_FILE).read_text())["shards"]["00000.tar"]
+    assert (entry["samples"], entry["bytes"], entry["left_out"]) == (5, os.path.getsize(shard), [])  # noqa: PTH202
+
+
+def test_kept_index_is_read_back_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second call opens no shard and gives the same ranges."""
+    shards = write_shards(tmp_path, [3, 0, 4])
+    made = index_shards(shards, LIMITS)
+    monkeypatch.setattr(index_module, "index_shard", None)
+    kept = index_shards(shards, LIMITS)
+    assert kept == made
+    assert [samples_of(i) for i in kept] == [samples_of(i) for i in made]
+
+
+@pytest.mark.parametrize("lost", ["00000.tar.idx", FOLDER_FILE])
+def test_deleted_or_damaged_index_is_rebuilt(tmp_path: Path, lost: str) -> None:
+    """Removing or damaging either file changes nothing but the time it takes."""
+    shards = write_shards(tmp_path, [3, 2])
+    made = index_shards(shards, LIMITS)
+    expected = [samples_of(i) for i in made]
+    for content in (None, b"", b"damaged", b"\xff" * 32):
+        (tmp_path / lost).unlink()
+        if content is not None:
+            (tmp_path / lost).write_bytes(content)
+        assert [samples_of(i) for i in index_shards(shards, LIMITS)] == expected
+    (tmp_path / lost).unlink()
+    assert [samples_of(i) for i in made] == expected, "an index in use survives the loss of its files"
+
+
+def test_changed_shard_is_indexed_again(tmp_path: Path) -> None:
+    """Another size or another time of change makes the kept index stale."""
+    (shard,) = write_shards(tmp_path, [3])
+    index_shards([shard], LIMITS)
+    write(tmp_path, [f for i in range(4) for f in pair(f"new-{i}")], "00000.tar")
+    assert [s.key for s in samples_of(index_shards([shard], LIMITS)[0])] == [f"new-{i}" for i in range(4)]
+    status = os.stat(shard)  # noqa: PTH116
+    write(tmp_path, [f for i in range(4) for f in pair(f"old-{i}")], "00000.tar")
+    os.utime(shard, ns=(0, status.st_mtime_ns + 1))
+    assert [s.key for s in samples_of(index_shards([shard], LIMITS)[0])] == [f"old-{i}" for i in range(4)]
+
+
+def test_other_limits_make_another_index(tmp_path: Path) -> None:
+    """What was left out under one limit is not left out under a larger one."""
+    shard = write(tmp_path, [*pair("big", 5000), *pair("small")])
+    assert "more than the limit of 4000" in reasons(index_shards([shard], Limits(4000))[0])["big"]
+    assert index_shards([shard], Limits(6000))[0].samples == 2
+
+
+def test_folder_that_cannot_be_written_keeps_the_index_in_memory(tmp_path: Path) -> None:
+    """No file is left behind and the ranges are there all the same."""
+    (shard,) = write_shards(tmp_path, [3])
+    Path(f"{shard}.idx").mkdir()
+    (found,) = index_shards([shard], LIMITS)
+    assert [s.key for s in samples_of(found)] == ["0-0", "0-1", "0-2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.tar", "00000.tar.idx"]
+
+
+def test_an_interrupted_index_keeps_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes are written in groups: a failure in the seventh shard leaves the first six to the next
+    attempt."""
+    monkeypatch.setattr(index_module, "_TOGETHER", 3)
+    shards = write_shards(tmp_path, [1] * 8)
+    (tmp_path / "00006.tar").unlink()
+    (tmp_path / "00006.tar").mkdir()
+    with pytest.raises(UserError, match=r"00006\.tar cannot be read"):
+        index_shards(shards, LIMITS)
+    assert sorted(path.name for path in tmp_path.glob("*.idx")) == [f"0000{i}.tar.idx" for i in range(6)]
+    assert list(json.loads((tmp_path / FOLDER_FILE).read_text())["shards"]) == [f"0000{i}.tar" for i in range(6)]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_index_of_one(tmp_path: Path) -> None:
+    """Indexing in processes changes nothing, and progress counts every shard."""
+    shards = write_shards(tmp_path / "a", [3, 1, 2])
+    seen: list[tuple[int, int]] = []
+    made = index_shards(shards, LIMITS, processes=2, progress=lambda *now: seen.append(now))
+    assert [i.samples for i in made] == [3, 1, 2]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_faults_of_samples_are_named(tmp_path: Path) -> None:
+    """Incomplete pairs, repeated and scattered keys, oversize members: each left out with its reason, the
+    rest kept."""
+    files = [
+        *pair("good"),
+        ("no-text.jpg", b"i"),
+        ("no-image.txt", b"t"),
+        *pair("twice"),
+        ("split.jpg", b"i"),
+        *pair("twice"),
+        ("split.txt", b"t"),
+        *pair("adjacent"),
+        *pair("adjacent"),
+        *pair("huge", 9000),
+        ("label.jpg", b"i"),
+        ("label.cls", b"1"),
+        *pair("last"),
+    ]
+    found = index_shard(write(tmp_path, files), Limits(8000))
+    assert [s.key for s in samples_of(found)] == ["good", "twice", "adjacent", "last"]
+    assert [(out.key, out.reason) for out in found.left_out] == [
+        ("no-text", "no text"),
+        ("no-image", "no image"),
+        ("split", "no text"),
+        ("twice", "its key was used before"),
+        ("split", "its members are not adjacent"),
+        ("adjacent", "its key was used before"),
+        ("huge", ".jpg has 9000 bytes, more than the limit of 8000"),
+        ("label", "no text"),
+    ]
+
+
+def test_sample_that_spans_too_much_is_left_out(tmp_path: Path) -> None:
+    """Many members below the limit cannot add up to a huge read."""
+    files = [*pair("a"), *((f"a.{i}", b"0" * 900) for i in range(5)), *pair("b")]
+    found = index_shard(write(tmp_path, files), Limits(1000))
+    assert reasons(found) == {"a": "its members span 9728 bytes"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (tarfile.SYMTYPE, "symbolic link"),
+        (tarfile.LNKTYPE, "hard link"),
+        (tarfile.CHRTYPE, "device"),
+        (tarfile.BLKTYPE, "device"),
+        (tarfile.FIFOTYPE, "pipe"),
+        (b"Z", "unknown type"),
+    ],
+)
+def test_members_that_are_no_files_are_refused(tmp_path: Path, kind: bytes, reason: str) -> None:
+    """A link or device in a sample leaves it out; a folder is nothing to speak of."""
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("a.jpg", "a.txt", "b.jpg", "b.txt"):
+            info = tarfile.TarInfo(name)
+            if name == "a.jpg":
+                info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        folder = tarfile.TarInfo("c.jpg")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    found = index_shard(str(path), LIMITS)
+    assert list(reasons(found)) == ["a"]
+    assert reason in reasons(found)["a"]
+    assert [s.key for s in samples_of(found)] == ["b"]
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x"])
+def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    """Absolute names and `..` are named and left out."""
+    found = index_shard(write(tmp_path, [*pair(name), *pair("good")]), LIMITS)
+    assert [s.key for s in samples_of(found)] == ["good"]
+    assert all("leaves the folder" in reason for reason in reasons(found).values())
+
+
+def test_faults_of_shards_are_named(tmp_path: Path) -> None:
+    """Empty, without end marker, with bytes after it, no tar at all: each is said; whole samples are kept."""
+    whole = tar_bytes([*pair("a"), *pair("b")])
+    end = 8 * 512
+    cases = {
+        b"": (0, "the file is empty"),
+        whole[:end]: (2, "no end marker"),
+        whole: (2, None),
+        whole + b"x": (2, "after its end marker"),
+        whole[: end - 512]: (1, "cut"),
+        whole[: end - 400]: (2, "no end marker"),
+        b"not a tar" * 200: (0, "damaged header at byte 0"),
+        whole[: end - 1000]: (1, "inside a header"),
+    }
+    for content, (samples, problem) in cases.items():
+        path = tmp_path / "x.tar"
+        path.write_bytes(content)
+        found = index_shard(str(path), LIMITS)
+        assert found.samples == samples, problem
+        assert (problem is None) == (found.problems == ())
+        assert problem is None or problem in found.problems[0]
+
+
+def test_report_counts_and_names(tmp_path: Path) -> None:
+    """All well: nothing to say; else one line with the counts and the first names."""
+    good, bad = write_shards(tmp_path, [2]), write(tmp_path, [("a.jpg", b""), *pair("b")], "bad.tar")
+    assert report(index_shards(good, LIMITS)) is None
+    line = report(index_shards([*good, bad], LIMITS))
+    assert line == f"1 unusable samples left out, 0 damaged shards: {bad}: 'a' (no text)"
+
+
+def test_fingerprint_tells_data_not_place(tmp_path: Path) -> None:
+    """A moved folder has the same fingerprint; another sample, size or exclusion has another."""
+    shards = write_shards(tmp_path / "a", [3, 2])
+    first = fingerprint(index_shards(shards, LIMITS))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    moved = [str(tmp_path / "b" / Path(shard).name) for shard in shards]
+    assert fingerprint(index_shards(moved, LIMITS)) == first
+    assert fingerprint(index_shards(shards, Limits(44))) != first
+    assert fingerprint(index_shards(shards[:1], LIMITS)) != first
+    assert fingerprint(index_shards(write_shards(tmp_path / "c", [2, 3]), LIMITS)) != first
+
+
+def test_shard_that_cannot_be_read_is_an_error_of_one_line(tmp_path: Path) -> None:
+    """A folder in the place of a shard is named."""
+    (tmp_path / "x.tar").mkdir()
+    with pytest.raises(UserError, match=r"x\.tar cannot be read"):
+        index_shards([str(tmp_path / "x.tar")], LIMITS)

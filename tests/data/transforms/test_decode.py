@@ -1,0 +1,276 @@
+"""Decoding: Pillow's full decode is the oracle; broken and hostile pictures end in DecodeError alone."""
+
+import io
+import pickle
+import random
+import struct
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from mmssl.data.transforms.decode import DecodeError, Header, decode, read_header
+from tests.helpers.images import encode, mean_difference, orientation, photo, png_of, psnr
+
+JPEGS = [
+    {"subsampling": "4:4:4"},
+    {"subsampling": "4:2:2"},
+    {"subsampling": "4:2:0"},
+    {"subsampling": "4:2:0", "progressive": True},
+    {"quality": 30},
+    {"restart_marker_rows": 1},
+]
+
+
+def pillow(image: bytes) -> Image.Image:
+    """The oracle's upright picture, still in its own mode."""
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(image)))
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+def test_jpeg_equals_pillow(options: dict[str, Any]) -> None:
+    """A full JPEG decode differs from Pillow's by less than 1/255 on average, for every chroma layout."""
+    image = encode(photo(301, 203), "JPEG", **options)
+    assert read_header(image) == Header("JPEG", 203, 301, reducible=True)
+    assert mean_difference(decode(image), pillow(image)) < 0.02
+
+
+@pytest.mark.parametrize("reduce", [2, 4, 8])
+def test_jpeg_decodes_smaller(reduce: int) -> None:
+    """A reduced decode has the size rounded up and shows the box-averaged full decode."""
+    image = encode(photo(301, 203), "JPEG", quality=95, subsampling="4:4:4")
+    small = decode(image, reduce=reduce)
+    rows, columns = 301 // reduce, 203 // reduce  # boxes that are whole
+    assert small.shape == (-(-301 // reduce), -(-203 // reduce), 3)
+    averaged = np.asarray(pillow(image).reduce(reduce))[:rows, :columns]
+    assert psnr(small[:rows, :columns], averaged) > 28
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P"])
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "GIF", "WEBP"])
+def test_opaque_formats_equal_pillow(format: str, mode: str) -> None:
+    """Every lossless format and pixel kind gives exactly Pillow's RGB."""
+    picture = photo().convert(mode)
+    image = encode(
+        picture.convert("RGB") if format == "WEBP" else picture,
+        format,
+        **({"lossless": True} if format == "WEBP" else {}),
+    )
+    assert read_header(image) == Header(format, 400, 300)
+    np.testing.assert_array_equal(decode(image), pillow(image).convert("RGB"))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_cmyk_equals_pillow(format: str) -> None:
+    """Four inks become RGB by Pillow, also Adobe's inverted JPEGs."""
+    image = encode(photo().convert("CMYK"), format)
+    assert not read_header(image).reducible
+    np.testing.assert_array_equal(decode(image, reduce=2), pillow(image).convert("RGB"))
+
+
+def test_gray_jpeg() -> None:
+    """A gray JPEG becomes three equal planes."""
+    pixels = decode(encode(photo().convert("L"), "JPEG"))
+    assert pixels.shape == (300, 400, 3)
+    np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
+
+
+@pytest.mark.parametrize(("format", "mode"), [("PNG", "RGBA"), ("PNG", "LA"), ("WEBP", "RGBA"), ("TIFF", "RGBA")])
+def test_transparency_is_laid_on_white(format: str, mode: str) -> None:
+    """With alpha a, the pixel is a * colour + (1 - a) * white, to the rounding."""
+    picture = photo().convert(mode[:-1])
+    alpha = Image.fromarray(np.tile(np.linspace(0, 255, 400).astype(np.uint8), (300, 1)))
+    picture.putalpha(alpha)
+    image = encode(picture, format, **({"lossless": True, "exact": True} if format == "WEBP" else {}))
+    weight = np.asarray(alpha, np.float64)[..., None] / 255
+    expected = weight * np.asarray(photo().convert(mode[:-1]).convert("RGB"), np.float64) + (1 - weight) * 255
+    assert np.abs(decode(image) - expected).max() <= 1
+
+
+def test_palette_transparency_is_laid_on_white() -> None:
+    """The transparent entry of a palette, and a transparent plain colour, show white."""
+    picture = Image.new("P", (8, 8), 1)
+    picture.putpalette([0, 0, 0, 200, 30, 40])
+    picture.paste(0, (0, 0, 4, 8))
+    for image in (encode(picture, "PNG", transparency=0), encode(picture, "GIF", transparency=0)):
+        pixels = decode(image)
+        assert (pixels[:, :4] == 255).all()
+        assert (pixels[:, 4:] == [200, 30, 40]).all()
+    plain = encode(picture.convert("RGB"), "PNG", transparency=(0, 0, 0))
+    np.testing.assert_array_equal(decode(plain), decode(image))
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bits_keep_their_range(format: str) -> None:
+    """A 16-bit gray value v shows as round(v / 257); Pillow's own conversion would clip at 255."""
+    wide = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    pixels = decode(encode(Image.fromarray(wide), format))
+    np.testing.assert_array_equal(pixels[..., 1], np.floor(wide / 257 + 0.5))
+
+
+def test_float_pixels_are_refused() -> None:
+    """A picture of floating-point pixels has no known range."""
+    with pytest.raises(DecodeError, match="floating-point"):
+        decode(encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+
+
+def test_animation_shows_its_first_frame() -> None:
+    """Of an animated GIF or WebP the first frame counts."""
+    frames = [photo(), ImageOps.invert(photo())]
+    for format, options in (("GIF", {}), ("WEBP", {"lossless": True})):
+        image = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
+        assert Image.open(io.BytesIO(image)).n_frames == 2
+        assert mean_difference(decode(image), frames[0]) < 15
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation(format: str, value: int) -> None:
+    """All eight orientations come out as Pillow's exif_transpose shows them, and the header agrees."""
+    image = encode(photo(96, 64), format, exif=orientation(value))
+    header, pixels = read_header(image), decode(image)
+    assert (header.height, header.width) == pixels.shape[:2]
+    assert mean_difference(pixels, pillow(image).convert("RGB")) < 0.02
+    if format == "JPEG":
+        assert decode(image, reduce=2).shape == (header.height // 2, header.width // 2, 3)
+
+
+def test_nonsense_exif_is_upright() -> None:
+    """An EXIF block that is cut or absurd leaves the picture as stored."""
+    plain = encode(photo(96, 64), "JPEG")
+    blocks = [
+        b"",
+        b"MM",
+        b"II*\x00\xff\xff\xff\x7f",  # the directory lies outside
+        b"II*\x00\x08\x00\x00\x00\x09\x00\x12\x01",  # the directory is cut
+        b"II*\x00\x08\x00\x00\x00\x01\x00" + struct.pack("<HHII", 0x0112, 3, 1, 99),
+    ]
+    for block in blocks:
+        body = b"Exif\x00\x00" + block
+        image = plain[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + plain[2:]
+        np.testing.assert_array_equal(decode(image), decode(plain))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF"])
+def test_header_needs_no_pixels(format: str) -> None:
+    """The header is read from a file whose pixels are missing."""
+    image = encode(photo(), format)
+    kept = image[: len(image) // 2]
+    assert read_header(kept) == read_header(image)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        png_of(30_000, 20_000),
+        encode(Image.new("L", (1, 1)), "BMP").replace(
+            b"\x01\x00\x00\x00\x01\x00\x00\x00", b"\x30\x75\x00\x00\x20\x4e\x00\x00", 1
+        ),
+        b"GIF89a" + b"\xff\xff\xff\xff" + b"\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02\x4c\x01\x00;",
+        b"RIFF\x1e\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00"
+        + b"\x00\x00\x00\x00"
+        + b"\xff\xff\x00\xff\xff\x00"
+        + b"VP8L\x00\x00\x00\x00",
+    ],
+    ids=["png", "bmp", "gif", "webp"],
+)
+def test_too_many_pixels_are_refused_before_decoding(image: bytes) -> None:
+    """A few bytes that claim hundreds of megapixels are refused in one line, without Pillow's own wording."""
+    with pytest.raises(DecodeError) as caught:
+        decode(image)
+    assert "\n" not in str(caught.value)
+    assert "bomb" not in str(caught.value)
+
+
+def test_pixel_cap_names_size_and_option() -> None:
+    """The message gives the size, the limit and the option to change; the cap is the caller's."""
+    image = encode(photo(100, 200), "JPEG")
+    with pytest.raises(DecodeError, match=r"200 x 100 pixels.*19,999.*data\.max_pixels"):
+        read_header(image, max_pixels=19_999)
+    assert read_header(image, max_pixels=20_000).width == 200
+
+
+def test_cap_above_pillows_own() -> None:
+    """A cap above Pillow's global one is honoured: the caller decides."""
+    assert read_header(png_of(30_000, 20_000), max_pixels=10**9).width == 30_000
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+    ],
+    ids=str,
+)
+def test_cut_pictures_are_errors(format: str, options: dict[str, Any]) -> None:
+    """Cut anywhere, a picture is an error, or nothing of it was lost."""
+    image = encode(photo(64, 48), format, **options)
+    whole = decode(image)
+    lost = 0
+    for length in {*range(0, len(image), max(1, len(image) // 150)), *range(len(image) - 20, len(image))}:
+        try:
+            np.testing.assert_array_equal(decode(image[:length]), whole)
+        except DecodeError:
+            lost += 1
+    assert lost > 100
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_flipped_bits(format: str) -> None:
+    """Random bit flips end in a picture or in DecodeError: no crash, no other exception."""
+    exif = {"exif": orientation(6)} if format in ("JPEG", "PNG", "WEBP") else {}
+    image = encode(photo(48, 64), format, **exif)
+    rng = random.Random(format)
+    outcomes = set()
+    for _ in range(300):
+        broken = bytearray(image)
+        for _ in range(rng.randint(1, 4)):
+            # Half of the flips hit the first bytes, where the structure is.
+            at = rng.randrange(min(len(broken), 120) if rng.random() < 0.5 else len(broken))
+            broken[at] ^= 1 << rng.randrange(8)
+        try:
+            header = read_header(bytes(broken), max_pixels=4_000_000)
+            pixels = decode(bytes(broken), header)
+            assert pixels.dtype == np.uint8
+            assert pixels.shape[2] == 3
+            outcomes.add("picture")
+        except DecodeError:
+            outcomes.add("error")
+    assert outcomes == {"picture", "error"}
+
+
+def test_large_16_bit_pictures_need_little_memory() -> None:
+    """Nine bytes a pixel at most, with three for what it becomes and those of Pillow's own copies."""
+    wide = np.random.default_rng(0).integers(0, 65536, (600, 1000), dtype=np.uint16)
+    image = encode(Image.fromarray(wide), "PNG")
+    tracemalloc.start()
+    decode(image)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 9 * wide.size
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        b"",
+        b"\xff\xd8\xff",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        pickle.dumps(print),
+        b"<svg/>",
+        bytes(4096),
+    ],
+    ids=["empty", "start of JPEG", "PostScript", "pickle", "SVG", "zeros"],
+)
+def test_other_things_are_refused(image: bytes) -> None:
+    """What is no plain raster picture is refused by its first bytes; nothing that runs programs is tried."""
+    with pytest.raises(DecodeError):
+        decode(image)

@@ -1,0 +1,182 @@
+"""The renderer: keyed randomness, shared decoding, bad samples."""
+
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mmssl.config import ViewConfig
+from mmssl.data.loading.parts import compose
+from mmssl.data.transforms import render
+from mmssl.data.transforms.augment import finish_views
+from mmssl.data.transforms.captions import render_caption
+from mmssl.data.transforms.decode import Header, Pixels, decode
+from mmssl.data.transforms.render import Renderer
+from mmssl.data.transforms.views import View
+from mmssl.rng import generator
+from mmssl.types import Batch, Sample, UserError
+from tests.helpers.images import encode, photo
+
+BUSY = ViewConfig(
+    crop_scale=(0.3, 1.0),
+    flip=0.5,
+    affine=0.5,
+    color_jitter=0.8,
+    gray=0.2,
+    invert=0.2,
+    solarize=0.2,
+    blur=0.5,
+    erase=0.5,
+)
+
+
+def samples(count: int = 7) -> list[Sample]:
+    """Photographs with captions."""
+    formats = ("JPEG", "PNG", "WEBP")
+    return [
+        Sample(
+            id=100 + i,
+            shard="a.tar",
+            key=f"{i:03}",
+            image=encode(photo(60 + i, 80), formats[i % 3]),
+            fields={"txt": f"caption {i}", "tags": ["a", "b", "c"]},
+        )
+        for i in range(count)
+    ]
+
+
+def renderer(seed: int = 0, mode: str = "quality") -> Renderer:
+    """Two views of different sizes."""
+    views = {"main": View(ViewConfig(), 32, mode=mode), "simclr_a": View(BUSY, 24, mode=mode)}  # type: ignore[arg-type]
+    return Renderer(views, ["{txt}", "{txt}: {tags}"], seed)
+
+
+def test_shapes_and_order() -> None:
+    """Every view is uint8 [n, 3, S, S] in the samples' order, with one caption each."""
+    rendered = renderer()(samples(), epoch=0)
+    assert {name: tuple(view.shape) for name, view in rendered.views.items()} == {
+        "main": (7, 3, 32, 32),
+        "simclr_a": (7, 3, 24, 24),
+    }
+    assert all(view.dtype == torch.uint8 and view.is_contiguous() for view in rendered.views.values())
+    assert [text.split(":")[0] for text in rendered.texts] == [f"caption {i}" for i in range(7)]
+    assert rendered.bad == []
+
+
+@pytest.mark.parametrize("mode", ["quality", "fast"])
+def test_a_samples_rendering_is_its_own(mode: str) -> None:
+    """Pictures and caption depend on (seed, epoch, sample id) alone: not on batch, order or process."""
+    whole = renderer(mode=mode)(samples(), epoch=3)
+    copy = pickle.loads(pickle.dumps(renderer(mode=mode)))
+    for row in reversed(range(7)):
+        alone = copy(samples()[row : row + 1], epoch=3)
+        assert alone.texts == [whole.texts[row]]
+        for name, view in whole.views.items():
+            assert torch.equal(alone.views[name][0], view[row])
+
+
+def test_seed_epoch_and_id_matter() -> None:
+    """Another seed, epoch or id gives another rendering; another view name too."""
+    sample = samples(1)[0]
+    base = renderer()([sample], epoch=0).views["simclr_a"]
+    other_id = Sample(101, sample.shard, sample.key, sample.image, sample.fields)
+    assert not torch.equal(base, renderer()([sample], epoch=1).views["simclr_a"])
+    assert not torch.equal(base, renderer(seed=1)([sample], epoch=0).views["simclr_a"])
+    assert not torch.equal(base, renderer()([other_id], epoch=0).views["simclr_a"])
+    twins = Renderer({"a": View(BUSY, 24), "b": View(BUSY, 24)}, ["{txt}"], 0)([sample], epoch=0)
+    assert not torch.equal(twins.views["a"], twins.views["b"])
+
+
+def test_a_view_renders_as_it_does_alone() -> None:
+    """The renderer's view is `View` with the generator keyed by seed, name, epoch and id."""
+    for sample in samples(3):
+        expected = View(BUSY, 24)(sample.image, generator(0, "view", "simclr_a", 5, sample.id))
+        assert torch.equal(renderer()([sample], epoch=5).views["simclr_a"][0], expected)
+
+
+def test_pictures_may_be_changed_later() -> None:
+    """Cut and resized first, in parts of any make-up, then changed in batches with the draws that came along: each view
+    is the one rendered at once, to 1/255, and a view without changes comes without draws."""
+    views = {"main": View(ViewConfig(), 32), "busy": View(BUSY, 24)}
+    at_once = Renderer(views, ["{txt}"], 0)(samples(), epoch=3)
+    later = pickle.loads(pickle.dumps(Renderer(views, ["{txt}"], 0, changed_later=True)))
+    broken = Sample(9, "a.tar", "9", b"no picture", {"txt": "x"})
+    parts = [later([samples()[0], broken], epoch=3), later(samples()[1:], epoch=3)]
+    # A part of two pieces, one with a hole.
+    pictures, draws, texts = compose([([6], [0], parts[0]), (list(range(6)), list(range(6)), parts[1])], 7)
+    assert (draws.keys(), at_once.draws) == ({"busy"}, {})
+    ids = torch.arange(7)
+    batch = Batch(pictures, ids[:, None], ids[:, None] > -1, ids, texts, draws)
+    halves = [
+        finish_views(half, {"main": ViewConfig(), "busy": BUSY}) for half in (batch.slice(0, 3), batch.slice(3, 7))
+    ]
+    assert all(half.draws == {} for half in halves)
+    order = [1, 2, 3, 4, 5, 6, 0]
+    assert torch.equal(torch.cat([half.views["main"] for half in halves]), at_once.views["main"][order])
+    found, expected = torch.cat([half.views["busy"] for half in halves]).int(), at_once.views["busy"][order].int()
+    assert (found - expected).abs().max() <= 1
+    assert (found != expected).float().mean() < 0.001
+    assert (pictures["busy"].int() - expected).abs().float().mean() > 5
+
+
+def test_each_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All views share one decode, at the smallest reduction that serves each of them."""
+    reductions = []
+
+    def spy(image: bytes, header: Header, reduce: int) -> Pixels:
+        reductions.append(reduce)
+        return decode(image, header, reduce)
+
+    monkeypatch.setattr(render, "decode", spy)
+    large = Sample(0, "a.tar", "0", encode(photo(512, 512), "JPEG"), {"txt": "x"})
+    whole = ViewConfig(crop_scale=(1, 1), crop_ratio=(1, 1))
+    views = {"small": View(whole, 64, mode="fast"), "large": View(whole, 200, mode="fast")}
+    Renderer(views, ["{txt}"], 0)([large], epoch=0)
+    Renderer({"small": views["small"]}, ["{txt}"], 0)([large], epoch=0)
+    assert reductions == [2, 8]
+
+
+def test_bad_samples_are_listed() -> None:
+    """Broken pictures, missing fields and empty captions are listed with row and reason."""
+    good = samples()
+    broken = list(good)
+    broken[1] = Sample(1, "a.tar", "1", good[1].image[:200], {"txt": "x"})
+    broken[3] = Sample(3, "a.tar", "3", good[3].image, {"title": "x"})
+    broken[4] = Sample(4, "a.tar", "4", good[4].image, {"txt": " \n", "tags": []})
+    only_text = Renderer(renderer().views, ["{txt}"], 0)
+    rendered, expected = only_text(broken, epoch=0), only_text(good, epoch=0)
+    assert [row for row, _ in rendered.bad] == [1, 3, 4]
+    for (_, reason), word in zip(rendered.bad, ("broken or cut", "'txt'; the sample has: title", "empty"), strict=True):
+        assert word in reason
+        assert "\n" not in reason
+    for row in range(7):
+        bad = row in (1, 3, 4)
+        assert rendered.texts[row] == ("" if bad else expected.texts[row])
+        for name, view in rendered.views.items():
+            assert (view[row] == 0).all() if bad else torch.equal(view[row], expected.views[name][row])
+
+
+def test_pixel_cap_of_the_views() -> None:
+    """A picture above the cap is a bad sample."""
+    capped = Renderer({"main": View(ViewConfig(), 16, max_pixels=1000)}, ["{txt}"], 0)
+    assert "data.max_pixels" in capped(samples(1), epoch=0).bad[0][1]
+
+
+@pytest.mark.parametrize("templates", [["{txt}"], ["{txt}", "a drawing of {txt}"], ["{tags}"]])
+def test_captions_are_drawn_by_seed_epoch_and_sample(templates: list[str]) -> None:
+    """Also where the renderer sees that nothing is to be drawn, the text is the one that the generator gives."""
+    some = [Sample(i, "s", str(i), b"", {"txt": f"text {i}", "tags": ["a", "b", "c"][: i % 4]}) for i in range(1, 20)]
+    others: list[dict[str, str]] = [{}, {"tags": "none"}]
+    for fields in others:
+        given = [replace(sample, fields={**sample.fields, **fields}) for sample in some]
+        texts = Renderer({}, templates, seed=3)(given, epoch=2).texts
+        rngs = [generator(3, "caption", 2, sample.id) for sample in given]
+        expected = [render_caption(s.fields, templates, rng) for s, rng in zip(given, rngs, strict=True)]
+        assert texts == expected
+
+
+def test_malformed_templates_are_refused_at_once() -> None:
+    """A template that can never work is refused when the renderer is made."""
+    with pytest.raises(UserError, match="malformed"):
+        Renderer({}, ["{txt}", "{a.b}"], 0)

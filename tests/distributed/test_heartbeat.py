@@ -1,0 +1,52 @@
+"""A process that gives no sign of life is noticed, whatever the others wait for."""
+
+import pytest
+
+from mmssl.distributed import heartbeat as peers
+from mmssl.distributed.heartbeat import EXIT_CODE, Watch, lost_peers_as_errors
+from mmssl.distributed.world import Processes
+from mmssl.types import UserError
+from tests.helpers.ranks import on_ranks
+
+
+def watching(processes: Processes, silent: bool) -> list[int]:
+    """Rank 0 watches; rank 1 watches too, or gives no sign of life at all."""
+    peers.BEAT_SECONDS, peers.PATIENCE_SECONDS = 0.05, 1.0
+    codes: list[int] = []
+    if processes.rank == 1 and silent:
+        processes.barrier()
+        processes.barrier()
+        return codes
+    with Watch(processes, "go on", end=codes.append) as watch:
+        processes.barrier()
+        if silent:
+            watch._thread.join()
+        else:
+            assert not watch._stop.wait(2.0)
+    return codes
+
+
+def test_a_silent_process_ends_the_one_that_watches() -> None:
+    """Rank 1 never beats: rank 0 is ended with the error's code."""
+    assert on_ranks(2, watching, True) == [[EXIT_CODE], []]
+
+
+def test_living_processes_are_left_alone() -> None:
+    """Two that beat for longer than the patience leave together; alone there is nothing to watch."""
+    assert on_ranks(2, watching, False) == [[], []]
+    with Watch(Processes(), "go on"):
+        pass
+
+
+def test_a_broken_connection_is_one_line() -> None:
+    """What gloo and NCCL raise becomes a UserError with the remedy; other errors, and those of one process, do not."""
+    broken = RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:5")
+    with (
+        pytest.raises(UserError, match=r"another process of this run is gone .* go on with this"),
+        lost_peers_as_errors(Processes(0, 2), "go on with this"),
+    ):
+        raise broken
+    with pytest.raises(RuntimeError, match="shapes"), lost_peers_as_errors(Processes(0, 2), "x"):
+        raise RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError, match="Connection closed"), lost_peers_as_errors(Processes(), "x"):
+        raise broken

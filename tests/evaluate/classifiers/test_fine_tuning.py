@@ -1,0 +1,65 @@
+"""Training a tower with its head, choosing the learning rate, and the weights between two models."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmssl.evaluate.classifiers import fine_tuning as tuning
+from mmssl.evaluate.classifiers.fine_tuning import EPOCHS, HeadedTower, Labelled, mixed, train, tune
+from mmssl.rng import torch_generator
+from tests.helpers.random_towers import Tower
+
+
+@pytest.fixture
+def shown() -> Labelled:
+    """Twenty noisy pictures and their classes."""
+    generator = torch_generator("pictures")
+    pictures = torch.randint(0, 256, (20, 3, 4, 4), generator=generator, dtype=torch.uint8)
+    return pictures, torch.randint(0, 3, (20,), generator=generator)
+
+
+def headed() -> HeadedTower:
+    return HeadedTower(Tower(), torch.randn(3, 8, generator=torch_generator("head")), 5.0).eval()
+
+
+def test_mixing_is_exact_at_the_ends() -> None:
+    """Alpha 0 and 1 give the weights of either end to the bit, 1/2 their mean; counters stay."""
+    start, end = Tower().state_dict(), {n: torch.randn_like(w.float()) for n, w in Tower().state_dict().items()}
+    assert all(torch.equal(w, start[n]) for n, w in mixed(start, end, 0.0).items())
+    whole = mixed(start, end, 1.0)
+    assert all(torch.equal(w, end[n]) for n, w in whole.items() if w.is_floating_point())
+    assert torch.equal(whole["layers.2.num_batches_tracked"], start["layers.2.num_batches_tracked"])
+    torch.testing.assert_close(
+        mixed(start, end, 0.5)["layers.0.bias"], (start["layers.0.bias"] + end["layers.0.bias"]) / 2
+    )
+
+
+def test_training_is_adamw_on_cross_entropy(shown: Labelled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one batch a step, the weights are those of torch's AdamW driven by hand; batch norms keep statistics."""
+    monkeypatch.setattr(tuning, "STEPS", 1)
+    model, expected = headed(), headed()
+    train(model, shown, lr=1e-2)
+    optimizer = torch.optim.AdamW(expected.parameters(), lr=1e-2, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
+    pictures, labels = shown
+    for _ in range(EPOCHS):
+        optimizer.zero_grad()
+        features = F.normalize(expected.tower(pictures), dim=-1)
+        F.cross_entropy(5.0 * features @ expected.head.T + expected.bias, labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, expected.state_dict()[name], rtol=1e-4, atol=1e-5)
+    assert torch.equal(model.state_dict()["tower.layers.2.running_mean"], torch.zeros(32))
+    assert float(model.bias.detach().abs().max()) > 0
+
+
+def test_the_rate_that_is_best_on_held_out_pictures_is_taken(shown: Labelled) -> None:
+    """Held out are the pictures trained on: 1e-9 learns nothing, 1e-2 learns them. The weights left are its own, and
+    each rate began anew; without held-out pictures the first rate is taken."""
+    model, alone = headed(), headed()
+    assert tune(model, shown, shown, rates=(1e-9, 1e-2)) == 1e-2
+    train(alone, shown, lr=1e-2)
+    assert all(torch.equal(value, alone.state_dict()[name]) for name, value in model.state_dict().items())
+    nothing = shown[0][:0], shown[1][:0]
+    assert tune(headed(), shown, nothing, rates=(1e-9, 1e-2)) == 1e-9

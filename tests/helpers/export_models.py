@@ -1,0 +1,27 @@
+"""A small model of one's own."""
+
+from typing import Any
+
+import torch
+
+import mmssl
+from mmssl.config import ModelConfig, TextConfig, VisionConfig
+from mmssl.data.transforms.tokenizer import train_tokenizer
+from mmssl.models.dual_encoder import build_dual_encoder
+from tests.conftest import TINY_TEXT
+
+
+def own(pooling: str = "mean", projection: str = "linear", vision: str = "timm:resnet10t") -> mmssl.Model:
+    """A timm ResNet and a BERT with a learnt tokenizer, as the quickstart's."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["a red square", "a green square", "blue and white"], 100, 20)
+    options = {"depth": 1, "embed_dim": 32, "num_heads": 2} if "vit" in vision else {}
+    tree: dict[str, Any] = {
+        "vision": VisionConfig(name=vision, image_size=32, options=options),
+        "text": TextConfig(config=TINY_TEXT, tokenizer="train", pooling=pooling, max_tokens=20),
+        "embed_dim": 16,
+        "projection": projection,
+    }
+    config = ModelConfig(**tree)
+    encoder = build_dual_encoder(config, tokenizer.vocab_size, tokenizer.pad_id).eval()
+    return mmssl.Model(encoder, tokenizer, config)

@@ -1,0 +1,97 @@
+"""A tiny problem that every objective can learn, and mixes of objectives on tiny towers."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from mmssl.distributed.world import Processes
+from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.objectives import find_objective
+from mmssl.objectives._base import Vocabulary
+from mmssl.objectives._task import Mixer
+from mmssl.types import Batch
+from tests.conftest import tiny_model_config
+
+ALONE = Processes()
+ROWS = 12
+WORDS = 100
+SIDE = 24
+RESNET = {"name": "timm:resnet10t", "options": {"channels": [16, 16, 32, 32]}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "jigsaw": {"permutations": 4},
+    "moco": {"queue": 2 * ROWS, "image_text": True, "momentum": 0.9},
+    "simclr": {"text": True, "head_width": 32},
+    "mae": {"decoder_width": 32, "decoder_depth": 1},
+    "mlm": {"see_image": True},
+}
+"""Sizes that fit tiny towers; what is optional is switched on."""
+
+
+class Plain:
+    """What the step asks of Accelerate, without its process-wide state."""
+
+    def no_sync(self, model: DistributedDataParallel) -> AbstractContextManager[None]:
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        yield
+
+
+def vocabulary() -> Vocabulary:
+    """Ids 0 to 4 are special, 4 is the mask; every fourth of the others continues a word."""
+    continues = torch.arange(WORDS) % 4 == 0
+    continues[:5] = False
+    return Vocabulary(WORDS, 4, (0, 1, 2, 3, 4), continues, 16)
+
+
+def tiny_mixer(
+    names: list[str],
+    changes: Mapping[str, Any] | None = None,
+    processes: Processes = ALONE,
+    dropout: float = 0.0,
+    text: dict[str, Any] | None = None,
+) -> Mixer:
+    """Tiny towers with some objectives; the same weights every time. `changes` are those of the vision tower, `text`
+    is another text tower's configuration; `dropout` is that of tokens and of blocks."""
+    torch.manual_seed(0)
+    config = tiny_model_config(dropout, dropout)
+    if text is not None:
+        config = config.model_copy(update={"text": config.text.model_copy(update={"config": text})})
+    vision = config.vision.model_copy(update={"image_size": SIDE, **(changes or {})})
+    encoder = build_dual_encoder(config.model_copy(update={"vision": vision}), WORDS, 0)
+    kinds = {name: find_objective(name) for name in names}
+    objectives = {
+        name: kind(kind.Options.model_validate(OPTIONS.get(name, {})), encoder, vocabulary())
+        for name, kind in kinds.items()
+    }
+    return Mixer(encoder, objectives, processes).train()
+
+
+def batch(mixer: Mixer, seed: int = 0) -> Batch:
+    """A pattern in colours that belong to the caption; further views are noisy ones of the same picture."""
+    g = torch.Generator().manual_seed(seed)
+    colours = torch.rand(ROWS, 3, 1, 1, generator=g)
+    pattern = torch.rand(1, 1, SIDE // 4, SIDE // 4, generator=g)
+    pictures = colours * torch.nn.functional.interpolate(pattern, size=(SIDE, SIDE))
+    names = ["main", *(view for name in mixer.objectives for view in mixer.objective(name).views())]
+    noise = {name: 8 * torch.randn(pictures.shape, generator=g) for name in names}
+    views = {name: (255 * pictures + noise[name]).clamp(0, 255).to(torch.uint8) for name in names}
+    # A caption is one word again and again, so that its masked tokens can be told from the others.
+    words = torch.randperm(WORDS - 5, generator=g)[:ROWS, None] + 5
+    mask = torch.arange(8) < torch.randint(6, 9, (ROWS, 1), generator=g)
+    tokens = words.expand(-1, 8).clone()
+    tokens[:, 0] = 1
+    return Batch(views, tokens * mask, mask, torch.arange(ROWS), [f"k{i}" for i in range(ROWS)])
+
+
+def part(whole: Batch, processes: Processes) -> Batch:
+    """This process's rows."""
+    rows = len(whole) // processes.world
+    return whole.slice(processes.rank * rows, (processes.rank + 1) * rows)

@@ -1,0 +1,85 @@
+"""Shards for tests, written with Python's tarfile, and a rendering that needs no picture."""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from mmssl.data.loader import Source, TrainStream
+from mmssl.types import Sample
+
+File = tuple[str, bytes]
+
+
+def tar_bytes(files: Iterable[File], fmt: int = tarfile.USTAR_FORMAT) -> bytes:
+    """An archive of regular files."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=fmt) as tar:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def pair(key: str, size: int = 40) -> list[File]:
+    """A picture's and a caption's file; the picture's bytes are `size` long and tell the key."""
+    return [(f"{key}.jpg", key.encode().ljust(size, b".")), (f"{key}.txt", f"caption of {key}".encode())]
+
+
+def write_shards(folder: Path, counts: Sequence[int], size: int = 40) -> list[str]:
+    """Shards of `counts` pairs whose keys are unique over all of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for shard, count in enumerate(counts):
+        path = folder / f"{shard:05d}.tar"
+        path.write_bytes(tar_bytes(f for i in range(count) for f in pair(f"{shard}-{i}", size + i % 7)))
+        paths.append(str(path))
+    return paths
+
+
+@dataclass
+class ToyRendered:
+    """What `toy_render` gives."""
+
+    views: dict[str, Tensor]
+    texts: list[str]
+    bad: list[tuple[int, str]]
+    draws: dict[str, Tensor] = field(default_factory=dict)
+
+
+def toy_render(samples: Sequence[Sample], epoch: int) -> ToyRendered:
+    """A 2 x 2 picture of each image's hash and the epoch; pictures that begin with `broken` are bad."""
+    digests = [hashlib.blake2b(s.image + bytes([epoch]), digest_size=12).digest() for s in samples]
+    pixels = torch.tensor([list(digest) for digest in digests], dtype=torch.uint8).view(-1, 3, 2, 2)
+    bad = [(row, "it is broken") for row, s in enumerate(samples) if s.image.startswith(b"broken")]
+    return ToyRendered({"main": pixels}, [str(s.fields.get("txt", "")) for s in samples], bad)
+
+
+def toy_tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Character codes, padded with zeros."""
+    width = max(len(text) for text in texts)
+    tokens = torch.tensor([[ord(c) for c in text.ljust(width, "\0")] for text in texts])
+    return tokens, tokens != 0
+
+
+def toy_stream(shards: Sequence[str], **options: object) -> TrainStream:
+    """A stream over one source, with blocks of three slices of 4 KiB."""
+    settings = {
+        "render": toy_render,
+        "tokenize": toy_tokenize,
+        "seed": 0,
+        "batch_size": 8,
+        "lanes": 4,
+        "shuffle_block": 3,
+        "slice_mib": 4096 / 2**20,
+        **options,
+    }
+    with patch("mmssl.data.order.epoch.SHUFFLE_UNIT", 4096):
+        return TrainStream([Source(shards)], **settings)  # type: ignore[arg-type]

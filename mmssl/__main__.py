@@ -3,11 +3,11 @@
 import sys
 
 from mmssl.cli.main import main
-from mmssl.distributed.launch import missing_processes, start
+from mmssl.distributed.launch import missing_processes, start_processes
 
 if __name__ == "__main__":
     count = missing_processes()
     if count is None:
         main()
     else:
-        start(count, "mmssl", sys.argv[1:])
+        start_processes(count, "mmssl", sys.argv[1:])

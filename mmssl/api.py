@@ -11,8 +11,8 @@ from torch import Tensor
 from mmssl.apps.finetune.classifier import Classifier, is_classifier, load_classifier
 from mmssl.config import Config, known_keys, read_tree
 from mmssl.evaluate.results import Metrics
-from mmssl.inference import Classify, Prediction, files_of, predict, zero_shot
-from mmssl.inference.model import Model, Picture, load, pictures_of
+from mmssl.inference import Classify, Prediction, list_images, predict, zero_shot
+from mmssl.inference.model import ImageInput, Model, as_image_list, load
 from mmssl.models.text import TextTower
 from mmssl.models.vision import VisionTower
 from mmssl.types import UserError
@@ -84,7 +84,7 @@ class MMSSL:
         of pairs and the machine. What is chosen is printed with its reasons.
 
         Args:
-            data: a folder of pictures with captions beside them, a CSV, TSV, JSONL or Parquet table, or shards. With a
+            data: a folder of images with captions beside them, a CSV, TSV, JSONL or Parquet table, or shards. With a
                 configuration: default as it says.
             run_dir: folder of the run. Default: runs/NAME, by the name of the data.
             settings: keys of the configuration, in full (`**{"optim.lr": 1e-4}`) or by their last word (`epochs=5`).
@@ -116,26 +116,26 @@ class MMSSL:
 
     def predict(
         self,
-        pictures: Picture | Sequence[Picture],
+        images: ImageInput | Sequence[ImageInput],
         labels: Sequence[str] | None = None,
         templates: str | Sequence[str] = "{c}",
         save: bool | str | Path = False,
     ) -> list[Prediction]:
-        """The probability of each label for one picture or several.
+        """The probability of each label for one image or several.
 
         Args:
-            pictures: files, folders of pictures, PIL images, arrays or tensors.
+            images: files, folders of images, PIL images, arrays or tensors.
             labels: only a fine-tuned classifier has its own.
             templates: a text with `{c}` for the label, or several.
-            save: draw each picture with its probabilities to a PNG: beside it, or into a folder. `saved` of what is
+            save: draw each image with its probabilities to a PNG: beside it, or into a folder. `saved` of what is
                 returned says where.
 
         Raises:
-            UserError: a picture cannot be read, or the labels or templates cannot be used.
+            UserError: an image cannot be read, or the labels or templates cannot be used.
         """
-        given: list[Picture] = []
-        for picture in pictures_of(pictures):
-            given += files_of([picture]) if isinstance(picture, str | Path) else [picture]
+        given: list[ImageInput] = []
+        for image in as_image_list(images):
+            given += list_images([image]) if isinstance(image, str | Path) else [image]
         place = Path(save) if isinstance(save, str) else save
         return list(predict(given, self._classify(labels, templates), place))
 
@@ -143,15 +143,15 @@ class MMSSL:
         if labels is not None:
             return zero_shot(self.model, labels, (templates,) if isinstance(templates, str) else tuple(templates))
         if self._classifier is None:
-            raise UserError("labels are missing: what may the pictures show? For example labels=['a cat', 'a dog']")
+            raise UserError("labels are missing: what may the images show? For example labels=['a cat', 'a dog']")
         return self._classifier.predict
 
-    def classify(self, image: Picture, labels: Sequence[str], template: str = "{c}") -> dict[str, float]:
-        """Probability of each label for one picture, highest first."""
+    def classify(self, image: ImageInput, labels: Sequence[str], template: str = "{c}") -> dict[str, float]:
+        """Probability of each label for one image, highest first."""
         return self.model.classify(image, labels, template)
 
-    def encode_image(self, images: Picture | Sequence[Picture], batch_size: int = 256) -> Tensor:
-        """Unit vectors [N, D], float32 on the CPU, of one picture or a list of them."""
+    def encode_image(self, images: ImageInput | Sequence[ImageInput], batch_size: int = 256) -> Tensor:
+        """Unit vectors [N, D], float32 on the CPU, of one image or a list of them."""
         return self.model.encode_image(images, batch_size)
 
     def encode_text(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
@@ -159,29 +159,29 @@ class MMSSL:
         return self.model.encode_text(texts, batch_size)
 
     def embed(self, data: "Source", out: str | Path, batch_size: int = 256) -> "Index":
-        """Store the vector of every picture, to be searched. Called again, it goes on with what is missing.
+        """Store the vector of every image, to be searched. Called again, it goes on with what is missing.
 
         Args:
-            data: shards; or a folder of pictures with captions or a table, which is packed into OUT/shards.
+            data: shards; or a folder of images with captions or a table, which is packed into OUT/shards.
 
         Raises:
             UserError: the folder holds another index, or the data cannot be used.
         """
-        from mmssl.apps.autoconfig.data import shards_of
+        from mmssl.apps.autoconfig.data import resolve_shards
         from mmssl.apps.search import Index, embed_shards
 
         folder = Path(out)
-        embed_shards(self.model, shards_of(data, folder / "shards"), folder, batch_size=batch_size)
+        embed_shards(self.model, resolve_shards(data, folder / "shards"), folder, batch_size=batch_size)
         return Index(folder)
 
-    def search(self, query: Picture, index: "str | Path | Index", count: int = 10) -> "list[Hit]":
-        """The nearest pictures of an index to words or to a picture, the nearest first.
+    def search(self, query: ImageInput, index: "str | Path | Index", count: int = 10) -> "list[Hit]":
+        """The nearest images of an index to words or to an image, the nearest first.
 
         Args:
-            query: words, the file of a picture, or a picture.
+            query: words, the file of an image, or an image.
 
         Raises:
-            UserError: there is no such index or picture, or another model made the index.
+            UserError: there is no such index or image, or another model made the index.
         """
         from mmssl.apps.search import Index, encode_query
 
@@ -198,7 +198,7 @@ class MMSSL:
         Args:
             data: a folder in CLIP_benchmark's layout or of several such, shards, or pairs in any form `train` takes.
             task: zero_shot, retrieval, linear_probe ... Default: what each data set is made for, retrieval for pairs.
-            out: folder for tables and pictures.
+            out: folder for tables and plots.
             options: `classnames`, `templates`, `label`, `slice_by` as `mmssl.evaluate.datasets.open_dataset` has them.
 
         Returns:
@@ -207,7 +207,7 @@ class MMSSL:
         Raises:
             UserError: a data set lacks what a task needs.
         """
-        from mmssl.apps.autoconfig.data import is_shards, shards_of
+        from mmssl.apps.autoconfig.data import is_shards, resolve_shards
         from mmssl.evaluate import suite
         from mmssl.evaluate.datasets import find_datasets, open_dataset
 
@@ -217,7 +217,7 @@ class MMSSL:
                 found = [open_dataset(place, name=name, **options) for name, place in find_datasets(path).items()]
             elif path is not None and not is_shards(path):
                 task = task or "retrieval"
-                found = [open_dataset(shards_of(path, Path(passing)), name=path.stem, **options)]
+                found = [open_dataset(resolve_shards(path, Path(passing)), name=path.stem, **options)]
             else:
                 found = [open_dataset(data, **options)]
             plan = {dataset.name: (dataset, task or suite.default_task(dataset)) for dataset in found}

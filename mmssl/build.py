@@ -9,22 +9,22 @@ import torch
 from pydantic import ValidationError
 
 from mmssl.config import Config, ModelConfig, ObjectiveConfig, ViewConfig
-from mmssl.data.loader import TrainStream, sources_of
+from mmssl.data.loader import TrainLoader, resolve_sources
 from mmssl.data.shards.index import Progress
-from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.sources.reader import iter_samples
 from mmssl.data.storage.files import Access
 from mmssl.data.transforms.captions import render_caption
 from mmssl.data.transforms.render import Renderer
 from mmssl.data.transforms.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mmssl.data.transforms.views import View
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.inference.model import load
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmssl.models.lora import add_adapters
 from mmssl.objectives import find_objective
 from mmssl.objectives._base import Objective, ObjectiveOptions, Vocabulary
-from mmssl.objectives._task import Mixer
+from mmssl.objectives._task import TrainingTask
 from mmssl.types import UserError
 
 TOKENIZER_CAPTIONS = 1_000_000
@@ -50,7 +50,7 @@ def objective_options(config: Config) -> dict[str, ObjectiveOptions]:
     return options
 
 
-def resolved(config: Config) -> Config:
+def resolve(config: Config) -> Config:
     """The configuration with every objective's own options written out, and the towers of what the model starts from.
 
     Raises:
@@ -58,10 +58,10 @@ def resolved(config: Config) -> Config:
     """
     dumped = {name: options.model_dump(mode="json") for name, options in objective_options(config).items()}
     entries = {name: ObjectiveConfig.model_validate(options) for name, options in dumped.items()}
-    return config.model_copy(update={"objectives": entries, "model": _started(config.model)})
+    return config.model_copy(update={"objectives": entries, "model": _resolve_start(config.model)})
 
 
-def _started(model: ModelConfig) -> ModelConfig:
+def _resolve_start(model: ModelConfig) -> ModelConfig:
     """The towers of `model.start`, locked as told. Those of a run that goes on are written out already."""
     if model.start is None or model.text.name != model.start:
         return model
@@ -78,7 +78,7 @@ def _started(model: ModelConfig) -> ModelConfig:
     return found.model_copy(update={"start": model.start, "vision": vision, "text": text})
 
 
-def learn_tokenizer(shards: Sequence[str], templates: Sequence[str], vocab_size: int, max_tokens: int) -> Tokenizer:
+def train_tokenizer_on(shards: Sequence[str], templates: Sequence[str], vocab_size: int, max_tokens: int) -> Tokenizer:
     """A tokenizer learnt from every caption template of the samples in full, in file order."""
     captions = (render_caption(s.fields, [t], None) for s in iter_samples(shards) for t in templates)
     return train_tokenizer(islice(captions, TOKENIZER_CAPTIONS), vocab_size, max_tokens)
@@ -97,8 +97,8 @@ def build_tokenizer(config: Config, learnt: Path) -> Tokenizer:
         return load_tokenizer(str(learnt), text.max_tokens)
     if source != "train":
         return load_tokenizer(source, text.max_tokens)
-    shards = [shard for source in sources_of(config.data.train, config.data.allow_pipe) for shard in source.shards]
-    return learn_tokenizer(shards, config.data.captions, text.vocab_size, text.max_tokens)
+    shards = [shard for source in resolve_sources(config.data.train, config.data.allow_pipe) for shard in source.shards]
+    return train_tokenizer_on(shards, config.data.captions, text.vocab_size, text.max_tokens)
 
 
 def build_encoder(config: Config, tokenizer: Tokenizer, say: Callable[[str], None] | None = None) -> DualEncoder:
@@ -121,13 +121,13 @@ def build_encoder(config: Config, tokenizer: Tokenizer, say: Callable[[str], Non
     return encoder
 
 
-def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+def describe_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     """What objectives need to know of a tokenizer."""
     special = tuple(tokenizer.special_ids)
     return Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, special, tokenizer.continues_word, tokenizer.max_tokens)
 
 
-def unlearnt_vocabulary(size: int, max_tokens: int) -> Vocabulary:
+def placeholder_vocabulary(size: int, max_tokens: int) -> Vocabulary:
     """Stands for a vocabulary that is still to be learnt, to count weights with."""
     return Vocabulary(size, 4, tuple(range(5)), torch.zeros(size, dtype=torch.bool), max_tokens)
 
@@ -143,35 +143,37 @@ def build_objectives(
     return {name: find_objective(name)(entry, encoder, vocabulary) for name, entry in options.items()}
 
 
-def build_mixer(config: Config, encoder: DualEncoder, tokenizer: Tokenizer, processes: Processes) -> Mixer:
+def build_task(config: Config, encoder: DualEncoder, tokenizer: Tokenizer, world: World) -> TrainingTask:
     """The dual encoder with the configured objectives."""
-    return Mixer(encoder, build_objectives(objective_options(config), encoder, vocabulary_of(tokenizer)), processes)
+    return TrainingTask(
+        encoder, build_objectives(objective_options(config), encoder, describe_vocabulary(tokenizer)), world
+    )
 
 
-def build_views(config: Config, mixer: Mixer) -> dict[str, ViewConfig]:
+def build_views(config: Config, task: TrainingTask) -> dict[str, ViewConfig]:
     """Every rendering that training needs: the configured ones and those the objectives ask for."""
-    asked = {k: v for name in mixer.objectives for k, v in mixer.objective(name).views().items()}
+    asked = {k: v for name in task.objectives for k, v in task.objective(name).views().items()}
     return {**asked, **config.data.views}
 
 
-def build_stream(
-    config: Config, mixer: Mixer, tokenizer: Tokenizer, bad_samples: Path, progress: Progress | None = None
-) -> TrainStream:
+def build_loader(
+    config: Config, task: TrainingTask, tokenizer: Tokenizer, bad_samples: Path, progress: Progress | None = None
+) -> TrainLoader:
     """The training stream of this process.
 
     Raises:
         UserError: shards are missing or unusable, or the batch does not fit them.
     """
-    data, processes = config.data, mixer.processes
-    size, interpolation = mixer.encoder.vision.image_size, config.model.vision.interpolation
+    data, world = config.data, task.world
+    size, interpolation = task.encoder.vision.image_size, config.model.vision.interpolation
     views = {
         name: View(view, size, data.decode, data.max_pixels, interpolation)
-        for name, view in build_views(config, mixer).items()
+        for name, view in build_views(config, task).items()
     }
-    on_gpu = mixer.encoder.log_logit_scale.device.type != "cpu"
+    on_gpu = task.encoder.log_logit_scale.device.type != "cpu"
     later = data.augment_on == "device" or (data.augment_on == "auto" and on_gpu)
-    return TrainStream(
-        sources_of(data.train, data.allow_pipe),
+    return TrainLoader(
+        resolve_sources(data.train, data.allow_pipe),
         seed=config.seed,
         batch_size=data.batch_size,
         render=Renderer(views, data.captions, config.seed, data.max_caption_chars, changed_later=later),
@@ -179,11 +181,11 @@ def build_stream(
         lanes=data.lanes,
         shuffle_block=data.shuffle_block,
         slice_mib=data.slice_mib,
-        rank=processes.rank,
-        world=processes.world,
+        rank=world.rank,
+        world_size=world.size,
         workers=data.workers if data.workers is not None else default_workers(),
         worker_kind=data.worker_kind,
-        limits=Limits(max_member_bytes=int(data.max_member_mib * 2**20)),
+        limits=SampleLimits(max_member_bytes=int(data.max_member_mib * 2**20)),
         access=Access(cache_dir=data.cache_dir, cache_bytes=int(data.cache_gib * 2**30)),
         max_bad_fraction=data.bad_samples,
         bad_log=bad_samples,

@@ -1,4 +1,4 @@
-"""White sheets with small pictures, bars and words, saved as PNG. Drawn without a display.
+"""White sheets with small images, bars and words, saved as PNG. Drawn without a display.
 
 How much room text takes: letters of some scripts are two columns wide.
 """
@@ -36,15 +36,15 @@ class Page:
 
     axes: Axes
 
-    def picture(self, x: float, y: float, side: float, image: Pixels | None, frame: str = GRAY) -> None:
-        """A picture fitted into a square with a coloured frame; without a picture, the empty square."""
-        if image is not None:
-            height, width = (side * 0.94 * n / max(image.shape[:2]) for n in image.shape[:2])
+    def image(self, x: float, y: float, side: float, pixels: Pixels | None, frame: str = GRAY) -> None:
+        """An image fitted into a square with a coloured frame; without an image, the empty square."""
+        if pixels is not None:
+            height, width = (side * 0.94 * n / max(pixels.shape[:2]) for n in pixels.shape[:2])
             left, top = x + (side - width) / 2, y + (side - height) / 2
             extent = (left, left + width, top + height, top)
-            self.axes.imshow(image, extent=extent, aspect="auto", interpolation="lanczos")
+            self.axes.imshow(pixels, extent=extent, aspect="auto", interpolation="lanczos")
         else:
-            self.text(x + side / 2, y + side / 2, "no picture", ha="center", color="#8c959f")
+            self.text(x + side / 2, y + side / 2, "no image", ha="center", color="#8c959f")
         self.axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=frame, linewidth=2))
 
     def bar(self, x: float, y: float, width: float, height: float, color: str) -> None:

@@ -30,7 +30,7 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """The interval of each figure that `figures` computes from a choice of samples.
 
-    What is resampled must be independent: where several rows belong to one picture, pictures are the samples.
+    What is resampled must be independent: where several rows belong to one image, images are the samples.
 
     Args:
         figures: indices in [0, samples), as many as there are samples -> figure by name, NaN where there is none.

@@ -21,7 +21,7 @@ class Sample:
     key: str
     """Its name inside the tar: everything before the first dot of the base name, with its folder."""
     image: bytes
-    """The encoded picture (JPEG, PNG, WebP, ...)."""
+    """The encoded image (JPEG, PNG, WebP, ...)."""
     fields: dict[str, Any]
     """The other members by extension: `txt` -> str, `cls` -> int, and each entry of `json` under its own name."""
 
@@ -31,7 +31,7 @@ class Batch:
     """One collated batch, or one rank's part of it. B is the number of samples on this rank."""
 
     views: dict[str, Tensor]
-    """View name -> uint8 pictures [B, 3, H, W]."""
+    """View name -> uint8 images [B, 3, H, W]."""
     tokens: Tensor
     """Token ids, int64 [B, L], padded to the longest caption of the global batch's part."""
     token_mask: Tensor
@@ -41,7 +41,7 @@ class Batch:
     keys: list[str]
     """`shard:key` of each sample, for messages."""
     draws: dict[str, Tensor] = field(default_factory=dict)
-    """View name -> the random numbers of its pictures' changes, float64 [B, n], where these are still to be made."""
+    """View name -> the random numbers of its images' changes, float64 [B, n], where these are still to be made."""
 
     def __len__(self) -> int:
         return len(self.keys)

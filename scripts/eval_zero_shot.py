@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--classnames", help="file with one class name a line, or `imagenet`")
     parser.add_argument("--templates", help="file with one template a line, {c} for the name, or `openai-imagenet`")
     parser.add_argument("--label", help="the JSON entry that holds the label, where there is no .cls")
-    parser.add_argument("--out", type=Path, help="folder for results.json, tables and pictures")
+    parser.add_argument("--out", type=Path, help="folder for results.json, tables and plots")
     args = parser.parse_args()
 
     model = mmssl.load(args.model)

@@ -47,7 +47,7 @@ class Job:
     log: Path
     """Where the runs' own output goes."""
 
-    def start(self, run: Path, world: int) -> list[BaseProcess]:
+    def start(self, run: Path, world_size: int) -> list[BaseProcess]:
         """Begin the run, or go on with it."""
         resume = (run / "config.yaml").is_file()
         if not resume:
@@ -58,22 +58,24 @@ class Job:
             port = free.getsockname()[1]
         overrides = [*self.overrides, f"run_dir={run}"]
         processes: list[BaseProcess] = []
-        for rank in range(world):
-            arguments = (self.config, overrides, resume, rank, world, port, self.log)
+        for rank in range(world_size):
+            arguments = (self.config, overrides, resume, rank, world_size, port, self.log)
             processes.append(multiprocessing.get_context("fork").Process(target=train_rank, args=arguments))
             processes[-1].start()
         return processes
 
-    def finish(self, run: Path, world: int) -> None:
+    def finish(self, run: Path, world_size: int) -> None:
         """Run to the end."""
-        processes = self.start(run, world)
+        processes = self.start(run, world_size)
         for process in processes:
             process.join()
         if any(process.exitcode for process in processes):
             raise SystemExit(f"the run failed; see the end of {self.log}")
 
 
-def train_rank(config: str, overrides: list[str], resume: bool, rank: int, world: int, port: int, log: Path) -> None:
+def train_rank(
+    config: str, overrides: list[str], resume: bool, rank: int, world_size: int, port: int, log: Path
+) -> None:
     """One process of a run."""
     from mmssl.config import load_config
     from mmssl.train.trainer import train
@@ -82,8 +84,14 @@ def train_rank(config: str, overrides: list[str], resume: bool, rank: int, world
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    if world > 1:
-        words = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    if world_size > 1:
+        words = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": world_size,
+            "LOCAL_WORLD_SIZE": world_size,
+            "MASTER_PORT": port,
+        }
         os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in words.items()}})
     train(load_config(config, overrides), resume=resume)
 
@@ -103,14 +111,14 @@ def run_in_pieces(
     """Run with a random number of processes for some steps, kill, and so on; then to the end."""
     pieces = Pieces()
     for life in lives:
-        world = rng.choice(worlds)
+        world_size = rng.choice(worlds)
         first = max(read_ids(run), default=0)
-        before, after = _kill(job.start(run, world), run, life, rng.random())
+        before, after = _kill(job.start(run, world_size), run, life, rng.random())
         found = read_ids(run)
         pieces.kills += 1
         pieces.wrong += (wrong := differing(found, expected))
         print(
-            f"kill {pieces.kills}: {world} processes, log at step {first}, resumed after step {before}, "
+            f"kill {pieces.kills}: {world_size} processes, log at step {first}, resumed after step {before}, "
             f"killed after step {after}: {wrong} of {len(found)} steps differ",
             flush=True,
         )

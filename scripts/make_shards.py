@@ -174,25 +174,25 @@ def draw(content: bytes) -> Image.Image:
     return page.convert("RGB")
 
 
-def psnr(picture: Image.Image, other: Image.Image) -> float:
-    """Likeness of two pictures in dB."""
-    error = np.square(np.asarray(picture, np.float64) - np.asarray(other, np.float64)).mean()
+def psnr(image: Image.Image, other: Image.Image) -> float:
+    """Likeness of two images in dB."""
+    error = np.square(np.asarray(image, np.float64) - np.asarray(other, np.float64)).mean()
     return 10 * math.log10(255**2 / max(error, 1e-2))
 
 
-def encode(picture: Image.Image) -> bytes:
+def encode(image: Image.Image) -> bytes:
     """Lossless WebP of a palette: as few tar blocks as MIN_PSNR allows, then as many colours as they hold."""
 
     def reduced(colours: int) -> Image.Image:
-        palette = picture.quantize(colours, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
+        palette = image.quantize(colours, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
         return palette.convert("RGB")
 
-    def webp(image: Image.Image) -> bytes:
+    def webp(reduced_image: Image.Image) -> bytes:
         buffer = io.BytesIO()
-        image.save(buffer, "WEBP", lossless=True, quality=80, method=4)
+        reduced_image.save(buffer, "WEBP", lossless=True, quality=80, method=4)
         return buffer.getvalue()
 
-    low = next(n for n in (8, 12, 16, 24, 32, 48, 64, 96, 128, 256) if psnr(picture, reduced(n)) >= MIN_PSNR)
+    low = next(n for n in (8, 12, 16, 24, 32, 48, 64, 96, 128, 256) if psnr(image, reduced(n)) >= MIN_PSNR)
     best, high = webp(reduced(low)), 192
     room = math.ceil(len(best) / 512) * 512
     while high - low > 8:
@@ -226,7 +226,7 @@ def write_tar(path: Path, records: Iterable[Record]) -> None:
 
 
 def train_record(concept: Concept, style: str, image: bytes) -> Record:
-    """Picture, caption, and the caption's parts."""
+    """Image, caption, and the caption's parts."""
     key = f"{style}-{concept.code}"
     parts = {"label": concept.label, "tags": concept.tags, "group": concept.group, "style": style}
     text = json.dumps(parts, ensure_ascii=False)
@@ -234,7 +234,7 @@ def train_record(concept: Concept, style: str, image: bytes) -> Record:
 
 
 def test_record(concept: Concept, style: str, image: bytes, label: int) -> Record:
-    """Picture and class number."""
+    """Image and class number."""
     key = f"{style}-{concept.code}"
     return [(f"{key}.webp", image), (f"{key}.cls", str(label).encode())]
 
@@ -284,7 +284,7 @@ def report(out: Path, splits: dict[str, list[Concept]], fidelity: list[float], s
         print(f"{name:<18}{samples:>8}{len(concepts):>8}{sum(t.stat().st_size for t in own):>10}")
     total = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     print(f"left out for lack of room: {spare} concepts; bytes in all: {total}")
-    print(f"PSNR of the pictures: median {np.median(fidelity):.1f} dB, lowest {min(fidelity):.1f} dB")
+    print(f"PSNR of the images: median {np.median(fidelity):.1f} dB, lowest {min(fidelity):.1f} dB")
 
 
 def main() -> None:
@@ -300,20 +300,20 @@ def main() -> None:
         for c in representatives(read_concepts(fetch("emojibase-data@17.0.0", args.cache)))
         if c.group not in SKIPPED_GROUPS and all(c.code in drawn for drawn in drawings.values())
     ]
-    pictures = {(s, c.code): draw(drawn[c.code]) for s, drawn in drawings.items() for c in concepts}
-    images = {key: encode(picture) for key, picture in pictures.items() if key[0] != "openmoji"}
+    images = {(s, c.code): draw(drawn[c.code]) for s, drawn in drawings.items() for c in concepts}
+    encoded = {key: encode(image) for key, image in images.items() if key[0] != "openmoji"}
     sizes = {
-        c.code: sum(tar_size(train_record(c, s, images[s, c.code])) for s in ("noto", "twemoji")) for c in concepts
+        c.code: sum(tar_size(train_record(c, s, encoded[s, c.code])) for s in ("noto", "twemoji")) for c in concepts
     }
     splits = choose(concepts, sizes)
-    images |= {("openmoji", c.code): encode(pictures["openmoji", c.code]) for c in splits["unseen-style"]}
+    encoded |= {("openmoji", c.code): encode(images["openmoji", c.code]) for c in splits["unseen-style"]}
 
     for folder in ("train", "emoji-unseen-style/test", "emoji-unseen-concepts/test"):
         shutil.rmtree(args.out / folder, ignore_errors=True)
-    write_train(args.out / "train", splits["train"], images)
-    write_test(args.out / "emoji-unseen-style", splits["unseen-style"], ["openmoji"], images)
-    write_test(args.out / "emoji-unseen-concepts", splits["unseen-concepts"], ["noto", "twemoji"], images)
-    fidelity = [psnr(pictures[key], Image.open(io.BytesIO(image)).convert("RGB")) for key, image in images.items()]
+    write_train(args.out / "train", splits["train"], encoded)
+    write_test(args.out / "emoji-unseen-style", splits["unseen-style"], ["openmoji"], encoded)
+    write_test(args.out / "emoji-unseen-concepts", splits["unseen-concepts"], ["noto", "twemoji"], encoded)
+    fidelity = [psnr(images[key], Image.open(io.BytesIO(content)).convert("RGB")) for key, content in encoded.items()]
     used = len(splits["train"]) + len(splits["unseen-concepts"])
     report(args.out, splits, fidelity, len(concepts) - used)
 

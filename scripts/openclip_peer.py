@@ -50,7 +50,7 @@ def train(models: str, times: str, arguments: list[str]) -> None:
 
 
 def read_samples(shards: list[str]) -> list[tuple[Image.Image, str]]:
-    """Pictures and labels: the .cls member, or else `label` of the .json member."""
+    """Images and labels: the .cls member, or else `label` of the .json member."""
     samples: dict[tuple[str, str], dict[str, bytes]] = {}
     for shard in shards:
         with tarfile.open(shard) as tar:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains a small dual encoder on the embedded picture-caption pairs and judges it: bash scripts/quickstart.sh [KEY=VALUE]...
+# Trains a small dual encoder on the embedded image-caption pairs and judges it: bash scripts/quickstart.sh [KEY=VALUE]...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -7,5 +7,5 @@ environment ""
 rm -rf runs/quickstart
 .venv/bin/mmssl train configs/quickstart.yaml "$@"
 echo "figures:  runs/quickstart/results.json"
-echo "pictures: runs/quickstart/emoji-unseen-style/zero_shot/*.png runs/quickstart/emoji-unseen-concepts/zero_shot/*.png"
+echo "images: runs/quickstart/emoji-unseen-style/zero_shot/*.png runs/quickstart/emoji-unseen-concepts/zero_shot/*.png"
 echo "use it:   .venv/bin/python -c 'import mmssl; print(mmssl.load(\"runs/quickstart\").encode_text(\"a red apple\").shape)'"

@@ -74,25 +74,25 @@ def test_training_holds_a_part_out_and_judges_by_it(trained: tuple[MMSSL, Path],
 def test_a_model_is_what_it_was_trained_to_be(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
     """After training the class gives what the run's model gives, and what is saved and read again."""
     model, run = trained
-    picture, texts = table.parent / "photos" / "3.png", ["a red square", "x"]
+    image, texts = table.parent / "photos" / "3.png", ["a red square", "x"]
     model.save(tmp_path / "saved")
     for other in (load(run), MMSSL(run), MMSSL(tmp_path / "saved")):
-        assert torch.equal(model.encode_image(picture), other.encode_image(picture))
+        assert torch.equal(model.encode_image(image), other.encode_image(image))
         assert torch.equal(model.encode_text(texts), other.encode_text(texts))
     assert model.vision.image_size == 16
     assert model.text is model.model.text
 
 
 def test_predictions_are_the_classifications(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
-    """For files, a folder and arrays alike, probabilities are `classify`'s, highest first; a drawing is a picture and
+    """For files, a folder and arrays alike, probabilities are `classify`'s, highest first; a drawing is an image and
     lies where it says."""
     model, _ = trained
     photos = sorted((table.parent / "photos").glob("*.png"))
     pixels = np.array(Image.open(photos[5]))
     found = model.predict([photos[5], pixels, photos[7]], LABELS, save=tmp_path / "drawn")
-    assert [p.picture for p in found] == [str(photos[5]), "picture 2", str(photos[7])]
-    for prediction, picture in zip(found, (photos[5], photos[5], photos[7]), strict=True):
-        expected = model.classify(picture, LABELS)
+    assert [p.image for p in found] == [str(photos[5]), "image 2", str(photos[7])]
+    for prediction, image in zip(found, (photos[5], photos[5], photos[7]), strict=True):
+        expected = model.classify(image, LABELS)
         assert prediction.probabilities == pytest.approx(expected, abs=1e-6)
         shown = list(prediction.probabilities.values())
         assert shown == sorted(shown, reverse=True)
@@ -106,7 +106,7 @@ def test_predictions_are_the_classifications(trained: tuple[MMSSL, Path], table:
     beside.saved.unlink()
 
 
-def test_pictures_of_one_name_are_drawn_apart(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
+def test_images_of_one_name_are_drawn_apart(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
     """Two files of one name in two folders get two drawings in one."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -115,12 +115,12 @@ def test_pictures_of_one_name_are_drawn_apart(trained: tuple[MMSSL, Path], table
     assert sorted(str(p.saved) for p in found) == [str(tmp_path / f"x{n}-predicted.png") for n in ("", "-2")][::-1]
 
 
-def test_search_finds_pictures(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
-    """Training leaves an index of all pairs, in which a picture has the similarity 1 to itself; words give as many hits
+def test_search_finds_images(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
+    """Training leaves an index of all pairs, in which an image has the similarity 1 to itself; words give as many hits
     as asked for, the nearest first; an index of a table is made and searched alike."""
     model, run = trained
-    picture = table.parent / "photos" / "8.png"
-    hits = model.search(str(picture), run / "index", count=40)
+    image = table.parent / "photos" / "8.png"
+    hits = model.search(str(image), run / "index", count=40)
     (itself,) = [hit for hit in hits if hit.key == "000000008"]
     assert itself.similarity == pytest.approx(1, abs=2e-3)
     assert hits[0].similarity == pytest.approx(1, abs=2e-3)
@@ -129,8 +129,8 @@ def test_search_finds_pictures(trained: tuple[MMSSL, Path], table: Path, tmp_pat
     hits = model.search("a red square", index, count=5)
     assert len(hits) == 5
     assert hits[0].similarity == max(hit.similarity for hit in hits)
-    with Image.open(picture) as image:
-        assert model.search(image, index, count=1)[0].similarity == pytest.approx(1, abs=2e-3)
+    with Image.open(image) as opened:
+        assert model.search(opened, index, count=1)[0].similarity == pytest.approx(1, abs=2e-3)
 
 
 def test_evaluation_takes_any_form_of_pairs(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
@@ -171,10 +171,10 @@ def test_a_configuration_is_followed(table: Path, tmp_path: Path) -> None:
 
 def test_mistakes_are_named(trained: tuple[MMSSL, Path], table: Path, tmp_path: Path) -> None:
     """An unknown setting is refused before anything is packed, with the nearest known one; asking a model without
-    weights, an existing run, bad labels and files that are no pictures are each named in one line."""
+    weights, an existing run, bad labels and files that are no images are each named in one line."""
     model, run = trained
-    (tmp_path / "words.png").write_text("no picture")
-    picture = table.parent / "photos" / "1.png"
+    (tmp_path / "words.png").write_text("no image")
+    image = table.parent / "photos" / "1.png"
 
     def refused(call: Any, *words: str) -> None:
         with pytest.raises(UserError) as caught:
@@ -190,14 +190,14 @@ def test_mistakes_are_named(trained: tuple[MMSSL, Path], table: Path, tmp_path: 
     refused(lambda: MMSSL().train(), "data")
     refused(lambda: MMSSL().train([]), "no data")
     refused(lambda: MMSSL().train(""), "no data")
-    refused(lambda: MMSSL().predict(picture, LABELS), "train")
+    refused(lambda: MMSSL().predict(image, LABELS), "train")
     refused(lambda: MMSSL(tmp_path / "none"), "none")
     refused(lambda: MMSSL(tmp_path / "none.yaml"), "none.yaml")
-    refused(lambda: model.predict(picture, []), "labels")
-    refused(lambda: model.predict(picture, ["a", "a"]), "'a'", "twice")
-    refused(lambda: model.predict(picture, LABELS, templates="a photo"), "{c}")
+    refused(lambda: model.predict(image, []), "labels")
+    refused(lambda: model.predict(image, ["a", "a"]), "'a'", "twice")
+    refused(lambda: model.predict(image, LABELS, templates="a photo"), "{c}")
     refused(lambda: model.predict(tmp_path / "gone.png", LABELS), "gone.png")
-    refused(lambda: model.predict([picture, tmp_path / "words.png"], LABELS), "words.png")
+    refused(lambda: model.predict([image, tmp_path / "words.png"], LABELS), "words.png")
     refused(lambda: model.search("x", tmp_path), "index")
     refused(lambda: model.search("gone.png", run / "index"), "gone.png")
 
@@ -219,7 +219,7 @@ def test_the_commands_do_the_same(table: Path, tmp_path: Path, capsys: pytest.Ca
     """`train --data` prints settings with reasons and what to do next, with paths that exist; `predict` prints what the
     model says, as a table, as JSON and as drawings; `embed` takes the table too; the run's folder is refused the second
     time."""
-    run, picture = tmp_path / "run", str(table.parent / "photos" / "2.png")
+    run, image = tmp_path / "run", str(table.parent / "photos" / "2.png")
     main_ok(["train", "--data", str(table), "--run", str(run), "train.steps=2", *tiny_words()])
     printed = capsys.readouterr().out
     for word in (
@@ -233,23 +233,23 @@ def test_the_commands_do_the_same(table: Path, tmp_path: Path, capsys: pytest.Ca
     ):
         assert word in printed
     assert (run / "index" / "index.json").is_file()
-    main_ok(["predict", str(run), picture, "--labels", "red, blue", "--out", str(tmp_path / "drawn")])
+    main_ok(["predict", str(run), image, "--labels", "red, blue", "--out", str(tmp_path / "drawn")])
     printed = capsys.readouterr().out
     assert "red" in printed
     assert "blue" in printed
     assert Image.open(tmp_path / "drawn" / "2-predicted.png").convert("L").size[0] > 300
     names = tmp_path / "names.txt"
     names.write_text("\n".join(LABELS))
-    main_ok(["predict", str(run), picture, "--classnames", str(names), "--template", "{c}", "--json"])
+    main_ok(["predict", str(run), image, "--classnames", str(names), "--template", "{c}", "--json"])
     (found,) = json.loads(capsys.readouterr().out)
-    assert found["probabilities"] == pytest.approx(load(run).classify(picture, LABELS), abs=1e-6)
+    assert found["probabilities"] == pytest.approx(load(run).classify(image, LABELS), abs=1e-6)
     main_ok(["embed", str(run), str(table), "--out", str(tmp_path / "index")])
-    assert "40 pictures" in capsys.readouterr().out
+    assert "40 images" in capsys.readouterr().out
     fails(["train", "--data", str(table), "--run", str(run)], capsys, str(run), "--resume")
     fails(["train", "--data", str(table), "--resume", str(run)], capsys, "--data", "--resume")
     fails(["train", "--run", str(run)], capsys, "--run", "--data")
-    fails(["predict", str(run), picture], capsys, "--labels")
-    fails(["predict", str(run), picture, "--labels", "a,b", "--classnames", str(names)], capsys, "--classnames")
+    fails(["predict", str(run), image], capsys, "--labels")
+    fails(["predict", str(run), image, "--labels", "a,b", "--classnames", str(names)], capsys, "--classnames")
 
 
 def test_what_to_do_next_names_packages_that_are_missing(
@@ -279,6 +279,6 @@ def test_a_run_on_a_table_is_resumed(table: Path, tmp_path: Path, capsys: pytest
         process.send_signal(signal.SIGKILL)
     main_ok(["train", "--resume", str(run)])
     main_ok(["train", "--data", str(table), "--run", str(whole), *words])
-    picture = table.parent / "photos" / "4.png"
-    assert torch.equal(load(run).encode_image(picture), load(whole).encode_image(picture))
+    image = table.parent / "photos" / "4.png"
+    assert torch.equal(load(run).encode_image(image), load(whole).encode_image(image))
     assert f"mmssl predict {run}" in capsys.readouterr().out

@@ -35,7 +35,7 @@ OWNERS = {
     "matplotlib": (
         "evaluate/",
         "data/",
-        *(f"{room}/picture.py" for room in ("ablate", "explain", "finetune", "predict", "search")),
+        *(f"{room}/image.py" for room in ("ablate", "explain", "finetune", "predict", "search")),
     ),
     "peft": ("models/lora.py",),
     "jinja2": ("report/",),

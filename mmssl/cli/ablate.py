@@ -14,7 +14,7 @@ from mmssl.config import load_config
 from mmssl.types import UserError
 
 if TYPE_CHECKING:
-    from mmssl.apps.ablate.plan import Budget, Plan
+    from mmssl.apps.ablate.plan import AblationPlan, Budget
 
 
 def ablate(
@@ -54,19 +54,19 @@ def ablate(
     if out is None:
         raise UserError("give the folder for runs and report, for example --out runs/ablation")
     from mmssl.apps.ablate.plan import make_plan
-    from mmssl.apps.ablate.scheduler import make_slots, run_cells, threads_of_a_cell, visible_gpus
+    from mmssl.apps.ablate.scheduler import make_slots, run_all, threads_per_run, visible_gpus
 
     settings, chosen = load_config(config, overrides or []), _seeds(seeds)
     limit = _budget(budget, minutes, settings.train.minutes)
     slots = make_slots(jobs, visible_gpus(), list(os.sched_getaffinity(0)))
-    plan = make_plan(settings, mix or [], chosen, limit, out, threads_of_a_cell(slots, settings.train.threads))
+    plan = make_plan(settings, mix or [], chosen, limit, out, threads_per_run(slots, settings.train.threads))
     if dry_run:
         _print_plan(plan, len(slots))
         return
     command = _command(config, overrides or [], plan, metric or [], jobs)
     _write_command(out, command)
     try:
-        failed = run_cells(plan, slots, Console(stderr=True))
+        failed = run_all(plan, slots, Console(stderr=True))
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on: {command}", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -85,17 +85,17 @@ def _write_command(out: Path, command: str) -> None:
         raise UserError(f"--out {out} cannot be written: {error.strerror}; pick another folder") from None
 
 
-def _report(plan: "Plan", command: str, metrics: list[str], failed: dict[str, str]) -> None:
+def _report(plan: "AblationPlan", command: str, metrics: list[str], failed: dict[str, str]) -> None:
     from mmssl.apps.ablate.plots import draw
-    from mmssl.apps.ablate.report import Result, as_json, as_markdown, as_tables
-    from mmssl.apps.ablate.results import choose_figures, read_cells
+    from mmssl.apps.ablate.report import AblationResult, as_json, as_markdown, as_tables
+    from mmssl.apps.ablate.results import choose_metrics, read_runs
     from mmssl.apps.ablate.verdict import compare_mixes, sentence
     from mmssl.evaluate.results import write_json
 
-    cells = read_cells(plan)
-    figures = choose_figures(metrics, plan, cells)
+    cells = read_runs(plan)
+    figures = choose_metrics(metrics, plan, cells)
     names = [planned.mix.name for planned in plan.mixes]
-    result = Result(command, plan, cells, figures, compare_mixes(cells, figures, names), failed)
+    result = AblationResult(command, plan, cells, figures, compare_mixes(cells, figures, names), failed)
     write_json(plan.out / "ablation.json", as_json(result))
     (plan.out / "ablation.md").write_text(as_markdown(result), encoding="utf-8")
     draw(plan.out / "ablation.png", result.comparisons, names[0])
@@ -107,7 +107,7 @@ def _report(plan: "Plan", command: str, metrics: list[str], failed: dict[str, st
     print(f"report: {plan.out / 'ablation.md'}, {plan.out / 'ablation.png'}, {plan.out / 'ablation.json'}")
 
 
-def _print_plan(plan: "Plan", jobs: int) -> None:
+def _print_plan(plan: "AblationPlan", jobs: int) -> None:
     table = Table(Column("mix", no_wrap=True), "objectives", "predicted cost", "length of a run", "finished")
     for planned in plan.mixes:
         train = planned.cells[0].config.train
@@ -154,7 +154,7 @@ def _budget(kind: str, minutes: float | None, configured: float | None) -> "Budg
     return Budget("minutes", minutes)
 
 
-def _command(config: str, overrides: list[str], plan: "Plan", metrics: list[str], jobs: int | None) -> str:
+def _command(config: str, overrides: list[str], plan: "AblationPlan", metrics: list[str], jobs: int | None) -> str:
     """The command that makes this report, with what was left to defaults written out."""
     words = ["mmssl", "ablate", config, *overrides, "--out", str(plan.out)]
     for planned in plan.mixes:

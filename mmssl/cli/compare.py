@@ -19,13 +19,13 @@ from mmssl.cli.evaluate import (
     NoCache,
     Tasks,
     Templates,
-    cache_of,
     find,
     load_on,
     make_folder,
     make_places,
+    open_cache,
+    parse_tasks,
     progress_bar,
-    tasks_of,
     write_json,
 )
 from mmssl.types import UserError
@@ -51,18 +51,18 @@ def compare(
     Every sample is judged by both. Intervals are of a bootstrap of these pairs; a difference is called real where its
     test leaves no more than 5 % for a false alarm among all figures together (McNemar or sign flips, Holm).
     """
-    from mmssl.distributed.world import joined
+    from mmssl.distributed.world import process_group
     from mmssl.evaluate import suite
     from mmssl.evaluate.compare import compare_results, to_json, verdicts
     from mmssl.evaluate.console import format_differences
 
     datasets = find(data, classnames=classnames, templates=templates, label=label)
-    plan = {name: (dataset, _paired(tasks_of(dataset, task))) for name, dataset in datasets.items()}
+    plan = {name: (dataset, _paired(parse_tasks(dataset, task))) for name, dataset in datasets.items()}
     make_places(None, json_file)
-    with joined() as processes, _folder(out) as folder:
+    with process_group() as world, _folder(out) as folder:
         places = [folder / "first", folder / "second"]
         count = 2 * sum(len(tasks) for _, tasks in plan.values())
-        with progress_bar(count, processes) as (tell, tick):
+        with progress_bar(count, world) as (tell, tick):
             for name, place in zip((first, second), places, strict=True):
                 model = load_on(name, device)
                 suite.run(
@@ -72,12 +72,12 @@ def compare(
                     batch_size=batch_size,
                     logit_scale=model.logit_scale,
                     draw=False,
-                    cache=None if no_cache else cache_of(model, cache),
-                    processes=processes,
+                    cache=None if no_cache else open_cache(model, cache),
+                    world=world,
                     progress=tell,
                     finished=lambda key, figures: tick(),
                 )
-        if processes.rank == 0:
+        if world.rank == 0:
             found = compare_results(*places)
             print(f"first: {first}\nsecond: {second}\n\n{format_differences(found)}\n")
             print("\n".join(verdicts(found, first, second)))

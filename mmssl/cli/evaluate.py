@@ -15,7 +15,7 @@ from rich.text import Text
 from mmssl.types import UserError
 
 if TYPE_CHECKING:
-    from mmssl.distributed.world import Processes
+    from mmssl.distributed.world import World
     from mmssl.evaluate.datasets import Dataset
     from mmssl.evaluate.feature_cache import FeatureCache
     from mmssl.evaluate.results import Metrics
@@ -59,13 +59,13 @@ Shift = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        help="Folder that keeps the pictures' features for the next evaluation of the same model and shards. "
+        help="Folder that keeps the images' features for the next evaluation of the same model and shards. "
         "Default: mmssl/features in $XDG_CACHE_HOME, or in ~/.cache."
     ),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither keep features nor use kept ones.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures or captions a forward pass.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images or captions a forward pass.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]
 
 
@@ -80,7 +80,7 @@ def evaluate(
     label: Label = None,
     shift: Shift = None,
     json_file: JsonFile = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for tables and pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for tables and plots.")] = None,
     cache: Cache = None,
     no_cache: NoCache = False,
     batch_size: BatchSize = 256,
@@ -88,36 +88,36 @@ def evaluate(
 ) -> None:
     """Judge a model on data sets; what each task measures is told in docs/evaluation.md.
 
-    On many processes, which share the pictures: torchrun --nproc_per_node N -m mmssl eval MODEL DATA..., or
+    On many processes, which share the images: torchrun --nproc_per_node N -m mmssl eval MODEL DATA..., or
     accelerate launch --num_processes N -m mmssl eval MODEL DATA...
     """
     from mmssl.apps.report import card_beside
-    from mmssl.distributed.world import joined
+    from mmssl.distributed.world import process_group
     from mmssl.evaluate import suite
     from mmssl.evaluate.metrics import shift as shifted
 
     datasets = find(
         data, languages=language, classnames=classnames, templates=templates, label=label, slice_by=slice_by or ()
     )
-    plan = {name: (dataset, tasks_of(dataset, task)) for name, dataset in datasets.items()}
+    plan = {name: (dataset, parse_tasks(dataset, task)) for name, dataset in datasets.items()}
     pairs = shifted.pairs(shift or (), datasets)
     make_places(out, json_file)
     card = card_beside(Path(model), out)
-    with joined() as processes:
+    with process_group() as world:
         judged = load_on(model, device)
-        with progress_bar(sum(len(tasks) for _, tasks in plan.values()), processes) as (tell, tick):
+        with progress_bar(sum(len(tasks) for _, tasks in plan.values()), world) as (tell, tick):
             results = suite.run(
                 judged,
                 plan,
                 out,
                 batch_size=batch_size,
                 logit_scale=judged.logit_scale,
-                cache=None if no_cache else cache_of(judged, cache),
-                processes=processes,
+                cache=None if no_cache else open_cache(judged, cache),
+                world=world,
                 progress=tell,
                 finished=lambda name, figures: tick(),
             )
-        if processes.rank == 0:
+        if world.rank == 0:
             results |= shifted.shifts(results, pairs)
             print_results(results)
             if json_file is not None:
@@ -161,19 +161,19 @@ def find(
     return datasets
 
 
-def tasks_of(dataset: "Dataset", given: Sequence[str] | None) -> list[str]:
+def parse_tasks(dataset: "Dataset", given: Sequence[str] | None) -> list[str]:
     """The tasks that were asked for, each once, or what the data set is made for.
 
     Raises:
         UserError: one is unknown, or the data set lacks what it needs.
     """
-    from mmssl.evaluate.registry import known
+    from mmssl.evaluate.registry import get_task
     from mmssl.evaluate.suite import default_task
 
     words = [word.strip() for words in given or [] for word in words.split(",")]
     tasks = list(dict.fromkeys(words)) or [default_task(dataset)]
     for task in tasks:
-        known(dataset.name, task).ready(dataset)
+        get_task(dataset.name, task).ready(dataset)
     return tasks
 
 
@@ -194,10 +194,10 @@ def move(model: "Model", device: str | None) -> "Model":
     Raises:
         UserError: there is no such device.
     """
-    return model.to(device_of(device))
+    return model.to(parse_device(device))
 
 
-def device_of(device: str | None) -> str:
+def parse_device(device: str | None) -> str:
     """The device that was asked for; without one, this process's GPU, if there is any.
 
     Raises:
@@ -213,7 +213,7 @@ def device_of(device: str | None) -> str:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
 
 
-def cache_of(model: "Model", folder: Path | None) -> "FeatureCache":
+def open_cache(model: "Model", folder: Path | None) -> "FeatureCache":
     """Where the features of a model are kept.
 
     Raises:
@@ -268,7 +268,7 @@ def write_json(path: Path, tree: object) -> None:
 
 
 @contextmanager
-def progress_bar(total: int, processes: "Processes") -> Iterator[tuple[Callable[[str, int], None], Callable[[], None]]]:
+def progress_bar(total: int, world: "World") -> Iterator[tuple[Callable[[str, int], None], Callable[[], None]]]:
     """A bar over the evaluations on rank 0: what to call with what is done within one, and after each."""
     columns = (
         BarColumn(),
@@ -277,7 +277,7 @@ def progress_bar(total: int, processes: "Processes") -> Iterator[tuple[Callable[
         TimeElapsedColumn(),
         TextColumn("{task.description}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=processes.rank != 0) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=world.rank != 0) as bar:
         line = bar.add_task("starting", total=total)
         yield lambda what, done: bar.update(line, description=f"{what} {done:,}"), lambda: bar.advance(line)
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from mmssl.cli.evaluate import Device, device_of, load_on
+from mmssl.cli.evaluate import Device, load_on, parse_device
 from mmssl.types import UserError
 
 
@@ -21,7 +21,7 @@ def add_reports(app: typer.Typer, bench_app: typer.Typer) -> None:
 
 def explain(
     model: Annotated[str, typer.Argument(help="A run or a model folder.")],
-    picture: Annotated[Path, typer.Argument(help="A picture's file.")],
+    image: Annotated[Path, typer.Argument(help="An image's file.")],
     caption: Annotated[str, typer.Argument(help="The words to look for in it.")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")],
     method: Annotated[
@@ -30,11 +30,11 @@ def explain(
     ] = None,
     shards: Annotated[
         list[str] | None,
-        typer.Option("--train", help="Training shards, repeat: shows the pairs nearest to picture and caption."),
+        typer.Option("--train", help="Training shards, repeat: shows the pairs nearest to image and caption."),
     ] = None,
     device: Device = None,
 ) -> None:
-    """Show where in a picture a caption comes from, which of its words matter, and the nearest training pairs."""
+    """Show where in an image a caption comes from, which of its words matter, and the nearest training pairs."""
     from mmssl.apps.explain import explain as run
     from mmssl.apps.explain import nearest
     from mmssl.apps.explain.plots import draw_explanation
@@ -42,14 +42,14 @@ def explain(
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} is no PNG file; give a name that ends in .png")
     loaded = load_on(model, device)
-    found = run(loaded, picture, caption, method)
+    found = run(loaded, image, caption, method)
     neighbours = []
     if shards:
         with Console(stderr=True).status("encoding the training pairs"):
-            image, text = loaded.encode_image(found.picture)[0], loaded.encode_text(caption)[0]
+            image_embedding, text_embedding = loaded.encode_image(found.image)[0], loaded.encode_text(caption)[0]
             neighbours = [
-                ("nearest training pictures to the picture", nearest(loaded, image, shards)),
-                ("nearest training captions to the caption", nearest(loaded, text, shards, by="caption")),
+                ("nearest training images to the image", nearest(loaded, image_embedding, shards)),
+                ("nearest training captions to the caption", nearest(loaded, text_embedding, shards, by="caption")),
             ]
     _written(out, lambda: draw_explanation(out, found, neighbours))
     print(f"similarity {found.similarity:.4f}, map by {found.method}")
@@ -66,7 +66,7 @@ def bench_explain(
     model: Annotated[str, typer.Argument(help="A run or a model folder.")],
     data: Annotated[str, typer.Argument(help="A data set: a folder in CLIP_benchmark's layout, or shards.")],
     out: Annotated[Path, typer.Option(help="Folder for sanity.json and deletion.png.")],
-    pictures: Annotated[int, typer.Option(min=2, help="Pictures drawn from the data set.")] = 200,
+    images: Annotated[int, typer.Option(min=2, help="Images drawn from the data set.")] = 200,
     methods: Annotated[
         list[str] | None, typer.Option("--method", help="Methods, repeat. Default: all that suit the tower.")
     ] = None,
@@ -81,7 +81,7 @@ def bench_explain(
 
     loaded = load_on(model, device)
     with Console(stderr=True).status("covering patches"):
-        pixels, texts = drawn_pairs(loaded, open_dataset(data), pictures)
+        pixels, texts = drawn_pairs(loaded, open_dataset(data), images)
         found = sanity(loaded.encoder, pixels, texts, methods)
     _written(out, lambda: write_json(out / "sanity.json", found.json()))
     draw_sanity(out / "deletion.png", found)
@@ -91,8 +91,8 @@ def bench_explain(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, finished or not.")],
     out: Annotated[Path, typer.Option(help="Folder for index.html, the only file of the report.")] = Path("report"),
-    pictures: Annotated[
-        int, typer.Option(min=0, help="Pictures encoded of each data set, for examples and the map; 0: none.")
+    images: Annotated[
+        int, typer.Option(min=0, help="Images encoded of each data set, for examples and the map; 0: none.")
     ] = 1000,
     method: Annotated[
         str | None, typer.Option(help="How the maps of the examples are made, see mmssl explain. Default: rise.")
@@ -106,9 +106,9 @@ def report(
         page, notes = write_report(
             runs,
             out,
-            pictures=pictures,
+            images=images,
             method=method,
-            device=device_of(device),
+            device=parse_device(device),
             progress=lambda what: status.update(Text(what)),
         )
     for note in notes:

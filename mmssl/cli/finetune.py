@@ -20,17 +20,17 @@ from mmssl.cli.evaluate import (
     Label,
     NoCache,
     Templates,
-    cache_of,
     load_on,
     make_folder,
+    open_cache,
     write_json,
 )
 from mmssl.cli.search import ModelName
 from mmssl.types import UserError
 
 if TYPE_CHECKING:
-    from mmssl.apps.finetune import Problem
-    from mmssl.apps.finetune.methods import Method, Settings, Tuned
+    from mmssl.apps.finetune.datasets import FineTuneData
+    from mmssl.apps.finetune.methods import FineTuneSettings, Method, Tuned
     from mmssl.apps.finetune.study import Study
     from mmssl.inference.model import Model
     from mmssl.stats import Interval
@@ -51,7 +51,7 @@ def finetune(
     method: Annotated[
         str,
         typer.Option(
-            help="linear: a head on kept features; full: the picture tower and the head; lp-ft: linear, then full."
+            help="linear: a head on kept features; full: the image tower and the head; lp-ft: linear, then full."
         ),
     ] = "linear",
     shots: Annotated[
@@ -73,13 +73,13 @@ def finetune(
     templates: Templates = None,
     label: Label = None,
     json_file: JsonFile = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the classifier, or of the table and its picture.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the classifier, or of the table and its image.")] = None,
     cache: Cache = None,
     no_cache: NoCache = False,
     batch_size: BatchSize = 256,
     device: Device = None,
 ) -> None:
-    """Make a classifier of a pretrained model and labelled pictures, and judge it on the test split.
+    """Make a classifier of a pretrained model and labelled images, and judge it on the test split.
 
     The head begins as the zero-shot classifier of the class names; where classes have none, at zero.
 
@@ -101,7 +101,7 @@ def finetune(
             label=label,
             seed=seed,
             batch_size=batch_size,
-            cache=None if no_cache else cache_of(loaded, cache),
+            cache=None if no_cache else open_cache(loaded, cache),
             progress=tell,
         )
         found = plan.learnt(loaded, problem, tell, tick)
@@ -144,7 +144,7 @@ def interpolate(
 class _Plan:
     """The classifiers that are asked for: one, or those of a table."""
 
-    settings: "Settings"
+    settings: "FineTuneSettings"
     """Of the first."""
     methods: "list[Method]"
     shots: list[int]
@@ -160,7 +160,7 @@ class _Plan:
         return len(self.methods) * max(1, len(self.shots)) * self.seeds
 
     def learnt(
-        self, model: "Model", problem: "Problem", tell: Callable[[str, int], None], tick: Callable[[], None]
+        self, model: "Model", problem: "FineTuneData", tell: Callable[[str, int], None], tick: Callable[[], None]
     ) -> "Study | Tuned":
         from mmssl.apps.finetune import fine_tune
         from mmssl.apps.finetune.study import study
@@ -171,12 +171,12 @@ class _Plan:
 
 
 def _plan(method: str, shots: str | None, seed: int, seeds: int, alpha: float, lr: float | None, epochs: int) -> _Plan:
-    from mmssl.apps.finetune import Settings
+    from mmssl.apps.finetune import FineTuneSettings
     from mmssl.evaluate.classifiers.fine_tuning import RATES
 
     methods, counts = _methods(method), _counts(shots)
     rates = RATES if lr is None else (lr,)
-    settings = Settings(methods[0], counts[0] if counts else None, seed, alpha, rates, epochs)
+    settings = FineTuneSettings(methods[0], counts[0] if counts else None, seed, alpha, rates, epochs)
     plan = _Plan(settings, methods, counts, seeds)
     if plan.is_table and not counts:
         raise UserError("a table needs --shots, for example --shots 1,2,4,8,16")
@@ -226,7 +226,7 @@ def _report(found: "Study | Tuned", name: str, out: Path | None) -> None:
     if out is not None:
         write_json(out / "accuracy.json", found.figures())
         draw_study(out / "accuracy.png", name, found)
-        print(f"table and picture: {out}")
+        print(f"table and image: {out}")
 
 
 def _print_tuned(found: "Tuned") -> None:
@@ -251,18 +251,18 @@ def _print_tuned(found: "Tuned") -> None:
 
 def _print_study(found: "Study") -> None:
     """Accuracies with their intervals, then what fine-tuning gains."""
-    from mmssl.apps.finetune.methods import interval_of
+    from mmssl.apps.finetune.methods import accuracy_interval
 
     accuracies, gains = (
         Table("labels", "classifier", "accuracy in %", "95 % interval"),
         Table("labels", "", "points", "p"),
     )
     if found.zero_shot is not None:
-        accuracies.add_row("0", "zero-shot", *_percent(found.zero_shot.mean(), interval_of(found.zero_shot)))
+        accuracies.add_row("0", "zero-shot", *_percent(found.zero_shot.mean(), accuracy_interval(found.zero_shot)))
     for k in next(iter(found.lines.values())):
         for name in found.lines:
             mean = found.mean(name, k)
-            accuracies.add_row(str(k), name, *_percent(mean.mean(), interval_of(mean)))
+            accuracies.add_row(str(k), name, *_percent(mean.mean(), accuracy_interval(mean)))
         for name in found.tuned():
             for other, by_shots in found.differences(name).items():
                 gain = by_shots[k]

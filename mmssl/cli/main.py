@@ -25,7 +25,7 @@ from mmssl.types import UserError
 from scripts.bench.__main__ import bench_app
 
 app = typer.Typer(
-    help="Train image-text dual encoders on pictures with captions, judge them, and use them.",
+    help="Train image-text dual encoders on images with captions, judge them, and use them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -67,10 +67,10 @@ def train_tokenizer(
     ] = None,
 ) -> None:
     """Learn a WordPiece tokenizer from the captions of shards."""
-    from mmssl.build import learn_tokenizer
+    from mmssl.build import train_tokenizer_on
     from mmssl.data.sources.patterns import expand
 
-    tokenizer = learn_tokenizer(expand(shards), captions or ["{txt}"], vocab_size, max_tokens=77)
+    tokenizer = train_tokenizer_on(expand(shards), captions or ["{txt}"], vocab_size, max_tokens=77)
     tokenizer.save(out)
     print(f"{out}: {tokenizer.vocab_size} tokens")
 

@@ -1,4 +1,4 @@
-"""`mmssl predict`: what pictures show."""
+"""`mmssl predict`: what images show."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmssl.inference import Classify, Prediction
 
 SHOWN = 3
-"""Labels that are printed of a picture."""
+"""Labels that are printed of an image."""
 
 
 def predict(
@@ -27,7 +27,7 @@ def predict(
             "fine-tuned classifier's folder, which brings its labels."
         ),
     ],
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURES...", help="Files, or folders of them.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, or folders of them.")],
     labels: Annotated[str | None, typer.Option(help="Labels with commas between them: 'a cat,a dog'.")] = None,
     classnames: Annotated[
         str | None, typer.Option(metavar="FILE", help="Labels from a file, one a line, or 'imagenet'.")
@@ -36,23 +36,23 @@ def predict(
         list[str] | None,
         typer.Option(help="Text with {c} for the label, as 'a photo of a {c}.'; repeat. Default: the label alone."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Draw each picture with its probabilities into this folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Draw each image with its probabilities into this folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every label's probability as JSON.")] = False,
     device: Device = None,
 ) -> None:
-    """Tell which of some labels each picture shows.
+    """Tell which of some labels each image shows.
 
     Example: mmssl predict runs/mine photo.jpg --labels 'a cat,a dog' --out drawn/
     """
-    from mmssl.inference import files_of
+    from mmssl.inference import list_images
     from mmssl.inference import predict as run
 
     classify = _classifier(model, _labels(labels, classnames), template, device)
-    found = list(run(files_of(pictures), classify, False if out is None else out))
+    found = list(run(list_images(images), classify, False if out is None else out))
     if as_json:
         print(
             json.dumps(
-                [{"picture": p.picture, "probabilities": p.probabilities} for p in found], indent=1, ensure_ascii=False
+                [{"image": p.image, "probabilities": p.probabilities} for p in found], indent=1, ensure_ascii=False
             )
         )
     else:
@@ -73,7 +73,7 @@ def _classifier(model: str, labels: list[str] | None, template: list[str] | None
         move(classifier.model, device)
         return classifier.predict
     if labels is None:
-        raise UserError("--labels is missing: what may the pictures show? For example --labels 'a cat,a dog'")
+        raise UserError("--labels is missing: what may the images show? For example --labels 'a cat,a dog'")
     return zero_shot(load_on(model, device), labels, tuple(template or ["{c}"]))
 
 
@@ -88,10 +88,10 @@ def _labels(words: str | None, classnames: str | None) -> list[str] | None:
 
 
 def _table(found: "list[Prediction]") -> Table:
-    table = Table(Column("picture", overflow="fold"), Column("label", no_wrap=True), "probability", "then")
+    table = Table(Column("image", overflow="fold"), Column("label", no_wrap=True), "probability", "then")
     for prediction in found:
         others = list(prediction.probabilities.items())[1:SHOWN]
         then = ", ".join(f"{label} {value:.1%}" for label, value in others)
-        words = (prediction.picture, prediction.label, f"{prediction.probability:.1%}", then)
+        words = (prediction.image, prediction.label, f"{prediction.probability:.1%}", then)
         table.add_row(*map(Text, words))
     return table

@@ -26,7 +26,7 @@ ModelName = Annotated[
     ),
 ]
 LARGE = 200_000
-"""Above so many pictures, comparing with each takes longer than a person wants to wait."""
+"""Above so many images, comparing with each takes longer than a person wants to wait."""
 
 
 def add_use(app: typer.Typer, bench_app: typer.Typer) -> None:
@@ -104,49 +104,49 @@ def embed(
         list[str],
         typer.Argument(
             metavar="DATA...",
-            help="Shards: paths, folders, URLs or patterns; or a table or a folder of pictures with captions, which is "
+            help="Shards: paths, folders, URLs or patterns; or a table or a folder of images with captions, which is "
             "packed into OUT/shards.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the index. Called again, it goes on.")],
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a forward pass.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 256,
     graph: Annotated[
         bool | None,
         typer.Option(
-            "--graph/--no-graph", help="Build a graph for fast search of large sets. Default: from 200,000 pictures."
+            "--graph/--no-graph", help="Build a graph for fast search of large sets. Default: from 200,000 images."
         ),
     ] = None,
     device: Device = None,
 ) -> None:
-    """Store the vector of every picture: float16 arrays and Parquet tables of keys and captions.
+    """Store the vector of every image: float16 arrays and Parquet tables of keys and captions.
 
     On many processes: torchrun --nproc_per_node N -m mmssl embed MODEL SHARDS... --out DIR, or
     accelerate launch --num_processes N -m mmssl embed MODEL SHARDS... --out DIR
 
     Example: mmssl embed runs/mine '/data/pairs/*.tar' --out index
     """
-    from mmssl.apps.autoconfig.data import shards_of
+    from mmssl.apps.autoconfig.data import resolve_shards
     from mmssl.apps.search import Index, embed_shards
-    from mmssl.distributed.world import joined
+    from mmssl.distributed.world import process_group
 
-    with joined() as processes:
-        loaded = _load(model, device, quiet=processes.rank != 0)
+    with process_group() as world:
+        loaded = _load(model, device, quiet=world.rank != 0)
         with Console(stderr=True).status("embedding") as status:
             done = embed_shards(
                 loaded,
-                shards_of(data[0] if len(data) == 1 else data, out / "shards"),
+                resolve_shards(data[0] if len(data) == 1 else data, out / "shards"),
                 out,
                 batch_size=batch_size,
-                processes=processes,
-                progress=lambda count: status.update(f"embedding: {count:,} pictures"),
+                world=world,
+                progress=lambda count: status.update(f"embedding: {count:,} images"),
             )
         for bad in done.bad[:5]:
             print(f"left out: {bad.shard}:{bad.key}: {bad.error}")
-        total = int(processes.sum(_count(done.pictures)))
-        if processes.rank != 0:
+        total = int(world.sum(_count(done.images)))
+        if world.rank != 0:
             return
         index = Index(out)
-        print(f"{out}: {len(index):,} pictures, {total:,} of them embedded now")
+        print(f"{out}: {len(index):,} images, {total:,} of them embedded now")
         if graph or (graph is None and len(index) > LARGE):
             with Console(stderr=True).status("building the graph"):
                 index.build_graph()
@@ -156,21 +156,21 @@ def embed(
 def search(
     model: ModelName,
     index: Annotated[Path, typer.Argument(help="Folder that mmssl embed wrote.")],
-    query: Annotated[str, typer.Argument(help="Words, or the file of a picture.")],
-    count: Annotated[int, typer.Option("--count", "-k", min=1, help="Pictures to find.")] = 10,
+    query: Annotated[str, typer.Argument(help="Words, or the file of an image.")],
+    count: Annotated[int, typer.Option("--count", "-k", min=1, help="Images to find.")] = 10,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Compare with every picture, also where there is a graph.")
+        bool, typer.Option("--exact", help="Compare with every image, also where there is a graph.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Draw the pictures to this PNG; reads the shards.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Draw the images to this PNG; reads the shards.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON instead of a table.")] = False,
     device: Device = None,
 ) -> None:
-    """Find the pictures nearest to words or to a picture.
+    """Find the images nearest to words or to an image.
 
     Example: mmssl search runs/mine index "two dogs on a beach" --out hits.png
     """
     from mmssl.apps.search import Index, encode_query
-    from mmssl.apps.search.plots import draw_hits, read_pictures
+    from mmssl.apps.search.plots import draw_hits, read_images
 
     stored = Index(index)
     loaded = _load(model, device, quiet=True)
@@ -182,13 +182,13 @@ def search(
     else:
         Console().print(_table(hits))
     if out is not None:
-        pictures = read_pictures(hits)
+        images = read_images(hits)
         try:
-            draw_hits(out, query, hits, pictures)
+            draw_hits(out, query, hits, images)
         except OSError as error:
             raise UserError(f"--out {out} cannot be written: {error.strerror or error}; name another file") from None
         if not as_json:
-            print(f"{out}: {len(hits)} pictures")
+            print(f"{out}: {len(hits)} images")
 
 
 def _table(hits: "list[Hit]") -> Table:

@@ -31,14 +31,14 @@ def serve(
     max_upload: Annotated[int, typer.Option(metavar="MIB", min=1, max=1024, help="Largest upload.")] = 10,
     device: Device = None,
 ) -> None:
-    """Serve a page and a JSON API: search by words or by a picture, zero-shot labels, similarity maps.
+    """Serve a page and a JSON API: search by words or by an image, zero-shot labels, similarity maps.
 
     Example: mmssl serve runs/mine index
     """
     from mmssl.apps.search import Index
 
     try:
-        from mmssl.apps.serve import Limits, create_app
+        from mmssl.apps.serve import ServerLimits, create_app
         from mmssl.apps.serve.server import listen, make_server
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'mmssl[serve]'") from None
@@ -46,14 +46,14 @@ def serve(
     stored = None if index is None else Index(index)
     with listen(host, port) as socket:
         names = tuple(name.lower() for name in [*(allow_host or []), host])
-        limits = Limits(upload_bytes=max_upload << 20, hosts=names)
+        limits = ServerLimits(upload_bytes=max_upload << 20, hosts=names)
         app = create_app(load_on(model, device), stored, limits)
         number = socket.getsockname()[1]
         print(f"http://{f'[{host}]' if ':' in host else host}:{number}  (API: /api/openapi.json; Ctrl-C ends it)")
         if not _is_loopback(host):
             print(
                 f"warning: {host} can be reached from other machines, and there is no login: whoever reaches it can "
-                f"search and see every picture of the index"
+                f"search and see every image of the index"
             )
         make_server(app).run(sockets=[socket])
 

@@ -14,7 +14,7 @@ from mmssl.types import UserError
 
 if TYPE_CHECKING:
     from mmssl.data.packing.pack import Format
-    from mmssl.data.shards.samples import Limits
+    from mmssl.data.shards.samples import SampleLimits
     from mmssl.data.shards.shard_index import ShardIndex
 
 shards_app = typer.Typer(
@@ -78,19 +78,19 @@ def check(
         str | None, typer.Option(help="Folder or hub name: captions are then measured in its tokens, not in words.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=4, help="With --tokenizer: where training cuts captions.")] = 77,
-    image_size: Annotated[int, typer.Option(min=1, help="Side of the pictures that the model sees.")] = 224,
+    image_size: Annotated[int, typer.Option(min=1, help="Side of the images that the model sees.")] = 224,
     batch_size: Annotated[int, typer.Option(min=2, help="Batch for which false negatives are expected.")] = 256,
     first: Annotated[int | None, typer.Option(min=1, help="Look at the first so many samples only.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw the distributions to this PNG.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Draw the distributions to this PNG.")] = None,
     max_member_mib: MaxMember = 64.0,
 ) -> None:
     """Look at every sample and report the health of a data set, ending with what to fix, the gravest first.
 
-    Counts; samples left out and why; sizes and formats of pictures; exact and near copies; caption lengths,
+    Counts; samples left out and why; sizes and formats of images; exact and near copies; caption lengths,
     repetitions and scripts; captions too short for masked words; false negatives to expect in a batch.
 
-    Example: mmssl shards check '/data/pairs/*.tar' --picture health.png
+    Example: mmssl shards check '/data/pairs/*.tar' --image health.png
     """
     from mmssl.data.health import report as health_report
     from mmssl.data.health.survey import survey
@@ -100,7 +100,7 @@ def check(
 
     check_templates([caption])
     names, limits = expand(patterns), _limits(max_member_mib)
-    _refuse_unwritable(json_file, picture)
+    _refuse_unwritable(json_file, image)
     tokens = None if tokenizer is None else load_tokenizer(tokenizer, max_tokens)
     known = _indexed([name for name in names if not is_remote(name)], max_member_mib)
     total = None if len(known) < len(names) else sum(i.groups for i in known)
@@ -120,9 +120,9 @@ def check(
     if json_file is not None:
         with _writing(json_file):
             json_file.write_text(health.json(), encoding="utf-8")
-    if picture is not None:
-        with _writing(picture):
-            health_report.draw(found, health, picture, tokens)
+    if image is not None:
+        with _writing(image):
+            health_report.draw(found, health, image, tokens)
     print(health.text())
 
 
@@ -132,10 +132,10 @@ def show(
     key: Annotated[
         str | None, typer.Option(help="Show this one sample: its key in the tar, or shard:key as logs name it.")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Pictures on the sheet.")] = 48,
-    seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
-    columns: Annotated[int, typer.Option(min=1, help="Pictures in a row.")] = 8,
-    side: Annotated[int, typer.Option(min=32, help="Pixels of a picture on the sheet.")] = 160,
+    count: Annotated[int, typer.Option(min=1, help="Images on the sheet.")] = 48,
+    seed: Annotated[int, typer.Option(help="Another seed, other images.")] = 0,
+    columns: Annotated[int, typer.Option(min=1, help="Images in a row.")] = 8,
+    side: Annotated[int, typer.Option(min=32, help="Pixels of an image on the sheet.")] = 160,
     caption: Template = "{txt}",
     out: Annotated[
         Path | None, typer.Option(help="PNG to write. Default: sheet.png; none for one sample, unless given.")
@@ -172,9 +172,7 @@ def show(
 def pack(
     source: Annotated[
         Path,
-        typer.Argument(
-            help="Folder of pictures with NAME.txt or NAME.json beside them, a table, or a data set on disk."
-        ),
+        typer.Argument(help="Folder of images with NAME.txt or NAME.json beside them, a table, or a data set on disk."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the shards; calling again goes on where it was interrupted.")],
     splits: Annotated[
@@ -183,22 +181,20 @@ def pack(
     ] = None,
     shard_samples: Annotated[int, typer.Option(min=1, help="Samples of a shard.")] = 2000,
     resize: Annotated[
-        int | None, typer.Option(min=1, help="Shrink pictures so that their shorter side has so many pixels.")
+        int | None, typer.Option(min=1, help="Shrink images so that their shorter side has so many pixels.")
     ] = None,
     format: Annotated[str, typer.Option(help="keep, jpeg, png or webp.")] = "keep",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and WebP.")] = 90,
-    image_column: Annotated[
-        str | None, typer.Option(help="Column of paths or pictures. Default: found by name.")
-    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of paths or images. Default: found by name.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Column of captions. Default: found by name.")] = None,
     key_column: Annotated[
         str | None, typer.Option(help="Column of keys. Default: found by name, else counted.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: one a core.")] = None,
 ) -> None:
-    """Make shards of pictures with captions, with their index.
+    """Make shards of images with captions, with their index.
 
-    SOURCE is a folder of pictures, a CSV, TSV, JSONL or Parquet table of paths (or pictures) and captions, or a
+    SOURCE is a folder of images, a CSV, TSV, JSONL or Parquet table of paths (or images) and captions, or a
     Hugging Face data set saved with save_to_disk. Splits are drawn by a hash of each key, so they stay as they are
     when samples are added. What cannot be used is named in bad_samples.jsonl.
 
@@ -252,10 +248,10 @@ def _bar(what: str, unit: str) -> Iterator[_Tick]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _limits(max_member_mib: float) -> "Limits":
-    from mmssl.data.shards.samples import Limits
+def _limits(max_member_mib: float) -> "SampleLimits":
+    from mmssl.data.shards.samples import SampleLimits
 
-    return Limits(max_member_bytes=int(max_member_mib * 2**20))
+    return SampleLimits(max_member_bytes=int(max_member_mib * 2**20))
 
 
 def _indexed(shards: Sequence[str], max_member_mib: float) -> "list[ShardIndex]":

@@ -2,12 +2,12 @@
 
 from torch import nn
 
-from mmssl.build import build_objectives, objective_options, resolved, unlearnt_vocabulary
+from mmssl.build import build_objectives, objective_options, placeholder_vocabulary, resolve
 from mmssl.config import Config, dump_config
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.objectives import find_objective
-from mmssl.objectives._task import Mixer, forward_plan
-from mmssl.train.cost import StepCosts, predicted_cost, untrained_mixer
+from mmssl.objectives._task import TrainingTask, encoder_passes
+from mmssl.train.cost import StepCosts, predicted_cost, untrained_task
 from mmssl.train.optim import lr_factor
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -20,18 +20,18 @@ def describe(config: Config) -> str:
     Raises:
         UserError: a tower cannot be built as configured.
     """
-    config = resolved(config)
-    mixer = untrained_mixer(config)
+    config = resolve(config)
+    task = untrained_task(config)
     lines = [dump_config(config).rstrip(), "", "parameters"]
-    encoder = mixer.encoder
+    encoder = task.encoder
     parts: list[tuple[str, nn.Module]] = [
         (f"vision tower ({config.model.vision.name}, {encoder.vision.image_size} px)", encoder.vision),
         ("text tower", encoder.text),
         ("projections", nn.ModuleList([encoder.image_projection, encoder.text_projection])),
-        *((f"objective {name}", module) for name, module in mixer.objectives.items()),
+        *((f"objective {name}", module) for name, module in task.objectives.items()),
     ]
     lines += [f"  {name}: {_count(module)}" for name, module in parts]
-    lines += [f"  in all: {_count(mixer)}"]
+    lines += [f"  in all: {_count(task)}"]
     lines += [
         "length",
         f"  {_length(config)}",
@@ -39,21 +39,21 @@ def describe(config: Config) -> str:
         f"  {_curve(config)}",
         "forward plan of a step",
     ]
-    for forward in forward_plan(mixer.objective(name) for name in mixer.objectives):
-        users = [n for n in mixer.objectives if forward in mixer.objective(n).forwards()]
+    for forward in encoder_passes(task.objective(name) for name in task.objectives):
+        users = [n for n in task.objectives if forward in task.objective(n).required_passes()]
         masked = f" seeing {forward.mask} only" if forward.tower == "vision" and forward.mask else ""
         lines.append(f"  {forward.tower} tower on {forward.input}{masked}: for {', '.join(users)}")
-    lines.append(f"  predicted cost of a step: {_cost(config, mixer)}")
+    lines.append(f"  predicted cost of a step: {_cost(config, task)}")
     return "\n".join(lines)
 
 
-def _cost(config: Config, mixer: Mixer) -> str:
+def _cost(config: Config, task: TrainingTask) -> str:
     """What an average step costs, beside one of contrastive alone on the same towers."""
     text = config.model.text
-    vocabulary = unlearnt_vocabulary(text.vocab_size, text.max_tokens)
-    plain = build_objectives({"contrastive": find_objective("contrastive").Options()}, mixer.encoder, vocabulary)
-    alone = predicted_cost(Mixer(mixer.encoder, plain, Processes()), plain)
-    cost = StepCosts(mixer).mean(objective_options(config))
+    vocabulary = placeholder_vocabulary(text.vocab_size, text.max_tokens)
+    plain = build_objectives({"contrastive": find_objective("contrastive").Options()}, task.encoder, vocabulary)
+    alone = predicted_cost(TrainingTask(task.encoder, plain, World()), plain)
+    cost = StepCosts(task).mean(objective_options(config))
     return f"{cost / alone:.2f} x contrastive alone ({cost / 1e9:.3g} GFLOP a pair)"
 
 

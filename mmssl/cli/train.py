@@ -29,7 +29,7 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="A folder of pictures with captions beside them, a CSV, TSV, JSONL or Parquet table, or shards. "
+            help="A folder of images with captions beside them, a CSV, TSV, JSONL or Parquet table, or shards. "
             "Without CONFIG, settings are chosen for these pairs and this machine, and printed with their reasons."
         ),
     ] = None,

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from mmssl.config.base import Section
+from mmssl.config.base import ConfigBase
 from mmssl.config.data import DataConfig
 from mmssl.config.evaluate import EvaluateConfig
 from mmssl.config.model import ModelConfig
 from mmssl.config.train import MixerConfig, ObjectiveConfig, OptimConfig, TrainConfig
 
 
-class Config(Section):
+class Config(ConfigBase):
     """Everything a run needs."""
 
     run_dir: Path

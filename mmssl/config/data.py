@@ -5,10 +5,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mmssl.config.base import Section
+from mmssl.config.base import ConfigBase
 
 
-class SourceConfig(Section):
+class SourceConfig(ConfigBase):
     """One source of a mixture."""
 
     shards: str | list[str]
@@ -17,14 +17,14 @@ class SourceConfig(Section):
     """Share of the batch relative to the other sources' weights."""
 
 
-class ViewConfig(Section):
-    """How one named rendering of a picture is made while training. The defaults are OpenCLIP's."""
+class ViewConfig(ConfigBase):
+    """How one named rendering of an image is made while training. The defaults are OpenCLIP's."""
 
     changed: float = Field(1.0, ge=0, le=1)
-    """Part of the pictures that may get any of the changes below but crop and flip; the others stay close to
+    """Part of the images that may get any of the changes below but crop and flip; the others stay close to
     what is judged."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
-    """Smallest and largest area of the random resized crop, as a fraction of the picture."""
+    """Smallest and largest area of the random resized crop, as a fraction of the image."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     """Smallest and largest width/height of the crop."""
     flip: float = Field(0.0, ge=0, le=1)
@@ -36,7 +36,7 @@ class ViewConfig(Section):
     affine_scale: tuple[float, float] = (0.9, 1.1)
     """Smallest and largest scale of `affine`."""
     affine_fill: Literal["mirror", "white"] = "mirror"
-    """What `affine` brings into sight from outside the picture."""
+    """What `affine` brings into sight from outside the image."""
     color_jitter: float = Field(0.0, ge=0, le=1)
     """Probability of changing brightness, contrast, saturation and hue."""
     color_jitter_strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
@@ -57,7 +57,7 @@ class ViewConfig(Section):
     """Probability of painting over one random rectangle of 2 to 20 % of the area."""
 
 
-class DataConfig(Section):
+class DataConfig(ConfigBase):
     """Where samples come from and how they are rendered."""
 
     train: str | list[str | SourceConfig]
@@ -85,10 +85,10 @@ class DataConfig(Section):
     views: dict[str, ViewConfig] = {"main": ViewConfig()}
     """Named renderings. `main` feeds the contrastive objective; the objectives in use say which others they need."""
     augment_on: Literal["auto", "host", "device"] = "auto"
-    """Where pictures are flipped and changed: by the workers, one at a time (`host`), or in batches where the model is.
-    The draws, and but for rounding the pictures, are the same. `auto`: on the device if it is a GPU."""
+    """Where images are flipped and changed: by the workers, one at a time (`host`), or in batches where the model is.
+    The draws, and but for rounding the images, are the same. `auto`: on the device if it is a GPU."""
     max_pixels: int = Field(178_956_970, ge=1)
-    """Pictures with more pixels are refused before they are decoded (Pillow's own threshold)."""
+    """Images with more pixels are refused before they are decoded (Pillow's own threshold)."""
     max_member_mib: float = Field(64.0, gt=0)
     """Members larger than this are refused."""
     max_caption_chars: int = Field(20_000, ge=1)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mmssl.config.base import Section
+from mmssl.config.base import ConfigBase
 
 TaskName = Literal[
     "zero_shot",
@@ -29,7 +29,7 @@ def _separated(value: Any) -> Any:
 Words = BeforeValidator(_separated)
 
 
-class SuiteConfig(Section):
+class SuiteConfig(ConfigBase):
     """One data set judged while training and at the end."""
 
     data: str
@@ -40,7 +40,7 @@ class SuiteConfig(Section):
     """Metadata fields (entries of the JSON member) to break the accuracies of classifications down by."""
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(ConfigBase):
     """Evaluation in and after training."""
 
     suites: dict[str, SuiteConfig] = {}
@@ -51,4 +51,4 @@ class EvaluateConfig(Section):
     """The metric that picks the best checkpoint, for example `unseen_style/zero_shot/acc1`. Default: the
     first suite's main one."""
     batch_size: int = Field(256, ge=1)
-    """Pictures or captions a forward pass."""
+    """Images or captions a forward pass."""

@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mmssl.config.base import Section
+from mmssl.config.base import ConfigBase
 
 
-class LoraConfig(Section):
+class LoraConfig(ConfigBase):
     """Low-rank adapters of one tower (Hu et al. 2022): its own weights stay, only the adapters are trained."""
 
     rank: int = Field(8, ge=1)
@@ -21,7 +21,7 @@ class LoraConfig(Section):
     any all ungrouped convolutions."""
 
 
-class VisionConfig(Section):
+class VisionConfig(ConfigBase):
     """The vision tower."""
 
     name: str = "open_clip:ViT-B-32"
@@ -37,9 +37,9 @@ class VisionConfig(Section):
     std: tuple[float, float, float] | None = None
     """Deviation of red, green and blue, from 0 to 1. Default: what the weights were trained with."""
     fit: Literal["shortest", "squash"] = "shortest"
-    """How pictures are judged: the shorter side resized and the centre cut out, or both sides resized."""
+    """How images are judged: the shorter side resized and the centre cut out, or both sides resized."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    """How pictures are resized."""
+    """How images are resized."""
     lock: bool = False
     """Freeze the tower (LiT); its batch norms keep their statistics."""
     unlocked_layers: int = Field(0, ge=0)
@@ -53,7 +53,7 @@ class VisionConfig(Section):
         return self
 
 
-class TextConfig(Section):
+class TextConfig(ConfigBase):
     """The text tower."""
 
     name: str | None = None
@@ -96,7 +96,7 @@ def _no_free_layers(tower: str, lora: LoraConfig | None, unlocked_layers: int) -
         )
 
 
-class ModelConfig(Section):
+class ModelConfig(ConfigBase):
     """The dual encoder."""
 
     start: str | None = None

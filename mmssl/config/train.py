@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mmssl.config.base import Section
+from mmssl.config.base import ConfigBase
 
 
-class OptimConfig(Section):
+class OptimConfig(ConfigBase):
     """The optimizer and the learning-rate schedule. The defaults are OpenCLIP's."""
 
     name: Literal["adamw"] = "adamw"
@@ -40,7 +40,7 @@ class OptimConfig(Section):
     """Largest norm of the whole gradient."""
 
 
-class TrainConfig(Section):
+class TrainConfig(ConfigBase):
     """Length, precision and safety of the training loop."""
 
     steps: int | None = Field(None, ge=1)
@@ -110,7 +110,7 @@ class ObjectiveConfig(BaseModel):
     """It acts on every k-th step only."""
 
 
-class MixerConfig(Section):
+class MixerConfig(ConfigBase):
     """How objectives are balanced, and how often it is looked at what they do."""
 
     balance: Literal["fixed", "uncertainty", "gradient_norm"] = "fixed"
@@ -119,8 +119,8 @@ class MixerConfig(Section):
     watch_steps: int | None = Field(100, ge=1)
     """Measure each objective's gradient norm, its cosine with the contrastive gradient and its share of the time every
     so many steps, on 64 samples. Null: never."""
-    picture_steps: int | None = Field(200, ge=1)
-    """Write what objectives reconstruct to RUN/pictures every so many steps. Null: never."""
+    image_steps: int | None = Field(200, ge=1)
+    """Write what objectives reconstruct to RUN/images every so many steps. Null: never."""
 
     @model_validator(mode="after")
     def _check(self) -> "MixerConfig":

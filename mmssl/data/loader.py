@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmssl.config import SourceConfig
-from mmssl.data.loading.bad_samples import Judge
-from mmssl.data.loading.parts import Assembler, Render
-from mmssl.data.loading.pipeline import Joiner, Pipeline, Tokenize
-from mmssl.data.loading.unindexed import NOT_PROMISED, Passes, Streamer, streamed_lanes
-from mmssl.data.loading.workers import Inline, Processes, Threads, Workers, cut
-from mmssl.data.order.plan import Plan, PlannedSource, Position, default_lanes
+from mmssl.data.loading.bad_samples import BadSampleBudget
+from mmssl.data.loading.parts import PartBuilder, Render
+from mmssl.data.loading.pipeline import PartJoiner, Pipeline, Tokenize
+from mmssl.data.loading.unindexed import NOT_PROMISED, UnindexedBuilder, UnindexedPlan, unindexed_lanes
+from mmssl.data.loading.workers import InlineWorkers, ProcessWorkers, ThreadWorkers, Workers, split_tasks
+from mmssl.data.order.plan import PlannedSource, Position, StreamPlan, default_lanes
 from mmssl.data.shards.index import Progress, report
-from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.shards.shard_index import ShardIndex
 from mmssl.data.sources.catalog import Catalog
 from mmssl.data.sources.indexing import index_source, plan_source
@@ -35,7 +35,7 @@ class Source:
     """Share of the batch relative to the other sources' weights."""
 
 
-def sources_of(train: str | Sequence[str | SourceConfig], allow_pipe: bool = False) -> list[Source]:
+def resolve_sources(train: str | Sequence[str | SourceConfig], allow_pipe: bool = False) -> list[Source]:
     """The sources of a configuration's `data.train`: plain patterns together are one source of weight 1."""
     entries = [train] if isinstance(train, str) else list(train)
     plain = [entry for entry in entries if isinstance(entry, str)]
@@ -45,7 +45,7 @@ def sources_of(train: str | Sequence[str | SourceConfig], allow_pipe: bool = Fal
 
 
 @dataclass
-class Counters:
+class LoaderCounters:
     """What this process has handed out since it started."""
 
     samples: int = 0
@@ -61,7 +61,7 @@ class Counters:
     """Samples of each source: the realised mixture."""
 
 
-class TrainStream:
+class TrainLoader:
     """Rank-local batches for ever, epoch after epoch.
 
     The order is a function of the shards, the seed and the shape of the plan (lanes, block, slices) alone:
@@ -80,10 +80,10 @@ class TrainStream:
         shuffle_block: int = 8,
         slice_mib: float | None = None,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         workers: int = 0,
         worker_kind: Literal["thread", "process"] = "thread",
-        limits: Limits | None = None,
+        limits: SampleLimits | None = None,
         access: Access | None = None,
         max_bad_fraction: float = 0.01,
         bad_log: Path | None = None,
@@ -98,17 +98,17 @@ class TrainStream:
             UserError: a shard cannot be read, no sample is usable, or the batch does not fit the data or the
             world.
         """
-        if batch_size % world:
-            raise UserError(f"data.batch_size={batch_size} is not divisible by {world} processes; use a multiple")
+        if batch_size % world_size:
+            raise UserError(f"data.batch_size={batch_size} is not divisible by {world_size} processes; use a multiple")
         self._sources = list(sources)
-        self._limits = limits or Limits()
+        self._limits = limits or SampleLimits()
         self._access = access or Access()
         self._render = render
         self._seed = seed
         self._block = shuffle_block
         self._batch_size = batch_size
-        self._share = (batch_size * rank // world, batch_size * (rank + 1) // world)
-        self._joiner = Joiner(tokenize, pin_memory)
+        self._share = (batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
+        self._joiner = PartJoiner(tokenize, pin_memory)
         self._workers = workers
         self._worker_kind = worker_kind
         self._ahead = batches_ahead
@@ -117,11 +117,11 @@ class TrainStream:
         say = _log.warning if rank == 0 else _log.debug
         self._catalog, self._planned = self._index(indexes, slice_mib, say)
         if self._catalog is None:
-            lanes = streamed_lanes([s.shards for s in sources], batch_size, world, lanes)
+            lanes = unindexed_lanes([s.shards for s in sources], batch_size, world_size, lanes)
         self._maker = self._make(lanes or default_lanes(batch_size))
         self._position = Position()
-        self._judge = Judge(max_bad_fraction, bad_log)
-        self._counters = Counters(source_samples=(0,) * len(sources))
+        self._bad_budget = BadSampleBudget(max_bad_fraction, bad_log)
+        self._counters = LoaderCounters(source_samples=(0,) * len(sources))
         self._pipeline: Pipeline | None = None
 
     @property
@@ -139,7 +139,7 @@ class TrainStream:
         """Samples that an epoch hands out over all processes."""
         return self.batches_per_epoch * self._batch_size
 
-    def counters(self) -> Counters:
+    def counters(self) -> LoaderCounters:
         """What has been handed out so far."""
         return self._counters
 
@@ -176,7 +176,7 @@ class TrainStream:
                 self._pipeline = self._start()
             made = self._pipeline.next()
             self._position = made.after
-            self._judge.take(made)
+            self._bad_budget.count(made)
         except BaseException:
             self.close()
             raise
@@ -189,7 +189,7 @@ class TrainStream:
         counters.wait_seconds += time.monotonic() - begin
         return made.batch
 
-    def __enter__(self) -> "TrainStream":
+    def __enter__(self) -> "TrainLoader":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -220,17 +220,17 @@ class TrainStream:
             return None, []
         pairs = zip(self._sources, known, strict=True)
         planned = [plan_source(found, source.weight, slice_mib) for source, found in pairs]
-        return Catalog(known, self._access.patience), planned
+        return Catalog(known, self._access.retry_policy), planned
 
-    def _make(self, lanes: int) -> Assembler | Streamer:
-        maker: Assembler | Streamer
+    def _make(self, lanes: int) -> PartBuilder | UnindexedBuilder:
+        maker: PartBuilder | UnindexedBuilder
         if self._catalog is None:
             shards, weights = [s.shards for s in self._sources], [s.weight for s in self._sources]
-            passes = Passes(shards, self._seed, lanes)
-            maker = Streamer(passes, shards, weights, self._render, self._limits, self._access)
+            passes = UnindexedPlan(shards, self._seed, lanes)
+            maker = UnindexedBuilder(passes, shards, weights, self._render, self._limits, self._access)
         else:
-            plan = Plan(self._planned, seed=self._seed, lanes=lanes, block=self._block)
-            maker = Assembler(plan, self._catalog, self._render, self._limits, self._access)
+            plan = StreamPlan(self._planned, seed=self._seed, lanes=lanes, block=self._block)
+            maker = PartBuilder(plan, self._catalog, self._render, self._limits, self._access)
         maker.plan.check(self._batch_size)
         return maker
 
@@ -240,14 +240,14 @@ class TrainStream:
         depth = self._batch_size // maker.plan.lanes
         lanes = (self._share[1] - self._share[0]) // depth
         most = self._workers if self._catalog is not None else min(self._workers, lanes)
-        cuts = cut(*self._share, depth, max(1, most))
+        cuts = split_tasks(*self._share, depth, max(1, most))
         workers: Workers
         if self._workers == 0:
-            workers = Inline(maker, self._batch_size, cuts)
+            workers = InlineWorkers(maker, self._batch_size, cuts)
         elif self._worker_kind == "thread":
-            workers = Threads(maker, self._batch_size, cuts)
+            workers = ThreadWorkers(maker, self._batch_size, cuts)
         else:
-            workers = Processes(maker, self._batch_size, cuts, self._position, self._ahead)
+            workers = ProcessWorkers(maker, self._batch_size, cuts, self._position, self._ahead)
         return Pipeline(
             workers,
             self._joiner,

@@ -11,7 +11,7 @@ from types import TracebackType
 
 import torch.distributed as dist
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.types import UserError
 
 BEAT_SECONDS = 2.0
@@ -26,7 +26,7 @@ _BROKEN = re.compile(
 
 
 @contextmanager
-def lost_peers_as_errors(processes: Processes, remedy: str) -> Iterator[None]:
+def peer_loss_as_user_error(world: World, remedy: str) -> Iterator[None]:
     """What a collective raises because another process is gone becomes one line for the user.
 
     Raises:
@@ -38,7 +38,7 @@ def lost_peers_as_errors(processes: Processes, remedy: str) -> Iterator[None]:
         broken = isinstance(error, dist.DistError) or (
             isinstance(error, RuntimeError) and _BROKEN.search(str(error)) is not None
         )
-        if processes.world == 1 or not broken:
+        if world.size == 1 or not broken:
             raise
         raise UserError(
             f"another process of this run is gone (its own last lines may say why); {remedy} "
@@ -46,23 +46,23 @@ def lost_peers_as_errors(processes: Processes, remedy: str) -> Iterator[None]:
         ) from error
 
 
-class Watch:
+class Heartbeat:
     """While entered, a thread gives this process's signs of life and looks for those of the others.
 
     When one is missing for `PATIENCE_SECONDS`, the thread says so and ends this process, whatever it waits for.
     """
 
-    def __init__(self, processes: Processes, remedy: str, end: Callable[[int], object] = os._exit) -> None:
-        self._processes, self._remedy, self._end = processes, remedy, end
+    def __init__(self, world: World, remedy: str, end: Callable[[int], object] = os._exit) -> None:
+        self._world, self._remedy, self._end = world, remedy, end
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
         self._store = dist.distributed_c10d._get_default_store() if self._on else None
 
     @property
     def _on(self) -> bool:
-        return self._processes.world > 1
+        return self._world.size > 1
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Heartbeat":
         if self._on:
             self._thread.start()
         return self
@@ -77,7 +77,7 @@ class Watch:
         if kind is None:
             self._beat("done")
             # The store may live in the first process to end: none ends before all have stopped looking at it.
-            self._processes.barrier()
+            self._world.barrier()
 
     def _run(self) -> None:
         seen: dict[int, tuple[bytes, float]] = {}
@@ -91,7 +91,7 @@ class Watch:
                 missing = "the process that all meet at"
             if missing is not None:
                 print(
-                    f"error (process {self._processes.rank}): {missing} is gone; {self._remedy}",
+                    f"error (process {self._world.rank}): {missing} is gone; {self._remedy}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -100,20 +100,20 @@ class Watch:
 
     def _beat(self, word: str) -> None:
         assert self._store is not None
-        self._store.set(_key(self._processes.rank), word)
+        self._store.set(_key(self._world.rank), word)
 
     def _missing(self, seen: dict[int, tuple[bytes, float]]) -> str | None:
         """The first process whose last sign of life is too old, in words."""
         assert self._store is not None
         now = time.monotonic()
-        for rank in range(self._processes.world):
+        for rank in range(self._world.size):
             # Asking for a key that is not there would wait for it.
             word = self._store.get(_key(rank)) if self._store.check([_key(rank)]) else b""
             before, since = seen.setdefault(rank, (word, now))
             if word != before:
                 seen[rank] = (word, now)
             elif word != b"done" and now - since > PATIENCE_SECONDS:
-                return f"process {rank} of {self._processes.world}"
+                return f"process {rank} of {self._world.size}"
         return None
 
 

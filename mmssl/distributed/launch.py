@@ -42,7 +42,7 @@ def torchrun_arguments(count: int, module: str, arguments: Sequence[str]) -> lis
     return ["--standalone", "--nproc_per_node", str(count), "-m", "--", module, *arguments]
 
 
-def start(count: int, module: str, arguments: Sequence[str]) -> None:
+def start_processes(count: int, module: str, arguments: Sequence[str]) -> None:
     """Run `python -m MODULE ARGUMENTS` as `count` processes on this machine; exits with the first failure's code, or
     with 128 plus the signal that stopped it."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))

@@ -18,11 +18,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 @dataclass(frozen=True)
-class Processes:
+class World:
     """The ranks of this run. Satisfies `mmssl.losses.ranks.Ranks`. All ranks call its methods alike."""
 
     rank: int = 0
-    world: int = 1
+    size: int = 1
     even: bool = False
     """Every rank brings equally many rows to each exchange, so they need not tell each other how many."""
     ring: bool = False
@@ -33,18 +33,18 @@ class Processes:
 
         Differentiable: the gradient of a rank's rows is the sum of what every rank's loss sends back to them.
         """
-        if self.world == 1:
+        if self.size == 1:
             return rows, 0
-        sizes = [len(rows)] * self.world if self.even else self._sizes(rows)
+        sizes = [len(rows)] * self.size if self.even else self._sizes(rows)
         gathered: Tensor = _Gather.apply(rows, sizes, self.rank)
         return gathered, sum(sizes[: self.rank])
 
-    def pass_on(self, *rows: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    def ring_shift(self, *rows: Tensor) -> Callable[[], tuple[Tensor, ...]]:
         """Begin to send rows [n, ...] to the rank before this one, round the ring; several tensors of as many rows.
 
         The result waits for those [m, ...] of the rank after. Carries no gradient.
         """
-        if self.world == 1:
+        if self.size == 1:
             return lambda: rows
         count = torch.tensor([len(rows[0])], device=rows[0].device)
         arriving = len(rows[0]) if self.even else int(self._swap([count], 1)()[0])
@@ -52,18 +52,18 @@ class Processes:
 
     def logsumexp(self, x: Tensor) -> Tensor:
         """Elementwise log of the sum over ranks of exp(x). Differentiable, likewise."""
-        if self.world == 1:
+        if self.size == 1:
             return x
         result: Tensor = _LogSumExp.apply(x)
         return result
 
     def sum(self, x: Tensor) -> Tensor:
         """Elementwise sum over ranks, the same on each. Carries no gradient."""
-        return x.detach() if self.world == 1 else _sum(x.detach())
+        return x.detach() if self.size == 1 else _sum(x.detach())
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
         """`value` of rank `source` on every rank: anything that JSON holds; nothing is unpickled."""
-        if self.world == 1:
+        if self.size == 1:
             return value
         device = _message_device()
         text = json.dumps(value).encode() if self.rank == source else b""
@@ -77,12 +77,12 @@ class Processes:
 
     def barrier(self) -> None:
         """Return once every rank has called it."""
-        if self.world > 1:
+        if self.size > 1:
             dist.barrier()
 
     def _swap(self, leaving: Sequence[Tensor], count: int) -> Callable[[], tuple[Tensor, ...]]:
         """Send to the rank before, receive `count` rows a tensor from the rank after; the result waits."""
-        before, after = (self.rank - 1) % self.world, (self.rank + 1) % self.world
+        before, after = (self.rank - 1) % self.size, (self.rank + 1) % self.size
         sent = [x.contiguous() for x in leaving]
         received = tuple(x.new_empty(count, *x.shape[1:]) for x in leaving)
         messages = [dist.P2POp(dist.isend, x, before) for x in sent]
@@ -90,33 +90,33 @@ class Processes:
         return partial(_await, dist.batch_isend_irecv(messages), sent, received)
 
     def _sizes(self, rows: Tensor) -> list[int]:
-        sizes = torch.empty(self.world, dtype=torch.int64, device=rows.device)
+        sizes = torch.empty(self.size, dtype=torch.int64, device=rows.device)
         dist.all_gather_into_tensor(sizes, torch.tensor([len(rows)], device=rows.device))
         return [int(size) for size in sizes.tolist()]
 
 
-def processes(even: bool = False, ring: bool = False) -> Processes:
+def current_world(even: bool = False, ring: bool = False) -> World:
     """The ranks of the initialised process group, or the one rank there is without it."""
     if dist.is_available() and dist.is_initialized():
-        return Processes(dist.get_rank(), dist.get_world_size(), even, ring)
-    return Processes()
+        return World(dist.get_rank(), dist.get_world_size(), even, ring)
+    return World()
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
+def process_group() -> Iterator[World]:
     """The processes that a launcher such as torchrun started together, which talk on the CPU until the end of the
     block; the one there is without a launcher."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Processes()
+        yield World()
         return
     dist.init_process_group("gloo")
     try:
-        yield processes()
+        yield current_world()
     finally:
         dist.destroy_process_group()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that FSDP2 split over the ranks, the same on each (all call alike); any other as it is."""
     if not isinstance(tensor, DTensor):
         return tensor
@@ -124,7 +124,7 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-def part(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that FSDP2 split, on the same memory; any other as it is."""
     if not isinstance(tensor, DTensor):
         return tensor
@@ -133,7 +133,7 @@ def part(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def assign(target: Tensor, value: Tensor) -> None:
+def copy_into(target: Tensor, value: Tensor) -> None:
     """Copy a whole tensor, the same on every rank, to `target`, of which this rank may hold a part."""
     if isinstance(target, DTensor):
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
@@ -152,12 +152,12 @@ def _message_device() -> torch.device:
 
 
 def _sum(x: Tensor) -> Tensor:
-    total = x.clone(memory_format=torch.contiguous_format).to(_device_of(x))
+    total = x.clone(memory_format=torch.contiguous_format).to(_tensor_device(x))
     dist.all_reduce(total)
     return total.to(x.device)
 
 
-def _device_of(x: Tensor) -> torch.device:
+def _tensor_device(x: Tensor) -> torch.device:
     """Where a tensor's message is sent from: NCCL knows no CPU."""
     return _message_device() if x.device.type == "cpu" else x.device
 

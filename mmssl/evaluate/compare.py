@@ -57,7 +57,7 @@ def compare_results(first: Path, second: Path) -> dict[str, Difference]:
     """Compare what two evaluations left in their folders: `NAME/TASK/FIGURE` -> difference, for all that both have.
 
     Figures are acc1 and acc5 of classifications (from predictions.csv), recall@1, 5 and 10 of retrieval (from
-    ranks.csv; a picture's captions count as one sample), and the columns of outcomes.csv.
+    ranks.csv; an image's captions count as one sample), and the columns of outcomes.csv.
 
     Raises:
         UserError: they share no evaluation, or one was made on other samples.
@@ -181,18 +181,18 @@ def _predictions(rows: Table) -> Outcomes:
 
 
 def _ranks(rows: Table) -> Outcomes:
-    """Hits are averaged over the captions of a picture: they are not independent."""
-    pictures = list(dict.fromkeys((row["shard"], row["key"]) for row in rows))
-    number = {picture: index for index, picture in enumerate(pictures)}
+    """Hits are averaged over the captions of an image: they are not independent."""
+    images = list(dict.fromkeys((row["shard"], row["key"]) for row in rows))
+    number = {image: index for index, image in enumerate(images)}
     figures = {}
     for direction in ("image", "text"):
         queries = [row for row in rows if row["retrieval"] == direction]
         owner = np.array([number[row["shard"], row["key"]] for row in queries])
         places = np.array([int(row["place"] or 0) for row in queries])
         for k in RECALL_AT:
-            hits = np.bincount(owner, weights=(places > 0) & (places <= k), minlength=len(pictures))
-            figures[f"{direction}_retrieval_recall@{k}"] = hits / np.bincount(owner, minlength=len(pictures))
-    return [_sample({"shard": shard, "key": key}) for shard, key in pictures], figures
+            hits = np.bincount(owner, weights=(places > 0) & (places <= k), minlength=len(images))
+            figures[f"{direction}_retrieval_recall@{k}"] = hits / np.bincount(owner, minlength=len(images))
+    return [_sample({"shard": shard, "key": key}) for shard, key in images], figures
 
 
 def _outcomes(rows: Table) -> Outcomes:

@@ -1,4 +1,4 @@
-"""From encoded pictures and texts to features, in batches. Everything after this works on features alone.
+"""From encoded images and texts to features, in batches. Everything after this works on features alone.
 
 Over several processes every rank reads all records, encodes every world-th batch, and ends with all features.
 The batches are those of one process, so the features are equal to the last bit.
@@ -17,16 +17,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmssl.data.shards.samples import BadSample
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.types import Sample, UserError
 
 T = TypeVar("T")
 Progress = Callable[[str, int], None]
 """Called with what is being done and how many are done."""
-ALONE = Processes()
+ALONE = World()
 """One process."""
 AHEAD = 2
-"""Batches whose pictures are rendered while an accelerator encodes one. A CPU does one after the other: both take all
+"""Batches whose images are rendered while an accelerator encodes one. A CPU does one after the other: both take all
 of its cores, and threads of the one would wait for threads of the other."""
 
 
@@ -34,7 +34,7 @@ class Encoder(Protocol):
     """What is judged: two functions into one space. `mmssl.load` gives one; a few lines make one."""
 
     def encode_image(self, images: Sequence[bytes]) -> Tensor:
-        """Encoded pictures (JPEG, PNG, ...) -> features [N, D]. ValueError or OSError: one is unreadable."""
+        """Encoded images (JPEG, PNG, ...) -> features [N, D]. ValueError or OSError: one is unreadable."""
         ...
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -44,20 +44,20 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class RenderingEncoder(Encoder, Protocol):
-    """An encoder whose pictures can be decoded by other threads while it encodes the batch before."""
+    """An encoder whose images can be decoded by other threads while it encodes the batch before."""
 
-    def render(self, picture: bytes) -> Tensor:
-        """An encoded picture -> what the model sees, uint8 [3, S, S]. ValueError or OSError: it is unreadable."""
+    def render(self, image: bytes) -> Tensor:
+        """An encoded image -> what the model sees, uint8 [3, S, S]. ValueError or OSError: it is unreadable."""
         ...
 
-    def encode_rendered(self, pictures: Tensor) -> Tensor:
-        """Rendered pictures [N, 3, S, S] -> features [N, D], the same as `encode_image`'s."""
+    def encode_rendered(self, images: Tensor) -> Tensor:
+        """Rendered images [N, 3, S, S] -> features [N, D], the same as `encode_image`'s."""
         ...
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The pictures of a data set as features."""
+class EncodedImages:
+    """The images of a data set as features."""
 
     features: Tensor
     """L2-normed, float32 on the CPU, [N, D]."""
@@ -88,50 +88,50 @@ class _Features:
     """The n samples of the batch that they are of."""
 
 
-def embed_pictures(
+def encode_images(
     encoder: Encoder,
     samples: Iterable[Sample],
     *,
     batch_size: int = 256,
-    processes: Processes = ALONE,
+    world: World = ALONE,
     progress: Progress | None = None,
-) -> Pictures:
-    """Encode every picture once, in order. Every rank passes the same samples and gets the same features.
+) -> EncodedImages:
+    """Encode every image once, in order. Every rank passes the same samples and gets the same features.
 
-    A picture that cannot be decoded is left out and kept in `bad`.
+    An image that cannot be decoded is left out and kept in `bad`.
 
     Raises:
-        UserError: there is no sample, no picture of a batch can be encoded, or a feature is not finite.
+        UserError: there is no sample, no image of a batch can be encoded, or a feature is not finite.
     """
     records: list[Sample] = []
     part = _Part()
     problem = None
     try:
-        for batch, found in _encoded(encoder, samples, batch_size, processes, part.bad):
+        for batch, found in _encoded(encoder, samples, batch_size, world, part.bad):
             if found is not None:
                 _keep(found, batch, len(records), part)
             records.extend(replace(sample, image=b"") for sample in batch)
             if progress is not None:
-                progress("pictures", len(records))
+                progress("images", len(records))
         if not records:
             raise UserError("there is no sample to evaluate; the shards are empty")
     except UserError as error:
         # Told to all ranks below: one that stopped alone would leave the others waiting.
         problem = str(error)
-    problems = from_all(processes, problem)
+    problems = from_all(world, problem)
     if any(p is not None for p in problems):
         raise UserError(next(p for p in problems if p is not None))
-    features, known = _join(processes, part, len(records))
-    bad = [BadSample(*entry) for entries in from_all(processes, _as_lists(part.bad)) for entry in entries]
-    return Pictures(features[known], [s for s, there in zip(records, known.tolist(), strict=True) if there], bad)
+    features, known = _join(world, part, len(records))
+    bad = [BadSample(*entry) for entries in from_all(world, _as_lists(part.bad)) for entry in entries]
+    return EncodedImages(features[known], [s for s, there in zip(records, known.tolist(), strict=True) if there], bad)
 
 
-def embed_texts(
+def encode_texts(
     encoder: Encoder,
     texts: Sequence[str],
     *,
     batch_size: int = 256,
-    processes: Processes = ALONE,
+    world: World = ALONE,
     progress: Progress | None = None,
 ) -> Tensor:
     """Encode every text, in order: L2-normed, float32 on the CPU, [N, D], N >= 1. Every rank gets all.
@@ -142,13 +142,13 @@ def embed_texts(
     part = _Part()
     for number, start in enumerate(range(0, len(texts), batch_size)):
         stop = min(start + batch_size, len(texts))
-        if number % processes.world == processes.rank:
+        if number % world.size == world.rank:
             with torch.no_grad():
                 part.rows.append(F.normalize(encoder.encode_text(texts[start:stop]).float().cpu(), dim=-1))
             part.places.extend(range(start, stop))
         if progress is not None:
             progress("texts", stop)
-    features = _join(processes, part, len(texts))[0]
+    features = _join(world, part, len(texts))[0]
     finite = features.isfinite().all(dim=1)
     if not bool(finite.all()):
         text = texts[int((~finite).nonzero()[0])]
@@ -156,25 +156,25 @@ def embed_texts(
     return features
 
 
-def from_all(processes: Processes, value: T) -> list[T]:
+def from_all(world: World, value: T) -> list[T]:
     """The values of all ranks, in rank order."""
-    return [processes.broadcast(value, source) for source in range(processes.world)]
+    return [world.broadcast(value, source) for source in range(world.size)]
 
 
 def _encoded(
-    encoder: Encoder, samples: Iterable[Sample], batch_size: int, processes: Processes, bad: list[BadSample]
+    encoder: Encoder, samples: Iterable[Sample], batch_size: int, world: World, bad: list[BadSample]
 ) -> Iterator[tuple[list[Sample], _Features | None]]:
     """Every batch in order, with its features where it is this rank's to encode."""
-    rank, world = processes.rank, processes.world
+    rank, world_size = world.rank, world.size
     if not isinstance(encoder, RenderingEncoder):
         for number, batch in enumerate(_batches(samples, batch_size)):
-            yield batch, _encode(encoder, batch, bad) if number % world == rank else None
+            yield batch, _encode(encoder, batch, bad) if number % world_size == rank else None
         return
     ahead = 0 if getattr(encoder, "device", torch.device("cpu")).type == "cpu" else AHEAD
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        # Pictures are handed to the threads one by one as they are read.
+        # Images are handed to the threads one by one as they are read.
         rendered = (
-            (sample, pool.submit(encoder.render, sample.image) if index // batch_size % world == rank else None)
+            (sample, pool.submit(encoder.render, sample.image) if index // batch_size % world_size == rank else None)
             for index, sample in enumerate(samples)
         )
         waiting: deque[list[tuple[Sample, Future[Tensor] | None]]] = deque()
@@ -195,25 +195,25 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def _finished(
     encoder: RenderingEncoder, pairs: Sequence[tuple[Sample, Future[Tensor] | None]], bad: list[BadSample]
 ) -> tuple[list[Sample], _Features | None]:
-    """Encode a batch once all its pictures are rendered; it is another rank's where none is being rendered."""
+    """Encode a batch once all its images are rendered; it is another rank's where none is being rendered."""
     batch = [sample for sample, _ in pairs]
-    pictures, usable = [], []
+    images, usable = [], []
     for index, (sample, future) in enumerate(pairs):
         if future is None:
             return batch, None
         try:
-            pictures.append(future.result())
+            images.append(future.result())
             usable.append(index)
         except (ValueError, OSError) as error:
             bad.append(BadSample(sample.shard, sample.key, str(error)))
     if not usable:
         raise _hopeless(batch, bad[-1].error)
     with torch.no_grad():
-        return batch, _Features(encoder.encode_rendered(torch.stack(pictures)), usable)
+        return batch, _Features(encoder.encode_rendered(torch.stack(images)), usable)
 
 
 def _encode(encoder: Encoder, batch: list[Sample], bad: list[BadSample]) -> _Features:
-    """Encode a batch; when it fails, one by one, so that a broken picture is named and costs only itself."""
+    """Encode a batch; when it fails, one by one, so that a broken image is named and costs only itself."""
     with torch.no_grad():
         try:
             return _Features(encoder.encode_image([sample.image for sample in batch]), list(range(len(batch))))
@@ -235,7 +235,7 @@ def _one_by_one(encoder: Encoder, batch: list[Sample], bad: list[BadSample], who
 
 
 def _hopeless(batch: list[Sample], reason: str) -> UserError:
-    return UserError(f"no picture from {batch[0].shard}:{batch[0].key} on could be encoded: {reason}")
+    return UserError(f"no image from {batch[0].shard}:{batch[0].key} on could be encoded: {reason}")
 
 
 def _keep(found: _Features, batch: list[Sample], start: int, part: _Part) -> None:
@@ -253,16 +253,16 @@ def _keep(found: _Features, batch: list[Sample], start: int, part: _Part) -> Non
     part.places.extend(start + index for index in found.usable)
 
 
-def _join(processes: Processes, part: _Part, total: int) -> tuple[Tensor, Tensor]:
+def _join(world: World, part: _Part, total: int) -> tuple[Tensor, Tensor]:
     """All ranks' rows in their places [total, D], and which places have one, bool [total]."""
     # The first batch is rank 0's, so it knows the width.
-    width = processes.broadcast(part.rows[0].shape[1] if part.rows else 0)
+    width = world.broadcast(part.rows[0].shape[1] if part.rows else 0)
     rows, known = torch.zeros(total, width), torch.zeros(total)
     if part.rows:
         rows[part.places] = torch.cat(part.rows)
         known[part.places] = 1
     # Adding the zeros of the other ranks changes no bit.
-    return processes.sum(rows), processes.sum(known) > 0
+    return world.sum(rows), world.sum(known) > 0
 
 
 def _as_lists(bad: Sequence[BadSample]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Features of pictures on disk, so that a second evaluation of the same model on the same shards need not encode.
+"""Features of images on disk, so that a second evaluation of the same model on the same shards need not encode.
 
 A data set's features are FOLDER/KEY.safetensors, its records FOLDER/KEY.json. KEY is a hash of the model's fingerprint,
 of the versions of the libraries that render and encode, and of the shards' places, sizes and times of change: when one
@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from mmssl.data.shards.samples import BadSample
 from mmssl.data.sources.patterns import is_remote
 from mmssl.data.storage.fetch import Fetcher
-from mmssl.evaluate.encode import Pictures
+from mmssl.evaluate.encode import EncodedImages
 from mmssl.types import Sample, UserError
 
 FORMAT = 2
 LIBRARIES = ("mmssl", "torch", "timm", "open_clip_torch", "pillow", "imagecorruptions")
-"""Another version of these may make other features of the same picture and weights."""
+"""Another version of these may make other features of the same image and weights."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class FeatureCache:
 
     folder: Path
     model: str
-    """Fingerprint of all that turns a picture into features: weights and preprocessing."""
+    """Fingerprint of all that turns an image into features: weights and preprocessing."""
 
     def key(self, shards: Sequence[str], variant: str = "") -> str | None:
         """Where features of these shards are kept; None where it cannot be told whether they changed (pipes).
 
         Args:
-            variant: what else was done to the pictures.
+            variant: what else was done to the images.
         """
         states = [_state(shard) for shard in shards]
         if any(state is None for state in states):
@@ -48,7 +48,7 @@ class FeatureCache:
         words = repr((FORMAT, self.model, states, variant, [_version(name) for name in LIBRARIES]))
         return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
 
-    def load(self, key: str, shards: Sequence[str]) -> Pictures | None:
+    def load(self, key: str, shards: Sequence[str]) -> EncodedImages | None:
         """What was stored under a key of these shards; None where there is nothing, or nothing whole."""
         try:
             record = json.loads(self._path(key, "json").read_text(encoding="utf-8"))
@@ -57,9 +57,9 @@ class FeatureCache:
             bad = [BadSample(**_placed(entry, shards)) for entry in record["bad"]]
         except (OSError, ValueError, LookupError, TypeError, SafetensorError):
             return None
-        return Pictures(features, samples, bad) if len(samples) == len(features) else None
+        return EncodedImages(features, samples, bad) if len(samples) == len(features) else None
 
-    def store(self, key: str, shards: Sequence[str], pictures: Pictures) -> None:
+    def store(self, key: str, shards: Sequence[str], images: EncodedImages) -> None:
         """Keep features under a key of these shards; a reader finds all of them or none.
 
         Shards are kept as their places in the list: the next evaluation may name them in another way.
@@ -68,8 +68,8 @@ class FeatureCache:
             UserError: the folder cannot be written.
         """
         place = {shard: index for index, shard in enumerate(shards)}
-        samples = [{k: v for k, v in asdict(s).items() if k != "image"} for s in pictures.samples]
-        entries = {"samples": samples, "bad": [asdict(bad) for bad in pictures.bad]}
+        samples = [{k: v for k, v in asdict(s).items() if k != "image"} for s in images.samples]
+        entries = {"samples": samples, "bad": [asdict(bad) for bad in images.bad]}
         record = {kind: [{**e, "shard": place[e["shard"]]} for e in listed] for kind, listed in entries.items()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class FeatureCache:
             _replace(self._path(key, "json"), lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
             _replace(
                 self._path(key, "safetensors"),
-                lambda path: save_file({"features": pictures.features.contiguous()}, path),
+                lambda path: save_file({"features": images.features.contiguous()}, path),
             )
         except OSError as error:
             raise UserError(

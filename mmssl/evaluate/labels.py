@@ -11,7 +11,7 @@ from mmssl.evaluate.datasets import CLASSNAMES_FILE, Dataset
 from mmssl.types import Sample, UserError
 
 
-def label_of(dataset: Dataset, sample: Sample) -> int | str:
+def sample_label(dataset: Dataset, sample: Sample) -> int | str:
     """The class index of a sample, or its class name where there are no class names to count.
 
     Raises:
@@ -48,9 +48,9 @@ def label_index(dataset: Dataset, sample: Sample, value: Any) -> int | str:
     return index
 
 
-def labels_of(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, ...], Tensor]:
+def class_indices(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, ...], Tensor]:
     """Class names and each sample's class, int64 [N]. Names not given: the distinct labels, sorted."""
-    labels = [label_of(dataset, sample) for sample in samples]
+    labels = [sample_label(dataset, sample) for sample in samples]
     if dataset.classnames is not None:
         return dataset.classnames, torch.tensor(labels, dtype=torch.int64)
     names = tuple(sorted({str(label) for label in labels}))
@@ -58,7 +58,7 @@ def labels_of(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, .
     return names, torch.tensor([position[str(label)] for label in labels], dtype=torch.int64)
 
 
-def captions_of(sample: Sample) -> list[str]:
+def image_captions(sample: Sample) -> list[str]:
     """The captions of a sample: the non-empty lines of its .txt member.
 
     Raises:

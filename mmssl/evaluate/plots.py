@@ -1,4 +1,4 @@
-"""Pictures of what a model gets right and wrong, as PNG files."""
+"""Images of what a model gets right and wrong, as PNG files."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmssl.data.transforms.decode import Pixels, decode
 from mmssl.evaluate.datasets import Dataset, read_again
-from mmssl.evaluate.encode import Pictures
+from mmssl.evaluate.encode import EncodedImages
 from mmssl.evaluate.metrics.classification import Classification
 from mmssl.evaluate.metrics.ranking import Confusion, confusion_matrix
 from mmssl.evaluate.tasks.retrieval import Retrieval
@@ -19,19 +19,19 @@ from mmssl.rng import generator
 
 GREEN_BAR, GRAY_BAR = "#8fdb9f", "#d5dce3"
 THUMBNAIL = 160
-"""Longest side of a small picture, in pixels."""
+"""Longest side of a small image, in pixels."""
 MATRIX_CLASSES = 30
 """Up to this many classes the whole confusion matrix is drawn."""
 
 Thumbnails = dict[int, Pixels]
-"""Row of the data set -> small picture, uint8 [H, W, 3]."""
+"""Row of the data set -> small image, uint8 [H, W, 3]."""
 
 
 def draw_classification(
     folder: Path,
     name: str,
     dataset: Dataset,
-    pictures: Pictures,
+    images: EncodedImages,
     found: Classification,
     scores: Callable[[Tensor], Tensor],
     probable: bool,
@@ -46,8 +46,8 @@ def draw_classification(
     pairs = found.confusions[:12]
     faces = [_faces(found, pair) for pair in pairs]
     wanted = {*rows, *(row for pair in faces for row in pair if row is not None)}
-    small = thumbnails(dataset, pictures, wanted)
-    values = scores(pictures.features[torch.tensor(rows)])
+    small = thumbnails(dataset, images, wanted)
+    values = scores(images.features[torch.tensor(rows)])
     draw_examples(folder / "examples.png", name, small, found, rows, values, probable)
     if pairs and len(found.classnames) <= MATRIX_CLASSES:
         draw_matrix(folder / "confused.png", name, found)
@@ -55,9 +55,9 @@ def draw_classification(
         draw_confused(folder / "confused.png", name, small, found, pairs, faces)
 
 
-def thumbnails(dataset: Dataset, pictures: Pictures, rows: set[int]) -> Thumbnails:
-    """Small pictures of some rows, from one more pass over the shards."""
-    row_of = {pictures.samples[row].id: row for row in rows}
+def thumbnails(dataset: Dataset, images: EncodedImages, rows: set[int]) -> Thumbnails:
+    """Small images of some rows, from one more pass over the shards."""
+    row_of = {images.samples[row].id: row for row in rows}
     found: Thumbnails = {}
     for sample in read_again(dataset):
         if sample.id in row_of:
@@ -78,7 +78,7 @@ def draw_examples(
     values: Tensor,
     probable: bool,
 ) -> None:
-    """A page of pictures, each with its five best labels as bars, the right one green.
+    """A page of images, each with its five best labels as bars, the right one green.
 
     Args:
         rows: the samples to show. values: their scores, [len(rows), C].
@@ -87,7 +87,7 @@ def draw_examples(
     right = (found.predictions == found.labels).tolist()
     good = sum(right[row] for row in rows)
     title = (
-        f"{name}: {100 * found.metrics['acc1']:.1f} % of {len(found.labels):,} pictures right, "
+        f"{name}: {100 * found.metrics['acc1']:.1f} % of {len(found.labels):,} images right, "
         f"{len(found.classnames):,} classes\n{good} drawn at random from the right ones, "
         f"{len(rows) - good} from the wrong ones; the true label is green"
     )
@@ -95,7 +95,7 @@ def draw_examples(
     with sheet(path, across * width, -(-len(rows) // across) * height + 0.85, title) as page:
         for place, (row, value) in enumerate(zip(rows, values, strict=True)):
             x, y = 0.15 + place % across * width, 0.75 + place // across * height
-            page.picture(x, y, 1.5, small[row], GREEN if right[row] else RED)
+            page.image(x, y, 1.5, small[row], GREEN if right[row] else RED)
             _bars(page, x + 1.6, y, value, int(found.labels[row]), found.classnames, probable)
 
 
@@ -107,14 +107,14 @@ def draw_confused(
     pairs: Sequence[Confusion],
     faces: Sequence[tuple[int, int | None]],
 ) -> None:
-    """The most frequent mistakes: a mistaken picture, one of the class it was taken for, and how often."""
+    """The most frequent mistakes: a mistaken image, one of the class it was taken for, and how often."""
     across, width, height = 2, 5.7, 1.4
     size = (across * width, -(-len(pairs) // across) * height + 0.6)
     with sheet(path, *size, f"{name}: most confused classes") as page:
         for place, (pair, (mistaken, typical)) in enumerate(zip(pairs, faces, strict=True)):
             x, y = 0.2 + place % across * width, 0.5 + place // across * height
-            page.picture(x, y, 1.2, small[mistaken], RED)
-            page.picture(x + 4.1, y, 1.2, None if typical is None else small[typical], GRAY)
+            page.image(x, y, 1.2, small[mistaken], RED)
+            page.image(x + 4.1, y, 1.2, None if typical is None else small[typical], GRAY)
             label, taken = (wrapped(found.classnames[c], 28, 2) for c in (pair.label, pair.prediction))
             share = f"{pair.count} of {found.per_class[pair.label].samples} taken for"
             page.text(x + 2.65, y + 0.05, label, ha="center", va="top", weight="bold")
@@ -130,7 +130,7 @@ def draw_matrix(path: Path, name: str, found: Classification) -> None:
     names = [wrapped(label, 24, 1) for label in found.classnames]
     cell, margin = 0.42, 0.5 + 0.085 * max(map(columns, names))
     side = margin + classes * cell + 0.3
-    with sheet(path, side, side + 0.2, f"{name}: what the pictures of each row were taken for, in %") as page:
+    with sheet(path, side, side + 0.2, f"{name}: what the images of each row were taken for, in %") as page:
         for row in range(classes):
             page.text(margin - 0.08, 0.5 + (row + 0.5) * cell, names[row], ha="right")
             page.text(
@@ -149,30 +149,30 @@ def draw_matrix(path: Path, name: str, found: Classification) -> None:
             page.text(x, y, f"{percent[row, column]:.0f}", ha="center", color=shade, fontsize=8)
 
 
-def draw_retrieval(folder: Path, name: str, dataset: Dataset, pictures: Pictures, found: Retrieval) -> None:
-    """retrieval.png in `folder`: the five best pictures for some captions, and the other way round."""
+def draw_retrieval(folder: Path, name: str, dataset: Dataset, encoded: EncodedImages, found: Retrieval) -> None:
+    """retrieval.png in `folder`: the five best images for some captions, and the other way round."""
     rng = generator(0, "retrieval")
     queries: list[int] = sorted(rng.permutation(len(found.captions))[:6].tolist())
-    images: list[int] = sorted(rng.permutation(len(pictures.samples))[:6].tolist())
-    scores = found.caption_features[torch.tensor(queries)] @ pictures.features.T
+    shown: list[int] = sorted(rng.permutation(len(encoded.samples))[:6].tolist())
+    scores = found.caption_features[torch.tensor(queries)] @ encoded.features.T
     best_images = scores.topk(min(5, scores.shape[1])).indices.tolist()
-    scores = pictures.features[torch.tensor(images)] @ found.caption_features.T
+    scores = encoded.features[torch.tensor(shown)] @ found.caption_features.T
     best_captions = scores.topk(min(5, scores.shape[1])).indices.tolist()
-    small = thumbnails(dataset, pictures, {*images, *(row for rows in best_images for row in rows)})
+    small = thumbnails(dataset, encoded, {*shown, *(row for rows in best_images for row in rows)})
     owner = found.image_of_caption.tolist()
-    title = f"{name}: search among {len(pictures.samples):,} pictures and {len(found.captions):,} captions"
+    title = f"{name}: search among {len(encoded.samples):,} images and {len(found.captions):,} captions"
     height = 1.35
-    with sheet(folder / "retrieval.png", 15.2, max(len(queries), len(images)) * height + 1.0, title) as page:
-        page.text(2.3, 0.65, "caption → best pictures (its own: green)", color="#57606a")
-        page.text(9.5, 0.65, "picture → best captions (its own: green)", color="#57606a")
+    with sheet(folder / "retrieval.png", 15.2, max(len(queries), len(shown)) * height + 1.0, title) as page:
+        page.text(2.3, 0.65, "caption → best images (its own: green)", color="#57606a")
+        page.text(9.5, 0.65, "image → best captions (its own: green)", color="#57606a")
         for place, (query, rows) in enumerate(zip(queries, best_images, strict=True)):
             y = 0.85 + place * height
             page.text(2.15, y + 0.6, wrapped(found.captions[query], 28, 5), ha="right")
             for column, row in enumerate(rows):
-                page.picture(2.3 + 1.3 * column, y, 1.2, small[row], GREEN if row == owner[query] else GRAY)
-        for place, (image, texts) in enumerate(zip(images, best_captions, strict=True)):
+                page.image(2.3 + 1.3 * column, y, 1.2, small[row], GREEN if row == owner[query] else GRAY)
+        for place, (image, texts) in enumerate(zip(shown, best_captions, strict=True)):
             y = 0.85 + place * height
-            page.picture(9.5, y, 1.2, small[image], "#57606a")
+            page.image(9.5, y, 1.2, small[image], "#57606a")
             for line, text in enumerate(texts):
                 style = {"color": GREEN, "weight": "bold"} if owner[text] == image else {"color": "#424a53"}
                 page.text(10.85, y + 0.12 + 0.24 * line, wrapped(found.captions[text], 60, 1), **style)

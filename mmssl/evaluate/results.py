@@ -93,16 +93,16 @@ def write_predictions(path: Path, samples: Sequence[Sample], found: Classificati
 
 
 def write_ranks(path: Path, samples: Sequence[Sample], found: Retrieval) -> None:
-    """One row a picture and one a caption: rank (equals share the mean of theirs) of the first right thing that it
+    """One row an image and one a caption: rank (equals share the mean of theirs) of the first right thing that it
     finds, and its place among the best that were looked at (empty: not among them)."""
-    pictures = ((sample, "text", "") for sample in samples)
+    images = ((sample, "text", "") for sample in samples)
     captions = (
         (samples[image], "image", text)
         for image, text in zip(found.image_of_caption.tolist(), found.captions, strict=True)
     )
     rows = (
         (sample.shard, sample.key, retrieval, text, rank, place or None)
-        for queries, ranking in ((pictures, found.text_ranks), (captions, found.image_ranks))
+        for queries, ranking in ((images, found.text_ranks), (captions, found.image_ranks))
         for (sample, retrieval, text), rank, place in zip(
             queries, ranking.ranks.tolist(), ranking.places.tolist(), strict=True
         )

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.data.shards.samples import BadSample
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.evaluate import results as tables
 from mmssl.evaluate.datasets import Dataset, open_dataset, read, training_split
-from mmssl.evaluate.encode import ALONE, Encoder, Pictures, Progress, embed_pictures, from_all
+from mmssl.evaluate.encode import ALONE, EncodedImages, Encoder, Progress, encode_images, from_all
 from mmssl.evaluate.feature_cache import FeatureCache
-from mmssl.evaluate.labels import label_of
-from mmssl.evaluate.registry import known
+from mmssl.evaluate.labels import sample_label
+from mmssl.evaluate.registry import get_task
 from mmssl.evaluate.results import Metrics
-from mmssl.evaluate.task import Job, Task
+from mmssl.evaluate.task import Task, TaskContext
 from mmssl.types import Sample, UserError
 
 Check = Callable[[Sample], Any]
@@ -38,7 +38,7 @@ def run(
     logit_scale: float | None = None,
     draw: bool = True,
     cache: FeatureCache | None = None,
-    processes: Processes = ALONE,
+    world: World = ALONE,
     progress: Progress | None = None,
     finished: Callable[[str, Metrics], None] | None = None,
 ) -> dict[str, Metrics]:
@@ -46,12 +46,12 @@ def run(
 
     Args:
         datasets: name -> dataset (or its folder or pattern) and its task or tasks.
-        out: folder for results.json and, in NAME/TASK/, tables (CSV) and pictures (PNG). None: write nothing.
+        out: folder for results.json and, in NAME/TASK/, tables (CSV) and images (PNG). None: write nothing.
         logit_scale: the model's factor from similarities to logits, for calibration and the examples' bars.
         draw: also draw the PNGs, which reads the shards once more.
         cache: where features of this model are kept. None: nowhere.
         processes: the ranks that share the work; all call alike, get the same figures, and rank 0 writes.
-        progress: called with `NAME: pictures` or `NAME: texts` and how many are done.
+        progress: called with `NAME: images` or `NAME: texts` and how many are done.
         finished: called with `NAME/TASK` and its figures after each evaluation.
     Returns:
         `NAME/TASK` -> figures, in the order of `datasets`, with 95 % `intervals`, the widest `gaps` between
@@ -63,8 +63,8 @@ def run(
         _check_writable(out)
     plan = list(_plan(datasets))
     results: dict[str, Metrics] = {evaluation.key: {} for evaluation in plan}
-    folder = out if processes.rank == 0 else None
-    embedding = Embedding(encoder, batch_size, cache, processes, progress)
+    folder = out if world.rank == 0 else None
+    embedding = EncodedDataset(encoder, batch_size, cache, world, progress)
     for group in _by_shards(plan):
         embedded = embedding.of(group[0].dataset, group[0].name, [evaluation.check for evaluation in group])
         bad = {"bad_samples": len(embedded.bad)} if embedded.bad else {}
@@ -94,7 +94,7 @@ class _Evaluation:
         self.task.check(self.dataset, sample)
 
 
-class Embedding:
+class EncodedDataset:
     """Features of data sets, from the cache where they are there. Training splits are kept, several tasks use them."""
 
     def __init__(
@@ -102,18 +102,18 @@ class Embedding:
         encoder: Encoder,
         batch_size: int,
         cache: FeatureCache | None,
-        processes: Processes,
+        world: World,
         progress: Progress | None,
     ) -> None:
         self._encoder = encoder
         self._batch_size = batch_size
         self._cache = cache
-        self._processes = processes
+        self._world = world
         self._progress = progress
-        self._training: dict[tuple[str, ...], Pictures] = {}
+        self._training: dict[tuple[str, ...], EncodedImages] = {}
 
-    def of(self, dataset: Dataset, name: str, checks: Sequence[Check]) -> Pictures:
-        """The pictures of a data set, its bad samples with those that could not be read."""
+    def of(self, dataset: Dataset, name: str, checks: Sequence[Check]) -> EncodedImages:
+        """The images of a data set, its bad samples with those that could not be read."""
         found = self._cached(dataset, "")
         if found is not None:
             for sample in found.samples:
@@ -127,18 +127,18 @@ class Embedding:
         self._keep(dataset, "", found)
         return found
 
-    def of_training(self, dataset: Dataset, name: str) -> Pictures:
-        """The pictures of the training split."""
+    def of_training(self, dataset: Dataset, name: str) -> EncodedImages:
+        """The images of the training split."""
         split = training_split(dataset)
         if split.shards not in self._training:
-            labelled = partial(label_of, split)
+            labelled = partial(sample_label, split)
             self._training[split.shards] = self.of(split, f"{name} (training split)", [labelled])
         return self._training[split.shards]
 
     def changed(
         self, dataset: Dataset, name: str, encoder: Encoder, samples: Iterable[Sample], variant: str
-    ) -> Pictures:
-        """Pictures of a data set that something was done to; `variant` says what, for the cache and for progress."""
+    ) -> EncodedImages:
+        """Images of a data set that something was done to; `variant` says what, for the cache and for progress."""
         found = self._cached(dataset, variant)
         if found is None:
             found = self._embed(encoder, samples, f"{name}: {variant}")
@@ -149,13 +149,13 @@ class Embedding:
         self,
         name: str,
         dataset: Dataset,
-        embedded: Pictures,
+        embedded: EncodedImages,
         folder: Path | None,
         draw: bool,
         logit_scale: float | None,
-    ) -> Job:
-        """What a task on the pictures of a data set is given."""
-        return Job(
+    ) -> TaskContext:
+        """What a task on the images of a data set is given."""
+        return TaskContext(
             encoder=self._encoder,
             name=name,
             dataset=dataset,
@@ -166,30 +166,30 @@ class Embedding:
             draw=draw,
             batch_size=self._batch_size,
             logit_scale=logit_scale,
-            processes=self._processes,
+            world=self._world,
             progress=_named(name, self._progress),
         )
 
-    def _embed(self, encoder: Encoder, samples: Iterable[Sample], name: str) -> Pictures:
-        return embed_pictures(
+    def _embed(self, encoder: Encoder, samples: Iterable[Sample], name: str) -> EncodedImages:
+        return encode_images(
             encoder,
             samples,
             batch_size=self._batch_size,
-            processes=self._processes,
+            world=self._world,
             progress=_named(name, self._progress),
         )
 
-    def _cached(self, dataset: Dataset, variant: str) -> Pictures | None:
+    def _cached(self, dataset: Dataset, variant: str) -> EncodedImages | None:
         """From the cache, if all ranks find it there."""
         if self._cache is None:
             return None
         key = self._cache.key(dataset.shards, variant)
         found = None if key is None else self._cache.load(key, dataset.shards)
-        return found if all(from_all(self._processes, found is not None)) else None
+        return found if all(from_all(self._world, found is not None)) else None
 
-    def _keep(self, dataset: Dataset, variant: str, found: Pictures) -> None:
+    def _keep(self, dataset: Dataset, variant: str, found: EncodedImages) -> None:
         key = None if self._cache is None else self._cache.key(dataset.shards, variant)
-        if self._cache is not None and key is not None and self._processes.rank == 0:
+        if self._cache is not None and key is not None and self._world.rank == 0:
             self._cache.store(key, dataset.shards, found)
 
 
@@ -197,7 +197,7 @@ def _plan(datasets: Mapping[str, tuple[str | Path | Dataset, str | Sequence[str]
     for name, (data, tasks) in datasets.items():
         dataset = data if isinstance(data, Dataset) else open_dataset(data, name=name)
         for task in [tasks] if isinstance(tasks, str) else tasks:
-            method = known(name, task)
+            method = get_task(name, task)
             method.ready(dataset)
             yield _Evaluation(f"{name}/{task}", name, dataset, method)
 

@@ -7,33 +7,33 @@ from typing import Any
 
 from torch import Tensor
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.evaluate.datasets import Dataset, training_split
-from mmssl.evaluate.encode import Encoder, Pictures, Progress
+from mmssl.evaluate.encode import EncodedImages, Encoder, Progress
 from mmssl.evaluate.results import Metrics
 from mmssl.evaluate.tasks import zero_shot
 from mmssl.types import Sample
 
 
 @dataclass(frozen=True)
-class Job:
-    """One task on one data set, its pictures already encoded."""
+class TaskContext:
+    """One task on one data set, its images already encoded."""
 
     encoder: Encoder
     name: str
     dataset: Dataset
-    embedded: Pictures
-    training: Callable[[], Pictures]
-    """The encoded pictures of the training split. Raises UserError where there is none."""
-    embed: Callable[[Encoder, Iterable[Sample], str], Pictures]
-    """Encode pictures of the data set, on which something was done, with an encoder; the text names what."""
+    embedded: EncodedImages
+    training: Callable[[], EncodedImages]
+    """The encoded images of the training split. Raises UserError where there is none."""
+    embed: Callable[[Encoder, Iterable[Sample], str], EncodedImages]
+    """Encode images of the data set, on which something was done, with an encoder; the text names what."""
     folder: Path | None
-    """Where tables and pictures go. None: nowhere."""
+    """Where tables and plots go. None: nowhere."""
     draw: bool
-    """Whether to draw pictures too."""
+    """Whether to draw images too."""
     batch_size: int
     logit_scale: float | None
-    processes: Processes
+    world: World
     progress: Progress | None
 
     def class_weights(self, names: Sequence[str]) -> Tensor:
@@ -41,18 +41,18 @@ class Job:
         return zero_shot.class_weights(
             self.encoder,
             names,
-            zero_shot.templates_of(self.dataset),
+            zero_shot.dataset_templates(self.dataset),
             batch_size=self.batch_size,
-            processes=self.processes,
+            world=self.world,
             progress=self.progress,
         )
 
 
-def anything(dataset: Dataset) -> None:
+def no_requirements(dataset: Dataset) -> None:
     """Every data set will do."""
 
 
-def with_training(dataset: Dataset) -> None:
+def requires_training_split(dataset: Dataset) -> None:
     """Only a data set with a training split will do.
 
     Raises:
@@ -65,8 +65,8 @@ def with_training(dataset: Dataset) -> None:
 class Task:
     """A way to measure."""
 
-    run: Callable[[Job], Metrics]
+    run: Callable[[TaskContext], Metrics]
     check: Callable[[Dataset, Sample], Any]
     """Raises UserError for a sample that lacks what the task needs, before it is encoded."""
-    ready: Callable[[Dataset], None] = anything
+    ready: Callable[[Dataset], None] = no_requirements
     """Raises UserError for a data set that lacks what the task needs, before it is read."""

@@ -1,4 +1,4 @@
-"""The probabilities of labels for pictures."""
+"""The probabilities of labels for images."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,22 +9,22 @@ from mmssl.data.shards.samples import IMAGES
 from mmssl.data.transforms.decode import DecodeError
 from mmssl.evaluate.prompts import Templates
 from mmssl.evaluate.tasks.zero_shot import class_weights
-from mmssl.inference.model import Model, Picture
+from mmssl.inference.model import ImageInput, Model
 from mmssl.inference.plots import draw_prediction, pixels_of
 from mmssl.types import UserError
 
 ENDING = "-predicted.png"
 _TOGETHER = 256
-Classify = Callable[[Sequence[Picture]], list[dict[str, float]]]
-"""Pictures -> label -> probability, of each."""
+Classify = Callable[[Sequence[ImageInput]], list[dict[str, float]]]
+"""Images -> label -> probability, of each."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one picture shows."""
+    """What one image shows."""
 
-    picture: str
-    """The file, or `picture 1` and so on where there is none."""
+    image: str
+    """The file, or `image 1` and so on where there is none."""
     probabilities: dict[str, float]
     """Label -> probability, the highest first."""
     saved: Path | None = None
@@ -42,26 +42,26 @@ class Prediction:
 
     def __str__(self) -> str:
         shown = ", ".join(f"{label} {value:.1%}" for label, value in islice(self.probabilities.items(), 5))
-        return f"{self.picture}: {shown}" + ("" if self.saved is None else f" (drawn to {self.saved})")
+        return f"{self.image}: {shown}" + ("" if self.saved is None else f" (drawn to {self.saved})")
 
 
-def predict(pictures: Sequence[Picture], classify: Classify, save: bool | Path = False) -> Iterator[Prediction]:
-    """Each picture's prediction, in order.
+def predict(images: Sequence[ImageInput], classify: Classify, save: bool | Path = False) -> Iterator[Prediction]:
+    """Each image's prediction, in order.
 
     Args:
         save: draw each to a PNG beside it (in the current folder where it is no file), or into a folder.
 
     Raises:
-        UserError: a picture cannot be read, or a drawing cannot be written.
+        UserError: an image cannot be read, or a drawing cannot be written.
     """
-    places = iter(_places(pictures, save))
-    for start in range(0, len(pictures), _TOGETHER):
-        part = pictures[start : start + _TOGETHER]
+    places = iter(_places(images, save))
+    for start in range(0, len(images), _TOGETHER):
+        part = images[start : start + _TOGETHER]
         probabilities = _classified(classify, part, start)
-        for number, (picture, found) in enumerate(zip(part, probabilities, strict=True), start=start):
+        for number, (image, found) in enumerate(zip(part, probabilities, strict=True), start=start):
             ranked = dict(sorted(found.items(), key=lambda pair: -pair[1]))
-            prediction = Prediction(name_of(picture, number), ranked)
-            yield prediction if save is False else saved(prediction, picture, next(places))
+            prediction = Prediction(output_name(image, number), ranked)
+            yield prediction if save is False else saved(prediction, image, next(places))
 
 
 def zero_shot(model: Model, labels: Sequence[str], templates: Templates = ("{c}",)) -> Classify:
@@ -75,8 +75,8 @@ def zero_shot(model: Model, labels: Sequence[str], templates: Templates = ("{c}"
     """
     weights = class_weights(model, checked(labels), _checked_templates(templates))
 
-    def classify(pictures: Sequence[Picture]) -> list[dict[str, float]]:
-        logits = model.logit_scale * model.encode_image(list(pictures)) @ weights.T
+    def classify(images: Sequence[ImageInput]) -> list[dict[str, float]]:
+        logits = model.logit_scale * model.encode_image(list(images)) @ weights.T
         return [dict(zip(labels, row, strict=True)) for row in logits.softmax(-1).tolist()]
 
     return classify
@@ -96,50 +96,50 @@ def checked(labels: Sequence[str]) -> list[str]:
     return names
 
 
-def files_of(pictures: Iterable[str | Path]) -> list[Path]:
-    """Files, and for each folder the pictures in it, by name; those that `predict` drew there are left out.
+def list_images(images: Iterable[str | Path]) -> list[Path]:
+    """Files, and for each folder the images in it, by name; those that `predict` drew there are left out.
 
     Raises:
-        UserError: a file does not exist, or a folder holds no picture.
+        UserError: a file does not exist, or a folder holds no image.
     """
     found: list[Path] = []
-    for path in map(Path, pictures):
-        inside = sorted(p for p in path.glob("*") if _is_picture(p))
+    for path in map(Path, images):
+        inside = sorted(p for p in path.glob("*") if _is_image(p))
         if path.is_dir() and not inside:
-            raise UserError(f"folder {path} holds no picture; the extensions are {', '.join(IMAGES)}")
+            raise UserError(f"folder {path} holds no image; the extensions are {', '.join(IMAGES)}")
         if not path.is_dir() and not path.is_file():
-            raise UserError(f"no picture at {path}; correct the path (the current folder is {Path.cwd()})")
+            raise UserError(f"no image at {path}; correct the path (the current folder is {Path.cwd()})")
         found += inside if path.is_dir() else [path]
     return found
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     return path.suffix.lower().lstrip(".") in IMAGES and not path.name.endswith(ENDING) and path.is_file()
 
 
-def name_of(picture: Picture, number: int) -> str:
-    """The file of a picture; for one that is none, its number from 1."""
-    return str(picture) if isinstance(picture, str | Path) else f"picture {number + 1}"
+def output_name(image: ImageInput, number: int) -> str:
+    """The file of an image; for one that is none, its number from 1."""
+    return str(image) if isinstance(image, str | Path) else f"image {number + 1}"
 
 
-def saved(prediction: Prediction, picture: Picture, path: Path) -> Prediction:
+def saved(prediction: Prediction, image: ImageInput, path: Path) -> Prediction:
     """Draw a prediction.
 
     Raises:
         UserError: the drawing cannot be written.
     """
     try:
-        draw_prediction(path, picture, prediction.probabilities)
+        draw_prediction(path, image, prediction.probabilities)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}; name another folder") from None
     return replace(prediction, saved=path)
 
 
-def _places(pictures: Sequence[Picture], save: bool | Path) -> Iterator[Path]:
-    """Where each picture is drawn; two files of one name get two places in one folder."""
+def _places(images: Sequence[ImageInput], save: bool | Path) -> Iterator[Path]:
+    """Where each image is drawn; two files of one name get two places in one folder."""
     taken: set[Path] = set()
-    for number, picture in enumerate(pictures):
-        name = Path(name_of(picture, number))
+    for number, image in enumerate(images):
+        name = Path(output_name(image, number))
         folder, stem = name.parent if isinstance(save, bool) else save, name.stem.replace(" ", "-")
         path, copy = folder / f"{stem}{ENDING}", 1
         while path in taken:
@@ -149,16 +149,16 @@ def _places(pictures: Sequence[Picture], save: bool | Path) -> Iterator[Path]:
         yield path
 
 
-def _classified(classify: Classify, pictures: Sequence[Picture], first: int) -> list[dict[str, float]]:
-    """Probabilities; where a picture cannot be decoded it is named."""
+def _classified(classify: Classify, images: Sequence[ImageInput], first: int) -> list[dict[str, float]]:
+    """Probabilities; where an image cannot be decoded it is named."""
     try:
-        return classify(pictures)
+        return classify(images)
     except DecodeError:
-        for number, picture in enumerate(pictures, start=first):
+        for number, image in enumerate(images, start=first):
             try:
-                pixels_of(picture)
+                pixels_of(image)
             except DecodeError as error:
-                raise UserError(f"{name_of(picture, number)} is no picture that can be used: {error}") from None
+                raise UserError(f"{output_name(image, number)} is no image that can be used: {error}") from None
         raise
 
 

@@ -28,12 +28,12 @@ from mmssl.types import UserError
 
 FORMAT = 1
 
-Picture = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
-"""A file's path, an encoded picture, a PIL image, or uint8 pixels (array [H, W, 3], tensor [3, H, W])."""
+ImageInput = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
+"""A file's path, an encoded image, a PIL image, or uint8 pixels (array [H, W, 3], tensor [3, H, W])."""
 
 
 class Model:
-    """Pictures and texts to unit vectors of one space, and zero-shot classification with them."""
+    """Images and texts to unit vectors of one space, and zero-shot classification with them."""
 
     def __init__(
         self, encoder: DualEncoder, tokenizer: Tokenizer, config: ModelConfig, notes: Sequence[str] = ()
@@ -70,40 +70,40 @@ class Model:
         self.encoder.to(device)
         return self
 
-    def encode_image(self, images: Picture | Sequence[Picture], batch_size: int = 256) -> Tensor:
-        """Unit vectors [N, D], float32 on the CPU, of one picture or a list of them.
+    def encode_image(self, images: ImageInput | Sequence[ImageInput], batch_size: int = 256) -> Tensor:
+        """Unit vectors [N, D], float32 on the CPU, of one image or a list of them.
 
         Raises:
-            UserError: a file cannot be read, or is no picture.
-            DecodeError: a picture that is no file cannot be decoded.
+            UserError: a file cannot be read, or is no image.
+            DecodeError: an image that is no file cannot be decoded.
         """
-        pictures = pictures_of(images)
+        inputs = as_image_list(images)
         rows = []
         with ThreadPoolExecutor() as pool:
-            for start in range(0, len(pictures), batch_size):
-                batch = torch.stack(list(pool.map(self.render, pictures[start : start + batch_size])))
+            for start in range(0, len(inputs), batch_size):
+                batch = torch.stack(list(pool.map(self.render, inputs[start : start + batch_size])))
                 rows.append(self.encode_rendered(batch))
         return torch.cat(rows) if rows else torch.empty(0, self.config.embed_dim)
 
-    def render(self, picture: Picture) -> Tensor:
-        """What the model sees of a picture: uint8 [3, S, S].
+    def render(self, image: ImageInput) -> Tensor:
+        """What the model sees of an image: uint8 [3, S, S].
 
         Raises:
-            UserError: the file cannot be read, or is no picture.
-            DecodeError: a picture that is no file cannot be decoded.
+            UserError: the file cannot be read, or is no image.
+            DecodeError: an image that is no file cannot be decoded.
         """
-        if not isinstance(picture, (str, Path)):
-            return self.view(picture)
+        if not isinstance(image, (str, Path)):
+            return self.view(image)
         try:
-            return self.view(Path(picture).read_bytes())
+            return self.view(Path(image).read_bytes())
         except OSError as error:
-            raise UserError(f"cannot read picture {picture}: {error.strerror}") from None
+            raise UserError(f"cannot read image {image}: {error.strerror}") from None
         except DecodeError as error:
-            raise UserError(f"{picture} is no picture that can be used: {error}") from None
+            raise UserError(f"{image} is no image that can be used: {error}") from None
 
-    def encode_rendered(self, pictures: Tensor) -> Tensor:
-        """Unit vectors [N, D], float32 on the CPU, of rendered pictures [N, 3, S, S]."""
-        return self._evaluate(lambda: self.encoder.encode_image(pictures.to(self.device)))
+    def encode_rendered(self, images: Tensor) -> Tensor:
+        """Unit vectors [N, D], float32 on the CPU, of rendered images [N, 3, S, S]."""
+        return self._evaluate(lambda: self.encoder.encode_image(images.to(self.device)))
 
     def encode_text(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
         """Unit vectors [N, D], float32 on the CPU, of one text or several."""
@@ -116,19 +116,19 @@ class Model:
             )
         return torch.cat(rows) if rows else torch.empty(0, self.config.embed_dim)
 
-    def classify(self, image: Picture, labels: Sequence[str], template: str = "{c}") -> dict[str, float]:
-        """Probability of each label for one picture, highest first."""
+    def classify(self, image: ImageInput, labels: Sequence[str], template: str = "{c}") -> dict[str, float]:
+        """Probability of each label for one image, highest first."""
         texts = self.encode_text([template.replace("{c}", label) for label in labels])
         logits = self.logit_scale * self.encode_image(image) @ texts.T
         ranked = sorted(zip(labels, logits.softmax(-1)[0].tolist(), strict=True), key=lambda pair: -pair[1])
         return dict(ranked)
 
     def image_module(self) -> ImageEncoder:
-        """A copy of what turns rendered pictures into unit vectors, to train further."""
+        """A copy of what turns rendered images into unit vectors, to train further."""
         return ImageEncoder(self.encoder)
 
     def fingerprint(self) -> str:
-        """Changes with whatever turns pictures into features: weights, rendering, and the kind of device."""
+        """Changes with whatever turns images into features: weights, rendering, and the kind of device."""
         weights = {**self.vision.state_dict(), **self.encoder.image_projection.state_dict(prefix="projection.")}
         digest = hashlib.blake2b(digest_size=16)
         digest.update(repr((self.config.vision, self.config.projection, vars(self.view), self.device.type)).encode())
@@ -183,8 +183,8 @@ class Model:
             self.encoder.train(training)
 
 
-def pictures_of(images: Picture | Sequence[Picture]) -> list[Picture]:
-    """One picture, a list of them, or a tensor [N, 3, H, W], as a list."""
+def as_image_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
+    """One image, a list of them, or a tensor [N, 3, H, W], as a list."""
     if isinstance(images, Tensor):
         return list(images) if images.ndim == 4 else [images]
     return list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
@@ -204,16 +204,16 @@ def load(source: str | Path) -> Model:
     words = str(source)
     library, _, name = words.partition(":")
     if library == "open_clip" and name:
-        return _taken_over(read_open_clip(name))
+        return _converted(read_open_clip(name))
     if library == "local-dir" and name:
-        return _taken_over(read_open_clip(words))
+        return _converted(read_open_clip(words))
     if library == "transformers" and name:
-        return _taken_over(read_transformers(name))
+        return _converted(read_transformers(name))
     folder = Path(source)
     if (folder / "model" / "config.json").is_file():
         folder = folder / "model"
     if (folder / "open_clip_config.json").is_file():
-        return _taken_over(read_open_clip(f"local-dir:{folder}"))
+        return _converted(read_open_clip(f"local-dir:{folder}"))
     if (folder / "config.yaml").is_file():
         raise UserError(f"run {source} has no model yet; it is written at the end: mmssl train --resume {source}")
     if not (folder / "config.json").is_file():
@@ -222,11 +222,11 @@ def load(source: str | Path) -> Model:
             f"open_clip:MODEL/TAG or transformers:NAME"
         )
     if is_transformers_folder(folder):
-        return _taken_over(read_transformers(str(folder)))
+        return _converted(read_transformers(str(folder)))
     return _own(folder)
 
 
-def _taken_over(found: Pretrained) -> Model:
+def _converted(found: Pretrained) -> Model:
     tokenizer = load_tokenizer(found.tokenizer, found.config.text.max_tokens)
     if found.drop_punctuation:
         tokenizer.drop_punctuation()

@@ -1,4 +1,4 @@
-"""A picture with the probabilities of its labels, drawn."""
+"""An image with the probabilities of its labels, drawn."""
 
 import textwrap
 import warnings
@@ -13,15 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from mmssl.data.transforms.decode import decode, rgb_pixels
-from mmssl.inference.model import Picture
+from mmssl.inference.model import ImageInput
 
 SHOWN = 5
 """Labels that are drawn."""
 _BLUE, _GRAY = "#1d4ed8", "#94a3b8"
 
 
-def draw_prediction(path: Path, picture: Picture, probabilities: Mapping[str, float]) -> None:
-    """Write a PNG: the picture, and beside it a bar for each of the most probable labels.
+def draw_prediction(path: Path, image: ImageInput, probabilities: Mapping[str, float]) -> None:
+    """Write a PNG: the image, and beside it a bar for each of the most probable labels.
 
     Args:
         probabilities: label -> probability, the highest first.
@@ -29,7 +29,7 @@ def draw_prediction(path: Path, picture: Picture, probabilities: Mapping[str, fl
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(8, 3.6), dpi=110, facecolor="white", layout="constrained")
     seen, bars = figure.subplots(1, 2, width_ratios=[1, 1.2])
-    seen.imshow(pixels_of(picture))
+    seen.imshow(pixels_of(image))
     seen.set_axis_off()
     shown = list(islice(probabilities.items(), SHOWN))
     heights = [value for _, value in shown]
@@ -48,17 +48,17 @@ def draw_prediction(path: Path, picture: Picture, probabilities: Mapping[str, fl
         figure.savefig(path)
 
 
-def pixels_of(picture: Picture) -> npt.NDArray[np.uint8]:
-    """RGB pixels [H, W, 3] of anything that is a picture.
+def pixels_of(image: ImageInput) -> npt.NDArray[np.uint8]:
+    """RGB pixels [H, W, 3] of anything that is an image.
 
     Raises:
         DecodeError: it cannot be decoded.
         OSError: the file cannot be read.
     """
-    if isinstance(picture, str | Path):
-        picture = Path(picture).read_bytes()
-    if isinstance(picture, bytes):
-        return decode(picture)
-    if isinstance(picture, Tensor):
-        return picture.permute(1, 2, 0).cpu().numpy()
-    return rgb_pixels(picture) if isinstance(picture, Image.Image) else picture
+    if isinstance(image, str | Path):
+        image = Path(image).read_bytes()
+    if isinstance(image, bytes):
+        return decode(image)
+    if isinstance(image, Tensor):
+        return image.permute(1, 2, 0).cpu().numpy()
+    return rgb_pixels(image) if isinstance(image, Image.Image) else image

@@ -19,7 +19,7 @@ def info_nce(
     text_features: Tensor,
     logit_scale: Tensor,
     *,
-    ranks: Ranks = ALONE,
+    world: Ranks = ALONE,
     form: Form = "auto",
 ) -> Tensor:
     """This rank's share of the mean over all pairs of -(log p(text | image) + log p(image | text)) / 2.
@@ -28,14 +28,14 @@ def info_nce(
     `logit_scale` is the factor of their products (exp(s), not s), a scalar. The candidates for each image are
     all ranks' texts, and the other way round. The blocked form never holds the matrix of logits.
     """
-    by_image, by_text, positives = logsumexps(image_features, text_features, logit_scale, ranks=ranks, form=form)
+    by_image, by_text, positives = logsumexps(image_features, text_features, logit_scale, world=world, form=form)
     losses = ((by_image - positives) + (by_text - positives)) / 2
-    return share(losses.sum(), len(losses), ranks)
+    return share(losses.sum(), len(losses), world)
 
 
 @in_float32
 def nt_xent(
-    first: Tensor, second: Tensor, temperature: float = 0.1, *, ranks: Ranks = ALONE, form: Form = "auto"
+    first: Tensor, second: Tensor, temperature: float = 0.1, *, world: Ranks = ALONE, form: Form = "auto"
 ) -> Tensor:
     """This rank's share of the mean over all 2N views of -log p(the other view of the same thing).
 
@@ -43,12 +43,12 @@ def nt_xent(
     view are all ranks' other 2N - 1 views.
     """
     scale = first.new_full((), 1 / temperature)
-    to_second, to_first, positives = logsumexps(first, second, scale, ranks=ranks, form=form)
-    among_first, _, _ = logsumexps(first, first, scale, ranks=ranks, form=form, without_diagonal=True)
-    among_second, _, _ = logsumexps(second, second, scale, ranks=ranks, form=form, without_diagonal=True)
+    to_second, to_first, positives = logsumexps(first, second, scale, world=world, form=form)
+    among_first, _, _ = logsumexps(first, first, scale, world=world, form=form, without_diagonal=True)
+    among_second, _, _ = logsumexps(second, second, scale, world=world, form=form, without_diagonal=True)
     of_first = to_second.logaddexp(among_first) - positives
     of_second = to_first.logaddexp(among_second) - positives
-    return share((of_first + of_second).sum() / 2, len(positives), ranks)
+    return share((of_first + of_second).sum() / 2, len(positives), world)
 
 
 @in_float32

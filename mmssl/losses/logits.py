@@ -24,7 +24,7 @@ def logsumexps(
     right: Tensor,
     scale: Tensor,
     *,
-    ranks: Ranks,
+    world: Ranks,
     form: Form = "auto",
     without_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,34 +33,34 @@ def logsumexps(
     `left` and `right` [n, D], `scale` a scalar. `without_diagonal` leaves the diagonal out of the sums. Over a ring
     the form is always the blocked one.
     """
-    if ranks.ring:
-        return ring.logsumexps(left, right, scale, without_diagonal, ranks)
-    everyone, offset = ranks.gather(right)
+    if world.ring:
+        return ring.logsumexps(left, right, scale, without_diagonal, world)
+    everyone, offset = world.gather(right)
     plain = choose(form, len(left), len(everyone), left.device) == "plain"
     parts = _plain_logsumexps if plain else blocked.logsumexps
     rows, columns, diagonal = parts(left, everyone, scale, offset, without_diagonal)
     # Here a column has summed over this rank's rows only.
-    return rows, ranks.logsumexp(columns)[offset : offset + len(right)], diagonal
+    return rows, world.logsumexp(columns)[offset : offset + len(right)], diagonal
 
 
 def sigmoid_loss(
-    left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, *, ranks: Ranks, form: Form = "auto"
+    left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, *, world: Ranks, form: Form = "auto"
 ) -> Tensor:
     """Sum over this rank's rows of -log sigmoid(+-(logit + bias)): + on the diagonal, - elsewhere."""
-    if ranks.ring:
-        return ring.sigmoid_loss(left, right, scale, bias, ranks)
-    everyone, offset = ranks.gather(right)
+    if world.ring:
+        return ring.sigmoid_loss(left, right, scale, bias, world)
+    everyone, offset = world.gather(right)
     plain = choose(form, len(left), len(everyone), left.device) == "plain"
     return (_plain_sigmoid_loss if plain else blocked.sigmoid_loss)(left, everyone, scale, bias, offset)
 
 
 @torch.no_grad()
-def pick_their_own(left: Tensor, right: Tensor, *, ranks: Ranks) -> Tensor:
+def pick_their_own(left: Tensor, right: Tensor, *, world: Ranks) -> Tensor:
     """Whether each of the first rows `left` [m, D] has its greatest logit on the diagonal, bool [m]; `right` [n, D]."""
     own = torch.arange(len(left), device=left.device)
-    if ranks.ring:
-        return ring.nearest(left, right, ranks) == own
-    everyone, offset = ranks.gather(right)
+    if world.ring:
+        return ring.nearest(left, right, world) == own
+    everyone, offset = world.gather(right)
     return (left @ everyone.T).argmax(1) == own + offset
 
 

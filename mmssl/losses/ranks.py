@@ -18,14 +18,14 @@ class Ranks(Protocol):
         """This one, from 0."""
 
     @property
-    def world(self) -> int:
+    def size(self) -> int:
         """How many there are."""
 
     @property
     def ring(self) -> bool:
         """Features go round the ranks part by part; else each rank gathers all of them."""
 
-    def pass_on(self, *rows: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    def ring_shift(self, *rows: Tensor) -> Callable[[], tuple[Tensor, ...]]:
         """Begin to send rows [n, ...] to the rank before this one, round the ring.
 
         The result waits for those [m, ...] of the rank after. Carries no gradient.
@@ -47,10 +47,10 @@ class Ranks(Protocol):
 @dataclass(frozen=True)
 class _Alone:
     rank: int = 0
-    world: int = 1
+    size: int = 1
     ring: bool = False
 
-    def pass_on(self, *rows: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    def ring_shift(self, *rows: Tensor) -> Callable[[], tuple[Tensor, ...]]:
         return lambda: rows
 
     def gather(self, rows: Tensor) -> tuple[Tensor, int]:
@@ -67,10 +67,10 @@ ALONE: Ranks = _Alone()
 """One process holds the whole batch."""
 
 
-def share(total: Tensor, count: Tensor | int, ranks: Ranks) -> Tensor:
+def share(total: Tensor, count: Tensor | int, world: Ranks) -> Tensor:
     """This rank's share of the mean over all ranks' items: `total` sums this rank's, `count` says how many.
 
     Zero where no rank has an item.
     """
     counted = count if isinstance(count, Tensor) else total.new_full((), count)
-    return total * (ranks.world / ranks.sum(counted).clamp(min=1))
+    return total * (world.size / world.sum(counted).clamp(min=1))

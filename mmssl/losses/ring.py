@@ -29,27 +29,27 @@ _ALL = (True, True, True)
 
 
 def logsumexps(
-    left: Tensor, right: Tensor, scale: Tensor, without_diagonal: bool, ranks: Ranks
+    left: Tensor, right: Tensor, scale: Tensor, without_diagonal: bool, world: Ranks
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `mmssl.losses.logits.logsumexps`. Differentiable once, in the three tensors."""
-    rows, columns, diagonal = _LogSumExps.apply(left, right, scale, without_diagonal, ranks)
+    rows, columns, diagonal = _LogSumExps.apply(left, right, scale, without_diagonal, world)
     return rows, columns, diagonal
 
 
-def sigmoid_loss(left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, ranks: Ranks) -> Tensor:
+def sigmoid_loss(left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, world: Ranks) -> Tensor:
     """As `mmssl.losses.logits.sigmoid_loss`. Differentiable once, in the four tensors."""
-    total: Tensor = _SigmoidLoss.apply(left, right, scale, bias, ranks)
+    total: Tensor = _SigmoidLoss.apply(left, right, scale, bias, world)
     return total
 
 
 @torch.no_grad()
-def nearest(left: Tensor, right: Tensor, ranks: Ranks) -> Tensor:
+def nearest(left: Tensor, right: Tensor, world: Ranks) -> Tensor:
     """The column of the greatest product with each row, int64 [n], counted from this rank's first column round the
     ring. Each rank may have another number of rows."""
     best = left.new_full((len(left),), -torch.inf)
     place = torch.zeros(len(left), dtype=torch.int64, device=left.device)
     start = 0
-    for (columns,) in visitors(ranks, right):
+    for (columns,) in visitors(world, right):
         most, index = (left @ columns.T).max(1)
         place = torch.where(most > best, index + start, place)
         best = torch.maximum(best, most)
@@ -57,10 +57,10 @@ def nearest(left: Tensor, right: Tensor, ranks: Ranks) -> Tensor:
     return place
 
 
-def visitors(ranks: Ranks, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def visitors(world: Ranks, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Every rank's columns, this rank's own first; the next ones come while these are worked on."""
-    for following in reversed(range(ranks.world)):
-        arrival = ranks.pass_on(*columns) if following else None
+    for following in reversed(range(world.size)):
+        arrival = world.ring_shift(*columns) if following else None
         yield columns
         if arrival is not None:
             columns = arrival()
@@ -69,17 +69,17 @@ def visitors(ranks: Ranks, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
 class _LogSumExps(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, left: Tensor, right: Tensor, scale: Tensor, without_diagonal: bool, ranks: Ranks
+        ctx: Any, left: Tensor, right: Tensor, scale: Tensor, without_diagonal: bool, world: Ranks
     ) -> tuple[Tensor, Tensor, Tensor]:
         row_lse = left.new_full((len(left),), -torch.inf)
         column_lse = right.new_full((len(right),), -torch.inf)
         diagonal = torch.empty_like(row_lse)
-        for visit, (columns,) in enumerate(visitors(ranks, right)):
+        for visit, (columns,) in enumerate(visitors(world, right)):
             blocks = _blocks(left, columns, scale, visit)
             add_logsumexps(blocks, row_lse, column_lse, diagonal, without_diagonal)
-            (column_lse,) = ranks.pass_on(column_lse)()
+            (column_lse,) = world.ring_shift(column_lse)()
         ctx.save_for_backward(left, right, scale, row_lse, column_lse)
-        ctx.without_diagonal, ctx.ranks = without_diagonal, ranks
+        ctx.without_diagonal, ctx.world = without_diagonal, world
         return row_lse, column_lse, diagonal
 
     @staticmethod
@@ -91,7 +91,7 @@ class _LogSumExps(torch.autograd.Function):
         of_left, of_right, of_scale = torch.zeros_like(left), torch.zeros_like(right), torch.zeros_like(scale)
         by_row = row_lse, row_gradient
         with torch.autocast(left.device.type, enabled=False):
-            visits = enumerate(visitors(ctx.ranks, right, column_lse, column_gradient))
+            visits = enumerate(visitors(ctx.world, right, column_lse, column_gradient))
             for visit, (columns, *by_column) in visits:
                 gradients = Gradients(left, columns, scale, _ALL)
                 blocks = _blocks(left, columns, scale, visit)
@@ -99,18 +99,18 @@ class _LogSumExps(torch.autograd.Function):
                     blocks, by_row, (by_column[0], by_column[1]), diagonal_gradient, ctx.without_diagonal, gradients
                 )
                 of_left, of_right, of_scale = _added((of_left, of_right, of_scale), gradients)
-                (of_right,) = ctx.ranks.pass_on(of_right)()
+                (of_right,) = ctx.world.ring_shift(of_right)()
         return of_left, of_right, of_scale, None, None
 
 
 class _SigmoidLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, ranks: Ranks) -> Tensor:
+    def forward(ctx: Any, left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, world: Ranks) -> Tensor:
         total = left.new_zeros(())
-        for visit, (columns,) in enumerate(visitors(ranks, right)):
+        for visit, (columns,) in enumerate(visitors(world, right)):
             total += add_sigmoid_losses(_blocks(left, columns, scale, visit), bias, None)[0]
         ctx.save_for_backward(left, right, scale, bias)
-        ctx.ranks = ranks
+        ctx.world = world
         return total
 
     @staticmethod
@@ -121,11 +121,11 @@ class _SigmoidLoss(torch.autograd.Function):
         of_left, of_right, of_scale = torch.zeros_like(left), torch.zeros_like(right), torch.zeros_like(scale)
         of_bias = torch.zeros_like(bias)
         with torch.autocast(left.device.type, enabled=False):
-            for visit, (columns,) in enumerate(visitors(ctx.ranks, right)):
+            for visit, (columns,) in enumerate(visitors(ctx.world, right)):
                 gradients = Gradients(left, columns, scale, _ALL)
                 of_bias += add_sigmoid_losses(_blocks(left, columns, scale, visit), bias, gradients)[1]
                 of_left, of_right, of_scale = _added((of_left, of_right, of_scale), gradients, gradient)
-                (of_right,) = ctx.ranks.pass_on(of_right)()
+                (of_right,) = ctx.world.ring_shift(of_right)()
         return of_left, of_right, of_scale, gradient * of_bias, None
 
 

@@ -21,7 +21,7 @@ def siglip(
     logit_scale: Tensor,
     logit_bias: Tensor,
     *,
-    ranks: Ranks = ALONE,
+    world: Ranks = ALONE,
     form: Form = "auto",
 ) -> Tensor:
     """This rank's share of the sum over all N x N pairs of -log sigmoid(+-logit), divided by N.
@@ -30,5 +30,5 @@ def siglip(
     L2-normalised by the caller; `logit_scale` (exp(t), not t) and `logit_bias` are scalars. The blocked
     form never holds the matrix of logits.
     """
-    total = sigmoid_loss(image_features, text_features, logit_scale, logit_bias, ranks=ranks, form=form)
-    return share(total, len(image_features), ranks)
+    total = sigmoid_loss(image_features, text_features, logit_scale, logit_bias, world=world, form=form)
+    return share(total, len(image_features), world)

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 
 
 class _OverProcesses(nn.BatchNorm2d):
     """Batch norm whose statistics in training are those of all processes; torch's own form needs a GPU."""
 
-    processes: Processes
+    world: World
     after: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ class _OverProcesses(nn.BatchNorm2d):
         x32 = x.float()
         count = torch.tensor([x.numel() / x.shape[1]], device=x.device)
         variance, mean = torch.var_mean(x32, dim=(0, 2, 3), correction=0)
-        everyone, _ = self.processes.gather(torch.cat([count, mean, variance]).unsqueeze(0))
+        everyone, _ = self.world.gather(torch.cat([count, mean, variance]).unsqueeze(0))
         n, (means, variances) = everyone[:, :1], everyone[:, 1:].chunk(2, dim=1)
         total = n.sum()
         mean = (n * means).sum(0) / total
@@ -49,16 +49,16 @@ class _OverGpus(nn.SyncBatchNorm):
         return result
 
 
-def synchronize_batch_norm(module: nn.Module, processes: Processes, device: torch.device) -> None:
+def synchronize_batch_norm(module: nn.Module, world: World, device: torch.device) -> None:
     """Replace every 2-D batch norm inside `module` in place; weights, buffers and names stay.
 
     timm's batch norms carry dropout and an activation, which are applied after.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, _replacement(child, processes, device))
+            setattr(module, name, _replacement(child, world, device))
         else:
-            synchronize_batch_norm(child, processes, device)
+            synchronize_batch_norm(child, world, device)
 
 
 def has_local_statistics(module: nn.Module) -> bool:
@@ -68,13 +68,13 @@ def has_local_statistics(module: nn.Module) -> bool:
     return any(not isinstance(norm, ours) for norm in norms)
 
 
-def _replacement(norm: nn.BatchNorm2d, processes: Processes, device: torch.device) -> nn.Module:
+def _replacement(norm: nn.BatchNorm2d, world: World, device: torch.device) -> nn.Module:
     new: _OverProcesses | _OverGpus
     new = (_OverGpus if device.type == "cuda" else _OverProcesses)(
         norm.num_features, norm.eps, norm.momentum, norm.affine
     )
     if isinstance(new, _OverProcesses):
-        new.processes = processes
+        new.world = world
     extras = [m for m in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(m, nn.Module)]
     new.after = nn.Sequential(*extras)
     new.weight, new.bias = norm.weight, norm.bias

@@ -14,7 +14,7 @@ from mmssl.models.vision_factory import build_vision
 
 
 class DualEncoder(nn.Module):
-    """Pictures and captions in one space of `embed_dim` dimensions, as CLIP (Radford et al. 2021)."""
+    """Images and captions in one space of `embed_dim` dimensions, as CLIP (Radford et al. 2021)."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class DualEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """A copy of the half of a dual encoder that sees pictures, all of it trainable."""
+    """A copy of the half of a dual encoder that sees images, all of it trainable."""
 
     def __init__(self, encoder: DualEncoder) -> None:
         super().__init__()

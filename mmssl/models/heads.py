@@ -30,7 +30,7 @@ def patchify(images: Tensor, size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, size: int) -> Tensor:
-    """The inverse of `patchify` for square pictures: [B, N, size * size * C] -> [B, C, H, H]."""
+    """The inverse of `patchify` for square images: [B, N, size * size * C] -> [B, C, H, H]."""
     b, n, values = patches.shape
     side = math.isqrt(n)
     cells = patches.reshape(b, side, side, size, size, values // size**2)
@@ -99,7 +99,7 @@ def _block(size: DecoderSize) -> nn.TransformerEncoderLayer:
 
 
 class PlaceHead(nn.Module):
-    """Each place of a tower's grid predicts its square of the picture linearly (SimMIM, Xie et al. 2021)."""
+    """Each place of a tower's grid predicts its square of the image linearly (SimMIM, Xie et al. 2021)."""
 
     def __init__(self, token_width: int, places: int, channels: int, side: int) -> None:
         """`side`: height and width of what is predicted, `channels` its values a position."""

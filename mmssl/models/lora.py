@@ -67,8 +67,8 @@ def add_adapters(encoder: DualEncoder, config: ModelConfig) -> None:
     """
     if config.vision.lora is not None:
         side = encoder.vision.image_size
-        picture = torch.zeros(1, 3, side, side, dtype=torch.uint8)
-        _adapt(encoder.vision, encoder.vision.trunk, (picture,), config.vision.lora, "model.vision.lora")
+        image = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+        _adapt(encoder.vision, encoder.vision.trunk, (image,), config.vision.lora, "model.vision.lora")
     if config.text.lora is not None:
         tokens = torch.ones(1, 4, dtype=torch.int64)
         _adapt(encoder.text, encoder.text.encoder, (tokens, tokens.bool()), config.text.lora, "model.text.lora")

@@ -121,7 +121,7 @@ def build_open_clip_text(settings: dict[str, Any]) -> OpenClipText:
     return OpenClipText(model, settings)
 
 
-def text_of(model: Any, settings: dict[str, Any], embed_dim: int) -> tuple[OpenClipText, Tensor | None]:
+def text_module(model: Any, settings: dict[str, Any], embed_dim: int) -> tuple[OpenClipText, Tensor | None]:
     """A whole open_clip model's text transformer, and CLIP's projection [embed_dim, width] if it leaves that to us."""
     transformer = getattr(model, "text", None)
     if transformer is None:  # open_clip's CLIP keeps the parts of its transformer at its own top

@@ -1,4 +1,4 @@
-"""Vision towers of open_clip and timm behind one forward: uint8 pictures in, a vector and patch tokens out."""
+"""Vision towers of open_clip and timm behind one forward: uint8 images in, a vector and patch tokens out."""
 
 import math
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class VisionTower(nn.Module):
     Attributes:
         width: size of the pooled vector.
         token_width: size of each token's vector; None where the tower gives no tokens.
-        places: tokens per column and row of the picture; None where the tower gives no tokens.
+        places: tokens per column and row of the image; None where the tower gives no tokens.
         image_size: side of the square input in pixels.
         grid: patches per column and row that the tower can be shown a part of, or None where it cannot.
         projects: the trunk ends in its own projection to the shared space (attention pooling of CLIP's ResNets).
@@ -75,7 +75,7 @@ class VisionTower(nn.Module):
         self.places = None if probe.tokens is None else math.isqrt(probe.tokens.shape[1])
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 or [0, 255] float pictures [B, 3, H, W] -> zero mean, unit deviation."""
+        """uint8 or [0, 255] float images [B, 3, H, W] -> zero mean, unit deviation."""
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
     def denormalize(self, images: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class VisionTower(nn.Module):
         return (images.float() * self.std + self.mean).round().clamp(0, 255).to(torch.uint8)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Encoded:
-        """Encode pictures.
+        """Encode images.
 
         Args:
             images: uint8 [B, 3, image_size, image_size] (or float in 0..255).

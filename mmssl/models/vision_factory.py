@@ -63,7 +63,7 @@ def _open_clip_tower(config: VisionConfig, name: str, embed_dim: int) -> tuple[V
         raise UserError(f"model.vision: open_clip could not build {name!r}: {one_line(error)}") from error
     preprocessing = model.visual.preprocess_cfg
     mean, std = config.mean or preprocessing["mean"], config.std or preprocessing["std"]
-    tower, projection = tower_of(model.visual, mean, std)
+    tower, projection = wrap_trunk(model.visual, mean, std)
     if tower.projects and tower.width != embed_dim:
         raise UserError(
             f"model.embed_dim={embed_dim}, but {config.name} projects to {tower.width}; set "
@@ -72,7 +72,7 @@ def _open_clip_tower(config: VisionConfig, name: str, embed_dim: int) -> tuple[V
     return tower, projection if config.pretrained is not None else None
 
 
-def tower_of(visual: Any, mean: Any, std: Any) -> tuple[VisionTower, Tensor | None]:
+def wrap_trunk(visual: Any, mean: Any, std: Any) -> tuple[VisionTower, Tensor | None]:
     """An open_clip model's `visual` as a tower, which it becomes, and the projection it had [embed_dim, width].
 
     Without a projection it pools into the shared space by itself: the tower either projects, or the projection is one.

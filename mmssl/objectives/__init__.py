@@ -17,7 +17,7 @@ def objective_names() -> list[str]:
 
 
 def reference(names: Container[str]) -> str | None:
-    """The objective among these that brings pictures and captions together; the others are measured against it."""
+    """The objective among these that brings images and captions together; the others are measured against it."""
     return next((name for name in _REFERENCES if name in names), None)
 
 

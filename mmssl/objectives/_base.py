@@ -4,9 +4,9 @@ A step runs in this order, each part on the whole of a process's batch or on mic
 
 1. `begin` tells the part of the training that is done; `prepare` draws everything random (masks, noise, permutations)
    for the whole batch as tensors of B rows.
-2. The union of all objectives' `forwards` runs once.
+2. The union of all objectives' `required_passes` runs once.
 3. `predict` maps the encodings of some samples to tensors, sample by sample.
-4. `loss` maps predictions to a sum and the number of terms in it. A `coupled` loss sees the predictions of the whole
+4. `loss` maps predictions to a sum and the number of terms in it. A `batch_coupled` loss sees the predictions of the whole
    batch, because each sample's loss depends on the others; any other may be summed over parts of the batch.
 5. `finish` lets the objective keep something of the whole batch (a queue).
 """
@@ -22,7 +22,7 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from mmssl.config import ObjectiveConfig, ViewConfig
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.vision import Encoded, VisionTower
 from mmssl.rng import RowRandom
@@ -36,20 +36,20 @@ Predictions = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Forward:
+class EncoderPass:
     """One encoding a step needs; equal ones are run once."""
 
     tower: Literal["vision", "text"]
     input: str
-    """Name of the pictures or token ids among the inputs."""
+    """Name of the images or token ids among the inputs."""
     mask: str = ""
     """Text: name of the token mask. Vision: name of the patch indices to keep; empty for all patches."""
 
 
-CLEAN_IMAGE = Forward("vision", "view.main")
-CLEAN_TEXT = Forward("text", "tokens", "token_mask")
+IMAGE = EncoderPass("vision", "view.main")
+TEXT = EncoderPass("text", "tokens", "token_mask")
 
-Features = Mapping[Forward, Encoded]
+Features = Mapping[EncoderPass, Encoded]
 
 
 @dataclass(frozen=True)
@@ -86,48 +86,48 @@ class Objective(nn.Module, abc.ABC):
 
     Options: ClassVar[type[ObjectiveOptions]] = ObjectiveOptions
     """The typed options of the objective's configuration entry."""
-    coupled: ClassVar[bool] = False
+    batch_coupled: ClassVar[bool] = False
     """The loss of one sample depends on the other samples of the global batch."""
-    encodes_apart: ClassVar[bool] = False
+    has_own_encoder: ClassVar[bool] = False
     """It runs an encoder of its own in `prepare`, outside of the mixer's forward."""
 
     def views(self) -> dict[str, ViewConfig]:
         """Renderings needed beside `main`, by name."""
         return {}
 
-    def begin(self, progress: float) -> None:
+    def on_step_start(self, progress: float) -> None:
         """A step begins after the part `progress` of the training (0 to 1)."""
 
-    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+    def sample_targets(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         """Tensors of B rows for the whole batch of this process: what is random, the same rows at any number of
         processes, and what needs no gradient. Called once a step, without gradients; names begin with the objective's.
         """
         return {}
 
-    def count(self, inputs: Inputs) -> Tensor:
-        """Number of terms in the loss of these samples; by default one a sample, and one a batch if `coupled`."""
+    def num_terms(self, inputs: Inputs) -> Tensor:
+        """Number of terms in the loss of these samples; by default one a sample, and one a batch if `batch_coupled`."""
         ids = inputs["ids"]
         # Not torch.tensor(..., device=...), which waits for the device.
-        return torch.full((), 1.0 if self.coupled else float(len(ids)), device=ids.device)
+        return torch.full((), 1.0 if self.batch_coupled else float(len(ids)), device=ids.device)
 
-    def finish(self, inputs: Inputs, processes: Processes) -> None:
+    def on_step_end(self, inputs: Inputs, world: World) -> None:
         """Called once a step with the whole batch of this process, after its gradients; no gradients here."""
 
-    def pictures(self, predictions: Predictions, inputs: Inputs, encoder: DualEncoder) -> Tensor | None:
-        """What a person would look at: uint8 [b, columns, 3, H, W], one row of pictures a sample."""
+    def visualize(self, predictions: Predictions, inputs: Inputs, encoder: DualEncoder) -> Tensor | None:
+        """What a person would look at: uint8 [b, columns, 3, H, W], one row of images a sample."""
         return None
 
     @abc.abstractmethod
-    def forwards(self) -> tuple[Forward, ...]:
+    def required_passes(self) -> tuple[EncoderPass, ...]:
         """The encodings `predict` reads."""
 
     @abc.abstractmethod
     def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
-        """Predictions for some samples from their encodings. If `coupled`: row i depends on sample i only."""
+        """Predictions for some samples from their encodings. If `batch_coupled`: row i depends on sample i only."""
 
     @abc.abstractmethod
-    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
-        """The loss. If `coupled`: its mean over processes must be the loss of the global batch."""
+    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
+        """The loss. If `batch_coupled`: its mean over processes must be the loss of the global batch."""
 
 
 def classification(logits: Tensor, labels: Tensor) -> Output:
@@ -137,7 +137,7 @@ def classification(logits: Tensor, labels: Tensor) -> Output:
     return Output(total, {"accuracy": (hits, float(len(labels)))})
 
 
-def places_of(vision: VisionTower, name: str) -> tuple[int, int]:
+def token_grid(vision: VisionTower, name: str) -> tuple[int, int]:
     """Width of a vision tower's tokens and how many places a side they have; objective `name` predicts from them.
 
     Raises:

@@ -4,17 +4,17 @@ import torch
 from torch import Tensor
 
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.objectives._base import Forward, Inputs
+from mmssl.objectives._base import EncoderPass, Inputs
 from mmssl.rng import RowRandom
 from mmssl.types import UserError
 
 
-def visible_forward(mask_ratio: float) -> Forward:
+def visible_pass(mask_ratio: float) -> EncoderPass:
     """The main view with this part of its patches hidden."""
-    return Forward("vision", "view.main", f"visible.{1 - mask_ratio:g}")
+    return EncoderPass("vision", "view.main", f"visible.{1 - mask_ratio:g}")
 
 
-def visible_patches(inputs: Inputs, random: RowRandom, encoder: DualEncoder, forward: Forward) -> dict[str, Tensor]:
+def visible_patches(inputs: Inputs, random: RowRandom, encoder: DualEncoder, forward: EncoderPass) -> dict[str, Tensor]:
     """The patches each sample shows in `forward`, int64 [B, K]; drawn once for all objectives that read it.
 
     Uniform noise is sorted and the first patches are kept (MAE, He et al. 2021, section 3).

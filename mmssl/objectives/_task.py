@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.config import ObjectiveConfig
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.vision import Encoded
-from mmssl.objectives._base import Forward, Inputs, Objective, Output, Predictions
+from mmssl.objectives._base import EncoderPass, Inputs, Objective, Output, Predictions
 from mmssl.rng import RowRandom
 from mmssl.types import Batch
 
@@ -38,9 +38,9 @@ def first_gap(schedules: Iterable[ObjectiveConfig]) -> float | None:
     return next((p for p in points if not any(weight_at(s, 1, p) > 0 for s in schedules)), None)
 
 
-def forward_plan(objectives: Iterable[Objective]) -> tuple[Forward, ...]:
+def encoder_passes(objectives: Iterable[Objective]) -> tuple[EncoderPass, ...]:
     """The distinct encodings these objectives need, in order of first need."""
-    return tuple(dict.fromkeys(forward for objective in objectives for forward in objective.forwards()))
+    return tuple(dict.fromkeys(forward for objective in objectives for forward in objective.required_passes()))
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Weighted:
     """Processes over the loss's terms in the global batch: after averaging over processes, sums become a mean."""
 
 
-class Mixer(nn.Module):
+class TrainingTask(nn.Module):
     """The dual encoder with its objectives, as one module with one forward a backward pass (as DDP wants)."""
 
-    def __init__(self, encoder: DualEncoder, objectives: Mapping[str, Objective], processes: Processes) -> None:
+    def __init__(self, encoder: DualEncoder, objectives: Mapping[str, Objective], world: World) -> None:
         super().__init__()
         self.encoder = encoder
         self.objectives = nn.ModuleDict(objectives)
-        self.processes = processes
+        self.world = world
 
     @torch.no_grad()
     def inputs(
@@ -74,15 +74,15 @@ class Mixer(nn.Module):
         inputs |= {"tokens": batch.tokens, "token_mask": batch.token_mask, "ids": batch.ids}
         for name in active:
             objective = self.objective(name)
-            objective.begin(progress)
-            inputs |= objective.prepare(inputs, random(name), self.encoder)
+            objective.on_step_start(progress)
+            inputs |= objective.sample_targets(inputs, random(name), self.encoder)
         return inputs
 
     @torch.no_grad()
-    def finish(self, inputs: Inputs, active: Iterable[str]) -> None:
+    def on_step_end(self, inputs: Inputs, active: Iterable[str]) -> None:
         """End a step: the active objectives keep what they keep of its batch."""
         for name in active:
-            self.objective(name).finish(inputs, self.processes)
+            self.objective(name).on_step_end(inputs, self.world)
 
     def objective(self, name: str) -> Objective:
         """One objective by name."""
@@ -95,11 +95,11 @@ class Mixer(nn.Module):
 
         Coupled objectives come first, so that dropout draws the same for them with the others and without.
         """
-        features: dict[Forward, Encoded] = {}
+        features: dict[EncoderPass, Encoded] = {}
         predictions = {}
-        for name in sorted(active, key=lambda name: not self.objective(name).coupled):
+        for name in sorted(active, key=lambda name: not self.objective(name).batch_coupled):
             objective = self.objective(name)
-            for forward in objective.forwards():
+            for forward in objective.required_passes():
                 if forward not in features:
                     features[forward] = self._encode(forward, inputs)
             predictions[name] = objective.predict(features, inputs, self.encoder)
@@ -109,7 +109,7 @@ class Mixer(nn.Module):
         self, predictions: Mapping[str, Predictions], inputs: Inputs, active: Mapping[str, Weighted]
     ) -> tuple[Tensor, dict[str, Output]]:
         """The weighted total of some objectives, and each one's own output."""
-        outputs = {name: self.objective(name).loss(predictions[name], inputs, self.processes) for name in active}
+        outputs = {name: self.objective(name).loss(predictions[name], inputs, self.world) for name in active}
         parts = [active[name].weight * active[name].scale * output.total for name, output in outputs.items()]
         return torch.stack(parts).sum(), outputs
 
@@ -140,7 +140,7 @@ class Mixer(nn.Module):
                 total = total + (predictions[name][key].float() * gradient).sum()
         return total, outputs
 
-    def _encode(self, forward: Forward, inputs: Inputs) -> Encoded:
+    def _encode(self, forward: EncoderPass, inputs: Inputs) -> Encoded:
         tower: nn.Module = self.encoder.vision if forward.tower == "vision" else self.encoder.text
         x, mask = inputs[forward.input], inputs[forward.mask] if forward.mask else None
         # A locked tower needs no graph.

@@ -1,17 +1,17 @@
-"""Next-token prediction of the caption with the picture in sight (CoCa, Yu et al. 2022, section 3.2)."""
+"""Next-token prediction of the caption with the image in sight (CoCa, Yu et al. 2022, section 3.2)."""
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.losses.language import next_token
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._base import (
-    CLEAN_IMAGE,
+    IMAGE,
+    EncoderPass,
     Features,
-    Forward,
     Inputs,
     Objective,
     ObjectiveOptions,
@@ -25,7 +25,7 @@ class CaptioningOptions(ObjectiveOptions):
     """Options of captioning."""
 
     depth: int = Field(2, ge=1)
-    """Layers of the decoder, each with self-attention to earlier tokens and cross-attention to the picture."""
+    """Layers of the decoder, each with self-attention to earlier tokens and cross-attention to the image."""
 
 
 class Captioning(Objective):
@@ -42,7 +42,7 @@ class Captioning(Objective):
         width = encoder.text.embedding.shape[1]
         heads = next(n for n in range(max(1, width // 64), 0, -1) if width % n == 0)
         self.position = nn.Parameter(torch.zeros(vocabulary.max_tokens, width).normal_(std=0.02))
-        self.picture = nn.Linear(encoder.vision.token_width or encoder.vision.width, width)
+        self.image = nn.Linear(encoder.vision.token_width or encoder.vision.width, width)
         layers = (
             nn.TransformerDecoderLayer(
                 width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -52,23 +52,23 @@ class Captioning(Objective):
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(width)
 
-    def count(self, inputs: Inputs) -> Tensor:
+    def num_terms(self, inputs: Inputs) -> Tensor:
         return inputs["token_mask"][:, 1:].sum().float()
 
-    def forwards(self) -> tuple[Forward, ...]:
-        return (CLEAN_IMAGE,)
+    def required_passes(self) -> tuple[EncoderPass, ...]:
+        return (IMAGE,)
 
     def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
-        encoded, tokens, embedding = features[CLEAN_IMAGE], inputs["tokens"], encoder.text.embedding
+        encoded, tokens, embedding = features[IMAGE], inputs["tokens"], encoder.text.embedding
         length = tokens.shape[1]
-        picture = self.picture(encoded.pooled.unsqueeze(1) if encoded.tokens is None else encoded.tokens)
+        image = self.image(encoded.pooled.unsqueeze(1) if encoded.tokens is None else encoded.tokens)
         x = F.embedding(tokens, embedding) + self.position[:length]
         causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
         for layer in self.layers:
-            x = layer(x, picture, tgt_mask=causal, tgt_is_causal=True)
+            x = layer(x, image, tgt_mask=causal, tgt_is_causal=True)
         return {"logits": F.linear(self.norm(x), embedding)}
 
-    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
         logits, tokens, mask = predictions["logits"], inputs["tokens"], inputs["token_mask"]
         total, count = next_token(logits, tokens, mask)
         hits = (logits.detach()[:, :-1].argmax(-1) == tokens[:, 1:]) & mask[:, 1:]

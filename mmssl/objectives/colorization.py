@@ -1,4 +1,4 @@
-"""Predict the colours of a gray picture (Zhang et al. 2016)."""
+"""Predict the colours of a gray image (Zhang et al. 2016)."""
 
 from functools import cache
 
@@ -8,19 +8,19 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.heads import PlaceHead
 from mmssl.objectives._base import (
+    EncoderPass,
     Features,
-    Forward,
     Inputs,
     Objective,
     ObjectiveOptions,
     Output,
     Predictions,
     Vocabulary,
-    places_of,
+    token_grid,
 )
 from mmssl.rng import RowRandom
 
@@ -32,7 +32,7 @@ CELLS = 8
 """Colours are predicted for at least so many cells a side."""
 _XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 _WHITE = (0.95047, 1.0, 1.08883)
-GRAY_IMAGE = Forward("vision", "colorization.image")
+GRAY_IMAGE = EncoderPass("vision", "colorization.image")
 
 
 class ColorizationOptions(ObjectiveOptions):
@@ -50,14 +50,14 @@ class Colorization(Objective):
     """Classify the colour of each cell of the main view from its lightness, with rare colours weighted up.
 
     The bins are the squares of side 10 in the plane of a and b that hold an sRGB colour: 261. (The paper's list has
-    313, with a margin in which no picture's colour lies.) The distribution of colours is measured on the run's batches.
+    313, with a margin in which no image's colour lies.) The distribution of colours is measured on the run's batches.
     """
 
     Options = ColorizationOptions
 
     def __init__(self, options: ColorizationOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
         super().__init__()
-        width, places = places_of(encoder.vision, "colorization")
+        width, places = token_grid(encoder.vision, "colorization")
         self.options = options
         bins = color_bins().clone()
         self.register_buffer("bins", bins, persistent=False)
@@ -65,23 +65,23 @@ class Colorization(Objective):
         side = places * -(-CELLS // places)
         self.head = PlaceHead(width, places, len(bins), side)
 
-    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+    def sample_targets(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         lab = rgb_to_lab(inputs["view.main"])
         cells = F.adaptive_avg_pool2d(lab[:, 1:], self.head.side)
         gray = (lab[:, :1] * 2.55).expand(-1, 3, -1, -1)
         return {"colorization.image": gray, "colorization.ab": cells.flatten(2).mT.contiguous()}
 
-    def count(self, inputs: Inputs) -> Tensor:
+    def num_terms(self, inputs: Inputs) -> Tensor:
         ab = inputs["colorization.ab"]
         return torch.full((), float(ab[..., 0].numel()), device=ab.device)
 
-    def forwards(self) -> tuple[Forward, ...]:
+    def required_passes(self) -> tuple[EncoderPass, ...]:
         return (GRAY_IMAGE,)
 
     def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
         return {"logits": self.head(features[GRAY_IMAGE].tokens).flatten(2).mT}
 
-    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
         logits, ab = predictions["logits"].float(), inputs["colorization.ab"]
         target, nearest = soft_bins(ab, self.get_buffer("bins"))
         weights = rarity(self.get_buffer("frequency"), self.options.rebalance)[nearest]
@@ -89,12 +89,12 @@ class Colorization(Objective):
         hits = (logits.detach().argmax(-1) == nearest).sum()
         return Output((weights * errors).sum(), {"accuracy": (hits, float(nearest.numel()))})
 
-    def finish(self, inputs: Inputs, processes: Processes) -> None:
+    def on_step_end(self, inputs: Inputs, world: World) -> None:
         bins, frequency = self.get_buffer("bins"), self.get_buffer("frequency")
         nearest = nearest_bins(inputs["colorization.ab"], bins).flatten()
         # Not torch.bincount, whose length a GPU tells the host.
         counts = torch.zeros_like(frequency).scatter_add_(0, nearest, torch.ones_like(nearest, dtype=frequency.dtype))
-        counts = processes.sum(counts)
+        counts = world.sum(counts)
         frequency.lerp_(counts / counts.sum().clamp(min=1), 1 - self.options.memory)
 
 

@@ -1,17 +1,17 @@
-"""Symmetric InfoNCE between pictures and captions (CLIP, Radford et al. 2021, figure 3)."""
+"""Symmetric InfoNCE between images and captions (CLIP, Radford et al. 2021, figure 3)."""
 
 from pydantic import Field
 from torch import Tensor
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.losses.contrastive import info_nce
 from mmssl.losses.logits import pick_their_own
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._base import (
-    CLEAN_IMAGE,
-    CLEAN_TEXT,
+    IMAGE,
+    TEXT,
+    EncoderPass,
     Features,
-    Forward,
     Inputs,
     Objective,
     ObjectiveOptions,
@@ -19,11 +19,11 @@ from mmssl.objectives._base import (
     Predictions,
     Vocabulary,
 )
-from mmssl.objectives._patch_masking import check_sees_patches, visible_forward, visible_patches
+from mmssl.objectives._patch_masking import check_sees_patches, visible_pass, visible_patches
 from mmssl.rng import RowRandom
 
 ACCURACY_ROWS = 512
-"""Accuracy in the batch is measured on this many pictures, so that it costs nothing beside the loss."""
+"""Accuracy in the batch is measured on this many images, so that it costs nothing beside the loss."""
 
 
 class ContrastiveOptions(ObjectiveOptions):
@@ -37,45 +37,45 @@ class ContrastiveOptions(ObjectiveOptions):
 
 
 class Contrastive(Objective):
-    """Each picture picks its caption among all of the global batch, and each caption its picture."""
+    """Each image picks its caption among all of the global batch, and each caption its image."""
 
     Options = ContrastiveOptions
-    coupled = True
+    batch_coupled = True
 
     def __init__(self, options: ContrastiveOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.options = options
-        self.image = CLEAN_IMAGE
+        self.image = IMAGE
         if options.mask_ratio > 0:
             check_sees_patches("objectives.contrastive.mask_ratio", encoder)
-        self.begin(0.0)
+        self.on_step_start(0.0)
 
-    def begin(self, progress: float) -> None:
+    def on_step_start(self, progress: float) -> None:
         masked = self.options.mask_ratio > 0 and progress < 1 - self.options.unmasked_finish
-        self.image = visible_forward(self.options.mask_ratio) if masked else CLEAN_IMAGE
+        self.image = visible_pass(self.options.mask_ratio) if masked else IMAGE
 
-    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
-        return {} if self.image == CLEAN_IMAGE else visible_patches(inputs, random, encoder, self.image)
+    def sample_targets(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+        return {} if self.image == IMAGE else visible_patches(inputs, random, encoder, self.image)
 
-    def forwards(self) -> tuple[Forward, ...]:
-        return self.image, CLEAN_TEXT
+    def required_passes(self) -> tuple[EncoderPass, ...]:
+        return self.image, TEXT
 
     def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
         return {
             "image": encoder.project_image(features[self.image].pooled),
-            "text": encoder.project_text(features[CLEAN_TEXT].pooled),
+            "text": encoder.project_text(features[TEXT].pooled),
             "logit_scale": encoder.logit_scale,
         }
 
-    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
         image, text, scale = (predictions[k] for k in ("image", "text", "logit_scale"))
-        total = info_nce(image, text, scale, ranks=processes)
-        accuracy = matching_accuracy(image, text, processes)
+        total = info_nce(image, text, scale, world=world)
+        accuracy = matching_accuracy(image, text, world)
         return Output(total, {"accuracy": accuracy, "logit_scale": (scale.detach(), 1.0)})
 
 
-def matching_accuracy(rows: Tensor, columns: Tensor, processes: Processes) -> tuple[Tensor, int]:
+def matching_accuracy(rows: Tensor, columns: Tensor, world: World) -> tuple[Tensor, int]:
     """How many of this process's first rows [n, D] lie nearest to their own column [n, D] of the global batch, and how
     many were asked."""
     rows = rows[:ACCURACY_ROWS]
-    return pick_their_own(rows, columns, ranks=processes).sum(), len(rows)
+    return pick_their_own(rows, columns, world=world).sum(), len(rows)

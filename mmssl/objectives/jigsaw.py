@@ -1,15 +1,15 @@
-"""In which order do the tiles of the picture lie (Noroozi and Favaro 2016)."""
+"""In which order do the tiles of the image lie (Noroozi and Favaro 2016)."""
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._base import (
+    EncoderPass,
     Features,
-    Forward,
     Inputs,
     Objective,
     ObjectiveOptions,
@@ -26,7 +26,7 @@ CANDIDATES = 100_000
 """Random permutations among which distant ones are picked."""
 SPREAD = 50.0
 """Standard deviation of a tile's values in each colour."""
-SHUFFLED_IMAGE = Forward("vision", "jigsaw.image")
+SHUFFLED_IMAGE = EncoderPass("vision", "jigsaw.image")
 
 
 class JigsawOptions(ObjectiveOptions):
@@ -41,7 +41,7 @@ class JigsawOptions(ObjectiveOptions):
 
 
 class Jigsaw(Objective):
-    """The main view is cut into 3 x 3 tiles that are shuffled into a new picture; the tower says by which permutation.
+    """The main view is cut into 3 x 3 tiles that are shuffled into a new image; the tower says by which permutation.
 
     Against short cuts each tile is cut at a random place of its cell, set apart from its neighbours, and loses its own
     mean and deviation in each colour.
@@ -56,7 +56,7 @@ class Jigsaw(Objective):
         self.register_buffer("orders", torch.from_numpy(orders), persistent=False)
         self.head = nn.Linear(encoder.vision.width, options.permutations)
 
-    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+    def sample_targets(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         which = random.integers(self.options.permutations)
         order = self.get_buffer("orders")[which]
         cell = inputs["view.main"].shape[-1] // TILES
@@ -65,13 +65,13 @@ class Jigsaw(Objective):
         image = lay_tiles(tiles, order, inputs["view.main"].shape[-1])
         return {"jigsaw.order": which, "jigsaw.image": image}
 
-    def forwards(self) -> tuple[Forward, ...]:
+    def required_passes(self) -> tuple[EncoderPass, ...]:
         return (SHUFFLED_IMAGE,)
 
     def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
         return {"logits": self.head(features[SHUFFLED_IMAGE].pooled)}
 
-    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
         return classification(predictions["logits"], inputs["jigsaw.order"])
 
 
@@ -90,7 +90,7 @@ def distant_permutations(
 
 
 def cut_tiles(images: Tensor, places: Tensor, size: int) -> Tensor:
-    """Standardised tiles [B, TILES**2, 3, size, size] of pictures [B, 3, S, S]; `places` uniform [B, TILES**2, 2] says
+    """Standardised tiles [B, TILES**2, 3, size, size] of images [B, 3, S, S]; `places` uniform [B, TILES**2, 2] says
     where in its cell each tile lies, down and right."""
     cell = images.shape[-1] // TILES
     corners = (places * (cell - size + 1)).long()
@@ -105,12 +105,12 @@ def cut_tiles(images: Tensor, places: Tensor, size: int) -> Tensor:
 
 
 def lay_tiles(tiles: Tensor, order: Tensor, side: int) -> Tensor:
-    """A gray picture [B, 3, side, side] with tile order[:, i] in the middle of its i-th cell."""
+    """A gray image [B, 3, side, side] with tile order[:, i] in the middle of its i-th cell."""
     size, cell = tiles.shape[-1], side // TILES
     shuffled = tiles[torch.arange(len(tiles), device=tiles.device).unsqueeze(1), order]
-    picture = tiles.new_full((len(tiles), 3, side, side), 127.5)
+    image = tiles.new_full((len(tiles), 3, side, side), 127.5)
     gap = (cell - size) // 2
     for i in range(TILES**2):
         top, left = i // TILES * cell + gap, i % TILES * cell + gap
-        picture[:, :, top : top + size, left : left + size] = shuffled[:, i]
-    return picture
+        image[:, :, top : top + size, left : left + size] = shuffled[:, i]
+    return image

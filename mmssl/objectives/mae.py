@@ -1,27 +1,27 @@
-"""Masked autoencoding of pictures: MAE (He et al. 2021) on ViTs, masked-image regression (SimMIM, Xie et al. 2021) on
+"""Masked autoencoding of images: MAE (He et al. 2021) on ViTs, masked-image regression (SimMIM, Xie et al. 2021) on
 towers that cannot be shown a part of their patches."""
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.losses.reconstruction import masked_patches, normalise_patches
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.heads import DecoderSize, PatchDecoder, PlaceHead, patchify, unpatchify
 from mmssl.models.vision import VisionTower
 from mmssl.objectives._base import (
+    EncoderPass,
     Features,
-    Forward,
     Inputs,
     Objective,
     ObjectiveOptions,
     Output,
     Predictions,
     Vocabulary,
-    places_of,
+    token_grid,
 )
-from mmssl.objectives._patch_masking import hidden_patches, visible_forward, visible_patches
+from mmssl.objectives._patch_masking import hidden_patches, visible_pass, visible_patches
 from mmssl.rng import RowRandom
 
 MOST_CELLS = 14
@@ -55,17 +55,17 @@ class Mae(Objective):
         self.decoder: nn.Module
         if vision.grid is not None and vision.patch_size is not None and vision.token_width is not None:
             self.cell = vision.patch_size
-            self.read = visible_forward(options.mask_ratio)
+            self.read = visible_pass(options.mask_ratio)
             width = options.decoder_width or min(512, max(32, vision.width // 64 * 32))
             size = DecoderSize(width, options.decoder_depth, width // 32)
             values = 3 * self.cell**2
             self.decoder = PatchDecoder(vision.token_width, vision.width, vision.grid, values, size)
         else:
             self.cell = vision.image_size // _cells(vision.image_size)
-            self.read = Forward("vision", "mae.image")
-            self.decoder = PlaceHead(*places_of(vision, "mae"), 3, vision.image_size)
+            self.read = EncoderPass("vision", "mae.image")
+            self.decoder = PlaceHead(*token_grid(vision, "mae"), 3, vision.image_size)
 
-    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+    def sample_targets(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         images = inputs["view.main"]
         if self.read.mask:
             drawn = visible_patches(inputs, random, encoder, self.read)
@@ -76,10 +76,10 @@ class Mae(Objective):
         hidden = hidden_patches(order[:, : max(1, int(patches * (1 - self.options.mask_ratio)))], patches)
         return {"mae.hidden": hidden, "mae.image": hide(images, hidden, self.cell, encoder.vision)}
 
-    def count(self, inputs: Inputs) -> Tensor:
+    def num_terms(self, inputs: Inputs) -> Tensor:
         return inputs["mae.hidden"].sum().float()
 
-    def forwards(self) -> tuple[Forward, ...]:
+    def required_passes(self) -> tuple[EncoderPass, ...]:
         return (self.read,)
 
     def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
@@ -91,25 +91,25 @@ class Mae(Objective):
         target = patchify(encoder.vision.normalize(inputs["view.main"]), self.cell)
         return {"patches": predicted, "target": normalise_patches(target) if self.options.normalise else target}
 
-    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
         target, hidden = predictions["target"], inputs["mae.hidden"]
         total, _ = masked_patches(predictions["patches"], target, hidden)
         return Output(total, {"explained": explained(total.detach(), target, hidden)})
 
-    def pictures(self, predictions: Predictions, inputs: Inputs, encoder: DualEncoder) -> Tensor:
-        """The picture, what the tower saw of it, and the reconstruction of the rest."""
-        images, vision = inputs["view.main"], encoder.vision
-        patches = patchify(vision.normalize(images), self.cell)
+    def visualize(self, predictions: Predictions, inputs: Inputs, encoder: DualEncoder) -> Tensor:
+        """The image, what the tower saw of it, and the reconstruction of the rest."""
+        main, vision = inputs["view.main"], encoder.vision
+        patches = patchify(vision.normalize(main), self.cell)
         predicted = predictions["patches"].float()
         if self.options.normalise:
             predicted = predicted * (patches.var(-1, keepdim=True) + 1e-6).sqrt() + patches.mean(-1, keepdim=True)
         whole = torch.where(inputs["mae.hidden"].unsqueeze(-1), predicted, patches)
-        seen = hide(images, inputs["mae.hidden"], self.cell, vision)
-        return torch.stack([images, seen, vision.denormalize(unpatchify(whole, self.cell))], 1)
+        seen = hide(main, inputs["mae.hidden"], self.cell, vision)
+        return torch.stack([main, seen, vision.denormalize(unpatchify(whole, self.cell))], 1)
 
 
 def explained(error: Tensor, target: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of the hidden values' variance around each picture's mean that is predicted, as a sum and its count.
+    """The part of the hidden values' variance around each image's mean that is predicted, as a sum and its count.
 
     `error` sums the hidden patches' mean squared errors; `target` [B, N, P]; `hidden` bool [B, N].
     """
@@ -120,7 +120,7 @@ def explained(error: Tensor, target: Tensor, hidden: Tensor) -> tuple[Tensor, Te
 
 
 def hide(images: Tensor, hidden: Tensor, cell: int, vision: VisionTower) -> Tensor:
-    """Pictures uint8 [B, 3, S, S] with the cells where `hidden` bool [B, N] painted in the tower's mean colour."""
+    """Images uint8 [B, 3, S, S] with the cells where `hidden` bool [B, N] painted in the tower's mean colour."""
     side = images.shape[-1] // cell
     cover = hidden.view(-1, 1, side, side).repeat_interleave(cell, 2).repeat_interleave(cell, 3)
     return torch.where(cover, vision.mean.round().to(torch.uint8), images)

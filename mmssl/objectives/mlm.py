@@ -1,4 +1,4 @@
-"""Masked language modelling (BERT, Devlin et al. 2018, section 3.1) on captions, alone or with the picture in sight."""
+"""Masked language modelling (BERT, Devlin et al. 2018, section 3.1) on captions, alone or with the image in sight."""
 
 import math
 
@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.losses.language import NO_TARGET, masked_language
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.text import TextTower, pretrained_mlm_head
 from mmssl.objectives._base import (
-    CLEAN_IMAGE,
+    IMAGE,
+    EncoderPass,
     Features,
-    Forward,
     Inputs,
     Objective,
     ObjectiveOptions,
@@ -25,7 +25,7 @@ from mmssl.objectives._base import (
 from mmssl.rng import RowRandom
 from mmssl.types import UserError
 
-MASKED_TEXT = Forward("text", "mlm.tokens", "token_mask")
+MASKED_TEXT = EncoderPass("text", "mlm.tokens", "token_mask")
 SPARE = 8
 """The last word chosen may pass a caption's budget by this many tokens; further ones stay as they are."""
 
@@ -38,7 +38,7 @@ class MlmOptions(ObjectiveOptions):
     whole_word: bool = True
     """Choose whole words, not pieces of them."""
     see_image: bool = False
-    """Predict with a cross-attention to the picture's tokens."""
+    """Predict with a cross-attention to the image's tokens."""
 
 
 class Mlm(Objective):
@@ -64,7 +64,7 @@ class Mlm(Objective):
         self.register_buffer("continues_word", words, persistent=False)
         self.register_buffer("special", torch.tensor(vocabulary.special_ids), persistent=False)
 
-    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+    def sample_targets(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         tokens, most = inputs["tokens"], self.vocabulary.max_tokens
         ordinary = inputs["token_mask"] & ~torch.isin(tokens, self.get_buffer("special"))
         continues = self.get_buffer("continues_word")[tokens]
@@ -80,11 +80,11 @@ class Mlm(Objective):
         targets = tokens.masked_fill(~chosen, NO_TARGET).gather(1, places)
         return {"mlm.tokens": corrupted, "mlm.places": places, "mlm.targets": targets}
 
-    def count(self, inputs: Inputs) -> Tensor:
+    def num_terms(self, inputs: Inputs) -> Tensor:
         return (inputs["mlm.targets"] != NO_TARGET).sum().float()
 
-    def forwards(self) -> tuple[Forward, ...]:
-        return (MASKED_TEXT, CLEAN_IMAGE) if self.options.see_image else (MASKED_TEXT,)
+    def required_passes(self) -> tuple[EncoderPass, ...]:
+        return (MASKED_TEXT, IMAGE) if self.options.see_image else (MASKED_TEXT,)
 
     def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
         tokens = features[MASKED_TEXT].tokens
@@ -92,8 +92,8 @@ class Mlm(Objective):
         places = inputs["mlm.places"].unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
         hidden = tokens.gather(1, places)
         if self.image is not None:
-            picture = features[CLEAN_IMAGE]
-            hidden = self.image(hidden, picture.pooled.unsqueeze(1) if picture.tokens is None else picture.tokens)
+            image = features[IMAGE]
+            hidden = self.image(hidden, image.pooled.unsqueeze(1) if image.tokens is None else image.tokens)
         targets = inputs["mlm.targets"]
         if targets.device.type == "cpu":
             # Here it costs nothing to ask which places are in use, and of short captions few are.
@@ -101,7 +101,7 @@ class Mlm(Objective):
             hidden, targets = hidden[used], targets[used]
         return {"logits": self.head(hidden, encoder.text.embedding), "targets": targets}
 
-    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
         logits, targets = predictions["logits"], predictions["targets"]
         total, count = masked_language(logits, targets)
         hits = (logits.detach().argmax(-1) == targets).sum()
@@ -128,7 +128,7 @@ class MlmHead(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Adds to each token what it finds in the picture."""
+    """Adds to each token what it finds in the image."""
 
     def __init__(self, width: int, image_width: int) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 """Agreement with a slowly moving copy of the encoder and a queue of its earlier outputs (MoCo, He et al. 2019), between
-two views of a picture and between pictures and captions (as ALBEF, Li et al. 2021)."""
+two views of an image and between images and captions (as ALBEF, Li et al. 2021)."""
 
 import copy
 
@@ -9,15 +9,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.config import ViewConfig
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.losses.contrastive import moco
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.heads import mlp, unit
 from mmssl.objectives._base import (
-    CLEAN_IMAGE,
-    CLEAN_TEXT,
+    IMAGE,
+    TEXT,
+    EncoderPass,
     Features,
-    Forward,
     Inputs,
     Objective,
     Output,
@@ -29,16 +29,16 @@ from mmssl.rng import RowRandom
 
 KEY_ROWS = 256
 """The momentum encoder runs on this many samples at a time; it keeps no activations."""
-SECOND_VIEW = Forward("vision", "view.moco")
+SECOND_VIEW = EncoderPass("vision", "view.moco")
 
 
 class MocoOptions(ViewOptions):
     """Options of the agreement with a momentum encoder."""
 
     image: bool = True
-    """A view of each picture agrees with the momentum encoder's vector of its main view."""
+    """A view of each image agrees with the momentum encoder's vector of its main view."""
     image_text: bool = False
-    """Pictures and captions agree with the momentum encoder's vectors of each other."""
+    """Images and captions agree with the momentum encoder's vectors of each other."""
     queue: int = Field(65536, ge=1)
     """Earlier vectors kept as negatives; a multiple of the batch."""
     momentum: float = Field(0.999, ge=0, lt=1)
@@ -58,7 +58,7 @@ class Moco(Objective):
     the gradients they enter the queue; the copy and the queues are in the checkpoint."""
 
     Options = MocoOptions
-    encodes_apart = True
+    has_own_encoder = True
 
     def __init__(self, options: MocoOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Moco(Objective):
         self.slow = copy.deepcopy(self._followed(encoder)).requires_grad_(False)
         dims = {"image": options.head_dim} if options.image else {}
         if options.image_text:
-            dims |= {"picture": encoder.embed_dim, "caption": encoder.embed_dim}
+            dims |= {"paired_image": encoder.embed_dim, "caption": encoder.embed_dim}
         self.kinds = tuple(dims)
         for kind, dim in dims.items():
             self.register_buffer(f"queue_{kind}", F.normalize(torch.randn(options.queue, dim), dim=1))
@@ -76,27 +76,27 @@ class Moco(Objective):
     def views(self) -> dict[str, ViewConfig]:
         return {"moco": self.options.view} if self.options.image else {}
 
-    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+    def sample_targets(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         self._follow(encoder)
         rows = len(inputs["ids"])
         parts = [self._keys({k: v[a : a + KEY_ROWS] for k, v in inputs.items()}) for a in range(0, rows, KEY_ROWS)]
         return {f"moco.{kind}": torch.cat([part[kind] for part in parts]) for kind in self.kinds}
 
-    def forwards(self) -> tuple[Forward, ...]:
+    def required_passes(self) -> tuple[EncoderPass, ...]:
         views = (SECOND_VIEW,) if self.options.image else ()
-        return (*views, CLEAN_IMAGE, CLEAN_TEXT) if self.options.image_text else views
+        return (*views, IMAGE, TEXT) if self.options.image_text else views
 
     def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
         queries = {}
         if self.head is not None:
             queries["image"] = unit(self.head(features[SECOND_VIEW].pooled))
         if self.options.image_text:
-            # A caption is looked for with the picture, and the other way round.
-            queries["caption"] = encoder.project_image(features[CLEAN_IMAGE].pooled)
-            queries["picture"] = encoder.project_text(features[CLEAN_TEXT].pooled)
+            # A caption is looked for with the image, and the other way round.
+            queries["caption"] = encoder.project_image(features[IMAGE].pooled)
+            queries["paired_image"] = encoder.project_text(features[TEXT].pooled)
         return queries
 
-    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
         losses, metrics = [], {}
         for kind in self.kinds:
             query, key, queue = predictions[kind], inputs[f"moco.{kind}"], self.get_buffer(f"queue_{kind}")
@@ -107,10 +107,10 @@ class Moco(Objective):
             metrics[f"{kind}_accuracy"] = (hits.sum(), float(len(query)))
         return Output(torch.stack(losses).sum(), metrics)
 
-    def finish(self, inputs: Inputs, processes: Processes) -> None:
+    def on_step_end(self, inputs: Inputs, world: World) -> None:
         position = self.get_buffer("next")
         for kind in self.kinds:
-            keys, _ = processes.gather(inputs[f"moco.{kind}"])
+            keys, _ = world.gather(inputs[f"moco.{kind}"])
             keys = keys[-self.options.queue :]
             places = (position + torch.arange(len(keys), device=keys.device)) % self.options.queue
             self.get_buffer(f"queue_{kind}").index_copy_(0, places, keys)
@@ -138,6 +138,6 @@ class Moco(Objective):
             keys["image"] = unit(slow["head"](image))
         if self.options.image_text:
             text = slow["text"](inputs["tokens"], inputs["token_mask"]).pooled
-            keys["picture"] = unit(slow["image_projection"](image))
+            keys["paired_image"] = unit(slow["image_projection"](image))
             keys["caption"] = unit(slow["text_projection"](text))
         return keys

@@ -1,14 +1,14 @@
-"""Which way up is the picture (RotNet, Gidaris et al. 2018)."""
+"""Which way up is the image (RotNet, Gidaris et al. 2018)."""
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._base import (
+    EncoderPass,
     Features,
-    Forward,
     Inputs,
     Objective,
     ObjectiveOptions,
@@ -19,7 +19,7 @@ from mmssl.objectives._base import (
 )
 from mmssl.rng import RowRandom
 
-TURNED_IMAGE = Forward("vision", "rotation.image")
+TURNED_IMAGE = EncoderPass("vision", "rotation.image")
 
 
 class RotationOptions(ObjectiveOptions):
@@ -38,21 +38,21 @@ class Rotation(Objective):
         super().__init__()
         self.head = nn.Linear(encoder.vision.width, 4)
 
-    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+    def sample_targets(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         turns = random.integers(4)
         return {"rotation.turns": turns, "rotation.image": rotate(inputs["view.main"], turns)}
 
-    def forwards(self) -> tuple[Forward, ...]:
+    def required_passes(self) -> tuple[EncoderPass, ...]:
         return (TURNED_IMAGE,)
 
     def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
         return {"logits": self.head(features[TURNED_IMAGE].pooled)}
 
-    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
         return classification(predictions["logits"], inputs["rotation.turns"])
 
 
 def rotate(images: Tensor, turns: Tensor) -> Tensor:
-    """Each picture [B, 3, S, S] turned by its number of quarter turns [B], counter-clockwise."""
+    """Each image [B, 3, S, S] turned by its number of quarter turns [B], counter-clockwise."""
     turned = torch.stack([torch.rot90(images, k, (2, 3)) for k in range(4)])
     return turned[turns, torch.arange(len(images), device=images.device)]

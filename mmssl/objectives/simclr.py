@@ -1,19 +1,19 @@
-"""Agreement of two views: of pictures by augmentation (SimCLR, Chen et al. 2020), of captions by dropout (SimCSE,
+"""Agreement of two views: of images by augmentation (SimCLR, Chen et al. 2020), of captions by dropout (SimCSE,
 Gao et al. 2021)."""
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmssl.config import ViewConfig
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.losses.contrastive import nt_xent
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.heads import mlp, unit
 from mmssl.objectives._base import (
-    CLEAN_IMAGE,
-    CLEAN_TEXT,
+    IMAGE,
+    TEXT,
+    EncoderPass,
     Features,
-    Forward,
     Inputs,
     Objective,
     ObjectiveOptions,
@@ -28,14 +28,14 @@ STRONG_VIEW = ViewConfig(
     crop_scale=(0.2, 1.0), flip=0.5, color_jitter=0.8, color_jitter_strength=(0.4, 0.4, 0.4, 0.1), gray=0.2, blur=0.5
 )
 """SimCLR's augmentation as SLIP and MoCo v3 use it."""
-SECOND_TEXT = Forward("text", "simclr.tokens", "token_mask")
+SECOND_TEXT = EncoderPass("text", "simclr.tokens", "token_mask")
 
 
 class ViewOptions(ObjectiveOptions):
-    """Options of what compares further views of the pictures."""
+    """Options of what compares further views of the images."""
 
     view: ViewConfig = STRONG_VIEW
-    """How the further picture views are rendered."""
+    """How the further image views are rendered."""
     head_width: int = Field(1024, ge=1)
     """Hidden width of the heads."""
     head_dim: int = Field(128, ge=1)
@@ -46,13 +46,13 @@ class SimclrOptions(ViewOptions):
     """Options of the agreement of views."""
 
     image: bool = True
-    """Two views of each picture agree."""
+    """Two views of each image agree."""
     text: bool = False
     """Two encodings of each caption agree, which differ by the text tower's dropout."""
     with_main: bool = False
-    """The first picture view is `main`, which is encoded anyway: one more forward instead of two."""
+    """The first image view is `main`, which is encoded anyway: one more forward instead of two."""
     temperature: float = Field(0.1, gt=0)
-    """Temperature of the pictures' loss."""
+    """Temperature of the images' loss."""
     text_temperature: float = Field(0.05, gt=0)
     """Temperature of the captions' loss."""
 
@@ -67,7 +67,7 @@ class Simclr(Objective):
     """Each view picks the other view of the same thing among all other views of the global batch."""
 
     Options = SimclrOptions
-    coupled = True
+    batch_coupled = True
 
     def __init__(self, options: SimclrOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -75,36 +75,36 @@ class Simclr(Objective):
         size = (options.head_width, options.head_dim)
         self.image_head = mlp(encoder.vision.width, *size) if options.image else None
         self.text_head = mlp(encoder.text.width, *size) if options.text else None
-        self.first = CLEAN_IMAGE if options.with_main else Forward("vision", "view.simclr_1")
-        self.second = Forward("vision", "view.simclr_2")
+        self.first = IMAGE if options.with_main else EncoderPass("vision", "view.simclr_1")
+        self.second = EncoderPass("vision", "view.simclr_2")
 
     def views(self) -> dict[str, ViewConfig]:
         asked = (self.first, self.second) if self.options.image else ()
-        return {f.input.removeprefix("view."): self.options.view for f in asked if f != CLEAN_IMAGE}
+        return {f.input.removeprefix("view."): self.options.view for f in asked if f != IMAGE}
 
-    def prepare(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+    def sample_targets(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         # The same tokens under another name: equal forwards would run once, with one dropout.
         return {"simclr.tokens": inputs["tokens"]} if self.options.text else {}
 
-    def forwards(self) -> tuple[Forward, ...]:
+    def required_passes(self) -> tuple[EncoderPass, ...]:
         images = (self.first, self.second) if self.options.image else ()
-        return (*images, CLEAN_TEXT, SECOND_TEXT) if self.options.text else images
+        return (*images, TEXT, SECOND_TEXT) if self.options.text else images
 
     def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
         predictions = {}
-        pairs = (("image", self.image_head, self.first, self.second), ("text", self.text_head, CLEAN_TEXT, SECOND_TEXT))
+        pairs = (("image", self.image_head, self.first, self.second), ("text", self.text_head, TEXT, SECOND_TEXT))
         for name, head, first, second in pairs:
             if head is not None:
                 predictions[f"{name}_1"] = unit(head(features[first].pooled))
                 predictions[f"{name}_2"] = unit(head(features[second].pooled))
         return predictions
 
-    def loss(self, predictions: Predictions, inputs: Inputs, processes: Processes) -> Output:
+    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
         losses, metrics = [], {}
         temperatures = {"image": self.options.temperature, "text": self.options.text_temperature}
         for name, temperature in temperatures.items():
             if f"{name}_1" in predictions:
                 first, second = predictions[f"{name}_1"], predictions[f"{name}_2"]
-                losses.append(nt_xent(first, second, temperature, ranks=processes))
-                metrics[f"{name}_accuracy"] = matching_accuracy(first, second, processes)
+                losses.append(nt_xent(first, second, temperature, world=world))
+                metrics[f"{name}_accuracy"] = matching_accuracy(first, second, world)
         return Output(sum(losses[1:], losses[0]), metrics)

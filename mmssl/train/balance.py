@@ -1,5 +1,5 @@
 """Objectives' weights that follow the training. Experimental: no published comparison shows that they beat tuned fixed
-weights for pictures and text."""
+weights for images and text."""
 
 from collections.abc import Iterable, Mapping
 from typing import Literal

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmssl.distributed.world import assign
+from mmssl.distributed.world import copy_into
 from mmssl.types import UserError
 
 FORMAT = 1
@@ -174,7 +174,7 @@ def load_model_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], whe
             f"({count} differences: {'; '.join(problems)})"
         )
     for name, tensor in own.items():
-        assign(tensor, state[name].reshape(tensor.shape))
+        copy_into(tensor, state[name].reshape(tensor.shape))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
@@ -207,7 +207,7 @@ def load_optimizer_tensors(
             continue
         # Moments must lie in memory as their parameter does: the fused kernel reads both by address.
         moment = torch.empty_like(parameter).detach()
-        assign(moment, value.reshape(parameter.shape))
+        copy_into(moment, value.reshape(parameter.shape))
         optimizer.state[parameter][entry] = moment
 
 

@@ -1,6 +1,6 @@
 """What each objective does to the shared towers, measured every so many steps on a few samples.
 
-Objectives' pictures, as a file a person looks at.
+Objectives' images, as a file a person looks at.
 Signs of trouble in a run's numbers, said in words, each once.
 """
 
@@ -14,43 +14,45 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.evaluate.metrics.embedding import effective_rank
 from mmssl.objectives import reference
-from mmssl.objectives._base import CLEAN_IMAGE, Inputs
-from mmssl.objectives._task import Mixer
+from mmssl.objectives._base import IMAGE, Inputs
+from mmssl.objectives._task import TrainingTask
 
 PROBE_ROWS = 64
 """Samples it is measured on; a coupled loss is taken among them alone."""
 
 
-def influence(mixer: Mixer, inputs: Inputs, active: Iterable[str], accelerator: Any) -> dict[str, float]:
+def objective_gradients(
+    task: TrainingTask, inputs: Inputs, active: Iterable[str], accelerator: Any
+) -> dict[str, float]:
     """`NAME.gradient_norm` of each unweighted loss with respect to the towers, its `NAME.gradient_cosine` with the
     contrastive (or siglip) gradient over the weights both touch, `NAME.time_share` of a forward and backward pass of
-    its own, and `image_effective_rank` of the picture features (1: all are the same; at most the number of samples).
+    its own, and `image_effective_rank` of the image features (1: all are the same; at most the number of samples).
 
     Dropout is off and batch norms keep their statistics, so that measuring changes nothing.
     """
     names = list(active)
     rows = {name: tensor[:PROBE_ROWS] for name, tensor in inputs.items()}
-    weights = [p for p in mixer.encoder.parameters() if p.requires_grad]
-    training = mixer.training
-    mixer.eval()
+    weights = [p for p in task.encoder.parameters() if p.requires_grad]
+    training = task.training
+    task.eval()
     found: dict[str, list[Tensor | None]] = {}
     seconds: dict[str, float] = {}
     for name in names:
         start = time.monotonic()
         with accelerator.autocast():
-            predictions = mixer.predict(rows, [name])
-            objective = mixer.objective(name)
-            output = objective.loss(predictions[name], rows, Processes())
-        loss = output.total / objective.count(rows).clamp(min=1)
+            predictions = task.predict(rows, [name])
+            objective = task.objective(name)
+            output = objective.loss(predictions[name], rows, World())
+        loss = output.total / objective.num_terms(rows).clamp(min=1)
         touched = loss.requires_grad
         found[name] = list(torch.autograd.grad(loss, weights, allow_unused=True)) if touched else [None] * len(weights)
         _wait(loss.device)
         seconds[name] = time.monotonic() - start
-    rank = _effective_rank(mixer, rows, accelerator)
-    mixer.train(training)
+    rank = _effective_rank(task, rows, accelerator)
+    task.train(training)
     figures = {f"{name}.gradient_norm": float(_dot(found[name], found[name]) ** 0.5) for name in names}
     figures |= {f"{name}.time_share": seconds[name] / sum(seconds.values()) for name in names}
     base = reference(found)
@@ -61,9 +63,9 @@ def influence(mixer: Mixer, inputs: Inputs, active: Iterable[str], accelerator: 
 
 
 @torch.no_grad()
-def _effective_rank(mixer: Mixer, rows: Inputs, accelerator: Any) -> float:
+def _effective_rank(task: TrainingTask, rows: Inputs, accelerator: Any) -> float:
     with accelerator.autocast():
-        features = mixer.encoder.encode_image(rows[CLEAN_IMAGE.input])
+        features = task.encoder.encode_image(rows[IMAGE.input])
     return effective_rank(features.float().cpu())
 
 
@@ -90,23 +92,23 @@ SHEET_ROWS = 8
 
 
 @torch.no_grad()
-def objective_pictures(mixer: Mixer, inputs: Inputs, active: list[str], accelerator: Any) -> dict[str, Tensor]:
+def objective_images(task: TrainingTask, inputs: Inputs, active: list[str], accelerator: Any) -> dict[str, Tensor]:
     """Objective -> uint8 [rows, columns, 3, H, W], for those that have something to show."""
     rows = {name: tensor[:SHEET_ROWS] for name, tensor in inputs.items()}
-    training = mixer.training
-    mixer.eval()
+    training = task.training
+    task.eval()
     with accelerator.autocast():
-        predictions = mixer.predict(rows, active)
-    shown = {name: mixer.objective(name).pictures(predictions[name], rows, mixer.encoder) for name in active}
-    mixer.train(training)
-    return {name: pictures for name, pictures in shown.items() if pictures is not None}
+        predictions = task.predict(rows, active)
+    shown = {name: task.objective(name).visualize(predictions[name], rows, task.encoder) for name in active}
+    task.train(training)
+    return {name: images for name, images in shown.items() if images is not None}
 
 
-def write_sheet(path: Path, pictures: Tensor) -> None:
+def write_image_grid(path: Path, images: Tensor) -> None:
     """Write uint8 [rows, columns, 3, H, W] as one PNG, a row a sample."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows, columns, _, height, width = pictures.shape
-    sheet = pictures.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
+    rows, columns, _, height, width = images.shape
+    sheet = images.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
     Image.fromarray(sheet.cpu().numpy()).save(path)
 
 
@@ -115,9 +117,9 @@ EARLY = 0.1
 EARLY_STEPS = 20
 """Nor is it before so many steps."""
 STUCK = 0.97
-"""A loss between pictures and captions above this part of guessing's is not better than guessing."""
+"""A loss between images and captions above this part of guessing's is not better than guessing."""
 COLLAPSED = 2.0
-"""An effective rank of the picture features below this means that all pictures get nearly the same vector."""
+"""An effective rank of the image features below this means that all images get nearly the same vector."""
 
 
 class Alarms:
@@ -147,7 +149,7 @@ class Alarms:
         if late and value(f"{pairing}.loss") > STUCK * guessed > 0:
             signs["stuck"] = (
                 f"step {step}: the {pairing} loss {value(f'{pairing}.loss'):.2f} is no better than that of guessing, "
-                f"{guessed:.2f}; do captions belong to their pictures (mmssl shards show)? Else try a lower optim.lr "
+                f"{guessed:.2f}; do captions belong to their images (mmssl shards show)? Else try a lower optim.lr "
                 f"or a longer optim.warmup"
             )
         if progress < 0.5 and value(f"{pairing}.logit_scale") > 0.999 * self.max_logit_scale:
@@ -157,8 +159,8 @@ class Alarms:
             )
         if value("image_effective_rank") < COLLAPSED:
             signs["collapsed"] = (
-                f"step {step}: the picture features collapsed (effective rank {value('image_effective_rank'):.1f}): "
-                f"all pictures get nearly the same vector; lower optim.lr, or the weights of the other objectives"
+                f"step {step}: the image features collapsed (effective rank {value('image_effective_rank'):.1f}): "
+                f"all images get nearly the same vector; lower optim.lr, or the weights of the other objectives"
             )
         if "mlm.loss" in record and math.isnan(value("mlm.loss")):
             signs["targets"] = f"step {step}: no caption had a token to mask for mlm; are the captions empty?"
@@ -166,9 +168,9 @@ class Alarms:
 
 
 def guessing_loss(objective: str, batch_size: int) -> float:
-    """The least loss of a model that gives every picture and caption of a batch of N the same logit.
+    """The least loss of a model that gives every image and caption of a batch of N the same logit.
 
-    InfoNCE then has ln N, whatever the logit. SigLIP has -ln p - (N - 1) ln(1 - p) a picture, least at p = 1 / N.
+    InfoNCE then has ln N, whatever the logit. SigLIP has -ln p - (N - 1) ln(1 - p) an image, least at p = 1 / N.
     """
     n = batch_size
     return math.log(n) + ((n - 1) * math.log(n / (n - 1)) if objective == "siglip" and n > 1 else 0.0)

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from mmssl.config import Config
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.evaluate.results import Metrics
@@ -19,16 +19,16 @@ from mmssl.types import UserError
 
 
 @dataclass
-class Judge:
+class RunEvaluator:
     """Judges models on the configured suites."""
 
     config: Config
     accelerator: Accelerator
-    processes: Processes
+    world: World
     run: RunState
 
     def evaluate(self, model: Model, out: Path | None) -> dict[str, Metrics]:
-        """`suite/task` -> figures, the same on every process, which share the work; tables and pictures go to `out`."""
+        """`suite/task` -> figures, the same on every process, which share the work; tables and plots go to `out`."""
         suites = self.config.evaluate.suites
         results: dict[str, Metrics] = {}
         if not suites:
@@ -44,9 +44,9 @@ class Judge:
             batch_size=self.config.evaluate.batch_size,
             logit_scale=model.logit_scale,
             draw=out is not None,
-            processes=self.processes,
+            world=self.world,
         )
-        if self.processes.rank == 0:
+        if self.world.rank == 0:
             _note(
                 self.config.run_dir / "evaluations.jsonl",
                 {"step": self.run.step, "seconds": self.run.seconds, "results": results},
@@ -57,7 +57,7 @@ class Judge:
             self.accelerator.log(figures, step=self.run.step)
         return results
 
-    def note_best(self, results: dict[str, Metrics]) -> None:
+    def update_best(self, results: dict[str, Metrics]) -> None:
         """Remember this step if it is the best so far.
 
         Raises:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mmssl.objectives._task import Mixer
+from mmssl.objectives._task import TrainingTask
 from mmssl.train.cost import synthetic_batch
 from mmssl.train.step import backward
 
@@ -21,8 +21,8 @@ PROBE = 4
 """Activations are counted on so many samples."""
 
 
-def fitting_micro_batch(
-    mixer: Mixer,
+def fit_micro_batch(
+    task: TrainingTask,
     rows: int,
     tokens: int,
     weights: Mapping[str, float],
@@ -40,21 +40,21 @@ def fitting_micro_batch(
     """
     device = accelerator.device
     # Steps change queues and running statistics.
-    mixer = copy.deepcopy(mixer)
+    task = copy.deepcopy(task)
 
     def saved(count: int) -> int:
         with _Counter() as counter:
-            _one_step(mixer, count, tokens, weights, accelerator)
-        mixer.zero_grad()
+            _one_step(task, count, tokens, weights, accelerator)
+        task.zero_grad()
         return counter.most
 
     a_sample = max(1, (saved(PROBE) - saved(PROBE // 2)) // (PROBE - PROBE // 2))
     free = free_memory(device) if free_bytes is None else free_bytes
-    free -= sum(3 * p.numel() * p.element_size() for p in mixer.parameters() if p.requires_grad)
+    free -= sum(3 * p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
     fits = max(1, int(free * SHARE) // a_sample)
     fits = min(rows, 1 << (fits.bit_length() - 1))
-    everyone = mixer.processes.gather(torch.tensor([fits], device=device))[0]
-    fits = _largest_that_runs(int(everyone.min()), lambda n: _trial(mixer, n, tokens, weights, accelerator))
+    everyone = task.world.gather(torch.tensor([fits], device=device))[0]
+    fits = _largest_that_runs(int(everyone.min()), lambda n: _trial(task, n, tokens, weights, accelerator))
     return fits, f"{a_sample / 2**20:.1f} MiB a sample, {max(free, 0) / 2**30:.1f} GiB free: {fits} of {rows}"
 
 
@@ -81,20 +81,22 @@ def _largest_that_runs(count: int, trial: Callable[[int], None]) -> int:
     return count
 
 
-def _trial(mixer: Mixer, count: int, tokens: int, weights: Mapping[str, float], accelerator: Accelerator) -> None:
+def _trial(task: TrainingTask, count: int, tokens: int, weights: Mapping[str, float], accelerator: Accelerator) -> None:
     # A CPU that runs out of memory kills the process: only a GPU can be asked by trying. With several processes, each
     # would have to try alike.
-    if accelerator.device.type == "cuda" and mixer.processes.world == 1:
+    if accelerator.device.type == "cuda" and task.world.size == 1:
         try:
-            _one_step(mixer, count, tokens, weights, accelerator)
+            _one_step(task, count, tokens, weights, accelerator)
         finally:
-            mixer.zero_grad()
+            task.zero_grad()
 
 
-def _one_step(mixer: Mixer, count: int, tokens: int, weights: Mapping[str, float], accelerator: Accelerator) -> None:
+def _one_step(
+    task: TrainingTask, count: int, tokens: int, weights: Mapping[str, float], accelerator: Accelerator
+) -> None:
     # Of ordinary tokens: masked words take memory too.
-    batch = synthetic_batch(mixer, weights, count, tokens)
-    backward(mixer, mixer, batch, weights, 0.5, (0, "fit"), None, accelerator)
+    batch = synthetic_batch(task, weights, count, tokens)
+    backward(task, task, batch, weights, 0.5, (0, "fit"), None, accelerator)
 
 
 class _Counter:

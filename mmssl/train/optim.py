@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from mmssl.config import OptimConfig, TrainConfig
-from mmssl.distributed.world import part, whole
+from mmssl.distributed.world import full_tensor, local_tensor
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.objectives._task import Mixer
+from mmssl.objectives._task import TrainingTask
 
 _EMBEDDINGS = (
     "position_embed",
@@ -39,7 +39,7 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimCon
         if not parameter.requires_grad:
             continue
         tower = next((t for t in ("vision", "text") if name.startswith(f"encoder.{t}.")), "rest")
-        decays = parameter.ndim > 1 and not any(part in name for part in _EMBEDDINGS)
+        decays = parameter.ndim > 1 and not any(local_tensor in name for local_tensor in _EMBEDDINGS)
         group = groups.setdefault(
             (tower, decays),
             {
@@ -93,7 +93,7 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def update(
-    accelerator: Any, mixer: Mixer, optimizer: torch.optim.Optimizer, prepared: Any, clip_norm: float | None
+    accelerator: Any, task: TrainingTask, optimizer: torch.optim.Optimizer, prepared: Any, clip_norm: float | None
 ) -> Tensor:
     """Clip, step and clear the gradients; an update that is not finite is skipped on the device.
 
@@ -103,17 +103,17 @@ def update(
     Returns: the norm of the whole gradient, before clipping.
     """
     if clip_norm is not None:
-        norm = whole(accelerator.clip_grad_norm_(mixer.parameters(), clip_norm))
+        norm = full_tensor(accelerator.clip_grad_norm_(task.parameters(), clip_norm))
     else:
         accelerator.unscale_gradients()
         # As clipping finds it, without writing every gradient once more.
-        norm = whole(get_total_norm([p.grad for p in mixer.parameters() if p.grad is not None]))
+        norm = full_tensor(get_total_norm([p.grad for p in task.parameters() if p.grad is not None]))
     if accelerator.scaler is None:
         # AdamW's fused kernel leaves everything as it is where this is 1, without asking the host.
         optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
     prepared.step()
     prepared.zero_grad()
-    mixer.encoder.clamp_temperature()
+    task.encoder.clamp_temperature()
     return norm
 
 
@@ -137,7 +137,7 @@ class Ema:
         pull = (1 - min(self.decay, (1 + step) / (10 + step))) * finite.float()
         averaged = {name for name, _ in encoder.named_parameters(remove_duplicate=False)}
         for name, tensor in encoder.state_dict().items():
-            own, other = part(self.weights[name]), part(tensor)
+            own, other = local_tensor(self.weights[name]), local_tensor(tensor)
             if name in averaged:
                 own.lerp_(other, pull)
             else:

@@ -14,13 +14,13 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from mmssl.config import ObjectiveConfig
 from mmssl.models.batch_norm import has_local_statistics
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.objectives._task import Mixer
+from mmssl.objectives._task import TrainingTask
 from mmssl.train.cost import synthetic_batch
 from mmssl.train.step import backward
 from mmssl.types import UserError
 
 
-def prepare_sharding(accelerator: Accelerator, mixer: Mixer) -> None:
+def prepare_sharding(accelerator: Accelerator, task: TrainingTask) -> None:
     """Complete what `accelerate launch` was told of FSDP2, before `accelerator.prepare`.
 
     Weights stay in float32 and autocast does the casting, as without FSDP2: a temperature in bfloat16 would be off by
@@ -38,8 +38,8 @@ def prepare_sharding(accelerator: Accelerator, mixer: Mixer) -> None:
         return
     if not accelerator.is_fsdp2:
         raise UserError("FSDP version 1 is not supported; use: accelerate launch --use_fsdp --fsdp_version 2")
-    for name in mixer.objectives:
-        if mixer.objective(name).encodes_apart:
+    for name in task.objectives:
+        if task.objective(name).has_own_encoder:
             raise UserError(
                 f"objectives.{name} runs an encoder beside the forward pass, where FSDP2 has its weights in parts; "
                 f"leave the objective or --use_fsdp out"
@@ -47,11 +47,11 @@ def prepare_sharding(accelerator: Accelerator, mixer: Mixer) -> None:
     plugin = accelerator.state.fsdp_plugin
     plugin.mixed_precision_policy = None
     # FSDP2 splits weights along their memory.
-    mixer.to(memory_format=torch.contiguous_format)
+    task.to(memory_format=torch.contiguous_format)
     if plugin.auto_wrap_policy is None:
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
-        plugin.transformer_cls_names_to_wrap = block_classes(mixer.encoder)
-    without_scalars(mixer)
+        plugin.transformer_cls_names_to_wrap = block_classes(task.encoder)
+    without_scalars(task)
 
 
 def block_classes(encoder: DualEncoder) -> list[str]:
@@ -87,33 +87,33 @@ PAIRS = 2
 TOKENS = 8
 
 
-def tell_ddp(accelerator: Accelerator, mixer: Mixer, schedules: Mapping[str, ObjectiveConfig]) -> None:
+def configure_ddp(accelerator: Accelerator, task: TrainingTask, schedules: Mapping[str, ObjectiveConfig]) -> None:
     """Complete the arguments of DistributedDataParallel, before `accelerator.prepare`.
 
     It looks for weights without a gradient only where there may be some: the search walks the whole graph at every
     step. It sends buffers from process 0 only where processes may hold different ones: queues may be as large as the
     model.
     """
-    if mixer.processes.world == 1 or accelerator.distributed_type == "FSDP":
+    if task.world.size == 1 or accelerator.distributed_type == "FSDP":
         return
     handler = accelerator.ddp_handler
     assert handler is not None
-    handler.broadcast_buffers = has_local_statistics(mixer)
+    handler.broadcast_buffers = has_local_statistics(task)
     acting = {name: schedule for name, schedule in schedules.items() if schedule.weight > 0}
-    handler.find_unused_parameters = any(map(rests, acting.values())) or bool(
-        without_gradient(mixer, {name: schedule.weight for name, schedule in acting.items()}, accelerator)
+    handler.find_unused_parameters = any(map(is_intermittent, acting.values())) or bool(
+        without_gradient(task, {name: schedule.weight for name, schedule in acting.items()}, accelerator)
     )
 
 
-def rests(schedule: ObjectiveConfig) -> bool:
+def is_intermittent(schedule: ObjectiveConfig) -> bool:
     """Whether there are steps at which an objective does not act; a ramp begins at weight 0."""
     return schedule.start > 0 or schedule.end < 1 or schedule.ramp > 0 or schedule.every > 1
 
 
-def without_gradient(mixer: Mixer, weights: Mapping[str, float], accelerator: Accelerator) -> list[str]:
+def without_gradient(task: TrainingTask, weights: Mapping[str, float], accelerator: Accelerator) -> list[str]:
     """Names of the trained weights that a step leaves without a gradient in which all these objectives act: found by
     one on pairs made up. Towers of other libraries may own weights that their forward does not use."""
-    mixer = copy.deepcopy(mixer)  # Steps change queues and running statistics.
-    batch = synthetic_batch(mixer, weights, PAIRS, TOKENS)
-    backward(mixer.train(), mixer, batch, weights, 0.5, (0, "unused"), None, accelerator)
-    return [name for name, parameter in mixer.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    task = copy.deepcopy(task)  # Steps change queues and running statistics.
+    batch = synthetic_batch(task, weights, PAIRS, TOKENS)
+    backward(task.train(), task, batch, weights, 0.5, (0, "unused"), None, accelerator)
+    return [name for name, parameter in task.named_parameters() if parameter.requires_grad and parameter.grad is None]

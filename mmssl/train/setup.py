@@ -20,20 +20,20 @@ from torch import nn
 
 from mmssl import build
 from mmssl.config import Config, ViewConfig, dump_config
-from mmssl.data.loader import sources_of
+from mmssl.data.loader import resolve_sources
 from mmssl.data.transforms.tokenizer import Tokenizer
-from mmssl.distributed.world import Processes, processes
+from mmssl.distributed.world import World, current_world
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.models.batch_norm import synchronize_batch_norm
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._base import ObjectiveOptions
-from mmssl.objectives._task import Mixer, first_gap
+from mmssl.objectives._task import TrainingTask, first_gap
 from mmssl.rng import torch_seed
 from mmssl.train import state
 from mmssl.train.checkpoint import newest_checkpoint, step_of, write_atomically
-from mmssl.train.memory import fitting_micro_batch
+from mmssl.train.memory import fit_micro_batch
 from mmssl.train.optim import Ema, Length, build_optimizer, training_length
-from mmssl.train.parallel import prepare_sharding, tell_ddp
+from mmssl.train.parallel import configure_ddp, prepare_sharding
 from mmssl.train.provenance import record_start
 from mmssl.train.recovery import batches_past, rewind
 from mmssl.train.state import RunState, Trained
@@ -47,7 +47,7 @@ class Setup:
     config: Config
     """With everything written out that follows from it."""
     accelerator: Accelerator
-    processes: Processes
+    world: World
     console: Console
     """Silent but on process 0."""
     tokenizer: Tokenizer
@@ -59,7 +59,7 @@ class Setup:
     model: nn.Module
     """The mixer as Accelerate prepared it."""
     prepared_optimizer: Any
-    judged: DualEncoder | None
+    unsharded: DualEncoder | None
     """Where weights are split over processes: the encoder once more, whole and on the CPU, to be judged."""
 
 
@@ -69,41 +69,41 @@ def set_up(config: Config, resume: bool, rewound: bool) -> Setup:
     Raises:
         UserError: bad input; nothing was written.
     """
-    config = build.resolved(config)
+    config = build.resolve(config)
     accelerator = build_accelerator(config)
-    ours = processes(even=True, ring=config.train.exchange == "ring")
-    check(config, ours.world, resume)
+    ours = current_world(even=True, ring=config.train.exchange == "ring")
+    check(config, ours.size, resume)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     console = Console(stderr=True, quiet=ours.rank != 0)
     say = partial(console.print, soft_wrap=True, highlight=False)
     tokenizer = build.build_tokenizer(config, config.run_dir / "tokenizer")
-    mixer = _build_mixer(config, tokenizer, accelerator, ours, say)
-    stream = build.build_stream(config, mixer, tokenizer, config.run_dir / "bad_samples.jsonl")
+    task = _build_task(config, tokenizer, accelerator, ours, say)
+    stream = build.build_loader(config, task, tokenizer, config.run_dir / "bad_samples.jsonl")
     schedules = build.objective_options(config)
-    run = RunState(micro_batch=_micro_batch(config, mixer, schedules, accelerator, say))
-    judged = copy.deepcopy(mixer.encoder).cpu() if accelerator.distributed_type == "FSDP" else None
+    run = RunState(micro_batch=_micro_batch(config, task, schedules, accelerator, say))
+    unsharded = copy.deepcopy(task.encoder).cpu() if accelerator.distributed_type == "FSDP" else None
     if config.train.compile:
-        mixer.encoder.vision.compile()
-        mixer.encoder.text.compile(dynamic=True)
-    prepare_sharding(accelerator, mixer)
-    tell_ddp(accelerator, mixer, schedules)
-    optimizer = build_optimizer(mixer.named_parameters(), config.optim)
-    model, prepared_optimizer = accelerator.prepare(mixer, optimizer)
-    ema = Ema(mixer.encoder, config.train.ema) if config.train.ema is not None else None
+        task.encoder.vision.compile()
+        task.encoder.text.compile(dynamic=True)
+    prepare_sharding(accelerator, task)
+    configure_ddp(accelerator, task, schedules)
+    optimizer = build_optimizer(task.named_parameters(), config.optim)
+    model, prepared_optimizer = accelerator.prepare(task, optimizer)
+    ema = Ema(task.encoder, config.train.ema) if config.train.ema is not None else None
     setup = Setup(
         config=config,
         accelerator=accelerator,
-        processes=ours,
+        world=ours,
         console=console,
         tokenizer=tokenizer,
         schedules=schedules,
-        views=build.build_views(config, mixer),
+        views=build.build_views(config, task),
         length=training_length(config.train, config.data.batch_size, stream.samples_per_epoch),
-        trained=Trained(mixer, optimizer, ema, stream, accelerator.scaler, run),
+        trained=Trained(task, optimizer, ema, stream, accelerator.scaler, run),
         model=model,
         prepared_optimizer=prepared_optimizer,
-        judged=judged,
+        unsharded=unsharded,
     )
     if resume:
         _go_back(setup, rewound, say)
@@ -111,25 +111,25 @@ def set_up(config: Config, resume: bool, rewound: bool) -> Setup:
     return setup
 
 
-def _build_mixer(
-    config: Config, tokenizer: Tokenizer, accelerator: Accelerator, ours: Processes, say: Callable[[str], None]
-) -> Mixer:
+def _build_task(
+    config: Config, tokenizer: Tokenizer, accelerator: Accelerator, ours: World, say: Callable[[str], None]
+) -> TrainingTask:
     """The dual encoder with its objectives, on its device."""
     torch.manual_seed(torch_seed(config.seed, "weights"))
     encoder = build.build_encoder(config, tokenizer, say)
     if config.train.activation_checkpointing:
         encoder.vision.checkpoint_activations()
         encoder.text.checkpoint_activations()
-    mixer = build.build_mixer(config, encoder, tokenizer, ours)
-    if config.train.sync_batch_norm and ours.world > 1:
-        synchronize_batch_norm(mixer, ours, accelerator.device)
-    mixer.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return mixer
+    task = build.build_task(config, encoder, tokenizer, ours)
+    if config.train.sync_batch_norm and ours.size > 1:
+        synchronize_batch_norm(task, ours, accelerator.device)
+    task.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return task
 
 
 def _micro_batch(
     config: Config,
-    mixer: Mixer,
+    task: TrainingTask,
     schedules: dict[str, ObjectiveOptions],
     accelerator: Accelerator,
     say: Callable[[str], None],
@@ -137,9 +137,9 @@ def _micro_batch(
     """As configured, or as many samples as fit."""
     if config.train.micro_batch != "auto":
         return config.train.micro_batch
-    rows = config.data.batch_size // mixer.processes.world
+    rows = config.data.batch_size // task.world.size
     weights = {name: options.weight for name, options in schedules.items() if options.weight > 0}
-    found, why = fitting_micro_batch(mixer, rows, config.model.text.max_tokens, weights, accelerator)
+    found, why = fit_micro_batch(task, rows, config.model.text.max_tokens, weights, accelerator)
     say(f"train.micro_batch=auto: {why}")
     return found
 
@@ -147,9 +147,9 @@ def _micro_batch(
 def _go_back(setup: Setup, rewound: bool, say: Callable[[str], None]) -> None:
     """Restore the newest checkpoint that is whole; a run without one starts anew."""
     run_dir, run = setup.config.run_dir, setup.trained.run
-    if rewound and setup.processes.rank == 0:
+    if rewound and setup.world.rank == 0:
         say(rewind(run_dir))
-    setup.processes.barrier()
+    setup.world.barrier()
     found = newest_checkpoint(run_dir / "checkpoints")
     if found is None:
         say(f"no checkpoint in {run_dir / 'checkpoints'}: starting from the beginning")
@@ -169,17 +169,17 @@ def _take_folder(setup: Setup, resume: bool) -> None:
     """Make the run's folder, with what is known at its start, and begin the trackers."""
     config, step = setup.config, setup.trained.run.step
     # Whoever still looks whether the folder is free must not find it taken by process 0.
-    setup.processes.barrier()
-    if setup.processes.rank == 0:
-        claim(config, resume)
-        record_start(config.run_dir, step, setup.processes.world, setup.trained.stream.state_dict())
+    setup.world.barrier()
+    if setup.world.rank == 0:
+        create_run_dir(config, resume)
+        record_start(config.run_dir, step, setup.world.size, setup.trained.stream.state_dict())
         folder = config.run_dir / "tokenizer"
         if not folder.is_dir():
             # Whole, or not at all if this is killed.
             partial_folder = folder.with_name(".writing-tokenizer")
             setup.tokenizer.save(partial_folder)
             partial_folder.rename(folder)
-    setup.processes.barrier()
+    setup.world.barrier()
     setup.accelerator.init_trackers("tensorboard", init_kwargs=tracker_options(step))
 
 
@@ -188,7 +188,7 @@ PACKED = "shards"
 """Folder of a run for the shards that were packed for it; it may be there before the run begins."""
 
 
-def is_free(run: Path) -> bool:
+def is_available(run: Path) -> bool:
     """Whether a run may begin in a folder: it does not exist, or holds packed shards alone."""
     return not run.exists() or (run.is_dir() and [path.name for path in run.iterdir()] == [PACKED])
 
@@ -227,24 +227,24 @@ def build_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-def check(config: Config, world: int, resume: bool) -> None:
+def check(config: Config, world_size: int, resume: bool) -> None:
     """What can be refused before anything is built.
 
     Raises:
         UserError: the run exists already, shards or data sets are missing, the batch does not divide, or the schedules
             leave a step without an objective.
     """
-    if not resume and not is_free(config.run_dir):
+    if not resume and not is_available(config.run_dir):
         raise UserError(
             f"run_dir={config.run_dir} exists; pick another, or go on with it: mmssl train --resume {config.run_dir}"
         )
-    if config.data.batch_size % world:
+    if config.data.batch_size % world_size:
         raise UserError(
-            f"data.batch_size={config.data.batch_size} does not divide by the {world} processes; pick a "
-            f"multiple of {world}"
+            f"data.batch_size={config.data.batch_size} does not divide by the {world_size} processes; pick a "
+            f"multiple of {world_size}"
         )
     check_schedules(config)
-    sources_of(config.data.train, config.data.allow_pipe)
+    resolve_sources(config.data.train, config.data.allow_pipe)
     for name, entry in config.evaluate.suites.items():
         open_dataset(entry.data, name=name)
 
@@ -259,7 +259,7 @@ def check_schedules(config: Config) -> None:
         )
 
 
-def claim(config: Config, resume: bool) -> None:
+def create_run_dir(config: Config, resume: bool) -> None:
     """Make the run's folder and write its configuration.
 
     Raises:
@@ -267,7 +267,7 @@ def claim(config: Config, resume: bool) -> None:
     """
     run = config.run_dir
     try:
-        run.mkdir(parents=True, exist_ok=resume or is_free(run))
+        run.mkdir(parents=True, exist_ok=resume or is_available(run))
         write_atomically(run / "config.yaml", dump_config(config).encode())
     except OSError as error:
         raise UserError(f"run_dir={run} cannot be written: {error.strerror}; pick another folder") from None

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmssl.data.loader import TrainStream
-from mmssl.distributed.world import whole
-from mmssl.objectives._task import Mixer
+from mmssl.data.loader import TrainLoader
+from mmssl.distributed.world import full_tensor
+from mmssl.objectives._task import TrainingTask
 from mmssl.train import checkpoint
 from mmssl.train.optim import Ema
 from mmssl.train.provenance import versions
@@ -43,10 +43,10 @@ class RunState:
 class Trained:
     """The live objects whose state a checkpoint holds."""
 
-    mixer: Mixer
+    task: TrainingTask
     optimizer: torch.optim.Optimizer
     ema: Ema | None
-    stream: TrainStream
+    stream: TrainLoader
     scaler: torch.amp.GradScaler | None
     run: RunState
 
@@ -60,10 +60,10 @@ def save(folder: Path, trained: Trained, keep: int) -> None:
     Raises:
         UserError: it cannot be written; earlier ones are untouched.
     """
-    mixer, run = trained.mixer, trained.run
-    main = mixer.processes.rank == 0
-    names: dict[Tensor, str] = {parameter: name for name, parameter in mixer.named_parameters()}
-    tensors = _gathered(mixer.state_dict(), main)
+    task, run = trained.task, trained.run
+    main = task.world.rank == 0
+    names: dict[Tensor, str] = {parameter: name for name, parameter in task.named_parameters()}
+    tensors = _gathered(task.state_dict(), main)
     if trained.ema is not None:
         tensors |= _gathered({f"ema.{name}": value for name, value in trained.ema.weights.items()}, main)
     optimizer = _gathered(checkpoint.optimizer_tensors(trained.optimizer, names), main)
@@ -82,7 +82,7 @@ def save(folder: Path, trained: Trained, keep: int) -> None:
         checkpoint.save_checkpoint(folder, run.step, tensors, optimizer, state)
         best = None if run.best is None else folder / f"step-{run.best[1]:09d}"
         checkpoint.prune_checkpoints(folder, run.step, keep, best)
-    mixer.processes.barrier()
+    task.world.barrier()
 
 
 def restore(path: Path, trained: Trained) -> list[str]:
@@ -97,12 +97,12 @@ def restore(path: Path, trained: Trained) -> list[str]:
     differing = _differing_versions(state["versions"])
     where = f"checkpoint {path}" + (f" ({differing})" if differing else "")
     ema = {name.removeprefix("ema."): tensors.pop(name) for name in list(tensors) if name.startswith("ema.")}
-    checkpoint.load_model_state(trained.mixer.state_dict(), tensors, where)
+    checkpoint.load_model_state(trained.task.state_dict(), tensors, where)
     if trained.ema is not None:
         if not ema:
             raise UserError(f"{where} has no EMA weights; resume with train.ema=null")
         checkpoint.load_model_state(trained.ema.weights, ema, f"{where}, EMA")
-    checkpoint.load_optimizer_tensors(trained.optimizer, dict(trained.mixer.named_parameters()), optimizer)
+    checkpoint.load_optimizer_tensors(trained.optimizer, dict(trained.task.named_parameters()), optimizer)
     trained.stream.load_state_dict(state["stream"])
     run = trained.run
     run.step, run.seconds = state["step"], state["seconds"]
@@ -120,7 +120,7 @@ def restore(path: Path, trained: Trained) -> list[str]:
 def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Whole tensors on the CPU (of a model that is split, not even one device could hold them all), or none where they
     are not kept: processes that do not write only give their parts."""
-    found = ((name, whole(tensor)) for name, tensor in tensors.items())
+    found = ((name, full_tensor(tensor)) for name, tensor in tensors.items())
     return {name: tensor.cpu() for name, tensor in found if keep}
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.objectives._base import Inputs, Output, Predictions
-from mmssl.objectives._task import Cached, Mixer, Weighted
+from mmssl.objectives._task import Cached, TrainingTask, Weighted
 from mmssl.rng import RowRandom, torch_generator, torch_seed
 from mmssl.types import Batch
 
@@ -34,7 +34,7 @@ class Tally:
 
 def backward(
     model: nn.Module,
-    mixer: Mixer,
+    task: TrainingTask,
     batch: Batch,
     weights: Mapping[str, float],
     progress: float,
@@ -56,23 +56,23 @@ def backward(
 
     Returns: each objective's loss and metrics on this process, as sums and counts.
     """
-    processes = mixer.processes
+    world = task.world
     rows = len(batch)
-    start = processes.rank * rows
+    start = world.rank * rows
 
     def random(name: str) -> RowRandom:
         generator = torch_generator(*seed, "objective", name, device=batch.tokens.device)
-        return RowRandom(generator, start, start + rows, rows * processes.world)
+        return RowRandom(generator, start, start + rows, rows * world.size)
 
     _reseed(seed, start)
     with accelerator.autocast():
-        inputs = mixer.inputs(batch, weights, random, progress)
+        inputs = task.inputs(batch, weights, random, progress)
     tally = Tally()
-    active = _count(mixer, inputs, weights, tally)
+    active = _count(task, inputs, weights, tally)
     chunks = list(_chunks(rows, micro_batch))
     cached: dict[str, Predictions] = {}
     if len(chunks) > 1:
-        cached = _cache_gradients(model, mixer, inputs, active, chunks, start, seed, accelerator, tally)
+        cached = _cache_gradients(model, task, inputs, active, chunks, start, seed, accelerator, tally)
     for a, b in chunks:
         last = b == rows
         _reseed(seed, start + a)
@@ -83,25 +83,25 @@ def backward(
         _record(tally, outputs)
     if watch is not None:
         watch(inputs)
-    mixer.finish(inputs, weights)
+    task.on_step_end(inputs, weights)
     return tally
 
 
-def _count(mixer: Mixer, inputs: Inputs, weights: Mapping[str, float], tally: Tally) -> dict[str, Weighted]:
+def _count(task: TrainingTask, inputs: Inputs, weights: Mapping[str, float], tally: Tally) -> dict[str, Weighted]:
     """Count the terms of each objective's loss: on this process into the tally, over all to make means of sums."""
-    counts = torch.stack([mixer.objective(name).count(inputs) for name in weights])
+    counts = torch.stack([task.objective(name).num_terms(inputs) for name in weights])
     for name, count in zip(weights, counts, strict=True):
         tally.add(f"{name}.loss", torch.zeros_like(count), count)
-    everyone = mixer.processes.sum(counts).clamp(min=1)
+    everyone = task.world.sum(counts).clamp(min=1)
     return {
-        name: Weighted(weight, mixer.processes.world / count)
+        name: Weighted(weight, task.world.size / count)
         for (name, weight), count in zip(weights.items(), everyone, strict=True)
     }
 
 
 def _cache_gradients(
     model: nn.Module,
-    mixer: Mixer,
+    task: TrainingTask,
     inputs: Inputs,
     active: Mapping[str, Weighted],
     chunks: list[tuple[int, int]],
@@ -111,17 +111,19 @@ def _cache_gradients(
     tally: Tally,
 ) -> dict[str, Predictions]:
     """First pass of GradCache (Gao et al. 2021): coupled objectives' gradients with respect to their predictions."""
-    coupled = {name: weighted for name, weighted in active.items() if mixer.objective(name).coupled}
-    if not coupled:
+    batch_coupled = {name: weighted for name, weighted in active.items() if task.objective(name).batch_coupled}
+    if not batch_coupled:
         return {}
     parts = []
     for a, b in chunks:
         _reseed(seed, start + a)
         with torch.no_grad(), accelerator.autocast():
             # Through the wrapped module, which may have to gather the weights first.
-            parts.append(model(_rows(inputs, a, b), coupled, only_predict=True))
-    leaves = {name: {key: _join([part[name][key] for part in parts]) for key in parts[0][name]} for name in coupled}
-    total, outputs = mixer.losses(leaves, inputs, coupled)
+            parts.append(model(_rows(inputs, a, b), batch_coupled, only_predict=True))
+    leaves = {
+        name: {key: _join([part[name][key] for part in parts]) for key in parts[0][name]} for name in batch_coupled
+    }
+    total, outputs = task.losses(leaves, inputs, batch_coupled)
     torch.autograd.backward(total)
     _record(tally, outputs)
     return {name: {key: _gradient(leaf, len(chunks)) for key, leaf in kept.items()} for name, kept in leaves.items()}

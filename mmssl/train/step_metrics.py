@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mmssl.config import Config
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.train.balance import Balance
 from mmssl.train.diagnostics import Alarms
 from mmssl.train.loggers import ProgressBar, Record, StepLog
@@ -27,7 +27,7 @@ SCALE_STEPS = 16
 halves it."""
 
 
-class Arriving:
+class AsyncCopy:
     """A tensor on its way to the host: the copy begins at once, and waiting for it waits for nothing launched later."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -36,7 +36,7 @@ class Arriving:
         if self._copied is not None:
             self._copied.record()
 
-    def here(self) -> Tensor:
+    def wait(self) -> Tensor:
         """The tensor on the host."""
         if self._copied is not None:
             self._copied.synchronize()
@@ -44,26 +44,26 @@ class Arriving:
 
 
 @dataclass
-class Pending:
+class PendingStep:
     """A step whose numbers are still on the device."""
 
     step: int
     weights: Mapping[str, float]
     names: list[str]
-    numbers: Arriving
+    numbers: AsyncCopy
     """Sum and count of each name, over all processes."""
     record: Record
     keys: list[str]
-    ids: Arriving | None
+    ids: AsyncCopy | None
 
 
 @dataclass
-class Numbers:
+class StepMetrics:
     """Adds up, reads and logs the numbers of steps."""
 
     config: Config
     accelerator: Accelerator
-    processes: Processes
+    world: World
     run: RunState
     length: Length
     logs: Mapping[str, StepLog]
@@ -73,7 +73,7 @@ class Numbers:
     """The processes agreed to save and stop."""
     save: bool = False
     """The processes agreed to save."""
-    pending: Pending | None = None
+    pending: PendingStep | None = None
     limit: int = field(init=False)
     """Updates in a row that may be skipped."""
     alarms: Alarms = field(init=False)
@@ -91,7 +91,7 @@ class Numbers:
         record: Record,
         batch: Batch,
         told: Mapping[str, tuple[float, float]],
-    ) -> Pending:
+    ) -> PendingStep:
         """Start adding up a step's numbers over the processes, with what they must agree on.
 
         Args:
@@ -102,10 +102,10 @@ class Numbers:
         device = batch.tokens.device
         host = torch.tensor(list(told.values()))
         host = host.pin_memory() if device.type == "cuda" else host
-        numbers = self.processes.sum(torch.cat([tally.stacked(), host.to(device, non_blocking=True)]))
-        ids = Arriving(self.processes.gather(batch.ids)[0]) if self.config.train.log_samples else None
+        numbers = self.world.sum(torch.cat([tally.stacked(), host.to(device, non_blocking=True)]))
+        ids = AsyncCopy(self.world.gather(batch.ids)[0]) if self.config.train.log_samples else None
         names = [*tally.sums, *told]
-        return Pending(self.run.step + 1, weights, names, Arriving(numbers), record, batch.keys, ids)
+        return PendingStep(self.run.step + 1, weights, names, AsyncCopy(numbers), record, batch.keys, ids)
 
     def read(self) -> None:
         """Take in the pending step's numbers: log them, and learn what the processes agreed on.
@@ -117,7 +117,7 @@ class Numbers:
             return
         step, self.pending = self.pending, None
         run = self.run
-        sums = dict(zip(step.names, step.numbers.here().tolist(), strict=True))
+        sums = dict(zip(step.names, step.numbers.wait().tolist(), strict=True))
         run.seconds += sums.pop("seconds")[0]
         self.stop, self.save = sums.pop("stop")[0] > 0, sums.pop("save")[0] > 0
         stream = {name: sums.pop(name)[0] for name in STREAM}
@@ -140,24 +140,24 @@ class Numbers:
             "seconds": round(run.seconds, 3),
             "skipped_updates": run.skipped,
         }
-        if self.processes.rank == 0:
+        if self.world.rank == 0:
             self._log(step, record)
         if run.skipped_in_row >= self.limit:
             self._give_up()
 
-    def _log(self, step: Pending, record: Record) -> None:
+    def _log(self, step: PendingStep, record: Record) -> None:
         progress = self.length.progress(step.step, self.run.seconds)
         alarms = self.alarms.look(record, progress)
         for alarm in alarms:
             self.bar.say(f"warning: {alarm}")
         self.logs["metrics"].write({**record, "alarm": "; ".join(alarms)} if alarms else record)
         if step.ids is not None:
-            self.logs["sample_ids"].write({"step": step.step, "ids": step.ids.here().tolist()})
+            self.logs["sample_ids"].write({"step": step.step, "ids": step.ids.wait().tolist()})
         self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step.step)
         self.bar.update(record, progress)
 
     def _give_up(self) -> None:
-        path = write_bad_steps(self.config.run_dir, self.processes.rank, self.bad)
+        path = write_bad_steps(self.config.run_dir, self.world.rank, self.bad)
         raise UserError(
             f"the loss or gradient was not finite at {self.run.skipped_in_row} steps in a row up to "
             f"{self.bad[-1].step}; their samples are named in {path}; leave them out with --resume RUN --rewind, or "

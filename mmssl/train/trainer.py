@@ -14,8 +14,8 @@ import torch
 from mmssl.apps.report.card import write_card
 from mmssl.config import Config
 from mmssl.data.transforms.augment import finish_views
-from mmssl.distributed.heartbeat import Watch, lost_peers_as_errors
-from mmssl.distributed.world import whole
+from mmssl.distributed.heartbeat import Heartbeat, peer_loss_as_user_error
+from mmssl.distributed.world import full_tensor
 from mmssl.evaluate.results import Metrics, write_json
 from mmssl.inference.model import Model
 from mmssl.models.lora import merged, without_adapters
@@ -24,14 +24,14 @@ from mmssl.objectives._task import weight_at
 from mmssl.train import state
 from mmssl.train.balance import Balance
 from mmssl.train.checkpoint import load_model_state
-from mmssl.train.diagnostics import influence, objective_pictures, write_sheet
-from mmssl.train.evaluation import Judge
+from mmssl.train.diagnostics import objective_gradients, objective_images, write_image_grid
+from mmssl.train.evaluation import RunEvaluator
 from mmssl.train.loggers import ProgressBar, Record, StepLog
 from mmssl.train.optim import lr_factor, set_lr, update
 from mmssl.train.recovery import StopRequest
 from mmssl.train.setup import Setup, set_up
 from mmssl.train.step import backward
-from mmssl.train.step_metrics import Numbers, Pending
+from mmssl.train.step_metrics import PendingStep, StepMetrics
 from mmssl.types import Batch, UserError
 
 
@@ -46,32 +46,32 @@ class Finished:
     """The signal that stopped the run before its end, after saving."""
 
 
-class Engine:
+class Trainer:
     """The loop of one process of a run."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.config, self.accelerator, self.processes = setup.config, setup.accelerator, setup.processes
-        self.main = self.processes.rank == 0
-        self.mixer, self.stream = setup.trained.mixer, setup.trained.stream
+        self.config, self.accelerator, self.world = setup.config, setup.accelerator, setup.world
+        self.main = self.world.rank == 0
+        self.task, self.stream = setup.trained.task, setup.trained.stream
         self.run_state = setup.trained.run
-        self.counted = replace(self.stream.counters())
+        self.last_counts = replace(self.stream.counters())
         self.balance = Balance(self.config.mixer.balance, self.run_state.running)
-        self.judge = Judge(self.config, self.accelerator, self.processes, self.run_state)
+        self.evaluator = RunEvaluator(self.config, self.accelerator, self.world, self.run_state)
         self.signals = StopRequest()
 
     def run(self) -> Finished:
         """Train to the end, or to a signal."""
         remedy = f"go on with: mmssl train --resume {self.config.run_dir}"
-        with lost_peers_as_errors(self.processes, remedy), _exhausted_as_error(self.config.run_dir, remedy):
+        with peer_loss_as_user_error(self.world, remedy), _exhaustion_as_user_error(self.config.run_dir, remedy):
             with ExitStack() as stack:
-                stack.enter_context(Watch(self.processes, remedy))
+                stack.enter_context(Heartbeat(self.world, remedy))
                 logs = {name: stack.enter_context(log) for name, log in self._open_logs().items()}
                 bar = stack.enter_context(ProgressBar(self.setup.console, self.main, self._progress()))
-                self.numbers = Numbers(
+                self.numbers = StepMetrics(
                     self.config,
                     self.accelerator,
-                    self.processes,
+                    self.world,
                     self.run_state,
                     self.setup.length,
                     logs,
@@ -91,7 +91,7 @@ class Engine:
     def _finish(self) -> dict[str, Metrics]:
         """Judge the trained model and write it."""
         run, model = self.config.run_dir, self._model()
-        results = self.judge.evaluate(model, run)
+        results = self.evaluator.evaluate(model, run)
         if self.main:
             model.save(run / "model")
             write_json(run / "results.json", results)
@@ -104,8 +104,8 @@ class Engine:
         return {name: StepLog(self.config.run_dir / f"{name}.jsonl", step) for name in names if self.main}
 
     def _loop(self) -> None:
-        self.mark = self.saved = time.monotonic()
-        for batch, wait in _timed(self.stream) if not self._done() else ():
+        self.last_step_at = self.last_save_at = time.monotonic()
+        for batch, wait in _with_wait_time(self.stream) if not self._done() else ():
             pending = self._launch(batch, wait)
             self.numbers.read()
             self.numbers.pending = pending
@@ -113,10 +113,10 @@ class Engine:
             if self._due():
                 self.numbers.read()
                 if self._every(self.config.evaluate.every) and not self._done():
-                    self.judge.note_best(self.judge.evaluate(self._model(), None))
+                    self.evaluator.update_best(self.evaluator.evaluate(self._model(), None))
                 state.save(self.config.run_dir / "checkpoints", self.setup.trained, self.config.train.keep)
                 self.numbers.save = False
-                self.mark = self.saved = time.monotonic()
+                self.last_step_at = self.last_save_at = time.monotonic()
             if self.numbers.stop or self._done():
                 break
 
@@ -135,7 +135,7 @@ class Engine:
         every = self._every(self.config.train.checkpoint_steps) or self._every(self.config.evaluate.every)
         return every or self._done() or self.numbers.stop or self.numbers.save
 
-    def _launch(self, batch: Batch, wait: float) -> Pending:
+    def _launch(self, batch: Batch, wait: float) -> PendingStep:
         """Compute the gradient of one batch and update the weights; nothing here waits for the device."""
         config, setup, step, progress = self.config, self.setup, self.run_state.step, self._progress()
         batch = finish_views(batch.to(self.accelerator.device), setup.views)
@@ -146,22 +146,22 @@ class Engine:
         figures: dict[str, float] = {}
         tally = backward(
             setup.model,
-            self.mixer,
+            self.task,
             batch,
             weights,
             progress,
             (config.seed, "step", step),
             self.run_state.micro_batch,
             self.accelerator,
-            lambda inputs: figures.update(self._look(inputs, list(weights))),
+            lambda inputs: figures.update(self._diagnose(inputs, list(weights))),
         )
         clip = config.optim.clip_norm
-        norm = update(self.accelerator, self.mixer, setup.trained.optimizer, setup.prepared_optimizer, clip)
+        norm = update(self.accelerator, self.task, setup.trained.optimizer, setup.prepared_optimizer, clip)
         tally.add("gradient_norm", norm, 1.0)
         if setup.trained.ema is not None:
-            setup.trained.ema.update(self.mixer.encoder, step, torch.isfinite(norm))
+            setup.trained.ema.update(self.task.encoder, step, torch.isfinite(norm))
         now = time.monotonic()
-        seconds, self.mark = now - self.mark, now
+        seconds, self.last_step_at = now - self.last_step_at, now
         record: Record = {
             "lr": config.optim.lr * factor,
             "samples": (step + 1) * config.data.batch_size,
@@ -169,10 +169,12 @@ class Engine:
             "data_wait": min(wait / max(seconds, 1e-9), 1.0),
             **self._mixture(),
         }
-        told = {name: (value, 1.0) for name, value in figures.items()}
-        told |= {name: (value, 0.0) for name, value in {**self._wishes(now), **self._stream_counts(seconds)}.items()}
-        told["seconds"] = (seconds * self.main, 0.0)
-        return self.numbers.reduce(tally, weights, record, batch, told)
+        host_values = {name: (value, 1.0) for name, value in figures.items()}
+        host_values |= {
+            name: (value, 0.0) for name, value in {**self._requests(now), **self._stream_counts(seconds)}.items()
+        }
+        host_values["seconds"] = (seconds * self.main, 0.0)
+        return self.numbers.reduce(tally, weights, record, batch, host_values)
 
     def _weights(self, progress: float) -> dict[str, float]:
         """The objectives that act at this step, with their weights."""
@@ -181,27 +183,27 @@ class Engine:
         factors = self.balance.factors(weights)
         return {name: weight * factors[name] for name, weight in weights.items() if weight > 0}
 
-    def _wishes(self, now: float) -> dict[str, float]:
+    def _requests(self, now: float) -> dict[str, float]:
         """What this process asks of all."""
         minutes = self.config.train.checkpoint_minutes
-        save = self.main and minutes is not None and now - self.saved > 60 * minutes
+        save = self.main and minutes is not None and now - self.last_save_at > 60 * minutes
         return {"save": float(save), "stop": float(self.signals.signal is not None)}
 
-    def _look(self, inputs: Inputs, active: list[str]) -> dict[str, float]:
-        """Now and then: write the objectives' pictures, and measure what each does to the towers."""
+    def _diagnose(self, inputs: Inputs, active: list[str]) -> dict[str, float]:
+        """Now and then: write the objectives' images, and measure what each does to the towers."""
         settings, step = self.config.mixer, self.run_state.step
         if self.accelerator.distributed_type == "FSDP":  # gathers every weight, which costs more than it tells
             return {}
-        if self.main and settings.picture_steps is not None and step % settings.picture_steps == 0 and step > 0:
-            for name, pictures in objective_pictures(self.mixer, inputs, active, self.accelerator).items():
-                write_sheet(self.config.run_dir / "pictures" / f"{name}-{step:09d}.png", pictures)
+        if self.main and settings.image_steps is not None and step % settings.image_steps == 0 and step > 0:
+            for name, images in objective_images(self.task, inputs, active, self.accelerator).items():
+                write_image_grid(self.config.run_dir / "images" / f"{name}-{step:09d}.png", images)
         if settings.watch_steps is None or step % settings.watch_steps:
             return {}
-        return influence(self.mixer, inputs, active, self.accelerator)
+        return objective_gradients(self.task, inputs, active, self.accelerator)
 
     def _stream_counts(self, seconds: float) -> dict[str, float]:
         """What the stream of this process did: its speed in this step, and counts since the process started."""
-        now, before, self.counted = self.stream.counters(), self.counted, replace(self.stream.counters())
+        now, before, self.last_counts = self.stream.counters(), self.last_counts, replace(self.stream.counters())
         megabytes = (now.bytes - before.bytes) / 1e6
         return {"mb_per_s": megabytes / max(seconds, 1e-9), "bad_samples": now.bad_samples, "retries": now.retries}
 
@@ -214,11 +216,11 @@ class Engine:
 
     def _model(self) -> Model:
         """The model to judge and export: averaged weights if there are any, adapters merged; all processes call it."""
-        encoder, ema, judged = self.mixer.encoder, self.setup.trained.ema, self.setup.judged
-        if ema is not None or judged is not None:
+        encoder, ema, unsharded = self.task.encoder, self.setup.trained.ema, self.setup.unsharded
+        if ema is not None or unsharded is not None:
             weights = encoder.state_dict() if ema is None else ema.weights
-            copied = copy.deepcopy(encoder if judged is None else judged)
-            found = {name: whole(tensor).to(copied.log_logit_scale.device) for name, tensor in weights.items()}
+            copied = copy.deepcopy(encoder if unsharded is None else unsharded)
+            found = {name: full_tensor(tensor).to(copied.log_logit_scale.device) for name, tensor in weights.items()}
             load_model_state(copied.state_dict(), found, "the model")
             encoder = copied.to(self.accelerator.device).eval()
         return Model(merged(encoder), self.setup.tokenizer, without_adapters(self.config.model))
@@ -234,11 +236,11 @@ def train(config: Config, resume: bool = False, rewound: bool = False) -> Finish
     Raises:
         UserError: bad input; nothing was trained, or the run can be resumed.
     """
-    return Engine(set_up(config, resume, rewound)).run()
+    return Trainer(set_up(config, resume, rewound)).run()
 
 
 @contextmanager
-def _exhausted_as_error(run_dir: Path, remedy: str) -> Iterator[None]:
+def _exhaustion_as_user_error(run_dir: Path, remedy: str) -> Iterator[None]:
     """One line for the user where a device's memory or the disk of the run's folder did not suffice."""
     try:
         yield
@@ -253,7 +255,7 @@ def _exhausted_as_error(run_dir: Path, remedy: str) -> Iterator[None]:
         raise UserError(f"the disk of {run_dir} is full ({error.strerror}); free some space, then {remedy}") from error
 
 
-def _timed(stream: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
+def _with_wait_time(stream: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
     """Batches with the seconds spent waiting for each."""
     iterator = iter(stream)
     while True:

@@ -37,7 +37,7 @@ def data(
 ) -> None:
     """Samples per CPU-second of the training stream, beside OpenCLIP's own loader and the attainable limit.
 
-    Both read the same shards and make the same 224-px pictures (random resized crop, bicubic) and token ids. CPU time
+    Both read the same shards and make the same 224-px images (random resized crop, bicubic) and token ids. CPU time
     is that of the whole process tree, user and system, after a warm-up. The limit is decoding and resizing alone, by
     the same libraries, on one thread. For steady figures pin it to a core: taskset -c 1 mmssl bench data
     """
@@ -144,15 +144,15 @@ def step(
 def embed(
     model: Annotated[str, typer.Argument(help="A run or a model folder.")],
     data: Annotated[str, typer.Argument(help="A folder in CLIP_benchmark's layout, or a pattern of shards.")],
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a forward pass, on both sides.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass, on both sides.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Processes of clip_benchmark's loader, one a shard at most.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each side, in turn.")] = 3,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     tower: Annotated[
-        bool, typer.Option("--tower", help="Compare mmssl embed with the tower's forward on rendered pictures instead.")
+        bool, typer.Option("--tower", help="Compare mmssl embed with the tower's forward on rendered images instead.")
     ] = False,
 ) -> None:
-    """Pictures a second from shards to features, beside clip_benchmark's own loop on the same model and shards."""
+    """Images a second from shards to features, beside clip_benchmark's own loop on the same model and shards."""
     from mmssl.evaluate.datasets import open_dataset
     from mmssl.inference.model import load
     from scripts.bench.embed import bench_embed

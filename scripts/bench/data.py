@@ -1,4 +1,4 @@
-"""The training stream beside OpenCLIP's own, on the same shards with the same changes of pictures, per CPU-second."""
+"""The training stream beside OpenCLIP's own, on the same shards with the same changes of images, per CPU-second."""
 
 import json
 import statistics

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from mmssl.config import ViewConfig
-from mmssl.data.loader import Source, TrainStream
+from mmssl.data.loader import Source, TrainLoader
 from mmssl.data.sources.reader import iter_samples
-from mmssl.data.transforms.augment_params import draw
+from mmssl.data.transforms.augment_params import draw_params
 from mmssl.data.transforms.captions import render_caption
 from mmssl.data.transforms.decode import read_header
 from mmssl.data.transforms.render import Renderer
@@ -76,11 +76,11 @@ def _in_two_parts(settings: Settings, work: Callable[[], object]) -> None:
         sys.stdin.readline()
 
 
-def _stream(settings: Settings) -> TrainStream:
-    """The training stream with OpenCLIP's changes of pictures, which are our defaults."""
+def _stream(settings: Settings) -> TrainLoader:
+    """The training stream with OpenCLIP's changes of images, which are our defaults."""
     captions = [render_caption(s.fields, ["{txt}"], None) for s in islice(iter_samples(settings.shards), _CAPTIONS)]
     view = View(ViewConfig(), settings.image_size, settings.mode)
-    return TrainStream(
+    return TrainLoader(
         [Source(settings.shards)],
         seed=0,
         batch_size=settings.batch_size,
@@ -90,10 +90,10 @@ def _stream(settings: Settings) -> TrainStream:
     )
 
 
-def _normalise(pictures: torch.Tensor) -> torch.Tensor:
+def _normalise(images: torch.Tensor) -> torch.Tensor:
     """What the vision tower does on the device: uint8 to float32, less the mean, by the deviation."""
     mean, deviation = torch.full((1, 3, 1, 1), 118.0), torch.full((1, 3, 1, 1), 68.0)
-    return pictures.float().sub_(mean).div_(deviation)
+    return images.float().sub_(mean).div_(deviation)
 
 
 def _bare_batches(settings: Settings) -> Iterator[None]:
@@ -114,16 +114,16 @@ def _images(shards: Sequence[str], count: int) -> Iterator[bytes]:
 
 
 def _planned(image: bytes, number: int, settings: Settings) -> tuple[bytes, int, int, int, int, int, int, int]:
-    """A picture, the size to decode it at, the factor, and where to cut it."""
+    """An image, the size to decode it at, the factor, and where to cut it."""
     view, header = View(ViewConfig(), settings.image_size, settings.mode), read_header(image)
-    crop = view.crop(header, draw(generator(0, "limit", number)))
+    crop = view.crop(header, draw_params(generator(0, "limit", number)))
     reduce = view.reduction(header, crop)
     height, width = -(-header.height // reduce), -(-header.width // reduce)
     top, left, rows, columns = (length // reduce for length in crop.on_grid(reduce, header))
     return image, height, width, reduce, top, left, top + rows, left + columns
 
 
-def _memory(stream: TrainStream, epochs: int) -> list[int]:
+def _memory(stream: TrainLoader, epochs: int) -> list[int]:
     """Bytes that this process holds after each epoch."""
     held = []
     for _ in range(epochs):

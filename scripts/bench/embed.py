@@ -1,4 +1,4 @@
-"""Pictures a second from shards to features, beside clip_benchmark's own loop on the same model and shards."""
+"""Images a second from shards to features, beside clip_benchmark's own loop on the same model and shards."""
 
 import contextlib
 import copy
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from mmssl.data.sources.patterns import is_remote
 from mmssl.evaluate.datasets import Dataset, read
-from mmssl.evaluate.encode import embed_pictures
+from mmssl.evaluate.encode import encode_images
 from mmssl.inference.model import Model
 from mmssl.types import UserError
 
@@ -31,11 +31,11 @@ Embed = Callable[[], Tensor]
 class EmbedBench:
     """Seconds of each round, in turn."""
 
-    pictures: int
+    images: int
     ours: list[float]
     theirs: list[float]
     likeness: float
-    """Mean cosine between our features and theirs; below 1 because pictures are decoded and resized by other
+    """Mean cosine between our features and theirs; below 1 because images are decoded and resized by other
     libraries."""
 
     @property
@@ -45,18 +45,18 @@ class EmbedBench:
 
     def text(self) -> str:
         """A table for a terminal."""
-        lines = [f"{'':15} {'pictures/s':>10} {'seconds':>8}"]
+        lines = [f"{'':15} {'images/s':>10} {'seconds':>8}"]
         for name, seconds in (("mmssl", self.ours), ("clip_benchmark", self.theirs)):
             middle = statistics.median(seconds)
-            lines.append(f"{name:15} {self.pictures / middle:10.1f} {middle:8.2f}")
+            lines.append(f"{name:15} {self.images / middle:10.1f} {middle:8.2f}")
         low, high = min(self.ratios), max(self.ratios)
         lines.append(f"ratio {statistics.median(self.ratios):.2f} [{low:.2f}, {high:.2f}] over {len(self.ours)} rounds")
-        lines.append(f"{self.pictures:,} pictures; mean cosine between both sides' features {self.likeness:.5f}")
+        lines.append(f"{self.images:,} images; mean cosine between both sides' features {self.likeness:.5f}")
         return "\n".join(lines)
 
 
 def bench_embed(model: Model, dataset: Dataset, *, batch_size: int, workers: int, rounds: int) -> EmbedBench:
-    """Embed all pictures of a data set by both, in turn, after an unmeasured pass of each.
+    """Embed all images of a data set by both, in turn, after an unmeasured pass of each.
 
     Args:
         workers: processes of clip_benchmark's loader, at most one a shard: it gives each worker whole shards.
@@ -79,10 +79,10 @@ def bench_embed(model: Model, dataset: Dataset, *, batch_size: int, workers: int
 
 
 def ours(model: Model, dataset: Dataset, batch_size: int) -> Embed:
-    """What `mmssl eval` does with the pictures of a data set: features [N, D]."""
+    """What `mmssl eval` does with the images of a data set: features [N, D]."""
 
     def embed() -> Tensor:
-        return embed_pictures(model, read(dataset, lambda bad: None), batch_size=batch_size).features
+        return encode_images(model, read(dataset, lambda bad: None), batch_size=batch_size).features
 
     return embed
 
@@ -126,7 +126,7 @@ def theirs(model: Model, dataset: Dataset, folder: Path, batch_size: int, worker
 
 
 class NormalizedInput(nn.Module):
-    """A copy of the model's picture side that takes what OpenCLIP's preprocessing gives."""
+    """A copy of the model's image side that takes what OpenCLIP's preprocessing gives."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class NormalizedInput(nn.Module):
         self.encoder.vision.std.fill_(1)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Normalised pictures [B, 3, S, S] -> unit vectors [B, D]."""
+        """Normalised images [B, 3, S, S] -> unit vectors [B, D]."""
         return self.encoder.encode_image(images)
 
 

@@ -62,18 +62,18 @@ class OpenClip:
         self.optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps)
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Pictures normalised, captions padded, as its data workers do."""
-        pictures = (batch.views["main"].float() / 255 - self.mean) / self.std
+        """Images normalised, captions padded, as its data workers do."""
+        images = (batch.views["main"].float() / 255 - self.mean) / self.std
         tokens = batch.tokens.new_full((len(batch), self.length), self.pad_id)
         tokens[:, : batch.tokens.shape[1]] = batch.tokens.masked_fill(~batch.token_mask, self.pad_id)
-        return pictures, tokens
+        return images, tokens
 
     def step(self, number: int, inputs: tuple[Tensor, Tensor]) -> Tensor:
         """One update; returns the loss."""
-        pictures, texts = (tensor.to(self.device, non_blocking=True) for tensor in inputs)
+        images, texts = (tensor.to(self.device, non_blocking=True) for tensor in inputs)
         self.optimizer.zero_grad()
         with self._autocast():
-            image_features, text_features, scale = self.model(pictures, texts)
+            image_features, text_features, scale = self.model(images, texts)
             loss: Tensor = self.loss(image_features, text_features, scale)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.clip_norm is not None:

@@ -20,8 +20,8 @@ _SHAPES = ((1, 1), (4, 3), (3, 2), (3, 4), (2, 3))
 _CONTRAST = np.array([45.0, 14.0, 14.0])
 """Standard deviations of luma and of both chromas, of 255."""
 _FALL = 1.5
-"""Amplitudes fall as 1 / frequency to this power: natural pictures have about 1 (Field 1987) in few places and much
-less in most. With 1.5 everywhere the pictures have the bits and the decoding time of photographs: 1.9 bits a pixel at
+"""Amplitudes fall as 1 / frequency to this power: natural images have about 1 (Field 1987) in few places and much
+less in most. With 1.5 everywhere the images have the bits and the decoding time of photographs: 1.9 bits a pixel at
 512 px; four photographs of scikit-image have 1.5 to 2.4 at this quality."""
 _GRAIN = 1.0
 _WORDS = (
@@ -48,19 +48,19 @@ Floats = NDArray[np.float32]
 def write_shards(
     folder: Path, side: int, samples: int, shards: int = 4, distinct: int = 256, seed: int = 0, quality: int = QUALITY
 ) -> list[str]:
-    """Write `samples` pairs, of which `distinct` pictures are different, the shorter side of each `side` pixels.
+    """Write `samples` pairs, of which `distinct` images are different, the shorter side of each `side` pixels.
 
     Returns the shards' paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = list(photographs(side, min(distinct, samples), seed, quality))
+    images = list(photographs(side, min(distinct, samples), seed, quality))
     rng, paths = generator(seed, "captions"), []
     for shard in range(shards):
         path = folder / f"{shard:05}.tar"
         with tarfile.open(path, "w") as tar:
             for number in range(samples * shard // shards, samples * (shard + 1) // shards):
                 caption = " ".join(rng.choice(_WORDS, size=int(rng.integers(5, 20))))
-                for extension, content in (("jpg", pictures[number % len(pictures)]), ("txt", caption.encode())):
+                for extension, content in (("jpg", images[number % len(images)]), ("txt", caption.encode())):
                     info = tarfile.TarInfo(f"{number:07}.{extension}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
@@ -82,9 +82,9 @@ def photographs(side: int, count: int, seed: int = 0, quality: int = QUALITY) ->
         first, second = (_part(scenes[int(i)], rng, height, width) for i in rng.choice(_SCENES, 2, replace=False))
         slope, offset = rng.normal(size=2)
         columns, rows = np.linspace(-1, 1, width), np.linspace(-1, 1, height)[:, None]
-        picture = np.where((slope * columns + rows > offset / 2)[:, :, None], first, second)
-        picture = picture + rng.normal(0, _GRAIN, (height, width, 1))
-        pixels: Pixels = np.clip(picture, 0, 255).astype(np.uint8)
+        image = np.where((slope * columns + rows > offset / 2)[:, :, None], first, second)
+        image = image + rng.normal(0, _GRAIN, (height, width, 1))
+        pixels: Pixels = np.clip(image, 0, 255).astype(np.uint8)
         yield simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
 
 

@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from mmssl.config import ViewConfig
-from mmssl.data.loader import Source, TrainStream
-from mmssl.data.order.plan import Plan, Position, default_lanes
+from mmssl.data.loader import Source, TrainLoader
+from mmssl.data.order.plan import Position, StreamPlan, default_lanes
 from mmssl.data.shards.index import FOLDER_FILE, folder_json, index_shards
-from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.shards.shard_index import ShardIndex, offsets_path
 from mmssl.data.sources.indexing import plan_source
 from mmssl.data.sources.patterns import expand
@@ -108,11 +108,12 @@ def _in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Resul
 def _order(per_shard: int, shards: int, batch_size: int) -> Order:
     size = per_shard * SAMPLE_BYTES
     entries = [
-        ShardIndex(f"{i:06}.tar", size, 0, per_shard, (), (), "", Limits().max_member_bytes) for i in range(shards)
+        ShardIndex(f"{i:06}.tar", size, 0, per_shard, (), (), "", SampleLimits().max_member_bytes)
+        for i in range(shards)
     ]
     reset_peak()
     before, start, cpu = peak_bytes(), time.perf_counter(), time.process_time()
-    plan = Plan([plan_source(entries, 1.0, None)], seed=0, lanes=default_lanes(batch_size), block=8)
+    plan = StreamPlan([plan_source(entries, 1.0, None)], seed=0, lanes=default_lanes(batch_size), block=8)
     numbers = [plan.ids(run) for run in plan.runs(Position(), batch_size, 0, batch_size)]
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     assert sum(map(len, numbers)) == batch_size
@@ -124,7 +125,7 @@ def _begin(folder: Path, batch_size: int, part: float) -> Begin:
     reset_peak()
     before, start, cpu = peak_bytes(), time.perf_counter(), time.process_time()
     view = View(ViewConfig(), _SIDE)
-    stream = TrainStream(
+    stream = TrainLoader(
         [Source(expand(str(folder)))],
         seed=0,
         batch_size=batch_size,
@@ -150,7 +151,7 @@ def _write_set(folder: Path, per_shard: int, shards: int) -> None:
     (folder / "one").mkdir()
     shard = folder / "one" / "shard.tar"
     _write_shard(shard, per_shard)
-    index_shards([str(shard)], Limits())
+    index_shards([str(shard)], SampleLimits())
     (entry,) = json.loads((shard.parent / FOLDER_FILE).read_text())["shards"].values()
     names = [f"{number:06}.tar" for number in range(shards)]
     for name in names:
@@ -161,11 +162,11 @@ def _write_set(folder: Path, per_shard: int, shards: int) -> None:
 
 def _write_shard(path: Path, samples: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
-    picture = io.BytesIO()
-    Image.fromarray(noise).save(picture, "JPEG")
+    image = io.BytesIO()
+    Image.fromarray(noise).save(image, "JPEG")
     with tarfile.open(path, "w") as tar:
         for number in range(samples):
-            for extension, content in (("jpg", picture.getvalue()), ("txt", b"a picture")):
+            for extension, content in (("jpg", image.getvalue()), ("txt", b"an image")):
                 info = tarfile.TarInfo(f"{number:06}.{extension}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))

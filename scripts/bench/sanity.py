@@ -19,7 +19,7 @@ from mmssl.stats import Interval, bootstrap
 
 STEPS = 16
 """Points of a deletion curve after its start."""
-RANDOM, CONTRAST = "random order", "contrast of the picture"
+RANDOM, CONTRAST = "random order", "contrast of the image"
 Values = NDArray[np.float64]
 
 
@@ -35,7 +35,7 @@ class Curve:
     below_random: float
     """How much lower than in random order."""
     below_random_interval: Interval
-    """95 % bootstrap interval of `below_random`, over pictures."""
+    """95 % bootstrap interval of `below_random`, over images."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Follows:
 class Sanity:
     """Both tests of every method."""
 
-    pictures: int
+    images: int
     cells: int
     """Patches a side."""
     default: str
@@ -59,7 +59,7 @@ class Sanity:
     fractions: list[float]
     """Share of the patches covered at each point of the curves."""
     curves: dict[str, Curve]
-    """By method, and of two controls: random order, and the contrast of the picture (which knows no model)."""
+    """By method, and of two controls: random order, and the contrast of the image (which knows no model)."""
     shuffled: dict[str, Follows]
 
     def json(self) -> dict[str, Any]:
@@ -76,33 +76,33 @@ class Sanity:
                 follows = self.shuffled[name]
                 line += f"   {follows.correlation:+.3f} ({follows.interval[0]:+.3f} to {follows.interval[1]:+.3f})"
             lines.append(line)
-        return "\n".join([*lines, f"{self.pictures} pictures, {self.cells} x {self.cells} patches"])
+        return "\n".join([*lines, f"{self.images} images, {self.cells} x {self.cells} patches"])
 
 
 def sanity(
-    encoder: DualEncoder, pictures: Tensor, texts: Tensor, methods: Sequence[str] | None = None, batch: int = 64
+    encoder: DualEncoder, images: Tensor, texts: Tensor, methods: Sequence[str] | None = None, batch: int = 64
 ) -> Sanity:
-    """Test explanation methods on pictures and the texts that belong to them.
+    """Test explanation methods on images and the texts that belong to them.
 
     Two tests: maps must change when the weights are shuffled (Adebayo et al. 2018), and covering the patches that a
     map ranks first must lower the similarity faster than covering patches in random order (the deletion curve of
-    Petsiuk et al. 2018). Patches are covered with the picture's ground, see `covered`.
+    Petsiuk et al. 2018). Patches are covered with the image's ground, see `covered`.
 
     Args:
-        pictures: uint8 [N, 3, S, S].
+        images: uint8 [N, 3, S, S].
         texts: unit vectors [N, D].
         methods: default: all that can look at the tower.
     """
     names = list(methods) if methods is not None else methods_of(encoder.vision)
     other = shuffled(encoder)
-    parts = list(zip(torch.split(pictures, batch), torch.split(texts, batch), strict=True))
+    parts = list(zip(torch.split(images, batch), torch.split(texts, batch), strict=True))
     maps = {n: torch.cat([on_cells(image_maps(encoder, p, t, n), CELLS) for p, t in parts]) for n in names}
     blind = {n: torch.cat([on_cells(image_maps(other, p, t, n), CELLS) for p, t in parts]) for n in names}
-    random = torch.rand(len(pictures), CELLS, CELLS, generator=torch_generator("random order"))
-    ranked = {**maps, RANDOM: random, CONTRAST: contrast(pictures)}
-    heights = {name: deletion(encoder, pictures, texts, relevance) for name, relevance in ranked.items()}
+    random = torch.rand(len(images), CELLS, CELLS, generator=torch_generator("random order"))
+    ranked = {**maps, RANDOM: random, CONTRAST: contrast(images)}
+    heights = {name: deletion(encoder, images, texts, relevance) for name, relevance in ranked.items()}
     return Sanity(
-        pictures=len(pictures),
+        images=len(images),
         cells=CELLS,
         default=DEFAULT,
         fractions=[step / STEPS for step in range(STEPS + 1)],
@@ -122,20 +122,20 @@ def shuffled(encoder: DualEncoder) -> DualEncoder:
     return other
 
 
-def deletion(encoder: DualEncoder, pictures: Tensor, texts: Tensor, relevance: Tensor) -> Values:
+def deletion(encoder: DualEncoder, images: Tensor, texts: Tensor, relevance: Tensor) -> Values:
     """Similarities [N, STEPS + 1] while the patches are covered in falling order of relevance, [N, g, g].
 
     Equally relevant patches are covered in random order.
     """
     cells = relevance.shape[-1] ** 2
-    rank = ranks(relevance).view(relevance.shape).to(pictures.device)
+    rank = world(relevance).view(relevance.shape).to(images.device)
     heights = [
-        similarities(encoder, covered(pictures, rank < round(step * cells / STEPS)), texts) for step in range(STEPS + 1)
+        similarities(encoder, covered(images, rank < round(step * cells / STEPS)), texts) for step in range(STEPS + 1)
     ]
     return torch.stack(heights, 1).double().cpu().numpy()
 
 
-def ranks(relevance: Tensor) -> Tensor:
+def world(relevance: Tensor) -> Tensor:
     """The place of each patch in falling order of relevance, equals in random order, int64 [N, P]."""
     values = relevance.flatten(1).cpu()
     mixed = torch.rand(values.shape, generator=torch_generator("equals")).argsort(1)
@@ -150,12 +150,12 @@ def on_cells(maps: Tensor, cells: int) -> Tensor:
     return F.interpolate(maps[:, None], size=(cells, cells), mode="bilinear", align_corners=False)[:, 0]
 
 
-def contrast(pictures: Tensor, cells: int = CELLS) -> Tensor:
-    """How far each patch's pixels stray from the mean of the picture's border, [N, cells, cells]: what stands out
+def contrast(images: Tensor, cells: int = CELLS) -> Tensor:
+    """How far each patch's pixels stray from the mean of the image's border, [N, cells, cells]: what stands out
     without any model."""
-    everything = torch.ones(len(pictures), 1, 1, dtype=torch.bool, device=pictures.device)
-    ground = covered(pictures, everything)
-    return on_cells((pictures.float() - ground.float()).abs().mean(1), cells)
+    everything = torch.ones(len(images), 1, 1, dtype=torch.bool, device=images.device)
+    ground = covered(images, everything)
+    return on_cells((images.float() - ground.float()).abs().mean(1), cells)
 
 
 def _curve(values: Values, random: Values) -> Curve:
@@ -175,7 +175,7 @@ def _curve(values: Values, random: Values) -> Curve:
 
 
 def rank_correlations(maps: Tensor, others: Tensor) -> Values:
-    """Spearman's rank correlation of each picture's two maps [N, h, w]; a flat map correlates with nothing, [N]."""
+    """Spearman's rank correlation of each image's two maps [N, h, w]; a flat map correlates with nothing, [N]."""
     pairs = (_average_ranks(m.flatten(1).double().cpu()) for m in (maps, others))
     first, second = (r - r.mean(1, keepdim=True) for r in pairs)
     scale = first.norm(dim=1) * second.norm(dim=1)

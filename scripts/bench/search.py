@@ -63,7 +63,7 @@ class SearchFigures:
 
 
 def bench_search(vectors: int = 1_000_000, dim: int = 512, graph: bool = True) -> SearchFigures:
-    """Search among made-up unit vectors that lie in clusters, as pictures' do.
+    """Search among made-up unit vectors that lie in clusters, as images' do.
 
     Args:
         graph: build the graph and measure it too.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmssl.data.order.plan import Plan, Position
+from mmssl.data.order.plan import Position, StreamPlan
 
 NEAR = 5
 """Samples of a source at most this far apart are neighbours."""
@@ -26,7 +26,7 @@ class ShuffleQuality:
     """The same for a uniform shuffle."""
 
 
-def upcoming(plan: Plan, position: Position, batch_size: int, batches: int) -> list[list[tuple[int, int]]]:
+def upcoming(plan: StreamPlan, position: Position, batch_size: int, batches: int) -> list[list[tuple[int, int]]]:
     """The next global batches: the source and the number within it of every sample, in order."""
     found = []
     for _ in range(batches):
@@ -41,7 +41,7 @@ def upcoming(plan: Plan, position: Position, batch_size: int, batches: int) -> l
 
 
 def shuffle_quality(
-    plan: Plan, counts: Sequence[Sequence[int]], batch_size: int, batches: int, seed: int = 0
+    plan: StreamPlan, counts: Sequence[Sequence[int]], batch_size: int, batches: int, seed: int = 0
 ) -> ShuffleQuality:
     """Measure the first batches of an epoch. `counts` are the samples of each source's shards."""
     bounds = [np.cumsum(source) for source in counts]

@@ -1,6 +1,6 @@
 """Time and memory of a training step: mixes of objectives beside each other, and beside open_clip's own model and loss.
 
-All sides start from the same weights and see the same batches of pictures and captions, decoded beforehand. Each
+All sides start from the same weights and see the same batches of images and captions, decoded beforehand. Each
 measurement has a process of its own, and the sides take turns.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmssl import build
 from mmssl.config import Config, ObjectiveConfig
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.objectives._mix_spec import ALL, parse_mix
 from mmssl.objectives._task import weight_at
 from mmssl.rng import torch_seed
@@ -162,9 +162,9 @@ def _write_inputs(config: Config, mixes: Sequence[Config], folder: Path) -> None
     encoder.text.encoder.config.save_pretrained(folder / TEXT_CONFIG)
     together = {name: options for mix in mixes for name, options in mix.objectives.items()}
     config = config.model_copy(update={"objectives": together})
-    mixer = build.build_mixer(config, encoder, tokenizer, Processes())
+    task = build.build_task(config, encoder, tokenizer, World())
     tensors: dict[str, Tensor] = {}
-    with build.build_stream(config, mixer, tokenizer, folder / "bad_samples.jsonl") as stream:
+    with build.build_loader(config, task, tokenizer, folder / "bad_samples.jsonl") as stream:
         for i, batch in enumerate(islice(stream, BATCHES)):
             tensors |= {f"{i}/view/{name}": view for name, view in batch.views.items()}
             tensors |= {f"{i}/tokens": batch.tokens, f"{i}/token_mask": batch.token_mask, f"{i}/ids": batch.ids}
@@ -209,13 +209,13 @@ class _Ours:
         torch.manual_seed(torch_seed(config.seed, "weights"))
         encoder = build.build_encoder(config, words)
         encoder.load_state_dict(load_file(folder / WEIGHTS))
-        self.mixer = build.build_mixer(config, encoder, words, Processes())
+        self.task = build.build_task(config, encoder, words, World())
         # Counted on a mixer of its own: counting runs steps, which change queues and statistics.
-        self.flops = predicted_cost(build.build_mixer(config, encoder, words, Processes()), list(self.schedules))
+        self.flops = predicted_cost(build.build_task(config, encoder, words, World()), list(self.schedules))
         encoder.zero_grad()
-        self.mixer.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = build_optimizer(self.mixer.named_parameters(), config.optim)
-        self.model, self.prepared = self.accelerator.prepare(self.mixer, self.optimizer)
+        self.task.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(self.task.named_parameters(), config.optim)
+        self.model, self.prepared = self.accelerator.prepare(self.task, self.optimizer)
         self.model.train()
 
     def prepare(self, batch: Batch) -> Batch:
@@ -231,7 +231,7 @@ class _Ours:
         seed = (self.config.seed, "step", number)
         tally = backward(
             self.model,
-            self.mixer,
+            self.task,
             inputs.to(self.accelerator.device),
             weights,
             0.5,
@@ -239,7 +239,7 @@ class _Ours:
             micro_batch,
             self.accelerator,
         )
-        update(self.accelerator, self.mixer, self.optimizer, self.prepared, self.config.optim.clip_norm)
+        update(self.accelerator, self.task, self.optimizer, self.prepared, self.config.optim.clip_norm)
         parts = [w * tally.sums[f"{n}.loss"][0] / tally.sums[f"{n}.loss"][1].clamp(min=1) for n, w in weights.items()]
         return torch.stack(parts).sum()
 

@@ -73,23 +73,23 @@ class ColourModel(torch.nn.Module):
 
 @pytest.mark.parametrize("named", [True, False], ids=["classnames", "json labels"])
 def test_a_perfect_model_scores_as_many_as_are_labelled_rightly(tmp_path: Path, named: bool) -> None:
-    """Labels, class names and templates are read as in both layouts: 3 of 4 pictures are right, one label is wrong."""
+    """Labels, class names and templates are read as in both layouts: 3 of 4 images are right, one label is wrong."""
     peer = script("openclip_peer")
     order = ["blue", "red", "green"]
     (tmp_path / "classnames.txt").write_text("\n".join(order) + "\n")
     (tmp_path / "templates.txt").write_text("{c}\nthe {c} one\n")
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for number, (shown, said) in enumerate([("red", "red"), ("green", "green"), ("blue", "blue"), ("red", "blue")]):
-            picture = io.BytesIO()
-            Image.new("RGB", (8, 8), COLOURS[shown]).save(picture, "PNG")
+            image = io.BytesIO()
+            Image.new("RGB", (8, 8), COLOURS[shown]).save(image, "PNG")
             label = ("cls", str(order.index(said))) if named else ("json", json.dumps({"label": said}))
-            for extension, content in (("png", picture.getvalue()), (label[0], label[1].encode())):
+            for extension, content in (("png", image.getvalue()), (label[0], label[1].encode())):
                 member = tarfile.TarInfo(f"{number}.{extension}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
 
-    def preprocess(image: Image.Image) -> Tensor:
-        return torch.tensor(image.getpixel((0, 0)), dtype=torch.float32) / 255
+    def preprocess(x: Image.Image) -> Tensor:
+        return torch.tensor(x.getpixel((0, 0)), dtype=torch.float32) / 255
 
     def tokenizer(texts: list[str]) -> Tensor:
         return torch.tensor([[next(i for i, c in enumerate(COLOURS) if c in text)] for text in texts])

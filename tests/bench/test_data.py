@@ -1,4 +1,4 @@
-"""The comparison with OpenCLIP's loader: fair pictures, honest accounts of CPU time, right ratios."""
+"""The comparison with OpenCLIP's loader: fair images, honest accounts of CPU time, right ratios."""
 
 import io
 import sys
@@ -33,7 +33,7 @@ def test_photographs_are_seeded_and_cost_what_photographs_cost() -> None:
 def test_shards_hold_every_pair(tmp_path: Path) -> None:
     """The asked number of pairs, in equal shards, keys unique, captions not empty."""
     paths = write_shards(tmp_path, 32, samples=10, shards=3, distinct=4)
-    names, pictures = [], set()
+    names, images = [], set()
     for path in paths:
         with tarfile.open(path) as tar:
             for member in tar:
@@ -43,9 +43,9 @@ def test_shards_hold_every_pair(tmp_path: Path) -> None:
                 body = content.read()
                 assert body
                 if member.name.endswith(".jpg"):
-                    pictures.add(body)
+                    images.add(body)
     assert sorted(names) == sorted(f"{i:07}.{extension}" for i in range(10) for extension in ("jpg", "txt"))
-    assert len(pictures) == 4
+    assert len(images) == 4
 
 
 def test_only_the_cpu_time_of_the_measured_part_counts_with_its_processes(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_growth_of_memory_is_of_the_later_half() -> None:
 
 @pytest.mark.slow
 def test_the_whole_comparison_without_openclip() -> None:
-    """Every case of ours is measured on pictures made for it, and memory is watched."""
+    """Every case of ours is measured on images made for it, and memory is watched."""
     options = Options(None, image_size=32, batch_size=8, batches=4, warm_up=1, rounds=1, epochs=3)
     report = bench_data(options, sides=[64])
     (comparison,) = report.comparisons

@@ -1,4 +1,4 @@
-"""The measurement of embedding gives both sides the same pictures and the same model."""
+"""The measurement of embedding gives both sides the same images and the same model."""
 
 from pathlib import Path
 
@@ -25,11 +25,11 @@ def tiny_model() -> Model:
     return Model(encoder, tokenizer, tiny_model_config())
 
 
-def test_both_sides_embed_the_same_pictures(tmp_path: Path) -> None:
-    """Every picture is embedded by both in every round, to nearly the same features."""
+def test_both_sides_embed_the_same_images(tmp_path: Path) -> None:
+    """Every image is embedded by both in every round, to nearly the same features."""
     dataset = open_dataset(str(write_pairs(tmp_path) / "*.tar"))
     found = bench_embed(tiny_model(), dataset, batch_size=10, workers=1, rounds=2)
-    assert found.pictures == 48
+    assert found.images == 48
     assert len(found.ours) == len(found.theirs) == 2
     assert found.likeness == pytest.approx(1, abs=1e-3)
     assert "ratio" in found.text()
@@ -50,8 +50,8 @@ def test_remote_shards_are_refused(tmp_path: Path) -> None:
         bench_embed(None, dataset, batch_size=1, workers=1, rounds=1)  # type: ignore[arg-type]
 
 
-def test_the_tower_sees_as_many_pictures_as_are_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Embedding and the tower alone encode the same number of pictures in every round, also where only a part of them
+def test_the_tower_sees_as_many_images_as_are_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embedding and the tower alone encode the same number of images in every round, also where only a part of them
     is kept rendered."""
     monkeypatch.setattr("scripts.bench.embed_tower.READY_BATCHES", 2)
     model = tiny_model()
@@ -59,7 +59,7 @@ def test_the_tower_sees_as_many_pictures_as_are_embedded(tmp_path: Path, monkeyp
     encode = model.encode_rendered
     monkeypatch.setattr(model, "encode_rendered", lambda batch: encoded.append(len(batch)) or encode(batch))
     found = bench_tower(model, open_dataset(str(write_pairs(tmp_path) / "*.tar")).shards, batch_size=10, rounds=2)
-    assert found.pictures == 48
+    assert found.images == 48
     embedding, alone = [10, 10, 4, 10, 10, 4], [10, 10, 10, 10, 8]
     # Embedding first sees the noise by which a model is known again.
     assert encoded == [1, *embedding, 10, *[1, *embedding, *alone] * 2]

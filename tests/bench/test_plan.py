@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.data.order.plan import Plan, Position, default_lanes
+from mmssl.data.order.plan import Position, StreamPlan, default_lanes
 from mmssl.data.shards.index import index_shards
-from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.sources.indexing import plan_source
 from mmssl.data.sources.patterns import expand
 from scripts.bench.plan import _begin, _write_set, bench_plan
@@ -19,8 +19,8 @@ def test_new_and_resumed_runs_read_the_batches_of_the_plan(tmp_path: Path) -> No
     _write_set(tmp_path, per_shard=13, shards=9)
     shards = expand(str(tmp_path))
     assert len(shards) == 9
-    source = plan_source(index_shards(shards, Limits()), 1.0, None)
-    plan = Plan([source], seed=0, lanes=default_lanes(BATCH), block=8)
+    source = plan_source(index_shards(shards, SampleLimits()), 1.0, None)
+    plan = StreamPlan([source], seed=0, lanes=default_lanes(BATCH), block=8)
     assert source.samples == 117
 
     def ids(position: Position) -> list[int]:

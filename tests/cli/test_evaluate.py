@@ -18,7 +18,7 @@ from mmssl.cli.evaluate import print_results, progress_bar
 from mmssl.cli.main import main
 from mmssl.config import TaskName, parse_config
 from mmssl.data.transforms.tokenizer import train_tokenizer
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.evaluate.registry import TASKS
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.types import UserError
@@ -28,7 +28,7 @@ from tests.helpers.tiny_runs import COLORS, run_tree, write_pairs
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of colours, and two untrained models, `a` and `b`."""
+    """Images of colours, and two untrained models, `a` and `b`."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "shards").mkdir()
     write_pairs(folder / "shards")
@@ -118,9 +118,9 @@ def test_the_second_time_nothing_is_encoded(
     counted: list[int] = []
     encode = Model.encode_rendered
 
-    def counting(self: Model, pictures: torch.Tensor) -> torch.Tensor:
-        counted.append(len(pictures))
-        return encode(self, pictures)
+    def counting(self: Model, images: torch.Tensor) -> torch.Tensor:
+        counted.append(len(images))
+        return encode(self, images)
 
     monkeypatch.setattr(Model, "encode_rendered", counting)
     run(*command)
@@ -266,8 +266,8 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     printed = capsys.readouterr().out
     for word in ("[red]", "[/a]", "[bold]", "[/b] is not told"):
         assert word in printed
-    with progress_bar(1, Processes()) as (tell, tick):
-        tell("pets [/a]: pictures", 3)
+    with progress_bar(1, World()) as (tell, tick):
+        tell("pets [/a]: images", 3)
         tick()
 
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 small pictures in two tars."""
+    """48 small images in two tars."""
     return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
@@ -208,10 +208,10 @@ def test_what_no_verb_foresaw_of_files_is_one_line(
         main(arguments)
 
 
-def test_eval_writes_figures_tables_and_pictures(
+def test_eval_writes_figures_tables_and_images(
     finished: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both tasks on the same shards; --json holds what is printed, --out holds tables and pictures."""
+    """Both tasks on the same shards; --json holds what is printed, --out holds tables and plots."""
     for task, figure in (("zero_shot", "acc1"), ("retrieval", "image_retrieval_recall@1")):
         out = tmp_path / task
         main_ok(

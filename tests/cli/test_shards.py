@@ -54,20 +54,20 @@ def test_index_counts_and_names_what_is_lost(shards: Path, capsys: pytest.Captur
 def test_check_reports_faults_and_ends_with_what_to_fix(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Losses are counted by reason, copies are found, advice closes the report; JSON and picture are written."""
-    figures, picture = tmp_path / "health.json", tmp_path / "health.png"
-    out = run(["check", str(shards / "*.tar"), "--json", str(figures), "--picture", str(picture)], capsys)
+    """Losses are counted by reason, copies are found, advice closes the report; JSON and image are written."""
+    figures, image = tmp_path / "health.json", tmp_path / "health.png"
+    out = run(["check", str(shards / "*.tar"), "--json", str(figures), "--image", str(image)], capsys)
     report = json.loads(figures.read_text())
     assert report["samples"]["usable"] == 52
     assert report["samples"]["left out"]["no text"] == 1
     assert len(report["samples"]["damaged shards"]) == 1
-    assert report["pictures"]["exact copies"] == 3
+    assert report["images"]["exact copies"] == 3
     assert report["captions"]["no masked word at a rate of 0.15"] > 0
     assert report["batches"]["samples that meet a copy"] >= 4 / 52
     tail = out[out.index("what to fix") :]
     assert tail.count("\n  ") == len(report["advice"])
     assert "damaged" in tail
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert image.read_bytes().startswith(b"\x89PNG")
     assert '"usable": 10' in _json(["check", str(shards / "0.tar"), "--first", "10"], tmp_path / "few.json", capsys)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmssl.config import ViewConfig
 from mmssl.data.shards.index import index_shards
-from mmssl.data.shards.samples import BadSample, Limits, SampleError, groups, parse_sample
+from mmssl.data.shards.samples import BadSample, SampleError, SampleLimits, groups, parse_sample
 from mmssl.data.shards.shard_index import index_shard
 from mmssl.data.shards.tar import Archive, TarError
 from mmssl.data.sources.reader import iter_samples
@@ -27,7 +27,7 @@ from mmssl.types import Sample
 from tests.helpers.images import png_of
 from tests.helpers.tars import File, pair, tar_bytes, toy_stream
 
-LIMITS = Limits(100_000)
+LIMITS = SampleLimits(100_000)
 KEYS = ["a", "folder/b", "ü", f"{'d' * 60}/{'d' * 60}", "e"]
 
 
@@ -209,15 +209,15 @@ OVERSIZE = bytes.fromhex("89504e470d0a1a0a0000000d49484452000051fe00007404080600
 them as decompression bombs. Their pixels are left out."""
 
 
-def test_oversize_pictures_are_named_and_replaced_before_a_pixel_is_decoded(tmp_path: Path) -> None:
+def test_oversize_images_are_named_and_replaced_before_a_pixel_is_decoded(tmp_path: Path) -> None:
     """Two real ones and a made-up one of 600 megapixels, of which nothing but the header is there to be decoded."""
-    picture = io.BytesIO()
-    Image.new("RGB", (20, 20), "red").save(picture, "PNG")
+    small = io.BytesIO()
+    Image.new("RGB", (20, 20), "red").save(small, "PNG")
     huge = {"stop_sign_right_font_mig_": OVERSIZE, "stop_sign_miguel_s_nchez_": OVERSIZE, "z": png_of(30_000, 20_000)}
-    images = {**huge, **{f"good{i}": picture.getvalue() for i in range(13)}}
+    contents = {**huge, **{f"good{i}": small.getvalue() for i in range(13)}}
     path, log = tmp_path / "x.tar", tmp_path / "bad.jsonl"
     path.write_bytes(
-        tar_bytes(f for key, image in images.items() for f in ((f"{key}.png", image), (f"{key}.txt", b"a")))
+        tar_bytes(f for key, content in contents.items() for f in ((f"{key}.png", content), (f"{key}.txt", b"a")))
     )
     render = Renderer({"main": View(ViewConfig(), 16)}, ["{txt}"], seed=0)
     with toy_stream([str(path)], render=render, max_bad_fraction=1.0, bad_log=log) as stream:

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from mmssl.config import SourceConfig
-from mmssl.data.loader import Source, TrainStream, sources_of
-from mmssl.data.loading.workers import cut
+from mmssl.data.loader import Source, TrainLoader, resolve_sources
+from mmssl.data.loading.workers import split_tasks
 from mmssl.types import Batch, Sample, UserError
 from tests.helpers.tars import ToyRendered, pair, tar_bytes, toy_render, toy_stream, toy_tokenize, write_shards
 
@@ -24,7 +24,7 @@ COUNTS = [13, 1, 30, 0, 22]
 
 
 def join(parts: Sequence[Batch]) -> tuple[list[int], list[str], torch.Tensor]:
-    """Ids, keys and pictures of the ranks' parts of a batch."""
+    """Ids, keys and images of the ranks' parts of a batch."""
     ids = [number for part in parts for number in part.ids.tolist()]
     return (
         ids,
@@ -33,7 +33,7 @@ def join(parts: Sequence[Batch]) -> tuple[list[int], list[str], torch.Tensor]:
     )
 
 
-def ids_of(stream: TrainStream, count: int) -> list[list[int]]:
+def ids_of(stream: TrainLoader, count: int) -> list[list[int]]:
     """Sample ids of the next batches."""
     return [batch.ids.tolist() for batch in islice(stream, count)]
 
@@ -46,11 +46,15 @@ def shards(tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
-def test_global_batches_are_the_same_for_any_world_and_threads(shards: list[str], world: int, workers: int) -> None:
+def test_global_batches_are_the_same_for_any_world_and_threads(
+    shards: list[str], world_size: int, workers: int
+) -> None:
     """Ids, keys and pixels of 20 batches, over two ends of epochs, joined over the ranks, equal those of one
     rank."""
     alone = toy_stream(shards, batch_size=12)
-    ranks = [toy_stream(shards, batch_size=12, rank=r, world=world, workers=workers) for r in range(world)]
+    ranks = [
+        toy_stream(shards, batch_size=12, rank=r, world_size=world_size, workers=workers) for r in range(world_size)
+    ]
     for _ in range(12):
         expected, found = join([next(alone)]), join([next(stream) for stream in ranks])
         assert found[:2] == expected[:2]
@@ -129,7 +133,7 @@ def test_state_goes_over_to_another_world_and_batch_size(shards: list[str]) -> N
         ids_of(stream, 3)
         state = stream.state_dict()
         rest = ids_of(stream, 2)
-    ranks = [toy_stream(shards, batch_size=8, rank=r, world=2) for r in range(2)]
+    ranks = [toy_stream(shards, batch_size=8, rank=r, world_size=2) for r in range(2)]
     for stream in ranks:
         stream.load_state_dict(state)
     assert [i for stream in ranks for i in ids_of(stream, 1)[0]] == rest[0]
@@ -155,7 +159,7 @@ def test_moved_shards_resume_and_changed_ones_do_not(tmp_path: Path) -> None:
 
 
 def broken_shards(folder: Path, bad: set[int], count: int = 64) -> list[str]:
-    """One shard of pairs, the pictures of `bad` broken."""
+    """One shard of pairs, the images of `bad` broken."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [
         (name, b"broken" if number in bad and name.endswith("jpg") else content)
@@ -172,10 +176,10 @@ def test_bad_samples_get_the_same_stand_ins_everywhere(tmp_path: Path) -> None:
     bad = {3, 17, 18, 40}
     shards = broken_shards(tmp_path / "a", bad)
     expected = None
-    for world, workers in ((1, 0), (1, 3), (2, 2), (4, 1)):
-        log = tmp_path / f"bad-{world}-{workers}.jsonl"
-        options = {"max_bad_fraction": 1.0, "bad_log": log, "world": world, "workers": workers}
-        ranks = [toy_stream(shards, rank=r, **options) for r in range(world)]
+    for world_size, workers in ((1, 0), (1, 3), (2, 2), (4, 1)):
+        log = tmp_path / f"bad-{world_size}-{workers}.jsonl"
+        options = {"max_bad_fraction": 1.0, "bad_log": log, "world": world_size, "workers": workers}
+        ranks = [toy_stream(shards, rank=r, **options) for r in range(world_size)]
         found = [join([next(stream) for stream in ranks]) for _ in range(8)]
         for stream in ranks:
             stream.close()
@@ -234,7 +238,7 @@ def test_index_exclusions_are_logged_once(tmp_path: Path, caplog: pytest.LogCapt
     path = tmp_path / "x.tar"
     path.write_bytes(tar_bytes([*(f for i in range(8) for f in pair(str(i))), ("alone.jpg", b"")]))
     for rank in range(2):
-        toy_stream([str(path)], rank=rank, world=2)
+        toy_stream([str(path)], rank=rank, world_size=2)
     assert caplog.text.count("1 unusable samples left out") == 1
 
 
@@ -257,7 +261,7 @@ def test_errors_of_workers_come_out_where_the_batch_is_asked_for(
 ) -> None:
     """The very error is raised, batches before it are handed out, and nothing is left running."""
     before = threading.active_count()
-    stream = TrainStream(
+    stream = TrainLoader(
         [Source(shards)], seed=0, batch_size=8, render=Failing(error), tokenize=toy_tokenize, workers=workers
     )
     with pytest.raises(type(error)) as raised:
@@ -272,7 +276,7 @@ def test_errors_of_processes_come_out_as_themselves(shards: list[str]) -> None:
     """A UserError crosses the process border as one line."""
     render = Failing(UserError("a line"))
     options = {"seed": 0, "batch_size": 8, "workers": 1, "worker_kind": "process"}
-    stream = TrainStream([Source(shards)], render=render, tokenize=toy_tokenize, **options)  # type: ignore[arg-type]
+    stream = TrainLoader([Source(shards)], render=render, tokenize=toy_tokenize, **options)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"^a line$"):
         ids_of(stream, 100)
 
@@ -302,7 +306,7 @@ def test_worker_threads_use_one_core_each(shards: list[str]) -> None:
 
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    with TrainStream([Source(shards)], seed=0, batch_size=8, render=render, tokenize=toy_tokenize, workers=2) as stream:
+    with TrainLoader([Source(shards)], seed=0, batch_size=8, render=render, tokenize=toy_tokenize, workers=2) as stream:
         ids_of(stream, 3)
         assert torch.get_num_threads() == 3
     torch.set_num_threads(before)
@@ -317,7 +321,7 @@ def test_prefetching_is_bounded(shards: list[str]) -> None:
         made.append(len(samples))
         return toy_render(samples, epoch)
 
-    with TrainStream(
+    with TrainLoader(
         [Source(shards)],
         seed=0,
         batch_size=8,
@@ -368,8 +372,8 @@ def test_mixture_counts_and_epochs(tmp_path: Path) -> None:
 
     sources = [Source(a, 1.0), Source(b, 3.0)]
     options = {"seed": 0, "batch_size": 16, "lanes": 4}
-    stream = TrainStream(sources, render=render, tokenize=toy_tokenize, **options)  # type: ignore[arg-type]
-    threaded = TrainStream(sources, render=toy_render, tokenize=toy_tokenize, workers=3, **options)  # type: ignore[arg-type]
+    stream = TrainLoader(sources, render=render, tokenize=toy_tokenize, **options)  # type: ignore[arg-type]
+    threaded = TrainLoader(sources, render=toy_render, tokenize=toy_tokenize, workers=3, **options)  # type: ignore[arg-type]
     for _ in range(30):
         batch, other = next(stream), next(threaded)
         assert batch.keys == other.keys
@@ -396,7 +400,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, shards: list[str]) -> None
     with pytest.raises(UserError, match="takes 128 samples of a source that has 66"):
         toy_stream(shards, batch_size=128)
     with pytest.raises(UserError, match="not divisible by 3 processes"):
-        toy_stream(shards, world=3)
+        toy_stream(shards, world_size=3)
     path = tmp_path / "empty.tar"
     path.write_bytes(tar_bytes([("a.jpg", b"")]))
     with pytest.raises(UserError, match=r"no usable sample .* 'a' \(no text\)"):
@@ -406,12 +410,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, shards: list[str]) -> None
 def test_sources_of_a_configuration(shards: list[str]) -> None:
     """Plain patterns together are one source; weighted entries are their own."""
     folder = str(Path(shards[0]).parent)
-    assert sources_of(folder) == [Source(shards)]
-    assert sources_of(shards[:2]) == [Source(shards[:2])]
+    assert resolve_sources(folder) == [Source(shards)]
+    assert resolve_sources(shards[:2]) == [Source(shards[:2])]
     mixed = [shards[0], SourceConfig(shards=shards[2:], weight=2.0), shards[1]]
-    assert sources_of(mixed) == [Source(shards[:2]), Source(shards[2:], 2.0)]
+    assert resolve_sources(mixed) == [Source(shards[:2]), Source(shards[2:], 2.0)]
     with pytest.raises(UserError, match="no shards"):
-        sources_of([])
+        resolve_sources([])
 
 
 @pytest.mark.parametrize(
@@ -427,4 +431,4 @@ def test_workers_get_whole_lanes_where_there_are_enough(
     start: int, stop: int, depth: int, workers: int, cuts: list[tuple[int, int]]
 ) -> None:
     """Cuts fall between lanes unless a worker would have none."""
-    assert cut(start, stop, depth, workers) == cuts
+    assert split_tasks(start, stop, depth, workers) == cuts

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from mmssl.data.order.epoch import Slices, default_slice_bytes
-from mmssl.data.order.plan import Plan, PlannedSource, Position
+from mmssl.data.order.plan import PlannedSource, Position, StreamPlan
 from scripts.bench.shuffle_quality import shuffle_quality, upcoming
 from tests.helpers.docs_blocks import blocks
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
 
-def plan_of(counts: list[int], size: int, slice_bytes: int, lanes: int, block: int) -> Plan:
+def plan_of(counts: list[int], size: int, slice_bytes: int, lanes: int, block: int) -> StreamPlan:
     """One source of samples of `size` bytes."""
     total = sum(counts) * size
     slices = Slices.cut(counts, [n * size for n in counts], slice_bytes)
     source = PlannedSource(slices, 1.0, "x", slices.unit(total))
-    return Plan([source], seed=3, lanes=lanes, block=block)
+    return StreamPlan([source], seed=3, lanes=lanes, block=block)
 
 
 def test_a_small_set_is_mixed_like_a_uniform_shuffle() -> None:
@@ -59,7 +59,7 @@ def test_the_order_by_hand_is_the_order_of_the_stream() -> None:
     counts, sizes = [7, 30, 1, 11, 25, 64], [700, 2000, 90, 1500, 2500, 3000]
     slices = Slices.cut(counts, sizes, 400)
     for seed, lanes, block in ((0, 1, 1), (1, 3, 2), (9, 6, 5)):
-        plan = Plan([PlannedSource(slices, 1.0, "x")], seed=seed, lanes=lanes, block=block)
+        plan = StreamPlan([PlannedSource(slices, 1.0, "x")], seed=seed, lanes=lanes, block=block)
         for epoch in (0, 5):
             orders = [names["lane_order"](counts, sizes, 400, seed, lanes, block, epoch, lane) for lane in range(lanes)]
             depth = 12 // lanes

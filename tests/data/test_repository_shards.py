@@ -64,7 +64,7 @@ def test_tars_are_those_the_script_made() -> None:
 
 @pytest.mark.parametrize("split", STYLES)
 def test_every_image_decodes_at_64_px_in_its_styles(split: str) -> None:
-    """All pictures are whole, of one size, from the artists the split is meant to show."""
+    """All images are whole, of one size, from the artists the split is meant to show."""
     found = samples(split)
     for sample in found.values():
         with Image.open(io.BytesIO(sample["webp"])) as image:
@@ -85,7 +85,7 @@ def test_captions_hold_name_and_tags() -> None:
 
 @pytest.mark.parametrize("test", TESTS)
 def test_labels_fit_classnames(test: str) -> None:
-    """At least 150 unique names; each has as many pictures as the test has artists, and no other occurs."""
+    """At least 150 unique names; each has as many images as the test has artists, and no other occurs."""
     names = labels(test)
     numbers = [int(sample["cls"]) for sample in samples(test).values()]
     assert len(set(names)) == len(names) >= 150
@@ -127,8 +127,8 @@ def test_train_drawings_come_in_pairs() -> None:
     assert {f"{style}-{code}" for style in STYLES["train"] for code in codes("train")} == set(found)
 
 
-def test_no_test_picture_is_in_train() -> None:
-    """No test picture equals a train picture pixel by pixel."""
+def test_no_test_image_is_in_train() -> None:
+    """No test image equals a train image pixel by pixel."""
 
     def pixels(split: str) -> set[bytes]:
         return {Image.open(io.BytesIO(sample["webp"])).tobytes() for sample in samples(split).values()}

@@ -3,22 +3,22 @@
 import pytest
 
 from mmssl.distributed import heartbeat as peers
-from mmssl.distributed.heartbeat import EXIT_CODE, Watch, lost_peers_as_errors
-from mmssl.distributed.world import Processes
+from mmssl.distributed.heartbeat import EXIT_CODE, Heartbeat, peer_loss_as_user_error
+from mmssl.distributed.world import World
 from mmssl.types import UserError
 from tests.helpers.ranks import on_ranks
 
 
-def watching(processes: Processes, silent: bool) -> list[int]:
+def watching(world: World, silent: bool) -> list[int]:
     """Rank 0 watches; rank 1 watches too, or gives no sign of life at all."""
     peers.BEAT_SECONDS, peers.PATIENCE_SECONDS = 0.05, 1.0
     codes: list[int] = []
-    if processes.rank == 1 and silent:
-        processes.barrier()
-        processes.barrier()
+    if world.rank == 1 and silent:
+        world.barrier()
+        world.barrier()
         return codes
-    with Watch(processes, "go on", end=codes.append) as watch:
-        processes.barrier()
+    with Heartbeat(world, "go on", end=codes.append) as watch:
+        world.barrier()
         if silent:
             watch._thread.join()
         else:
@@ -34,7 +34,7 @@ def test_a_silent_process_ends_the_one_that_watches() -> None:
 def test_living_processes_are_left_alone() -> None:
     """Two that beat for longer than the patience leave together; alone there is nothing to watch."""
     assert on_ranks(2, watching, False) == [[], []]
-    with Watch(Processes(), "go on"):
+    with Heartbeat(World(), "go on"):
         pass
 
 
@@ -43,10 +43,10 @@ def test_a_broken_connection_is_one_line() -> None:
     broken = RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:5")
     with (
         pytest.raises(UserError, match=r"another process of this run is gone .* go on with this"),
-        lost_peers_as_errors(Processes(0, 2), "go on with this"),
+        peer_loss_as_user_error(World(0, 2), "go on with this"),
     ):
         raise broken
-    with pytest.raises(RuntimeError, match="shapes"), lost_peers_as_errors(Processes(0, 2), "x"):
+    with pytest.raises(RuntimeError, match="shapes"), peer_loss_as_user_error(World(0, 2), "x"):
         raise RuntimeError("shapes differ")
-    with pytest.raises(RuntimeError, match="Connection closed"), lost_peers_as_errors(Processes(), "x"):
+    with pytest.raises(RuntimeError, match="Connection closed"), peer_loss_as_user_error(World(), "x"):
         raise broken

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmssl.distributed.world import Processes, processes
+from mmssl.distributed.world import World, current_world
 from mmssl.losses.ranks import ALONE
 from tests.helpers.ranks import on_ranks
 
@@ -19,7 +19,7 @@ def _rows(rank: int, size: int) -> torch.Tensor:
     return torch.randn(size, 4, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
 
 
-def _talk(ranks: Processes) -> dict[str, Any]:
+def _talk(ranks: World) -> dict[str, Any]:
     """Everything that the tests below look at, in one meeting."""
     said: dict[str, Any] = {}
     for name, size, group in (
@@ -33,9 +33,9 @@ def _talk(ranks: Processes) -> dict[str, Any]:
         said[name] = {"all": everyone.detach().numpy(), "offset": offset, "gradient": rows.grad.numpy()}
     for name, size, group in (("uneven", SIZES[ranks.rank], ranks), ("even", 2, replace(ranks, even=True))):
         rows = _rows(ranks.rank, size)
-        first = group.pass_on(rows, rows[:, 0])
+        first = group.ring_shift(rows, rows[:, 0])
         # A second exchange begins before the first has arrived.
-        second = group.pass_on(-rows)
+        second = group.ring_shift(-rows)
         said[f"{name} passed"] = [x.numpy() for x in (*first(), *second())]
     x = _rows(ranks.rank, 3).mul_(100).requires_grad_()
     result = ranks.logsumexp(x)
@@ -116,16 +116,16 @@ def test_broadcast_carries_json(talks: list[dict[str, Any]]) -> None:
 
 def test_without_a_process_group_there_is_one_rank() -> None:
     """No call needs a process group: one rank gathers itself."""
-    alone = processes()
+    alone = current_world()
     rows = torch.randn(3, 2, requires_grad=True)
-    assert alone == Processes(rank=0, world=1)
+    assert alone == World(rank=0, world_size=1)
     for ranks in (alone, ALONE):
-        assert (ranks.rank, ranks.world) == (0, 1)
+        assert (ranks.rank, ranks.size) == (0, 1)
         everyone, offset = ranks.gather(rows)
         assert everyone is rows
         assert offset == 0
         assert ranks.logsumexp(rows) is rows
-        assert ranks.pass_on(rows, rows)() == (rows, rows)
+        assert ranks.ring_shift(rows, rows)() == (rows, rows)
         total = ranks.sum(rows)
         assert torch.equal(total, rows)
         assert not total.requires_grad

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mmssl.evaluate.classifiers import logistic_regression as probe
 from mmssl.evaluate.datasets import Dataset, open_dataset, read
-from mmssl.evaluate.encode import Pictures, embed_pictures
-from mmssl.evaluate.labels import captions_of, labels_of
+from mmssl.evaluate.encode import EncodedImages, encode_images
+from mmssl.evaluate.labels import class_indices, image_captions
 from mmssl.evaluate.tasks import retrieval, zero_shot
 from mmssl.types import Sample
 from tests.helpers.toy_encoder import ToyEncoder
@@ -31,7 +31,7 @@ def one_element_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Adapter:
-    """Our encoder as clip_benchmark's model and tokenizer; tensors hold the places of pictures and texts."""
+    """Our encoder as clip_benchmark's model and tokenizer; tensors hold the places of images and texts."""
 
     def __init__(self, encoder: Any, images: Sequence[bytes]) -> None:
         self.encoder = encoder
@@ -50,7 +50,7 @@ class Adapter:
 
 
 class Loader:
-    """Batches of picture numbers and targets, with the attributes that clip_benchmark asks for."""
+    """Batches of image numbers and targets, with the attributes that clip_benchmark asks for."""
 
     def __init__(self, targets: Sequence[Any], classes: Sequence[str] | None) -> None:
         self.targets = targets
@@ -66,14 +66,14 @@ class Loader:
             )
 
 
-def load(dataset: Dataset, encoder: Any) -> tuple[list[Sample], Pictures]:
+def load(dataset: Dataset, encoder: Any) -> tuple[list[Sample], EncodedImages]:
     """The samples with their bytes, and their features."""
     samples = list(read(dataset, on_bad=pytest.fail))
-    return samples, embed_pictures(encoder, samples, batch_size=16)
+    return samples, encode_images(encoder, samples, batch_size=16)
 
 
 def theirs_classification(dataset: Dataset, encoder: Any, samples: Sequence[Sample]) -> dict[str, float]:
-    classnames, labels = labels_of(dataset, samples)
+    classnames, labels = class_indices(dataset, samples)
     assert isinstance(dataset.templates, tuple)
     adapter = Adapter(encoder, [s.image for s in samples])
     return zeroshot_classification.evaluate(
@@ -99,7 +99,7 @@ def test_zero_shot_classification_is_clip_benchmarks(numbers: Path, classes: int
     samples = [s for s in samples if s.fields["cls"] < classes]
     assert dataset.classnames is not None
     dataset = open_dataset(numbers, classnames=dataset.classnames[:classes])
-    ours = zero_shot.evaluate(encoder, dataset, embed_pictures(encoder, samples)).judged.metrics
+    ours = zero_shot.evaluate(encoder, dataset, encode_images(encoder, samples)).judged.metrics
     theirs = theirs_classification(dataset, encoder, samples)
     for name, value in theirs.items():
         if math.isnan(value):
@@ -150,13 +150,13 @@ def test_the_linear_probe_is_as_good_as_clip_benchmarks(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("noise", [0.0, 1.0, 4.0])
 def test_retrieval_is_clip_benchmarks(captioned: Path, noise: float) -> None:
-    """Recall at 1, 5 and 10 in both directions agrees to 1e-6, with 1 to 3 captions a picture."""
+    """Recall at 1, 5 and 10 in both directions agrees to 1e-6, with 1 to 3 captions an image."""
     dataset = open_dataset(captioned)
     encoder = ToyEncoder(noise=noise)
     samples, embedded = load(dataset, encoder)
     ours = retrieval.evaluate(encoder, embedded).metrics
     adapter = Adapter(encoder, [s.image for s in samples])
-    loader = Loader([captions_of(s) for s in samples], None)
+    loader = Loader([image_captions(s) for s in samples], None)
     theirs = zeroshot_retrieval.evaluate(adapter, loader, adapter.tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10])
     assert len(theirs) == 6
     for name, value in theirs.items():

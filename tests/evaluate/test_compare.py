@@ -94,8 +94,8 @@ def test_results_of_two_models_are_compared(numbers: Path, captioned: Path, tmp_
     assert next(line for line in table if line.startswith("n/zero_shot/acc1")).endswith("*")
 
 
-def test_a_picture_counts_once_however_many_captions_it_has(tmp_path: Path) -> None:
-    """Captions of one picture are averaged before models are compared."""
+def test_a_image_counts_once_however_many_captions_it_has(tmp_path: Path) -> None:
+    """Captions of one image are averaged before models are compared."""
     for name, rank in (("a", 1), ("b", 7)):
         folder = tmp_path / name / "x" / "retrieval"
         folder.mkdir(parents=True)
@@ -120,8 +120,8 @@ def test_equal_scores_and_long_captions(tmp_path: Path) -> None:
         assert both[f"r/retrieval/text_retrieval_recall@{k}"].first == found[f"text_retrieval_recall@{k}"]
 
 
-def test_pictures_of_shards_with_one_name_are_two(tmp_path: Path) -> None:
-    """Shards of one name in two folders, with the same keys inside, hold different pictures."""
+def test_images_of_shards_with_one_name_are_two(tmp_path: Path) -> None:
+    """Shards of one name in two folders, with the same keys inside, hold different images."""
     for number, folder in enumerate("xy"):
         pack(
             tmp_path / folder / "0.tar",
@@ -136,7 +136,7 @@ def test_pictures_of_shards_with_one_name_are_two(tmp_path: Path) -> None:
 
 
 def test_classes_of_one_name_are_two(tmp_path: Path) -> None:
-    """A picture taken for another class of the same name is wrong in the comparison too, as it was reported."""
+    """An image taken for another class of the same name is wrong in the comparison too, as it was reported."""
     shard = pack(tmp_path / "t-0.tar", [{"png": paint(100 + i % 2, i), "cls": 2 * (i % 2)} for i in range(20)])
     names = ["number 100", "number 101", "number 101"]
     data = open_dataset(shard, classnames=names, templates=("{c}",))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmssl.evaluate.datasets import find_datasets, open_dataset, read
-from mmssl.evaluate.labels import captions_of, label_of, labels_of
+from mmssl.evaluate.labels import class_indices, image_captions, sample_label
 from mmssl.types import Sample, UserError
 from tests.helpers.toy_encoder import pack, paint
 
@@ -23,10 +23,10 @@ def test_clip_benchmark_layout(numbers: Path) -> None:
     assert dataset.kind == "classification"
     assert dataset.classnames is not None
     assert dataset.classnames[6] == "number 106"
-    assert dataset.templates == ("a {c}", "a picture of the {c}.")
+    assert dataset.templates == ("a {c}", "an image of the {c}.")
     samples = list(read(dataset, on_bad=pytest.fail))
     assert len({s.id for s in samples}) == 40
-    assert labels_of(dataset, samples)[1].tolist() == [i % 6 for i in range(40)]
+    assert class_indices(dataset, samples)[1].tolist() == [i % 6 for i in range(40)]
 
 
 def test_retrieval_layout(captioned: Path) -> None:
@@ -34,7 +34,7 @@ def test_retrieval_layout(captioned: Path) -> None:
     dataset = open_dataset(captioned)
     assert dataset.kind == "retrieval"
     assert dataset.classnames is None
-    assert [len(captions_of(s)) for s in read(dataset, on_bad=pytest.fail)] == [1 + i % 3 for i in range(30)]
+    assert [len(image_captions(s)) for s in read(dataset, on_bad=pytest.fail)] == [1 + i % 3 for i in range(30)]
 
 
 def test_flat_folder_and_pattern(tmp_path: Path) -> None:
@@ -55,19 +55,19 @@ def test_names_from_labels(tmp_path: Path) -> None:
     records = [{"png": paint(i), "json": {"label": f"c{i % 3}", "group": i % 2}, "txt": "x"} for i in range(6)]
     shard = pack(tmp_path / "a-0.tar", records)
     dataset = open_dataset(shard)
-    names, labels = labels_of(dataset, list(read(dataset, on_bad=pytest.fail)))
+    names, labels = class_indices(dataset, list(read(dataset, on_bad=pytest.fail)))
     assert names == ("c0", "c1", "c2")
     assert labels.tolist() == [0, 1, 2, 0, 1, 2]
     groups = open_dataset(shard, label="group")
-    assert labels_of(groups, list(read(groups, on_bad=pytest.fail)))[0] == ("0", "1")
+    assert class_indices(groups, list(read(groups, on_bad=pytest.fail)))[0] == ("0", "1")
 
 
 def test_labels_by_name(tmp_path: Path) -> None:
     """A label that is a name finds its place among given class names, the first of equal ones."""
     dataset = open_dataset(pack(tmp_path / "a.tar", [{"png": paint(1)}]), classnames=["b", "a", "a"])
-    assert label_of(dataset, sample(label="a")) == 1
+    assert sample_label(dataset, sample(label="a")) == 1
     with pytest.raises(UserError, match=r"'z' of 00000 in .* is not among the 3 class names"):
-        label_of(dataset, sample(label="z"))
+        sample_label(dataset, sample(label="z"))
 
 
 def test_labels_that_do_not_fit_name_the_file(numbers: Path) -> None:
@@ -77,9 +77,9 @@ def test_labels_that_do_not_fit_name_the_file(numbers: Path) -> None:
     with pytest.raises(
         UserError, match=r"label 1 of 00001 in .*0\.tar does not fit the 1 class names of .*classnames\.txt"
     ):
-        labels_of(dataset, list(read(dataset, on_bad=pytest.fail)))
+        class_indices(dataset, list(read(dataset, on_bad=pytest.fail)))
     with pytest.raises(UserError, match="label -1 of"):
-        label_of(dataset, sample(cls=-1))
+        sample_label(dataset, sample(cls=-1))
 
 
 def test_missing_class_names_and_labels(numbers: Path) -> None:
@@ -87,18 +87,18 @@ def test_missing_class_names_and_labels(numbers: Path) -> None:
     (numbers / "classnames.txt").unlink()
     dataset = open_dataset(numbers)
     with pytest.raises(UserError, match=r"no class names for the labels in .*; put classnames\.txt there"):
-        label_of(dataset, sample(cls=0))
+        sample_label(dataset, sample(cls=0))
     with pytest.raises(UserError, match=r"has no label 'cls' or 'label' \(its fields: style, txt\)"):
-        label_of(dataset, sample(txt="a", style="b"))
+        sample_label(dataset, sample(txt="a", style="b"))
     with pytest.raises(UserError, match=r"has no label 'kind' \(its fields: none\)"):
-        label_of(open_dataset(numbers, label="kind"), sample())
+        sample_label(open_dataset(numbers, label="kind"), sample())
 
 
 @pytest.mark.parametrize("text", ["", " \n\n"])
 def test_missing_captions(text: str) -> None:
     """Retrieval refuses a sample without a caption."""
     with pytest.raises(UserError, match=r"00000 in .* has no caption"):
-        captions_of(sample(txt=text))
+        image_captions(sample(txt=text))
 
 
 def test_empty_folder_and_missing_shard(numbers: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from mmssl.data.shards.samples import BadSample
 from mmssl.evaluate import suite
-from mmssl.evaluate.encode import Pictures
+from mmssl.evaluate.encode import EncodedImages
 from mmssl.evaluate.feature_cache import FeatureCache, default_folder
 from mmssl.evaluate.results import read_csv
 from mmssl.types import Sample, UserError
@@ -19,7 +19,7 @@ from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 
 
 def test_a_second_evaluation_encodes_nothing(numbers: Path, tmp_path: Path) -> None:
-    """The same model on the same shards has the same figures without encoding a picture; bad ones are still counted."""
+    """The same model on the same shards has the same figures without encoding an image; bad ones are still counted."""
     pack(numbers / "test" / "1.tar", [{"png": paint(100, 1), "cls": 0}, {"png": b"broken", "cls": 0}])
     cache = FeatureCache(tmp_path / "cache", "model a")
     data = {"n": (numbers, ["zero_shot"])}
@@ -36,17 +36,17 @@ def test_other_weights_and_changed_shards_are_encoded(numbers: Path, tmp_path: P
     """Another model, a rewritten shard, and a touched one are each encoded anew."""
     data = {"n": (numbers, "zero_shot")}
 
-    def pictures(model: str) -> int:
+    def images(model: str) -> int:
         encoder = ToyEncoder()
         suite.run(encoder, data, cache=FeatureCache(tmp_path / "cache", model))
         return sum(encoder.calls)
 
-    assert [pictures("a"), pictures("a"), pictures("b")] == [40, 0, 40]
+    assert [images("a"), images("a"), images("b")] == [40, 0, 40]
     pack(numbers / "test" / "1.tar", [{"png": paint(101, 1), "cls": 1}])
-    assert [pictures("a"), pictures("a")] == [26, 0]
+    assert [images("a"), images("a")] == [26, 0]
     shard = numbers / "test" / "0.tar"
     os.utime(shard, ns=(0, shard.stat().st_mtime_ns + 1))
-    assert [pictures("a"), pictures("a")] == [26, 0]
+    assert [images("a"), images("a")] == [26, 0]
 
 
 def test_an_interrupted_evaluation_goes_on(numbers: Path, captioned: Path, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_ranks_share_kept_features(numbers: Path, tmp_path: Path) -> None:
     assert [encoded(cache), encoded(cache)] == [[24, 16], [0, 0]]
 
     class OneSided(FeatureCache):
-        def load(self, key: str, shards: Sequence[str]) -> Pictures | None:
+        def load(self, key: str, shards: Sequence[str]) -> EncodedImages | None:
             return super().load(key, shards) if threading.current_thread().name == "rank 0" else None
 
     assert encoded(OneSided(cache.folder, "a")) == [24, 16]
@@ -95,14 +95,14 @@ def test_labels_are_checked_although_nothing_is_read(numbers: Path, tmp_path: Pa
 def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     """Features keep every bit, records every field; no other file stays in the folder."""
     samples = [Sample(3, "a.tar", "k", b"", {"cls": 1, "txt": "ünï", "tags": ["x"], "none": None})]
-    pictures = Pictures(torch.tensor([[0.1, -0.2]]), samples, [BadSample("a.tar", "z", "broken")])
+    images = EncodedImages(torch.tensor([[0.1, -0.2]]), samples, [BadSample("a.tar", "z", "broken")])
     cache = FeatureCache(tmp_path / "cache", "a")
     assert cache.load("key", ["a.tar"]) is None
-    cache.store("key", ["a.tar"], pictures)
+    cache.store("key", ["a.tar"], images)
     found = cache.load("key", ["a.tar"])
     assert found is not None
-    assert torch.equal(found.features, pictures.features)
-    assert (found.samples, found.bad) == (pictures.samples, pictures.bad)
+    assert torch.equal(found.features, images.features)
+    assert (found.samples, found.bad) == (images.samples, images.bad)
     assert sorted(path.name for path in cache.folder.iterdir()) == ["key.json", "key.safetensors"]
 
 
@@ -110,8 +110,8 @@ def test_what_is_stored_comes_back(tmp_path: Path) -> None:
 def test_damaged_files_are_no_features(tmp_path: Path, suffix: str) -> None:
     """A cut or missing file is a miss, not an error, and is replaced."""
     cache = FeatureCache(tmp_path, "a")
-    pictures = Pictures(torch.ones(2, 3), [Sample(i, "a.tar", str(i), b"", {}) for i in range(2)], [])
-    cache.store("key", ["a.tar"], pictures)
+    images = EncodedImages(torch.ones(2, 3), [Sample(i, "a.tar", str(i), b"", {}) for i in range(2)], [])
+    cache.store("key", ["a.tar"], images)
     path = tmp_path / f"key.{suffix}"
     whole = path.read_bytes()
     for damaged in (whole[:-3], b"[]", b'{"samples": [{"shard": 7}]}'):
@@ -119,7 +119,7 @@ def test_damaged_files_are_no_features(tmp_path: Path, suffix: str) -> None:
         assert cache.load("key", ["a.tar"]) is None
     path.unlink()
     assert cache.load("key", ["a.tar"]) is None
-    cache.store("key", ["a.tar"], pictures)
+    cache.store("key", ["a.tar"], images)
     assert cache.load("key", ["a.tar"]) is not None
 
 
@@ -149,9 +149,9 @@ def test_places_that_cannot_hold_features(tmp_path: Path) -> None:
     """Commands have no time of change, so nothing is kept of them; an unwritable folder is named with the remedy."""
     assert FeatureCache(tmp_path, "a").key(["pipe:cat x.tar"]) is None
     (tmp_path / "file").touch()
-    pictures = Pictures(torch.ones(1, 1), [Sample(0, "a.tar", "0", b"", {})], [])
+    images = EncodedImages(torch.ones(1, 1), [Sample(0, "a.tar", "0", b"", {})], [])
     with pytest.raises(UserError, match="file.* give another --cache, or"):
-        FeatureCache(tmp_path / "file" / "below", "a").store("key", ["a.tar"], pictures)
+        FeatureCache(tmp_path / "file" / "below", "a").store("key", ["a.tar"], images)
 
 
 def test_the_default_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

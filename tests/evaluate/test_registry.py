@@ -11,8 +11,8 @@ from sklearn.metrics import average_precision_score
 from mmssl.evaluate import suite
 from mmssl.evaluate.compare import compare_results
 from mmssl.evaluate.datasets import open_dataset, read
-from mmssl.evaluate.encode import embed_pictures
-from mmssl.evaluate.tasks.multilabel import judge, targets_of
+from mmssl.evaluate.encode import encode_images
+from mmssl.evaluate.tasks.multilabel import evaluate_scores, label_matrix
 from mmssl.types import UserError
 from tests.helpers.evaluation_ranks import on_ranks
 from tests.helpers.toy_encoder import ToyEncoder, pack, paint
@@ -20,7 +20,7 @@ from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 
 @pytest.fixture
 def trained(numbers: Path) -> Path:
-    """The folder of numbers with a training split of 4 to 5 pictures a class, each with a style."""
+    """The folder of numbers with a training split of 4 to 5 images a class, each with a style."""
     records = [
         {
             "png": paint(100 + i % 6, 100 + i),
@@ -37,7 +37,7 @@ def trained(numbers: Path) -> Path:
 
 @pytest.mark.parametrize("task", ["linear_probe", "knn"])
 def test_classifiers_of_frozen_features(trained: Path, tmp_path: Path, task: str) -> None:
-    """On separable features they are perfect; their tables and pictures are those of any classification."""
+    """On separable features they are perfect; their tables and plots are those of any classification."""
     found = suite.run(ToyEncoder(noise=0.1), {"n": (trained, task)}, tmp_path / "out")[f"n/{task}"]
     assert found["acc1"] == found["mean_per_class_recall"] == 1.0
     assert (found["classes"], found["samples"], found["train_samples"]) == (7, 40, 28)
@@ -75,7 +75,7 @@ def test_a_training_split_is_needed(numbers: Path) -> None:
         suite.run(ToyEncoder(), {"n": (numbers, "knn")})
 
 
-def test_training_pictures_are_encoded_once(trained: Path) -> None:
+def test_training_images_are_encoded_once(trained: Path) -> None:
     """Three tasks that train on the same split encode it once."""
     encoder = ToyEncoder()
     data = {task: (trained, task) for task in ("linear_probe", "knn", "few_shot")}
@@ -115,10 +115,10 @@ def test_multilabel(tmp_path: Path) -> None:
     names = [f"number {100 + i}" for i in range(6)]
     dataset = open_dataset(shard, classnames=names, templates=("{c}",))
     found = suite.run(encoder, {"m": (dataset, "multilabel")}, tmp_path / "out")["m/multilabel"]
-    embedded = embed_pictures(encoder, list(read(dataset, on_bad=pytest.fail)))
+    embedded = encode_images(encoder, list(read(dataset, on_bad=pytest.fail)))
     scores = embedded.features @ encoder.encode_text(names).T
     targets = torch.tensor([[int(name in of) for name in names] for of in labels])
-    assert torch.equal(targets_of(dataset, embedded.samples)[1], targets)
+    assert torch.equal(label_matrix(dataset, embedded.samples)[1], targets)
     expected = [average_precision_score(targets[:, c], scores[:, c]) for c in range(5)]
     assert found["mean_average_precision"] == pytest.approx(sum(expected) / 5, abs=1e-6)
     low, high = found["intervals"]["mean_average_precision"]
@@ -136,7 +136,7 @@ def test_multilabel_is_clip_benchmarks() -> None:
     targets = (torch.rand(60, 8, generator=generator) < 0.2).long()
     targets[0] = 1
     expected = float(theirs(scores, targets).mean())
-    assert judge(scores, targets).metrics["mean_average_precision"] == pytest.approx(expected, abs=1e-6)
+    assert evaluate_scores(scores, targets).metrics["mean_average_precision"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_multilabel_needs_lists(numbers: Path, tmp_path: Path) -> None:
@@ -175,19 +175,19 @@ def noisy() -> ToyEncoder:
 
 
 @pytest.mark.parametrize("world", [2, 7])
-def test_several_processes_equal_one(trained: Path, captioned: Path, tmp_path: Path, world: int) -> None:
-    """Figures are exactly the same on every rank; the ranks share the pictures, and one writes."""
+def test_several_processes_equal_one(trained: Path, captioned: Path, tmp_path: Path, world_size: int) -> None:
+    """Figures are exactly the same on every rank; the ranks share the images, and one writes."""
     data = {task: (trained, task) for task in ("zero_shot", "knn")}
     data |= {task: (captioned, task) for task in ("retrieval", "geometry")}
     alone = suite.run(ToyEncoder(noise=3.0), data, batch_size=8)
-    outcomes = on_ranks(world, noisy, data, tmp_path / "out", batch_size=8, draw=False)
-    assert [results for results, _ in outcomes] == [alone] * world
+    outcomes = on_ranks(world_size, noisy, data, tmp_path / "out", batch_size=8, draw=False)
+    assert [results for results, _ in outcomes] == [alone] * world_size
     assert sum(sum(encoder.calls) for _, encoder in outcomes) == 40 + 28 + 30
     assert (tmp_path / "out" / "results.json").is_file()
 
 
-def test_broken_pictures_over_processes(numbers: Path) -> None:
-    """A picture that one rank cannot decode is left out on all; a rank that fails stops all of them."""
+def test_broken_images_over_processes(numbers: Path) -> None:
+    """An image that one rank cannot decode is left out on all; a rank that fails stops all of them."""
     records = [{"png": paint(100 + i % 6, i) if i != 9 else b"broken", "cls": i % 6} for i in range(40)]
     pack(numbers / "test" / "0.tar", records[:25])
     alone = suite.run(ToyEncoder(noise=3.0), {"n": (numbers, "zero_shot")}, batch_size=8)
@@ -199,4 +199,4 @@ def test_broken_pictures_over_processes(numbers: Path) -> None:
     errors = on_ranks(2, noisy, {"n": (numbers, "zero_shot")}, batch_size=8)
     assert all(isinstance(error, UserError) for error in errors)
     assert str(errors[0]) == str(errors[1])
-    assert str(errors[0]).startswith(f"no picture from {numbers / 'test' / '0.tar'}:00008 on")
+    assert str(errors[0]).startswith(f"no image from {numbers / 'test' / '0.tar'}:00008 on")

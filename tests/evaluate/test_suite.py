@@ -63,7 +63,7 @@ def test_tables_agree_with_the_figures(numbers: Path, tmp_path: Path) -> None:
     assert 0 <= low <= figures["calibration_error"] <= high <= 1
 
 
-def test_pictures_are_drawn(numbers: Path, captioned: Path, tmp_path: Path) -> None:
+def test_images_are_drawn(numbers: Path, captioned: Path, tmp_path: Path) -> None:
     """Examples, confusions and retrieval grid are PNGs with something on them, for few and many classes."""
     many = [{"png": paint(300 + i, i), "json": {"label": f"$number^ 写 {300 + i}"}} for i in range(40)]
     pack(tmp_path / "many-0.tar", many)
@@ -83,7 +83,7 @@ def test_pictures_are_drawn(numbers: Path, captioned: Path, tmp_path: Path) -> N
 
 
 def test_shards_are_encoded_once_for_all_their_tasks(captioned: Path) -> None:
-    """Two tasks on the same shards cost one pass of pictures, in batches of the given size."""
+    """Two tasks on the same shards cost one pass of images, in batches of the given size."""
     records = [{"png": paint(i), "cls": i % 6, "txt": f"number {i}"} for i in range(40)]
     shard = pack(captioned / "both-0.tar", records)
     (captioned / "classnames.txt").write_text("\n".join(f"number {i}" for i in range(6)))
@@ -94,8 +94,8 @@ def test_shards_are_encoded_once_for_all_their_tasks(captioned: Path) -> None:
     assert encoder.calls == [16, 16, 8]
 
 
-def test_a_broken_picture_costs_only_itself(numbers: Path) -> None:
-    """A picture that cannot be decoded is left out and counted; the others are judged as without it."""
+def test_a_broken_image_costs_only_itself(numbers: Path) -> None:
+    """An image that cannot be decoded is left out and counted; the others are judged as without it."""
     records: list[dict[str, Any]] = [{"png": paint(100 + i % 6, i), "cls": i % 6} for i in range(10)]
     data = {"x": (numbers, "zero_shot")}
     whole = suite.run(ToyEncoder(noise=2.0), data, batch_size=4)["x/zero_shot"]
@@ -106,7 +106,7 @@ def test_a_broken_picture_costs_only_itself(numbers: Path) -> None:
 
 
 def test_bad_data_is_refused_before_it_is_encoded(numbers: Path, tmp_path: Path) -> None:
-    """Labels that do not fit, unknown tasks and broken pictures are errors that leave nothing behind."""
+    """Labels that do not fit, unknown tasks and broken images are errors that leave nothing behind."""
     out = tmp_path / "out"
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write to .*below: .*file is no folder"):
@@ -120,8 +120,8 @@ def test_bad_data_is_refused_before_it_is_encoded(numbers: Path, tmp_path: Path)
     assert encoder.calls == []
     with pytest.raises(UserError, match="has no caption"):
         suite.run(encoder, {"x": (numbers, "retrieval")}, out)
-    shard = pack(tmp_path / "broken-0.tar", [{"png": b"no picture", "json": {"label": "a"}}])
-    with pytest.raises(UserError, match=r"no picture from .*00000 on could be encoded"):
+    shard = pack(tmp_path / "broken-0.tar", [{"png": b"no image", "json": {"label": "a"}}])
+    with pytest.raises(UserError, match=r"no image from .*00000 on could be encoded"):
         suite.run(ToyEncoder(), {"x": (shard, "zero_shot")}, out)
     empty = pack(tmp_path / "empty-0.tar", [])
     with pytest.raises(UserError, match="no sample"):
@@ -130,7 +130,7 @@ def test_bad_data_is_refused_before_it_is_encoded(numbers: Path, tmp_path: Path)
 
 
 def test_broken_weights_are_named(numbers: Path) -> None:
-    """A model that gives NaN is refused, naming the first such picture."""
+    """A model that gives NaN is refused, naming the first such image."""
     encoder = ToyEncoder()
     encoder.table[103] = torch.nan
     with pytest.raises(UserError, match=r"0\.tar:00003 are not finite"):
@@ -152,7 +152,7 @@ def test_class_weights_are_open_clips() -> None:
 
     encoder = ToyEncoder()
     names = [f"number {i}" for i in range(11)]
-    templates = ("a {c}", "a good picture of the {c}.", "{c}")
+    templates = ("a {c}", "a good image of the {c}.", "{c}")
 
     class Model:
         def encode_text(self, tokens: torch.Tensor, normalize: bool) -> torch.Tensor:
@@ -177,7 +177,7 @@ def test_default_task(numbers: Path, captioned: Path) -> None:
 
 
 def test_progress_names_the_data_set(numbers: Path) -> None:
-    """The callback hears how many pictures and texts of which data set are done."""
+    """The callback hears how many images and texts of which data set are done."""
     heard: list[tuple[str, int]] = []
     suite.run(
         ToyEncoder(),
@@ -185,7 +185,7 @@ def test_progress_names_the_data_set(numbers: Path) -> None:
         batch_size=16,
         progress=lambda what, done: heard.append((what, done)),
     )
-    assert heard == [("x: pictures", 16), ("x: pictures", 32), ("x: pictures", 40), ("x: texts", 14)]
+    assert heard == [("x: images", 16), ("x: images", 32), ("x: images", 40), ("x: texts", 14)]
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

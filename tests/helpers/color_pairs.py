@@ -1,4 +1,4 @@
-"""Pictures with captions as a user has them: a CSV beside a folder, and settings that train on them in seconds."""
+"""Images with captions as a user has them: a CSV beside a folder, and settings that train on them in seconds."""
 
 import csv
 from pathlib import Path

@@ -65,10 +65,10 @@ def _pets(folder: Path) -> None:
     for split in ("train", "test"):
         with tarfile.open(folder / f"{split}-0.tar", "w") as tar:
             for number in range(48):
-                picture = io.BytesIO()
-                Image.new("RGB", (24, 24), (200, 5 * number, 60 if number % 2 else 220)).save(picture, "PNG")
+                image = io.BytesIO()
+                Image.new("RGB", (24, 24), (200, 5 * number, 60 if number % 2 else 220)).save(image, "PNG")
                 fields = json.dumps({"camera": f"camera {number % 3}"}).encode()
-                members = {"png": picture.getvalue(), "cls": str(number % 2).encode(), "json": fields}
+                members = {"png": image.getvalue(), "cls": str(number % 2).encode(), "json": fields}
                 for extension, data in members.items():
                     info = tarfile.TarInfo(f"{number:03}.{extension}")
                     info.size = len(data)

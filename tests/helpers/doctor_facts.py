@@ -4,14 +4,14 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from mmssl.apps.doctor import Facts
+from mmssl.apps.doctor import SystemFacts
 from mmssl.apps.doctor.system import Device
 
 GIB = 2**30
 GPU = Device("A GPU", 80 * GIB, 78 * GIB, True)
 
 
-def facts(**changes: Any) -> Facts:
+def facts(**changes: Any) -> SystemFacts:
     """Those of a sound machine, some of them changed."""
     sound: dict[str, Any] = {
         "python": "3.12.3",
@@ -37,4 +37,4 @@ def facts(**changes: Any) -> Facts:
         "environment": {},
         "launch_file": None,
     }
-    return Facts(**{**sound, **changes})
+    return SystemFacts(**{**sound, **changes})

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.evaluate import suite
 from mmssl.types import UserError
 
@@ -16,13 +16,13 @@ from mmssl.types import UserError
 class Board:
     """What the ranks of a pretended process group tell each other."""
 
-    def __init__(self, world: int) -> None:
-        self.barrier = threading.Barrier(world, timeout=60)
-        self.values: list[Any] = [None] * world
+    def __init__(self, world_size: int) -> None:
+        self.barrier = threading.Barrier(world_size, timeout=60)
+        self.values: list[Any] = [None] * world_size
 
 
 @dataclass(frozen=True)
-class Threads(Processes):
+class Threads(World):
     """Ranks that are threads."""
 
     board: Board = field(default_factory=lambda: Board(1))
@@ -41,20 +41,20 @@ class Threads(Processes):
         return self._exchange(value)[source]
 
 
-def on_ranks(world: int, encoder: Callable[[], Any], *arguments: Any, **options: Any) -> list[Any]:
+def on_ranks(world_size: int, encoder: Callable[[], Any], *arguments: Any, **options: Any) -> list[Any]:
     """Results of `suite.run` on every rank with the encoder that it used, or its error."""
-    board = Board(world)
-    outcomes: list[Any] = [None] * world
+    board = Board(world_size)
+    outcomes: list[Any] = [None] * world_size
 
     def work(rank: int) -> None:
         own = encoder()
         try:
-            ranks = Threads(rank, world, board=board)
-            outcomes[rank] = (suite.run(own, *arguments, processes=ranks, **options), own)
+            ranks = Threads(rank, world_size, board=board)
+            outcomes[rank] = (suite.run(own, *arguments, world=ranks, **options), own)
         except UserError as error:
             outcomes[rank] = error
 
-    threads = [threading.Thread(target=work, args=(rank,), name=f"rank {rank}") for rank in range(world)]
+    threads = [threading.Thread(target=work, args=(rank,), name=f"rank {rank}") for rank in range(world_size)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Encoded pictures made for the tests: photographs that ship with scikit-image, in any format."""
+"""Encoded images made for the tests: photographs that ship with scikit-image, in any format."""
 
 import io
 import struct
@@ -21,7 +21,7 @@ def photo(height: int = 300, width: int = 400) -> Image.Image:
 
 
 def encode(image: Image.Image, format: str, **options: Any) -> bytes:
-    """The picture as a file's bytes."""
+    """The image as a file's bytes."""
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
@@ -45,11 +45,11 @@ def png_of(width: int, height: int, pixels: bytes = b"") -> bytes:
 
 
 def psnr(a: Array, b: Array) -> float:
-    """Peak signal-to-noise ratio in dB of two pictures with values 0 to 255."""
+    """Peak signal-to-noise ratio in dB of two images with values 0 to 255."""
     error = float(np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2))
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 def mean_difference(a: Array, b: Array) -> float:
-    """Mean absolute difference of two pictures in values of 0 to 255."""
+    """Mean absolute difference of two images in values of 0 to 255."""
     return float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).mean())

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.objectives import find_objective
 from mmssl.objectives._base import Vocabulary
-from mmssl.objectives._task import Mixer
+from mmssl.objectives._task import TrainingTask
 from mmssl.types import Batch
 from tests.conftest import tiny_model_config
 
-ALONE = Processes()
+ALONE = World()
 ROWS = 12
 WORDS = 100
 SIDE = 24
@@ -51,13 +51,13 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(WORDS, 4, (0, 1, 2, 3, 4), continues, 16)
 
 
-def tiny_mixer(
+def tiny_task(
     names: list[str],
     changes: Mapping[str, Any] | None = None,
-    processes: Processes = ALONE,
+    world: World = ALONE,
     dropout: float = 0.0,
     text: dict[str, Any] | None = None,
-) -> Mixer:
+) -> TrainingTask:
     """Tiny towers with some objectives; the same weights every time. `changes` are those of the vision tower, `text`
     is another text tower's configuration; `dropout` is that of tokens and of blocks."""
     torch.manual_seed(0)
@@ -71,18 +71,18 @@ def tiny_mixer(
         name: kind(kind.Options.model_validate(OPTIONS.get(name, {})), encoder, vocabulary())
         for name, kind in kinds.items()
     }
-    return Mixer(encoder, objectives, processes).train()
+    return TrainingTask(encoder, objectives, world).train()
 
 
-def batch(mixer: Mixer, seed: int = 0) -> Batch:
-    """A pattern in colours that belong to the caption; further views are noisy ones of the same picture."""
+def batch(task: TrainingTask, seed: int = 0) -> Batch:
+    """A pattern in colours that belong to the caption; further views are noisy ones of the same image."""
     g = torch.Generator().manual_seed(seed)
     colours = torch.rand(ROWS, 3, 1, 1, generator=g)
     pattern = torch.rand(1, 1, SIDE // 4, SIDE // 4, generator=g)
-    pictures = colours * torch.nn.functional.interpolate(pattern, size=(SIDE, SIDE))
-    names = ["main", *(view for name in mixer.objectives for view in mixer.objective(name).views())]
-    noise = {name: 8 * torch.randn(pictures.shape, generator=g) for name in names}
-    views = {name: (255 * pictures + noise[name]).clamp(0, 255).to(torch.uint8) for name in names}
+    images = colours * torch.nn.functional.interpolate(pattern, size=(SIDE, SIDE))
+    names = ["main", *(view for name in task.objectives for view in task.objective(name).views())]
+    noise = {name: 8 * torch.randn(images.shape, generator=g) for name in names}
+    views = {name: (255 * images + noise[name]).clamp(0, 255).to(torch.uint8) for name in names}
     # A caption is one word again and again, so that its masked tokens can be told from the others.
     words = torch.randperm(WORDS - 5, generator=g)[:ROWS, None] + 5
     mask = torch.arange(8) < torch.randint(6, 9, (ROWS, 1), generator=g)
@@ -91,7 +91,7 @@ def batch(mixer: Mixer, seed: int = 0) -> Batch:
     return Batch(views, tokens * mask, mask, torch.arange(ROWS), [f"k{i}" for i in range(ROWS)])
 
 
-def part(whole: Batch, processes: Processes) -> Batch:
+def part(whole: Batch, world: World) -> Batch:
     """This process's rows."""
-    rows = len(whole) // processes.world
-    return whole.slice(processes.rank * rows, (processes.rank + 1) * rows)
+    rows = len(whole) // world.size
+    return whole.slice(world.rank * rows, (world.rank + 1) * rows)

@@ -1,4 +1,4 @@
-"""A picture tower of a few weights."""
+"""An image tower of a few weights."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from mmssl.rng import torch_generator
 
 
 class Tower(nn.Module):
-    """A picture's mean colour through two layers to a unit vector."""
+    """An image's mean colour through two layers to a unit vector."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -17,5 +17,5 @@ class Tower(nn.Module):
             for parameter in self.layers.parameters():
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=torch_generator(str(parameter.shape))))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return F.normalize(self.layers(pictures.float().mean((2, 3)) / 255), dim=-1)
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.layers(images.float().mean((2, 3)) / 255), dim=-1)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mmssl.distributed.world import Processes, processes
+from mmssl.distributed.world import World, current_world
 
 
-def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What `function(processes, *arguments)` returned on each of `world` fresh processes, in rank order.
 
     `function` is a module's own (it travels by name); it returns anything but tensors.
@@ -21,20 +21,20 @@ def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[
     # A server that has imported everything once forks the ranks, so that a rank starts in no time.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mmssl.train.trainer"])
-    with tempfile.TemporaryDirectory() as folder, context.Pool(world) as pool:
-        jobs = [(Path(folder) / "meet", rank, world, function, arguments) for rank in range(world)]
+    with tempfile.TemporaryDirectory() as folder, context.Pool(world_size) as pool:
+        jobs = [(Path(folder) / "meet", rank, world_size, function, arguments) for rank in range(world_size)]
         # Each job waits for all others to join, so no worker can take two.
         return pool.starmap(_run, jobs, chunksize=1)
 
 
-def _run(meet: Path, rank: int, world: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _run(meet: Path, rank: int, world_size: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=meet.as_uri(), rank=rank, world_size=world, timeout=timedelta(seconds=60)
+        "gloo", init_method=meet.as_uri(), rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
     )
     try:
-        mine = processes()
-        assert mine == Processes(rank, world)
+        mine = current_world()
+        assert mine == World(rank, world_size)
         return function(mine, *arguments)
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Shards for tests, written with Python's tarfile, and a rendering that needs no picture."""
+"""Shards for tests, written with Python's tarfile, and a rendering that needs no image."""
 
 import hashlib
 import io
@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from mmssl.data.loader import Source, TrainStream
+from mmssl.data.loader import Source, TrainLoader
 from mmssl.types import Sample
 
 File = tuple[str, bytes]
@@ -29,7 +29,7 @@ def tar_bytes(files: Iterable[File], fmt: int = tarfile.USTAR_FORMAT) -> bytes:
 
 
 def pair(key: str, size: int = 40) -> list[File]:
-    """A picture's and a caption's file; the picture's bytes are `size` long and tell the key."""
+    """An image's and a caption's file; the image's bytes are `size` long and tell the key."""
     return [(f"{key}.jpg", key.encode().ljust(size, b".")), (f"{key}.txt", f"caption of {key}".encode())]
 
 
@@ -55,7 +55,7 @@ class ToyRendered:
 
 
 def toy_render(samples: Sequence[Sample], epoch: int) -> ToyRendered:
-    """A 2 x 2 picture of each image's hash and the epoch; pictures that begin with `broken` are bad."""
+    """A 2 x 2 image of each image's hash and the epoch; images that begin with `broken` are bad."""
     digests = [hashlib.blake2b(s.image + bytes([epoch]), digest_size=12).digest() for s in samples]
     pixels = torch.tensor([list(digest) for digest in digests], dtype=torch.uint8).view(-1, 3, 2, 2)
     bad = [(row, "it is broken") for row, s in enumerate(samples) if s.image.startswith(b"broken")]
@@ -69,7 +69,7 @@ def toy_tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
     return tokens, tokens != 0
 
 
-def toy_stream(shards: Sequence[str], **options: object) -> TrainStream:
+def toy_stream(shards: Sequence[str], **options: object) -> TrainLoader:
     """A stream over one source, with blocks of three slices of 4 KiB."""
     settings = {
         "render": toy_render,
@@ -82,4 +82,4 @@ def toy_stream(shards: Sequence[str], **options: object) -> TrainStream:
         **options,
     }
     with patch("mmssl.data.order.epoch.SHUFFLE_UNIT", 4096):
-        return TrainStream([Source(shards)], **settings)  # type: ignore[arg-type]
+        return TrainLoader([Source(shards)], **settings)  # type: ignore[arg-type]

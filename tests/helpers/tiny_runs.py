@@ -1,4 +1,4 @@
-"""Tiny picture-caption shards and a run on them that takes seconds."""
+"""Tiny image-caption shards and a run on them that takes seconds."""
 
 import io
 import tarfile
@@ -14,7 +14,7 @@ COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "
 
 
 def write_pairs(folder: Path) -> Path:
-    """Two tars of 24 plain noisy pictures each, captioned with their colour, labels as .cls; with classnames.txt."""
+    """Two tars of 24 plain noisy images each, captioned with their colour, labels as .cls; with classnames.txt."""
     rng = np.random.default_rng(0)
     for shard in range(2):
         with tarfile.open(folder / f"{shard}.tar", "w") as tar:
@@ -22,10 +22,10 @@ def write_pairs(folder: Path) -> Path:
                 label = int(rng.integers(len(COLORS)))
                 name, color = list(COLORS.items())[label]
                 pixels = np.clip(np.array(color) + rng.normal(0, 12, (20, 20, 3)), 0, 255).astype(np.uint8)
-                picture = io.BytesIO()
-                Image.fromarray(pixels).save(picture, "PNG")
+                image = io.BytesIO()
+                Image.fromarray(pixels).save(image, "PNG")
                 caption = f"a {name} square {i}".encode()
-                for extension, data in {"png": picture.getvalue(), "txt": caption, "cls": str(label).encode()}.items():
+                for extension, data in {"png": image.getvalue(), "txt": caption, "cls": str(label).encode()}.items():
                     info = tarfile.TarInfo(f"s{shard}-{i:03d}.{extension}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))

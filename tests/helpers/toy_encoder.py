@@ -18,9 +18,9 @@ Record = Mapping[str, Any]
 
 
 class ToyEncoder:
-    """Sees the number painted into a picture and the last number in a text; both become the same vector.
+    """Sees the number painted into an image and the last number in a text; both become the same vector.
 
-    With `noise` every picture's vector is off by a fixed random amount, so that answers are partly wrong.
+    With `noise` every image's vector is off by a fixed random amount, so that answers are partly wrong.
     """
 
     def __init__(self, size: int = 64, noise: float = 0.0) -> None:

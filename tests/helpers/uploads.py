@@ -1,4 +1,4 @@
-"""Pictures to upload, sound and hostile."""
+"""Images to upload, sound and hostile."""
 
 import io
 import struct
@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 
-def picture(width: int = 40, height: int = 30, kind: str = "PNG", seed: int = 0, **options: Any) -> bytes:
-    """A sound picture of noise; `options` as of Pillow's writer."""
+def image(width: int = 40, height: int = 30, kind: str = "PNG", seed: int = 0, **options: Any) -> bytes:
+    """A sound image of noise; `options` as of Pillow's writer."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
@@ -26,9 +26,9 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
 
 
-def sent(content: bytes, name: str = "picture.png") -> dict[str, Any]:
+def sent(content: bytes, name: str = "image.png") -> dict[str, Any]:
     """The `files` of an upload."""
-    return {"picture": (name, content, "image/png")}
+    return {"image": (name, content, "image/png")}
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

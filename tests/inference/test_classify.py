@@ -1,4 +1,4 @@
-"""Where predictions are drawn, and which pictures a folder holds. No model is needed."""
+"""Where predictions are drawn, and which images a folder holds. No model is needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmssl.inference import files_of, predict
-from mmssl.inference.model import Picture
+from mmssl.inference import list_images, predict
+from mmssl.inference.model import ImageInput
 from mmssl.types import UserError
 
 
-def coin(pictures: Sequence[Picture]) -> list[dict[str, float]]:
-    return [{"tails": 0.4, "heads": 0.6} for _ in pictures]
+def coin(images: Sequence[ImageInput]) -> list[dict[str, float]]:
+    return [{"tails": 0.4, "heads": 0.6} for _ in images]
 
 
 def photo(path: Path) -> Path:
@@ -21,7 +21,7 @@ def photo(path: Path) -> Path:
     return path
 
 
-def test_a_drawing_lies_beside_its_picture_also_where_names_have_spaces(tmp_path: Path) -> None:
+def test_a_drawing_lies_beside_its_image_also_where_names_have_spaces(tmp_path: Path) -> None:
     """The folder stays as it is called; in the file's own name spaces become hyphens."""
     path = photo(tmp_path / "my photos" / "a cat.png")
     (found,) = predict([path], coin, save=True)
@@ -30,14 +30,14 @@ def test_a_drawing_lies_beside_its_picture_also_where_names_have_spaces(tmp_path
     assert [place.name for place in tmp_path.iterdir()] == ["my photos"]
 
 
-def test_drawings_are_no_pictures_of_their_folder(tmp_path: Path) -> None:
-    """A folder gives the same files before and after its pictures were drawn beside them; a drawing can be named."""
+def test_drawings_are_no_images_of_their_folder(tmp_path: Path) -> None:
+    """A folder gives the same files before and after its images were drawn beside them; a drawing can be named."""
     photo(tmp_path / "a.png")
-    before = files_of([tmp_path])
+    before = list_images([tmp_path])
     (drawn,) = predict(before, coin, save=True)
     assert drawn.saved is not None
-    assert files_of([tmp_path]) == before
-    assert files_of([drawn.saved]) == [drawn.saved]
+    assert list_images([tmp_path]) == before
+    assert list_images([drawn.saved]) == [drawn.saved]
 
 
 def test_a_folder_that_cannot_be_drawn_into_is_named(tmp_path: Path) -> None:
@@ -52,4 +52,4 @@ def test_the_highest_comes_first() -> None:
     """Whatever the order in which the classifier gives them."""
     (found,) = predict([Image.new("RGB", (4, 4))], coin)
     assert (found.label, found.probability, list(found.probabilities)) == ("heads", 0.6, ["heads", "tails"])
-    assert str(found) == "picture 1: heads 60.0%, tails 40.0%"
+    assert str(found) == "image 1: heads 60.0%, tails 40.0%"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.losses import blockwise as blocked
 from mmssl.losses import ring
 from mmssl.losses.contrastive import info_nce, moco, nt_xent
@@ -43,11 +43,11 @@ class Towers(nn.Module):
         self.scale = nn.Parameter(torch.tensor(2.5, dtype=dtype))
         self.bias = nn.Parameter(torch.tensor(-3.0, dtype=dtype))
 
-    def forward(self, name: str, batch: dict[str, Tensor], ranks: Ranks) -> Tensor:
+    def forward(self, name: str, batch: dict[str, Tensor], world: Ranks) -> Tensor:
         left = F.normalize(self.left(batch["left"]), dim=1)
         right = F.normalize(self.right(batch["right"]), dim=1)
         # Every parameter takes part in every loss, or DDP would wait for those that do not.
-        return _loss(name, left, right, self.scale.exp(), self.bias, batch, ranks) + 0 * self.scale * self.bias
+        return _loss(name, left, right, self.scale.exp(), self.bias, batch, world) + 0 * self.scale * self.bias
 
 
 def _loss(
@@ -57,19 +57,19 @@ def _loss(
     scale: Tensor,
     bias: Tensor,
     batch: dict[str, Tensor],
-    ranks: Ranks,
+    world: Ranks,
 ) -> Tensor:
     loss, _, way = name.partition(" ")
     form: Form = "auto" if way in ("", "ring") else "plain" if way == "plain" else "blocked"
     if loss == "info_nce":
-        return info_nce(left, right, scale, ranks=ranks, form=form)
+        return info_nce(left, right, scale, world=world, form=form)
     if loss == "siglip":
-        return siglip(left, right, scale, bias, ranks=ranks, form=form)
+        return siglip(left, right, scale, bias, world=world, form=form)
     if loss == "nt_xent":
-        return nt_xent(left, right, 0.1, ranks=ranks, form=form)
+        return nt_xent(left, right, 0.1, world=world, form=form)
     if loss == "moco":
-        return share(*moco(left, right, batch["queue"], 0.2), ranks) + 0 * right.sum()
-    return share(*masked_patches(left, right, batch["mask"]), ranks)
+        return share(*moco(left, right, batch["queue"], 0.2), world) + 0 * right.sum()
+    return share(*masked_patches(left, right, batch["mask"]), world)
 
 
 def _batch(size: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -81,43 +81,43 @@ def _batch(size: int, dtype: torch.dtype) -> dict[str, Tensor]:
     return {**batch, "mask": torch.arange(size) % 3 != 1, "queue": queue}
 
 
-def _outcome(name: str, module: nn.Module, batch: dict[str, Tensor], ranks: Ranks) -> dict[str, Any]:
+def _outcome(name: str, module: nn.Module, batch: dict[str, Tensor], world: Ranks) -> dict[str, Any]:
     module.zero_grad()
     # Blocks smaller than any rank's part, so that their borders fall everywhere.
     with ExitStack() as stack:
         for room in (blocked, ring):
             stack.enter_context(mock.patch.object(room, "block_shape", return_value=(2, 3)))
         if name.endswith("ring"):
-            assert isinstance(ranks, Processes)
-            ranks = replace(ranks, ring=True)
-            stack.enter_context(mock.patch.object(Processes, "gather", side_effect=AssertionError("gathered")))
-        value = module(name, batch, ranks)
+            assert isinstance(world, World)
+            world = replace(world, ring=True)
+            stack.enter_context(mock.patch.object(World, "gather", side_effect=AssertionError("gathered")))
+        value = module(name, batch, world)
         value.backward()
     gradients = torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
     return {"loss": value.item(), "gradients": gradients.numpy()}
 
 
-def _all_outcomes(ranks: Processes) -> dict[tuple[str, str, str], dict[str, Any]]:
+def _all_outcomes(world: World) -> dict[tuple[str, str, str], dict[str, Any]]:
     outcomes = {}
     for dtype in DTYPES:
         module = DistributedDataParallel(Towers(DTYPES[dtype]))
         for spread, sizes in SIZES.items():
-            start, size = sum(sizes[: ranks.rank]), sizes[ranks.rank]
-            whole = _batch(sum(sizes[: ranks.world]), DTYPES[dtype])
+            start, size = sum(sizes[: world.rank]), sizes[world.rank]
+            whole = _batch(sum(sizes[: world.size]), DTYPES[dtype])
             part = {k: v if k == "queue" else v[start : start + size] for k, v in whole.items()}
             for name in NAMES:
-                outcomes[dtype, spread, name] = _outcome(name, module, part, ranks)
+                outcomes[dtype, spread, name] = _outcome(name, module, part, world)
     return outcomes
 
 
 @cache
-def _over_ranks(world: int) -> list[dict[tuple[str, str, str], dict[str, Any]]]:
-    return on_ranks(world, _all_outcomes)
+def _over_ranks(world_size: int) -> list[dict[tuple[str, str, str], dict[str, Any]]]:
+    return on_ranks(world_size, _all_outcomes)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", NAMES)
-def test_shares_and_gradients_are_those_of_one_process(world: int, name: str) -> None:
+def test_shares_and_gradients_are_those_of_one_process(world_size: int, name: str) -> None:
     """The mean of the ranks' shares is the whole batch's loss, and DDP's averaged gradient is its gradient.
 
     For equal and unequal numbers of samples on the ranks; float64 to 1e-10, float32 to 1e-5 of the largest. Over a ring
@@ -125,10 +125,10 @@ def test_shares_and_gradients_are_those_of_one_process(world: int, name: str) ->
     """
     for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-10)):
         for spread, sizes in SIZES.items():
-            batch = _batch(sum(sizes[:world]), DTYPES[dtype])
+            batch = _batch(sum(sizes[:world_size]), DTYPES[dtype])
             plain = name.replace("blocked", "plain").replace("ring", "plain")
             expected = _outcome(plain, Towers(DTYPES[dtype]), batch, ALONE)
-            found = [outcomes[dtype, spread, name] for outcomes in _over_ranks(world)]
+            found = [outcomes[dtype, spread, name] for outcomes in _over_ranks(world_size)]
             np.testing.assert_allclose(
                 np.mean([outcome["loss"] for outcome in found]), expected["loss"], rtol=tolerance
             )
@@ -139,11 +139,11 @@ def test_shares_and_gradients_are_those_of_one_process(world: int, name: str) ->
                 assert error < tolerance, (dtype, spread, error)
 
 
-def _picks(ranks: Processes, over_a_ring: bool) -> list[bool]:
-    start, size = sum(SIZES["uneven"][: ranks.rank]), SIZES["uneven"][ranks.rank]
+def _picks(world: World, over_a_ring: bool) -> list[bool]:
+    start, size = sum(SIZES["uneven"][: world.rank]), SIZES["uneven"][world.rank]
     left, right = (_batch(12, torch.float32)[side][start : start + size, :5] for side in ("left", "right"))
     # Correlated, so that about half find their own.
-    mine = pick_their_own(0.3 * left + right, right, ranks=replace(ranks, ring=over_a_ring))
+    mine = pick_their_own(0.3 * left + right, right, world=replace(world, ring=over_a_ring))
     found: list[bool] = mine.tolist()
     return found
 
@@ -158,12 +158,12 @@ def test_who_picks_their_own_among_all_ranks(over_a_ring: bool) -> None:
     assert [pick for picks in on_ranks(4, _picks, over_a_ring) for pick in picks] == expected
 
 
-def _unequal_upstream(ranks: Processes, name: str) -> Any:
+def _unequal_upstream(world: World, name: str) -> Any:
     """Each rank's share times its own factor, backward without DDP."""
     module, batch = Towers(torch.float64), _batch(9, torch.float64)
-    mine = {k: v[3 * ranks.rank : 3 * ranks.rank + 3] for k, v in batch.items()}
-    ranks = replace(ranks, ring=name.endswith("ring"), even=True)
-    ((ranks.rank + 1) * module(name, mine, ranks)).backward()
+    mine = {k: v[3 * world.rank : 3 * world.rank + 3] for k, v in batch.items()}
+    world = replace(world, ring=name.endswith("ring"), even=True)
+    ((world.rank + 1) * module(name, mine, world)).backward()
     return torch.cat([parameter.grad.flatten() for parameter in module.parameters()]).numpy()
 
 

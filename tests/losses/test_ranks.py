@@ -16,7 +16,7 @@ class _Group:
     counts: tuple[int, ...]
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         return len(self.counts)
 
     def gather(self, rows: Tensor) -> tuple[Tensor, int]:

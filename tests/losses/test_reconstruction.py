@@ -30,10 +30,10 @@ def test_agrees_with_vit_mae(normalised: bool) -> None:
     )
     torch.manual_seed(0)
     peer = ViTMAEForPreTraining(config)
-    pictures = torch.rand(2, 3, 16, 16)
-    output = peer(pictures, noise=torch.rand(2, 16))
+    images = torch.rand(2, 3, 16, 16)
+    output = peer(images, noise=torch.rand(2, 16))
     # Rows of 4 x 4 patches, each pixel's channels together, as ViTMAE has them.
-    target = pictures.unflatten(2, (4, 4)).unflatten(4, (4, 4)).permute(0, 2, 4, 3, 5, 1).reshape(2, 16, 48)
+    target = images.unflatten(2, (4, 4)).unflatten(4, (4, 4)).permute(0, 2, 4, 3, 5, 1).reshape(2, 16, 48)
     target = normalise_patches(target) if normalised else target
     total, count = masked_patches(output.logits, target, output.mask.bool())
     assert count == 24

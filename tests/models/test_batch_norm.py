@@ -7,7 +7,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.models.batch_norm import synchronize_batch_norm
 from tests.helpers.ranks import on_ranks
 
@@ -31,11 +31,11 @@ def run(module: nn.Module, x: torch.Tensor, scale: float) -> dict[str, np.ndarra
     return gradients | {n: b.numpy() for n, b in module.named_buffers()}
 
 
-def part(processes: Processes, kind: str, cuts: list[int]) -> dict[str, np.ndarray]:
+def part(world: World, kind: str, cuts: list[int]) -> dict[str, np.ndarray]:
     """One process's share of the batch through the synchronised network."""
     module = network(kind)
-    synchronize_batch_norm(module, processes, torch.device("cpu"))
-    return run(module, data()[cuts[processes.rank] : cuts[processes.rank + 1]], 1e-3)
+    synchronize_batch_norm(module, world, torch.device("cpu"))
+    return run(module, data()[cuts[world.rank] : cuts[world.rank + 1]], 1e-3)
 
 
 @pytest.mark.parametrize("kind", ["plain", "with_activation"])
@@ -55,7 +55,7 @@ def test_one_process_and_evaluation_are_unchanged() -> None:
     plain = timm.create_model("resnet10t", num_classes=3)
     torch.manual_seed(0)
     other = timm.create_model("resnet10t", num_classes=3)
-    synchronize_batch_norm(other, Processes(), torch.device("cpu"))
+    synchronize_batch_norm(other, World(), torch.device("cpu"))
     assert plain.state_dict().keys() == other.state_dict().keys()
     x = torch.randn(4, 3, 32, 32)
     for mode in (True, False):

@@ -42,11 +42,11 @@ def encoder_of(config: ModelConfig) -> DualEncoder:
 
 
 def features(encoder: DualEncoder) -> Tensor:
-    """Of two pictures and two captions, [4, D]."""
+    """Of two images and two captions, [4, D]."""
     generator = torch_generator("inputs")
-    pictures = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=generator)
     tokens = torch.tensor([[2, 5, 7, 3], [2, 6, 3, 0]])
-    return torch.cat([encoder.encode_image(pictures), encoder.encode_text(tokens, tokens > 0)])
+    return torch.cat([encoder.encode_image(images), encoder.encode_text(tokens, tokens > 0)])
 
 
 def draw_adapters(encoder: DualEncoder, size: float = 0.3) -> None:

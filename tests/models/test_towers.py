@@ -20,7 +20,7 @@ from tests.conftest import TINY_TEXT, tiny_model_config
 SMALL = {"layers": 2, "width": 64, "head_width": 32}
 
 
-def pictures(count: int, side: int) -> torch.Tensor:
+def images(count: int, side: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
@@ -33,7 +33,7 @@ def test_an_open_clip_vit_with_weights_gives_open_clips_features(tmp_path: Path)
     config = VisionConfig(name="open_clip:ViT-B-32", image_size=64, pretrained=str(path))
     tower, projection = build_vision(config, embed_dim=512)
     assert projection is not None
-    x = pictures(2, 64)
+    x = images(2, 64)
     with torch.no_grad():
         expected = theirs.encode_image(tower.normalize(x), normalize=True)
         features = torch.nn.functional.normalize(tower.eval()(x).pooled @ projection.T, dim=-1)
@@ -43,9 +43,9 @@ def test_an_open_clip_vit_with_weights_gives_open_clips_features(tmp_path: Path)
 
 
 def test_normalisation_is_open_clips_preprocessing() -> None:
-    """uint8 pictures are normalised with the mean and deviation of the library's own preprocessing."""
+    """uint8 images are normalised with the mean and deviation of the library's own preprocessing."""
     tower, _ = build_vision(VisionConfig(name="open_clip:ViT-B-32", image_size=32, options=SMALL), 16)
-    x = pictures(1, 32)
+    x = images(1, 32)
     mean, std = (
         torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     )
@@ -65,7 +65,7 @@ def test_a_timm_tower_with_weights_from_a_file_gives_timms_features(name: str, t
     )
     tower, projection = build_vision(config, 16)
     assert projection is None
-    x = pictures(3, 32)
+    x = images(3, 32)
     with torch.no_grad():
         expected = theirs.forward_head(theirs.forward_features(tower.normalize(x)), pre_logits=True)
         torch.testing.assert_close(tower.eval()(x).pooled, expected, atol=1e-5, rtol=1e-5)
@@ -84,12 +84,12 @@ def test_a_vit_sees_the_kept_patches_only(config: VisionConfig) -> None:
     tower, _ = build_vision(config, 16)
     tower.eval()
     assert tower.grid == (4, 4)
-    x = pictures(2, 64)
+    x = images(2, 64)
     everything = torch.arange(16).expand(2, 16)
     keep = torch.tensor([[0, 5, 6], [3, 9, 15]])
     changed = x.clone()
-    changed[0, :, 48:, 48:] = 0  # patch 15: not kept in picture 0
-    changed[1, :, :16, :16] = 0  # patch 0: not kept in picture 1
+    changed[0, :, 48:, 48:] = 0  # patch 15: not kept in image 0
+    changed[1, :, :16, :16] = 0  # patch 0: not kept in image 1
     with torch.no_grad():
         torch.testing.assert_close(tower(x, everything).pooled, tower(x).pooled, atol=1e-5, rtol=1e-5)
         some = tower(x, keep)
@@ -103,7 +103,7 @@ def test_a_convolutional_tower_refuses_a_subset_of_patches() -> None:
     """The error names what would work."""
     tower, _ = build_vision(VisionConfig(name="timm:resnet10t", image_size=32), 16)
     with pytest.raises(UserError, match="ViT"):
-        tower(pictures(1, 32), torch.tensor([[0]]))
+        tower(images(1, 32), torch.tensor([[0]]))
 
 
 def test_lock_freezes_weights_and_batch_statistics_but_the_last_layers() -> None:
@@ -111,7 +111,7 @@ def test_lock_freezes_weights_and_batch_statistics_but_the_last_layers() -> None
     locked, _ = build_vision(VisionConfig(name="timm:resnet10t", image_size=32, lock=True), 16)
     before = {k: v.clone() for k, v in locked.state_dict().items()}
     locked.train()
-    locked(pictures(4, 32))
+    locked(images(4, 32))
     assert not any(p.requires_grad for p in locked.parameters())
     assert all(torch.equal(before[k], v) for k, v in locked.state_dict().items())
     partly, _ = build_vision(VisionConfig(name="timm:resnet10t", image_size=32, lock=True, unlocked_layers=1), 16)
@@ -218,10 +218,12 @@ def test_bad_text_towers_are_user_errors(config: TextConfig, words: str) -> None
 def test_a_dual_encoder_gives_unit_vectors_and_clips_its_temperature(tiny_encoder: DualEncoder) -> None:
     """Features have norm 1; the logit scale starts at 1/0.07 and is clamped at 100."""
     with torch.no_grad():
-        images = tiny_encoder.encode_image(pictures(2, 16))
-        texts = tiny_encoder.encode_text(torch.tensor([[2, 5, 3], [2, 6, 3]]), torch.ones(2, 3, dtype=torch.bool))
-        torch.testing.assert_close(images.norm(dim=1), torch.ones(2))
-        torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
+        image_features = tiny_encoder.encode_image(images(2, 16))
+        text_features = tiny_encoder.encode_text(
+            torch.tensor([[2, 5, 3], [2, 6, 3]]), torch.ones(2, 3, dtype=torch.bool)
+        )
+        torch.testing.assert_close(image_features.norm(dim=1), torch.ones(2))
+        torch.testing.assert_close(text_features.norm(dim=1), torch.ones(2))
         assert float(tiny_encoder.logit_scale) == pytest.approx(1 / 0.07, rel=1e-5)
         tiny_encoder.log_logit_scale.fill_(9.0)
         tiny_encoder.clamp_temperature()
@@ -244,7 +246,7 @@ def test_checkpointed_activations_give_the_same_gradient(name: str) -> None:
             encoder.text.checkpoint_activations()
         tokens = torch.tensor([[2, 5, 3], [2, 6, 3]])
         texts = encoder.encode_text(tokens, torch.ones(2, 3, dtype=torch.bool))
-        (encoder.encode_image(pictures(2, 32)) @ texts.T).square().sum().backward()
+        (encoder.encode_image(images(2, 32)) @ texts.T).square().sum().backward()
         found.append({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys()
     for key, gradient in found[0].items():
@@ -261,7 +263,7 @@ def test_every_trained_weight_gets_a_gradient() -> None:
         vision = VisionConfig(name=name, image_size=32, options=options)
         encoder = build_dual_encoder(ModelConfig(vision=vision, text=tiny_model_config().text, embed_dim=16), 100, 0)
         features = (
-            encoder.encode_image(pictures(2, 32))
+            encoder.encode_image(images(2, 32))
             @ encoder.encode_text(torch.tensor([[2, 5, 3], [2, 6, 3]]), torch.ones(2, 3, dtype=torch.bool)).T
         )
         (features * encoder.logit_scale).logsumexp(1).sum().backward()

@@ -10,37 +10,37 @@ from accelerate import DistributedDataParallelKwargs
 from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.config import ObjectiveConfig
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.objectives import objective_names
-from mmssl.objectives._task import Mixer
-from mmssl.train.parallel import tell_ddp
+from mmssl.objectives._task import TrainingTask
+from mmssl.train.parallel import configure_ddp
 from mmssl.train.step import Tally, backward
-from tests.helpers.objective_batch import RESNET, ROWS, Plain, batch, part, tiny_mixer
+from tests.helpers.objective_batch import RESNET, ROWS, Plain, batch, part, tiny_task
 from tests.helpers.ranks import on_ranks
 
 STEPS = 30
 LR = 3e-3
 NAMES = objective_names()
 CHANCE = {"moco": 1 / (2 * ROWS + 1), "simclr": 1 / (2 * ROWS - 1)}
-"""What guessing reaches, where a metric starts above it: tiny random towers tell these few pictures apart at once.
+"""What guessing reaches, where a metric starts above it: tiny random towers tell these few images apart at once.
 Elsewhere the metric starts at chance."""
 BATCHES = {"moco": 3}
-"""Batches that take turns, so that a queue does not hold the very pictures it is compared with; elsewhere one."""
+"""Batches that take turns, so that a queue does not hold the very images it is compared with; elsewhere one."""
 TOWERS = {"rotation": RESNET, "jigsaw": RESNET}
 """Vision towers that learn the task in so few steps; elsewhere a ViT."""
 RISE = 0.15
 """How far above chance the first metric must be after STEPS steps."""
 
 
-def train(mixer: Mixer, name: str, start: int = 0, stop: int = STEPS) -> list[float]:
+def train(task: TrainingTask, name: str, start: int = 0, stop: int = STEPS) -> list[float]:
     """Steps on one batch; returns the objective's first metric at each."""
-    optimizer = torch.optim.Adam([p for p in mixer.parameters() if p.requires_grad], lr=LR)
-    return [step(mixer, name, optimizer, i) for i in range(start, stop)]
+    optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], lr=LR)
+    return [step(task, name, optimizer, i) for i in range(start, stop)]
 
 
-def step(mixer: Mixer, name: str, optimizer: torch.optim.Optimizer, i: int) -> float:
+def step(task: TrainingTask, name: str, optimizer: torch.optim.Optimizer, i: int) -> float:
     """One update; the objective's first metric."""
-    tally = gradient(mixer, name, i)
+    tally = gradient(task, name, i)
     optimizer.step()
     optimizer.zero_grad()
     metric = next(key for key in tally.sums if key.startswith(f"{name}.") and key != f"{name}.loss")
@@ -48,13 +48,13 @@ def step(mixer: Mixer, name: str, optimizer: torch.optim.Optimizer, i: int) -> f
     return float(total / count)
 
 
-def gradient(mixer: Mixer, name: str, i: int, micro_batch: int | None = None) -> Tally:
-    given = batch(mixer, i % BATCHES.get(name, 1))
-    return backward(mixer, mixer, given, {name: 1.0}, 0.5, (0, "step", i), micro_batch, Plain())
+def gradient(task: TrainingTask, name: str, i: int, micro_batch: int | None = None) -> Tally:
+    given = batch(task, i % BATCHES.get(name, 1))
+    return backward(task, task, given, {name: 1.0}, 0.5, (0, "step", i), micro_batch, Plain())
 
 
-def gradients(mixer: Mixer) -> dict[str, np.ndarray]:
-    return {name: p.grad.numpy().copy() for name, p in mixer.named_parameters() if p.grad is not None}
+def gradients(task: TrainingTask) -> dict[str, np.ndarray]:
+    return {name: p.grad.numpy().copy() for name, p in task.named_parameters() if p.grad is not None}
 
 
 def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -69,7 +69,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 @pytest.mark.parametrize("name", NAMES)
 def test_its_metric_rises(name: str) -> None:
     """In 30 steps on a tiny problem the objective's own metric rises clearly above chance."""
-    metrics = train(tiny_mixer([name], TOWERS.get(name)), name)
+    metrics = train(tiny_task([name], TOWERS.get(name)), name)
     assert all(map(math.isfinite, metrics))
     assert np.mean(metrics[-5:]) > CHANCE.get(name, np.mean(metrics[:2])) + RISE, metrics
 
@@ -77,7 +77,7 @@ def test_its_metric_rises(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_gives_the_same_run(name: str) -> None:
     """Two runs of five steps end with bit-identical weights, queues and momentum encoders."""
-    first, second = tiny_mixer([name]), tiny_mixer([name])
+    first, second = tiny_task([name]), tiny_task([name])
     train(first, name, stop=5)
     train(second, name, stop=5)
     for key, value in first.state_dict().items():
@@ -87,12 +87,12 @@ def test_the_same_seed_gives_the_same_run(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_its_state_is_in_the_checkpoint(name: str) -> None:
     """A mixer that takes over the state dict after three steps has the next gradients bit by bit."""
-    trained, fresh = tiny_mixer([name]), tiny_mixer([name])
+    trained, fresh = tiny_task([name]), tiny_task([name])
     train(trained, name, stop=3)
     fresh.load_state_dict({key: value.clone() for key, value in trained.state_dict().items()})
-    for mixer in (trained, fresh):
-        mixer.zero_grad()
-        gradient(mixer, name, 3)
+    for task in (trained, fresh):
+        task.zero_grad()
+        gradient(task, name, 3)
     expected = gradients(trained)
     found = gradients(fresh)
     assert found.keys() == expected.keys()
@@ -102,7 +102,7 @@ def test_its_state_is_in_the_checkpoint(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_any_micro_batch_gives_the_same_gradient(name: str) -> None:
     """Micro-batches of 5, with a leftover, give the gradient of the whole batch, and the same loss and metrics."""
-    whole, parts = tiny_mixer([name]), tiny_mixer([name])
+    whole, parts = tiny_task([name]), tiny_task([name])
     expected, found = gradient(whole, name, 0), gradient(parts, name, 0, 5)
     assert_same(gradients(parts), gradients(whole))
     assert found.sums.keys() == expected.sums.keys()
@@ -110,40 +110,40 @@ def test_any_micro_batch_gives_the_same_gradient(name: str) -> None:
         assert torch.allclose(found.sums[key], pair, rtol=1e-4, atol=1e-4), key
 
 
-def under_ddp(processes: Processes, name: str) -> dict[str, np.ndarray]:
+def under_ddp(world: World, name: str) -> dict[str, np.ndarray]:
     """Two steps under DDP on one process's rows: queues filled by the first act in the second."""
-    mixer = tiny_mixer([name], processes=processes)
-    model = DistributedDataParallel(mixer, find_unused_parameters=True)
+    task = tiny_task([name], world=world)
+    model = DistributedDataParallel(task, find_unused_parameters=True)
     for i in range(2):
-        mixer.zero_grad()
-        mine = part(batch(mixer, i % BATCHES.get(name, 1)), processes)
-        backward(model, mixer, mine, {name: 1.0}, 0.5, (0, "step", i), None, Plain())
-    return gradients(mixer)
+        task.zero_grad()
+        mine = part(batch(task, i % BATCHES.get(name, 1)), world)
+        backward(model, task, mine, {name: 1.0}, 0.5, (0, "step", i), None, Plain())
+    return gradients(task)
 
 
-def search_beside_contrastive(processes: Processes, name: str) -> list[bool]:
+def search_beside_contrastive(world: World, name: str) -> list[bool]:
     """Whether DDP is told to search for weights without a gradient, where an objective beside contrastive rests at
     times, and where it does not. Then two steps under DDP, which stops at a weight that it waited for in vain."""
-    mixer = tiny_mixer([*dict.fromkeys(["contrastive", name])], processes=processes)
+    task = tiny_task([*dict.fromkeys(["contrastive", name])], world=world)
     accelerator: Any = Plain()
     accelerator.distributed_type, accelerator.ddp_handler = "MULTI_CPU", DistributedDataParallelKwargs()
-    always = {key: ObjectiveConfig() for key in mixer.objectives}
+    always = {key: ObjectiveConfig() for key in task.objectives}
     searches = []
     for schedules in ({**always, name: ObjectiveConfig(every=2)}, always):
-        tell_ddp(accelerator, mixer, schedules)
+        configure_ddp(accelerator, task, schedules)
         searches.append(accelerator.ddp_handler.find_unused_parameters)
-    model = DistributedDataParallel(mixer, **accelerator.ddp_handler.to_kwargs())
+    model = DistributedDataParallel(task, **accelerator.ddp_handler.to_kwargs())
     for i in range(2):
-        mine = part(batch(mixer, i), processes)
-        backward(model, mixer, mine, dict.fromkeys(mixer.objectives, 1.0), 0.5, (0, "step", i), None, Plain())
+        mine = part(batch(task, i), world)
+        backward(model, task, mine, dict.fromkeys(task.objectives, 1.0), 0.5, (0, "step", i), None, Plain())
     return searches
 
 
 Found = dict[str, tuple[dict[str, np.ndarray], list[bool]]]
 
 
-def on_one_rank(processes: Processes) -> Found:
-    return {name: (under_ddp(processes, name), search_beside_contrastive(processes, name)) for name in NAMES}
+def on_one_rank(world: World) -> Found:
+    return {name: (under_ddp(world, name), search_beside_contrastive(world, name)) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
@@ -155,13 +155,13 @@ def two_processes() -> list[Found]:
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_give_the_gradient_of_one(name: str, two_processes: list[Found]) -> None:
     """The gradient that DDP averages over two gloo processes is that of one process on the whole batch."""
-    mixer = tiny_mixer([name])
+    task = tiny_task([name])
     for i in range(2):
-        mixer.zero_grad()
-        gradient(mixer, name, i)
+        task.zero_grad()
+        gradient(task, name, i)
     assert ROWS % 2 == 0
     for found in two_processes:
-        assert_same(found[name][0], gradients(mixer))
+        assert_same(found[name][0], gradients(task))
 
 
 @pytest.mark.parametrize("name", NAMES)

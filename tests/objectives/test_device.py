@@ -9,10 +9,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmssl.objectives import objective_names
-from mmssl.objectives._task import Mixer, Weighted
+from mmssl.objectives._task import TrainingTask, Weighted
 from mmssl.rng import RowRandom
 from mmssl.train.step import Tally
-from tests.helpers.objective_batch import RESNET, ROWS, batch, tiny_mixer
+from tests.helpers.objective_batch import RESNET, ROWS, batch, tiny_task
 
 
 class Watcher(TorchDispatchMode):
@@ -51,17 +51,17 @@ class Draws(RowRandom):
         return torch.randint(high, (ROWS, *shape), device="cuda")
 
 
-def a_step(mixer: Mixer, name: str) -> Tally:
+def a_step(task: TrainingTask, name: str) -> Tally:
     """All of a step that objectives write: what is drawn and counted, predictions, losses, metrics and queues."""
-    given = batch(mixer).to(torch.device("cuda"))
-    inputs = mixer.inputs(given, [name], lambda _: Draws(), 0.5)
+    given = batch(task).to(torch.device("cuda"))
+    inputs = task.inputs(given, [name], lambda _: Draws(), 0.5)
     tally = Tally()
-    count = mixer.objective(name).count(inputs)
-    total, outputs = mixer(inputs, {name: Weighted(1.0, 1 / count)})
+    count = task.objective(name).count(inputs)
+    total, outputs = task(inputs, {name: Weighted(1.0, 1 / count)})
     tally.add("total", total, count)
     for metric, (value, terms) in outputs[name].metrics.items():
         tally.add(metric, value, terms)
-    mixer.finish(inputs, [name])
+    task.on_step_end(inputs, [name])
     return tally
 
 
@@ -70,8 +70,8 @@ def a_step(mixer: Mixer, name: str) -> Tally:
 def test_the_host_waits_for_nothing(name: str, tower: dict[str, Any]) -> None:
     """No value is read from the device, no shape depends on one, nothing is copied to it but asynchronously, and all
     tensors meet on it."""
-    mixer = tiny_mixer([name], tower)
+    task = tiny_task([name], tower)
     with FakeTensorMode(allow_non_fake_inputs=True), Watcher():
-        to_gpu(mixer)
-        for pair in a_step(mixer, name).sums.values():
+        to_gpu(task)
+        for pair in a_step(task, name).sums.values():
             assert pair.device.type == "cuda"

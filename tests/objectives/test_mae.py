@@ -6,18 +6,18 @@ from torch import nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.models.heads import PatchDecoder, patchify, unpatchify
-from mmssl.objectives._base import CLEAN_TEXT
+from mmssl.objectives._base import TEXT
 from mmssl.objectives._patch_masking import hidden_patches
-from mmssl.objectives._task import forward_plan
+from mmssl.objectives._task import encoder_passes
 from mmssl.objectives.contrastive import Contrastive, ContrastiveOptions
 from mmssl.objectives.mae import Mae, MaeOptions
 from mmssl.rng import RowRandom
 from mmssl.types import UserError
 from tests.conftest import TINY_TEXT
-from tests.helpers.objective_batch import batch, tiny_mixer, vocabulary
+from tests.helpers.objective_batch import batch, tiny_task, vocabulary
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE = 32, 2, 2, 8, 32
 DECODER_WIDTH, DECODER_DEPTH = 64, 2
@@ -127,9 +127,9 @@ def test_agrees_with_transformers(normalise: bool) -> None:
     noise = torch.rand(3, (SIDE // PATCH) ** 2, generator=torch.Generator().manual_seed(1))
     inputs = {"view.main": images, "ids": torch.arange(3)}
     random = RowRandom(torch.Generator().manual_seed(1), 0, 3, 3)
-    inputs |= mae.prepare(inputs, random, encoder)
+    inputs |= mae.sample_targets(inputs, random, encoder)
     features = {mae.read: encoder.vision(images, inputs[mae.read.mask])}
-    output = mae.loss(mae.predict(features, inputs, encoder), inputs, Processes())
+    output = mae.loss(mae.predict(features, inputs, encoder), inputs, World())
     ours = output.total / mae.count(inputs)
     theirs = peer(encoder.vision.normalize(images), noise=noise).loss
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -159,8 +159,8 @@ def test_patches_come_back() -> None:
 
 def test_as_many_patches_are_hidden_as_asked() -> None:
     """Three quarters of each sample's patches are hidden, other ones in each sample."""
-    mixer = tiny_mixer(["mae"])
-    inputs = mixer.inputs(batch(mixer), ["mae"], lambda _: RowRandom(torch.Generator(), 0, 12, 12), 0.0)
+    task = tiny_task(["mae"])
+    inputs = task.inputs(batch(task), ["mae"], lambda _: RowRandom(torch.Generator(), 0, 12, 12), 0.0)
     hidden = inputs["mae.hidden"]
     assert (hidden.sum(1) == 27).all()
     assert hidden.shape == (12, 36)
@@ -169,38 +169,38 @@ def test_as_many_patches_are_hidden_as_asked() -> None:
 
 
 def test_a_tower_without_patches_has_its_input_covered() -> None:
-    """A ResNet sees the mean colour where cells are hidden and the picture elsewhere, and predicts all cells."""
-    mixer = tiny_mixer(["mae"], {"name": "timm:resnet10t", "image_size": 32, "options": {"channels": [8, 8, 8, 8]}})
-    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    given = batch(mixer).slice(0, 4)
-    given.views["main"] = images
-    inputs = mixer.inputs(given, ["mae"], lambda _: RowRandom(torch.Generator(), 0, 4, 4), 0.0)
-    mae = mixer.objective("mae")
+    """A ResNet sees the mean colour where cells are hidden and the image elsewhere, and predicts all cells."""
+    task = tiny_task(["mae"], {"name": "timm:resnet10t", "image_size": 32, "options": {"channels": [8, 8, 8, 8]}})
+    main = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    given = batch(task).slice(0, 4)
+    given.views["main"] = main
+    inputs = task.inputs(given, ["mae"], lambda _: RowRandom(torch.Generator(), 0, 4, 4), 0.0)
+    mae = task.objective("mae")
     assert isinstance(mae, Mae)
     cover = inputs["mae.hidden"].view(4, 1, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1)
     seen = inputs["mae.image"]
-    assert torch.equal(seen[~cover], images[~cover])
-    mean = mixer.encoder.vision.mean.round().to(torch.uint8).expand_as(seen)
+    assert torch.equal(seen[~cover], main[~cover])
+    mean = task.encoder.vision.mean.round().to(torch.uint8).expand_as(seen)
     assert torch.equal(seen[cover], mean[cover])
-    predictions = mixer.predict(inputs, ["mae"])["mae"]
+    predictions = task.predict(inputs, ["mae"])["mae"]
     assert predictions["patches"].shape == (4, 64, 48)
-    pictures = mae.pictures(predictions, inputs, mixer.encoder)
-    assert pictures.shape == (4, 3, 3, 32, 32)
-    whole = pictures[:, 2]
-    assert (whole.int() - images.int()).abs()[~cover].max() <= 1
+    shown = mae.shown(predictions, inputs, task.encoder)
+    assert shown.shape == (4, 3, 3, 32, 32)
+    whole = shown[:, 2]
+    assert (whole.int() - main.int()).abs()[~cover].max() <= 1
 
 
 def test_contrastive_and_mae_share_the_masked_forward() -> None:
-    """With equal ratios there is one picture forward, on the same patches; in the unmasked finish contrastive sees
+    """With equal ratios there is one image forward, on the same patches; in the unmasked finish contrastive sees
     everything and the mix has two."""
     encoder = build_dual_encoder(towers(), 100, 0)
     mae = Mae(MaeOptions(), encoder, vocabulary())
     contrastive = Contrastive(ContrastiveOptions(mask_ratio=0.75, unmasked_finish=0.2), encoder, vocabulary())
-    assert forward_plan([contrastive, mae]) == (mae.read, CLEAN_TEXT)
-    contrastive.begin(0.9)
-    assert len(forward_plan([contrastive, mae])) == 3
-    contrastive.begin(0.1)
-    assert len(forward_plan([contrastive, mae])) == 2
+    assert encoder_passes([contrastive, mae]) == (mae.read, TEXT)
+    contrastive.on_step_start(0.9)
+    assert len(encoder_passes([contrastive, mae])) == 3
+    contrastive.on_step_start(0.1)
+    assert len(encoder_passes([contrastive, mae])) == 2
 
 
 def test_what_hides_patches_needs_a_vit() -> None:

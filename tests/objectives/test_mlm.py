@@ -37,7 +37,7 @@ def drawn(
     tokens.scatter_(1, lengths - 1, 3)
     tokens *= mask
     inputs = {"tokens": tokens, "token_mask": mask, "ids": torch.arange(ROWS)}
-    return tokens, mask, continues, objective.prepare(inputs, RowRandom(g, 0, ROWS, ROWS), encoder)
+    return tokens, mask, continues, objective.sample_targets(inputs, RowRandom(g, 0, ROWS, ROWS), encoder)
 
 
 def chosen_of(found: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -121,7 +121,7 @@ def test_the_same_rows_at_any_padding() -> None:
     def prepare(rows: slice, length: int) -> dict[str, torch.Tensor]:
         inputs = {"tokens": tokens[rows, :length], "token_mask": mask[rows, :length], "ids": torch.arange(6)[rows]}
         random = RowRandom(torch.Generator().manual_seed(0), rows.start, rows.stop, 6)
-        return objective.prepare(inputs, random, encoder)
+        return objective.sample_targets(inputs, random, encoder)
 
     whole, part = prepare(slice(0, 6), 9), prepare(slice(3, 6), 6)
     assert torch.equal(whole["mlm.tokens"][3:, :6], part["mlm.tokens"])

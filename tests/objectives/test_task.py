@@ -4,12 +4,12 @@ import pytest
 import torch
 import yaml
 
-from mmssl.build import objective_options, resolved
+from mmssl.build import objective_options, resolve
 from mmssl.config import ObjectiveConfig, dump_config, parse_config
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives import find_objective, objective_names
-from mmssl.objectives._base import CLEAN_IMAGE, CLEAN_TEXT, Vocabulary
-from mmssl.objectives._task import forward_plan, weight_at
+from mmssl.objectives._base import IMAGE, TEXT, Vocabulary
+from mmssl.objectives._task import encoder_passes, weight_at
 from mmssl.types import UserError
 from tests.conftest import TINY_TEXT
 
@@ -26,11 +26,11 @@ def test_a_weight_starts_ramps_rests_and_ends() -> None:
 
 
 def test_equal_forwards_run_once(tiny_encoder: DualEncoder) -> None:
-    """Two objectives on the clean picture and caption ask for two forwards, not four."""
+    """Two objectives on the clean image and caption ask for two forwards, not four."""
     kind = find_objective("contrastive")
     words = Vocabulary(100, 4, (0,), torch.zeros(100, dtype=torch.bool), 77)
     objectives = [kind(kind.Options(), tiny_encoder, words) for _ in range(2)]
-    assert forward_plan(objectives) == (CLEAN_IMAGE, CLEAN_TEXT)
+    assert encoder_passes(objectives) == (IMAGE, TEXT)
 
 
 def test_objectives_are_found_by_name() -> None:
@@ -65,8 +65,8 @@ def test_the_resolved_configuration_holds_each_objectives_defaults() -> None:
         "train": {"steps": 1},
         "objectives": {"mae": {"mask_ratio": 0.5}, "simclr": {}},
     }
-    config = resolved(parse_config(tree, "here"))
+    config = resolve(parse_config(tree, "here"))
     options = objective_options(config)
     assert (options["mae"].weight, options["simclr"].weight) == (0.1, 1.0)
     again = parse_config(yaml.safe_load(dump_config(config)), "there")
-    assert objective_options(resolved(again)) == options
+    assert objective_options(resolve(again)) == options

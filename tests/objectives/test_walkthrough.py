@@ -13,7 +13,7 @@ import mmssl.objectives
 from mmssl.objectives import objective_names
 from mmssl.train.step import backward
 from tests.helpers.docs_blocks import blocks
-from tests.helpers.objective_batch import Plain, batch, tiny_mixer
+from tests.helpers.objective_batch import Plain, batch, tiny_task
 
 PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 
@@ -32,12 +32,12 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_the_pages_objective_is_found_and_learns(added: str) -> None:
     """As it stands on the page it is found by its name, takes its default weight, and its loss halves."""
     assert added in objective_names()
-    mixer = tiny_mixer(["contrastive", added])
-    optimizer = torch.optim.Adam(mixer.parameters(), lr=3e-3)
+    task = tiny_task(["contrastive", added])
+    optimizer = torch.optim.Adam(task.parameters(), lr=3e-3)
     losses = []
     for step in range(30):
         weights = {"contrastive": 1.0, added: 1.0}
-        tally = backward(mixer, mixer, batch(mixer), weights, 0.5, (0, "step", step), 5, Plain())
+        tally = backward(task, task, batch(task), weights, 0.5, (0, "step", step), 5, Plain())
         optimizer.step()
         optimizer.zero_grad()
         total, count = tally.sums[f"{added}.loss"]

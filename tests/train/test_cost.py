@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from mmssl.build import build_objectives, unlearnt_vocabulary
-from mmssl.distributed.world import Processes
+from mmssl.build import build_objectives, placeholder_vocabulary
+from mmssl.distributed.world import World
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives import find_objective
-from mmssl.objectives._task import Mixer
+from mmssl.objectives._task import TrainingTask
 from mmssl.train.cost import TOKENS, StepCosts, predicted_cost
 
 
-def mixer_of(encoder: DualEncoder, *names: str) -> Mixer:
+def mixer_of(encoder: DualEncoder, *names: str) -> TrainingTask:
     options = {name: find_objective(name).Options() for name in names}
-    return Mixer(encoder, build_objectives(options, encoder, unlearnt_vocabulary(100, 77)), Processes())
+    return TrainingTask(encoder, build_objectives(options, encoder, placeholder_vocabulary(100, 77)), World())
 
 
 def layer(tokens: int, width: int, hidden: int) -> int:
@@ -23,7 +23,7 @@ def layer(tokens: int, width: int, hidden: int) -> int:
 
 def test_a_contrastive_step_costs_what_its_layers_cost(tiny_encoder: DualEncoder) -> None:
     """Two layers of ViT (16 patches and a class token) and of BERT and both projections, three times (forward, and
-    backward to inputs and to weights); the patch embedding twice, for pictures need no gradient. The loss of a batch
+    backward to inputs and to weights); the patch embedding twice, for images need no gradient. The loss of a batch
     of 2 is below a thousandth."""
     patches = 2 * 16 * (3 * 4 * 4) * 32
     forward = 2 * layer(17, 32, 128) + 2 * layer(TOKENS, 32, 64) + 2 * (2 * 32 * 24)
@@ -33,19 +33,19 @@ def test_a_contrastive_step_costs_what_its_layers_cost(tiny_encoder: DualEncoder
 
 def test_text_costs_grow_with_its_length_as_layers_do(tiny_encoder: DualEncoder) -> None:
     """32 tokens against 16: exactly three times the difference of BERT's two layers."""
-    mixer = mixer_of(tiny_encoder, "contrastive")
-    found = predicted_cost(mixer, ["contrastive"], tokens=32) - predicted_cost(mixer, ["contrastive"], tokens=16)
+    task = mixer_of(tiny_encoder, "contrastive")
+    found = predicted_cost(task, ["contrastive"], tokens=32) - predicted_cost(task, ["contrastive"], tokens=16)
     assert found == 3 * 2 * (layer(32, 32, 64) - layer(16, 32, 64))
 
 
 def test_a_locked_tower_costs_its_forward_only(tiny_encoder: DualEncoder) -> None:
     """Locking the vision tower saves exactly its backward pass."""
-    mixer = mixer_of(tiny_encoder, "contrastive")
-    free = predicted_cost(mixer, ["contrastive"])
+    task = mixer_of(tiny_encoder, "contrastive")
+    free = predicted_cost(task, ["contrastive"])
     tiny_encoder.vision.lock()
     # A locked tower still hands its output to a projection that learns, but needs no gradient back from it.
     saved = 2 * 2 * layer(17, 32, 128) + 2 * 16 * (3 * 4 * 4) * 32 + 2 * 32 * 24
-    assert free - predicted_cost(mixer, ["contrastive"]) == saved
+    assert free - predicted_cost(task, ["contrastive"]) == saved
 
 
 def test_the_mean_cost_follows_the_schedule(tiny_encoder: DualEncoder) -> None:
@@ -62,8 +62,8 @@ def test_the_mean_cost_follows_the_schedule(tiny_encoder: DualEncoder) -> None:
 def test_hidden_patches_are_counted_while_they_are_hidden(tiny_encoder: DualEncoder) -> None:
     """With half of the patches hidden until the last tenth, a step costs less before it and the full price in it."""
     options = find_objective("contrastive").Options(mask_ratio=0.5, unmasked_finish=0.1)  # type: ignore[call-arg]
-    objectives = build_objectives({"contrastive": options}, tiny_encoder, unlearnt_vocabulary(100, 77))
-    costs = StepCosts(Mixer(tiny_encoder, objectives, Processes()))
+    objectives = build_objectives({"contrastive": options}, tiny_encoder, placeholder_vocabulary(100, 77))
+    costs = StepCosts(TrainingTask(tiny_encoder, objectives, World()))
     full = predicted_cost(mixer_of(tiny_encoder, "contrastive"), ["contrastive"])
     assert costs.of(["contrastive"], 0.95) == full
     assert full - costs.of(["contrastive"], 0.5) == 3 * 2 * (layer(17, 32, 128) - layer(9, 32, 128))

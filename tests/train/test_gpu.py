@@ -13,12 +13,12 @@ import torch
 
 from mmssl.config import OptimConfig, ViewConfig
 from mmssl.data.transforms.augment import augment
-from mmssl.data.transforms.augment_params import columns, draw, table
+from mmssl.data.transforms.augment_params import draw_params, from_rows, to_rows
 from mmssl.train.optim import build_optimizer, update
 from mmssl.train.step import backward
-from mmssl.train.step_metrics import Arriving
+from mmssl.train.step_metrics import AsyncCopy
 from scripts.bench.loss import bench_loss
-from tests.helpers.objective_batch import Plain, batch, tiny_mixer
+from tests.helpers.objective_batch import Plain, batch, tiny_task
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
@@ -85,21 +85,21 @@ def test_half_precisions_learn(plain: list[float], tmp_path: Path) -> None:
         assert losses(tmp_path / precision, f"train.precision={precision}") == pytest.approx(plain, rel=0.05)
 
 
-def test_pictures_change_alike_on_the_gpu() -> None:
-    """With every change drawn for about half of the pictures: equal to the CPU's to 1/255."""
+def test_images_change_alike_on_the_gpu() -> None:
+    """With every change drawn for about half of the images: equal to the CPU's to 1/255."""
     rng = np.random.default_rng(0)
-    pictures = torch.from_numpy(rng.integers(0, 256, (32, 3, 64, 64), dtype=np.uint8))
+    images = torch.from_numpy(rng.integers(0, 256, (32, 3, 64, 64), dtype=np.uint8))
     names = ("flip", "affine", "color_jitter", "gray", "invert", "solarize", "posterize", "outline", "blur", "erase")
     config = ViewConfig(**dict.fromkeys(names, 0.5))
-    draws = columns(table([draw(rng) for _ in pictures]))
-    expected, found = (augment(pictures.to(place), config, draws).cpu().int() for place in ("cpu", "cuda"))
+    draws = from_rows(to_rows([draw_params(rng) for _ in images]))
+    expected, found = (augment(images.to(place), config, draws).cpu().int() for place in ("cpu", "cuda"))
     assert (found - expected).abs().max() <= 1
     assert (found != expected).float().mean() < 0.01
 
 
 def test_numbers_arrive_before_what_was_launched_after_them() -> None:
     """A step's numbers are read while the device is at work on the next one."""
-    number = Arriving(torch.ones(1, device="cuda"))
+    number = AsyncCopy(torch.ones(1, device="cuda"))
     torch.cuda._sleep(2_000_000_000)  # clock cycles: about a second
     end = torch.cuda.Event()
     end.record()
@@ -115,14 +115,14 @@ def test_a_step_makes_the_host_wait_for_nothing(names: list[str]) -> None:
     accelerator: Any = Plain()
     accelerator.scaler = None
     accelerator.clip_grad_norm_ = torch.nn.utils.clip_grad_norm_
-    mixer = tiny_mixer(names, text={"model_type": "open_clip", "width": 32, "heads": 2, "layers": 2}).cuda()
-    optimizer = build_optimizer(mixer.named_parameters(), OptimConfig())
-    given = batch(mixer).to(torch.device("cuda"))
+    task = tiny_task(names, text={"model_type": "open_clip", "width": 32, "heads": 2, "layers": 2}).cuda()
+    optimizer = build_optimizer(task.named_parameters(), OptimConfig())
+    given = batch(task).to(torch.device("cuda"))
     for step in range(2):
         torch.cuda.set_sync_debug_mode("error" if step == 1 else "default")
         try:
-            backward(mixer, mixer, given, dict.fromkeys(names, 1.0), 0.5, (0, "step", step), 5, accelerator)
-            update(accelerator, mixer, optimizer, optimizer, 1.0)
+            backward(task, task, given, dict.fromkeys(names, 1.0), 0.5, (0, "step", step), 5, accelerator)
+            update(accelerator, task, optimizer, optimizer, 1.0)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

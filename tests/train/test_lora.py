@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 import mmssl
 from mmssl.cli.show import describe
 from mmssl.config import Config, LoraConfig, parse_config
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.models.lora import add_adapters
-from mmssl.objectives._task import Mixer
+from mmssl.objectives._task import TrainingTask
 from mmssl.train.step import backward
 from mmssl.train.trainer import train
 from mmssl.types import UserError
@@ -26,14 +26,14 @@ from tests.helpers.objective_batch import Plain
 from tests.helpers.ranks import on_ranks
 from tests.helpers.tiny_runs import run_tree, write_pairs
 from tests.models.test_lora import draw_adapters
-from tests.train.test_step import ROWS, assert_same, batch, gradients, mixer
+from tests.train.test_step import ROWS, assert_same, batch, gradients, task
 
 LORA = {"rank": 2, "dropout": 0.1}
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 small pictures in two tars."""
+    """48 small images in two tars."""
     return write_pairs(tmp_path_factory.mktemp("shards"))
 
 
@@ -108,8 +108,8 @@ def test_show_counts_what_trains(shards: Path, tmp_path: Path) -> None:
     assert any("in all" in line and "are trained" in line for line in text.splitlines())
 
 
-def adapted_mixer() -> Mixer:
-    module = mixer(0.0)
+def adapted_mixer() -> TrainingTask:
+    module = task(0.0)
     lora = LoraConfig(rank=2)
     towers = tiny_model_config()
     vision, text = (tower.model_copy(update={"lora": lora}) for tower in (towers.vision, towers.text))
@@ -119,12 +119,12 @@ def adapted_mixer() -> Mixer:
     return module.train()
 
 
-def on_one_rank(processes: Processes) -> dict[str, np.ndarray]:
+def on_one_rank(world: World) -> dict[str, np.ndarray]:
     """One process's step under DDP on its half of the batch; the averaged gradient."""
     module = adapted_mixer()
-    module.processes = replace(processes, even=True)
-    rows = ROWS // processes.world
-    part = batch().slice(processes.rank * rows, (processes.rank + 1) * rows)
+    module.world = replace(world, even=True)
+    rows = ROWS // world.size
+    part = batch().slice(world.rank * rows, (world.rank + 1) * rows)
     backward(DistributedDataParallel(module), module, part, {"contrastive": 1.0}, 0.0, (1, "step", 2), None, Plain())
     return {name: gradient.numpy() for name, gradient in gradients(module).items()}
 

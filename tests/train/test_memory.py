@@ -4,14 +4,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from mmssl.train.memory import _largest_that_runs, fitting_micro_batch, free_memory
-from tests.train.test_step import mixer
+from mmssl.train.memory import _largest_that_runs, fit_micro_batch, free_memory
+from tests.train.test_step import task
 
 
 def fit(free_bytes: int, rows: int = 256) -> int:
-    module = mixer(0.0)
+    module = task(0.0)
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    found, _ = fitting_micro_batch(module, rows, 8, {"contrastive": 1.0}, Accelerator(cpu=True), free_bytes)
+    found, _ = fit_micro_batch(module, rows, 8, {"contrastive": 1.0}, Accelerator(cpu=True), free_bytes)
     assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
     assert all(p.grad is None for p in module.parameters())
     return found
@@ -19,7 +19,7 @@ def fit(free_bytes: int, rows: int = 256) -> int:
 
 def test_the_micro_batch_follows_the_memory() -> None:
     """Twice the memory, twice the micro-batch; never more than there are rows, never less than one; powers of two."""
-    weights = sum(3 * p.numel() * p.element_size() for p in mixer(0.0).parameters())
+    weights = sum(3 * p.numel() * p.element_size() for p in task(0.0).parameters())
     sizes = [fit(weights + mib * 2**20) for mib in (4, 8, 16)]
     assert sizes[0] in (2, 4, 8, 16, 32, 64)
     assert sizes == [sizes[0], 2 * sizes[0], 4 * sizes[0]]

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from mmssl.config import Config, parse_config
-from mmssl.objectives._task import Mixer
+from mmssl.objectives._task import TrainingTask
 from mmssl.train import trainer as engine
 from mmssl.train.recovery import BadStep, rewind, write_bad_steps
 from mmssl.train.step import Tally, backward
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 small pictures in two tars."""
+    """48 small images in two tars."""
     return write_pairs(tmp_path_factory.mktemp("shards"))
 
 
@@ -141,10 +141,10 @@ def test_a_full_disk_is_an_error_and_the_run_goes_on(shards: Path, finished: Pat
 def poisoned(bad_ids: set[int]) -> Any:
     """The step's `backward`, whose gradient is not a number for batches with one of these samples."""
 
-    def replaced(model: Any, mixer: Mixer, batch: Batch, *arguments: Any) -> Tally:
-        tally = backward(model, mixer, batch, *arguments)
+    def replaced(model: Any, task: TrainingTask, batch: Batch, *arguments: Any) -> Tally:
+        tally = backward(model, task, batch, *arguments)
         if bad_ids & set(batch.ids.tolist()):
-            weight = next(p for p in mixer.parameters() if p.grad is not None)
+            weight = next(p for p in task.parameters() if p.grad is not None)
             assert weight.grad is not None
             weight.grad.fill_(torch.nan)
         return tally

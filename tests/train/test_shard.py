@@ -15,12 +15,12 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from mmssl.config import ModelConfig, OptimConfig, VisionConfig
-from mmssl.data.loader import TrainStream
-from mmssl.distributed.world import Processes, part, whole
+from mmssl.data.loader import TrainLoader
+from mmssl.distributed.world import World, full_tensor, local_tensor
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.objectives import find_objective, objective_names
 from mmssl.objectives._base import Vocabulary
-from mmssl.objectives._task import Mixer
+from mmssl.objectives._task import TrainingTask
 from mmssl.train.checkpoint import load_checkpoint
 from mmssl.train.optim import Ema, build_optimizer, update
 from mmssl.train.parallel import block_classes, prepare_sharding
@@ -44,12 +44,12 @@ def model_config(vision: str) -> ModelConfig:
     return config if vision == "timm" else config.model_copy(update={"vision": OPEN_CLIP})
 
 
-def mixer(vision: str, processes: Processes) -> Mixer:
+def task(vision: str, world: World) -> TrainingTask:
     torch.manual_seed(0)
     encoder = build_dual_encoder(model_config(vision), 100, 0)
     kind = find_objective("contrastive")
     vocabulary = Vocabulary(100, 4, (0, 1, 2, 3, 4), torch.zeros(100, dtype=torch.bool), 77)
-    return Mixer(encoder, {"contrastive": kind(kind.Options(), encoder, vocabulary)}, processes).train()
+    return TrainingTask(encoder, {"contrastive": kind(kind.Options(), encoder, vocabulary)}, world).train()
 
 
 class Sharded:
@@ -81,16 +81,16 @@ class Sharded:
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
 
 
-def shard(module: Mixer, accelerator: Sharded) -> nn.Module:
+def shard(module: TrainingTask, accelerator: Sharded) -> nn.Module:
     """As Accelerate's `prepare` does, with its own code."""
     prepare_sharding(accelerator, module)
     model: nn.Module = fsdp2_prepare_model(accelerator, module)
     return model
 
 
-def one_step(module: Mixer, model: nn.Module, accelerator: Any, step: int, micro_batch: int | None) -> None:
-    rows = ROWS // module.processes.world
-    mine = batch().slice(module.processes.rank * rows, (module.processes.rank + 1) * rows)
+def one_step(module: TrainingTask, model: nn.Module, accelerator: Any, step: int, micro_batch: int | None) -> None:
+    rows = ROWS // module.world.size
+    mine = batch().slice(module.world.rank * rows, (module.world.rank + 1) * rows)
     backward(model, module, mine, {"contrastive": 1.0}, 0.5, (1, "step", step), micro_batch, accelerator)
 
 
@@ -98,19 +98,19 @@ CASES = [("timm", None), ("timm", 2), ("timm", 5), ("open_clip", 2)]
 """Vision tower and micro-batch."""
 
 
-def gradients_on_one_rank(processes: Processes) -> list[tuple[int, dict[str, Any]]]:
-    return [sharded_gradients(processes, *case) for case in CASES]
+def gradients_on_one_rank(world: World) -> list[tuple[int, dict[str, Any]]]:
+    return [sharded_gradients(world, *case) for case in CASES]
 
 
-def sharded_gradients(processes: Processes, vision: str, micro_batch: int | None) -> tuple[int, dict[str, Any]]:
-    module, accelerator = mixer(vision, processes), Sharded()
+def sharded_gradients(world: World, vision: str, micro_batch: int | None) -> tuple[int, dict[str, Any]]:
+    module, accelerator = task(vision, world), Sharded()
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = shard(module, accelerator)
     one_step(module, model, accelerator, 2, micro_batch)
     units = sum(isinstance(m, FSDPModule) for m in model.modules())
-    halves = [part(p).numel() for p in module.parameters() if p.numel() > 1]
+    halves = [local_tensor(p).numel() for p in module.parameters() if p.numel() > 1]
     assert sum(halves) < 0.6 * sum(p.numel() for p in module.parameters())
-    found = {n: whole(p.grad) for n, p in module.named_parameters() if p.grad is not None}
+    found = {n: full_tensor(p.grad) for n, p in module.named_parameters() if p.grad is not None}
     return units, {n: (g.reshape(()) if g.shape == (1,) else g).numpy() for n, g in found.items()}
 
 
@@ -122,24 +122,24 @@ def test_the_sharded_gradient_is_that_of_one_process() -> None:
     ranks = on_ranks(2, gradients_on_one_rank)
     for case, (vision, micro_batch) in enumerate(CASES):
         starts = [rank * rows + a for rank in range(2) for a in range(0, rows, micro_batch or rows)]
-        _, expected = by_hand(mixer(vision, Processes()), starts)
+        _, expected = by_hand(task(vision, World()), starts)
         for found in ranks:
             units, gradients = found[case]
             assert units == 2 + 2 + 1
             assert_same(gradients, expected)
 
 
-def objectives_on_one_rank(processes: Processes, names: list[str]) -> dict[str, dict[str, np.ndarray]]:
+def objectives_on_one_rank(world: World, names: list[str]) -> dict[str, dict[str, np.ndarray]]:
     """Each objective's gradient at its second step, so that what it keeps of the first one counts."""
     found = {}
     for name in names:
-        module, accelerator = problem.tiny_mixer([name], processes=processes), Sharded()
+        module, accelerator = problem.tiny_task([name], world=world), Sharded()
         model = shard(module, accelerator)
         for step in range(2):
             module.zero_grad()
-            mine = problem.part(problem.batch(module, step), processes)
+            mine = problem.part(problem.batch(module, step), world)
             backward(model, module, mine, {name: 1.0}, 0.5, (0, "step", step), 4, accelerator)
-        whole_ones = {n: whole(p.grad) for n, p in module.named_parameters() if p.grad is not None}
+        whole_ones = {n: full_tensor(p.grad) for n, p in module.named_parameters() if p.grad is not None}
         found[name] = {n: gradient.flatten().numpy() for n, gradient in whole_ones.items()}
     return found
 
@@ -147,10 +147,10 @@ def objectives_on_one_rank(processes: Processes, names: list[str]) -> dict[str, 
 def test_every_objectives_gradient_is_that_of_one_process() -> None:
     """Of all objectives that can be sharded, with two processes and a leftover micro-batch: to 1e-5 of each largest
     entry."""
-    names = [name for name in objective_names() if not find_objective(name).encodes_apart]
+    names = [name for name in objective_names() if not find_objective(name).has_own_encoder]
     found = on_ranks(2, objectives_on_one_rank, names)[0]
     for name in names:
-        module = problem.tiny_mixer([name])
+        module = problem.tiny_task([name])
         for step in range(2):
             module.zero_grad()
             given = problem.batch(module, step)
@@ -159,8 +159,8 @@ def test_every_objectives_gradient_is_that_of_one_process() -> None:
         assert_same(found[name], expected)
 
 
-def trained(module: Mixer, optimizer: torch.optim.Optimizer, step: int) -> Trained:
-    class Nowhere(TrainStream):
+def trained(module: TrainingTask, optimizer: torch.optim.Optimizer, step: int) -> Trained:
+    class Nowhere(TrainLoader):
         def __init__(self) -> None: ...
 
         def state_dict(self) -> dict[str, int | str]:
@@ -171,7 +171,9 @@ def trained(module: Mixer, optimizer: torch.optim.Optimizer, step: int) -> Train
     return Trained(module, optimizer, Ema(module.encoder, 0.9), Nowhere(), None, RunState(step=step))
 
 
-def updates(module: Mixer, model: nn.Module, accelerator: Any, folder: Path | None, restored: Path | None) -> Trained:
+def updates(
+    module: TrainingTask, model: nn.Module, accelerator: Any, folder: Path | None, restored: Path | None
+) -> Trained:
     """Two updates with clipping and an EMA, from the beginning or from a checkpoint; saved if `folder` is given."""
     optimizer = build_optimizer(module.named_parameters(), OptimConfig())
     live = trained(module, optimizer, 2)
@@ -205,13 +207,13 @@ def test_sharded_updates_and_checkpoints_are_those_of_one_process(tmp_path: Path
     """Two updates (clipped, fused AdamW, EMA) of two processes that drop out nothing, saved: weights, moments and EMA
     are those of one process; and either goes on from the other's checkpoint."""
     torch.manual_seed(0)
-    alone = mixer("timm", Processes()).eval()
+    alone = task("timm", World()).eval()
     updates(alone, alone, Whole(), tmp_path / "one", None)
     on_ranks(2, updates_without_dropout, str(tmp_path / "two"), None)
     one, two = (load_checkpoint(tmp_path / name / "step-000000002") for name in ("one", "two"))
     close(two[0], one[0])
     close(two[1], one[1])
-    again = mixer("timm", Processes()).eval()
+    again = task("timm", World()).eval()
     updates(again, again, Whole(), tmp_path / "one-on", tmp_path / "two" / "step-000000002")
     on_ranks(2, updates_without_dropout, str(tmp_path / "two-on"), str(tmp_path / "one" / "step-000000002"))
     before = one[0]
@@ -220,8 +222,8 @@ def test_sharded_updates_and_checkpoints_are_those_of_one_process(tmp_path: Path
     assert sum(torch.equal(tensor, before[name]) for name, tensor in one[0].items()) < len(before) / 4
 
 
-def updates_without_dropout(processes: Processes, folder: str, restored: str | None) -> None:
-    module, accelerator = mixer("timm", processes).eval(), Sharded()
+def updates_without_dropout(world: World, folder: str, restored: str | None) -> None:
+    module, accelerator = task("timm", world).eval(), Sharded()
     model = shard(module, accelerator)
     updates(module, model, accelerator, Path(folder), None if restored is None else Path(restored))
 
@@ -247,11 +249,11 @@ def test_what_cannot_be_sharded_is_refused() -> None:
     for kind, version in (("DEEPSPEED", 2), ("FSDP", 1)):
         accelerator = SimpleNamespace(distributed_type=kind, is_fsdp2=version == 2)
         with pytest.raises(UserError, match="--fsdp_version 2"):
-            prepare_sharding(accelerator, mixer("timm", Processes()))
+            prepare_sharding(accelerator, task("timm", World()))
 
 
 def test_an_encoder_beside_the_forward_is_refused() -> None:
     """FSDP2 gathers weights in the forward of what it wraps alone."""
     accelerator: Any = Sharded()
     with pytest.raises(UserError, match="objectives.moco runs an encoder beside the forward pass"):
-        prepare_sharding(accelerator, problem.tiny_mixer(["contrastive", "moco"]))
+        prepare_sharding(accelerator, problem.tiny_task(["contrastive", "moco"]))

@@ -35,5 +35,5 @@ def test_processes_started_here_end_with_the_signals_code(monkeypatch: pytest.Mo
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(torch.distributed.run, "main", stopped)
     with pytest.raises(SystemExit) as ended:
-        launch.start(2, "mmssl.train", [])
+        launch.start_processes(2, "mmssl.train", [])
     assert ended.value.code == 128 + 15

@@ -14,7 +14,7 @@ from tests.helpers.tiny_runs import run_tree, write_pairs
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 small pictures in two tars."""
+    """48 small images in two tars."""
     return write_pairs(tmp_path_factory.mktemp("shards"))
 
 

@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.objectives import find_objective
 from mmssl.objectives._base import Vocabulary
-from mmssl.objectives._task import Mixer
+from mmssl.objectives._task import TrainingTask
 from mmssl.rng import RowRandom, torch_generator, torch_seed
 from mmssl.train.step import backward
 from mmssl.types import Batch
@@ -26,12 +26,12 @@ from tests.helpers.ranks import on_ranks
 ROWS = 12
 
 
-def mixer(dropout: float) -> Mixer:
+def task(dropout: float) -> TrainingTask:
     torch.manual_seed(0)
     encoder = build_dual_encoder(tiny_model_config(dropout, dropout), 100, 0)
     kind = find_objective("contrastive")
     vocabulary = Vocabulary(100, 4, (0, 1, 2, 3, 4), torch.zeros(100, dtype=torch.bool), 77)
-    return Mixer(encoder, {"contrastive": kind(kind.Options(), encoder, vocabulary)}, Processes()).train()
+    return TrainingTask(encoder, {"contrastive": kind(kind.Options(), encoder, vocabulary)}, World()).train()
 
 
 def batch() -> Batch:
@@ -42,11 +42,11 @@ def batch() -> Batch:
     return Batch(views, tokens * mask, mask, torch.arange(ROWS), [f"k{i}" for i in range(ROWS)])
 
 
-def gradients(module: Mixer) -> dict[str, torch.Tensor]:
+def gradients(module: TrainingTask) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
 
 
-def by_hand(module: Mixer, starts: Sequence[int]) -> tuple[float, dict[str, torch.Tensor]]:
+def by_hand(module: TrainingTask, starts: Sequence[int]) -> tuple[float, dict[str, torch.Tensor]]:
     """The whole batch with one graph: encodings made from each start on with that part's dropout, then CLIP's loss."""
     data = batch()
     images, texts = [], []
@@ -74,7 +74,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_any_micro_batch_gives_the_whole_batchs_gradient(micro_batch: int | None, dropout: float) -> None:
     """With dropout and drop-path on, and a leftover micro-batch, loss and gradients equal one graph over the batch."""
-    module = mixer(dropout)
+    module = task(dropout)
     expected_loss, expected = by_hand(module, range(0, ROWS, micro_batch or ROWS))
     module.zero_grad()
     tally = backward(
@@ -94,30 +94,30 @@ CASES: dict[int, list[tuple[int | None, bool]]] = {
 """Processes -> micro-batches, with features gathered or going round a ring."""
 
 
-def on_one_rank(processes: Processes) -> list[dict[str, np.ndarray]]:
-    return [part_of_a_step(processes, *case) for case in CASES[processes.world]]
+def on_one_rank(world: World) -> list[dict[str, np.ndarray]]:
+    return [part_of_a_step(world, *case) for case in CASES[world.size]]
 
 
-def part_of_a_step(processes: Processes, micro_batch: int | None, ring: bool) -> dict[str, np.ndarray]:
+def part_of_a_step(world: World, micro_batch: int | None, ring: bool) -> dict[str, np.ndarray]:
     """One process's step under DDP on its part of the batch; the averaged gradient."""
-    module = mixer(0.3)
-    module.processes = replace(processes, even=True, ring=ring)
-    rows = ROWS // processes.world
-    part = batch().slice(processes.rank * rows, (processes.rank + 1) * rows)
+    module = task(0.3)
+    module.world = replace(world, even=True, ring=ring)
+    rows = ROWS // world.size
+    part = batch().slice(world.rank * rows, (world.rank + 1) * rows)
     model = DistributedDataParallel(module)
     backward(model, module, part, {"contrastive": 1.0}, 0.0, (1, "step", 2), micro_batch, Plain())
     return {name: gradient.numpy() for name, gradient in gradients(module).items()}
 
 
 @pytest.mark.parametrize("world", CASES)
-def test_any_number_of_processes_gives_the_whole_batchs_gradient(world: int) -> None:
+def test_any_number_of_processes_gives_the_whole_batchs_gradient(world_size: int) -> None:
     """With dropout and drop-path on, under DDP, with leftovers, where each process gathers all features and where none
     does: largest difference to one process 1e-5 of the largest entry of each gradient."""
-    rows = ROWS // world
-    ranks = on_ranks(world, on_one_rank)
-    for case, (micro_batch, _) in enumerate(CASES[world]):
-        starts = [rank * rows + a for rank in range(world) for a in range(0, rows, micro_batch or rows)]
-        _, expected = by_hand(mixer(0.3), starts)
+    rows = ROWS // world_size
+    ranks = on_ranks(world_size, on_one_rank)
+    for case, (micro_batch, _) in enumerate(CASES[world_size]):
+        starts = [rank * rows + a for rank in range(world_size) for a in range(0, rows, micro_batch or rows)]
+        _, expected = by_hand(task(0.3), starts)
         for found in ranks:
             assert_same(found[case], expected)
 
@@ -129,7 +129,7 @@ WEIGHTS = {"contrastive": 1.0, "mlm": 0.5, "mae": 2.0}
 def mix_by_hand(names: Sequence[str], starts: Sequence[int]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """The whole batch with one graph: features of each part with its dropout, CLIP's loss on all of them, and the other
     objectives' sums over the parts by the number of their terms. Each objective's loss, and the gradients."""
-    module = problem.tiny_mixer(list(names), dropout=0.3)
+    module = problem.tiny_task(list(names), dropout=0.3)
     inputs = module.inputs(
         problem.batch(module),
         names,
@@ -143,7 +143,7 @@ def mix_by_hand(names: Sequence[str], starts: Sequence[int]) -> tuple[dict[str, 
         parts.append(module.predict(rows, names))
         for name in set(names) - {"contrastive"}:
             objective = module.objective(name)
-            total = objective.loss(parts[-1][name], rows, Processes()).total
+            total = objective.loss(parts[-1][name], rows, World()).total
             losses[name] = losses[name] + total / objective.count(inputs)
     images, texts = (torch.cat([part["contrastive"][key] for part in parts]) for key in ("image", "text"))
     logits, target = module.encoder.logit_scale * images @ texts.T, torch.arange(ROWS)
@@ -159,7 +159,7 @@ def test_a_mix_has_the_whole_batchs_gradient_too(names: tuple[str, ...], micro_b
     """A loss among all samples together with losses of single ones, dropout and drop-path on, any micro-batch: the
     first pass meets the contrastive forwards alone, the second all; losses and gradients equal one graph's."""
     losses, expected = mix_by_hand(names, range(0, ROWS, micro_batch or ROWS))
-    module = problem.tiny_mixer(list(names), dropout=0.3)
+    module = problem.tiny_task(list(names), dropout=0.3)
     weights = {name: WEIGHTS[name] for name in names}
     tally = backward(module, module, problem.batch(module), weights, 0.5, (1, "step", 2), micro_batch, Plain())
     for name, loss in losses.items():
@@ -168,10 +168,10 @@ def test_a_mix_has_the_whole_batchs_gradient_too(names: tuple[str, ...], micro_b
     assert_same({name: gradient.numpy() for name, gradient in gradients(module).items()}, expected)
 
 
-def mix_on_one_rank(processes: Processes, names: tuple[str, ...], micro_batch: int) -> dict[str, np.ndarray]:
-    module = problem.tiny_mixer(list(names), processes=processes, dropout=0.3)
+def mix_on_one_rank(world: World, names: tuple[str, ...], micro_batch: int) -> dict[str, np.ndarray]:
+    module = problem.tiny_task(list(names), world=world, dropout=0.3)
     weights = {name: WEIGHTS[name] for name in names}
-    mine = problem.part(problem.batch(module), processes)
+    mine = problem.part(problem.batch(module), world)
     model = DistributedDataParallel(module, find_unused_parameters=True)
     backward(model, module, mine, weights, 0.5, (1, "step", 2), micro_batch, Plain())
     return {name: gradient.numpy() for name, gradient in gradients(module).items()}
@@ -189,7 +189,7 @@ def test_weight_scales_the_gradient() -> None:
     """Weight 2 doubles the gradient of weight 1."""
     results = []
     for weight in (1.0, 2.0):
-        module = mixer(0.0)
+        module = task(0.0)
         backward(module, module, batch(), {"contrastive": weight}, 0.0, (1, "step", 2), None, Accelerator(cpu=True))
         results.append(gradients(module))
     for name in results[0]:

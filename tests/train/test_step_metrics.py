@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from mmssl.config import parse_config
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.train.balance import Balance
 from mmssl.train.loggers import StepLog, _Remaining
 from mmssl.train.optim import Length
 from mmssl.train.state import RunState
 from mmssl.train.step import Tally
-from mmssl.train.step_metrics import STREAM, Numbers
+from mmssl.train.step_metrics import STREAM, StepMetrics
 from mmssl.types import Batch, UserError
 from tests.helpers.tiny_runs import run_tree
 
@@ -26,17 +26,17 @@ TOLD = {**dict.fromkeys((*STREAM, "save", "stop"), (0.0, 0.0)), "seconds": (2.0,
 
 
 @contextmanager
-def numbers(run: Path, scaler: object = None) -> Iterator[Numbers]:
+def numbers(run: Path, scaler: object = None) -> Iterator[StepMetrics]:
     """Those of a run of 100 steps, with a log and nothing else around them."""
     config = parse_config(run_tree(run, run, train__log_samples=False), "test")
     quiet = SimpleNamespace(say=print, update=lambda *_: None)
     accelerator = SimpleNamespace(scaler=scaler, log=lambda *_, **__: None)
     with StepLog(run / "metrics.jsonl", 0) as log:
-        settings: Any = (config, accelerator, Processes(), RunState(), Length(100, None), {"metrics": log}, quiet)
-        yield Numbers(*settings, Balance("fixed", {}))
+        settings: Any = (config, accelerator, World(), RunState(), Length(100, None), {"metrics": log}, quiet)
+        yield StepMetrics(*settings, Balance("fixed", {}))
 
 
-def step(reader: Numbers, norm: float, masked: int = 1) -> None:
+def step(reader: StepMetrics, norm: float, masked: int = 1) -> None:
     """One step with contrastive loss 2 at weight 1 and mlm loss 3 (a mean of `masked` terms) at weight 0.5."""
     tally = Tally()
     tally.add("contrastive.loss", torch.tensor(8.0), 4.0)

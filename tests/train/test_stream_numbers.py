@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.build import learn_tokenizer
+from mmssl.build import train_tokenizer_on
 from mmssl.config import parse_config
 from mmssl.data.shards.index import index_shards
-from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.samples import SampleLimits
 from mmssl.train.trainer import train
 from tests.helpers.http_servers import Mischief, serve
 from tests.helpers.tars import tar_bytes
@@ -20,13 +20,13 @@ def test_metrics_and_progress_tell_what_the_stream_did(tmp_path: Path, capsys: p
     for name in ("good", "bad"):
         (tmp_path / name).mkdir()
     good = write_pairs(tmp_path / "good")
-    index_shards([str(path) for path in sorted(good.glob("*.tar"))], Limits())
+    index_shards([str(path) for path in sorted(good.glob("*.tar"))], SampleLimits())
     half = [f for i in range(24) for f in ((f"{i}.jpg", b"junk"), (f"{i}.txt", b"a red square"))]
     (tmp_path / "bad" / "0.tar").write_bytes((good / "0.tar").read_bytes())
     (tmp_path / "bad" / "1.tar").write_bytes(tar_bytes(half))
     run = tmp_path / "run"
     # Learnt before, for learning it would read from the server as well.
-    learn_tokenizer([str(good / "0.tar")], ["{txt}"], 64, 77).save(tmp_path / "tokenizer")
+    train_tokenizer_on([str(good / "0.tar")], ["{txt}"], 64, 77).save(tmp_path / "tokenizer")
     with serve(good, Mischief(cut=3, cut_after=1000)) as url:
         tree = run_tree(good, run, train__steps=6)
         sources = [{"shards": f"{url}/{{0,1}}.tar", "weight": 3}, {"shards": str(tmp_path / "bad"), "weight": 1}]

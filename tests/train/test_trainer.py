@@ -24,7 +24,7 @@ import mmssl
 from mmssl.config import Config, parse_config
 from mmssl.train import setup
 from mmssl.train import trainer as engine
-from mmssl.train.step_metrics import Numbers
+from mmssl.train.step_metrics import StepMetrics
 from mmssl.train.trainer import train
 from mmssl.types import UserError
 from tests.helpers.tiny_runs import run_tree, write_pairs
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 small pictures in two tars."""
+    """48 small images in two tars."""
     return write_pairs(tmp_path_factory.mktemp("shards"))
 
 
@@ -81,7 +81,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
 
 
 def test_the_model_is_imported_with_the_same_features(finished: Path, shards: Path, tmp_path: Path) -> None:
-    """mmssl.load gives the EMA weights of the last checkpoint; every way to give a picture gives the same vector."""
+    """mmssl.load gives the EMA weights of the last checkpoint; every way to give an image gives the same vector."""
     model = mmssl.load(finished)
     checkpoint = load_file(finished / "checkpoints" / "step-000000008" / "model.safetensors")
     for name, tensor in model.encoder.state_dict().items():
@@ -128,8 +128,8 @@ def test_a_run_cut_after_any_checkpoint_ends_bit_identical(finished: Path, shard
     assert (run / "model" / "model.safetensors").read_bytes() == (finished / "model" / "model.safetensors").read_bytes()
 
 
-def test_where_pictures_are_changed_makes_no_difference(shards: Path, tmp_path: Path) -> None:
-    """Changed by the workers or in batches beside the model, here both on the CPU, pictures are the same to 1/255:
+def test_where_images_are_changed_makes_no_difference(shards: Path, tmp_path: Path) -> None:
+    """Changed by the workers or in batches beside the model, here both on the CPU, images are the same to 1/255:
     losses of the first steps agree."""
     view = {"flip": 0.5, "color_jitter": 0.8, "gray": 0.2, "blur": 0.5, "crop_scale": [0.3, 1.0]}
     losses = []
@@ -167,13 +167,13 @@ def test_a_stop_that_another_process_was_asked_for_counts_here(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that got no signal itself does not report a finished run."""
-    read = Numbers.read
+    read = StepMetrics.read
 
-    def agreed(numbers: Numbers) -> None:
+    def agreed(numbers: StepMetrics) -> None:
         read(numbers)
         numbers.stop = numbers.run.step >= 3
 
-    monkeypatch.setattr(Numbers, "read", agreed)
+    monkeypatch.setattr(StepMetrics, "read", agreed)
     ended = train(config(shards, tmp_path / "run", evaluate={}))
     assert (ended.signal, ended.results) == (signal.SIGTERM, {})
     assert not (tmp_path / "run" / "model").exists()
@@ -184,7 +184,7 @@ def test_a_device_out_of_memory_says_what_to_do(tmp_path: Path) -> None:
     said = r"out of memory \(Tried to allocate 2 GiB\).*train.micro_batch=auto"
     with (
         pytest.raises(UserError, match=said),
-        engine._exhausted_as_error(tmp_path, "go on with: mmssl train --resume RUN"),
+        engine._exhaustion_as_user_error(tmp_path, "go on with: mmssl train --resume RUN"),
     ):
         raise torch.OutOfMemoryError("Tried to allocate 2 GiB\nmore")
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mmssl.config import ObjectiveConfig
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.models.batch_norm import has_local_statistics, synchronize_batch_norm
-from mmssl.train.parallel import rests, without_gradient
-from tests.helpers.objective_batch import RESNET, Plain, tiny_mixer
+from mmssl.train.parallel import is_intermittent, without_gradient
+from tests.helpers.objective_batch import RESNET, Plain, tiny_task
 
 
 @pytest.mark.parametrize(
@@ -25,32 +25,32 @@ from tests.helpers.objective_batch import RESNET, Plain, tiny_mixer
 )
 def test_an_objective_rests_where_its_schedule_says_so(changes: dict[str, Any], expected: bool) -> None:
     """Each part of a schedule by itself; a ramp has weight 0 at the first step."""
-    assert rests(ObjectiveConfig(**changes)) == expected
+    assert is_intermittent(ObjectiveConfig(**changes)) == expected
 
 
 def test_weights_that_no_objective_reaches_are_found() -> None:
     """Rotation alone reads no captions; with contrastive all is reached, but for a weight that the tower's forward does
     not use. The mixer, its gradients and its queues stay as they are."""
     accelerator: Any = Plain()
-    mixer = tiny_mixer(["rotation", "contrastive", "moco"])
-    before = {name: tensor.clone() for name, tensor in mixer.state_dict().items()}
-    alone = without_gradient(mixer, {"rotation": 1.0}, accelerator)
+    task = tiny_task(["rotation", "contrastive", "moco"])
+    before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    alone = without_gradient(task, {"rotation": 1.0}, accelerator)
     assert any(name.startswith("encoder.text.") for name in alone)
     assert not any(name.startswith("encoder.vision.") for name in alone)
     mix = {"rotation": 1.0, "contrastive": 1.0, "moco": 1.0}
-    assert without_gradient(mixer, mix, accelerator) == []
-    assert all(torch.equal(tensor, before[name]) for name, tensor in mixer.state_dict().items())
-    assert all(parameter.grad is None for parameter in mixer.parameters())
-    mixer = tiny_mixer(["contrastive"])
-    mixer.encoder.text.idle = torch.nn.Linear(2, 2, bias=False)
-    assert without_gradient(mixer, {"contrastive": 1.0}, accelerator) == ["encoder.text.idle.weight"]
+    assert without_gradient(task, mix, accelerator) == []
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.state_dict().items())
+    assert all(parameter.grad is None for parameter in task.parameters())
+    task = tiny_task(["contrastive"])
+    task.encoder.text.idle = torch.nn.Linear(2, 2, bias=False)
+    assert without_gradient(task, {"contrastive": 1.0}, accelerator) == ["encoder.text.idle.weight"]
 
 
 def test_batch_norms_of_one_process_are_told_from_synchronised_ones() -> None:
     """Of two dimensions they are synchronised; those of one, which some towers have, are not."""
-    mixer = tiny_mixer(["rotation"], RESNET)
-    assert has_local_statistics(mixer)
-    synchronize_batch_norm(mixer, Processes(), torch.device("cpu"))
-    assert not has_local_statistics(mixer)
-    mixer.encoder.vision.trunk.norm = torch.nn.BatchNorm1d(4)
-    assert has_local_statistics(mixer)
+    task = tiny_task(["rotation"], RESNET)
+    assert has_local_statistics(task)
+    synchronize_batch_norm(task, World(), torch.device("cpu"))
+    assert not has_local_statistics(task)
+    task.encoder.vision.trunk.norm = torch.nn.BatchNorm1d(4)
+    assert has_local_statistics(task)

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.losses.contrastive import info_nce
 from mmssl.losses.siglip import siglip
 from mmssl.objectives import reference
 from mmssl.rng import RowRandom
 from mmssl.train.balance import Balance
-from mmssl.train.diagnostics import Alarms, guessing_loss, influence, objective_pictures, write_sheet
-from tests.helpers.objective_batch import ROWS, Plain, batch, tiny_mixer
+from mmssl.train.diagnostics import Alarms, guessing_loss, objective_gradients, objective_images, write_image_grid
+from tests.helpers.objective_batch import ROWS, Plain, batch, tiny_task
 
 MIX = ["contrastive", "mlm", "rotation"]
 
@@ -22,20 +22,20 @@ MIX = ["contrastive", "mlm", "rotation"]
 def test_gradient_norms_and_cosines_by_hand() -> None:
     """The norm is that of the mean loss's gradient on both towers and projections; the cosine with the contrastive one
     is taken over the weights both touch. Nothing of the model changes."""
-    mixer = tiny_mixer(MIX)
-    before = {name: value.clone() for name, value in mixer.state_dict().items()}
-    inputs = mixer.inputs(batch(mixer), MIX, lambda _: RowRandom(torch.Generator(), 0, ROWS, ROWS), 0.0)
-    found = influence(mixer, inputs, MIX, Plain())
-    assert all(torch.equal(value, before[name]) for name, value in mixer.state_dict().items())
-    assert mixer.training
-    mixer.eval()
+    task = tiny_task(MIX)
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    inputs = task.inputs(batch(task), MIX, lambda _: RowRandom(torch.Generator(), 0, ROWS, ROWS), 0.0)
+    found = objective_gradients(task, inputs, MIX, Plain())
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+    assert task.training
+    task.eval()
     gradients = {}
     for name in MIX:
-        mixer.zero_grad()
-        objective = mixer.objective(name)
-        output = objective.loss(mixer.predict(inputs, [name])[name], inputs, Processes())
+        task.zero_grad()
+        objective = task.objective(name)
+        output = objective.loss(task.predict(inputs, [name])[name], inputs, World())
         (output.total / objective.count(inputs)).backward()
-        gradients[name] = {n: p.grad.clone() for n, p in mixer.encoder.named_parameters() if p.grad is not None}
+        gradients[name] = {n: p.grad.clone() for n, p in task.encoder.named_parameters() if p.grad is not None}
     for name in MIX:
         expected = math.sqrt(sum(float(g.square().sum()) for g in gradients[name].values()))
         assert found[f"{name}.gradient_norm"] == pytest.approx(expected, rel=1e-4)
@@ -47,14 +47,14 @@ def test_gradient_norms_and_cosines_by_hand() -> None:
     assert 1 <= found["image_effective_rank"] <= ROWS
 
 
-def test_pictures_are_drawn(tmp_path: Path) -> None:
-    """One row a sample: the picture, what was seen, the reconstruction; objectives without pictures are left out."""
-    mixer = tiny_mixer(["contrastive", "mae"])
+def test_images_are_drawn(tmp_path: Path) -> None:
+    """One row a sample: the image, what was seen, the reconstruction; objectives without images are left out."""
+    task = tiny_task(["contrastive", "mae"])
     names = ["contrastive", "mae"]
-    inputs = mixer.inputs(batch(mixer), names, lambda _: RowRandom(torch.Generator(), 0, ROWS, ROWS), 0.0)
-    (name, pictures), *rest = objective_pictures(mixer, inputs, names, Plain()).items()
+    inputs = task.inputs(batch(task), names, lambda _: RowRandom(torch.Generator(), 0, ROWS, ROWS), 0.0)
+    (name, images), *rest = objective_images(task, inputs, names, Plain()).items()
     assert (name, rest) == ("mae", [])
-    write_sheet(tmp_path / "deep" / "sheet.png", pictures)
+    write_image_grid(tmp_path / "deep" / "sheet.png", images)
     with Image.open(tmp_path / "deep" / "sheet.png") as sheet:
         assert sheet.size == (3 * 24, 8 * 24)
         first = torch.tensor(list(sheet.crop((0, 0, 24, 24)).get_flattened_data()), dtype=torch.uint8)
@@ -132,7 +132,7 @@ def test_alarms_are_said_once_in_words(change: dict[str, float], progress: float
     ],
 )
 def test_alarms_look_at_siglip(change: dict[str, float], said: str) -> None:
-    """Where siglip pairs pictures with captions, its loss and temperature are watched, against its own guessing."""
+    """Where siglip pairs images with captions, its loss and temperature are watched, against its own guessing."""
     record = {"step": 50, "siglip.loss": 2.0, "siglip.logit_scale": 20.0, "image_effective_rank": 20.0, **change}
     lines = Alarms(256, 100.0, []).look(record, 0.3)
     assert len(lines) == (said != "")

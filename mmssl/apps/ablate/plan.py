@@ -9,7 +9,7 @@ from mmssl.apps.ablate.mixes import parse_mixes, slug
 from mmssl.build import objective_options
 from mmssl.config import Config, load_config, parse_config
 from mmssl.objectives._mix_spec import Mix
-from mmssl.train.cost import StepCosts, untrained_mixer
+from mmssl.train.cost import StepCosts, untrained_task
 from mmssl.train.setup import check, check_schedules
 from mmssl.types import UserError
 
@@ -23,7 +23,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Cell:
+class AblationRun:
     """One run: a mix with a seed."""
 
     mix: str
@@ -44,7 +44,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedMix:
     """A mix, what its steps cost, and its runs."""
 
     mix: Mix
@@ -52,39 +52,39 @@ class Planned:
     costs: StepCosts
     cost: float
     """Operations a sample of an average step."""
-    cells: tuple[Cell, ...]
+    cells: tuple[AblationRun, ...]
     """One a seed."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class AblationPlan:
     """All that will be run."""
 
     config: Config
     """The settings common to all cells."""
     budget: Budget
     seeds: tuple[int, ...]
-    mixes: tuple[Planned, ...]
+    mixes: tuple[PlannedMix, ...]
     """The baseline first."""
     out: Path
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[AblationRun]:
         """Every cell, all mixes of a seed before the next seed, so that a part of an ablation can be read too."""
         return [planned.cells[i] for i in range(len(self.seeds)) for planned in self.mixes]
 
-    def log(self, cell: Cell) -> Path:
+    def log(self, cell: AblationRun) -> Path:
         """What a cell prints."""
         return self.out / "logs" / f"{cell.name}.log"
 
-    def settings(self, cell: Cell) -> Path:
+    def settings(self, cell: AblationRun) -> Path:
         """The configuration that a cell is started with."""
         return self.out / "configs" / f"{cell.name}.yaml"
 
 
 def make_plan(
     config: Config, mixes: Sequence[str], seeds: Sequence[int], budget: Budget, out: Path, threads: int | None
-) -> Plan:
+) -> AblationPlan:
     """Check everything that can be checked before hours of training, and lay out the cells.
 
     Args:
@@ -105,13 +105,13 @@ def make_plan(
     check(config, 1, resume=True)
     if threads is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"threads": threads})})
-    baseline: Planned | None = None
+    baseline: PlannedMix | None = None
     planned = []
     for mix in parsed:
         current = _plan_mix(config, mix, seeds, budget, out, baseline)
         baseline = baseline or current
         planned.append(current)
-    plan = Plan(config, budget, tuple(seeds), tuple(planned), out)
+    plan = AblationPlan(config, budget, tuple(seeds), tuple(planned), out)
     for cell in plan.cells:
         _refuse_other_settings(plan, cell)
     return plan
@@ -127,8 +127,8 @@ def steps_for(costs: StepCosts, schedules: Mapping[str, Any], operations: float)
 
 
 def _plan_mix(
-    config: Config, mix: Mix, seeds: Sequence[int], budget: Budget, out: Path, baseline: Planned | None
-) -> Planned:
+    config: Config, mix: Mix, seeds: Sequence[int], budget: Budget, out: Path, baseline: PlannedMix | None
+) -> PlannedMix:
     minutes = budget.minutes if budget.kind == "minutes" else None
     # Under a budget of operations the steps are known once their cost is.
     length = {"minutes": minutes, "steps": 1 if minutes is None else None, "epochs": None, "samples": None}
@@ -141,7 +141,7 @@ def _plan_mix(
     schedules = objective_options(settings)
     resolved = {name: options.model_dump(mode="json") for name, options in schedules.items()}
     settings = parse_config(tree | {"objectives": resolved}, where=f"mix {mix.name!r}")
-    costs = StepCosts(untrained_mixer(settings))
+    costs = StepCosts(untrained_task(settings))
     if minutes is not None:
         cost = costs.mean(schedules)
     else:
@@ -154,13 +154,13 @@ def _plan_mix(
     for seed in seeds:
         name = f"{slug(mix.name)}-seed{seed}"
         update = {"seed": seed, "run_dir": out / "runs" / name}
-        cells.append(Cell(mix.name, seed, name, settings.model_copy(update=update)))
-    return Planned(replace(mix, objectives=resolved), costs, cost, tuple(cells))
+        cells.append(AblationRun(mix.name, seed, name, settings.model_copy(update=update)))
+    return PlannedMix(replace(mix, objectives=resolved), costs, cost, tuple(cells))
 
 
 def _unwatched(config: Config) -> dict[str, None]:
     """Watching costs a mix of more objectives more time, so cells are watched only as far as the configuration asks."""
-    keys = {"watch_steps", "picture_steps"} - config.mixer.model_fields_set
+    keys = {"watch_steps", "image_steps"} - config.mixer.model_fields_set
     return dict.fromkeys(sorted(keys - ({"watch_steps"} if config.mixer.balance == "gradient_norm" else set())))
 
 
@@ -177,7 +177,7 @@ def _baseline_steps(config: Config) -> int:
     )
 
 
-def _refuse_other_settings(plan: Plan, cell: Cell) -> None:
+def _refuse_other_settings(plan: AblationPlan, cell: AblationRun) -> None:
     if not cell.run_dir.exists():
         return
     path = plan.settings(cell)

@@ -1,4 +1,4 @@
-"""The ablation as a picture: each mix's difference to the baseline, seed by seed, with its intervals."""
+"""The ablation as an image: each mix's difference to the baseline, seed by seed, with its intervals."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmssl.apps.ablate.verdict import NO_RATE, Comparison
+from mmssl.apps.ablate.verdict import NO_RATE, MixComparison
 
 COLORS = {"helps": "#1a7f37", "hurts": "#c93c37", "no difference": "#57606a", "too few runs": "#57606a"}
 
 
-def draw(path: Path, comparisons: Sequence[Comparison], baseline: str) -> None:
+def draw(path: Path, comparisons: Sequence[MixComparison], baseline: str) -> None:
     """One panel a suite and figure, one row a mix, as PNG."""
-    panels: dict[tuple[str, str], list[Comparison]] = {}
+    panels: dict[tuple[str, str], list[MixComparison]] = {}
     for c in comparisons:
         panels.setdefault((c.suite, c.figure), []).append(c)
     rows = max(map(len, panels.values()), default=0)
@@ -38,7 +38,7 @@ def draw(path: Path, comparisons: Sequence[Comparison], baseline: str) -> None:
     figure.savefig(path)
 
 
-def _panel(axes: Axes, comparisons: Sequence[Comparison], first: bool) -> None:
+def _panel(axes: Axes, comparisons: Sequence[MixComparison], first: bool) -> None:
     axes.axvline(0, color="#8c959f", linewidth=1)
     for row, c in enumerate(comparisons):
         scale = 1 if c.figure.endswith(NO_RATE) else 100

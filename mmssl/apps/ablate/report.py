@@ -7,22 +7,22 @@ from typing import Any
 
 from rich.table import Column, Table
 
-from mmssl.apps.ablate.plan import Plan
-from mmssl.apps.ablate.results import Measured, Spent
-from mmssl.apps.ablate.verdict import Comparison, sentence, show_change, show_interval, show_value
+from mmssl.apps.ablate.plan import AblationPlan
+from mmssl.apps.ablate.results import MixResults, Spent
+from mmssl.apps.ablate.verdict import MixComparison, sentence, show_change, show_interval, show_value
 
 
 @dataclass(frozen=True)
-class Result:
+class AblationResult:
     """Everything a report says."""
 
     command: str
-    plan: Plan
-    cells: Mapping[str, Mapping[int, Measured]]
+    plan: AblationPlan
+    cells: Mapping[str, Mapping[int, MixResults]]
     """Mix -> seed -> run."""
     figures: Sequence[tuple[str, str]]
     """`suite/task` and figure of each comparison."""
-    comparisons: Sequence[Comparison]
+    comparisons: Sequence[MixComparison]
     failed: Mapping[str, str]
     """Cell -> why."""
 
@@ -40,7 +40,7 @@ class Result:
         return [m.spent for m in self.cells[mix].values()]
 
 
-def as_json(result: Result) -> dict[str, Any]:
+def as_json(result: AblationResult) -> dict[str, Any]:
     """Plain values only."""
     budget = asdict(result.plan.budget)
     return {
@@ -72,7 +72,7 @@ def as_json(result: Result) -> dict[str, Any]:
     }
 
 
-def as_markdown(result: Result) -> str:
+def as_markdown(result: AblationResult) -> str:
     """Tables, sentences and the exact command; shows ablation.png, which lies beside it."""
     lines = ["# Ablation", "", "```bash", result.command, "```", "", _setting(result), ""]
     lines += ["![Difference of each mix to the baseline](ablation.png)", "", "## Results", ""]
@@ -89,7 +89,7 @@ def as_markdown(result: Result) -> str:
     return "\n".join([*lines, ""])
 
 
-def as_tables(result: Result) -> list[Table]:
+def as_tables(result: AblationResult) -> list[Table]:
     """The results and the cost, for a terminal."""
     results = Table(Column("mix", no_wrap=True), *(f"{suite} {figure}" for suite, figure in result.figures))
     for row in _result_rows(result):
@@ -108,7 +108,7 @@ _COST_NOTE = (
 )
 
 
-def _setting(result: Result) -> str:
+def _setting(result: AblationResult) -> str:
     plan, spent = result.plan, [s for mix in result.mixes for s in result.spent(mix)]
     seeds = f"{len(plan.seeds)} seeds ({', '.join(map(str, plan.seeds))})"
     budget = (
@@ -129,7 +129,7 @@ def _contents(objectives: Mapping[str, Mapping[str, Any]]) -> str:
     return " + ".join(f"{options['weight']:g} {name}" for name, options in objectives.items())
 
 
-def _result_rows(result: Result) -> list[list[str]]:
+def _result_rows(result: AblationResult) -> list[list[str]]:
     found = {(c.mix, c.suite, c.figure): c for c in result.comparisons}
     return [
         [mix, *(_cell(result, mix, suite, figure, found.get((mix, suite, figure))) for suite, figure in result.figures)]
@@ -137,7 +137,7 @@ def _result_rows(result: Result) -> list[list[str]]:
     ]
 
 
-def _cell(result: Result, mix: str, suite: str, figure: str, comparison: Comparison | None) -> str:
+def _cell(result: AblationResult, mix: str, suite: str, figure: str, comparison: MixComparison | None) -> str:
     values = result.values(mix, suite, figure)
     if not values:
         return "no finished run"
@@ -148,7 +148,7 @@ def _cell(result: Result, mix: str, suite: str, figure: str, comparison: Compari
     return f"{mean} ({show_change(figure, paired.mean)}, {show_interval(figure, paired.interval)}) {comparison.verdict}"
 
 
-def _cost_rows(result: Result) -> list[list[str]]:
+def _cost_rows(result: AblationResult) -> list[list[str]]:
     rows = []
     for mix in result.mixes:
         spent = result.spent(mix)
@@ -176,7 +176,7 @@ def _cost_rows(result: Result) -> list[list[str]]:
     return rows
 
 
-def _caution(comparisons: Sequence[Comparison]) -> str:
+def _caution(comparisons: Sequence[MixComparison]) -> str:
     count = sum(c.paired is not None for c in comparisons)
     return (
         f"A difference is called one where neither the interval over seeds nor that over samples holds 0. Of {count} "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmssl.apps.ablate.plan import Cell, Plan, Planned
+from mmssl.apps.ablate.plan import AblationPlan, AblationRun, PlannedMix
 from mmssl.evaluate.compare import Outcomes, read_outcomes
 from mmssl.evaluate.results import MAIN_METRICS, Metrics
 from mmssl.train.optim import Length
@@ -40,10 +40,10 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MixResults:
     """A finished run."""
 
-    cell: Cell
+    cell: AblationRun
     results: dict[str, Metrics]
     """`suite/task` -> figures."""
     outcomes: dict[str, Outcomes]
@@ -51,7 +51,7 @@ class Measured:
     spent: Spent
 
 
-def read_cells(plan: Plan) -> dict[str, dict[int, Measured]]:
+def read_runs(plan: AblationPlan) -> dict[str, dict[int, MixResults]]:
     """Mix -> seed -> the run, for the cells that are finished."""
     return {
         planned.mix.name: {cell.seed: _read(planned, cell) for cell in planned.cells if cell.record.is_file()}
@@ -59,7 +59,9 @@ def read_cells(plan: Plan) -> dict[str, dict[int, Measured]]:
     }
 
 
-def choose_figures(asked: Sequence[str], plan: Plan, cells: dict[str, dict[int, Measured]]) -> list[tuple[str, str]]:
+def choose_metrics(
+    asked: Sequence[str], plan: AblationPlan, cells: dict[str, dict[int, MixResults]]
+) -> list[tuple[str, str]]:
     """Pairs of `suite/task` and figure to compare: those asked for, or each suite's main one.
 
     Args:
@@ -71,7 +73,7 @@ def choose_figures(asked: Sequence[str], plan: Plan, cells: dict[str, dict[int, 
     measured = next((m for seeds in cells.values() for m in seeds.values()), None)
     if measured is None:
         return []
-    known = {suite: _figures(metrics) for suite, metrics in measured.results.items()}
+    known = {suite: _metrics(metrics) for suite, metrics in measured.results.items()}
     if not asked:
         return [(suite, next((m for m in MAIN_METRICS if m in names), names[0])) for suite, names in known.items()]
     chosen: dict[tuple[str, str], None] = {}
@@ -84,11 +86,11 @@ def choose_figures(asked: Sequence[str], plan: Plan, cells: dict[str, dict[int, 
     return list(chosen)
 
 
-def _figures(metrics: Metrics) -> list[str]:
+def _metrics(metrics: Metrics) -> list[str]:
     return [name for name, value in metrics.items() if isinstance(value, float)]
 
 
-def _read(planned: Planned, cell: Cell) -> Measured:
+def _read(planned: PlannedMix, cell: AblationRun) -> MixResults:
     results = json.loads((cell.run_dir / "results.json").read_text(encoding="utf-8"))
     steps: list[dict[str, Any]] = [
         json.loads(line) for line in (cell.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -108,4 +110,4 @@ def _read(planned: Planned, cell: Cell) -> Measured:
         operations=operations,
         **json.loads(cell.record.read_text(encoding="utf-8")),
     )
-    return Measured(cell, results, read_outcomes(cell.run_dir), spent)
+    return MixResults(cell, results, read_outcomes(cell.run_dir), spent)

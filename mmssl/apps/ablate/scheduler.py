@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mmssl.apps.ablate.plan import Cell, Plan
+from mmssl.apps.ablate.plan import AblationPlan, AblationRun
 from mmssl.config import dump_config
 from mmssl.train.checkpoint import list_checkpoints, write_atomically
 from mmssl.train.optim import Length
@@ -39,7 +39,7 @@ class Slot:
 class Running:
     """A cell and its process."""
 
-    cell: Cell
+    cell: AblationRun
     slot: Slot
     process: subprocess.Popen[bytes]
 
@@ -70,7 +70,7 @@ def make_slots(jobs: int | None, gpus: Sequence[str], cores: Sequence[int]) -> l
     ]
 
 
-def threads_of_a_cell(slots: Sequence[Slot], configured: int | None) -> int | None:
+def threads_per_run(slots: Sequence[Slot], configured: int | None) -> int | None:
     """CPU threads of a cell's math where cells share the cores; None: as configured."""
     if len(slots) == 1 or slots[0].gpu is not None:
         return None
@@ -78,7 +78,7 @@ def threads_of_a_cell(slots: Sequence[Slot], configured: int | None) -> int | No
     return cores if configured is None else min(cores, configured)
 
 
-def run_cells(plan: Plan, slots: Sequence[Slot], console: Console) -> dict[str, str]:
+def run_all(plan: AblationPlan, slots: Sequence[Slot], console: Console) -> dict[str, str]:
     """Run every cell that is not finished; returns the last line of those that failed, by name.
 
     On KeyboardInterrupt the running cells save and stop before it is raised again; a second one kills them.
@@ -104,7 +104,7 @@ def run_cells(plan: Plan, slots: Sequence[Slot], console: Console) -> dict[str, 
                     _close(r)
                     _note_end(plan, r, failed, console)
                 complete = len(plan.cells) - done - len(todo) - len(running)
-                bar.update(task, completed=complete + sum(part_done(r.cell) for r in running))
+                bar.update(task, completed=complete + sum(fraction_done(r.cell) for r in running))
         except KeyboardInterrupt:
             console.print("stopping: the running cells save first (once more Ctrl-C kills them)")
             _stop(running)
@@ -112,7 +112,7 @@ def run_cells(plan: Plan, slots: Sequence[Slot], console: Console) -> dict[str, 
     return failed
 
 
-def part_done(cell: Cell) -> float:
+def fraction_done(cell: AblationRun) -> float:
     """How much of its training a cell has done, 0 to 1."""
     last = _last_line(cell.run_dir / "metrics.jsonl")
     try:
@@ -123,7 +123,7 @@ def part_done(cell: Cell) -> float:
     return Length(train.steps, train.minutes).progress(record["step"], record["seconds"])
 
 
-def _start(plan: Plan, cell: Cell, slot: Slot) -> Running:
+def _start(plan: AblationPlan, cell: AblationRun, slot: Slot) -> Running:
     """A process for a cell, which goes on from a checkpoint if there is one."""
     settings = plan.settings(cell)
     resume = bool(list_checkpoints(cell.run_dir / "checkpoints"))
@@ -155,7 +155,7 @@ def _start(plan: Plan, cell: Cell, slot: Slot) -> Running:
     return Running(cell, slot, process)
 
 
-def _note_end(plan: Plan, running: Running, failed: dict[str, str], console: Console) -> None:
+def _note_end(plan: AblationPlan, running: Running, failed: dict[str, str], console: Console) -> None:
     cell, code = running.cell, running.process.returncode
     if code == 0:
         console.print(f"finished {cell.name}", highlight=False)

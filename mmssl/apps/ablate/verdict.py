@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from mmssl.apps.ablate.results import Measured
+from mmssl.apps.ablate.results import MixResults
 from mmssl.evaluate.compare import holm
 from mmssl.stats import LEVEL, Interval, bootstrap, central_probability, quantile
 
@@ -27,7 +27,7 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MixComparison:
     """One mix against the baseline in one figure."""
 
     mix: str
@@ -67,8 +67,8 @@ def paired_t(differences: Sequence[float], level: float = LEVEL) -> Paired:
 
 
 def compare_mixes(
-    cells: Mapping[str, Mapping[int, Measured]], figures: Sequence[tuple[str, str]], mixes: Sequence[str]
-) -> list[Comparison]:
+    cells: Mapping[str, Mapping[int, MixResults]], figures: Sequence[tuple[str, str]], mixes: Sequence[str]
+) -> list[MixComparison]:
     """Each mix against the first one, in each figure of each suite."""
     found = [
         _compare(mix, suite, figure, cells[mixes[0]], cells[mix]) for suite, figure in figures for mix in mixes[1:]
@@ -79,7 +79,7 @@ def compare_mixes(
     return found
 
 
-def sentence(c: Comparison) -> str:
+def sentence(c: MixComparison) -> str:
     """One honest sentence: the verdict with the figures it rests on."""
     about = f"{c.mix}, {c.suite} {c.figure}"
     if c.paired is None:
@@ -111,7 +111,7 @@ def show_interval(figure: str, interval: Interval) -> str:
     return f"{scale * interval[0]:+.2f} to {scale * interval[1]:+.2f}"
 
 
-def judge(figure: str, paired: Paired | None, over_samples: Interval | None) -> Verdict:
+def decide(figure: str, paired: Paired | None, over_samples: Interval | None) -> Verdict:
     """A difference is one if no interval at hand holds 0: neither that over seeds nor that over samples."""
     if paired is None:
         return "too few runs"
@@ -125,18 +125,18 @@ def judge(figure: str, paired: Paired | None, over_samples: Interval | None) -> 
 
 
 def _compare(
-    mix: str, suite: str, figure: str, baseline: Mapping[int, Measured], others: Mapping[int, Measured]
-) -> Comparison:
+    mix: str, suite: str, figure: str, baseline: Mapping[int, MixResults], others: Mapping[int, MixResults]
+) -> MixComparison:
     seeds = tuple(seed for seed in baseline if seed in others)
     first, second = (tuple(float(m[seed].results[suite][figure]) for seed in seeds) for m in (baseline, others))
     paired = paired_t([b - a for a, b in zip(first, second, strict=True)]) if len(seeds) > 1 else None
     samples, over_samples = _over_samples(suite, figure, [(baseline[s], others[s]) for s in seeds])
-    verdict = judge(figure, paired, over_samples)
-    return Comparison(mix, suite, figure, seeds, first, second, paired, samples, over_samples, verdict)
+    verdict = decide(figure, paired, over_samples)
+    return MixComparison(mix, suite, figure, seeds, first, second, paired, samples, over_samples, verdict)
 
 
 def _over_samples(
-    suite: str, figure: str, pairs: Sequence[tuple[Measured, Measured]]
+    suite: str, figure: str, pairs: Sequence[tuple[MixResults, MixResults]]
 ) -> tuple[int | None, Interval | None]:
     """Number of samples, and interval of the mean difference if these same runs were judged on other samples."""
     if not pairs or any(figure not in m.outcomes.get(suite, ([], {}))[1] for pair in pairs for m in pair):

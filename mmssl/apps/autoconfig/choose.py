@@ -82,7 +82,7 @@ def batch_size(pairs: Pairs, machine: Machine, start: Start | None, pinned: Mapp
         most = 512
     else:
         most = 64 if start.parameters >= LARGE_START else 256
-    unit = math.lcm(machine.world, _count(pinned, "data.lanes") or 1)
+    unit = math.lcm(machine.world_size, _count(pinned, "data.lanes") or 1)
     wanted = min(most, power_of_two(pairs.count // STEPS_AN_EPOCH))
     return max(unit, wanted // unit * unit)
 
@@ -107,7 +107,7 @@ def learning_rate(batch: int, towers: Towers | None, start: Start | None) -> flo
 
 def micro_batch(batch: int, pair_bytes: int, parameters: int, machine: Machine) -> int | None:
     """Pairs whose activations fit into a process's memory, a power of two; None: all of its share fit."""
-    rows = batch // machine.world
+    rows = batch // machine.world_size
     free = FILL * (machine.memory_a_process - BYTES_A_PARAMETER * parameters)
     fits = power_of_two(int(max(free, 0)) // pair_bytes)
     return None if fits >= rows else fits
@@ -124,7 +124,7 @@ def _towers(towers: Towers, pairs: Pairs, pinned: Mapping[str, Any]) -> Iterator
         yield Choice("model.vision.name", towers.vision, towers.words)
         if towers.options:
             yield Choice("model.vision.options", dict(towers.options), "half the usual width")
-        why = f"the median picture's shorter side is {pairs.picture_side} px"
+        why = f"the median image's shorter side is {pairs.image_side} px"
         yield Choice("model.vision.image_size", towers.side(pairs), why)
     if "model.text.name" not in pinned:
         text = {**towers.text, "max_position_embeddings": max(77, tokens)}
@@ -163,7 +163,7 @@ def _batch(
     a_pair = towers.pair_bytes(towers.side(pairs), max_tokens(pairs))
     fits = micro_batch(batch, a_pair, towers.parameters, machine)
     room = f"{machine.memory_a_process / 2**30:.1f} GiB {'of the GPU' if machine.on_gpu else 'of the host'}"
-    needs = f"{batch // machine.world} pairs at some {a_pair / 2**20:.1f} MiB"
+    needs = f"{batch // machine.world_size} pairs at some {a_pair / 2**20:.1f} MiB"
     fate = "fit at once" if fits is None else "do not fit at once; the gradient stays that of the whole batch"
     yield Choice("train.micro_batch", fits, f"{needs} {fate} ({room})")
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from mmssl.apps.autoconfig.choose import Choice
 
 
-def table_of(choices: Sequence[Choice], pinned: Mapping[str, Any]) -> Table:
+def settings_table(choices: Sequence[Choice], pinned: Mapping[str, Any]) -> Table:
     """What was chosen, and below what was given."""
     table = Table(Column("setting", no_wrap=True), Column("value", overflow="fold"), "why", box=SIMPLE_HEAD)
     for choice in choices:

@@ -10,7 +10,7 @@ from pathlib import Path
 from mmssl.data.packing.pack import BAD, Encoding, pack
 from mmssl.data.packing.records import TABLES, open_records
 from mmssl.data.shards.index import Progress
-from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.sources.indexing import index_source
 from mmssl.data.sources.patterns import expand, is_remote
 from mmssl.data.storage.files import Access
@@ -19,12 +19,12 @@ from mmssl.types import UserError
 LEAST = 8
 """Pairs without which there is nothing to learn."""
 SIDE = 512
-"""Packed pictures are shrunk to so many pixels on the shorter side: decoding large photographs again in every epoch
+"""Packed images are shrunk to so many pixels on the shorter side: decoding large photographs again in every epoch
 would take longer than learning from them."""
 TRAIN, HELD_OUT = "train", "held-out"
 
 Source = str | Path | Sequence[str]
-"""A folder of pictures with captions, a table, or shards: a folder, a pattern or a list of patterns."""
+"""A folder of images with captions, a table, or shards: a folder, a pattern or a list of patterns."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Prepared:
 
 
 def is_shards(data: Source) -> bool:
-    """Whether data are shards already, and neither a table nor a folder of pictures."""
+    """Whether data are shards already, and neither a table nor a folder of images."""
     if not isinstance(data, str | Path):
         return True
     path = Path(data)
@@ -53,7 +53,7 @@ def is_shards(data: Source) -> bool:
 
 
 def prepare(data: Source, folder: Path, hold_out: bool = True, progress: Progress | None = None) -> Prepared:
-    """Shards of any data. Pictures and tables are packed into the folder; interrupted, that goes on where it was.
+    """Shards of any data. Images and tables are packed into the folder; interrupted, that goes on where it was.
 
     Args:
         hold_out: keep a part away from training.
@@ -72,8 +72,8 @@ def prepare(data: Source, folder: Path, hold_out: bool = True, progress: Progres
     return found
 
 
-def shards_of(data: Source, folder: Path) -> list[str]:
-    """All pairs of any data as shards; pictures and tables are packed into the folder.
+def resolve_shards(data: Source, folder: Path) -> list[str]:
+    """All pairs of any data as shards; images and tables are packed into the folder.
 
     Raises:
         UserError: the data are missing, damaged or empty, or would have to be packed by several processes.
@@ -124,7 +124,7 @@ def _expanded(data: Source) -> list[str]:
         return expand(data)
     if not (is_remote(str(data)) or has_magic(str(data)) or "{" in str(data) or Path(data).exists()):
         raise UserError(
-            f"{data} does not exist; give a folder of pictures with captions, a table ({', '.join(TABLES)}) or shards "
+            f"{data} does not exist; give a folder of images with captions, a table ({', '.join(TABLES)}) or shards "
             f"(the current folder is {Path.cwd()})"
         )
     return expand(str(data))
@@ -165,7 +165,7 @@ def _shards_to_hold_out(names: Sequence[str], counts: Sequence[int]) -> list[str
 
 def _counts(shards: Sequence[str]) -> list[int]:
     """Usable pairs of each shard, from its index."""
-    found = index_source(shards, Limits(), Access())
+    found = index_source(shards, SampleLimits(), Access())
     unknown = [shard for shard, index in zip(shards, found, strict=True) if index is None]
     if unknown:
         raise UserError(f"{unknown[0]} has no index, so its pairs cannot be counted: mmssl shards index PATTERN")

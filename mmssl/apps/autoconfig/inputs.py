@@ -10,8 +10,8 @@ class Pairs:
     count: int
     caption_tokens: int
     """An estimate of the tokens that 19 of 20 captions do not exceed."""
-    picture_side: int
-    """The shorter side of the median picture, in pixels."""
+    image_side: int
+    """The shorter side of the median image, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Machine:
         return len(self.gpu_memory) > 0
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         """Processes of all machines, among which a batch is divided."""
         return self.processes * self.machines
 

@@ -27,8 +27,8 @@ class Towers:
     """Larger batches gain little at the number of pairs these towers are for."""
     parameters: int
     """Of both towers, with the whole vocabulary."""
-    picture_bytes: int
-    """Activations kept of a picture at the largest of `sizes`, in fp32."""
+    image_bytes: int
+    """Activations kept of an image at the largest of `sizes`, in fp32."""
     token_bytes: int
     """Activations kept of a token of a caption, in fp32."""
     sizes: tuple[int, ...]
@@ -39,12 +39,12 @@ class Towers:
     """Further settings by dotted key, each with its reason."""
 
     def side(self, pairs: Pairs) -> int:
-        """The largest input that does not exceed the median picture, or else the smallest."""
-        return max([side for side in self.sizes if side <= pairs.picture_side], default=self.sizes[0])
+        """The largest input that does not exceed the median image, or else the smallest."""
+        return max([side for side in self.sizes if side <= pairs.image_side], default=self.sizes[0])
 
     def pair_bytes(self, side: int, tokens: int) -> int:
         """Activations kept of a pair, in fp32; half precision needs less."""
-        return int(self.picture_bytes * (side / self.sizes[-1]) ** 2) + self.token_bytes * tokens
+        return int(self.image_bytes * (side / self.sizes[-1]) ** 2) + self.token_bytes * tokens
 
 
 def _bert(width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
@@ -84,7 +84,7 @@ SMALL = Towers(
     weight_decay=0.1,
     most_batch=256,
     parameters=3_600_000,
-    picture_bytes=4_000_000,
+    image_bytes=4_000_000,
     token_bytes=18_000,
     recipe={
         "data.views.main": (_CHANGES, "few pairs are seen often: each time with other crops, turns and colours"),
@@ -106,7 +106,7 @@ MEDIUM = Towers(
     weight_decay=0.1,
     most_batch=1024,
     parameters=60_000_000,
-    picture_bytes=87_000_000,
+    image_bytes=87_000_000,
     token_bytes=210_000,
 )
 LARGE = Towers(
@@ -122,7 +122,7 @@ LARGE = Towers(
     weight_decay=0.2,
     most_batch=4096,
     parameters=142_000_000,
-    picture_bytes=32_000_000,
+    image_bytes=32_000_000,
     token_bytes=420_000,
 )
 TOWERS = (SMALL, MEDIUM, LARGE)

@@ -1,4 +1,4 @@
-"""A look at shards: how many pairs, how long their captions, how large their pictures."""
+"""A look at shards: how many pairs, how long their captions, how large their images."""
 
 import math
 from collections.abc import Sequence
@@ -38,13 +38,13 @@ def look_at(shards: Sequence[str], count: int, templates: Sequence[str] = ("{txt
                 continue
             sides.append(min(header.width, header.height))
             captions = (render_caption(sample.fields, [template], None) for template in templates)
-            lengths.append(max(tokens_of(clean_caption(caption)) for caption in captions))
+            lengths.append(max(count_tokens(clean_caption(caption)) for caption in captions))
     if not sides:
         raise UserError(f"no usable pair in {shards[0]}; for a whole report: mmssl shards check PATTERN")
     return Pairs(count, sorted(lengths)[math.ceil(0.95 * len(lengths)) - 1], round(median(sides)))
 
 
-def tokens_of(caption: str) -> int:
+def count_tokens(caption: str) -> int:
     """An estimate of a caption's tokens before there is a tokenizer."""
     alone = sum(character >= _IDEOGRAPHS for character in caption)
     words = "".join(" " if character >= _IDEOGRAPHS else character for character in caption).split()

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from mmssl.apps.autoconfig.choose import Choice, choose
-from mmssl.apps.autoconfig.console import table_of
+from mmssl.apps.autoconfig.console import settings_table
 from mmssl.apps.autoconfig.data import HELD_OUT, Prepared, Source, prepare
 from mmssl.apps.autoconfig.inputs import Machine, Pairs, Start
 from mmssl.apps.autoconfig.machine import this_machine
@@ -24,7 +24,7 @@ from mmssl.build import objective_options
 from mmssl.config import Config, load_config, parse_config, set_key
 from mmssl.data.sources.patterns import expand
 from mmssl.inference.model import Model, load
-from mmssl.train.setup import PACKED, is_free
+from mmssl.train.setup import PACKED, is_available
 from mmssl.train.trainer import Finished, train
 from mmssl.types import UserError
 
@@ -44,7 +44,7 @@ def train_on(
     tree: Tree | None = None,
     pinned: Mapping[str, Any] | None = None,
 ) -> Finished:
-    """Train on a folder of pictures with captions, a table or shards, with the settings that suit them.
+    """Train on a folder of images with captions, a table or shards, with the settings that suit them.
 
     Args:
         run_dir: folder of the run. Default: runs/NAME, by the name of the data.
@@ -58,7 +58,7 @@ def train_on(
     """
     given, machine = dict(pinned or {}), this_machine()
     if not data:
-        raise UserError("no data are named: give a folder of pictures, a table or shards")
+        raise UserError("no data are named: give a folder of images, a table or shards")
     if "data.train" in given:
         raise UserError(f"data.train={given['data.train']!r} and the data {data!r} are both given; leave one out")
     named = given.pop("run_dir", None) or (tree or {}).get("run_dir")
@@ -70,7 +70,7 @@ def train_on(
     if tree is None:
         pairs = look_at(expand(prepared.train), prepared.pairs, given.get("data.captions", ["{txt}"]))
         choices = [*choose(pairs, machine, start, given), *_judged(prepared, given)]
-        console.print(table_of(choices, given))
+        console.print(settings_table(choices, given))
         _tell_of_gpus(machine, console)
         tree = _tree(choices)
     finished = train(_config(tree, prepared.train, run, given))
@@ -103,15 +103,13 @@ def index_packed(finished: Finished) -> None:
             shutil.rmtree(run / INDEX)  # of the weights before the run went on
         model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
         with Console(stderr=True).status("embedding") as status:
-            embed_shards(
-                model, shards, run / INDEX, progress=lambda done: status.update(f"embedding: {done:,} pictures")
-            )
+            embed_shards(model, shards, run / INDEX, progress=lambda done: status.update(f"embedding: {done:,} images"))
 
 
 def next_commands(run: Path) -> list[str]:
     """What to type after a training that ended."""
     folder = shlex.quote(str(run))
-    commands = [f"mmssl predict {folder} PICTURE --labels 'one thing,another'"]
+    commands = [f"mmssl predict {folder} IMAGE --labels 'one thing,another'"]
     if any(find_spec(package) is None for package in ("pyarrow", "fastapi")):
         commands.append("pip install 'mmssl[search,serve]'")
     index = shlex.quote(str(run / INDEX))
@@ -125,7 +123,7 @@ def next_commands(run: Path) -> list[str]:
 def _folder(given: Path | None, data: Source) -> Path:
     """The run's folder; one that is not given is the first of runs/NAME, runs/NAME-2, ... in which a run may begin."""
     if given is not None:
-        if not is_free(given):
+        if not is_available(given):
             raise UserError(
                 f"the run {given} exists; pick another folder, or go on with it: mmssl train --resume {given}"
             )
@@ -135,7 +133,7 @@ def _folder(given: Path | None, data: Source) -> Path:
     if "*" in name or "{" in name:
         name = path.parent.name
     found, number = Path("runs") / (name or "pairs"), 1
-    while not is_free(found):
+    while not is_available(found):
         number += 1
         found = found.with_name(f"{name or 'pairs'}-{number}")
     return found

@@ -6,6 +6,6 @@
 from mmssl.apps.doctor.checks import examine
 from mmssl.apps.doctor.finding import Finding, State, worst
 from mmssl.apps.doctor.shards import examine_shards
-from mmssl.apps.doctor.system import Facts, gather
+from mmssl.apps.doctor.system import SystemFacts, gather
 
-__all__ = ["Facts", "Finding", "State", "examine", "examine_shards", "gather", "worst"]
+__all__ = ["Finding", "State", "SystemFacts", "examine", "examine_shards", "gather", "worst"]

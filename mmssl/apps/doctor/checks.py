@@ -7,11 +7,11 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from mmssl.apps.doctor.finding import Finding
-from mmssl.apps.doctor.system import Facts
+from mmssl.apps.doctor.system import SystemFacts
 
 GIB = 2**30
 SHARED_MEMORY = 1 * GIB
-"""Below, worker processes run out of it: three batches of 256 pictures of 224 px are 116 MB, and containers have 64."""
+"""Below, worker processes run out of it: three batches of 256 images of 224 px are 116 MB, and containers have 64."""
 OPEN_FILES = 4096
 MEMORY = 4 * GIB
 """What the smallest shipped configurations need."""
@@ -22,12 +22,12 @@ FASTER = 0.9
 """A number format pays if a product takes less than this part of float32's time."""
 
 
-def examine(facts: Facts) -> list[Finding]:
+def examine(facts: SystemFacts) -> list[Finding]:
     """Every check of the machine, in the order in which a problem of one explains those of the next."""
     return [check(facts) for check in CHECKS]
 
 
-def python(facts: Facts) -> Finding:
+def python(facts: SystemFacts) -> Finding:
     """The interpreter's version."""
     if SpecifierSet(facts.python_range).contains(facts.python, prereleases=True):
         return Finding("python", "ok", facts.python)
@@ -35,7 +35,7 @@ def python(facts: Facts) -> Finding:
     return Finding("python", "error", f"{facts.python}, supported is {facts.python_range}", remedy)
 
 
-def packages(facts: Facts) -> Finding:
+def packages(facts: SystemFacts) -> Finding:
     """Every package that is needed is there, in a version that is supported."""
     wrong = _unmet(facts.requirements, facts.installed)
     if not wrong:
@@ -46,7 +46,7 @@ def packages(facts: Facts) -> Finding:
     return Finding("packages", "error", found, f"pip install {wanted}")
 
 
-def torchvision(facts: Facts) -> Finding:
+def torchvision(facts: SystemFacts) -> Finding:
     """torchvision was built for the PyTorch that is installed."""
     name = "torch and torchvision"
     torch, vision = facts.installed.get("torch", "missing"), facts.installed.get("torchvision", "missing")
@@ -60,7 +60,7 @@ def torchvision(facts: Facts) -> Finding:
     return Finding(name, "ok", found)
 
 
-def devices(facts: Facts) -> Finding:
+def devices(facts: SystemFacts) -> Finding:
     """GPUs, or why there are none."""
     hidden = facts.environment.get("CUDA_VISIBLE_DEVICES")
     if facts.devices:
@@ -78,7 +78,7 @@ def devices(facts: Facts) -> Finding:
     return Finding("devices", "error", found, "update the driver, or install a PyTorch built for an older CUDA")
 
 
-def precision(facts: Facts) -> Finding:
+def precision(facts: SystemFacts) -> Finding:
     """Whether a short number format makes products faster here."""
     plain = facts.product_ms["fp32"]
     ratios = {name: time / plain for name, time in facts.product_ms.items() if name != "fp32"}
@@ -94,8 +94,8 @@ def precision(facts: Facts) -> Finding:
     return Finding("precision", "ok", found)
 
 
-def shared_memory(facts: Facts) -> Finding:
-    """Room for pictures that worker processes hand over."""
+def shared_memory(facts: SystemFacts) -> Finding:
+    """Room for images that worker processes hand over."""
     if facts.shared_memory is None:
         return Finding("shared memory", "ok", "this system has no /dev/shm")
     found = f"{facts.shared_memory / GIB:.2f} GiB free in /dev/shm"
@@ -105,7 +105,7 @@ def shared_memory(facts: Facts) -> Finding:
     return Finding("shared memory", "warning", found, remedy)
 
 
-def open_files(facts: Facts) -> Finding:
+def open_files(facts: SystemFacts) -> Finding:
     """How many files a process may open."""
     # The limit's largest value, or -1, stands for none.
     if facts.open_files < 0 or facts.open_files >= OPEN_FILES:
@@ -114,7 +114,7 @@ def open_files(facts: Facts) -> Finding:
     return Finding("open files", "warning", found, f"ulimit -n {16 * OPEN_FILES} before training on many shards")
 
 
-def cores(facts: Facts) -> Finding:
+def cores(facts: SystemFacts) -> Finding:
     """Whether PyTorch uses as many threads as there are cores to run them."""
     granted = facts.cores if facts.quota is None else min(facts.cores, facts.quota)
     found = f"{facts.cores} cores" + (
@@ -129,7 +129,7 @@ def cores(facts: Facts) -> Finding:
     return Finding("cores", "ok", found)
 
 
-def memory(facts: Facts) -> Finding:
+def memory(facts: SystemFacts) -> Finding:
     """Main memory."""
     granted = facts.memory if facts.memory_limit is None else min(facts.memory, facts.memory_limit)
     found = f"{granted / GIB:.1f} GiB available"
@@ -139,7 +139,7 @@ def memory(facts: Facts) -> Finding:
     return Finding("memory", "warning", found, remedy)
 
 
-def disk(facts: Facts) -> Finding:
+def disk(facts: SystemFacts) -> Finding:
     """Room for checkpoints."""
     found = f"{facts.disk / GIB:.1f} GiB free in {facts.folder}"
     if facts.disk >= DISK:
@@ -148,7 +148,7 @@ def disk(facts: Facts) -> Finding:
     return Finding("disk", "error" if facts.disk < FULL else "warning", found, remedy)
 
 
-def extras(facts: Facts) -> Finding:
+def extras(facts: SystemFacts) -> Finding:
     """Optional packages. That one is missing is no fault: a command that needs it says so."""
     missing = [name for name, needs in facts.extras.items() if _unmet(needs, facts.installed)]
     there = [name for name in facts.extras if name not in missing]
@@ -156,26 +156,28 @@ def extras(facts: Facts) -> Finding:
     return Finding("extras", "ok", found, f"pip install 'mmssl[{','.join(missing)}]' for all" if missing else "")
 
 
-def launcher(facts: Facts) -> Finding:
+def launcher(facts: SystemFacts) -> Finding:
     """Variables and files that make a program believe that it is one of several, or keep it from that."""
     given = facts.environment
-    world = given.get("WORLD_SIZE", "1")
+    world_size = given.get("WORLD_SIZE", "1")
     if "MASTER_ADDR" in given and "WORLD_SIZE" not in given:
         found = f"MASTER_ADDR={given['MASTER_ADDR']} is set without WORLD_SIZE: one process would train alone"
         remedy = "start with torchrun or accelerate launch, which set both, or unset MASTER_ADDR"
         return Finding("launcher", "warning", found, remedy)
-    if world != "1" and ("MASTER_ADDR" not in given or "RANK" not in given):
-        found = f"WORLD_SIZE={world} is set without MASTER_ADDR and RANK: training would wait for others for ever"
+    if world_size != "1" and ("MASTER_ADDR" not in given or "RANK" not in given):
+        found = f"WORLD_SIZE={world_size} is set without MASTER_ADDR and RANK: training would wait for others for ever"
         return Finding("launcher", "error", found, "unset WORLD_SIZE, or start with torchrun or accelerate launch")
     kind = re.search(r"^distributed_type:\s*'?(\w+)", facts.launch_file or "", re.MULTILINE)
     if kind is not None and kind[1] in ("DEEPSPEED", "MEGATRON_LM"):
         found = f"accelerate config chose {kind[1]}, which mmssl refuses"
         remedy = "run accelerate config again and choose FSDP version 2, or none"
         return Finding("launcher", "error", found, remedy)
-    return Finding("launcher", "ok", f"{world} processes" if world != "1" else "no other processes are expected")
+    return Finding(
+        "launcher", "ok", f"{world_size} processes" if world_size != "1" else "no other processes are expected"
+    )
 
 
-CHECKS: Sequence[Callable[[Facts], Finding]] = (
+CHECKS: Sequence[Callable[[SystemFacts], Finding]] = (
     python,
     packages,
     torchvision,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mmssl.apps.doctor.finding import Finding
 from mmssl.data.shards.index import FOLDER_FILE
-from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.shards.shard_index import offsets_path
 from mmssl.data.sources.patterns import expand, is_remote
-from mmssl.data.storage.fetch import Fetcher, Patience
+from mmssl.data.storage.fetch import Fetcher, RetryPolicy
 from mmssl.data.storage.remote_index import find_remote_indexes
 from mmssl.types import UserError
 
@@ -20,7 +20,7 @@ SAMPLED = 4
 READ_BYTES = 16 << 20
 """Read of each."""
 SLOW_BYTES_PER_S = 50e6
-"""Below, one GPU waits for its pictures: 500 of 100 kB a second."""
+"""Below, one GPU waits for its images: 500 of 100 kB a second."""
 SLOW_SECONDS = 0.25
 _BLOCK = 1 << 20
 
@@ -44,18 +44,20 @@ def _examine_local(shards: Sequence[str]) -> list[Finding]:
         found = f"{error.filename}: {error.strerror}"
         return [Finding("shards", "error", found, "check that the file is whole and may be read")]
     missing = [shard for shard in shards if not has_index(shard)]
-    return [judge_speed(len(shards), count, seconds), judge_index(len(shards), missing, writable(missing))]
+    return [check_read_speed(len(shards), count, seconds), check_index(len(shards), missing, writable(missing))]
 
 
 def _examine_remote(shards: Sequence[str]) -> list[Finding]:
     chosen = spread(shards)
-    fetcher = Fetcher(Patience(tries=2, stall_seconds=10.0))
+    fetcher = Fetcher(RetryPolicy(tries=2, stall_seconds=10.0))
     try:
         seconds = [latency(fetcher, shard) for shard in chosen]
-        missing = [s for s, i in zip(chosen, find_remote_indexes(chosen, Limits(), fetcher), strict=True) if i is None]
+        missing = [
+            s for s, i in zip(chosen, find_remote_indexes(chosen, SampleLimits(), fetcher), strict=True) if i is None
+        ]
     except UserError as error:
         return [Finding("remote shards", "error", str(error), "check address, access and network")]
-    return [judge_latency(len(shards), statistics.median(seconds)), judge_remote_index(len(chosen), missing)]
+    return [check_latency(len(shards), statistics.median(seconds)), check_remote_index(len(chosen), missing)]
 
 
 def spread(shards: Sequence[str]) -> list[str]:
@@ -106,7 +108,7 @@ def writable(shards: Sequence[str]) -> bool:
     return all(os.access(Path(shard).parent, os.W_OK) for shard in shards)
 
 
-def judge_speed(shards: int, count: int, seconds: float) -> Finding:
+def check_read_speed(shards: int, count: int, seconds: float) -> Finding:
     """Of local shards: bytes read in seconds."""
     speed = count / max(seconds, 1e-9)
     found = f"{shards:,} local, read at {speed / 1e6:,.0f} MB/s ({count / 1e6:,.0f} MB)"
@@ -116,7 +118,7 @@ def judge_speed(shards: int, count: int, seconds: float) -> Finding:
     return Finding("shards", "warning", found, remedy)
 
 
-def judge_index(shards: int, missing: Sequence[str], can_write: bool) -> Finding:
+def check_index(shards: int, missing: Sequence[str], can_write: bool) -> Finding:
     """Of local shards: those without an index, and whether one can be kept."""
     if not missing:
         return Finding("index", "ok", f"there for all {shards:,} shards")
@@ -127,7 +129,7 @@ def judge_index(shards: int, missing: Sequence[str], can_write: bool) -> Finding
     return Finding("index", "warning", f"{found}; the folder cannot be written", remedy)
 
 
-def judge_latency(shards: int, seconds: float) -> Finding:
+def check_latency(shards: int, seconds: float) -> Finding:
     """Of remote shards: time of an answer."""
     found = f"{shards:,}, the first byte after {1e3 * seconds:,.0f} ms"
     if seconds <= SLOW_SECONDS:
@@ -136,7 +138,7 @@ def judge_latency(shards: int, seconds: float) -> Finding:
     return Finding("remote shards", "warning", found, remedy)
 
 
-def judge_remote_index(looked_at: int, missing: Sequence[str]) -> Finding:
+def check_remote_index(looked_at: int, missing: Sequence[str]) -> Finding:
     """Of remote shards: those without an index, of those that were looked at."""
     if not missing:
         return Finding("remote index", "ok", f"there for the {looked_at:,} shards that were looked at")

@@ -37,7 +37,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Facts:
+class SystemFacts:
     """What the checks judge. Sizes in bytes."""
 
     python: str
@@ -83,12 +83,12 @@ class Facts:
     """What `accelerate config` wrote."""
 
 
-def gather(folder: Path) -> Facts:
+def gather(folder: Path) -> SystemFacts:
     """Look at this machine; takes seconds. `folder` is where runs will be written."""
     requirements, extras = _requirements()
     names = {r.name for r in [*requirements, *(r for group in extras.values() for r in group)]}
     devices = [_device(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return Facts(
+    return SystemFacts(
         python=platform.python_version(),
         python_range=str(metadata.metadata("mmssl").json.get("requires_python", "")),
         requirements=requirements,

@@ -1,4 +1,4 @@
-"""Why a model finds a picture and a caption alike: maps over the picture, scores of the words, and the training pairs
+"""Why a model finds an image and a caption alike: maps over the image, scores of the words, and the training pairs
 nearest to them.
 
 ```python

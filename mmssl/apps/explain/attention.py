@@ -12,7 +12,7 @@ from mmssl.models.dual_encoder import DualEncoder
 from mmssl.types import UserError
 
 
-def attention_relevance(encoder: DualEncoder, pictures: Tensor, texts: Tensor) -> Tensor:
+def attention_relevance(encoder: DualEncoder, images: Tensor, texts: Tensor) -> Tensor:
     """How much each patch contributes to the similarity through all attentions, [B, rows, columns].
 
     Each layer's attention A, weighted by its gradient, averaged over heads with negative parts left out, updates the
@@ -21,7 +21,7 @@ def attention_relevance(encoder: DualEncoder, pictures: Tensor, texts: Tensor) -
     where a last attention pools them.
 
     Args:
-        pictures: uint8 [B, 3, S, S].
+        images: uint8 [B, 3, S, S].
         texts: unit vectors [B, D].
 
     Raises:
@@ -30,15 +30,15 @@ def attention_relevance(encoder: DualEncoder, pictures: Tensor, texts: Tensor) -
     tower = encoder.vision
     if tower.grid is None:
         raise UserError("attention relevance needs a ViT of open_clip or timm; use gradcam or occlusion")
-    # With a gradient on the pictures no layer takes a path that keeps no graph.
-    pixels = pictures.float().requires_grad_()
+    # With a gradient on the images no layer takes a path that keeps no graph.
+    pixels = images.float().requires_grad_()
     with torch.enable_grad(), recorded_attention() as attentions:
         score = (encoder.encode_image(pixels) * texts).sum()
     if not attentions:
         raise UserError("this tower computes its attention in a way that cannot be recorded; use occlusion")
     gradients = torch.autograd.grad(score, attentions)
     tokens = attentions[0].shape[-1]
-    relevance = torch.eye(tokens, device=texts.device).expand(len(pictures), -1, -1)
+    relevance = torch.eye(tokens, device=texts.device).expand(len(images), -1, -1)
     pooled = None
     for attention, gradient in zip(attentions, gradients, strict=True):
         positive = (gradient * attention).detach().clamp(min=0).mean(1)

@@ -19,31 +19,31 @@ class Stage(NamedTuple):
     gradients: Tensor
 
 
-def gradcam(encoder: DualEncoder, pictures: Tensor, texts: Tensor, least_side: int = LEAST_SIDE) -> Tensor:
+def gradcam(encoder: DualEncoder, images: Tensor, texts: Tensor, least_side: int = LEAST_SIDE) -> Tensor:
     """Grad-CAM: channels weighted by their mean gradient, added up, negative places left out (eq. 1 and 2), [B, h, w].
 
     Args:
-        pictures: uint8 [B, 3, S, S].
+        images: uint8 [B, 3, S, S].
         texts: unit vectors [B, D].
         least_side: places a side that the stage has at least; the finest stage where none has so many.
 
     Raises:
         UserError: the tower tells no stages.
     """
-    stage = activations(encoder, pictures, texts, least_side)
+    stage = activations(encoder, images, texts, least_side)
     weights = stage.gradients.mean((2, 3), keepdim=True)
     return (weights * stage.values).sum(1).clamp(min=0)
 
 
-def hirescam(encoder: DualEncoder, pictures: Tensor, texts: Tensor, least_side: int = LEAST_SIDE) -> Tensor:
+def hirescam(encoder: DualEncoder, images: Tensor, texts: Tensor, least_side: int = LEAST_SIDE) -> Tensor:
     """HiResCAM (Draelos and Carin 2020): as `gradcam`, but each place is weighted by its own gradient, which keeps
     where it matters. The same arguments and errors."""
-    stage = activations(encoder, pictures, texts, least_side)
+    stage = activations(encoder, images, texts, least_side)
     return (stage.gradients * stage.values).sum(1).clamp(min=0)
 
 
-def activations(encoder: DualEncoder, pictures: Tensor, texts: Tensor, least_side: int) -> Stage:
-    """The deepest stage with at least `least_side` places a side, for the similarity of each picture and its text.
+def activations(encoder: DualEncoder, images: Tensor, texts: Tensor, least_side: int) -> Stage:
+    """The deepest stage with at least `least_side` places a side, for the similarity of each image and its text.
 
     Raises:
         UserError: the tower tells no stages.
@@ -59,7 +59,7 @@ def activations(encoder: DualEncoder, pictures: Tensor, texts: Tensor, least_sid
     handles = [module.register_forward_hook(keep) for module in stages]
     try:
         with torch.enable_grad():
-            score = (encoder.encode_image(pictures.float().requires_grad_()) * texts).sum()
+            score = (encoder.encode_image(images.float().requires_grad_()) * texts).sum()
     finally:
         for handle in handles:
             handle.remove()

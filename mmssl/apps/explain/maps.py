@@ -1,4 +1,4 @@
-"""Where in a picture a caption comes from: the methods by name."""
+"""Where in an image a caption comes from: the methods by name."""
 
 from collections.abc import Callable
 
@@ -14,11 +14,11 @@ from mmssl.models.vision import VisionTower
 from mmssl.types import UserError
 
 Method = Callable[[DualEncoder, Tensor, Tensor], Tensor]
-"""Encoder, pictures uint8 [B, 3, S, S] and unit vectors [B, D] of their texts -> maps [B, h, w], more is more."""
+"""Encoder, images uint8 [B, 3, S, S] and unit vectors [B, D] of their texts -> maps [B, h, w], more is more."""
 
 
-def token_similarity(encoder: DualEncoder, pictures: Tensor, texts: Tensor) -> Tensor:
-    """The cosine similarity of each place's projected token and the text, less the picture's mean, [B, rows, columns].
+def token_similarity(encoder: DualEncoder, images: Tensor, texts: Tensor) -> Tensor:
+    """The cosine similarity of each place's projected token and the text, less the image's mean, [B, rows, columns].
 
     Exact where the tower averages its tokens (class activation maps, Zhou et al. 2016); for towers with a class token,
     whose other tokens were not trained for this, a heuristic (MaskCLIP, Zhou et al. 2022).
@@ -30,7 +30,7 @@ def token_similarity(encoder: DualEncoder, pictures: Tensor, texts: Tensor) -> T
     if tower.places is None or tower.token_width != tower.width:
         raise UserError("this vision tower has no tokens in the shared space; use gradcam, relevance or occlusion")
     with torch.no_grad():
-        tokens = tower(pictures).tokens
+        tokens = tower(images).tokens
         assert tokens is not None
         found = (encoder.project_image(tokens) * texts[:, None]).sum(-1)
     return (found - found.mean(1, keepdim=True)).view(-1, tower.places, tower.places)
@@ -47,7 +47,7 @@ METHODS: dict[str, Method] = {
 """Every method; which a tower allows, `methods_of` says."""
 DEFAULT = "rise"
 """What is taken where no method is named: it looks at any tower, and its deletion curves fell the fastest by far
-(docs/report.md). It encodes a picture 256 times, occlusion 64 times, the others once."""
+(docs/report.md). It encodes an image 256 times, occlusion 64 times, the others once."""
 
 
 def methods_of(tower: VisionTower) -> list[str]:
@@ -63,12 +63,12 @@ def methods_of(tower: VisionTower) -> list[str]:
     return [name for name in METHODS if possible[name]]
 
 
-def image_maps(encoder: DualEncoder, pictures: Tensor, texts: Tensor, method: str | None = None) -> Tensor:
-    """Where in each picture its text comes from, float32 [B, h, w] on the method's own grid; more is more.
+def image_maps(encoder: DualEncoder, images: Tensor, texts: Tensor, method: str | None = None) -> Tensor:
+    """Where in each image its text comes from, float32 [B, h, w] on the method's own grid; more is more.
 
     Args:
         encoder: `mmssl.load(...).encoder`; it is looked at in evaluation mode.
-        pictures: uint8 [B, 3, S, S], S = `encoder.vision.image_size`.
+        images: uint8 [B, 3, S, S], S = `encoder.vision.image_size`.
         texts: unit vectors [B, D].
         method: a name in `METHODS`. Default: `DEFAULT`.
 
@@ -81,12 +81,12 @@ def image_maps(encoder: DualEncoder, pictures: Tensor, texts: Tensor, method: st
     training = encoder.training
     encoder.eval()
     try:
-        return METHODS[name](encoder, pictures, texts).detach().float()
+        return METHODS[name](encoder, images, texts).detach().float()
     finally:
         encoder.train(training)
 
 
 def heat(maps: Tensor, side: int) -> Tensor:
-    """Maps [B, h, w] as they are shown: what speaks for the text only, in 0..1 per picture, [B, side, side]."""
+    """Maps [B, h, w] as they are shown: what speaks for the text only, in 0..1 per image, [B, side, side]."""
     shown = F.interpolate(maps[:, None].clamp(min=0), size=(side, side), mode="bilinear", align_corners=False)[:, 0]
     return shown / shown.amax((1, 2), keepdim=True).clamp(min=1e-12)

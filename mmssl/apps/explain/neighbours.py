@@ -1,4 +1,4 @@
-"""The training pairs nearest to a picture or a caption."""
+"""The training pairs nearest to an image or a caption."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +9,8 @@ from torch import Tensor
 from mmssl.data.shards.samples import BadSample
 from mmssl.data.sources.patterns import expand
 from mmssl.data.sources.reader import iter_samples
-from mmssl.evaluate.encode import embed_pictures, embed_texts
-from mmssl.evaluate.labels import captions_of
+from mmssl.evaluate.encode import encode_images, encode_texts
+from mmssl.evaluate.labels import image_captions
 from mmssl.inference.model import Model
 from mmssl.types import Sample, UserError
 
@@ -24,38 +24,38 @@ class Neighbour:
     caption: str
     similarity: float
     image: bytes
-    """The encoded picture."""
+    """The encoded image."""
 
 
 def nearest(
     model: Model,
     query: Tensor,
     shards: str | Sequence[str],
-    by: Literal["picture", "caption"] = "picture",
+    by: Literal["image", "caption"] = "image",
     count: int = 6,
 ) -> list[Neighbour]:
-    """The pairs whose pictures (or captions) are nearest to a unit vector [D], the nearest first.
+    """The pairs whose images (or captions) are nearest to a unit vector [D], the nearest first.
 
-    The pictures (or captions) of all pairs of the shards are encoded; the first line of a caption stands for it, and
+    The images (or captions) of all pairs of the shards are encoded; the first line of a caption stands for it, and
     samples whose caption is blank are no pairs.
 
     Raises:
         UserError: no shard matches, or no pair can be used.
     """
     places = expand(shards)
-    if by == "picture":
-        embedded = embed_pictures(model, _pairs(places))
+    if by == "image":
+        embedded = encode_images(model, _pairs(places))
         features, samples = embedded.features, embedded.samples
     else:
         samples = [replace(sample, image=b"") for sample in _pairs(places)]
         if not samples:
-            raise UserError(f"no pair in {', '.join(places)}; give shards of pictures with captions")
-        features = embed_texts(model, [captions_of(sample)[0] for sample in samples])
+            raise UserError(f"no pair in {', '.join(places)}; give shards of images with captions")
+        features = encode_texts(model, [image_captions(sample)[0] for sample in samples])
     found = (features @ query.cpu()).topk(min(count, len(samples)))
     chosen = [samples[row].id for row in found.indices.tolist()]
     whole = {sample.id: sample for sample in _pairs(places) if sample.id in set(chosen)}
     return [
-        Neighbour(s.shard, s.key, captions_of(s)[0], similarity, s.image)
+        Neighbour(s.shard, s.key, image_captions(s)[0], similarity, s.image)
         for s, similarity in zip((whole[i] for i in chosen), found.values.tolist(), strict=True)
     ]
 

@@ -20,15 +20,15 @@ WORDS_SHOWN = 12
 
 @lettering()
 def draw_explanation(path: Path, found: Explanation, neighbours: Sequence[tuple[str, Sequence[Neighbour]]]) -> None:
-    """The picture, its map and the words' scores; below, a row of training pairs for each list of neighbours."""
+    """The image, its map and the words' scores; below, a row of training pairs for each list of neighbours."""
     rows = 1 + len(neighbours)
     figure = Figure(figsize=(11, 3.6 + 2.6 * len(neighbours)), dpi=110, facecolor="white", layout="constrained")
     heights = [3.2, *([2.6] * len(neighbours))]
     parts: list[Any] = figure.subfigures(rows, 1, squeeze=False, height_ratios=heights).ravel().tolist()
     seen, mapped, words = parts[0].subplots(1, 3, width_ratios=[1, 1, 1.5])
     for axes, pixels, title in (
-        (seen, found.picture, "what the model sees"),
-        (mapped, overlay(found.picture, found.heat), f"where it speaks for the caption ({found.method})"),
+        (seen, found.image, "what the model sees"),
+        (mapped, overlay(found.image, found.heat), f"where it speaks for the caption ({found.method})"),
     ):
         axes.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_title(title, fontsize=9)
@@ -60,8 +60,8 @@ def draw_sanity(path: Path, found: Sanity) -> None:
         axes.plot(found.fractions, curve.mean, linewidth=width, label=label, **style)
         axes.fill_between(found.fractions, curve.low, curve.high, color=style["color"], alpha=0.12, linewidth=0)
     axes.set_xlabel("share of the patches covered, the most relevant first")
-    axes.set_ylabel("similarity of picture and text, mean and 95 % interval")
-    axes.set_title(f"Deletion curves of {found.pictures} pictures, {found.cells} x {found.cells} patches", fontsize=10)
+    axes.set_ylabel("similarity of image and text, mean and 95 % interval")
+    axes.set_title(f"Deletion curves of {found.images} images, {found.cells} x {found.cells} patches", fontsize=10)
     axes.legend(title="mean height (lower is better)", fontsize=8.5, title_fontsize=8.5, frameon=False)
     axes.grid(color="#eaeef2")
     for side in ("top", "right"):
@@ -84,7 +84,7 @@ def _words(axes: Axes, found: Explanation) -> None:
 
 
 def _pixels(image: bytes) -> Pixels:
-    """A picture of the shards; a grey pixel in place of one that is broken."""
+    """An image of the shards; a grey pixel in place of one that is broken."""
     try:
         return decode(image)
     except DecodeError:

@@ -1,4 +1,4 @@
-"""Which words of a caption make it alike to a picture."""
+"""Which words of a caption make it alike to an image."""
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ def word_scores(model: Model, caption: str, image: Tensor) -> list[tuple[str, fl
     This is exact: the caption is encoded again without the word. Words that say the same thing twice share little.
 
     Args:
-        image: the picture's unit vector, [D].
+        image: the image's unit vector, [D].
     """
     words = caption.split()
     without = [" ".join(words[:place] + words[place + 1 :]) for place in range(len(words))]

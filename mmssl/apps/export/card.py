@@ -7,7 +7,7 @@ from mmssl.inference.model import Model
 
 
 def write_card(model: Model, kind: str, lines: str, folder: Path) -> None:
-    """Say what the folder is, how it is loaded, how pictures are prepared, and what is known of its licence."""
+    """Say what the folder is, how it is loaded, how images are prepared, and what is known of its licence."""
     vision = model.self_contained().vision
     mean, std = model.vision.statistics
     fit = "shorter side resized and the centre cut out" if vision.fit == "shortest" else "both sides resized"
@@ -17,7 +17,7 @@ def write_card(model: Model, kind: str, lines: str, folder: Path) -> None:
 {lines}
 ```
 
-Pictures: {vision.image_size} x {vision.image_size} pixels, {vision.interpolation}, {fit}, values from 0 to 1,
+Images: {vision.image_size} x {vision.image_size} pixels, {vision.interpolation}, {fit}, values from 0 to 1,
 mean {_numbers(mean)}, deviation {_numbers(std)}. Captions: at most {model.tokenizer.max_tokens} tokens.
 Features are compared by cosine similarity; times {model.logit_scale:.4g} they are logits.
 

@@ -1,4 +1,4 @@
-"""A fine-tuned classifier as ONNX: classifier.onnx, from pictures to probabilities, and its labels."""
+"""A fine-tuned classifier as ONNX: classifier.onnx, from images to probabilities, and its labels."""
 
 import copy
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmssl.apps.export.sample import needs, pictures
+from mmssl.apps.export.sample import images, needs
 from mmssl.apps.export.to_onnx import export_graph
 from mmssl.apps.finetune.classifier import Classifier
 from mmssl.models.dual_encoder import DualEncoder
@@ -19,9 +19,9 @@ TOLERANCE = 1e-5
 
 
 def write_classifier(classifier: Classifier, folder: Path) -> float:
-    """Write classifier.onnx ("pictures", uint8 [N, 3, S, S] -> "probabilities" [N, C]) and labels.json, a list of C.
+    """Write classifier.onnx ("images", uint8 [N, 3, S, S] -> "probabilities" [N, C]) and labels.json, a list of C.
 
-    Returns: the largest difference between onnxruntime's probabilities and ours on a few pictures.
+    Returns: the largest difference between onnxruntime's probabilities and ours on a few images.
 
     Raises:
         UserError: a package is missing, or they differ by more than TOLERANCE; nothing is left then.
@@ -32,10 +32,10 @@ def write_classifier(classifier: Classifier, folder: Path) -> float:
         raise needs("onnxruntime", error) from None
     module = _Probabilities(classifier)
     batch = torch.export.Dim("batch", min=1, max=2**16)
-    export_graph(module, (pictures(classifier.model),), ["pictures"], ({0: batch},), folder / GRAPH, "probabilities")
-    pixels = pictures(classifier.model, 5)
+    export_graph(module, (images(classifier.model),), ["images"], ({0: batch},), folder / GRAPH, "probabilities")
+    pixels = images(classifier.model, 5)
     session = onnxruntime.InferenceSession(str(folder / GRAPH), providers=["CPUExecutionProvider"])
-    theirs = torch.from_numpy(session.run(["probabilities"], {"pictures": pixels.numpy()})[0])
+    theirs = torch.from_numpy(session.run(["probabilities"], {"images": pixels.numpy()})[0])
     ours = classifier.logits(classifier.model.encode_rendered(pixels)).softmax(dim=1)
     difference = float((theirs - ours).abs().max())
     if not difference <= TOLERANCE:
@@ -55,5 +55,5 @@ class _Probabilities(nn.Module):
         self.register_buffer("weight", classifier.weight)
         self.register_buffer("bias", classifier.bias)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return (self.encoder.encode_image(pictures) @ self.weight.T + self.bias).softmax(dim=1)
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.encoder.encode_image(images) @ self.weight.T + self.bias).softmax(dim=1)

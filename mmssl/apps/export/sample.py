@@ -1,4 +1,4 @@
-"""The pictures and captions on which exported files are compared with the model."""
+"""The images and captions on which exported files are compared with the model."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from mmssl.types import UserError
 CAPTIONS = ("a", "a red apple on a table", "two dogs run along the beach, seen from above", " ".join(["word"] * 200))
 
 
-def pictures(model: Model, count: int = 3) -> Tensor:
+def images(model: Model, count: int = 3) -> Tensor:
     """Noise, uint8 [count, 3, S, S]."""
     side = model.vision.image_size
     return torch.randint(256, (count, 3, side, side), generator=torch_generator("export"), dtype=torch.uint8)
 
 
 def normalized(model: Model, pixels: Tensor) -> Tensor:
-    """The pictures as other libraries expect them: from 0 to 1, then less the mean and over the deviation."""
+    """The images as other libraries expect them: from 0 to 1, then less the mean and over the deviation."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in model.vision.statistics)
     return (pixels / 255 - mean) / std
 

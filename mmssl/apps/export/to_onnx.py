@@ -1,4 +1,4 @@
-"""Both encoders as ONNX: image.onnx and text.onnx, for any number of pictures and captions of any length."""
+"""Both encoders as ONNX: image.onnx and text.onnx, for any number of images and captions of any length."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmssl.apps.export.sample import CAPTIONS, largest, needs, pictures
+from mmssl.apps.export.sample import CAPTIONS, images, largest, needs
 from mmssl.data.transforms.tokenizer import Tokenizer, load_tokenizer
 from mmssl.data.transforms.views import EvalView
 from mmssl.inference.model import Model
@@ -28,7 +28,7 @@ _SMALLER = ("MatMul", "Gemm", "Gather")
 def lines(folder: str) -> str:
     """How it is loaded."""
     return f"""import onnxruntime
-image = onnxruntime.InferenceSession("{folder}/{IMAGE}")  # {{"pictures": uint8 [N, 3, S, S]}} -> unit vectors [N, D]
+image = onnxruntime.InferenceSession("{folder}/{IMAGE}")  # {{"images": uint8 [N, 3, S, S]}} -> unit vectors [N, D]
 text = onnxruntime.InferenceSession("{folder}/{TEXT}")  # {{"tokens": int64 [N, L], "mask": int64 [N, L]}} -> [N, D]"""
 
 
@@ -38,12 +38,12 @@ def problems(model: Model) -> list[str]:
 
 
 def write(model: Model, folder: Path) -> None:
-    """image.onnx (pictures -> features), text.onnx (tokens, mask -> features), tokenizer/ and config.json."""
+    """image.onnx (images -> features), text.onnx (tokens, mask -> features), tokenizer/ and config.json."""
     encoder = copy.deepcopy(model.encoder).to("cpu").eval()
     length = model.tokenizer.max_tokens
     tokens, mask = model.tokenizer.encode(list(CAPTIONS))
     batch, words = torch.export.Dim("batch", min=1, max=2**16), torch.export.Dim("tokens", min=2, max=length)
-    export_graph(_Image(encoder), (pictures(model),), ["pictures"], ({0: batch},), folder / IMAGE)
+    export_graph(_Image(encoder), (images(model),), ["images"], ({0: batch},), folder / IMAGE)
     shapes = ({0: batch, 1: words}, {0: batch, 1: words})
     export_graph(_Text(encoder), (tokens, mask.long()), ["tokens", "mask"], shapes, folder / TEXT)
     model.tokenizer.save(folder / "tokenizer")
@@ -60,7 +60,7 @@ def write(model: Model, folder: Path) -> None:
 
 def difference(model: Model, folder: Path) -> float:
     """By onnxruntime, for batches and lengths other than those it was exported with."""
-    theirs, pixels = OnnxEncoder(folder), pictures(model, 5)
+    theirs, pixels = OnnxEncoder(folder), images(model, 5)
     found = [largest(theirs.encode_rendered(pixels[:count]), model.encode_rendered(pixels[:count])) for count in (1, 5)]
     found += [largest(theirs.encode_text([text]), model.encode_text(text)) for text in CAPTIONS]
     return max(*found, largest(theirs.encode_text(CAPTIONS), model.encode_text(list(CAPTIONS))))
@@ -110,16 +110,16 @@ class OnnxEncoder:
         self._image = onnxruntime.InferenceSession(str(place / IMAGE), providers=providers)
         self._text = onnxruntime.InferenceSession(str(place / TEXT), providers=providers)
 
-    def render(self, picture: bytes) -> Tensor:
-        """An encoded picture -> uint8 [3, S, S]."""
-        return self.view(picture)
+    def render(self, image: bytes) -> Tensor:
+        """An encoded image -> uint8 [3, S, S]."""
+        return self.view(image)
 
     def encode_rendered(self, pixels: Tensor) -> Tensor:
         """uint8 [N, 3, S, S] -> unit vectors [N, D]."""
-        return _run(self._image, {"pictures": pixels.numpy()})
+        return _run(self._image, {"images": pixels.numpy()})
 
     def encode_image(self, images: Sequence[bytes]) -> Tensor:
-        """Encoded pictures -> unit vectors [N, D]."""
+        """Encoded images -> unit vectors [N, D]."""
         return self.encode_rendered(torch.stack([self.render(image) for image in images]))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -137,8 +137,8 @@ class _Image(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.encoder.encode_image(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder.encode_image(images)
 
 
 class _Text(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmssl.apps.export.sample import CAPTIONS, largest, normalized, pictures, state
+from mmssl.apps.export.sample import CAPTIONS, images, largest, normalized, state
 from mmssl.inference.model import Model
 from mmssl.models.pretrained.key_mapping import to_open_clip
 from mmssl.models.text_open_clip import OpenClipText
@@ -41,7 +41,7 @@ def problems(model: Model) -> list[str]:
         if others:
             found.append(f"open_clip gives timm towers no options ({', '.join(others)})")
         elif _shapes(timm.create_model(name, num_classes=0)) != _shapes(model.vision.trunk):
-            found.append(f"open_clip builds timm's {name} at its own picture size only")
+            found.append(f"open_clip builds timm's {name} at its own image size only")
     encoder = model.text.encoder
     kind = encoder.config.model_type
     if kind == "clip_text_model":
@@ -80,11 +80,13 @@ def difference(model: Model, folder: Path) -> float:
     """By open_clip's own loader and tokenizer."""
     theirs = open_clip.create_model_from_pretrained(f"local-dir:{folder}", return_transform=False).eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    pixels, captions = pictures(model), list(CAPTIONS)
+    pixels, captions = images(model), list(CAPTIONS)
     with torch.no_grad():
-        images = theirs.encode_image(normalized(model, pixels))
-        words = theirs.encode_text(tokenizer(captions))
-    return max(largest(images, model.encode_rendered(pixels)), largest(words, model.encode_text(captions)))
+        image_features = theirs.encode_image(normalized(model, pixels))
+        text_features = theirs.encode_text(tokenizer(captions))
+    return max(
+        largest(image_features, model.encode_rendered(pixels)), largest(text_features, model.encode_text(captions))
+    )
 
 
 def rename(folder: Path, name: str) -> None:

@@ -19,7 +19,7 @@ def lines(folder: str) -> str:
     """How it is loaded."""
     return f"""from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("{folder}")
-features = model.encode(["a red apple"])  # unit vectors in the space of the pictures"""
+features = model.encode(["a red apple"])  # unit vectors in the space of the images"""
 
 
 def problems(model: Model) -> list[str]:

@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from mmssl.apps.export.sample import largest, normalized, pictures, state
+from mmssl.apps.export.sample import images, largest, normalized, state
 from mmssl.inference.model import Model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -58,7 +58,7 @@ def difference(model: Model, folder: Path) -> float:
     theirs = timm.create_model(
         record["architecture"], checkpoint_path=str(folder / WEIGHTS), **record["model_args"]
     ).eval()
-    pixels = pictures(model)
+    pixels = images(model)
     training = model.vision.training
     with torch.no_grad():
         ours = model.vision.eval()(pixels.to(model.device)).pooled.float().cpu()

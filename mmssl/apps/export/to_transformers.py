@@ -8,7 +8,7 @@ import open_clip
 import torch
 from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig
 
-from mmssl.apps.export.sample import CAPTIONS, largest, normalized, pictures, state
+from mmssl.apps.export.sample import CAPTIONS, images, largest, normalized, state
 from mmssl.inference.model import Model
 from mmssl.models.pretrained.key_mapping import to_transformers
 from mmssl.models.text_open_clip import OpenClipText, text_cfg
@@ -87,7 +87,7 @@ def difference(model: Model, folder: Path) -> float:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     length = model.tokenizer.max_tokens
     words = tokenizer(list(CAPTIONS), padding=True, truncation=True, max_length=length, return_tensors="pt")
-    pixels = pictures(model)
+    pixels = images(model)
     with torch.no_grad():
         output = theirs(
             input_ids=words["input_ids"],

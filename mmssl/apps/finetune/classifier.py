@@ -1,4 +1,4 @@
-"""A fine-tuned classifier: a model, and a linear head over its picture vectors, in one folder."""
+"""A fine-tuned classifier: a model, and a linear head over its image vectors, in one folder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmssl.inference.model import Model, Picture, load
+from mmssl.inference.model import ImageInput, Model, load
 from mmssl.types import UserError
 
 FORMAT = 1
@@ -18,10 +18,10 @@ RECORD, HEAD = "classifier.json", "head.safetensors"
 
 
 class Classifier:
-    """Pictures to probabilities of labels.
+    """Images to probabilities of labels.
 
     Attributes:
-        model: whose picture tower sees the pictures; after full fine-tuning its text tower no longer fits it as before.
+        model: whose image tower sees the images; after full fine-tuning its text tower no longer fits it as before.
         labels: the classes, in the order of the head's rows.
         weight: [C, D]; its products with the model's unit vectors, plus `bias` [C], are logits. Both float32.
         record: how it came about, as JSON holds it: templates, method, figures, version.
@@ -38,24 +38,24 @@ class Classifier:
         self.bias = bias.float().cpu()
         self.record = dict(record or {})
 
-    def predict(self, pictures: Picture | Sequence[Picture], batch_size: int = 256) -> list[dict[str, float]]:
-        """Of each picture the probability of each label, highest first.
+    def predict(self, images: ImageInput | Sequence[ImageInput], batch_size: int = 256) -> list[dict[str, float]]:
+        """Of each image the probability of each label, highest first.
 
         Args:
-            pictures: one picture or a list of them, as `Model.encode_image` takes them.
+            images: one image or a list of them, as `Model.encode_image` takes them.
 
         Raises:
             UserError: a file cannot be read.
-            DecodeError: a picture cannot be decoded.
+            DecodeError: an image cannot be decoded.
         """
-        logits = self.logits(self.model.encode_image(pictures, batch_size))
+        logits = self.logits(self.model.encode_image(images, batch_size))
         return [
             {self.labels[index]: float(row[index]) for index in row.argsort(descending=True, stable=True).tolist()}
             for row in logits.double().softmax(dim=1)
         ]
 
     def logits(self, features: Tensor) -> Tensor:
-        """Of the model's picture vectors [N, D], [N, C]."""
+        """Of the model's image vectors [N, D], [N, C]."""
         return features @ self.weight.T + self.bias
 
     def save(self, folder: str | Path) -> None:

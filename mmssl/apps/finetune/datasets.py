@@ -1,4 +1,4 @@
-"""Labelled pictures to train and to judge a classifier on, with what a model makes of them."""
+"""Labelled images to train and to judge a classifier on, with what a model makes of them."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +10,11 @@ from mmssl.evaluate.classifiers import logistic_regression as probe
 from mmssl.evaluate.classifiers.fine_tuning import rendered
 from mmssl.evaluate.classifiers.logistic_regression import Linear
 from mmssl.evaluate.datasets import Dataset, open_dataset, training_split
-from mmssl.evaluate.encode import ALONE, Pictures, Progress
+from mmssl.evaluate.encode import ALONE, EncodedImages, Progress
 from mmssl.evaluate.feature_cache import FeatureCache
-from mmssl.evaluate.labels import label_of, labels_of
+from mmssl.evaluate.labels import class_indices, sample_label
 from mmssl.evaluate.prompts import Templates
-from mmssl.evaluate.suite import Embedding
+from mmssl.evaluate.suite import EncodedDataset
 from mmssl.evaluate.tasks import zero_shot
 from mmssl.inference.model import Model
 from mmssl.types import Sample, UserError
@@ -25,7 +25,7 @@ HELD_OUT = 0.2
 
 @dataclass(frozen=True)
 class Labelled:
-    """N pictures of a data set, in its order."""
+    """N images of a data set, in its order."""
 
     dataset: Dataset
     samples: list[Sample]
@@ -48,7 +48,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Problem:
+class FineTuneData:
     """What is to be learnt."""
 
     name: str
@@ -81,8 +81,8 @@ def gather(
     batch_size: int = 256,
     cache: FeatureCache | None = None,
     progress: Progress | None = None,
-) -> Problem:
-    """Read and encode the pictures to train and to judge on.
+) -> FineTuneData:
+    """Read and encode the images to train and to judge on.
 
     Args:
         data: a folder in CLIP_benchmark's layout with a training split, or a pattern of shards to train on.
@@ -101,20 +101,20 @@ def gather(
     elif opened.train is not None:
         datasets.append(opened)
     notes: list[str] = []
-    embedding = Embedding(model, batch_size, cache, ALONE, progress)
+    embedding = EncodedDataset(model, batch_size, cache, ALONE, progress)
     found = [_embedded(embedding, dataset, notes) for dataset in datasets]
-    names, labels = labels_of(datasets[0], [sample for pictures in found for sample in pictures.samples])
+    names, labels = class_indices(datasets[0], [sample for images in found for sample in images.samples])
     if len(names) < 2:
         raise UserError(f"{data} has one class only ({names[0]!r}); a classifier needs two")
-    parts_of_labels = labels.split_with_sizes([len(pictures.samples) for pictures in found])
+    parts_of_labels = labels.split_with_sizes([len(images.samples) for images in found])
     parts = [
-        Labelled(dataset, pictures.samples, pictures.features, part)
-        for dataset, pictures, part in zip(datasets, found, parts_of_labels, strict=True)
+        Labelled(dataset, images.samples, images.features, part)
+        for dataset, images, part in zip(datasets, found, parts_of_labels, strict=True)
     ]
     train, tested = parts if len(parts) == 2 else _apart(parts[0], seed, notes)
     if len(tested.samples) == 0:
         raise UserError(f"{data} has too few samples to keep some to judge on; give others by --test")
-    return Problem(
+    return FineTuneData(
         name=opened.name,
         classnames=names,
         templates=opened.templates if opened.templates is not None else zero_shot.DEFAULT_TEMPLATES,
@@ -132,8 +132,8 @@ def _apart(whole: Labelled, seed: int, notes: list[str]) -> tuple[Labelled, Labe
     return whole.rows(rows), whole.rows(kept)
 
 
-def _embedded(embedding: Embedding, dataset: Dataset, notes: list[str]) -> Pictures:
-    found = embedding.of(dataset, dataset.name, [partial(label_of, dataset)])
+def _embedded(embedding: EncodedDataset, dataset: Dataset, notes: list[str]) -> EncodedImages:
+    found = embedding.of(dataset, dataset.name, [partial(sample_label, dataset)])
     if found.bad:
         first = found.bad[0]
         notes.append(f"left out {len(found.bad)} bad samples, first {first.shard}:{first.key}: {first.error}")

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmssl.apps.finetune.classifier import Classifier
-from mmssl.apps.finetune.datasets import HELD_OUT, Labelled, Problem
+from mmssl.apps.finetune.datasets import HELD_OUT, FineTuneData, Labelled
 from mmssl.evaluate.classifiers import logistic_regression as probe
 from mmssl.evaluate.classifiers.fine_tuning import EPOCHS, RATES, HeadedTower, mixed, tune
 from mmssl.evaluate.classifiers.logistic_regression import Linear
 from mmssl.evaluate.compare import Difference, compare
 from mmssl.evaluate.datasets import read_again
-from mmssl.evaluate.encode import Progress, embed_pictures
+from mmssl.evaluate.encode import Progress, encode_images
 from mmssl.evaluate.metrics.classification import distinct
 from mmssl.inference.model import Model
 from mmssl.models.dual_encoder import ImageEncoder
@@ -31,7 +31,7 @@ Right = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Settings:
+class FineTuneSettings:
     """How to fine-tune."""
 
     method: Method = "linear"
@@ -62,10 +62,13 @@ class Tuned:
 
     def figures(self) -> dict[str, Any]:
         """Accuracies, 95 % intervals, and the difference, as JSON holds them."""
-        found: dict[str, Any] = {"acc1": float(self.after.mean()), "acc1_interval": list(interval_of(self.after))}
+        found: dict[str, Any] = {"acc1": float(self.after.mean()), "acc1_interval": list(accuracy_interval(self.after))}
         difference = self.difference()
         if self.before is not None and difference is not None:
-            found |= {"zero_shot": float(self.before.mean()), "zero_shot_interval": list(interval_of(self.before))}
+            found |= {
+                "zero_shot": float(self.before.mean()),
+                "zero_shot_interval": list(accuracy_interval(self.before)),
+            }
             found |= {"gain_interval": list(difference.interval), "gain_p_value": difference.p_value}
         return found | self.chosen | {"train_samples": self.train_samples, "test_samples": len(self.after)}
 
@@ -74,11 +77,13 @@ class Tuned:
         return None if self.before is None else compare(self.before, self.after)
 
 
-def fine_tune(model: Model, problem: Problem, settings: Settings, progress: Progress | None = None) -> Tuned:
+def fine_tune(
+    model: Model, problem: FineTuneData, settings: FineTuneSettings, progress: Progress | None = None
+) -> Tuned:
     """Train a classifier; the model stays as it is.
 
     The head begins as the zero-shot classifier, or at zero where the classes have no names. `linear` draws the head's
-    weights to where they begin; `full` trains the picture tower and the head by AdamW.
+    weights to where they begin; `full` trains the image tower and the head by AdamW.
 
     Raises:
         UserError: a class has no sample to train on, or `alpha` is given and the classes have no names.
@@ -117,7 +122,7 @@ def fine_tune(model: Model, problem: Problem, settings: Settings, progress: Prog
     return result
 
 
-def split(problem: Problem, shots: int | None, seed: int) -> tuple[Tensor, Tensor]:
+def split(problem: FineTuneData, shots: int | None, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to train on and rows to choose settings by.
 
     Raises:
@@ -145,7 +150,7 @@ def right(logits: Tensor, labels: Tensor) -> Right:
     return found
 
 
-def interval_of(hits: Right) -> Interval:
+def accuracy_interval(hits: Right) -> Interval:
     """The 95 % bootstrap interval of an accuracy."""
     return bootstrap(lambda rows: {"acc1": float(hits[rows].mean())}, len(hits))["acc1"]
 
@@ -154,15 +159,15 @@ def encode_again(model: Model, judged: Labelled, progress: Progress | None = Non
     """The features of another model, [N, D]."""
     wanted = {sample.id for sample in judged.samples}
     samples = (sample for sample in read_again(judged.dataset) if sample.id in wanted)
-    return embed_pictures(model, samples, progress=progress).features
+    return encode_images(model, samples, progress=progress).features
 
 
 def _trained(
     model: Model,
-    problem: Problem,
+    problem: FineTuneData,
     rows: tuple[Tensor, Tensor],
     heads: tuple[Linear, Linear],
-    settings: Settings,
+    settings: FineTuneSettings,
     progress: Progress | None,
 ) -> tuple[Model, Linear, float]:
     """The model and the head after training both, and the learning rate.
@@ -190,8 +195,8 @@ def _trained(
 
 
 def _with_tower(model: Model, tower: ImageEncoder) -> Model:
-    """The model with a trained picture tower."""
+    """The model with a trained image tower."""
     encoder = copy.deepcopy(model.encoder)
     encoder.vision.load_state_dict(tower.vision.state_dict())
     encoder.image_projection.load_state_dict(tower.projection.state_dict())
-    return Model(encoder, model.tokenizer, model.config, [*model.notes, "its picture tower was fine-tuned"])
+    return Model(encoder, model.tokenizer, model.config, [*model.notes, "its image tower was fine-tuned"])

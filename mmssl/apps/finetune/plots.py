@@ -1,4 +1,4 @@
-"""Accuracy by the number of labels, as a picture."""
+"""Accuracy by the number of labels, as an image."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mmssl.apps.finetune.methods import interval_of
+from mmssl.apps.finetune.methods import accuracy_interval
 from mmssl.apps.finetune.study import PROBE, UNTRAINED, Study
 from mmssl.types import UserError
 
@@ -27,12 +27,12 @@ def draw_study(path: Path, name: str, found: Study) -> None:
         colors = {**_COLORS, **dict(zip(found.tuned(), _OTHERS, strict=False))}
         for way, line in found.lines.items():
             means = [found.mean(way, k) for k in line]
-            bands = [interval_of(mean) for mean in means]
+            bands = [accuracy_interval(mean) for mean in means]
             axes.plot(list(line), [100 * m.mean() for m in means], marker="o", color=colors[way], label=way)
             lows, highs = ([100 * band[side] for band in bands] for side in (0, 1))
             axes.fill_between(list(line), lows, highs, color=colors[way], alpha=0.15, linewidth=0)
         if found.zero_shot is not None:
-            low, high = (100 * end for end in interval_of(found.zero_shot))
+            low, high = (100 * end for end in accuracy_interval(found.zero_shot))
             axes.axhline(100 * found.zero_shot.mean(), color="black", linestyle="--", label="zero-shot")
             axes.axhspan(low, high, color="black", alpha=0.07, linewidth=0)
         ticks = sorted({k for line in found.lines.values() for k in line})

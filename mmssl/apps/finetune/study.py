@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmssl.apps.finetune.datasets import Labelled, Problem
+from mmssl.apps.finetune.datasets import FineTuneData, Labelled
 from mmssl.apps.finetune.methods import (
+    FineTuneSettings,
     Method,
     Right,
-    Settings,
+    accuracy_interval,
     encode_again,
     fine_tune,
     fit_head,
-    interval_of,
     right,
     split,
 )
@@ -29,7 +29,7 @@ from mmssl.rng import generator, torch_seed
 
 PROBE, UNTRAINED = "linear probe", "linear probe, untrained tower"
 STATISTICS = 256
-"""Pictures from which an untrained tower's batch norms take their statistics."""
+"""Images from which an untrained tower's batch norms take their statistics."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,19 @@ class Study:
     def figures(self) -> dict[str, Any]:
         """All of it as JSON holds it; intervals are over test samples, `std` is over draws."""
         found: dict[str, Any] = {
-            name: {str(k): self._figure(name, k) for k in line} for name, line in self.lines.items()
+            name: {str(k): self._metric(name, k) for k in line} for name, line in self.lines.items()
         }
         if self.zero_shot is not None:
-            found["zero-shot"] = {"acc1": float(self.zero_shot.mean()), "interval": list(interval_of(self.zero_shot))}
+            found["zero-shot"] = {
+                "acc1": float(self.zero_shot.mean()),
+                "interval": list(accuracy_interval(self.zero_shot)),
+            }
         return found | {"differences": {name: self._differences(name) for name in self.tuned()}}
 
-    def _figure(self, name: str, shots: int) -> dict[str, Any]:
+    def _metric(self, name: str, shots: int) -> dict[str, Any]:
         draws, mean = self.lines[name][shots], self.mean(name, shots)
         std = float(np.std([draw.mean() for draw in draws], ddof=1)) if len(draws) > 1 else None
-        return {"acc1": float(mean.mean()), "interval": list(interval_of(mean)), "std": std}
+        return {"acc1": float(mean.mean()), "interval": list(accuracy_interval(mean)), "std": std}
 
     def _differences(self, name: str) -> dict[str, Any]:
         return {
@@ -86,8 +89,8 @@ class Study:
 
 def study(
     model: Model,
-    problem: Problem,
-    settings: Settings,
+    problem: FineTuneData,
+    settings: FineTuneSettings,
     methods: Sequence[Method],
     shots: Sequence[int],
     seeds: int,
@@ -118,7 +121,7 @@ def study(
 
 
 def untrained(model: Model, labelled: Labelled, seed: int) -> Model:
-    """The same towers with random weights; batch norms take their statistics from some of the pictures.
+    """The same towers with random weights; batch norms take their statistics from some of the images.
 
     Without that a deep tower's features would all but vanish, and the comparison would be unfair.
     """
@@ -129,17 +132,19 @@ def untrained(model: Model, labelled: Labelled, seed: int) -> Model:
     norms = [module for module in encoder.vision.modules() if isinstance(module, nn.BatchNorm2d)]
     if norms:
         order = generator(seed, "statistics").permutation(len(labelled.labels))
-        pictures, _ = labelled.shown(model, torch.from_numpy(order[:STATISTICS]))
+        images, _ = labelled.shown(model, torch.from_numpy(order[:STATISTICS]))
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
             norm.train()
         with torch.no_grad():
-            encoder.encode_image(pictures.to(model.device))
+            encoder.encode_image(images.to(model.device))
     return Model(encoder.eval(), tokenizer, model.config)
 
 
-def _bare(model: Model, problem: Problem, draws: Sequence[Settings], progress: Progress | None) -> Problem:
+def _bare(
+    model: Model, problem: FineTuneData, draws: Sequence[FineTuneSettings], progress: Progress | None
+) -> FineTuneData:
     """The problem as an untrained model sees it: the test samples, and the training samples that are drawn."""
     other = untrained(model, problem.train, draws[0].seed)
     rows = torch.cat([part for draw in draws for part in split(problem, draw.shots, draw.seed)])
@@ -150,7 +155,7 @@ def _bare(model: Model, problem: Problem, draws: Sequence[Settings], progress: P
     return replace(problem, train=replace(problem.train, features=features), test=replace(problem.test, features=test))
 
 
-def _probed(problem: Problem, settings: Settings) -> Right:
+def _probed(problem: FineTuneData, settings: FineTuneSettings) -> Right:
     """A linear probe that begins at zero, as `mmssl eval --task few_shot` does it."""
     start = probe.zeros(len(problem.classnames), problem.train.features.shape[1])
     rows = split(problem, settings.shots, settings.seed)

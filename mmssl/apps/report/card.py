@@ -54,8 +54,8 @@ def _card(folder: Path) -> tuple[Path, str]:
         run=run,
         summary=facts.summary(run),
         parameters=facts.parameters(run),
-        results={facts.title_of(key): facts.figures_of(metrics) for key, metrics in run.results.items()},
-        chances={facts.title_of(key): facts.chance(metrics) for key, metrics in run.results.items()},
+        results={facts.result_title(key): facts.list_metrics(metrics) for key, metrics in run.results.items()},
+        chances={facts.result_title(key): facts.chance(metrics) for key, metrics in run.results.items()},
         repeat=repeat(run),
     )
     return run.model / "README.md", card

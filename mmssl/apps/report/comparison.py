@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmssl.apps.report.run_reader import Run
-from mmssl.apps.report.wording import Figure, figures_of, title_of
+from mmssl.apps.report.run_reader import RunRecord
+from mmssl.apps.report.wording import Metric, list_metrics, result_title
 from mmssl.config import Config
 from mmssl.evaluate.compare import Difference, compare_results, holm
 from mmssl.types import UserError
@@ -14,7 +14,7 @@ LOWER_IS_BETTER = ("calibration_error", "median_rank", "bad_samples")
 NO_DIRECTION = ("samples", "classes", "captions", "train_samples", "k", "c")
 
 
-Row = list[tuple[Figure | None, bool]]
+Row = list[tuple[Metric | None, bool]]
 """Each run's figure and whether it is the best."""
 
 
@@ -36,7 +36,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Runs side by side."""
 
     figures: list[tuple[str, list[tuple[str, Row]]]]
@@ -47,7 +47,7 @@ class Comparison:
     notes: list[str]
 
 
-def compared(runs: Sequence[Run]) -> Comparison:
+def compare_runs(runs: Sequence[RunRecord]) -> RunComparison:
     """All figures, paired differences to the first run, and the settings that differ."""
     changes: list[Change] = []
     notes: list[str] = []
@@ -59,21 +59,21 @@ def compared(runs: Sequence[Run]) -> Comparison:
             continue
         real = holm([d.p_value for d in found.values()])
         changes += [Change(run.name, name, d, sure) for (name, d), sure in zip(found.items(), real, strict=True)]
-    return Comparison(list(_figures(runs)), changes, _settings(runs), notes)
+    return RunComparison(list(_figures(runs)), changes, _settings(runs), notes)
 
 
-def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, list[tuple[str, Row]]]]:
+def _figures(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[tuple[str, Row]]]]:
     for key in dict.fromkeys(key for run in runs for key in run.results):
-        of_runs = [{figure.name: figure for figure in figures_of(run.results.get(key, {}))} for run in runs]
+        of_runs = [{figure.name: figure for figure in list_metrics(run.results.get(key, {}))} for run in runs]
         rows = []
         for name in dict.fromkeys(name for figures in of_runs for name in figures):
             row = [figures.get(name) for figures in of_runs]
             words = next(figure.words for figure in row if figure is not None)
             rows.append((words, list(zip(row, _best(name, row), strict=True))))
-        yield title_of(key), rows
+        yield result_title(key), rows
 
 
-def _best(name: str, row: Sequence[Figure | None]) -> list[bool]:
+def _best(name: str, row: Sequence[Metric | None]) -> list[bool]:
     """Which is the best, where that can be said and they are not all alike."""
     last = name.rsplit(" / ", 1)[-1]
     values = [figure.value for figure in row if figure is not None]
@@ -83,7 +83,7 @@ def _best(name: str, row: Sequence[Figure | None]) -> list[bool]:
     return [figure is not None and figure.value == best for figure in row]
 
 
-def _settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def _settings(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
     flat = [_flat(run.config) for run in runs]
     keys = sorted({key for of_run in flat for key in of_run if key != "run_dir"})
     rows = [(key, [str(of_run.get(key, "not set")) for of_run in flat]) for key in keys]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmssl.apps.report.run_reader import Row, Run
+from mmssl.apps.report.run_reader import Row, RunRecord
 
 POINTS = 300
 """A curve has at most so many points; each is the mean of its neighbours."""
@@ -67,7 +67,7 @@ class Curves:
         return [*self.objectives, *self.evaluation, *self.speed, *self.other]
 
 
-def curves_of(runs: Sequence[Run]) -> Curves:
+def build_curves(runs: Sequence[RunRecord]) -> Curves:
     """The charts of runs: each objective's loss and figures, accuracies while training, speed, and the rest."""
     keys = list(dict.fromkeys(key for run in runs for key in _keys(run.metrics) if key not in NO_CURVE))
     charts = {key: _chart(key, key, runs, [run.metrics for run in runs]) for key in keys}
@@ -87,7 +87,7 @@ def curves_of(runs: Sequence[Run]) -> Curves:
     )
 
 
-def _evaluation_charts(runs: Sequence[Run]) -> list[Chart]:
+def _evaluation_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     """Main figures of the evaluations while training; a single one at the end is no curve."""
     rows = [[_flatten(entry) for entry in run.evaluations] for run in runs]
     keys = list(dict.fromkeys(key for of_run in rows for row in of_run for key in row if key != "step"))
@@ -101,7 +101,7 @@ def _flatten(entry: Row) -> Row:
     return {"step": entry.get("step"), **{key: value for key, value in flat.items() if _is_number(value)}}
 
 
-def _chart(key: str, title: str, runs: Sequence[Run], rows: Sequence[Sequence[Row]]) -> Chart:
+def _chart(key: str, title: str, runs: Sequence[RunRecord], rows: Sequence[Sequence[Row]]) -> Chart:
     series = []
     for run, of_run in zip(runs, rows, strict=True):
         points = [(float(row["step"]), float(row[key])) for row in of_run if _is_number(row.get(key))]
@@ -133,5 +133,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _flat(chart: Chart) -> bool:
-    """A figure that never changes, such as the count of bad samples of clean data, needs no picture."""
+    """A figure that never changes, such as the count of bad samples of clean data, needs no image."""
     return all(min(s.y) == max(s.y) for s in chart.series)

@@ -1,4 +1,4 @@
-"""A data set as a model sees it: pictures drawn from it, and the texts they are judged against."""
+"""A data set as a model sees it: images drawn from it, and the texts they are judged against."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmssl.apps.report.run_reader import Run, read_table
+from mmssl.apps.report.run_reader import RunRecord, read_table
 from mmssl.apps.report.thumbnails import thumbnail
 from mmssl.apps.report.wording import brief
 from mmssl.data.transforms.decode import DecodeError, Pixels
 from mmssl.evaluate.datasets import Dataset, open_dataset, read_again
-from mmssl.evaluate.encode import embed_pictures, embed_texts
-from mmssl.evaluate.labels import captions_of, labels_of
-from mmssl.evaluate.tasks.zero_shot import class_weights, templates_of
+from mmssl.evaluate.encode import encode_images, encode_texts
+from mmssl.evaluate.labels import class_indices, image_captions
+from mmssl.evaluate.tasks.zero_shot import class_weights, dataset_templates
 from mmssl.inference.model import Model
 from mmssl.types import Sample
 
 
 @dataclass(frozen=True)
-class Seen:
-    """N pictures and M texts."""
+class EncodedSamples:
+    """N images and M texts."""
 
     dataset: Dataset
     samples: list[Sample]
@@ -32,7 +32,7 @@ class Seen:
     weights: Tensor
     """Vectors of the texts, [M, D]."""
     owner: Tensor
-    """The text that is right for each picture (its first one), int64 [N]."""
+    """The text that is right for each image (its first one), int64 [N]."""
     classified: bool
     """Whether the texts are classes."""
 
@@ -46,16 +46,16 @@ class Seen:
         return brief(self.texts[text])
 
     def right(self, row: int, text: int) -> bool:
-        """Whether a text is the picture's, or reads like it."""
+        """Whether a text is the image's, or reads like it."""
         return self.texts[text] == self.texts[int(self.owner[row])]
 
     def pixels(self, model: Model, rows: Sequence[int]) -> dict[int, Tensor]:
-        """The pictures of some rows as the model sees them, uint8 [3, S, S]."""
+        """The images of some rows as the model sees them, uint8 [3, S, S]."""
         wanted = {self.samples[row].id: row for row in rows}
         return {wanted[s.id]: model.view(s.image) for s in read_again(self.dataset) if s.id in wanted}
 
 
-def dataset_of(run: Run, key: str) -> Dataset | None:
+def open_evaluated_dataset(run: RunRecord, key: str) -> Dataset | None:
     """The data set of `DATA SET/TASK`, found by the shards that the evaluation's tables name; None: it has none."""
     name = key.rsplit("/", 1)[0]
     for table in ("predictions.csv", "ranks.csv"):
@@ -68,11 +68,11 @@ def dataset_of(run: Run, key: str) -> Dataset | None:
     return None
 
 
-def see(model: Model, dataset: Dataset, limit: int, captioned: bool) -> Seen:
-    """Encode up to `limit` pictures evenly drawn from a data set, and their captions or the names of the classes.
+def encode_sample(model: Model, dataset: Dataset, limit: int, captioned: bool) -> EncodedSamples:
+    """Encode up to `limit` images evenly drawn from a data set, and their captions or the names of the classes.
 
     Raises:
-        UserError: no picture can be used, or a sample has no caption or label.
+        UserError: no image can be used, or a sample has no caption or label.
     """
     count = sum(1 for _ in read_again(dataset))
     step = max(1, -(-count // limit))
@@ -88,13 +88,13 @@ def see(model: Model, dataset: Dataset, limit: int, captioned: bool) -> Seen:
                 continue
             yield sample
 
-    embedded = embed_pictures(model, drawn())
+    embedded = encode_images(model, drawn())
     samples = embedded.samples
     if captioned:
-        texts = [captions_of(sample)[0] for sample in samples]
-        weights, owner = embed_texts(model, texts), torch.arange(len(samples))
+        texts = [image_captions(sample)[0] for sample in samples]
+        weights, owner = encode_texts(model, texts), torch.arange(len(samples))
     else:
-        names, owner = labels_of(dataset, samples)
-        texts, weights = list(names), class_weights(model, names, templates_of(dataset))
+        names, owner = class_indices(dataset, samples)
+        texts, weights = list(names), class_weights(model, names, dataset_templates(dataset))
     shown = [small[sample.id] for sample in samples]
-    return Seen(dataset, samples, embedded.features, shown, texts, weights, owner, not captioned)
+    return EncodedSamples(dataset, samples, embedded.features, shown, texts, weights, owner, not captioned)

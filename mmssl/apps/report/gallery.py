@@ -1,4 +1,4 @@
-"""What a model makes of a data set's pictures: examples with maps, searches, calibration and the map of the space."""
+"""What a model makes of a data set's images: examples with maps, searches, calibration and the map of the space."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,9 +8,9 @@ from torch import Tensor
 from mmssl.apps.explain import DEFAULT, image_maps
 from mmssl.apps.explain.explanation import overlay
 from mmssl.apps.explain.maps import heat
-from mmssl.apps.report.encoded_dataset import Seen, dataset_of, see
+from mmssl.apps.report.encoded_dataset import EncodedSamples, encode_sample, open_evaluated_dataset
 from mmssl.apps.report.projection import plane
-from mmssl.apps.report.run_reader import Run
+from mmssl.apps.report.run_reader import RunRecord
 from mmssl.apps.report.thumbnails import sheet, shrunk, uri
 from mmssl.evaluate.metrics import ranking as metrics
 from mmssl.evaluate.metrics.ranking import CalibrationBin
@@ -27,7 +27,7 @@ MAP_POINTS = 600
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture on the page."""
+    """An image on the page."""
 
     uri: str
     words: str
@@ -37,15 +37,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Example:
-    """A classified picture with its maps."""
+    """A classified image with its maps."""
 
-    picture: Shown
+    image: Shown
     label: str
     guesses: list[tuple[str, float]]
     """The best classes with their probabilities."""
     right: bool
     maps: list[tuple[str, Shown]]
-    """Class name and where the picture speaks for it."""
+    """Class name and where the image speaks for it."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Search:
 
     query: str | Shown
     found: list[Any]
-    """Pictures (Shown), or pairs of text and whether it is right."""
+    """Images (Shown), or pairs of text and whether it is right."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """The map: points with the place of their picture in the sheet."""
+    """The map: points with the place of their image in the sheet."""
 
     method: str
     sheet: str
@@ -68,42 +68,42 @@ class Space:
 
 @dataclass(frozen=True)
 class Gallery:
-    """All that is shown of one data set's pictures, with a note where something is missing."""
+    """All that is shown of one data set's images, with a note where something is missing."""
 
     samples: int = 0
-    """Pictures that were encoded for it."""
+    """Images that were encoded for it."""
     method: str = ""
     examples: list[Example] = field(default_factory=list)
     by_text: list[Search] = field(default_factory=list)
-    by_picture: list[Search] = field(default_factory=list)
+    by_image: list[Search] = field(default_factory=list)
     bins: list[CalibrationBin] = field(default_factory=list)
     space: Space | None = None
     note: str | None = None
 
 
-def gallery(run: Run, key: str, model: Model, limit: int, method: str = DEFAULT) -> Gallery:
-    """Look at up to `limit` pictures of the data set of `DATA SET/TASK`; `method` makes the maps of the examples."""
+def gallery(run: RunRecord, key: str, model: Model, limit: int, method: str = DEFAULT) -> Gallery:
+    """Look at up to `limit` images of the data set of `DATA SET/TASK`; `method` makes the maps of the examples."""
     try:
-        dataset = dataset_of(run, key)
+        dataset = open_evaluated_dataset(run, key)
         if dataset is None:
             return Gallery(note="This evaluation kept no table of its samples, so none can be shown.")
-        seen = see(model, dataset, limit, captioned=key.endswith("/retrieval"))
+        seen = encode_sample(model, dataset, limit, captioned=key.endswith("/retrieval"))
     except UserError as error:
-        return Gallery(note=f"Pictures cannot be shown: {error}")
+        return Gallery(note=f"Images cannot be shown: {error}")
     scores = seen.scores
-    by_text, by_picture = _searches(seen, scores)
+    by_text, by_image = _searches(seen, scores)
     return Gallery(
         samples=len(seen.samples),
         method=method,
         examples=_examples(model, seen, scores, method) if seen.classified else [],
         by_text=by_text,
-        by_picture=by_picture,
+        by_image=by_image,
         bins=_calibration(model, seen, scores) if seen.classified else [],
         space=_space(seen, scores),
     )
 
 
-def _examples(model: Model, seen: Seen, scores: Tensor, method: str) -> list[Example]:
+def _examples(model: Model, seen: EncodedSamples, scores: Tensor, method: str) -> list[Example]:
     """Right ones, then wrong ones, drawn by chance."""
     right = scores.argmax(1) == seen.owner
     rng = generator(0, "report examples")
@@ -114,8 +114,8 @@ def _examples(model: Model, seen: Seen, scores: Tensor, method: str) -> list[Exa
     return [_example(model, seen, row, pixels[row], scores[row], method) for row in rows]
 
 
-def _example(model: Model, seen: Seen, row: int, pixels: Tensor, scores: Tensor, method: str) -> Example:
-    """A picture with the maps of the predicted and of the right class. Its pixels [3, S, S], its similarities [C]."""
+def _example(model: Model, seen: EncodedSamples, row: int, pixels: Tensor, scores: Tensor, method: str) -> Example:
+    """An image with the maps of the predicted and of the right class. Its pixels [3, S, S], its similarities [C]."""
     best = (model.logit_scale * scores).softmax(0).topk(min(3, len(seen.texts)))
     owner = int(seen.owner[row])
     classes = list(dict.fromkeys([int(best.indices[0]), owner]))
@@ -123,7 +123,7 @@ def _example(model: Model, seen: Seen, row: int, pixels: Tensor, scores: Tensor,
     maps = image_maps(model.encoder, pixels.expand(len(classes), -1, -1, -1).to(model.device), weights, method)
     places = zip(classes, heat(maps.cpu(), pixels.shape[-1]), strict=True)
     return Example(
-        picture=Shown(uri(shrunk(pixels)), f"a picture of the class {seen.name(owner)}"),
+        image=Shown(uri(shrunk(pixels)), f"an image of the class {seen.name(owner)}"),
         label=seen.name(owner),
         guesses=[(seen.name(i), p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)],
         right=int(scores.argmax()) == owner,
@@ -134,35 +134,35 @@ def _example(model: Model, seen: Seen, row: int, pixels: Tensor, scores: Tensor,
     )
 
 
-def _calibration(model: Model, seen: Seen, scores: Tensor) -> list[CalibrationBin]:
+def _calibration(model: Model, seen: EncodedSamples, scores: Tensor) -> list[CalibrationBin]:
     sure = (model.logit_scale * scores).softmax(1).amax(1)
     return metrics.reliability(sure, scores.argmax(1) == seen.owner)
 
 
-def _searches(seen: Seen, scores: Tensor) -> tuple[list[Search], list[Search]]:
-    """Some texts and the pictures nearest to them; some pictures and the texts nearest to them."""
+def _searches(seen: EncodedSamples, scores: Tensor) -> tuple[list[Search], list[Search]]:
+    """Some texts and the images nearest to them; some images and the texts nearest to them."""
     rng = generator(0, "report searches")
     owned = sorted(set(seen.owner.tolist()))
     queries = sorted(rng.permutation(owned)[:SHOWN].tolist())
-    pictures = sorted(rng.permutation(len(seen.samples))[:SHOWN].tolist())
+    images = sorted(rng.permutation(len(seen.samples))[:SHOWN].tolist())
     by_text = []
     for text in queries:
         best = scores[:, text].topk(min(FOUND, len(scores))).indices.tolist()
         by_text.append(Search(seen.name(text), [_small(seen, row, seen.right(row, text)) for row in best]))
-    by_picture = []
-    for row in pictures:
+    by_image = []
+    for row in images:
         best = scores[row].topk(min(FOUND, scores.shape[1])).indices.tolist()
-        by_picture.append(Search(_small(seen, row), [(seen.name(i), seen.right(row, i)) for i in best]))
-    return by_text, by_picture
+        by_image.append(Search(_small(seen, row), [(seen.name(i), seen.right(row, i)) for i in best]))
+    return by_text, by_image
 
 
-def _small(seen: Seen, row: int, right: bool | None = None) -> Shown:
+def _small(seen: EncodedSamples, row: int, right: bool | None = None) -> Shown:
     verdict = "" if right is None else "right: " if right else "wrong: "
     return Shown(uri(seen.small[row]), verdict + seen.name(int(seen.owner[row])), right)
 
 
-def _space(seen: Seen, scores: Tensor) -> Space:
-    """Pictures drawn evenly, placed so that those alike to the model are near each other."""
+def _space(seen: EncodedSamples, scores: Tensor) -> Space:
+    """Images drawn evenly, placed so that those alike to the model are near each other."""
     rows = list(range(0, len(seen.samples), max(1, -(-len(seen.samples) // MAP_POINTS))))
     places, method = plane(seen.features[rows])
     best = scores[rows].argmax(1).tolist()

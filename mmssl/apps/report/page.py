@@ -9,12 +9,12 @@ from typing import Any
 
 from mmssl.apps.explain import DEFAULT
 from mmssl.apps.report import wording as facts
-from mmssl.apps.report.comparison import compared
-from mmssl.apps.report.curves import curves_of
+from mmssl.apps.report.comparison import compare_runs
+from mmssl.apps.report.curves import build_curves
 from mmssl.apps.report.gallery import Gallery, gallery
 from mmssl.apps.report.render import render_page
-from mmssl.apps.report.run_reader import Run, collect, read_table
-from mmssl.apps.report.wording import Figure, figures_of
+from mmssl.apps.report.run_reader import RunRecord, collect, read_table
+from mmssl.apps.report.wording import Metric, list_metrics
 from mmssl.evaluate.results import Metrics
 from mmssl.inference.model import Model, load
 from mmssl.types import UserError
@@ -25,7 +25,7 @@ MATRIX_CLASSES = 30
 LISTED = 10
 ENOUGH = 5
 """Samples of a class from which its accuracy tells something."""
-WITH_PICTURES = ("zero_shot", "retrieval")
+ILLUSTRATED_TASKS = ("zero_shot", "retrieval")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Evaluation:
 
     id: str
     title: str
-    figures: list[Figure]
+    figures: list[Metric]
     chance: float | None
     gaps: dict[str, Any]
     note: str | None
@@ -54,7 +54,7 @@ class RunView:
     """A run as the page shows it."""
 
     id: str
-    run: Run
+    run: RunRecord
     summary: str
     tiles: list[tuple[str, str, str]]
     """Value, what it is, and what to know of it."""
@@ -69,7 +69,7 @@ def write_report(
     folders: Sequence[Path],
     out: Path,
     *,
-    pictures: int = 1000,
+    images: int = 1000,
     method: str | None = None,
     device: str = "cpu",
     progress: Callable[[str], None] | None = None,
@@ -78,7 +78,7 @@ def write_report(
 
     Args:
         folders: run folders, finished or not.
-        pictures: encoded of each data set; 0: none.
+        images: encoded of each data set; 0: none.
         method: how the maps of the examples are made, of `mmssl.apps.explain.METHODS`.
         progress: called with what is being done.
     Returns:
@@ -89,19 +89,19 @@ def write_report(
     runs = collect(folders)
     views = []
     for number, run in enumerate(runs):
-        wanted = run.model is not None and pictures > 0 and len(run.results) > 0
+        wanted = run.model is not None and images > 0 and len(run.results) > 0
         model = load(run.model).to(device) if wanted and run.model is not None else None
-        look = partial(_gallery, run, model, pictures, method or DEFAULT, progress)
+        look = partial(_gallery, run, model, images, method or DEFAULT, progress)
         views.append(_view(run, f"run{number}", look))
     page = render_page(
         title=f"Report: {', '.join(run.name for run in runs)}",
         views=views,
-        curves=curves_of(runs),
-        comparison=compared(runs) if len(runs) > 1 else None,
+        curves=build_curves(runs),
+        comparison=compare_runs(runs) if len(runs) > 1 else None,
     ).encode()
     notes = [note for run in runs for note in run.notes]
     if len(page) > LARGEST:
-        notes.append(f"the page has {len(page) / 1e6:.1f} MB; give fewer runs, or a smaller --pictures")
+        notes.append(f"the page has {len(page) / 1e6:.1f} MB; give fewer runs, or a smaller --images")
     path = out / "index.html"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -112,32 +112,32 @@ def write_report(
 
 
 def _gallery(
-    run: Run, model: Model | None, pictures: int, method: str, progress: Callable[[str], None] | None, key: str
+    run: RunRecord, model: Model | None, images: int, method: str, progress: Callable[[str], None] | None, key: str
 ) -> Gallery | None:
-    if not key.endswith(WITH_PICTURES):
+    if not key.endswith(ILLUSTRATED_TASKS):
         return None
     if model is None:
-        return Gallery(note="Pictures were not encoded for this page." if pictures == 0 else "There is no model yet.")
+        return Gallery(note="Images were not encoded for this page." if images == 0 else "There is no model yet.")
     if progress is not None:
         progress(f"{run.name}: {key}")
-    return gallery(run, key, model, pictures, method)
+    return gallery(run, key, model, images, method)
 
 
-def _view(run: Run, name: str, look: Callable[[str], Gallery | None]) -> RunView:
+def _view(run: RunRecord, name: str, look: Callable[[str], Gallery | None]) -> RunView:
     evaluations = []
     for place, (key, metrics) in enumerate(run.results.items()):
         tables = run.tables[key]
         evaluations.append(
             Evaluation(
                 id=f"{name}-{place}",
-                title=facts.title_of(key),
-                figures=figures_of(metrics),
+                title=facts.result_title(key),
+                figures=list_metrics(metrics),
                 chance=facts.chance(metrics),
-                gaps=gaps_of(metrics),
+                gaps=slice_gaps(metrics),
                 note=metrics.get("note"),
                 slices=brief_rows(read_table(tables / "slices.csv")),
                 confusions=brief_rows(r for r in read_table(tables / "confusions.csv")[:LISTED] if int(r["count"]) > 1),
-                matrix=matrix_of(read_table(tables / "predictions.csv")),
+                matrix=confusion_table(read_table(tables / "predictions.csv")),
                 classes=brief_rows(hardest(read_table(tables / "per_class.csv"))),
                 gallery=look(key),
             )
@@ -145,7 +145,7 @@ def _view(run: Run, name: str, look: Callable[[str], Gallery | None]) -> RunView
     return RunView(name, run, facts.summary(run), tiles(run), evaluations, repeat(run), health(run))
 
 
-def matrix_of(predictions: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[int]]] | None:
+def confusion_table(predictions: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[int]]] | None:
     """Class names and counts (row = label, column = prediction); None without predictions or with too many classes."""
     pairs = Counter((row["label"], row["class1"]) for row in predictions if "class1" in row)
     names = sorted({name for pair in pairs for name in pair})
@@ -154,7 +154,7 @@ def matrix_of(predictions: Sequence[Mapping[str, str]]) -> tuple[list[str], list
     return [facts.brief(name) for name in names], [[pairs[label, guess] for guess in names] for label in names]
 
 
-def gaps_of(metrics: Metrics) -> dict[str, Any]:
+def slice_gaps(metrics: Metrics) -> dict[str, Any]:
     """The widest gap by field, where two groups are large enough to have one."""
     found = {facts.brief(field): gap for field, gap in (metrics.get("gaps") or {}).items() if gap is not None}
     return {field: {**gap, **{end: facts.brief(gap[end]) for end in ("best", "worst")}} for field, gap in found.items()}
@@ -171,15 +171,15 @@ def hardest(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     return sorted(told, key=lambda row: float(row["recall"]))[:LISTED]
 
 
-def tiles(run: Run) -> list[tuple[str, str, str]]:
+def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     """The run in a few large numbers."""
     found = []
     for key, metrics in run.results.items():
-        figure, guess = facts.main_figure(metrics), facts.chance(metrics)
-        if figure is not None and figure.rate and key.endswith(WITH_PICTURES):
+        figure, guess = facts.main_metric(metrics), facts.chance(metrics)
+        if figure is not None and figure.rate and key.endswith(ILLUSTRATED_TASKS):
             parts = [f"95 %: {figure.interval_text}" if figure.interval is not None else ""]
             parts.append(f"chance {100 * guess:.2g} %" if guess is not None else "")
-            found.append((figure.text, facts.title_of(key), "; ".join(part for part in parts if part)))
+            found.append((figure.text, facts.result_title(key), "; ".join(part for part in parts if part)))
     last = run.last
     if isinstance(last.get("seconds"), int | float):
         found.append((facts.duration(last["seconds"]), "training time", f"{last['step']:,} steps"))
@@ -192,9 +192,9 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
     return found
 
 
-def repeat(run: Run) -> list[tuple[str, str]]:
+def repeat(run: RunRecord) -> list[tuple[str, str]]:
     """Commands, versions and hashes."""
-    rows = [("Trained on", source) for source in facts.sources_of(run)]
+    rows = [("Trained on", source) for source in facts.data_sources(run)]
     for start in run.starts:
         begun = "Started" if start.get("step", 0) == 0 else f"Resumed at step {start.get('step')}"
         rows += [(f"{begun}, {start.get('time', '')}", str(start.get("command", "")))]
@@ -213,7 +213,7 @@ def repeat(run: Run) -> list[tuple[str, str]]:
     return [*rows, ("This page", f"mmssl report {run.folder}")]
 
 
-def health(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+def health(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     """What is known of the training data, by subject."""
     found = []
     if "bad_samples" in run.last:

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One run as it lies on disk. Everything may be missing but the folder."""
 
     name: str
@@ -59,7 +59,7 @@ class Run:
         return "stopped early, or still going on" if self.metrics else "not begun"
 
 
-def collect(folders: Sequence[Path]) -> list[Run]:
+def collect(folders: Sequence[Path]) -> list[RunRecord]:
     """Read runs.
 
     Raises:
@@ -68,13 +68,13 @@ def collect(folders: Sequence[Path]) -> list[Run]:
     return [_collect(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
 
 
-def _collect(folder: Path, name: str) -> Run:
+def _collect(folder: Path, name: str) -> RunRecord:
     if not any((folder / file).is_file() for file in ("config.yaml", "metrics.jsonl", "results.json")):
         raise UserError(f"{folder} is no run: it has neither config.yaml nor metrics.jsonl nor results.json")
     notes: list[str] = []
     results, tables = _results(folder, notes)
     environment = _json(folder / "environment.json", notes)
-    return Run(
+    return RunRecord(
         name=name,
         folder=folder,
         config=_config(folder / "config.yaml", notes),

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from mmssl.apps.report.run_reader import Run
+from mmssl.apps.report.run_reader import RunRecord
 from mmssl.evaluate.results import Metrics
 
 WORDS = {
@@ -19,11 +19,11 @@ WORDS = {
     "mean_per_class_recall": "Accuracy, mean over classes",
     "mean_average_precision": "Mean average precision",
     "calibration_error": "Calibration error",
-    "samples": "Pictures",
+    "samples": "Images",
     "captions": "Captions",
     "classes": "Classes",
-    "bad_samples": "Pictures that could not be used",
-    "train_samples": "Training pictures",
+    "bad_samples": "Images that could not be used",
+    "train_samples": "Training images",
     "real_gaps": "Gaps between groups that are no chance",
 }
 TASKS = {
@@ -31,7 +31,7 @@ TASKS = {
     "linear_probe": "linear probe",
     "few_shot": "linear probe with few labels",
     "knn": "nearest neighbours",
-    "multilabel": "several labels a picture, zero-shot",
+    "multilabel": "several labels an image, zero-shot",
     "retrieval": "image-text retrieval",
     "geometry": "geometry of the space",
     "corruptions": "robustness to corruptions",
@@ -51,7 +51,7 @@ LONGEST = 200
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """One measured number."""
 
     name: str
@@ -88,26 +88,26 @@ def brief(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def figures_of(metrics: Metrics) -> list[Figure]:
+def list_metrics(metrics: Metrics) -> list[Metric]:
     """Every figure of an evaluation; figures inside others are named `outer / inner`."""
-    return list(_figures(metrics, metrics.get("intervals") or {}, ""))
+    return list(_metrics(metrics, metrics.get("intervals") or {}, ""))
 
 
-def _figures(tree: Metrics, intervals: Any, prefix: str) -> Iterator[Figure]:
+def _metrics(tree: Metrics, intervals: Any, prefix: str) -> Iterator[Metric]:
     for name, value in tree.items():
         if name in ("intervals", "gaps"):
             continue
         if isinstance(value, dict):
             inner = value.get("intervals") or (intervals.get(name) if isinstance(intervals, dict) else None) or {}
-            yield from _figures(value, inner, f"{prefix}{name} / ")
+            yield from _metrics(value, inner, f"{prefix}{name} / ")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found = intervals.get(name) if isinstance(intervals, dict) else None
             pair = (float(found[0]), float(found[1])) if isinstance(found, list | tuple) and len(found) == 2 else None
             rate = RATES.search(name) is not None and 0 <= value <= 1
-            yield Figure(f"{prefix}{name}", f"{prefix}{words_of(name)}", float(value), pair, rate)
+            yield Metric(f"{prefix}{name}", f"{prefix}{metric_label(name)}", float(value), pair, rate)
 
 
-def words_of(name: str) -> str:
+def metric_label(name: str) -> str:
     """A figure's name in plain words."""
     if name in WORDS:
         return WORDS[name]
@@ -115,22 +115,22 @@ def words_of(name: str) -> str:
         return f"Accuracy: {name.removeprefix('acc1_').replace('_', ' ')}"
     found = re.fullmatch(r"(image|text)_retrieval_(recall|map)@(\d+)", name)
     if found is not None:
-        search = "A caption finds its picture" if found[1] == "image" else "A picture finds its caption"
+        search = "A caption finds its image" if found[1] == "image" else "An image finds its caption"
         return f"{search}, {'among the first' if found[2] == 'recall' else 'mean precision of the first'} {found[3]}"
     if name.endswith("_retrieval_median_rank"):
-        return f"Median place of the right {'picture' if name.startswith('image') else 'caption'}"
+        return f"Median place of the right {'image' if name.startswith('image') else 'caption'}"
     return name.replace("_", " ")
 
 
-def title_of(key: str) -> str:
+def result_title(key: str) -> str:
     """`DATA SET/TASK` in plain words."""
     name, _, task = key.rpartition("/")
     return f"{name}: {TASKS.get(task, task.replace('_', ' '))}" if name else key
 
 
-def main_figure(metrics: Metrics) -> Figure | None:
+def main_metric(metrics: Metrics) -> Metric | None:
     """What an evaluation is summed up by."""
-    figures = {figure.name: figure for figure in figures_of(metrics)}
+    figures = {figure.name: figure for figure in list_metrics(metrics)}
     return next((figures[name] for name in MAIN if name in figures), next(iter(figures.values()), None))
 
 
@@ -140,7 +140,7 @@ def chance(metrics: Metrics) -> float | None:
     return 1 / classes if "acc1" in metrics and isinstance(classes, int) and classes > 0 else None
 
 
-def summary(run: Run) -> str:
+def summary(run: RunRecord) -> str:
     """The run in two or three sentences."""
     sentences = [f"{run.name}: {run.state}."]
     if run.last:
@@ -149,11 +149,11 @@ def summary(run: Run) -> str:
         took = f", {duration(seconds)} of training" if isinstance(seconds, int | float) else ""
         sentences.append(f"{run.last['step']:,} steps{seen}{took}.")
     for key, metrics in run.results.items():
-        figure, guess = main_figure(metrics), chance(metrics)
+        figure, guess = main_metric(metrics), chance(metrics)
         if figure is not None:
             sure = f" ({figure.interval_text})" if figure.interval is not None else ""
             times = f", {figure.value / guess:.0f} times chance" if guess and figure.name == "acc1" else ""
-            sentences.append(f"{title_of(key)}: {figure.words.lower()} {figure.text}{sure}{times}.")
+            sentences.append(f"{result_title(key)}: {figure.words.lower()} {figure.text}{sure}{times}.")
     return " ".join(sentences)
 
 
@@ -170,7 +170,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sources_of(run: Run) -> list[str]:
+def data_sources(run: RunRecord) -> list[str]:
     """What the run was trained on, as configured."""
     if run.config is None:
         return []
@@ -179,7 +179,7 @@ def sources_of(run: Run) -> list[str]:
     return [str(entry if isinstance(entry, str) else f"{entry.shards} (weight {entry.weight:g})") for entry in entries]
 
 
-def parameters(run: Run) -> int | None:
+def parameters(run: RunRecord) -> int | None:
     """Weights of the model, counted in its file's header."""
     path = run.model / "model.safetensors" if run.model is not None else None
     if path is None or not path.is_file():

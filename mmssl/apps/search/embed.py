@@ -1,4 +1,4 @@
-"""Pictures of shards to an index, shard by shard; what is done stays, and processes share the shards."""
+"""Images of shards to an index, shard by shard; what is done stays, and processes share the shards."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ from mmssl.apps.search.index import FORMAT, PARTS, RECORD, SAME, part, probe, re
 from mmssl.data.shards.samples import BadSample
 from mmssl.data.sources.patterns import is_remote
 from mmssl.data.sources.reader import iter_samples
-from mmssl.distributed.world import Processes
-from mmssl.evaluate.encode import ALONE, embed_pictures
+from mmssl.distributed.world import World
+from mmssl.evaluate.encode import ALONE, encode_images
 from mmssl.inference.model import Model
 from mmssl.types import UserError
 
@@ -21,8 +21,8 @@ from mmssl.types import UserError
 class Embedded:
     """What this process did."""
 
-    pictures: int = 0
-    """Pictures embedded now."""
+    images: int = 0
+    """Images embedded now."""
     kept: int = 0
     """Shards that were there already."""
     bad: list[BadSample] = field(default_factory=list)
@@ -35,23 +35,23 @@ def embed_shards(
     out: Path,
     *,
     batch_size: int = 256,
-    processes: Processes = ALONE,
+    world: World = ALONE,
     progress: Callable[[int], None] | None = None,
 ) -> Embedded:
-    """Store the vector of every picture. Called again, it goes on with the shards that are missing.
+    """Store the vector of every image. Called again, it goes on with the shards that are missing.
 
     Of several processes each does every world-th shard; all return when all are done.
 
     Args:
-        progress: called with the pictures done so far.
+        progress: called with the images done so far.
 
     Raises:
-        UserError: the folder holds another index or cannot be written, or pictures cannot be encoded.
+        UserError: the folder holds another index or cannot be written, or images cannot be encoded.
     """
     names = [shard if is_remote(shard) else str(Path(shard).resolve()) for shard in shards]
-    _prepare(model, names, out, processes)
+    _prepare(model, names, out, world)
     done = Embedded()
-    for number in range(processes.rank, len(names), processes.world):
+    for number in range(world.rank, len(names), world.size):
         if part(out, number).is_file():
             done.kept += 1
             continue
@@ -62,41 +62,39 @@ def embed_shards(
                 f"{out} cannot be written: {error.strerror}; what is done stays, call again to go on"
             ) from None
         if progress is not None:
-            progress(done.pictures)
-    processes.barrier()
+            progress(done.images)
+    world.barrier()
     return done
 
 
 def _embed_shard(model: Model, shard: str, out: Path, number: int, batch_size: int, done: Embedded) -> None:
-    pictures = embed_pictures(
-        model, iter_samples([shard], need_text=False, on_bad=done.bad.append), batch_size=batch_size
-    )
-    samples = pictures.samples
+    images = encode_images(model, iter_samples([shard], need_text=False, on_bad=done.bad.append), batch_size=batch_size)
+    samples = images.samples
     columns = {
         "shard": [sample.shard for sample in samples],
         "key": [sample.key for sample in samples],
         "caption": [str(sample.fields.get("txt", "")) for sample in samples],
     }
-    write_part(out, number, pictures.features.numpy().astype(np.float16), columns)
-    done.pictures += len(samples)
-    done.bad += pictures.bad
+    write_part(out, number, images.features.numpy().astype(np.float16), columns)
+    done.images += len(samples)
+    done.bad += images.bad
 
 
-def _prepare(model: Model, shards: list[str], out: Path, processes: Processes) -> None:
+def _prepare(model: Model, shards: list[str], out: Path, world: World) -> None:
     """Write index.json, or find that the one that is there is of the same model and shards."""
     mark = probe(model)
     known = read_record(out)
-    processes.barrier()  # rank 0 must not write it before the others have looked
+    world.barrier()  # rank 0 must not write it before the others have looked
     if known is not None:
         same = len(known["probe"]) == len(mark) and float(np.array(known["probe"]) @ mark) >= SAME
         if known["shards"] != shards or not same:
             what = "other shards" if same else "another model"
             raise UserError(f"{out} holds an index of {what}; choose another folder, or remove it")
-    elif processes.rank == 0:
+    elif world.rank == 0:
         try:
             (out / PARTS).mkdir(parents=True, exist_ok=True)
             record = {"format": FORMAT, "shards": shards, "probe": [float(value) for value in mark]}
             (out / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
         except OSError as error:
             raise UserError(f"--out {out} cannot be written: {error.strerror}; pick another folder") from None
-    processes.barrier()
+    world.barrier()

@@ -1,11 +1,11 @@
-"""The pictures of an index, read from their shards one at a time."""
+"""The images of an index, read from their shards one at a time."""
 
 import os
 from functools import lru_cache
 from pathlib import Path
 
 from mmssl.apps.search.index import Index
-from mmssl.data.shards.samples import Limits, groups
+from mmssl.data.shards.samples import SampleLimits, groups
 from mmssl.data.shards.shard_index import windowed
 from mmssl.data.shards.tar import Archive, TarError
 from mmssl.data.sources.patterns import is_remote
@@ -14,18 +14,18 @@ SHARDS = 32
 """Shards whose tables of contents stay in memory."""
 
 Places = dict[str, tuple[int, int]]
-"""Key of a sample -> first byte and size of its picture."""
+"""Key of a sample -> first byte and size of its image."""
 
 
-class Originals:
-    """Encoded pictures by row. The first picture of a shard costs a walk over its headers, the others a read."""
+class ShardImages:
+    """Encoded images by row. The first image of a shard costs a walk over its headers, the others a read."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self._places = lru_cache(SHARDS)(_places)
 
     def read(self, row: int) -> bytes | None:
-        """The encoded picture of a row; None where its shard is no local file, is gone, or no longer has it."""
+        """The encoded image of a row; None where its shard is no local file, is gone, or no longer has it."""
         hit = self._index.hits([row], [0.0])[0]
         if is_remote(hit.shard):
             return None
@@ -47,7 +47,7 @@ def _places(shard: str, mtime_ns: int, size: int) -> Places:
     found: Places = {}
     with Path(shard).open("rb", buffering=0) as file:
         try:
-            for group in groups(Archive(windowed(file.fileno()), size), Limits(), need_text=False):
+            for group in groups(Archive(windowed(file.fileno()), size), SampleLimits(), need_text=False):
                 member = group.image()
                 if group.defect is None and member is not None:
                     found[group.key] = (member.data, member.size)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmssl.apps.search.nearest import Found, Graph, Vectors, exact_nearest, locate, starts_of
+from mmssl.apps.search.nearest import Found, Graph, Vectors, exact_nearest, locate, part_starts
 from mmssl.inference.model import Model
 from mmssl.rng import torch_generator
 from mmssl.types import UserError
@@ -31,7 +31,7 @@ by less, other weights by more."""
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture that was found."""
+    """An image that was found."""
 
     similarity: float
     """Cosine with the query."""
@@ -41,7 +41,7 @@ class Hit:
 
 
 class Index:
-    """Stored vectors of pictures, with what is known of each."""
+    """Stored vectors of images, with what is known of each."""
 
     def __init__(self, folder: Path | str) -> None:
         """Raises UserError when there is no whole index."""
@@ -62,7 +62,7 @@ class Index:
             np.load(part(self.folder, number), mmap_mode="c")
             for number in range(len(self.shards))
         ]
-        self._starts = starts_of(self.parts)
+        self._starts = part_starts(self.parts)
         self._table = lru_cache(TABLES)(lambda number: _parquet().read_table(table(self.folder, number)))
 
     def __len__(self) -> int:
@@ -72,10 +72,10 @@ class Index:
         """Raises UserError when another model made the index."""
         own = probe(model)
         if own.shape != self.probe.shape or float(own @ self.probe) < SAME:
-            raise UserError(f"{self.folder} was made by another model; embed the pictures again, or give that model")
+            raise UserError(f"{self.folder} was made by another model; embed the images again, or give that model")
 
     def nearest(self, queries: Vectors, k: int = 10, exact: bool | None = None) -> Found:
-        """Row numbers and cosines of the k nearest pictures to each query [Q, D].
+        """Row numbers and cosines of the k nearest images to each query [Q, D].
 
         Args:
             exact: compare with every vector. Default: if there is no graph.
@@ -100,7 +100,7 @@ class Index:
         return found
 
     def vector(self, row: int) -> npt.NDArray[np.float32]:
-        """The stored vector of a picture, [D]."""
+        """The stored vector of an image, [D]."""
         number, place = locate(self._starts, np.asarray(row))
         return np.asarray(self.parts[int(number)][int(place)], dtype=np.float32)
 
@@ -118,7 +118,7 @@ class Index:
 
 
 def probe(model: Model) -> npt.NDArray[np.float32]:
-    """The model's vector of a fixed picture, by which it is known again, [D]."""
+    """The model's vector of a fixed image, by which it is known again, [D]."""
     side = model.vision.image_size
     noise = torch.randint(256, (1, 3, side, side), generator=torch_generator("probe"), dtype=torch.uint8)
     return model.encode_rendered(noise)[0].numpy()

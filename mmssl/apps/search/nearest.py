@@ -85,7 +85,7 @@ class Graph:
         """Use `open`; `parts` are the vectors [N, D] of whose rows the graph is."""
         self._index = index
         self._parts = parts
-        self._starts = starts_of(parts)
+        self._starts = part_starts(parts)
 
     @classmethod
     def build(cls, parts: Sequence[Vectors], dim: int, path: Path) -> "Graph":
@@ -146,13 +146,13 @@ class Graph:
         return vectors
 
 
-def starts_of(parts: Iterable[Vectors]) -> Rows:
+def part_starts(parts: Iterable[Vectors]) -> Rows:
     """The number of each part's first row, and of all rows, where rows are numbered through the parts."""
     return np.cumsum([0, *(len(part) for part in parts)])
 
 
 def locate(starts: Rows, rows: Rows) -> tuple[Rows, Rows]:
-    """The part that each row is in, and its place there; `starts` as from `starts_of`."""
+    """The part that each row is in, and its place there; `starts` as from `part_starts`."""
     numbers = np.searchsorted(starts, rows, side="right") - 1
     return numbers, rows - starts[numbers]
 

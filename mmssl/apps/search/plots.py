@@ -1,4 +1,4 @@
-"""The pictures that were found, drawn with their captions and similarities."""
+"""The images that were found, drawn with their captions and similarities."""
 
 import textwrap
 import warnings
@@ -17,8 +17,8 @@ _COLUMNS = 5
 _INCHES = 2.4
 
 
-def read_pictures(hits: Sequence[Hit]) -> list[bytes | None]:
-    """The encoded picture of each hit, read from its shard; None where it is no longer there."""
+def read_images(hits: Sequence[Hit]) -> list[bytes | None]:
+    """The encoded image of each hit, read from its shard; None where it is no longer there."""
     wanted: dict[str, set[str]] = {}
     for hit in hits:
         wanted.setdefault(hit.shard, set()).add(hit.key)
@@ -33,21 +33,21 @@ def read_pictures(hits: Sequence[Hit]) -> list[bytes | None]:
     return [found.get((hit.shard, hit.key)) for hit in hits]
 
 
-def draw_hits(path: Path, query: str, hits: Sequence[Hit], pictures: Sequence[bytes | None]) -> None:
-    """Write a PNG: the nearest pictures in rows, the nearest first."""
+def draw_hits(path: Path, query: str, hits: Sequence[Hit], images: Sequence[bytes | None]) -> None:
+    """Write a PNG: the nearest images in rows, the nearest first."""
     columns = min(_COLUMNS, max(1, len(hits)))
     rows = -(-len(hits) // columns)
     with matplotlib.rc_context({"font.size": 8}):
         figure = Figure(figsize=(columns * _INCHES, rows * (_INCHES + 0.6) + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(textwrap.shorten(query, 100), fontsize=11, parse_math=False)
-        for place, (hit, picture) in enumerate(zip(hits, pictures, strict=True)):
+        for place, (hit, image) in enumerate(zip(hits, images, strict=True)):
             axes = figure.add_subplot(rows, columns, place + 1)
             axes.set_axis_off()
-            axes.set_anchor("N")  # pictures of a row begin at one height, and their titles end there
-            if picture is not None:
+            axes.set_anchor("N")  # images of a row begin at one height, and their titles end there
+            if image is not None:
                 try:
-                    axes.imshow(decode(picture))
+                    axes.imshow(decode(image))
                 except DecodeError as error:
                     reason = textwrap.fill(str(error), 24)
                     axes.text(0.5, 0.5, reason, ha="center", va="center", parse_math=False)

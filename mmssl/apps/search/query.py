@@ -1,4 +1,4 @@
-"""What is looked for: words, or a picture."""
+"""What is looked for: words, or an image."""
 
 from pathlib import Path
 
@@ -6,27 +6,27 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.data.shards.samples import IMAGES
-from mmssl.inference.model import Model, Picture
+from mmssl.inference.model import ImageInput, Model
 from mmssl.types import UserError
 
 
-def encode_query(model: Model, query: Picture) -> npt.NDArray[np.float32]:
-    """The unit vector of words or of a picture, float32 [1, D].
+def encode_query(model: Model, query: ImageInput) -> npt.NDArray[np.float32]:
+    """The unit vector of words or of an image, float32 [1, D].
 
     Args:
-        query: words, the file of a picture, or a picture.
+        query: words, the file of an image, or an image.
 
     Raises:
-        UserError: a file is no picture; there are words that end like the name of one, and no such file; or there is
+        UserError: a file is no image; there are words that end like the name of one, and no such file; or there is
             nothing.
-        DecodeError: a picture that is no file cannot be decoded.
+        DecodeError: an image that is no file cannot be decoded.
     """
     if not isinstance(query, str) or _is_file(query):
         return model.encode_image(query).numpy()
     if Path(query).suffix.lower().lstrip(".") in IMAGES:
-        raise UserError(f"no picture at {query}; correct the path, or search for other words")
+        raise UserError(f"no image at {query}; correct the path, or search for other words")
     if not query.strip():
-        raise UserError("the query is empty; give words or a picture")
+        raise UserError("the query is empty; give words or an image")
     return model.encode_text(query).numpy()
 
 

@@ -1,4 +1,4 @@
-"""A web page and a JSON API over a model and, if there is one, an index of pictures.
+"""A web page and a JSON API over a model and, if there is one, an index of images.
 
 ```python
 import mmssl
@@ -10,6 +10,6 @@ app = create_app(mmssl.load("runs/quickstart"), Index("index"))  # a FastAPI app
 """
 
 from mmssl.apps.serve.app import create_app
-from mmssl.apps.serve.limits import Limits
+from mmssl.apps.serve.limits import ServerLimits
 
-__all__ = ["Limits", "create_app"]
+__all__ = ["ServerLimits", "create_app"]

@@ -11,35 +11,35 @@ from pydantic import StringConstraints
 from mmssl.apps.search import Index
 from mmssl.apps.serve.guard import LATER, Guard
 from mmssl.apps.serve.handlers import Method, RefusalError, Service
-from mmssl.apps.serve.limits import Limits
+from mmssl.apps.serve.limits import ServerLimits
 from mmssl.apps.serve.page import render_page
-from mmssl.apps.serve.schemas import Facts, Guesses, Health, Hits, Map, Problem
+from mmssl.apps.serve.schemas import ErrorAnswer, Guesses, Hits, Map, ModelFacts, ServerStatus
 from mmssl.apps.serve.worker import BusyError, Worker
 from mmssl.inference.model import Model
 
-Picture = Annotated[UploadFile, File(description="JPEG, PNG, WebP, GIF, BMP or TIFF.")]
+Image = Annotated[UploadFile, File(description="JPEG, PNG, WebP, GIF, BMP or TIFF.")]
 READERS = 2
-"""Threads that read pictures from shards."""
+"""Threads that read images from shards."""
 DEFAULT_HITS = 24
 _LARGEST_ROW = 2**53
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": words}
+    status: {"model": ErrorAnswer, "description": words}
     for status, words in {
         400: "The request cannot be read.",
         403: "A page of another site asked.",
         404: "There is no such thing here.",
         408: "The request arrived too slowly.",
-        413: "The upload or its picture is too large.",
-        415: "The upload is no picture.",
+        413: "The upload or its image is too large.",
+        415: "The upload is no image.",
         421: "The Host header is not one of this server's names.",
-        422: "A field is missing, wrong or too long, or the picture is broken.",
+        422: "A field is missing, wrong or too long, or the image is broken.",
         500: "The server failed.",
         503: "The server is busy; Retry-After says when to ask again.",
     }.items()
 }
 
 
-def create_app(model: Model, index: Index | None = None, limits: Limits | None = None) -> FastAPI:
+def create_app(model: Model, index: Index | None = None, limits: ServerLimits | None = None) -> FastAPI:
     """A FastAPI application that serves a model.
 
     Args:
@@ -50,13 +50,13 @@ def create_app(model: Model, index: Index | None = None, limits: Limits | None =
     """
     if index is not None:
         index.check(model)
-    bounds = limits or Limits()
+    bounds = limits or ServerLimits()
     service = Service(model, index, bounds)
     page, policy = render_page()
     app = FastAPI(
         title="mmssl",
         version=version("mmssl"),
-        description="Pictures and texts compared by one model. No route names a file of the server.",
+        description="Images and texts compared by one model. No route names a file of the server.",
         openapi_url="/api/openapi.json",
         docs_url=None,  # its page would load scripts from another site
         redoc_url=None,
@@ -69,7 +69,7 @@ def create_app(model: Model, index: Index | None = None, limits: Limits | None =
     # One thread for the model, whose operations use all cores by themselves; maps do not hold up the rest.
     thinking = Worker("model", 1, bounds.requests)
     _add_facts(app, service, page)
-    _add_search(app, service, thinking, Worker("pictures", READERS, bounds.requests))
+    _add_search(app, service, thinking, Worker("images", READERS, bounds.requests))
     _add_uploads(app, service, thinking, Worker("maps", 1, bounds.maps))
     return app
 
@@ -82,11 +82,11 @@ def _add_facts(app: FastAPI, service: Service, page: str) -> None:
         return HTMLResponse(page)
 
     @app.get("/api/health", summary="Whether the server answers")
-    async def health() -> Health:
-        return Health()
+    async def health() -> ServerStatus:
+        return ServerStatus()
 
     @app.get("/api/model", summary="What is served, and its limits")
-    async def model() -> Facts:
+    async def model() -> ModelFacts:
         return facts
 
 
@@ -94,31 +94,31 @@ def _add_search(app: FastAPI, service: Service, thinking: Worker, reading: Worke
     limits = service.limits
     some = min(DEFAULT_HITS, limits.hits)
     words = Query(min_length=1, max_length=limits.text_chars, pattern=r"\S")
-    count = Query(ge=1, le=limits.hits, description="Pictures to find.")
-    number = Path(ge=0, le=_LARGEST_ROW, description="Number of a picture in the index.")
+    count = Query(ge=1, le=limits.hits, description="Images to find.")
+    number = Path(ge=0, le=_LARGEST_ROW, description="Number of an image in the index.")
 
-    @app.get("/api/search", summary="The pictures nearest to words")
+    @app.get("/api/search", summary="The images nearest to words")
     async def search_text(text: Annotated[str, words], k: Annotated[int, count] = some) -> Hits:
         return await thinking.run(lambda: service.by_text(text, k))
 
-    @app.post("/api/search", summary="The pictures nearest to an uploaded picture")
-    async def search_picture(
-        picture: Picture,
-        k: Annotated[int, Form(ge=1, le=limits.hits, description="Pictures to find.")] = some,
+    @app.post("/api/search", summary="The images nearest to an uploaded image")
+    async def search_image(
+        image: Image,
+        k: Annotated[int, Form(ge=1, le=limits.hits, description="Images to find.")] = some,
     ) -> Hits:
-        return await thinking.run(lambda: service.by_picture(picture.file, k))
+        return await thinking.run(lambda: service.by_image(image.file, k))
 
-    @app.get("/api/pictures/{row}/nearest", summary="The pictures nearest to one of the index")
+    @app.get("/api/images/{row}/nearest", summary="The images nearest to one of the index")
     async def search_row(row: Annotated[int, number], k: Annotated[int, count] = some) -> Hits:
         return await thinking.run(lambda: service.by_row(row, k))
 
     @app.get(
-        "/api/pictures/{row}",
-        summary="A picture of the index, small",
+        "/api/images/{row}",
+        summary="An image of the index, small",
         response_class=Response,
         responses={200: {"content": {"image/jpeg": {}}}},
     )
-    async def picture(row: Annotated[int, number]) -> Response:
+    async def image(row: Annotated[int, number]) -> Response:
         content = await reading.run(lambda: service.thumbnail(row))
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
 
@@ -127,23 +127,23 @@ def _add_uploads(app: FastAPI, service: Service, thinking: Worker, mapping: Work
     limits = service.limits
     label = StringConstraints(min_length=1, max_length=limits.text_chars, pattern=r"\S")
 
-    @app.post("/api/labels", summary="How well each of some labels fits an uploaded picture")
+    @app.post("/api/labels", summary="How well each of some labels fits an uploaded image")
     async def labels(
-        picture: Picture,
+        image: Image,
         labels: Annotated[list[Annotated[str, label]], Form(min_length=1, max_length=limits.labels)],
         template: Annotated[
             str, Form(max_length=limits.text_chars, pattern=r"\{c\}", description="The prompt; {c} is the label.")
         ] = "{c}",
     ) -> Guesses:
-        return await thinking.run(lambda: service.labels(picture.file, labels, template))
+        return await thinking.run(lambda: service.labels(image.file, labels, template))
 
-    @app.post("/api/map", summary="Where in an uploaded picture a text comes from")
+    @app.post("/api/map", summary="Where in an uploaded image a text comes from")
     async def map_(
-        picture: Picture,
+        image: Image,
         text: Annotated[str, Form(min_length=1, max_length=limits.text_chars, pattern=r"\S")],
         method: Annotated[Method, Form()] = "rise",
     ) -> Map:
-        return await mapping.run(lambda: service.map(picture.file, text, method))
+        return await mapping.run(lambda: service.map(image.file, text, method))
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmssl.apps.serve.limits import Limits
+from mmssl.apps.serve.limits import ServerLimits
 
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 256 << 20
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 class Guard:
     """ASGI middleware around the whole application. Every refusal is JSON, `{"detail": ...}`."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, policy: str) -> None:
+    def __init__(self, app: ASGIApp, limits: ServerLimits, policy: str) -> None:
         """`policy`: the Content-Security-Policy."""
         self.app = app
         self.limits = limits
@@ -98,7 +98,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
 class _Body:
     """A request's body as it arrives, with an end to its size and time."""
 
-    def __init__(self, receive: Receive, limits: Limits) -> None:
+    def __init__(self, receive: Receive, limits: ServerLimits) -> None:
         self._receive = receive
         self._limits = limits
         self._bytes = 0
@@ -145,7 +145,7 @@ class _Answer:
         await self._send(message)
 
 
-def too_large(limits: Limits) -> str:
+def too_large(limits: ServerLimits) -> str:
     """What is said of a body over the cap."""
     return f"the upload has more than {limits.upload_bytes:,} bytes"
 

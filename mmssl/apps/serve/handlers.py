@@ -13,10 +13,10 @@ from mmssl.apps.explain.explanation import overlay
 from mmssl.apps.explain.maps import heat, image_maps, methods_of
 from mmssl.apps.explain.word_scores import word_scores
 from mmssl.apps.search import Index
-from mmssl.apps.search.images import Originals
+from mmssl.apps.search.images import ShardImages
 from mmssl.apps.search.nearest import Vectors
-from mmssl.apps.serve.limits import Limits
-from mmssl.apps.serve.schemas import Caps, Facts, Found, Guess, Guesses, Hits, Map, WordScore
+from mmssl.apps.serve.limits import ServerLimits
+from mmssl.apps.serve.schemas import Caps, Found, Guess, Guesses, Hits, Map, ModelFacts, WordScore
 from mmssl.data.transforms.decode import REDUCTIONS, DecodeError, decode, read_header
 from mmssl.inference.model import Model
 
@@ -25,7 +25,7 @@ _START_OF_SCAN = b"\xff\xda"
 THUMBNAIL = 320
 """Longer side of a thumbnail in pixels."""
 Method = Literal["rise", "occlusion", "similarity"]
-"""Maps that only encode. Those with gradients hook into the layers while pictures of other requests pass them."""
+"""Maps that only encode. Those with gradients hook into the layers while images of other requests pass them."""
 
 
 class RefusalError(Exception):
@@ -40,20 +40,20 @@ class RefusalError(Exception):
 class Service:
     """A model and an index, asked for answers."""
 
-    def __init__(self, model: Model, index: Index | None, limits: Limits) -> None:
+    def __init__(self, model: Model, index: Index | None, limits: ServerLimits) -> None:
         self.model = model
         self.index = index
         self.limits = limits
-        self.originals = None if index is None else Originals(index)
+        self.originals = None if index is None else ShardImages(index)
 
-    def facts(self) -> Facts:
+    def facts(self) -> ModelFacts:
         """What is served."""
         limits = self.limits
-        return Facts(
+        return ModelFacts(
             vision=self.model.config.vision.name,
             dimensions=self.model.config.embed_dim,
             image_size=self.model.vision.image_size,
-            pictures=None if self.index is None else len(self.index),
+            images=None if self.index is None else len(self.index),
             methods=self.methods(),
             limits=Caps(
                 upload_bytes=limits.upload_bytes,
@@ -70,24 +70,24 @@ class Service:
         return [name for name in get_args(Method) if name in possible]
 
     def by_text(self, text: str, k: int) -> Hits:
-        """The pictures nearest to words."""
+        """The images nearest to words."""
         self._searched()
         return self._nearest(self.model.encode_text(text).numpy(), k)
 
-    def by_picture(self, upload: BinaryIO, k: int) -> Hits:
-        """The pictures nearest to a picture."""
+    def by_image(self, upload: BinaryIO, k: int) -> Hits:
+        """The images nearest to an image."""
         self._searched()
         return self._nearest(self.model.encode_rendered(self._seen(upload)[None]).numpy(), k)
 
     def by_row(self, row: int, k: int) -> Hits:
-        """The pictures nearest to one of them, without itself."""
+        """The images nearest to one of them, without itself."""
         index = self._searched()
         self._check(row)
         hits = self._nearest(index.vector(row)[None], k + 1).hits
         return Hits(hits=[hit for hit in hits if hit.row != row][:k])
 
     def labels(self, upload: BinaryIO, labels: Sequence[str], template: str) -> Guesses:
-        """How well each label fits a picture."""
+        """How well each label fits an image."""
         image = self.model.encode_rendered(self._seen(upload)[None])
         texts = self.model.encode_text([template.replace("{c}", label) for label in labels])
         similarities = (image @ texts.T)[0]
@@ -99,7 +99,7 @@ class Service:
         return Guesses(labels=sorted(guesses, key=lambda guess: -guess.probability))
 
     def map(self, upload: BinaryIO, text: str, method: Method) -> Map:
-        """Where in a picture a text comes from."""
+        """Where in an image a text comes from."""
         if method not in self.methods():
             raise RefusalError(422, f"method: this model's vision tower takes {', '.join(self.methods())}")
         seen = self._seen(upload)
@@ -115,24 +115,24 @@ class Service:
         )
 
     def thumbnail(self, row: int) -> bytes:
-        """A picture of the index, small, as JPEG."""
+        """An image of the index, small, as JPEG."""
         self._searched()
         self._check(row)
         assert self.originals is not None
         content = self.originals.read(row)
         if content is None:
-            raise RefusalError(404, f"picture {row} cannot be read; its shard is not on this machine, or has changed")
+            raise RefusalError(404, f"image {row} cannot be read; its shard is not on this machine, or has changed")
         try:
             header = read_header(content, sys.maxsize)
             if header.width * header.height > self.limits.pixels:
-                raise RefusalError(404, f"picture {row} is too large to be shown")
+                raise RefusalError(404, f"image {row} is too large to be shown")
             shrink = max(header.width, header.height) / THUMBNAIL
             reduce = next((factor for factor in REDUCTIONS if shrink >= factor and header.reducible), 1)
-            picture = Image.fromarray(decode(content, header, reduce))
+            image = Image.fromarray(decode(content, header, reduce))
         except DecodeError:
-            raise RefusalError(404, f"picture {row} is broken") from None
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        return _encoded(picture, "JPEG")
+            raise RefusalError(404, f"image {row} is broken") from None
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        return _encoded(image, "JPEG")
 
     def _searched(self) -> Index:
         if self.index is None:
@@ -141,7 +141,7 @@ class Service:
 
     def _check(self, row: int) -> None:
         if not 0 <= row < len(self._searched()):
-            raise RefusalError(404, f"there is no picture {row}")
+            raise RefusalError(404, f"there is no image {row}")
 
     def _nearest(self, vectors: Vectors, k: int) -> Hits:
         index = self._searched()
@@ -156,7 +156,7 @@ class Service:
         )
 
     def _seen(self, upload: BinaryIO) -> Tensor:
-        """An uploaded picture as the model sees it, uint8 [3, S, S]. Its size is known before it is decoded."""
+        """An uploaded image as the model sees it, uint8 [3, S, S]. Its size is known before it is decoded."""
         content = upload.read()
         try:
             header = read_header(content, sys.maxsize)
@@ -165,12 +165,11 @@ class Service:
         if header.width * header.height > self.limits.pixels:
             raise RefusalError(
                 413,
-                f"the picture has {header.width} x {header.height} pixels, more than the limit of "
-                f"{self.limits.pixels:,}",
+                f"the image has {header.width} x {header.height} pixels, more than the limit of {self.limits.pixels:,}",
             )
         if max(header.width, header.height) > self.limits.elongation * min(header.width, header.height):
             raise RefusalError(
-                422, f"the picture is more than {self.limits.elongation} times as long as it is wide; cut it first"
+                422, f"the image is more than {self.limits.elongation} times as long as it is wide; cut it first"
             )
         if header.format == "JPEG" and content.count(_START_OF_SCAN) > self.limits.scans:
             raise RefusalError(422, f"the JPEG has more than {self.limits.scans} scans; save it anew")
@@ -180,12 +179,12 @@ class Service:
             raise RefusalError(422, str(error)) from None
 
 
-def _data_uri(picture: Tensor) -> str:
-    png = _encoded(Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()), "PNG")
+def _data_uri(image: Tensor) -> str:
+    png = _encoded(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), "PNG")
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _encoded(picture: Image.Image, kind: str) -> bytes:
+def _encoded(image: Image.Image, kind: str) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind)
+    image.save(file, kind)
     return file.getvalue()

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, Field
 
 
-class Health(BaseModel):
+class ServerStatus(BaseModel):
     """The server answers."""
 
     status: str = "ok"
@@ -19,28 +19,28 @@ class Caps(BaseModel):
     hits: int
 
 
-class Facts(BaseModel):
+class ModelFacts(BaseModel):
     """What is served."""
 
     vision: str = Field(description="The vision tower.")
     dimensions: int = Field(description="Numbers of a vector.")
-    image_size: int = Field(description="Side in pixels of what the model sees of a picture.")
-    pictures: int | None = Field(description="Pictures in the index; null without one.")
+    image_size: int = Field(description="Side in pixels of what the model sees of an image.")
+    images: int | None = Field(description="Images in the index; null without one.")
     methods: list[str] = Field(description="Ways to make a similarity map.")
     limits: Caps
 
 
 class Found(BaseModel):
-    """A picture of the index."""
+    """An image of the index."""
 
-    row: int = Field(description="Its number, for /api/pictures/{row}.")
+    row: int = Field(description="Its number, for /api/images/{row}.")
     similarity: float = Field(description="Cosine with what was looked for.")
     key: str = Field(description="Its name inside its shard.")
     caption: str
 
 
 class Hits(BaseModel):
-    """Pictures of the index, the nearest first."""
+    """Images of the index, the nearest first."""
 
     hits: list[Found]
 
@@ -50,7 +50,7 @@ class Guess(BaseModel):
 
     label: str
     probability: float = Field(description="Among the given labels; they sum to 1.")
-    similarity: float = Field(description="Cosine of the picture and the prompt.")
+    similarity: float = Field(description="Cosine of the image and the prompt.")
 
 
 class Guesses(BaseModel):
@@ -67,16 +67,16 @@ class WordScore(BaseModel):
 
 
 class Map(BaseModel):
-    """Where in a picture a text comes from."""
+    """Where in an image a text comes from."""
 
-    similarity: float = Field(description="Cosine of the picture and the text.")
+    similarity: float = Field(description="Cosine of the image and the text.")
     method: str
     grid: list[list[float]] = Field(description="Rows of the map, from the top; more speaks more for the text.")
     overlay: str = Field(description="What the model sees with the map laid over it, a PNG as a data: URI.")
     words: list[WordScore]
 
 
-class Problem(BaseModel):
+class ErrorAnswer(BaseModel):
     """Why a request was refused."""
 
     detail: str

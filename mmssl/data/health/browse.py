@@ -1,4 +1,4 @@
-"""Samples to look at: a sheet of pictures with their captions, or one sample by its key."""
+"""Samples to look at: a sheet of images with their captions, or one sample by its key."""
 
 import json
 import textwrap
@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mmssl.data.shards.index import index_shards
-from mmssl.data.shards.samples import Limits, SampleError, parse_sample
+from mmssl.data.shards.samples import SampleError, SampleLimits, parse_sample
 from mmssl.data.sources.catalog import Catalog
 from mmssl.data.sources.patterns import is_remote
 from mmssl.data.sources.reader import LocalFiles, iter_samples
-from mmssl.data.storage.fetch import Patience
+from mmssl.data.storage.fetch import RetryPolicy
 from mmssl.data.transforms.captions import render_caption
 from mmssl.data.transforms.decode import DecodeError, Pixels, decode, read_header
 from mmssl.rng import generator
@@ -27,19 +27,19 @@ _MARGIN = 8
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture of a sheet; None where it cannot be decoded."""
+    """One image of a sheet; None where it cannot be decoded."""
 
     pixels: Pixels | None
     """uint8 [H, W, 3]."""
     caption: str
 
 
-def pick(shards: Sequence[str], count: int, seed: int = 0, limits: Limits | None = None) -> list[Sample]:
+def pick(shards: Sequence[str], count: int, seed: int = 0, limits: SampleLimits | None = None) -> list[Sample]:
     """`count` samples drawn evenly from all of the shards, in file order.
 
     Local shards are read where the samples stand, by their index; remote ones from beginning to end.
     """
-    rng, limits = generator(seed, "pick"), limits or Limits()
+    rng, limits = generator(seed, "pick"), limits or SampleLimits()
     if any(is_remote(shard) for shard in shards):
         return _reservoir(iter_samples(shards, limits), count, rng)
     indexes = index_shards(shards, limits)
@@ -47,7 +47,7 @@ def pick(shards: Sequence[str], count: int, seed: int = 0, limits: Limits | None
     numbers = np.sort(rng.choice(total, min(count, total), replace=False))
     chosen = []
     with closing(LocalFiles()) as files:
-        for place in Catalog([indexes], Patience()).places(0, numbers):
+        for place in Catalog([indexes], RetryPolicy()).locations(0, numbers):
             shard = shards[place.shard]
             with suppress(SampleError):
                 chosen.append(parse_sample(place.id, shard, files.read(shard, place.start, place.stop), limits))
@@ -65,7 +65,7 @@ def _reservoir(samples: Iterable[Sample], count: int, rng: np.random.Generator) 
     return sorted(chosen, key=lambda sample: sample.id)
 
 
-def find(shards: Sequence[str], key: str, limits: Limits | None = None) -> Sample:
+def find(shards: Sequence[str], key: str, limits: SampleLimits | None = None) -> Sample:
     """The first sample with a key, given as it stands in the tar or as `shard:key`.
 
     Raises:
@@ -81,12 +81,12 @@ def describe(sample: Sample) -> str:
     """All that is known of a sample, as text."""
     try:
         header = read_header(sample.image)
-        picture = f"{header.format}, {header.width} x {header.height} pixels, {len(sample.image):,} bytes"
+        image = f"{header.format}, {header.width} x {header.height} pixels, {len(sample.image):,} bytes"
         if header.orientation != 1:
-            picture += f", EXIF orientation {header.orientation}"
+            image += f", EXIF orientation {header.orientation}"
     except DecodeError as error:
-        picture = str(error)
-    lines = [f"{sample.shard}:{sample.key}", f"  picture: {picture}"]
+        image = str(error)
+    lines = [f"{sample.shard}:{sample.key}", f"  image: {image}"]
     lines += [f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in sample.fields.items()]
     return "\n".join(lines)
 
@@ -104,7 +104,7 @@ def entries(samples: Iterable[Sample], templates: Sequence[str] = ("{txt}",)) ->
 
 
 def contact_sheet(entries: Sequence[Entry], columns: int = 8, side: int = 160) -> Image.Image:
-    """Pictures fitted into squares of `side` pixels, a few lines of caption under each."""
+    """Images fitted into squares of `side` pixels, a few lines of caption under each."""
     font = ImageFont.load_default(_FONT_SIZE)
     rows = max(1, -(-len(entries) // columns))
     width, height = side + _MARGIN, side + _MARGIN + _LINES * (_FONT_SIZE + 3)
@@ -115,8 +115,8 @@ def contact_sheet(entries: Sequence[Entry], columns: int = 8, side: int = 160) -
         if entry.pixels is None:
             canvas.rectangle((left, top, left + side - 1, top + side - 1), outline="red")
         else:
-            picture = _fit(entry.pixels, side)
-            sheet.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
+            image = _fit(entry.pixels, side)
+            sheet.paste(image, (left + (side - image.width) // 2, top + (side - image.height) // 2))
         lines = textwrap.wrap(entry.caption, width=side // 6, max_lines=_LINES, placeholder=" ...")
         canvas.multiline_text((left, top + side + 2), "\n".join(lines), fill="black", font=font, spacing=2)
     return sheet
@@ -129,5 +129,5 @@ def _fit(pixels: Pixels, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _first_key(shards: Sequence[str], limits: Limits | None) -> str:
+def _first_key(shards: Sequence[str], limits: SampleLimits | None) -> str:
     return next((sample.key for sample in iter_samples(shards, limits)), "nothing: there is no usable sample")

@@ -1,4 +1,4 @@
-"""Which pictures and captions are copies of each other."""
+"""Which images and captions are copies of each other."""
 
 import re
 from collections.abc import Hashable, Sequence
@@ -22,26 +22,26 @@ _MEAN_DIFFERENCE = 2.5
 _MAX_DIFFERENCE = 32
 _RELATIVE_DIFFERENCE = 0.06
 _SIGNS = 10
-"""Near pictures differ in the sign of at most so many of 60 pairs of neighbouring cells."""
+"""Near images differ in the sign of at most so many of 60 pairs of neighbouring cells."""
 _CHUNK = 1 << 16
 _BITS = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)
 _WORD = re.compile(r"[^\W_]+")
 
 
 def thumbnail(pixels: Pixels) -> Pixels:
-    """A picture squashed to uint8 [12, 12, 3]."""
+    """An image squashed to uint8 [12, 12, 3]."""
     planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
     cells = F.interpolate(planes, size=(THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)[0]
     thumb: Pixels = cells.permute(1, 2, 0).contiguous().numpy()
     return thumb
 
 
-def near_pictures(thumbnails: Pixels) -> Ints:
-    """Pairs of pictures [P, 2] whose thumbnails [N, 12, 12, 3] hardly differ.
+def near_duplicates(thumbnails: Pixels) -> Ints:
+    """Pairs of images [P, 2] whose thumbnails [N, 12, 12, 3] hardly differ.
 
     They differ by at most 2.5 of 255 and by 6 % of their own variation on average, and nowhere by more than 32: the
-    same picture in another size or compression, or lightly retouched. The signs of the differences between
-    neighbouring cells are sorted in a few rotations, and each picture is compared with the 16 after it: fast for
+    same image in another size or compression, or lightly retouched. The signs of the differences between
+    neighbouring cells are sorted in a few rotations, and each image is compared with the 16 after it: fast for
     millions, but a pair here or there may be missed.
     """
     pairs = [np.zeros((0, 2), np.int64)]
@@ -109,6 +109,6 @@ def _near(flat: Pixels, variation: npt.NDArray[np.float32], pairs: Ints) -> npt.
 
 
 def _variation(thumbnails: Pixels) -> npt.NDArray[np.float32]:
-    """Mean distance of the cells from the picture's mean colour, of 255 [N]."""
+    """Mean distance of the cells from the image's mean colour, of 255 [N]."""
     cells = thumbnails.reshape(len(thumbnails), -1, 3)
     return np.array([np.abs(c - c.mean(0, dtype=np.float32)).mean() for c in cells], dtype=np.float32)

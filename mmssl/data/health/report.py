@@ -13,18 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mmssl.data.health import statistics as measure
-from mmssl.data.health.duplicates import connect, near_pictures, same, words_of
+from mmssl.data.health.duplicates import connect, near_duplicates, same, words_of
 from mmssl.data.health.statistics import Figures
 from mmssl.data.health.survey import Survey
 from mmssl.data.transforms.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Health:
+class HealthReport:
     """Figures about a data set by subject, and advice."""
 
     samples: Figures
-    pictures: Figures
+    images: Figures
     captions: Figures
     batches: Figures
     advice: tuple[str, ...]
@@ -32,7 +32,7 @@ class Health:
 
     def figures(self) -> dict[str, Figures]:
         """The figures by subject."""
-        return {name: getattr(self, name) for name in ("samples", "pictures", "captions", "batches")}
+        return {name: getattr(self, name) for name in ("samples", "images", "captions", "batches")}
 
     def text(self) -> str:
         """The whole report for a terminal, ending with what to fix."""
@@ -50,26 +50,26 @@ class Health:
 
 def check(
     survey: Survey, *, tokenizer: Tokenizer | None = None, image_size: int = 224, batch_size: int = 256
-) -> Health:
+) -> HealthReport:
     """Judge a surveyed data set for training at an image size and batch size.
 
     Captions are measured in tokens of `tokenizer`, in words without one.
     """
     copies = same(survey.digests)
-    near = near_pictures(np.array(survey.thumbnails))
+    near = near_duplicates(np.array(survey.thumbnails))
     alike = same([words_of(caption) for caption in survey.captions])
     groups = connect(len(survey), copies, near, alike)
-    health = Health(
-        samples=measure.of_samples(survey),
-        pictures=measure.of_pictures(survey, image_size) | measure.of_picture_copies(survey, copies, near),
-        captions=measure.of_captions(survey, tokenizer) | measure.of_caption_copies(survey, alike),
-        batches={"batch size": batch_size} | measure.of_batches(len(survey), groups, batch_size),
+    health = HealthReport(
+        samples=measure.sample_statistics(survey),
+        images=measure.image_statistics(survey, image_size) | measure.image_copy_statistics(survey, copies, near),
+        captions=measure.caption_statistics(survey, tokenizer) | measure.caption_copy_statistics(survey, alike),
+        batches={"batch size": batch_size} | measure.batch_statistics(len(survey), groups, batch_size),
         advice=(),
     )
     return replace(health, advice=tuple(_advice(health, image_size)))
 
 
-def draw(survey: Survey, health: Health, path: Path, tokenizer: Tokenizer | None = None) -> None:
+def draw(survey: Survey, health: HealthReport, path: Path, tokenizer: Tokenizer | None = None) -> None:
     """Write a PNG with the distributions of sizes, shapes, caption lengths, repetition, scripts and losses."""
     figure = Figure(figsize=(14, 8), layout="constrained")
     axes: list[Axes] = list(figure.subplots(2, 3).flat)
@@ -77,7 +77,7 @@ def draw(survey: Survey, health: Health, path: Path, tokenizer: Tokenizer | None
     _histogram(axes[0], sides.min(1), "shorter side, pixels", log=True)
     _histogram(axes[1], sides[:, 0] / sides[:, 1], "width / height", log=True)
     unit = "words" if tokenizer is None else "tokens"
-    _histogram(axes[2], measure.lengths_of(survey, tokenizer), f"caption length, {unit}")
+    _histogram(axes[2], measure.length_statistics(survey, tokenizer), f"caption length, {unit}")
     _bars(axes[3], health.captions["most repeated"], "most repeated captions")
     _bars(axes[4], health.captions["scripts of letters"], "scripts, share of letters")
     _bars(axes[5], health.samples["left out"], "samples left out, by reason")
@@ -87,7 +87,7 @@ def draw(survey: Survey, health: Health, path: Path, tokenizer: Tokenizer | None
         figure.savefig(path, dpi=110)
 
 
-def _advice(health: Health, image_size: int) -> Iterator[str]:
+def _advice(health: HealthReport, image_size: int) -> Iterator[str]:
     samples, captions, count = health.samples, health.captions, health.samples["usable"]
     if lost := sum(samples["left out"].values()):
         yield f"{lost} samples are left out, for the reasons above: mend or remove them"
@@ -98,11 +98,11 @@ def _advice(health: Health, image_size: int) -> Iterator[str]:
         yield f"{len(damaged)} shards are damaged, as said above: fetch or pack them again"
     if samples["keys in several shards"]:
         yield "the same keys stand in several shards: one of these may be a copy of the other"
-    yield from _picture_advice(health.pictures, count, image_size)
+    yield from _image_advice(health.images, count, image_size)
     meets, size = health.batches.get("samples that meet a copy", 0.0), health.batches["batch size"]
     if meets > 0.1:
         yield (
-            f"{meets:.0%} of the samples meet a copy of their picture or caption in a batch of {size} and are pushed "
+            f"{meets:.0%} of the samples meet a copy of their image or caption in a batch of {size} and are pushed "
             "away from it: vary the captions, or use a smaller batch"
         )
     if captions.get("cut", 0.0) > 0.05:
@@ -114,23 +114,23 @@ def _advice(health: Health, image_size: int) -> Iterator[str]:
         )
 
 
-def _picture_advice(pictures: Figures, count: int, image_size: int) -> Iterator[str]:
-    if again := pictures["exact copies under another caption"]:
+def _image_advice(images: Figures, count: int, image_size: int) -> Iterator[str]:
+    if again := images["exact copies under another caption"]:
         yield (
-            f"{again} pictures come again under another caption: merge the captions into a list in one sample's JSON "
+            f"{again} images come again under another caption: merge the captions into a list in one sample's JSON "
             "and name the list in data.captions"
         )
-    if (copies := pictures["exact copies"] + pictures["near copies"]) > 0.02 * count:
-        yield f"{copies / count:.1%} of the pictures are copies of others: keep one of each"
-    if (tiny := pictures["tiny"]) > 0.01:
-        yield f"{tiny:.1%} of the pictures are below {measure.TINY} px: remove them"
-    if pictures["huge"] > 0 or pictures["shrunk to a quarter or less"] > 0.5:
+    if (copies := images["exact copies"] + images["near copies"]) > 0.02 * count:
+        yield f"{copies / count:.1%} of the images are copies of others: keep one of each"
+    if (tiny := images["tiny"]) > 0.01:
+        yield f"{tiny:.1%} of the images are below {measure.TINY} px: remove them"
+    if images["huge"] > 0 or images["shrunk to a quarter or less"] > 0.5:
         yield (
-            f"pictures are far larger than the {image_size} px a model sees: shrink them once, with "
+            f"images are far larger than the {image_size} px a model sees: shrink them once, with "
             f"`mmssl shards pack --resize {2 * image_size}`, to save most of the decoding"
         )
-    if (long := pictures["long"]) > 0.05:
-        yield f"{long:.0%} of the pictures are over {measure.LONG} times as long as wide: a crop shows little of them"
+    if (long := images["long"]) > 0.05:
+        yield f"{long:.0%} of the images are over {measure.LONG} times as long as wide: a crop shows little of them"
 
 
 def _show(value: Any) -> str:

@@ -18,17 +18,17 @@ Figures = dict[str, Any]
 Floats = npt.NDArray[np.float64]
 
 TINY = 32
-"""A picture whose shorter side has fewer pixels shows too little."""
+"""An image whose shorter side has fewer pixels shows too little."""
 HUGE = 16_000_000
-"""A picture with more pixels costs far more to decode than a model sees of it."""
+"""An image with more pixels costs far more to decode than a model sees of it."""
 LONG = 4
-"""A picture whose longer side is more than so many times the shorter loses most of itself to the centre crop."""
+"""An image whose longer side is more than so many times the shorter loses most of itself to the centre crop."""
 MASK_RATES = (0.15, 0.3, 0.4)
 """Shares of masked words for which the captions without a target are counted."""
 _EXAMPLES = 5
 
 
-def of_samples(survey: Survey) -> Figures:
+def sample_statistics(survey: Survey) -> Figures:
     """How many samples there are, and what is left out."""
     per_shard = Counter(survey.shards)
     keys = Counter(key[len(shard) + 1 :] for key, shard in zip(survey.keys, survey.shards, strict=True))
@@ -45,8 +45,8 @@ def of_samples(survey: Survey) -> Figures:
     }
 
 
-def of_pictures(survey: Survey, image_size: int) -> Figures:
-    """Formats and sizes, and shares of the pictures.
+def image_statistics(survey: Survey, image_size: int) -> Figures:
+    """Formats and sizes, and shares of the images.
 
     These are tiny (shorter side below 32 px), huge (more than 16 megapixels), enlarged to the model's `image_size`,
     shrunk to a quarter of their side or less, or long (more than 4 times their width).
@@ -67,7 +67,7 @@ def of_pictures(survey: Survey, image_size: int) -> Figures:
     }
 
 
-def of_picture_copies(survey: Survey, copies: Ints, near: Ints) -> Figures:
+def image_copy_statistics(survey: Survey, copies: Ints, near: Ints) -> Figures:
     """Copies are counted without the first of each group."""
     exact = connect(len(survey), copies)
     both = connect(len(survey), copies, near)
@@ -86,11 +86,11 @@ def of_picture_copies(survey: Survey, copies: Ints, near: Ints) -> Figures:
     }
 
 
-def of_captions(survey: Survey, tokenizer: Tokenizer | None) -> Figures:
+def caption_statistics(survey: Survey, tokenizer: Tokenizer | None) -> Figures:
     """Lengths, scripts, and the share that masked language modelling would leave without a target."""
     if not len(survey):
         return {"most repeated": {}, "scripts of letters": {}}
-    unit, lengths = "words" if tokenizer is None else "tokens", lengths_of(survey, tokenizer)
+    unit, lengths = "words" if tokenizer is None else "tokens", length_statistics(survey, tokenizer)
     words = np.array([len(caption.split()) for caption in survey.captions])
     figures: Figures = {f"{unit}, quantiles 1 50 99 %": _quantiles(lengths)}
     if tokenizer is not None:
@@ -105,7 +105,7 @@ def of_captions(survey: Survey, tokenizer: Tokenizer | None) -> Figures:
     return figures
 
 
-def of_caption_copies(survey: Survey, alike: Ints) -> Figures:
+def caption_copy_statistics(survey: Survey, alike: Ints) -> Figures:
     """Repeated captions, counted without the first of each group."""
     counts = Counter(survey.captions)
     near = _extra(connect(len(survey), alike))
@@ -117,8 +117,8 @@ def of_caption_copies(survey: Survey, alike: Ints) -> Figures:
     }
 
 
-def of_batches(count: int, groups: Ints, batch_size: int) -> Figures:
-    """Pairs of a batch whose pictures or captions are copies, yet are told apart by a contrastive loss.
+def batch_statistics(count: int, groups: Ints, batch_size: int) -> Figures:
+    """Pairs of a batch whose images or captions are copies, yet are told apart by a contrastive loss.
 
     For a batch drawn without regard to groups of sizes n_g among N samples: B (B - 1) / 2 * sum n_g (n_g - 1) /
     (N (N - 1)) pairs are expected.
@@ -135,7 +135,7 @@ def of_batches(count: int, groups: Ints, batch_size: int) -> Figures:
     }
 
 
-def lengths_of(survey: Survey, tokenizer: Tokenizer | None) -> Floats:
+def length_statistics(survey: Survey, tokenizer: Tokenizer | None) -> Floats:
     """Length of each caption: tokens with a tokenizer, else words."""
     if tokenizer is None:
         return np.array([len(caption.split()) for caption in survey.captions], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""One pass over every sample of shards: what its picture and its caption are like."""
+"""One pass over every sample of shards: what its image and its caption are like."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.data.health.duplicates import thumbnail
-from mmssl.data.shards.samples import BadSample, Limits
+from mmssl.data.shards.samples import BadSample, SampleLimits
 from mmssl.data.sources.reader import iter_samples
 from mmssl.data.transforms.captions import clean_caption, render_caption
 from mmssl.data.transforms.decode import MAX_PIXELS, REDUCTIONS, DecodeError, Header, Pixels, decode, read_header
@@ -35,10 +35,10 @@ class Survey:
     """The first template's caption of each, cleaned."""
     formats: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    """Width and height of each picture."""
+    """Width and height of each image."""
     image_bytes: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
-    """BLAKE2b-128 of each encoded picture."""
+    """BLAKE2b-128 of each encoded image."""
     thumbnails: list[Pixels] = field(default_factory=list)
     """uint8 [12, 12, 3] each."""
     bad: list[BadSample] = field(default_factory=list)
@@ -72,7 +72,7 @@ def survey(
     shards: Sequence[str],
     *,
     template: str = "{txt}",
-    limits: Limits | None = None,
+    limits: SampleLimits | None = None,
     max_pixels: int = MAX_PIXELS,
     first: int | None = None,
     problems: Sequence[str] = (),

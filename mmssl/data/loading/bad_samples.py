@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmssl.data.loading.parts import BAD_IN_A_ROW
-from mmssl.data.loading.pipeline import Made
+from mmssl.data.loading.pipeline import LoadedBatch
 from mmssl.data.shards.samples import BadSample
 from mmssl.types import UserError
 
@@ -13,7 +13,7 @@ _FIRST = 1_000
 """The fraction of bad samples counts after so many."""
 
 
-class Judge:
+class BadSampleBudget:
     """Writes bad samples down and stops the stream when they are too many."""
 
     def __init__(self, max_fraction: float, log: Path | None) -> None:
@@ -24,7 +24,7 @@ class Judge:
         self._in_a_row = 0
         self._last: BadSample | None = None
 
-    def take(self, made: Made) -> None:
+    def count(self, made: LoadedBatch) -> None:
         """Count a batch.
 
         Raises:
@@ -53,7 +53,7 @@ class Judge:
         where = "" if self._log is None else f"; all are in {self._log}"
         return f"is {bad.key!r} of {bad.shard} ({bad.error}){where}; run `mmssl shards check` on these shards"
 
-    def _write(self, made: Made) -> None:
+    def _write(self, made: LoadedBatch) -> None:
         if self._log is None or not made.bad:
             return
         with self._log.open("a", encoding="utf-8") as file:

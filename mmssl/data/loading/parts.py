@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmssl.data.order.plan import Plan, Position, Run
-from mmssl.data.shards.samples import BadSample, Limits, SampleError, parse_sample
-from mmssl.data.sources.catalog import Catalog, Place
+from mmssl.data.order.plan import Position, SampleRun, StreamPlan
+from mmssl.data.shards.samples import BadSample, SampleError, SampleLimits, parse_sample
+from mmssl.data.sources.catalog import Catalog, SampleLocation
 from mmssl.data.sources.patterns import is_remote
 from mmssl.data.storage.blocks import Span
 from mmssl.data.storage.files import Access, Files
@@ -22,7 +22,7 @@ BAD_IN_A_ROW = 100
 """So many unusable samples in a row stop the stream."""
 
 
-class Rendered(Protocol):
+class RenderedSamples(Protocol):
     """What a rendering of n samples gives; the rows of `bad` samples hold anything."""
 
     @property
@@ -39,19 +39,19 @@ class Rendered(Protocol):
 
     @property
     def draws(self) -> dict[str, Tensor]:
-        """View name -> numbers of its pictures' changes, float64 [n, ...], where these are still to be made."""
+        """View name -> numbers of its images' changes, float64 [n, ...], where these are still to be made."""
 
 
 class Render(Protocol):
     """Decodes and augments samples; must be picklable for process workers and safe to call from several
     threads."""
 
-    def __call__(self, samples: Sequence[Sample], epoch: int) -> Rendered:
+    def __call__(self, samples: Sequence[Sample], epoch: int) -> RenderedSamples:
         """Render samples for an epoch."""
 
 
 @dataclass(frozen=True)
-class Task:
+class PartTask:
     """Samples [start, stop) of the global batch that begins at `position`."""
 
     position: Position
@@ -61,7 +61,7 @@ class Task:
 
 
 @dataclass
-class Part:
+class BatchPart:
     """Rendered samples of a task, n of them."""
 
     views: dict[str, Tensor]
@@ -79,7 +79,7 @@ class Part:
     """Place in the part, and what was wrong there before a stand-in took it."""
 
 
-class Watch:
+class ReadMonitor:
     """Where a worker reads at the moment; lives in shared memory so that the training process can tell."""
 
     def __init__(self, workers: int) -> None:
@@ -92,10 +92,12 @@ class Watch:
         return row
 
 
-class Assembler:
+class PartBuilder:
     """Makes parts. Without state of its own, so any worker may make any part."""
 
-    def __init__(self, plan: Plan, catalog: Catalog, render: Render, limits: Limits, access: Access) -> None:
+    def __init__(
+        self, plan: StreamPlan, catalog: Catalog, render: Render, limits: SampleLimits, access: Access
+    ) -> None:
         self.plan = plan
         self.catalog = catalog
         self.render = render
@@ -104,7 +106,7 @@ class Assembler:
         self.shards = [index.shard for index in catalog.shards]
         self._remote = [catalog.is_remote(source) for source in range(len(catalog.sources))]
 
-    def part(self, task: Task, files: Files, watch: NDArray[np.int64]) -> Part:
+    def part(self, task: PartTask, files: Files, watch: NDArray[np.int64]) -> BatchPart:
         """Read and render a task's samples.
 
         Raises:
@@ -115,40 +117,40 @@ class Assembler:
         for run in runs:
             if self._remote[run.source]:
                 self._expect(files, run)
-        part = _Making(self, task.stop - task.start, files, watch).part(runs)
+        part = _PartBuild(self, task.stop - task.start, files, watch).part(runs)
         part.retries = files.retries - retries
         return part
 
-    def _expect(self, files: Files, run: Run) -> None:
+    def _expect(self, files: Files, run: SampleRun) -> None:
         """Fetch the blocks of a run and the one after them ahead of their use."""
         order = self.plan.order(run.source, run.epoch)
         first, last = (order.block_number(run.lane, depth) for depth in (run.start, run.stop - 1))
         reader, what = (run.source, run.lane), (run.epoch, first, last)
-        if files.has_expected(reader, what):
+        if files.has_prefetched(reader, what):
             return
-        places = self.catalog.places(run.source, order.block_samples(run.lane, first, last + 1))
-        found = [(self.catalog.shards[place.shard], place) for place in places]
+        locations = self.catalog.locations(run.source, order.block_samples(run.lane, first, last + 1))
+        found = [(self.catalog.shards[place.shard], place) for place in locations]
         spans = [Span(shard, place.start, place.stop) for shard, place in found if is_remote(shard.shard)]
-        files.expect(reader, what, spans)
+        files.prefetch(reader, what, spans)
 
 
-class _Making:
+class _PartBuild:
     """One part in the making."""
 
-    def __init__(self, parent: Assembler, count: int, files: Files, watch: NDArray[np.int64]) -> None:
+    def __init__(self, parent: PartBuilder, count: int, files: Files, watch: NDArray[np.int64]) -> None:
         self._parent = parent
         self._files = files
         self._watch = watch
         self._samples: list[Sample | None] = [None] * count
         self._bad: dict[int, BadSample] = {}
-        self._pieces: list[tuple[list[int], list[int], Rendered]] = []
+        self._pieces: list[tuple[list[int], list[int], RenderedSamples]] = []
         """Places in the part, rows of the rendering, the rendering."""
         self._bytes = 0
 
-    def part(self, runs: Sequence[Run]) -> Part:
+    def part(self, runs: Sequence[SampleRun]) -> BatchPart:
         for run in runs:
-            places = self._parent.catalog.places(run.source, self._parent.plan.ids(run))
-            for slot, place in zip(run.slots.tolist(), places, strict=True):
+            locations = self._parent.catalog.locations(run.source, self._parent.plan.ids(run))
+            for slot, place in zip(run.slots.tolist(), locations, strict=True):
                 self._read(slot, place)
         for epoch in sorted({run.epoch for run in runs}):
             self._render(epoch, [slot for run in runs if run.epoch == epoch for slot in run.slots.tolist()])
@@ -163,9 +165,9 @@ class _Making:
             sources[run.source] += len(run.slots)
         views, draws, texts = compose(self._pieces, len(samples))
         ids, keys = [s.id for s in samples], [f"{s.shard}:{s.key}" for s in samples]
-        return Part(views, draws, texts, ids, keys, sources, self._bytes, bad=sorted(self._bad.items()))
+        return BatchPart(views, draws, texts, ids, keys, sources, self._bytes, bad=sorted(self._bad.items()))
 
-    def _read(self, slot: int, place: Place) -> str | None:
+    def _read(self, slot: int, place: SampleLocation) -> str | None:
         """Fill a slot; the error where that fails."""
         index = self._parent.catalog.shards[place.shard]
         shard = index.shard
@@ -192,12 +194,12 @@ class _Making:
         good = [row for row, slot in enumerate(slots) if slot not in self._bad]
         self._pieces.append(([slots[row] for row in good], good, rendered))
 
-    def _stand_in(self, run: Run, depth: int, slot: int) -> None:
+    def _stand_in(self, run: SampleRun, depth: int, slot: int) -> None:
         plan, catalog = self._parent.plan, self._parent.catalog
         tried = 0
         for number in plan.stand_ins(run, depth, BAD_IN_A_ROW):
             tried += 1
-            if self._read(slot, catalog.places(run.source, np.array([number]))[0]) is not None:
+            if self._read(slot, catalog.locations(run.source, np.array([number]))[0]) is not None:
                 continue
             sample = self._samples[slot]
             assert sample is not None
@@ -213,7 +215,7 @@ class _Making:
 
 
 def compose(
-    pieces: Sequence[tuple[list[int], list[int], Rendered]], count: int
+    pieces: Sequence[tuple[list[int], list[int], RenderedSamples]], count: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
     """The pieces' rows in the order of their places: views, draws and texts."""
     slots, rows, rendered = pieces[0]

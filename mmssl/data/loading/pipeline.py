@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmssl.data.loading.workers import Positions, Wait, Workers
+from mmssl.data.loading.workers import BatchPositions, Wait, Workers
 from mmssl.data.order.plan import Position
 from mmssl.data.shards.samples import BadSample
-from mmssl.data.transforms.views import empty_pictures
+from mmssl.data.transforms.views import empty_images
 from mmssl.types import Batch
 
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Made:
+class LoadedBatch:
     """A batch and what it took."""
 
     batch: Batch
@@ -36,14 +36,14 @@ class Made:
     """Samples of each source."""
 
 
-class Joiner:
+class PartJoiner:
     """Makes one batch of its parts."""
 
     def __init__(self, tokenize: Tokenize, pin_memory: bool) -> None:
         self._tokenize = tokenize
         self._pin_memory = pin_memory
 
-    def join(self, parts: Wait, after: Position) -> Made:
+    def join(self, parts: Wait, after: Position) -> LoadedBatch:
         """Wait for the parts and put them together in order."""
         found = parts()
         tokens, mask = self._tokenize([text for part in found for text in part.texts])
@@ -60,7 +60,7 @@ class Joiner:
             bad += [(first + slot, sample) for slot, sample in part.bad]
             first += len(part.keys)
         sources = tuple(map(sum, zip(*(part.sources for part in found), strict=True)))
-        return Made(
+        return LoadedBatch(
             batch,
             after,
             bad,
@@ -74,7 +74,7 @@ class Joiner:
             return views[0]
         count, side = sum(len(view) for view in views), views[0].shape[-1]
         if not self._pin_memory:
-            return torch.cat(list(views), out=empty_pictures(count, side))
+            return torch.cat(list(views), out=empty_images(count, side))
         return torch.cat(list(views), out=torch.empty(count, 3, side, side, dtype=torch.uint8, pin_memory=True))
 
 
@@ -84,8 +84,8 @@ class Pipeline:
     def __init__(
         self,
         workers: Workers,
-        joiner: Joiner,
-        plan: Positions,
+        joiner: PartJoiner,
+        plan: BatchPositions,
         batch_size: int,
         first: Position,
         *,
@@ -101,11 +101,11 @@ class Pipeline:
         self._ahead = ahead
         self._shards = shards
         self._stall_seconds = stall_seconds
-        self._pending: deque[Future[Made]] = deque()
+        self._pending: deque[Future[LoadedBatch]] = deque()
         # One thread: batches are joined in order.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mmssl-join") if ahead > 0 else None
 
-    def next(self) -> Made:
+    def next(self) -> LoadedBatch:
         """The next batch; errors of the workers come out here."""
         if self._pool is None:
             return self._joiner.join(*self._request())

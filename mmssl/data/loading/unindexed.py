@@ -15,11 +15,11 @@ import numpy as np
 import webdataset
 from numpy.typing import NDArray
 
-from mmssl.data.loading.parts import BAD_IN_A_ROW, Part, Render, Task, compose
+from mmssl.data.loading.parts import BAD_IN_A_ROW, BatchPart, PartTask, Render, compose
 from mmssl.data.order.epoch import shuffled
 from mmssl.data.order.mixture import Mixture
 from mmssl.data.order.plan import STATE_VERSION, Position
-from mmssl.data.shards.samples import BadSample, Limits
+from mmssl.data.shards.samples import BadSample, SampleLimits
 from mmssl.data.sources.reader import read_shard
 from mmssl.data.storage.fetch import Fetcher
 from mmssl.data.storage.files import Access, Files
@@ -40,7 +40,7 @@ Found = tuple[Sample | BadSample, int]
 """A sample or what was wrong with it, and the pass over the shards."""
 
 
-class Passes:
+class UnindexedPlan:
     """Where batches begin and end when nothing is known of the shards but their names."""
 
     def __init__(self, sources: Sequence[Sequence[str]], seed: int, lanes: int) -> None:
@@ -91,34 +91,34 @@ class Passes:
         return Position(int(state["epoch"]), int(state["depth"]))
 
 
-def streamed_lanes(sources: Sequence[Sequence[str]], batch_size: int, world: int, lanes: int | None) -> int:
+def unindexed_lanes(sources: Sequence[Sequence[str]], batch_size: int, world_size: int, lanes: int | None) -> int:
     """Lanes that each have a shard of every source, and of which each process has as many.
 
     Raises:
         UserError: there are none, or the lanes asked for are not such.
     """
     most = min(len(shards) for shards in sources)
-    fitting = [n for n in range(world, min(64, most) + 1, world) if batch_size % n == 0]
-    if lanes is not None and lanes % world == 0 and lanes <= most:
+    fitting = [n for n in range(world_size, min(64, most) + 1, world_size) if batch_size % n == 0]
+    if lanes is not None and lanes % world_size == 0 and lanes <= most:
         return lanes
     if lanes is not None or not fitting:
         raise UserError(
-            f"{most} shards without an index cannot be read by {world} processes in {lanes or 'any number of'} lanes: "
+            f"{most} shards without an index cannot be read by {world_size} processes in {lanes or 'any number of'} lanes: "
             "the lanes must be a multiple of the processes and no more than the shards; run `mmssl shards index`"
         )
     return fitting[-1]
 
 
-class Streamer:
+class UnindexedBuilder:
     """Makes parts of batches from shards without an index. Each part's lanes are read by one worker only."""
 
     def __init__(
         self,
-        plan: Passes,
+        plan: UnindexedPlan,
         sources: Sequence[Sequence[str]],
         weights: Sequence[float],
         render: Render,
-        limits: Limits,
+        limits: SampleLimits,
         access: Access,
     ) -> None:
         self.plan = plan
@@ -129,7 +129,7 @@ class Streamer:
         self._limits = limits
         self._mixture = Mixture(weights)
 
-    def part(self, task: Task, files: Files, watch: NDArray[np.int64]) -> Part:
+    def part(self, task: PartTask, files: Files, watch: NDArray[np.int64]) -> BatchPart:
         """Read and render a task's samples; a bad one gives way to the next of its lane.
 
         Raises:
@@ -137,7 +137,7 @@ class Streamer:
         """
         depth = task.batch_size // self.plan.lanes
         assert task.start % depth == task.stop % depth == 0, "lanes are not split between workers"
-        making, retries = _Making(self._render, watch), files.retries
+        making, retries = _UnindexedBuild(self._render, watch), files.retries
         for lane in range(task.start // depth, task.stop // depth):
             stop = task.position.depth + depth
             for source in self._mixture.sources(lane, task.position.depth, stop).tolist():
@@ -172,7 +172,7 @@ class Streamer:
             epoch += 1
 
 
-class _Making:
+class _UnindexedBuild:
     """One part in the making."""
 
     def __init__(self, render: Render, watch: NDArray[np.int64]) -> None:
@@ -189,7 +189,7 @@ class _Making:
         self._sources.append(source)
         self._samples.append(self._next(len(self._samples)))
 
-    def part(self, sources: int) -> Part:
+    def part(self, sources: int) -> BatchPart:
         """Render what was added; what fails gives way to the next sample of its stream."""
         pieces = []
         slots = list(range(len(self._samples)))
@@ -214,7 +214,7 @@ class _Making:
             raise _too_many(self._bad[-1][1])
         samples = [sample for sample, _ in self._samples]
         views, draws, texts = compose(pieces, len(samples))
-        return Part(
+        return BatchPart(
             views,
             draws,
             texts,

@@ -11,18 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mmssl.data.loading.parts import Part, Task, Watch
+from mmssl.data.loading.parts import BatchPart, PartTask, ReadMonitor
 from mmssl.data.order.plan import Position
 from mmssl.data.storage.files import Access, Files
 from mmssl.types import UserError
 
 Cuts = list[tuple[int, int]]
 """The parts of a batch: first sample and end of each, in the global batch."""
-Wait = Callable[[], list[Part]]
+Wait = Callable[[], list[BatchPart]]
 """Waits for the parts of a batch that were requested."""
 
 
-class Positions(Protocol):
+class BatchPositions(Protocol):
     """Where batches begin and end."""
 
     def start(self, position: Position, batch_size: int) -> Position:
@@ -32,25 +32,25 @@ class Positions(Protocol):
         """Where the batch that begins at `position` ends."""
 
 
-class Maker(Protocol):
-    """Makes parts: an `Assembler` by a plan, a `Streamer` without one."""
+class Builder(Protocol):
+    """Makes parts: an `PartBuilder` by a plan, a `Streamer` without one."""
 
     @property
-    def plan(self) -> Positions:
+    def plan(self) -> BatchPositions:
         """Where batches begin and end."""
 
     @property
     def access(self) -> Access:
         """How shards are reached."""
 
-    def part(self, task: Task, files: Files, watch: NDArray[np.int64]) -> Part:
+    def part(self, task: PartTask, files: Files, watch: NDArray[np.int64]) -> BatchPart:
         """Read and render a task's samples."""
 
 
 class Workers(Protocol):
     """Makes the parts of one batch after another."""
 
-    watch: Watch
+    watch: ReadMonitor
 
     def request(self, position: Position) -> Wait:
         """Begin the batch at `position`. Requests are made, and then waited for, in the order of the plan."""
@@ -59,7 +59,7 @@ class Workers(Protocol):
         """Stop working and free everything."""
 
 
-def cut(start: int, stop: int, depth: int, workers: int) -> Cuts:
+def split_tasks(start: int, stop: int, depth: int, workers: int) -> Cuts:
     """Cut a rank's samples [start, stop) of a batch of lanes `depth` samples deep: whole lanes where there
     are enough."""
     bounds = [start + (stop - start) * worker // workers for worker in range(workers + 1)]
@@ -68,11 +68,11 @@ def cut(start: int, stop: int, depth: int, workers: int) -> Cuts:
     return [(a, b) for a, b in pairwise(bounds) if a < b]
 
 
-class Inline:
+class InlineWorkers:
     """No workers: parts are made where they are waited for."""
 
-    def __init__(self, maker: Maker, batch_size: int, cuts: Cuts) -> None:
-        self.watch = Watch(1)
+    def __init__(self, maker: Builder, batch_size: int, cuts: Cuts) -> None:
+        self.watch = ReadMonitor(1)
         self._maker = maker
         self._batch_size = batch_size
         self._cuts = cuts
@@ -80,7 +80,7 @@ class Inline:
 
     def request(self, position: Position) -> Wait:
         """The work is done when the result is called."""
-        tasks = [Task(position, self._batch_size, start, stop) for start, stop in self._cuts]
+        tasks = [PartTask(position, self._batch_size, start, stop) for start, stop in self._cuts]
         return lambda: [self._maker.part(task, self._files, self.watch.row(0)) for task in tasks]
 
     def close(self) -> None:
@@ -88,11 +88,11 @@ class Inline:
         self._files.close()
 
 
-class Threads:
+class ThreadWorkers:
     """One thread for each part; decoding and resizing release Python's lock."""
 
-    def __init__(self, maker: Maker, batch_size: int, cuts: Cuts) -> None:
-        self.watch = Watch(len(cuts))
+    def __init__(self, maker: Builder, batch_size: int, cuts: Cuts) -> None:
+        self.watch = ReadMonitor(len(cuts))
         self._maker = maker
         self._batch_size = batch_size
         self._cuts = cuts
@@ -106,7 +106,7 @@ class Threads:
 
     def request(self, position: Position) -> Wait:
         """Queue the parts of a batch."""
-        tasks = [Task(position, self._batch_size, start, stop) for start, stop in self._cuts]
+        tasks = [PartTask(position, self._batch_size, start, stop) for start, stop in self._cuts]
         futures = [
             pool.submit(self._maker.part, task, files, self.watch.row(worker))
             for worker, (pool, task, files) in enumerate(zip(self._pools, tasks, self._files, strict=True))
@@ -130,12 +130,12 @@ def _use_one_core() -> None:
     assert torch.get_num_threads() == 1
 
 
-class Processes:
+class ProcessWorkers:
     """One process for each part, started afresh (spawn), so that Python's lock stays with the training
     loop."""
 
-    def __init__(self, maker: Maker, batch_size: int, cuts: Cuts, first: Position, ahead: int) -> None:
-        self.watch = Watch(len(cuts))
+    def __init__(self, maker: Builder, batch_size: int, cuts: Cuts, first: Position, ahead: int) -> None:
+        self.watch = ReadMonitor(len(cuts))
         self._count = len(cuts)
         loader = DataLoader(
             _Parts(maker, batch_size, cuts, first, self.watch),
@@ -145,7 +145,7 @@ class Processes:
             prefetch_factor=ahead,
             multiprocessing_context="spawn",
         )
-        self._parts: Iterator[Part | UserError] | None = iter(loader)
+        self._parts: Iterator[BatchPart | UserError] | None = iter(loader)
 
     def request(self, position: Position) -> Wait:
         """The processes go on by themselves; waiting takes the next part of each."""
@@ -155,7 +155,7 @@ class Processes:
         """End the processes."""
         self._parts = None
 
-    def _take(self) -> list[Part]:
+    def _take(self) -> list[BatchPart]:
         assert self._parts is not None
         taken = []
         for _ in range(self._count):
@@ -166,17 +166,17 @@ class Processes:
         return taken
 
 
-class _Parts(IterableDataset[Part | UserError]):
+class _Parts(IterableDataset[BatchPart | UserError]):
     """The parts of one worker process, batch after batch."""
 
-    def __init__(self, maker: Maker, batch_size: int, cuts: Cuts, first: Position, watch: Watch) -> None:
+    def __init__(self, maker: Builder, batch_size: int, cuts: Cuts, first: Position, watch: ReadMonitor) -> None:
         self._maker = maker
         self._batch_size = batch_size
         self._cuts = cuts
         self._first = first
         self._watch = watch
 
-    def __iter__(self) -> Iterator[Part | UserError]:
+    def __iter__(self) -> Iterator[BatchPart | UserError]:
         info = get_worker_info()
         assert info is not None
         # A terminal and a scheduler signal these processes too; the training needs them until it has saved.
@@ -188,7 +188,7 @@ class _Parts(IterableDataset[Part | UserError]):
         while True:
             position = plan.start(position, self._batch_size)
             try:
-                yield self._maker.part(Task(position, self._batch_size, start, stop), files, watch)
+                yield self._maker.part(PartTask(position, self._batch_size, start, stop), files, watch)
             except UserError as error:
                 # As a value: an exception would reach the parent wrapped in a traceback.
                 yield error

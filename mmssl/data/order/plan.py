@@ -57,7 +57,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Run:
+class SampleRun:
     """Consecutive depths [start, stop) of a source's lane, all of one epoch of that source."""
 
     source: int
@@ -69,7 +69,7 @@ class Run:
     """Their places in the rank's batch, int64 [stop - start]."""
 
 
-class Plan:
+class StreamPlan:
     """The order of the whole stream: which samples make up every batch of every epoch."""
 
     def __init__(self, sources: Sequence[PlannedSource], *, seed: int, lanes: int, block: int) -> None:
@@ -131,24 +131,24 @@ class Plan:
         """Where a new beginning goes on: at the very position."""
         return position
 
-    def runs(self, position: Position, batch_size: int, start: int, stop: int) -> list[Run]:
+    def runs(self, position: Position, batch_size: int, start: int, stop: int) -> list[SampleRun]:
         """Samples [start, stop) of the global batch that begins at `position`; slots count from `start`.
 
         The batch is lane-major: lane 0's next samples, then lane 1's, and so on.
         """
         depth = batch_size // self.lanes
-        found: list[Run] = []
+        found: list[SampleRun] = []
         for lane in range(start // depth, -(-stop // depth)):
             low, high = max(start, lane * depth), min(stop, (lane + 1) * depth)
             first = position.depth + low - lane * depth
             found.extend(self._lane_runs(lane, position.epoch, first, np.arange(low - start, high - start)))
         return found
 
-    def ids(self, run: Run) -> Ints:
+    def ids(self, run: SampleRun) -> Ints:
         """Sample numbers of a run within its source, int64 [stop - start]."""
         return self.order(run.source, run.epoch).addresses(run.lane, run.start, run.stop)
 
-    def stand_ins(self, run: Run, depth: int, most: int) -> Iterator[int]:
+    def stand_ins(self, run: SampleRun, depth: int, most: int) -> Iterator[int]:
         """Sample numbers to use instead of the one at `depth`: half a block away, so rarely of the same
         batch."""
         ids, place = self.order(run.source, run.epoch).block(run.lane, depth)
@@ -204,9 +204,9 @@ class Plan:
         words = (self._seed, source, epoch)
         return EpochOrder(planned.slices, words, self.lanes, self._block * planned.unit)
 
-    def _lane_runs(self, lane: int, epoch: int, first: int, slots: Ints) -> Iterator[Run]:
+    def _lane_runs(self, lane: int, epoch: int, first: int, slots: Ints) -> Iterator[SampleRun]:
         if self._mixture is None:
-            yield Run(0, epoch, lane, first, first + len(slots), slots)
+            yield SampleRun(0, epoch, lane, first, first + len(slots), slots)
             return
         begin = epoch * self.lane_length + first
         picked = self._mixture.sources(lane, begin, begin + len(slots))
@@ -215,7 +215,7 @@ class Plan:
             while len(own) > 0:
                 source_epoch, start = divmod(done, length)
                 count = min(len(own), length - start)
-                yield Run(source, source_epoch, lane, start, start + count, own[:count])
+                yield SampleRun(source, source_epoch, lane, start, start + count, own[:count])
                 own, done = own[count:], done + count
 
     def _most(self, source: int, depth: int) -> int:
@@ -225,5 +225,5 @@ class Plan:
         return max(before[slot + depth] - before[slot] for slot in range(length + 1))
 
 
-def _rebuild(sources: Sequence[PlannedSource], seed: int, lanes: int, block: int) -> Plan:
-    return Plan(sources, seed=seed, lanes=lanes, block=block)
+def _rebuild(sources: Sequence[PlannedSource], seed: int, lanes: int, block: int) -> StreamPlan:
+    return StreamPlan(sources, seed=seed, lanes=lanes, block=block)

@@ -1,4 +1,4 @@
-"""Pictures with captions into WebDataset shards: in parallel, and resumable shard by shard."""
+"""Images with captions into WebDataset shards: in parallel, and resumable shard by shard."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmssl.data.packing.record import Fields, RecordError, Records
 from mmssl.data.shards.index import index_shards
-from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.transforms.decode import MAX_PIXELS, REDUCTIONS, DecodeError, decode, read_header
 from mmssl.data.transforms.views import dct_reduction, resize
 from mmssl.types import UserError
@@ -31,21 +31,21 @@ BAD = "bad_samples.jsonl"
 _PARTIAL = ".partial"
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 _REENCODED = {"JPEG": "JPEG", "WEBP": "WEBP"}
-"""A resized picture that keeps its format; all others become PNG."""
+"""A resized image that keeps its format; all others become PNG."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What becomes of the pictures' bytes."""
+    """What becomes of the images' bytes."""
 
     resize: int | None = None
-    """Larger pictures are shrunk so that their shorter side has so many pixels."""
+    """Larger images are shrunk so that their shorter side has so many pixels."""
     format: Format = "keep"
-    """`keep` leaves the bytes of pictures that are not shrunk as they are."""
+    """`keep` leaves the bytes of images that are not shrunk as they are."""
     quality: int = 90
     """Of JPEG and WebP, 1 to 100."""
     max_pixels: int = MAX_PIXELS
-    """Larger pictures are refused."""
+    """Larger images are refused."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ def pack(
     """Write SPLIT-00000.tar, SPLIT-00001.tar ... and their index.
 
     A record belongs to a split, and stands in its place there, by a hash of its key: adding records moves no other to
-    another split. Records of one picture follow the first of them. Called again after an interruption it goes on with
+    another split. Records of one image follow the first of them. Called again after an interruption it goes on with
     the shards that are missing.
 
     Args:
@@ -117,7 +117,7 @@ def pack(
         raise UserError(f"{out} cannot be written: {error.strerror}; what is done stays, call again to go on") from None
     for name in splits:
         packed.shards[name] = [job.path for job in jobs if job.split == name and job.path.exists()]
-        packed.counts[name] = sum(i.samples for i in index_shards(list(map(str, packed.shards[name])), Limits()))
+        packed.counts[name] = sum(i.samples for i in index_shards(list(map(str, packed.shards[name])), SampleLimits()))
     return packed
 
 
@@ -268,13 +268,13 @@ def _members(image: bytes, fields: Fields, encoding: Encoding) -> dict[str, byte
     """Extension -> content of one sample.
 
     Raises:
-        DecodeError: the picture cannot be decoded.
-        RecordError: the caption is empty, or the picture too large for its format.
+        DecodeError: the image cannot be decoded.
+        RecordError: the caption is empty, or the image too large for its format.
     """
     caption = str(fields["txt"]).strip()
     if not caption:
         raise RecordError("the caption is empty")
-    extension, content = _picture(image, encoding)
+    extension, content = _image(image, encoding)
     members = {extension: content, "txt": caption.encode("utf-8", "replace")}
     others = {name: value for name, value in fields.items() if name != "txt"}
     if others:
@@ -282,8 +282,8 @@ def _members(image: bytes, fields: Fields, encoding: Encoding) -> dict[str, byte
     return members
 
 
-def _picture(image: bytes, encoding: Encoding) -> tuple[str, bytes]:
-    """Extension and bytes of a picture, which has been decoded at least once."""
+def _image(image: bytes, encoding: Encoding) -> tuple[str, bytes]:
+    """Extension and bytes of an image, which has been decoded at least once."""
     header = read_header(image, encoding.max_pixels)
     short, side = min(header.width, header.height), encoding.resize
     shrink = side is not None and short > side

@@ -1,4 +1,4 @@
-"""Pictures with captions that are in no shards yet."""
+"""Images with captions that are in no shards yet."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ class RecordError(ValueError):
 
 
 class Records(ABC):
-    """Pictures with captions, to be read one by one from several threads."""
+    """Images with captions, to be read one by one from several threads."""
 
     ordered: bool = False
     """Whether reading out of order is slow."""
@@ -27,7 +27,7 @@ class Records(ABC):
         """The name of each record: no dots, unique unless the source repeats itself."""
 
     def owners(self) -> list[str]:
-        """For each record the key of the first with the same picture: those of one picture belong to one split."""
+        """For each record the key of the first with the same image: those of one image belong to one split."""
         return self.keys()
 
     def identity(self) -> str:
@@ -36,14 +36,14 @@ class Records(ABC):
 
     @abstractmethod
     def load(self, number: int) -> tuple[bytes, Fields]:
-        """The encoded picture and the fields, `txt` among them.
+        """The encoded image and the fields, `txt` among them.
 
         Raises:
             RecordError: it is missing or makes no sense.
         """
 
 
-def key_of(name: str) -> str:
+def record_key(name: str) -> str:
     """A name without dots, which would end a WebDataset key, and without what file names cannot hold."""
     return name.encode("utf-8", "replace").decode().strip("/").replace(".", "_").replace("\0", "_") or "_"
 
@@ -57,7 +57,7 @@ def read_file(path: Path) -> bytes:
         raise RecordError(f"{str(path)!r} cannot be read: {reason}") from None
 
 
-def text_of(content: bytes, name: str) -> str:
+def as_text(content: bytes, name: str) -> str:
     """The text of a file. Raises RecordError where it is not UTF-8."""
     try:
         return content.decode("utf-8-sig").strip()
@@ -65,7 +65,7 @@ def text_of(content: bytes, name: str) -> str:
         raise RecordError(f"{name} is not UTF-8 (byte {error.start})") from None
 
 
-def caption_of(value: Any) -> str:
+def find_caption(value: Any) -> str:
     """A caption, or the first of several. Raises RecordError where there is none."""
     if isinstance(value, (list, tuple)) and value:
         value = value[0]
@@ -74,12 +74,12 @@ def caption_of(value: Any) -> str:
     return value
 
 
-def plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """The value as JSON can hold it; bytes are left out."""
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items() if not isinstance(item, bytes)}
+        return {str(name): plain_value(item) for name, item in value.items() if not isinstance(item, bytes)}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain_value(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)

@@ -1,4 +1,4 @@
-"""What can be packed into shards: a folder of pictures, a table of paths and captions, a Hugging Face data set."""
+"""What can be packed into shards: a folder of images, a table of paths and captions, a Hugging Face data set."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,10 @@ from mmssl.data.packing.record import (
     Fields,
     RecordError,
     Records,
-    caption_of,
-    key_of,
+    as_text,
+    find_caption,
     read_file,
-    text_of,
+    record_key,
 )
 from mmssl.data.packing.tables import ArrowRecords, ParquetRecords, RowRecords
 from mmssl.data.shards.samples import IMAGES
@@ -40,24 +40,24 @@ def open_records(
             return ArrowRecords(source, columns)
         return _FolderRecords(source)
     if not source.is_file():
-        raise UserError(f"{source} does not exist; give a folder of pictures, a {', '.join(TABLES)} file or a data set")
+        raise UserError(f"{source} does not exist; give a folder of images, a {', '.join(TABLES)} file or a data set")
     if source.suffix not in TABLES:
-        raise UserError(f"{source} is none of {', '.join(TABLES)}; give one of these, or a folder of pictures")
+        raise UserError(f"{source} is none of {', '.join(TABLES)}; give one of these, or a folder of images")
     return ParquetRecords(source, columns) if source.suffix == ".parquet" else RowRecords(source, columns)
 
 
 class _FolderRecords(Records):
-    """Pictures anywhere below a folder, each with NAME.txt or NAME.json beside it."""
+    """Images anywhere below a folder, each with NAME.txt or NAME.json beside it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         files = (path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in IMAGES and path.is_file())
         self._paths = sorted(files)
         if not self._paths:
-            raise UserError(f"{folder} holds no picture; the extensions are {', '.join(IMAGES)}")
+            raise UserError(f"{folder} holds no image; the extensions are {', '.join(IMAGES)}")
 
     def keys(self) -> list[str]:
-        return [key_of(path.relative_to(self._folder).with_suffix("").as_posix()) for path in self._paths]
+        return [record_key(path.relative_to(self._folder).with_suffix("").as_posix()) for path in self._paths]
 
     def load(self, number: int) -> tuple[bytes, Fields]:
         path = self._paths[number]
@@ -71,12 +71,12 @@ class _FolderRecords(Records):
                 raise RecordError(f"{beside.name} holds no object")
             fields = tree
         if (beside := path.with_suffix(".txt")).is_file():
-            fields["txt"] = text_of(read_file(beside), beside.name)
+            fields["txt"] = as_text(read_file(beside), beside.name)
         elif "txt" not in fields:
             found = next((name for name in CAPTION_COLUMNS if name in fields), None)
             if found is None:
                 raise RecordError(
                     f"no caption: neither {path.stem}.txt nor {path.stem}.json with a caption is beside it"
                 )
-            fields["txt"] = caption_of(fields[found])
+            fields["txt"] = find_caption(fields[found])
         return read_file(path), fields

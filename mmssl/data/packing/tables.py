@@ -1,4 +1,4 @@
-"""Tables of pictures and captions: CSV, TSV, JSONL, Parquet, and Hugging Face data sets on disk."""
+"""Tables of images and captions: CSV, TSV, JSONL, Parquet, and Hugging Face data sets on disk."""
 
 import csv
 import hashlib
@@ -16,10 +16,10 @@ from mmssl.data.packing.record import (
     Fields,
     RecordError,
     Records,
-    caption_of,
-    key_of,
-    plain,
+    find_caption,
+    plain_value,
     read_file,
+    record_key,
 )
 from mmssl.types import UserError
 
@@ -36,23 +36,23 @@ IMAGE_COLUMNS = (
     "filename",
     "path",
 )
-"""Names under which the picture's column is looked for, in this order."""
+"""Names under which the image's column is looked for, in this order."""
 KEY_COLUMNS = ("__key__", "key", "id")
 """Names under which the key's column is looked for; without one the row's number is the key."""
 _FOOTER_BYTES = 1 << 20
 """The end of a Parquet file, where it says what stands in it."""
 
 Columns = tuple[str | None, str | None, str | None]
-"""Names of the picture's, the caption's and the key's column; None where they are to be found out."""
+"""Names of the image's, the caption's and the key's column; None where they are to be found out."""
 
 
 class TableRecords(Records):
-    """Rows with a column for the picture (a path, or its bytes), one for the caption, and others."""
+    """Rows with a column for the image (a path, or its bytes), one for the caption, and others."""
 
     def __init__(self, source: Path, names: Sequence[str], columns: Columns) -> None:
         image, caption, key = columns
         self._source = source
-        self._image = _column(source, names, image, IMAGE_COLUMNS, "picture")
+        self._image = _column(source, names, image, IMAGE_COLUMNS, "image")
         self._caption = _column(source, names, caption, CAPTION_COLUMNS, "caption")
         self._key = _column(source, names, key, KEY_COLUMNS, "key") if key else _first(names, KEY_COLUMNS)
 
@@ -71,7 +71,7 @@ class TableRecords(Records):
     def keys(self) -> list[str]:
         if self._key is None:
             return [f"{number:09}" for number in range(len(self))]
-        return [key_of(str(value)) for value in self.column(self._key)]
+        return [record_key(str(value)) for value in self.column(self._key)]
 
     def owners(self) -> list[str]:
         if not self.has_paths():
@@ -80,21 +80,21 @@ class TableRecords(Records):
         return [first.setdefault(p, k) for p, k in zip(self.column(self._image), self.keys(), strict=True)]
 
     def has_paths(self) -> bool:
-        """Whether the picture's column holds paths alone, which can be compared without reading pictures."""
+        """Whether the image's column holds paths alone, which can be compared without reading images."""
         return False
 
     def load(self, number: int) -> tuple[bytes, Fields]:
         row = self.row(number)
         image = row.get(self._image)
-        # A picture's path stays with it, so that whoever finds the sample finds the file.
+        # An image's path stays with it, so that whoever finds the sample finds the file.
         left_out = {self._caption} if isinstance(image, str) else {self._caption, self._image}
-        fields = {name: plain(value) for name, value in row.items() if name not in left_out}
+        fields = {name: plain_value(value) for name, value in row.items() if name not in left_out}
         caption = row.get(self._caption)
         if isinstance(caption, (list, tuple)):
-            fields[self._caption] = plain(caption)
-        return self._picture(image), fields | {"txt": caption_of(caption)}
+            fields[self._caption] = plain_value(caption)
+        return self._read_image(image), fields | {"txt": find_caption(caption)}
 
-    def _picture(self, value: Any) -> bytes:
+    def _read_image(self, value: Any) -> bytes:
         if isinstance(value, Mapping):  # the image column of a Hugging Face data set
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes):

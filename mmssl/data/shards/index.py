@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.shards.shard_index import LeftOut, ShardIndex, index_shard, offsets_path
 from mmssl.data.sources.patterns import is_remote
 
@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 
 def index_shards(
-    shards: Sequence[str], limits: Limits, *, processes: int = 0, progress: Progress | None = None
+    shards: Sequence[str], limits: SampleLimits, *, processes: int = 0, progress: Progress | None = None
 ) -> list[ShardIndex]:
     """The index of local shards, from the files beside them where those still fit, else made anew and
     written.
@@ -84,7 +84,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _still_fits(shard: str, kept: Mapping[Path, dict[str, Any]], limits: Limits) -> ShardIndex | None:
+def _still_fits(shard: str, kept: Mapping[Path, dict[str, Any]], limits: SampleLimits) -> ShardIndex | None:
     """The kept index of a shard if the file has not changed since and its offsets are there."""
     path = Path(shard)
     entry = kept[path.parent].get(path.name)
@@ -131,7 +131,7 @@ def index_from_json(shard: str, entry: Mapping[str, Any]) -> ShardIndex:
     )
 
 
-def _index_all(shards: Sequence[str], limits: Limits, processes: int) -> Iterator[ShardIndex]:
+def _index_all(shards: Sequence[str], limits: SampleLimits, processes: int) -> Iterator[ShardIndex]:
     if len(shards) < 2:
         yield from (index_shard(shard, limits) for shard in shards)
         return

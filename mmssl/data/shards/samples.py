@@ -19,7 +19,7 @@ it."""
 
 
 @dataclass(frozen=True)
-class Limits:
+class SampleLimits:
     """What is refused before it is read into memory."""
 
     max_member_bytes: int = 64 << 20
@@ -44,7 +44,7 @@ class Group:
     """Why the group is no usable sample, or None."""
 
     def image(self) -> Member | None:
-        """The first member that is a picture."""
+        """The first member that is an image."""
         return next((member for extension, member in self.members.items() if extension in IMAGES), None)
 
 
@@ -56,7 +56,7 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (name[:slash] + stem, extension.lower()) if stem and dot and extension else None
 
 
-def groups(archive: Archive, limits: Limits, need_text: bool = True) -> Iterator[Group]:
+def groups(archive: Archive, limits: SampleLimits, need_text: bool = True) -> Iterator[Group]:
     """Every group of an archive in order, unusable ones with their `defect`.
 
     Raises:
@@ -72,7 +72,7 @@ def groups(archive: Archive, limits: Limits, need_text: bool = True) -> Iterator
         yield group
 
 
-def _adjacent(archive: Archive, limits: Limits) -> Iterator[Group]:
+def _adjacent(archive: Archive, limits: SampleLimits) -> Iterator[Group]:
     group: Group | None = None
     try:
         for member in archive.members():
@@ -100,14 +100,14 @@ def _adjacent(archive: Archive, limits: Limits) -> Iterator[Group]:
         yield group
 
 
-def _refuse(group: Group, extension: str, member: Member, limits: Limits) -> None:
+def _refuse(group: Group, extension: str, member: Member, limits: SampleLimits) -> None:
     if member.refused is not None:
         group.defect = f".{extension} is refused: {member.refused}"
     elif member.size > limits.max_member_bytes:
         group.defect = f".{extension} has {member.size} bytes, more than the limit of {limits.max_member_bytes}"
 
 
-def _defect(group: Group, limits: Limits, need_text: bool) -> str | None:
+def _defect(group: Group, limits: SampleLimits, need_text: bool) -> str | None:
     if group.image() is None:
         return "no image"
     if need_text and not any(extension in group.members for extension in TEXTS):
@@ -134,7 +134,7 @@ class SampleError(ValueError):
         self.key = key
 
 
-def parse_sample(number: int, shard: str, content: bytes, limits: Limits, need_text: bool = True) -> Sample:
+def parse_sample(number: int, shard: str, content: bytes, limits: SampleLimits, need_text: bool = True) -> Sample:
     """The sample whose tar members fill `content`.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmssl.data.shards.samples import Group, Limits, groups
+from mmssl.data.shards.samples import Group, SampleLimits, groups
 from mmssl.data.shards.tar import Archive, ReadAt, TarError
 from mmssl.types import UserError
 
@@ -64,7 +64,7 @@ class ShardIndex:
         """
         offsets = self.offsets if self.offsets is not None else _read_offsets(self)
         if offsets is None:
-            offsets = index_shard(self.shard, Limits(self.max_member_bytes)).offsets
+            offsets = index_shard(self.shard, SampleLimits(self.max_member_bytes)).offsets
             assert offsets is not None
         return self.usable(offsets)
 
@@ -78,7 +78,7 @@ class ShardIndex:
         return bounds[:-1][keep], bounds[1:][keep]
 
 
-def index_shard(shard: str, limits: Limits) -> ShardIndex:
+def index_shard(shard: str, limits: SampleLimits) -> ShardIndex:
     """The index of one local shard, read from its headers."""
     try:
         with Path(shard).open("rb", buffering=0) as file:
@@ -89,7 +89,7 @@ def index_shard(shard: str, limits: Limits) -> ShardIndex:
         raise UserError(f"shard {shard} cannot be read: {error.strerror}") from None
 
 
-def index_archive(shard: str, archive: Archive, mtime_ns: int, limits: Limits) -> ShardIndex:
+def index_archive(shard: str, archive: Archive, mtime_ns: int, limits: SampleLimits) -> ShardIndex:
     """The index of an archive."""
     found: list[Group] = []
     problems = list(_collect(archive, limits, found))
@@ -109,7 +109,7 @@ def index_archive(shard: str, archive: Archive, mtime_ns: int, limits: Limits) -
     )
 
 
-def _collect(archive: Archive, limits: Limits, found: list[Group]) -> Iterator[str]:
+def _collect(archive: Archive, limits: SampleLimits, found: list[Group]) -> Iterator[str]:
     """Append every group to `found`; yield the shard's own problems."""
     if archive.size == 0:
         yield "the file is empty"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mmssl.data.shards.shard_index import ShardIndex
 from mmssl.data.sources.patterns import is_remote
-from mmssl.data.storage.fetch import Fetcher, Patience
+from mmssl.data.storage.fetch import Fetcher, RetryPolicy
 from mmssl.data.storage.remote_index import remote_offsets
 
 _CACHED_OFFSETS = 16 << 20
@@ -19,7 +19,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Place:
+class SampleLocation:
     """Where a sample stands."""
 
     id: int
@@ -36,9 +36,9 @@ class Catalog:
     """The shards of all sources in order. Numbers of samples count usable ones: shards in name order, each in
     file order."""
 
-    def __init__(self, sources: Sequence[Sequence[ShardIndex]], patience: Patience) -> None:
-        self._patience = patience
-        self._fetcher = Fetcher(patience)
+    def __init__(self, sources: Sequence[Sequence[ShardIndex]], retry_policy: RetryPolicy) -> None:
+        self._patience = retry_policy
+        self._fetcher = Fetcher(retry_policy)
         self.sources = tuple(tuple(source) for source in sources)
         self.shards = [index for source in self.sources for index in source]
         counts = [index.samples for index in self.shards]
@@ -47,23 +47,23 @@ class Catalog:
         kept = max(16, _CACHED_OFFSETS * len(counts) // max(1, sum(counts)))
         self._ranges = lru_cache(kept)(self._ranges_of)
 
-    def __reduce__(self) -> tuple[type["Catalog"], tuple[Sequence[Sequence[ShardIndex]], Patience]]:
+    def __reduce__(self) -> tuple[type["Catalog"], tuple[Sequence[Sequence[ShardIndex]], RetryPolicy]]:
         return Catalog, (self.sources, self._patience)
 
     def is_remote(self, source: int) -> bool:
         """Whether any shard of a source is remote."""
         return any(is_remote(index.shard) for index in self.sources[source])
 
-    def places(self, source: int, numbers: Ints) -> list[Place]:
+    def locations(self, source: int, numbers: Ints) -> list[SampleLocation]:
         """Where the samples of a source stand."""
         ids = numbers + self._bases[source]
         shards = np.searchsorted(self._bounds, ids, side="right") - 1
-        return [self._place(int(i), int(shard)) for i, shard in zip(ids, shards, strict=True)]
+        return [self._location(int(i), int(shard)) for i, shard in zip(ids, shards, strict=True)]
 
-    def _place(self, number: int, shard: int) -> Place:
+    def _location(self, number: int, shard: int) -> SampleLocation:
         starts, stops = self._ranges(shard)
         ordinal = number - int(self._bounds[shard])
-        return Place(number, shard, ordinal, int(starts[ordinal]), int(stops[ordinal]))
+        return SampleLocation(number, shard, ordinal, int(starts[ordinal]), int(stops[ordinal]))
 
     def _ranges_of(self, shard: int) -> tuple[Ints, Ints]:
         index = self.shards[shard]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mmssl.data.order.epoch import Slices, default_slice_bytes
 from mmssl.data.order.plan import PlannedSource
 from mmssl.data.shards.index import Progress, fingerprint, index_shards, report
-from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.shards.shard_index import ShardIndex
 from mmssl.data.sources.patterns import is_remote
 from mmssl.data.storage.fetch import Fetcher
@@ -15,19 +15,19 @@ from mmssl.types import UserError
 
 
 def index_source(
-    shards: Sequence[str], limits: Limits, access: Access, progress: Progress | None = None
+    shards: Sequence[str], limits: SampleLimits, access: Access, progress: Progress | None = None
 ) -> list[ShardIndex | None]:
     """The index of each shard; None for a remote one that has none beside it."""
     local = [shard for shard in shards if not is_remote(shard)]
     remote = [shard for shard in shards if is_remote(shard) and not shard.startswith("pipe:")]
     found: dict[str, ShardIndex | None] = {i.shard: i for i in index_shards(local, limits, progress=progress)}
-    indexes = find_remote_indexes(remote, limits, Fetcher(access.patience))
+    indexes = find_remote_indexes(remote, limits, Fetcher(access.retry_policy))
     found.update(zip(remote, indexes, strict=True))
     return [found.get(shard) for shard in shards]
 
 
 def make_index(
-    shards: Sequence[str], limits: Limits, access: Access, processes: int = 0, progress: Progress | None = None
+    shards: Sequence[str], limits: SampleLimits, access: Access, processes: int = 0, progress: Progress | None = None
 ) -> list[ShardIndex]:
     """Index local and remote shards anew where that is needed, and keep the index beside them.
 
@@ -40,7 +40,7 @@ def make_index(
     remote = [shard for shard in shards if is_remote(shard)]
     local = [shard for shard in shards if not is_remote(shard)]
     found = {i.shard: i for i in index_shards(local, limits, processes=processes, progress=progress)}
-    found.update((i.shard, i) for i in index_remote_shards(remote, limits, Fetcher(access.patience), progress))
+    found.update((i.shard, i) for i in index_remote_shards(remote, limits, Fetcher(access.retry_policy), progress))
     return [found[shard] for shard in shards]
 
 

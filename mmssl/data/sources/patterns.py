@@ -8,7 +8,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from mmssl.data.packing.records import TABLES
-from mmssl.data.storage.filesystem import list_driven
+from mmssl.data.storage.filesystem import list_fsspec
 from mmssl.data.storage.http import is_web
 from mmssl.types import UserError
 
@@ -112,7 +112,7 @@ def _local(name: str) -> list[str]:
         found = [str(child) for child in sorted(path.glob("*.tar")) if child.is_file()]
         if not found:
             raise UserError(
-                f"folder {name} holds no .tar file; give the folder of the shards, or make some of its pictures: mmssl "
+                f"folder {name} holds no .tar file; give the folder of the shards, or make some of its images: mmssl "
                 f"shards pack {name} --out FOLDER"
             )
         return found
@@ -146,7 +146,7 @@ def _remote(name: str) -> list[str]:
         return [name]
     if not has_magic(name):
         return [name]
-    found = list_driven(name)
+    found = list_fsspec(name)
     if not found:
         raise UserError(f"no file matches {name}; correct the pattern")
     return found

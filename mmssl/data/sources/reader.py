@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
-from mmssl.data.shards.samples import BadSample, Limits, SampleError, group_sample
+from mmssl.data.shards.samples import BadSample, SampleError, SampleLimits, group_sample
 from mmssl.data.shards.tar import TarError
 from mmssl.data.storage.fetch import Fetcher
 from mmssl.data.storage.sequential import read_groups
@@ -65,20 +65,20 @@ class LocalFiles:
 
 def iter_samples(
     shards: Sequence[str],
-    limits: Limits | None = None,
+    limits: SampleLimits | None = None,
     *,
     need_text: bool = True,
     on_bad: Callable[[BadSample], None] | None = None,
 ) -> Iterator[Sample]:
     """Every usable sample of shards, local or remote, once, in the order of the files, numbered from 0.
 
-    With `need_text` a sample needs a caption beside its picture, as for training; without, a picture is
+    With `need_text` a sample needs a caption beside its image, as for training; without, an image is
     enough. Unusable ones are skipped and given to `on_bad`; `key` is empty where it concerns the rest of a
     shard.
     """
     report, fetcher, numbers = on_bad or _warn, Fetcher(), itertools.count()
     for shard in shards:
-        for found, _ in read_shard(shard, limits or Limits(), fetcher, lambda key: next(numbers), need_text):
+        for found, _ in read_shard(shard, limits or SampleLimits(), fetcher, lambda key: next(numbers), need_text):
             if isinstance(found, Sample):
                 yield found
             else:
@@ -86,7 +86,7 @@ def iter_samples(
 
 
 def read_shard(
-    shard: str, limits: Limits, fetcher: Fetcher, number: Callable[[str], int], need_text: bool = True
+    shard: str, limits: SampleLimits, fetcher: Fetcher, number: Callable[[str], int], need_text: bool = True
 ) -> Iterator[tuple[Sample | BadSample, int]]:
     """Every sample of a shard from its beginning to its end, or what is wrong with it, and the byte where it ends.
 

@@ -30,7 +30,7 @@ class Span:
     stop: int
 
 
-class RemoteFiles:
+class RemoteReader:
     """Reads of remote shards for one worker."""
 
     def __init__(self, fetcher: Fetcher, cache: DiskCache | None) -> None:
@@ -40,7 +40,7 @@ class RemoteFiles:
         self._expected: dict[Hashable, frozenset[Chunk]] = {}
         self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="mmssl-fetch")
 
-    def expect(self, reader: Hashable, spans: Sequence[Span]) -> None:
+    def prefetch(self, reader: Hashable, spans: Sequence[Span]) -> None:
         """Begin to fetch what `reader` reads next; what it expected before is no longer needed."""
         chunks: dict[Chunk, ShardIndex] = {}
         for span in spans:

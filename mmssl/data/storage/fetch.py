@@ -9,15 +9,15 @@ from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from mmssl.data.storage.filesystem import open_driven, write_driven
-from mmssl.data.storage.http import PIECE, BrokenOffError, Opened, is_web, open_web
+from mmssl.data.storage.filesystem import open_fsspec, write_fsspec
+from mmssl.data.storage.http import PIECE, ReadInterruptedError, RemoteFile, is_web, open_web
 from mmssl.types import UserError
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a remote file is waited for."""
 
     tries: int = 8
@@ -31,15 +31,15 @@ class Patience:
 class Fetcher:
     """Reads remote files over HTTP or fsspec. Safe to share between threads."""
 
-    def __init__(self, patience: Patience | None = None) -> None:
-        self._patience = patience or Patience()
+    def __init__(self, retry_policy: RetryPolicy | None = None) -> None:
+        self._patience = retry_policy or RetryPolicy()
         self._tags: dict[str, str] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self.retries = 0
         """Reads that had to be taken up again."""
 
-    def __reduce__(self) -> tuple[type["Fetcher"], tuple[Patience]]:
+    def __reduce__(self) -> tuple[type["Fetcher"], tuple[RetryPolicy]]:
         return Fetcher, (self._patience,)
 
     def read(self, url: str, start: int, stop: int, size: int) -> bytes:
@@ -61,7 +61,7 @@ class Fetcher:
         """
         if is_web(url):
             raise UserError(f"{url} cannot be written over HTTP; index the shards where they are stored")
-        write_driven(url, content)
+        write_fsspec(url, content)
 
     def stop(self) -> None:
         """Let reads that break off end with a CancelledError from now on, instead of being taken up again."""
@@ -79,7 +79,7 @@ class Fetcher:
                     if opened.size is not None:
                         return opened.size
                 raise UserError(f"{url}: the server does not tell its size; copy the shards to a disk")
-            except (BrokenOffError, OSError, http.client.HTTPException) as error:
+            except (ReadInterruptedError, OSError, http.client.HTTPException) as error:
                 self._pause(url, 0, failures, error)
         raise AssertionError
 
@@ -87,7 +87,7 @@ class Fetcher:
         """A whole file, piece by piece, whatever its size.
 
         Raises:
-            UserError: like `read`; `MissingError` if there is no such file.
+            UserError: like `read`; `RemoteFileMissingError` if there is no such file.
         """
         return self._persist(url, 0, None, None)
 
@@ -105,17 +105,17 @@ class Fetcher:
                 end = size if stop is None else stop
                 if end is None or position == end:
                     return
-                raise BrokenOffError("the connection closed early")
-            except (BrokenOffError, OSError, http.client.HTTPException) as error:
+                raise ReadInterruptedError("the connection closed early")
+            except (ReadInterruptedError, OSError, http.client.HTTPException) as error:
                 failures = 0 if position - before >= PIECE else failures + 1
                 self._pause(url, position, failures, error)
 
-    def _open(self, url: str, start: int, stop: int | None) -> AbstractContextManager[Opened]:
+    def _open(self, url: str, start: int, stop: int | None) -> AbstractContextManager[RemoteFile]:
         if is_web(url):
             return open_web(url, start, stop, self._patience.stall_seconds)
-        return open_driven(url, start, stop)
+        return open_fsspec(url, start, stop)
 
-    def _check(self, url: str, opened: Opened, size: int | None) -> int | None:
+    def _check(self, url: str, opened: RemoteFile, size: int | None) -> int | None:
         """The size of the file, which must be the one it had before."""
         if size is not None and opened.size is not None and size != opened.size:
             raise UserError(f"{url} has {opened.size} bytes, expected {size}: it changed; index it again")
@@ -127,23 +127,23 @@ class Fetcher:
         return opened.size if size is None else size
 
     def _pause(self, url: str, position: int, failures: int, error: Exception) -> None:
-        patience = self._patience
+        retry_policy = self._patience
         reason = " ".join(str(error).split()) or type(error).__name__
-        if failures >= patience.tries:
+        if failures >= retry_policy.tries:
             raise UserError(
                 f"{url} cannot be read at byte {position} after {failures} tries: {reason}; "
                 "check the network and your access, and resume"
             )
         with self._lock:
             self.retries += 1
-        asked = error.pause if isinstance(error, BrokenOffError) else 0.0
-        seconds = min(30.0, max(asked, patience.backoff_seconds * 2.0 ** max(0, failures - 1)))
+        asked = error.pause if isinstance(error, ReadInterruptedError) else 0.0
+        seconds = min(30.0, max(asked, retry_policy.backoff_seconds * 2.0 ** max(0, failures - 1)))
         _log.warning("%s broke off at byte %d (%s); trying again in %.1f s", url, position, reason, seconds)
         if self._stopped.wait(seconds):
             raise CancelledError
 
 
-def _from(opened: Opened, position: int, stop: int | None) -> Iterator[bytes]:
+def _from(opened: RemoteFile, position: int, stop: int | None) -> Iterator[bytes]:
     """The pieces' bytes in [position, stop)."""
     skip = position - opened.begin
     for piece in opened.pieces:

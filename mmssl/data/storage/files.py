@@ -8,9 +8,9 @@ from typing import Any
 from mmssl.data.shards.shard_index import ShardIndex
 from mmssl.data.sources.patterns import is_remote
 from mmssl.data.sources.reader import LocalFiles
-from mmssl.data.storage.blocks import RemoteFiles, Span
+from mmssl.data.storage.blocks import RemoteReader, Span
 from mmssl.data.storage.cache import DiskCache
-from mmssl.data.storage.fetch import Fetcher, Patience
+from mmssl.data.storage.fetch import Fetcher, RetryPolicy
 
 _OPEN_FILES = 256
 """Shards that the workers of a process hold open together: a quarter of the files that Linux lets a process open."""
@@ -20,7 +20,7 @@ _OPEN_FILES = 256
 class Access:
     """How shards are reached; goes to every worker."""
 
-    patience: Patience = field(default_factory=Patience)
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     cache_dir: Path | None = None
     """Folder that keeps what was read of remote shards."""
     cache_bytes: int = 100 << 30
@@ -36,9 +36,9 @@ class Files:
     def __init__(self, access: Access, open_files: int) -> None:
         self._access = access
         self._local = LocalFiles(open_files)
-        self._remote: RemoteFiles | None = None
+        self._remote: RemoteReader | None = None
         self._expected: dict[Hashable, Hashable] = {}
-        self.fetcher = Fetcher(access.patience)
+        self.fetcher = Fetcher(access.retry_policy)
         self.streams: dict[Hashable, Generator[Any, None, None]] = {}
         """What is read from beginning to end, a part at a time."""
 
@@ -58,14 +58,14 @@ class Files:
             return self._reach().read(shard, start, stop)
         return self._local.read(shard.shard, start, stop)
 
-    def has_expected(self, reader: Hashable, what: Hashable) -> bool:
+    def has_prefetched(self, reader: Hashable, what: Hashable) -> bool:
         """Whether `what` is the last thing that `reader` expected."""
         return self._expected.get(reader) == what
 
-    def expect(self, reader: Hashable, what: Hashable, spans: Sequence[Span]) -> None:
+    def prefetch(self, reader: Hashable, what: Hashable, spans: Sequence[Span]) -> None:
         """Begin to fetch the remote bytes that `reader` reads next."""
         self._expected[reader] = what
-        self._reach().expect(reader, spans)
+        self._reach().prefetch(reader, spans)
 
     def stop(self) -> None:
         """Give up what is being fetched, where it breaks off; may be called from another thread."""
@@ -81,9 +81,9 @@ class Files:
         if self._remote is not None:
             self._remote.close()
 
-    def _reach(self) -> RemoteFiles:
+    def _reach(self) -> RemoteReader:
         if self._remote is None:
             access = self._access
             cache = None if access.cache_dir is None else DiskCache(access.cache_dir, access.cache_bytes)
-            self._remote = RemoteFiles(self.fetcher, cache)
+            self._remote = RemoteReader(self.fetcher, cache)
         return self._remote

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 
 import fsspec
 
-from mmssl.data.storage.http import BrokenOffError, MissingError, Opened
+from mmssl.data.storage.http import ReadInterruptedError, RemoteFile, RemoteFileMissingError
 from mmssl.types import UserError
 
 _PIECE = 8 << 20
 
 
 @contextmanager
-def open_driven(url: str, start: int, stop: int | None) -> Iterator[Opened]:
+def open_fsspec(url: str, start: int, stop: int | None) -> Iterator[RemoteFile]:
     """A file from byte `start` to `stop`, or to its end.
 
     Raises:
@@ -29,9 +29,9 @@ def open_driven(url: str, start: int, stop: int | None) -> Iterator[Opened]:
             filesystem.invalidate_cache(path)
             info = filesystem.info(path)
     except FileNotFoundError:
-        raise MissingError(f"{url} does not exist; correct the address") from None
+        raise RemoteFileMissingError(f"{url} does not exist; correct the address") from None
     except PermissionError as error:
-        raise MissingError(f"{url} cannot be read ({_line(error)}); check your access") from None
+        raise RemoteFileMissingError(f"{url} cannot be read ({_line(error)}); check your access") from None
     if info.get("size") is None:
         raise UserError(f"{url}: its driver does not tell its size; copy the shards to a disk")
     tag, size = info.get("ETag") or info.get("etag"), int(info["size"])
@@ -43,10 +43,10 @@ def open_driven(url: str, start: int, stop: int | None) -> Iterator[Opened]:
                 piece = filesystem.cat_file(path, start=position, end=min(end, position + _PIECE))
             yield piece
 
-    yield Opened(start, size, None if tag is None else str(tag), pieces())
+    yield RemoteFile(start, size, None if tag is None else str(tag), pieces())
 
 
-def write_driven(url: str, content: bytes) -> None:
+def write_fsspec(url: str, content: bytes) -> None:
     """Write a whole file.
 
     Raises:
@@ -56,11 +56,11 @@ def write_driven(url: str, content: bytes) -> None:
         filesystem, path = _driver(url)
         with _passing():
             filesystem.pipe_file(path, content)
-    except (OSError, BrokenOffError) as error:
+    except (OSError, ReadInterruptedError) as error:
         raise UserError(f"{url} cannot be written ({_line(error)}); check your access") from None
 
 
-def list_driven(pattern: str) -> list[str]:
+def list_fsspec(pattern: str) -> list[str]:
     """The files that match a glob, sorted.
 
     Raises:
@@ -70,7 +70,7 @@ def list_driven(pattern: str) -> list[str]:
         filesystem, root = _driver(pattern)
         with _passing():
             return sorted(str(filesystem.unstrip_protocol(match)) for match in filesystem.glob(root))
-    except (OSError, BrokenOffError) as error:
+    except (OSError, ReadInterruptedError) as error:
         raise UserError(f"{pattern} cannot be listed ({_line(error)}); check the address and your access") from None
 
 
@@ -96,7 +96,7 @@ def _passing(*lasting: type[Exception]) -> Iterator[None]:
             raise PermissionError(_line(error)) from error
         if isinstance(error, (OSError, *lasting)):
             raise
-        raise BrokenOffError(f"{type(error).__name__}: {_line(error)}") from error
+        raise ReadInterruptedError(f"{type(error).__name__}: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

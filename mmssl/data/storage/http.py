@@ -16,7 +16,7 @@ from mmssl.types import UserError
 
 
 @dataclass(frozen=True)
-class Opened:
+class RemoteFile:
     """A file being read."""
 
     begin: int
@@ -28,7 +28,7 @@ class Opened:
     pieces: Iterator[bytes]
 
 
-class BrokenOffError(Exception):
+class ReadInterruptedError(Exception):
     """A read ended early for a reason that may pass. `pause` is what the server asked for, in seconds."""
 
     def __init__(self, message: str, pause: float = 0.0) -> None:
@@ -36,7 +36,7 @@ class BrokenOffError(Exception):
         self.pause = pause
 
 
-class MissingError(UserError):
+class RemoteFileMissingError(UserError):
     """There is no such file, or it may not be read: object stores say the one where they mean the other."""
 
 
@@ -53,7 +53,7 @@ def is_web(url: str) -> bool:
 
 
 @contextmanager
-def open_web(url: str, start: int, stop: int | None, stall_seconds: float) -> Iterator[Opened]:
+def open_web(url: str, start: int, stop: int | None, stall_seconds: float) -> Iterator[RemoteFile]:
     """A file from byte `start` to `stop`, or to its end; from its beginning where the server ignores ranges.
 
     Raises:
@@ -74,28 +74,30 @@ def open_web(url: str, start: int, stop: int | None, stall_seconds: float) -> It
         yield _opened(url, response, start, stop, stall_seconds)
 
 
-def _opened(url: str, response: http.client.HTTPResponse, start: int, stop: int | None, stall_seconds: float) -> Opened:
+def _opened(
+    url: str, response: http.client.HTTPResponse, start: int, stop: int | None, stall_seconds: float
+) -> RemoteFile:
     tag, length = response.headers.get("ETag"), response.headers.get("Content-Length")
     if response.status == 206:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if found is None or int(found[1]) != start:
             raise UserError(f"{url}: asked for bytes from {start}, the server sent others; copy the shards to a disk")
-        return Opened(start, int(found[2]), tag, _pieces(response, stall_seconds))
+        return RemoteFile(start, int(found[2]), tag, _pieces(response, stall_seconds))
     size = int(length) if length is not None and length.isdigit() else None
     if stop is not None and stop != size:
         raise UserError(f"{url}: the server does not serve byte ranges; copy the shards to a disk")
-    return Opened(0, size, tag, _pieces(response, stall_seconds))
+    return RemoteFile(0, size, tag, _pieces(response, stall_seconds))
 
 
 def _refusal(url: str, error: urllib.error.HTTPError, start: int) -> Exception:
     if error.code in _PASSING:
         asked = error.headers.get("Retry-After", "")
-        return BrokenOffError(f"HTTP {error.code}", float(asked) if asked.isdigit() else 0.0)
+        return ReadInterruptedError(f"HTTP {error.code}", float(asked) if asked.isdigit() else 0.0)
     if error.code in (404, 410):
-        return MissingError(f"{url} does not exist (HTTP {error.code}); correct the address")
+        return RemoteFileMissingError(f"{url} does not exist (HTTP {error.code}); correct the address")
     if error.code == 416:
         return UserError(f"{url} has no byte {start}: it changed; index it again")
-    kind = MissingError if error.code in (401, 403) else UserError
+    kind = RemoteFileMissingError if error.code in (401, 403) else UserError
     return kind(f"{url} cannot be read (HTTP {error.code} {error.reason}); check the address and your access")
 
 
@@ -112,5 +114,5 @@ def _pieces(response: http.client.HTTPResponse, stall_seconds: float) -> Iterato
         if received >= PIECE:
             waited, received = 0.0, 0
         elif waited > stall_seconds:
-            raise BrokenOffError(f"fewer than 64 KiB came in {stall_seconds:.0f} s")
+            raise ReadInterruptedError(f"fewer than 64 KiB came in {stall_seconds:.0f} s")
         yield piece

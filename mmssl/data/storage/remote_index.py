@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from mmssl.data.shards.index import FOLDER_FILE, Progress, folder_json, index_from_json, index_to_json
-from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.shards.shard_index import Offsets, ShardIndex, checksum
 from mmssl.data.storage.fetch import Fetcher
-from mmssl.data.storage.http import MissingError
+from mmssl.data.storage.http import RemoteFileMissingError
 from mmssl.data.storage.sequential import index_forward
 from mmssl.types import UserError
 
 _THREADS = 16
 
 
-def find_remote_indexes(shards: Sequence[str], limits: Limits, fetcher: Fetcher) -> list[ShardIndex | None]:
+def find_remote_indexes(shards: Sequence[str], limits: SampleLimits, fetcher: Fetcher) -> list[ShardIndex | None]:
     """The index of each remote shard, None where none lies beside it: the folder's file, else the shard's
     offsets alone."""
     folders = sorted({_folder(shard) for shard in shards})
@@ -28,7 +28,7 @@ def find_remote_indexes(shards: Sequence[str], limits: Limits, fetcher: Fetcher)
 
 
 def index_remote_shards(
-    shards: Sequence[str], limits: Limits, fetcher: Fetcher, progress: Progress | None = None
+    shards: Sequence[str], limits: SampleLimits, fetcher: Fetcher, progress: Progress | None = None
 ) -> list[ShardIndex]:
     """Read remote shards from beginning to end and write their index beside them.
 
@@ -77,7 +77,7 @@ def _read_folder(url: str, fetcher: Fetcher) -> dict[str, Any]:
     try:
         tree = json.loads(b"".join(fetcher.stream(url)))
         return dict(tree["shards"])
-    except MissingError:
+    except RemoteFileMissingError:
         return {}
     except UserError:
         raise
@@ -85,13 +85,13 @@ def _read_folder(url: str, fetcher: Fetcher) -> dict[str, Any]:
         raise UserError(f"{url} is damaged; index the shards again") from None
 
 
-def _find(shard: str, entries: dict[str, Any], limits: Limits, fetcher: Fetcher) -> ShardIndex | None:
+def _find(shard: str, entries: dict[str, Any], limits: SampleLimits, fetcher: Fetcher) -> ShardIndex | None:
     entry = entries.get(_name(shard))
     try:
         if entry is not None:
             return index_from_json(shard, entry)
         offsets = _parse_offsets(shard, b"".join(fetcher.stream(beside(shard, ".idx"))))
-    except MissingError:
+    except RemoteFileMissingError:
         return None
     except UserError:
         raise

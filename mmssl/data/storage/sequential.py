@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from mmssl.data.shards.samples import Group, Limits, groups
+from mmssl.data.shards.samples import Group, SampleLimits, groups
 from mmssl.data.shards.shard_index import ShardIndex, index_archive
 from mmssl.data.shards.tar import Archive
 from mmssl.data.sources.patterns import is_remote
@@ -17,7 +17,7 @@ _PIECE = 1 << 20
 _ENDLESS = 1 << 62
 
 
-def index_forward(shard: str, fetcher: Fetcher, limits: Limits) -> ShardIndex:
+def index_forward(shard: str, fetcher: Fetcher, limits: SampleLimits) -> ShardIndex:
     """The index of a remote shard, for which it is read as a whole.
 
     Raises:
@@ -29,7 +29,7 @@ def index_forward(shard: str, fetcher: Fetcher, limits: Limits) -> ShardIndex:
 
 
 def read_groups(
-    shard: str, limits: Limits, fetcher: Fetcher, need_text: bool
+    shard: str, limits: SampleLimits, fetcher: Fetcher, need_text: bool
 ) -> Generator[tuple[Group, bytes], None, None]:
     """Every group of a shard with its bytes, from its first header on; none for those with a defect.
 

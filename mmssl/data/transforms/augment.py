@@ -1,7 +1,7 @@
-"""Random changes of small pictures' shape and colour, many at a time, on whichever device they lie.
+"""Random changes of small images' shape and colour, many at a time, on whichever device they lie.
 
-Each operation is a pure function of pictures, float [n, 3, S, S] with values 0 to 255, and of numbers drawn before
-(`Draws`), of which each picture has its own.
+Each operation is a pure function of images, float [n, 3, S, S] with values 0 to 255, and of numbers drawn before
+(`AugmentParams`), of which each image has its own.
 """
 
 import math
@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.config import ViewConfig
-from mmssl.data.transforms.augment_params import Column, Draws, between, columns, some
+from mmssl.data.transforms.augment_params import AugmentParams, Column, between, from_rows, select
 from mmssl.types import Batch
 
 Matrix = npt.NDArray[np.float64]
-Step = Callable[[Tensor, ViewConfig, Draws[Column]], Tensor]
+Step = Callable[[Tensor, ViewConfig, AugmentParams[Column]], Tensor]
 
 LUMA = np.array([0.299, 0.587, 0.114])
 """ITU-R BT.601 weights of red, green and blue in a gray value."""
@@ -36,16 +36,16 @@ _OUTLINE_THRESHOLD = 38.0
 _ERASE_AREA = (0.02, 0.2)
 _ERASE_LOG_RATIO = (math.log(0.3), -math.log(0.3))
 _ROWS = 256
-"""Pictures that are changed together: float copies of a large batch would fill a device."""
+"""Images that are changed together: float copies of a large batch would fill a device."""
 
 
 def finish_views(batch: Batch, views: Mapping[str, ViewConfig]) -> Batch:
     """Change the views of a batch that came with their draws, where the batch is."""
     done = {}
     for name, drawn in batch.draws.items():
-        pictures, config = batch.views[name], views[name]
+        images, config = batch.views[name], views[name]
         parts = [slice(start, start + _ROWS) for start in range(0, len(drawn), _ROWS)]
-        done[name] = torch.cat([augment(pictures[part], config, columns(drawn[part])) for part in parts])
+        done[name] = torch.cat([augment(images[part], config, from_rows(drawn[part])) for part in parts])
     return replace(batch, views={**batch.views, **done}, draws={})
 
 
@@ -54,9 +54,9 @@ def augments(config: ViewConfig) -> bool:
     return config.flip > 0 or any(chance > 0 for chance in _chances(config))
 
 
-def augment(pictures: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tensor:
-    """Flip pictures, uint8 [n, 3, S, S], and apply what else was drawn for each; rounds once, at the end."""
-    pictures = _where(draws.flip < config.flip, pictures, config, draws, lambda x, _, __: x.flip(-1))
+def augment(images: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
+    """Flip images, uint8 [n, 3, S, S], and apply what else was drawn for each; rounds once, at the end."""
+    images = _where(draws.flip < config.flip, images, config, draws, lambda x, _, __: x.flip(-1))
     first = (draws.outline, draws.posterize, draws.affine, draws.jitter, draws.gray, draws.invert)
     numbers = (*first, draws.solarize, draws.blur, draws.erase)
     drawn = [
@@ -74,14 +74,14 @@ def augment(pictures: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tenso
         (erased, erase),
     ]
 
-    def change(x: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tensor:
+    def change(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
         x = x.float()
         for chosen, step in steps:
             x = _where(chosen[changed], x, config, draws, step)
         return x.round_().to(torch.uint8)
 
     changed = np.logical_or.reduce(drawn)
-    return _where(changed, pictures, config, draws, change)
+    return _where(changed, images, config, draws, change)
 
 
 def _chances(config: ViewConfig) -> tuple[float, ...]:
@@ -90,22 +90,22 @@ def _chances(config: ViewConfig) -> tuple[float, ...]:
 
 
 def _where(
-    chosen: npt.NDArray[np.bool_], pictures: Tensor, config: ViewConfig, draws: Draws[Column], step: Step
+    chosen: npt.NDArray[np.bool_], images: Tensor, config: ViewConfig, draws: AugmentParams[Column], step: Step
 ) -> Tensor:
-    """The pictures, with those that are chosen given to a step. The choice is made on the host: no device is asked."""
+    """The images, with those that are chosen given to a step. The choice is made on the host: no device is asked."""
     if chosen.all():
-        return step(pictures, config, draws)
+        return step(images, config, draws)
     if not chosen.any():
-        return pictures
-    rows = torch.from_numpy(np.flatnonzero(chosen)).to(pictures.device, non_blocking=True)
-    return pictures.index_copy(0, rows, step(pictures[rows], config, some(draws, chosen)))
+        return images
+    rows = torch.from_numpy(np.flatnonzero(chosen)).to(images.device, non_blocking=True)
+    return images.index_copy(0, rows, step(images[rows], config, select(draws, chosen)))
 
 
-def affine(x: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tensor:
+def affine(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
     """Rotate, scale and shift by up to 10 % of the side, about the centre, as `config.affine_*` say."""
     angle = math.radians(config.affine_degrees) * (2 * draws.angle - 1)
     scale = between(config.affine_scale, draws.scale)
-    # Where each output pixel comes from, in coordinates that run from -1 to 1 over the picture.
+    # Where each output pixel comes from, in coordinates that run from -1 to 1 over the image.
     right, down = (2 * _AFFINE_SHIFT * (2 * u - 1) for u in (draws.shift_x, draws.shift_y))
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
     inverse = np.array([[cos, sin, -cos * right - sin * down], [-sin, cos, sin * right - cos * down]])
@@ -116,21 +116,21 @@ def affine(x: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tensor:
     return 255 - F.grid_sample(255 - x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def outline(x: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tensor:
+def outline(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
     """Darken each pixel by how much its 3 x 3 neighbourhood differs in any colour."""
     strength = _each(between(_OUTLINE_STRENGTH, draws.outline_strength), x)
     contrast = (F.max_pool2d(x, 3, 1, 1) + F.max_pool2d(-x, 3, 1, 1)).amax(1, keepdim=True)
     return x * (1 - (strength * contrast - _OUTLINE_THRESHOLD).div_(255).clamp_(0, 1))
 
 
-def posterize(x: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tensor:
+def posterize(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
     """Keep a few evenly spaced levels of each colour."""
     low, high = _POSTERIZE_LEVELS
     gap = _each(255 / (low + np.floor(draws.posterize_levels * (high - low + 1)) - 1), x)
     return (x / gap).round_() * gap
 
 
-def change_colours(x: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tensor:
+def change_colours(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
     """Jitter, gray and negative as one affine map of the colours, clamped once."""
     jittered, grayed, inverted = (
         (number < chance)[:, None]
@@ -154,9 +154,9 @@ def change_colours(x: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tenso
     return torch.baddbmm(offset[..., None].expand(-1, 3, 1), weights, x.flatten(2)).clamp_(0, 255).view_as(x)
 
 
-def jitter(strength: tuple[float, float, float, float], draws: Draws[Column]) -> tuple[Matrix, Matrix]:
+def jitter(strength: tuple[float, float, float, float], draws: AugmentParams[Column]) -> tuple[Matrix, Matrix]:
     """Brightness, contrast, saturation and hue, in this order, as matrices [n, 3, 3] and, per unit of the gray value of
-    a picture's mean colour, offsets [n, 3].
+    an image's mean colour, offsets [n, 3].
 
     Contrast is about that gray value. The first three are torchvision's definitions without its clamping in between;
     hue rotates the chroma plane of YIQ, which keeps the luma.
@@ -175,12 +175,12 @@ def jitter(strength: tuple[float, float, float, float], draws: Draws[Column]) ->
     return colours * (brightness * contrast), (colours * ((1 - contrast) * brightness)).sum(2)
 
 
-def solarize(x: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tensor:
+def solarize(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
     """Invert the values above one half: min(x, 255 - x)."""
     return 127.5 - (x - 127.5).abs_()
 
 
-def gaussian_blur(x: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tensor:
+def gaussian_blur(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
     """Gaussian of `draws.blur_sigma`, cut off at 3 sigma, mirrored at the borders."""
     sigma = between(_BLUR_SIGMA, draws.blur_sigma)[:, None] * x.shape[-1]
     reach = np.maximum(1, np.ceil(3 * sigma))
@@ -200,8 +200,8 @@ def gaussian_blur(x: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tensor
     return x
 
 
-def erase(x: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tensor:
-    """Paint one rectangle in each picture's mean colour (random erasing, Zhong et al. 2017)."""
+def erase(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
+    """Paint one rectangle in each image's mean colour (random erasing, Zhong et al. 2017)."""
     side = x.shape[-1]
     area = side**2 * between(_ERASE_AREA, draws.erase_area)
     ratio = np.exp(between(_ERASE_LOG_RATIO, draws.erase_ratio))
@@ -217,10 +217,10 @@ def erase(x: Tensor, config: ViewConfig, draws: Draws[Column]) -> Tensor:
 
 
 def _beside(numbers: Matrix, x: Tensor) -> Tensor:
-    """Numbers in the type and on the device of some pictures."""
+    """Numbers in the type and on the device of some images."""
     return torch.from_numpy(np.ascontiguousarray(numbers)).to(x.dtype).to(x.device, non_blocking=True)
 
 
 def _each(numbers: Column, x: Tensor) -> Tensor:
-    """One number a picture, to be spread over its pixels."""
+    """One number an image, to be spread over its pixels."""
     return _beside(numbers, x).view(-1, 1, 1, 1)

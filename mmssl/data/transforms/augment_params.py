@@ -1,4 +1,4 @@
-"""The random numbers of a picture's rendering, drawn before anything is done, so that they can be used anywhere."""
+"""The random numbers of an image's rendering, drawn before anything is done, so that they can be used anywhere."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ U = TypeVar("U", float, Column)
 _CROP_ATTEMPTS = 10
 
 
-class Draws(NamedTuple, Generic[T]):
+class AugmentParams(NamedTuple, Generic[T]):
     """All the randomness of one rendering (T is float) or of several (T is Column): numbers uniform in [0, 1).
 
     Every number is drawn whether it is used or not, in this order. So a generator gives the same crop
@@ -56,30 +56,30 @@ class Draws(NamedTuple, Generic[T]):
     outline_strength: T
 
 
-SCALARS = len(Draws._fields) - 2
+SCALARS = len(AugmentParams._fields) - 2
 """Numbers of a rendering beside the attempts at a crop."""
 
 
-def draw(rng: np.random.Generator) -> Draws[float]:
+def draw_params(rng: np.random.Generator) -> AugmentParams[float]:
     """Draw one rendering's numbers; always takes the same count of them from `rng`."""
     numbers: list[float] = rng.random(2 * _CROP_ATTEMPTS + SCALARS).tolist()
     areas, ratios = numbers[:_CROP_ATTEMPTS], numbers[_CROP_ATTEMPTS : 2 * _CROP_ATTEMPTS]
-    return Draws(tuple(areas), tuple(ratios), *numbers[2 * _CROP_ATTEMPTS :])
+    return AugmentParams(tuple(areas), tuple(ratios), *numbers[2 * _CROP_ATTEMPTS :])
 
 
-def table(draws: Sequence[Draws[float]]) -> Tensor:
+def to_rows(draws: Sequence[AugmentParams[float]]) -> Tensor:
     """What comes after the crops of n renderings, float64 [n, SCALARS]."""
     return torch.tensor([one[2:] for one in draws], dtype=torch.float64)
 
 
-def columns(rows: Tensor) -> Draws[Column]:
-    """What `table` put together, number by number."""
-    return Draws((), (), *rows.numpy().T)
+def from_rows(rows: Tensor) -> AugmentParams[Column]:
+    """What `to_rows` put together, number by number."""
+    return AugmentParams((), (), *rows.numpy().T)
 
 
-def some(draws: Draws[Column], chosen: npt.NDArray[np.bool_]) -> Draws[Column]:
+def select(draws: AugmentParams[Column], chosen: npt.NDArray[np.bool_]) -> AugmentParams[Column]:
     """The numbers of those renderings that are `chosen`, bool [n]."""
-    return Draws((), (), *(column[chosen] for column in draws[2:]))
+    return AugmentParams((), (), *(column[chosen] for column in draws[2:]))
 
 
 def between(bounds: tuple[float, float], u: U) -> U:

@@ -1,4 +1,4 @@
-"""Encoded pictures to RGB pixels: JPEG by libjpeg-turbo (simplejpeg), every other format by Pillow.
+"""Encoded images to RGB pixels: JPEG by libjpeg-turbo (simplejpeg), every other format by Pillow.
 
 Nothing in here can run code: formats are told apart by their first bytes and only plain raster formats are
 read (Pillow's own `Image.open` would also try formats that call external programs).
@@ -25,7 +25,7 @@ from PIL import (
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 178_956_970
-"""Default cap on a picture's size in pixels (Pillow's own warning threshold)."""
+"""Default cap on an image's size in pixels (Pillow's own warning threshold)."""
 REDUCTIONS = (8, 4, 2)
 """Factors by which JPEG can be decoded smaller, the greatest first (DCT scaling)."""
 
@@ -45,12 +45,12 @@ _EXIF_SHORT = 3
 
 
 class DecodeError(ValueError):
-    """A picture that cannot be used. The message is one line that says why."""
+    """An image that cannot be used. The message is one line that says why."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a picture before it is decoded."""
+    """What is known of an image before it is decoded."""
 
     format: str
     """JPEG, PNG, WEBP, GIF, BMP or TIFF."""
@@ -65,7 +65,7 @@ class Header:
 
 
 def read_header(image: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """Format, displayed size and orientation of an encoded picture, without decoding it.
+    """Format, displayed size and orientation of an encoded image, without decoding it.
 
     Raises:
         DecodeError: no known format, a broken header, or more than `max_pixels` pixels.
@@ -75,11 +75,11 @@ def read_header(image: bytes, max_pixels: int = MAX_PIXELS) -> Header:
         header = _pillow_header(_open(image))
     if header.width * header.height > max_pixels:
         raise DecodeError(
-            f"the picture has {header.width} x {header.height} pixels, "
+            f"the image has {header.width} x {header.height} pixels, "
             f"more than the limit of {max_pixels:,} (data.max_pixels)"
         )
     if header.width < 1 or header.height < 1:
-        raise DecodeError(f"the picture has {header.width} x {header.height} pixels, so nothing to see")
+        raise DecodeError(f"the image has {header.width} x {header.height} pixels, so nothing to see")
     return header
 
 
@@ -87,7 +87,7 @@ def decode(image: bytes, header: Header | None = None, reduce: int = 1) -> Pixel
     """RGB pixels, uint8 [height, width, 3], upright, transparency laid on white, first frame of an animation.
 
     Args:
-        header: what `read_header` gave for this picture; read with the default pixel cap when not given.
+        header: what `read_header` gave for this image; read with the default pixel cap when not given.
         reduce: 2, 4 or 8 asks for 1/2, 1/4 or 1/8 of the size (rounded up), which JPEG decodes faster.
             Formats that cannot (`header.reducible`) and damaged JPEGs come at their full size.
 
@@ -110,7 +110,7 @@ def rgb_pixels(image: Image.Image) -> Pixels:
     if image.mode.startswith("I"):
         return _from_16_bits(np.asarray(image))
     if image.mode == "F":
-        raise DecodeError("the picture has floating-point pixels of unknown range; convert it to 8 or 16 bits")
+        raise DecodeError("the image has floating-point pixels of unknown range; convert it to 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         background = Image.new("RGB", image.size, "white")
@@ -122,7 +122,7 @@ def rgb_pixels(image: Image.Image) -> Pixels:
 def _from_16_bits(gray: npt.NDArray[np.integer[Any]]) -> Pixels:
     """RGB of 16-bit gray [H, W]; Pillow's own conversion clips at 255.
 
-    Some rows at a time: whole pictures of wider numbers would take many times their memory.
+    Some rows at a time: whole images of wider numbers would take many times their memory.
     """
     narrow = np.empty(gray.shape, np.uint8)
     for top in range(0, len(gray), _ROWS):
@@ -174,19 +174,19 @@ def _exif_orientation(tiff: bytes) -> int:
             tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, at + 2 + 12 * entry)
             if tag == _EXIF_ORIENTATION:
                 return value if kind == _EXIF_SHORT and 1 <= value <= 8 else 1
-    except struct.error:  # the directory runs past its end; the picture itself may be sound
+    except struct.error:  # the directory runs past its end; the image itself may be sound
         return 1
     return 1
 
 
 def _open(image: bytes) -> Image.Image:
-    """The picture opened by the Pillow reader its first bytes ask for; pixels are not read yet."""
+    """The image opened by the Pillow reader its first bytes ask for; pixels are not read yet."""
     is_webp = image[:4] == b"RIFF" and image[8:12] == b"WEBP"
     head = b"WEBP" if is_webp else image[:8]
     readers = [reader for signature, reader in _SIGNATURES if head.startswith(signature)]
     if not readers:
         raise DecodeError(
-            f"not a JPEG, PNG, WebP, GIF, BMP or TIFF picture: {len(image)} bytes starting with {image[:8]!r}"
+            f"not a JPEG, PNG, WebP, GIF, BMP or TIFF image: {len(image)} bytes starting with {image[:8]!r}"
         )
     try:
         # The reader itself rather than Image.open: the pixel cap is the caller's, not Pillow's global one.
@@ -208,7 +208,7 @@ def _pillow_header(image: Image.Image) -> Header:
 
 
 def _decode_jpeg(image: bytes, header: Header, reduce: int) -> Pixels | None:
-    """None where libjpeg-turbo met something wrong: Pillow then judges whether the picture is whole."""
+    """None where libjpeg-turbo met something wrong: Pillow then judges whether the image is whole."""
     assert reduce == 1 or reduce in REDUCTIONS, reduce
     sides = (header.height, header.width) if header.orientation < 5 else (header.width, header.height)
     height, width = (-(-side // reduce) for side in sides)
@@ -232,8 +232,8 @@ def _decode_pillow(image: bytes) -> Pixels:
 
 def _broken(error: Exception) -> DecodeError:
     if isinstance(error, Image.DecompressionBombError):
-        return DecodeError("the picture claims more pixels than any format reader takes")
-    return DecodeError(f"the picture is broken or cut: {' '.join(str(error).split()) or type(error).__name__}")
+        return DecodeError("the image claims more pixels than any format reader takes")
+    return DecodeError(f"the image is broken or cut: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:

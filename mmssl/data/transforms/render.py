@@ -1,4 +1,4 @@
-"""Samples to what a model trains on: every view of the picture, and a caption."""
+"""Samples to what a model trains on: every view of the image, and a caption."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mmssl.data.transforms.augment import augments
-from mmssl.data.transforms.augment_params import Draws, draw, table
+from mmssl.data.transforms.augment_params import AugmentParams, draw_params, to_rows
 from mmssl.data.transforms.captions import check_templates, render_caption
 from mmssl.data.transforms.decode import DecodeError, decode, read_header
-from mmssl.data.transforms.views import View, empty_pictures
+from mmssl.data.transforms.views import View, empty_images
 from mmssl.rng import generator
 from mmssl.types import Sample, UserError
 
@@ -25,7 +25,7 @@ class Rendered:
     bad: list[tuple[int, str]]
     """Row and reason of every sample that could not be used."""
     draws: dict[str, Tensor]
-    """View name -> numbers of its pictures' changes, float64 [n, SCALARS], where these are left to others."""
+    """View name -> numbers of its images' changes, float64 [n, SCALARS], where these are left to others."""
 
 
 class Renderer:
@@ -39,7 +39,7 @@ class Renderer:
         max_caption_chars: int = 20_000,
         changed_later: bool = False,
     ) -> None:
-        """With `changed_later`, pictures are cut and resized only, and what was drawn for them comes beside.
+        """With `changed_later`, images are cut and resized only, and what was drawn for them comes beside.
 
         Raises:
             UserError: a malformed caption template.
@@ -53,12 +53,12 @@ class Renderer:
 
     def __call__(self, samples: Sequence[Sample], epoch: int) -> Rendered:
         """Render samples for an epoch; what cannot be used is listed, never raised."""
-        views = {name: empty_pictures(len(samples), view.image_size) for name, view in self.views.items()}
+        views = {name: empty_images(len(samples), view.image_size) for name, view in self.views.items()}
         bad: dict[int, str] = {}
-        # All the small work before the pictures: decoding empties the processor's caches every time.
+        # All the small work before the images: decoding empties the processor's caches every time.
         texts = [self._caption(row, sample, epoch, bad) for row, sample in enumerate(samples)]
         draws = {
-            name: [draw(generator(self.seed, "view", name, epoch, sample.id)) for sample in samples]
+            name: [draw_params(generator(self.seed, "view", name, epoch, sample.id)) for sample in samples]
             for name in self.views
         }
         for row, sample in enumerate(samples):
@@ -69,12 +69,12 @@ class Renderer:
             except DecodeError as error:
                 bad[row], texts[row] = str(error), ""
                 continue
-            for name, picture in painted.items():
-                views[name][row] = picture
+            for name, image in painted.items():
+                views[name][row] = image
         for row in bad:
             for view in views.values():
                 view[row] = 0
-        left = {name: table(draws[name]) for name in self.views if name in self.left}
+        left = {name: to_rows(draws[name]) for name in self.views if name in self.left}
         return Rendered(views, texts, sorted(bad.items()), left)
 
     def _caption(self, row: int, sample: Sample, epoch: int, bad: dict[int, str]) -> str:
@@ -94,8 +94,8 @@ class Renderer:
             return ""
         return text
 
-    def _paint(self, image: bytes, draws: dict[str, Draws[float]]) -> dict[str, Tensor]:
-        """Every view of one picture, which is decoded once, at the smallest size that serves them all."""
+    def _paint(self, image: bytes, draws: dict[str, AugmentParams[float]]) -> dict[str, Tensor]:
+        """Every view of one image, which is decoded once, at the smallest size that serves them all."""
         header = read_header(image, min(view.max_pixels for view in self.views.values()))
         crops = {name: view.crop(header, draws[name]) for name, view in self.views.items()}
         reduce = min(view.reduction(header, crops[name]) for name, view in self.views.items())

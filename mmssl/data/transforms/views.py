@@ -1,4 +1,4 @@
-"""Encoded pictures to the squares a model sees: random renderings to train on, a fixed one to judge by."""
+"""Encoded images to the squares a model sees: random renderings to train on, a fixed one to judge by."""
 
 import math
 from typing import Literal, NamedTuple
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmssl.config import ViewConfig
 from mmssl.data.transforms.augment import augment, augments
-from mmssl.data.transforms.augment_params import Draws, between, between_log, columns, draw, table
+from mmssl.data.transforms.augment_params import AugmentParams, between, between_log, draw_params, from_rows, to_rows
 from mmssl.data.transforms.decode import MAX_PIXELS, REDUCTIONS, Header, Pixels, decode, read_header, rgb_pixels
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -22,11 +22,11 @@ smallest size that keeps 3/4 of the output's side, or more."""
 _FAST_MARGIN = 0.75
 _QUALITY_MARGIN = 2.0
 _LONGEST = 20
-"""Longer side over shorter side, up to which a picture is resized whole before its middle is cut out."""
+"""Longer side over shorter side, up to which an image is resized whole before its middle is cut out."""
 
 
 class Crop(NamedTuple):
-    """A rectangle of a picture, in pixels of its full size."""
+    """A rectangle of an image, in pixels of its full size."""
 
     top: int
     left: int
@@ -42,7 +42,7 @@ class Crop(NamedTuple):
 
 
 class View:
-    """One named random rendering of pictures: crop, resize and flip, then changes of shape and colour."""
+    """One named random rendering of images: crop, resize and flip, then changes of shape and colour."""
 
     def __init__(
         self,
@@ -59,17 +59,17 @@ class View:
         self.interpolation = interpolation
 
     def __call__(self, image: bytes, rng: np.random.Generator) -> Tensor:
-        """Render an encoded picture to uint8 [3, image_size, image_size].
+        """Render an encoded image to uint8 [3, image_size, image_size].
 
         Raises:
-            DecodeError: the picture cannot be used.
+            DecodeError: the image cannot be used.
         """
         header = read_header(image, self.max_pixels)
-        draws = draw(rng)
+        draws = draw_params(rng)
         crop = self.crop(header, draws)
         return self.paint(decode(image, header, self.reduction(header, crop)), header, crop, draws)
 
-    def crop(self, header: Header, draws: Draws[float]) -> Crop:
+    def crop(self, header: Header, draws: AugmentParams[float]) -> Crop:
         """The random resized crop of Inception (Szegedy et al. 2015).
 
         An area and a shape are tried ten times; else it is the greatest centred crop of an allowed shape.
@@ -87,16 +87,16 @@ class View:
         return Crop((height - h) // 2, (width - w) // 2, h, w)
 
     def reduction(self, header: Header, crop: Crop) -> int:
-        """The factor by which the picture may be decoded smaller for this crop."""
+        """The factor by which the image may be decoded smaller for this crop."""
         return dct_reduction(header, min(crop.height, crop.width) / self.image_size, self.mode)
 
-    def paint(self, pixels: Pixels, header: Header, crop: Crop, draws: Draws[float] | None) -> Tensor:
+    def paint(self, pixels: Pixels, header: Header, crop: Crop, draws: AugmentParams[float] | None) -> Tensor:
         """Render decoded pixels, of full or reduced size, to uint8 [3, image_size, image_size]; without `draws`, cut
         and resized only."""
-        picture = resize(_cut(pixels, header, crop), self.image_size, self.image_size, self.interpolation)
+        image = resize(_cut(pixels, header, crop), self.image_size, self.image_size, self.interpolation)
         if draws is None or not augments(self.config):
-            return picture
-        return augment(picture[None], self.config, columns(table([draws])))[0]
+            return image
+        return augment(image[None], self.config, from_rows(to_rows([draws])))[0]
 
 
 class EvalView:
@@ -122,11 +122,11 @@ class EvalView:
         """Render to uint8 [3, image_size, image_size].
 
         Args:
-            image: an encoded picture, a Pillow image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor
+            image: an encoded image, a Pillow image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor
                 [3, H, W].
 
         Raises:
-            DecodeError: an encoded picture that cannot be used.
+            DecodeError: an encoded image that cannot be used.
             ValueError: an array or tensor of another type or shape.
         """
         if isinstance(image, bytes):
@@ -144,8 +144,8 @@ class EvalView:
         long = min(max(header.height, header.width), _LONGEST * short)
         height, width = (int(side * min(length, long) / short) for length in (header.height, header.width))
         top, left = round((height - side) / 2), round((width - side) / 2)
-        picture = resize(pixels, height, width, self.interpolation)
-        return picture[:, top : top + side, left : left + side].contiguous()
+        resized = resize(pixels, height, width, self.interpolation)
+        return resized[:, top : top + side, left : left + side].contiguous()
 
 
 def dct_reduction(header: Header, shrink: float, mode: DecodeMode) -> int:
@@ -164,7 +164,7 @@ def dct_reduction(header: Header, shrink: float, mode: DecodeMode) -> int:
 
 
 def _middle(pixels: Pixels) -> Pixels:
-    """The middle of a picture that is longer than `_LONGEST` times its shorter side.
+    """The middle of an image that is longer than `_LONGEST` times its shorter side.
 
     Nobody sees the rest, and a line of 60,000 pixels would be enlarged to gigabytes."""
     most = _LONGEST * min(pixels.shape[:2])
@@ -191,11 +191,11 @@ def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation
     return planes.contiguous()
 
 
-def empty_pictures(count: int, side: int) -> Tensor:
-    """Memory for pictures, uint8 [count, 3, side, side].
+def empty_images(count: int, side: int) -> Tensor:
+    """Memory for images, uint8 [count, 3, side, side].
 
     NumPy's, which comes in huge pages where Linux has them: fresh small ones for a batch of 256 take 61 microseconds a
-    picture, huge ones 23.
+    image, huge ones 23.
     """
     return torch.from_numpy(np.empty((count, 3, side, side), dtype=np.uint8))
 

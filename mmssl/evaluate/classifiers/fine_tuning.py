@@ -1,4 +1,4 @@
-"""Training a picture tower together with a linear head, and the weights between two models (WiSE-FT)."""
+"""Training an image tower together with a linear head, and the weights between two models (WiSE-FT)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.evaluate.datasets import Dataset, read_again
 from mmssl.evaluate.encode import ALONE, Progress, RenderingEncoder
 from mmssl.evaluate.metrics.ranking import share
@@ -25,12 +25,12 @@ WEIGHT_DECAY = 0.1
 
 Weights = dict[str, Tensor]
 Labelled = tuple[Tensor, Tensor]
-"""Rendered pictures, uint8 [N, 3, S, S], and their classes, int64 [N]."""
+"""Rendered images, uint8 [N, 3, S, S], and their classes, int64 [N]."""
 
 
 @runtime_checkable
 class TunableEncoder(RenderingEncoder, Protocol):
-    """An encoder whose picture side can be trained."""
+    """An encoder whose image side can be trained."""
 
     @property
     def logit_scale(self) -> float:
@@ -43,12 +43,12 @@ class TunableEncoder(RenderingEncoder, Protocol):
         ...
 
     def image_module(self) -> nn.Module:
-        """A copy of what turns rendered pictures, uint8 [N, 3, S, S], into unit vectors [N, D], all of it trainable."""
+        """A copy of what turns rendered images, uint8 [N, 3, S, S], into unit vectors [N, D], all of it trainable."""
         ...
 
 
 class HeadedTower(nn.Module):
-    """Pictures to logits: a tower and a head of one vector and one bias a class."""
+    """Images to logits: a tower and a head of one vector and one bias a class."""
 
     def __init__(self, tower: nn.Module, head: Tensor, scale: float, bias: Tensor | None = None) -> None:
         """Args:
@@ -60,9 +60,9 @@ class HeadedTower(nn.Module):
         self.head = nn.Parameter(head.clone())
         self.bias = nn.Parameter(torch.zeros(len(head)) if bias is None else bias.clone())
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, S, S] -> logits [N, C]."""
-        return self.logits(self.tower(pictures))
+        return self.logits(self.tower(images))
 
     def logits(self, features: Tensor) -> Tensor:
         """Of unit vectors [N, D], [N, C]."""
@@ -86,7 +86,7 @@ def train(
 
     The model stays in evaluation mode: no dropout, and batch norms keep their statistics.
     """
-    pictures, labels = shown
+    images, labels = shown
     device = model.head.device
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
     batches = math.ceil(len(labels) / BATCH)
@@ -97,7 +97,7 @@ def train(
         for rows in torch.split(order, BATCH):
             for group in optimizer.param_groups:
                 group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
-            loss = F.cross_entropy(model(pictures[rows].to(device)), labels[rows].to(device))
+            loss = F.cross_entropy(model(images[rows].to(device)), labels[rows].to(device))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -114,24 +114,24 @@ def tune(
     rates: Sequence[float] = RATES,
     epochs: int = EPOCHS,
     seed: int = 0,
-    processes: Processes = ALONE,
+    world: World = ALONE,
     progress: Progress | None = None,
 ) -> float:
-    """Train the model, in place, with the learning rate that is best on held-out pictures, which is returned.
+    """Train the model, in place, with the learning rate that is best on held-out images, which is returned.
 
-    Of equally good rates the lowest is taken, and without held-out pictures the first. Rank 0 trains; all ranks end
+    Of equally good rates the lowest is taken, and without held-out images the first. Rank 0 trains; all ranks end
     with its weights.
     """
     start = model.weights()
     found: list[tuple[float, float, Weights]] = []
-    alone = processes.rank == 0
+    alone = world.rank == 0
     for lr in (rates if len(held_out[1]) > 0 else rates[:1]) if alone else ():
         model.load_state_dict(start)
         train(model, shown, lr=lr, epochs=epochs, seed=seed, progress=progress)
         found.append((_accuracy(model, held_out), lr, model.weights()))
     best = max(found, key=lambda trial: trial[0], default=(0.0, 0.0, start))
-    model.load_state_dict({n: processes.sum(w if alone else torch.zeros_like(w)) for n, w in best[2].items()})
-    return float(processes.broadcast(best[1]))
+    model.load_state_dict({n: world.sum(w if alone else torch.zeros_like(w)) for n, w in best[2].items()})
+    return float(world.broadcast(best[1]))
 
 
 def mixed(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> Weights:
@@ -156,10 +156,10 @@ def rendered(encoder: RenderingEncoder, dataset: Dataset, samples: Sequence[Samp
 
 
 def _accuracy(model: HeadedTower, held_out: Labelled) -> float:
-    pictures, labels = held_out
+    images, labels = held_out
     if len(labels) == 0:
         return 0.0
     device = model.head.device
     with torch.no_grad():
-        scores = torch.cat([model(part.to(device)).cpu() for part in torch.split(pictures, BATCH)])
+        scores = torch.cat([model(part.to(device)).cpu() for part in torch.split(images, BATCH)])
     return share(scores.argmax(1) == labels)

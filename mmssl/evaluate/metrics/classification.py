@@ -44,7 +44,7 @@ def list_length(classes: int) -> int:
     return 5 if classes >= 5 else 1
 
 
-def judge(
+def evaluate_predictions(
     outcome: Outcome, labels: Tensor, classnames: Sequence[str], confidence: Tensor | None = None
 ) -> Classification:
     """Compare a classifier's outcome with the labels, int64 [N].

@@ -1,7 +1,7 @@
 """Accuracy by a field of the metadata: who is served well and who is not.
 
 A gap between groups is a fact about this model on this data. It does not say why: groups may differ in what
-they show (their classes, their pictures' quality), and a group of few samples differs by chance. Hence the
+they show (their classes, their images' quality), and a group of few samples differs by chance. Hence the
 intervals, the sizes, and the chance of a gap this wide among groups drawn at random."""
 
 import math
@@ -45,7 +45,7 @@ class Gap:
     """Chance of a gap at least as wide if the groups were drawn at random among the same samples."""
 
 
-def groups_of(samples: Sequence[Sample], field: str) -> list[str]:
+def group_rows(samples: Sequence[Sample], field: str) -> list[str]:
     """Each sample's group: the value of a metadata field as text, `(none)` where it has none.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a shift of the pictures costs: the accuracy on one data set less that on another of the same classes.
+"""What a shift of the images costs: the accuracy on one data set less that on another of the same classes.
 
 Taori et al. 2020 call a model effectively robust when it loses less than models of its accuracy usually do. That needs
 many models; what is measured here of one model is the drop."""

@@ -1,6 +1,6 @@
-"""What a model associates with groups: which of some neutral classes it sees in each group's pictures.
+"""What a model associates with groups: which of some neutral classes it sees in each group's images.
 
-The classes ("a doctor", "a thief", ...) are in none of the pictures, so no answer is right. What can be seen is
+The classes ("a doctor", "a thief", ...) are in none of the images, so no answer is right. What can be seen is
 whether one class is given more to one group than to another."""
 
 from collections.abc import Iterable, Sequence
@@ -17,9 +17,9 @@ from mmssl.evaluate.results import write_csv
 from mmssl.types import UserError
 
 NOTE = (
-    "shares are forced choices among the given classes; a gap does not tell its cause (other things in the pictures "
+    "shares are forced choices among the given classes; a gap does not tell its cause (other things in the images "
     "may differ between the groups), no gap does not show that there is no association, and nothing follows for "
-    "other words, prompts or pictures"
+    "other words, prompts or images"
 )
 """What cannot be concluded."""
 

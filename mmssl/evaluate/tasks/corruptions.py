@@ -1,10 +1,10 @@
-"""Zero-shot accuracy on corrupted pictures: the 15 common corruptions of ImageNet-C at 5 severities.
+"""Zero-shot accuracy on corrupted images: the 15 common corruptions of ImageNet-C at 5 severities.
 
-Hendrycks & Dietterich 2019. As there, pictures are first brought to 224 pixels, so that a severity means the same for
-every picture and every model. The corruptions are those of the imagecorruptions library; a picture's randomness is
+Hendrycks & Dietterich 2019. As there, images are first brought to 224 pixels, so that a severity means the same for
+every image and every model. The corruptions are those of the imagecorruptions library; an image's randomness is
 keyed by its content, so it looks the same in every evaluation.
 
-A picture under every corruption, with what each costs.
+An image under every corruption, with what each costs.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ from mmssl.data.transforms.decode import Pixels
 from mmssl.data.transforms.views import EvalView
 from mmssl.evaluate.datasets import Dataset, read_again
 from mmssl.evaluate.encode import Encoder
-from mmssl.evaluate.labels import labels_of
+from mmssl.evaluate.labels import class_indices
 from mmssl.evaluate.results import write_csv
-from mmssl.evaluate.task import Job
+from mmssl.evaluate.task import TaskContext
 from mmssl.plotting import GRAY, sheet
 from mmssl.rng import generator, torch_seed
 from mmssl.stats import Interval, Rows, bootstrap
@@ -44,9 +44,9 @@ CORRUPTIONS = (
 """Noise, blur, weather and digital, in the paper's order."""
 SEVERITIES = (1, 2, 3, 4, 5)
 EVALUATED_SIDE = 224
-"""Pixels of the pictures that are corrupted."""
-PICTURES = 500
-"""So many pictures at most, drawn at random, for each is corrupted 75 times, which takes more than a second."""
+"""Pixels of the images that are corrupted."""
+SAMPLES = 500
+"""So many images at most, drawn at random, for each is corrupted 75 times, which takes more than a second."""
 _SEEDED = ("impulse_noise", "glass_blur")
 """Those that take a seed."""
 _GLOBAL = ("gaussian_noise", "shot_noise", "motion_blur", "snow", "frost", "fog", "elastic_transform")
@@ -56,24 +56,24 @@ _GLOBAL_GENERATOR = threading.Lock()
 
 @dataclass(frozen=True)
 class Robustness:
-    """Zero-shot accuracy of N pictures, clean and under every corruption."""
+    """Zero-shot accuracy of N images, clean and under every corruption."""
 
     metrics: dict[str, float]
     """`acc1_clean`, `acc1_corrupted` (mean over corruptions and severities), `acc1_kept` (the second as a fraction of
     the first), `acc1_NAME` of a corruption, `acc1_severityK`, and `samples` N."""
     intervals: dict[str, Interval]
-    """95 % bootstrap intervals, over pictures."""
+    """95 % bootstrap intervals, over images."""
     accuracies: NDArray[np.float64]
     """[15, 5], in the order of `CORRUPTIONS` and `SEVERITIES`."""
     low: NDArray[np.float64]
     """Lower ends of their intervals, [15, 5]."""
     high: NDArray[np.float64]
     right: dict[str, NDArray[Any]]
-    """`acc1_clean` and `acc1_corrupted` of each picture, [N]."""
+    """`acc1_clean` and `acc1_corrupted` of each image, [N]."""
 
 
 def corrupt(pixels: Pixels, name: str, severity: int, seed: int) -> Pixels:
-    """One picture under a corruption, uint8 [H, W, 3] of at least 32 pixels a side; the seed fixes its randomness."""
+    """One image under a corruption, uint8 [H, W, 3] of at least 32 pixels a side; the seed fixes its randomness."""
     import imagecorruptions
 
     options = {"seed": seed} if name in _SEEDED else {}
@@ -92,7 +92,7 @@ def corrupt(pixels: Pixels, name: str, severity: int, seed: int) -> Pixels:
 
 
 def corrupted(image: bytes, name: str, severity: int) -> Pixels:
-    """What is shown of an uncompressed picture; its content fixes the randomness."""
+    """What is shown of an uncompressed image; its content fixes the randomness."""
     content = hashlib.blake2b(image, digest_size=16).hexdigest()
     seed = torch_seed("corruption", name, severity, content) % 2**32
     return corrupt(np.asarray(Image.open(io.BytesIO(image))), name, severity, seed)
@@ -111,8 +111,8 @@ def installed(dataset: Dataset) -> None:
         )
 
 
-class CorruptedPictures:
-    """An encoder that sees every picture under a corruption."""
+class CorruptingEncoder:
+    """An encoder that sees every image under a corruption."""
 
     def __init__(self, encoder: Encoder, name: str, severity: int) -> None:
         self._encoder = encoder
@@ -120,7 +120,7 @@ class CorruptedPictures:
         self._severity = severity
 
     def encode_image(self, images: Sequence[bytes]) -> Tensor:
-        """Uncompressed pictures -> features of their corrupted versions [N, D]."""
+        """Uncompressed images -> features of their corrupted versions [N, D]."""
         with ThreadPoolExecutor() as pool:
             seen = pool.map(lambda image: bitmap(corrupted(image, self._name, self._severity)), images)
             return self._encoder.encode_image(list(seen))
@@ -130,37 +130,37 @@ class CorruptedPictures:
         return self._encoder.encode_text(texts)
 
 
-def evaluate(job: Job) -> tuple[Robustness, list[Sample]]:
-    """Classify pictures of a data set under each corruption; they are returned too, uncompressed.
+def evaluate(job: TaskContext) -> tuple[Robustness, list[Sample]]:
+    """Classify images of a data set under each corruption; they are returned too, uncompressed.
 
     Raises:
         UserError: labels and class names do not fit.
     """
     samples = chosen(job)
-    # The classes are those of all pictures, as in `zero_shot`, not only of the chosen ones.
-    names, of_all = labels_of(job.dataset, job.embedded.samples)
+    # The classes are those of all images, as in `zero_shot`, not only of the chosen ones.
+    names, of_all = class_indices(job.dataset, job.embedded.samples)
     label = {sample.id: row for sample, row in zip(job.embedded.samples, of_all.tolist(), strict=True)}
     labels = torch.tensor([label[sample.id] for sample in samples])
     weights = job.class_weights(names)
 
     def right(encoder: Encoder, what: str) -> NDArray[np.bool_]:
-        # Kept features must be those of the same choice of pictures.
-        features = job.embed(encoder, samples, f"{what}, {len(samples)} pictures").features
+        # Kept features must be those of the same choice of images.
+        features = job.embed(encoder, samples, f"{what}, {len(samples)} images").features
         hits: NDArray[np.bool_] = ((features @ weights.T).argmax(1) == labels).numpy()
         return hits
 
     clean = right(job.encoder, f"{EVALUATED_SIDE} pixels")
     under = np.stack(
         [
-            [right(CorruptedPictures(job.encoder, name, severity), f"{name} {severity}") for severity in SEVERITIES]
+            [right(CorruptingEncoder(job.encoder, name, severity), f"{name} {severity}") for severity in SEVERITIES]
             for name in CORRUPTIONS
         ]
     )
-    return judge(clean, under), samples
+    return robustness(clean, under), samples
 
 
-def judge(clean: NDArray[np.bool_], under: NDArray[np.bool_]) -> Robustness:
-    """Whether each picture is right, [N], and right under each corruption, [15, 5, N]."""
+def robustness(clean: NDArray[np.bool_], under: NDArray[np.bool_]) -> Robustness:
+    """Whether each image is right, [N], and right under each corruption, [15, 5, N]."""
     flat = under.reshape(-1, under.shape[-1])
 
     def figures(rows: Rows) -> dict[str, float]:
@@ -188,11 +188,11 @@ def judge(clean: NDArray[np.bool_], under: NDArray[np.bool_]) -> Robustness:
     )
 
 
-def chosen(job: Job) -> list[Sample]:
-    """The pictures to corrupt, of 224 pixels and uncompressed, in the order of the data set."""
+def chosen(job: TaskContext) -> list[Sample]:
+    """The images to corrupt, of 224 pixels and uncompressed, in the order of the data set."""
     usable = [sample.id for sample in job.embedded.samples]
-    if len(usable) > PICTURES:
-        usable = generator(0, "corruptions").choice(usable, PICTURES, replace=False).tolist()
+    if len(usable) > SAMPLES:
+        usable = generator(0, "corruptions").choice(usable, SAMPLES, replace=False).tolist()
     wanted, view = set(usable), EvalView(EVALUATED_SIDE)
     return [
         replace(sample, image=bitmap(view(sample.image).movedim(0, -1).numpy()))
@@ -212,7 +212,7 @@ def write_table(path: Path, found: Robustness) -> None:
 
 
 def bitmap(pixels: Pixels) -> bytes:
-    """A picture as an uncompressed file."""
+    """An image as an uncompressed file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "BMP")
     return file.getvalue()
@@ -222,14 +222,14 @@ SAMPLE_SIDE = 112
 
 
 def draw(path: Path, name: str, shown: Sample, found: Robustness) -> None:
-    """Rows: corruptions, columns: severities; under each cell the accuracy of all pictures, as number and bar.
+    """Rows: corruptions, columns: severities; under each cell the accuracy of all images, as number and bar.
 
     Args:
-        shown: an uncompressed picture of the data set.
+        shown: an uncompressed image of the data set.
     """
     clean = found.metrics["acc1_clean"]
     title = (
-        f"{name}: {100 * clean:.1f} % of {found.metrics['samples']:,} pictures right, "
+        f"{name}: {100 * clean:.1f} % of {found.metrics['samples']:,} images right, "
         f"{100 * found.metrics['acc1_corrupted']:.1f} % when corrupted"
     )
     left, top, width, height = 2.3, 0.75, 1.25, 1.45
@@ -243,7 +243,7 @@ def draw(path: Path, name: str, shown: Sample, found: Robustness) -> None:
             page.text(left - 0.15, y + 0.8, share, ha="right", color="#57606a")
             for j, severity in enumerate(SEVERITIES):
                 x, accuracy = left + j * width, float(found.accuracies[i, j])
-                page.picture(x, y, 1.13, _small(corrupted(shown.image, corruption, severity)))
+                page.image(x, y, 1.13, _small(corrupted(shown.image, corruption, severity)))
                 page.bar(x, y + 1.17, 1.13, 0.18, "#eef1f4")
                 page.bar(x, y + 1.17, 1.13 * min(1.0, accuracy / clean if clean > 0 else 0.0), 0.18, GRAY)
                 page.text(x + 0.565, y + 1.265, f"{100 * accuracy:.1f} %", ha="center", fontsize=8)

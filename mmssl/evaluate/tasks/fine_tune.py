@@ -1,6 +1,6 @@
 """Fine-tuning with few labels, and the weights between the zero-shot and the fine-tuned model (WiSE-FT).
 
-Wortsman et al. 2022: the picture's tower and a linear head that begins as the zero-shot classifier are trained together
+Wortsman et al. 2022: the image's tower and a linear head that begins as the zero-shot classifier are trained together
 on cross entropy; then both are interpolated, w = (1 - alpha) * zero-shot + alpha * fine-tuned."""
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from torch import Tensor
 from mmssl.evaluate.classifiers import logistic_regression as probe
 from mmssl.evaluate.classifiers.fine_tuning import HeadedTower, TunableEncoder, Weights, mixed, rendered, tune
 from mmssl.evaluate.datasets import read_again, training_split
-from mmssl.evaluate.encode import embed_pictures
-from mmssl.evaluate.labels import labels_of
+from mmssl.evaluate.encode import encode_images
+from mmssl.evaluate.labels import class_indices
 from mmssl.evaluate.results import write_csv
-from mmssl.evaluate.task import Job
+from mmssl.evaluate.task import TaskContext
 from mmssl.stats import Interval, means
 from mmssl.types import UserError
 
@@ -38,7 +38,7 @@ class FineTuned:
     """Whether each test sample is right at each alpha, [N]."""
 
 
-def evaluate(job: Job) -> FineTuned:
+def evaluate(job: TaskContext) -> FineTuned:
     """Fine-tune on the most shots (of 1, 2, 4, 8, 16) that every class has, and judge each alpha.
 
     Raises:
@@ -46,22 +46,22 @@ def evaluate(job: Job) -> FineTuned:
     """
     encoder = job.encoder
     if not isinstance(encoder, TunableEncoder):
-        raise UserError("task 'fine_tune' trains the model's picture tower, which this encoder does not give")
+        raise UserError("task 'fine_tune' trains the model's image tower, which this encoder does not give")
     train = job.training()
-    names, both = labels_of(job.dataset, [*train.samples, *job.embedded.samples])
+    names, both = class_indices(job.dataset, [*train.samples, *job.embedded.samples])
     train_labels, labels = both[: len(train.samples)], both[len(train.samples) :]
     shots = probe.shots_of(train_labels)[-1]
     rows, held_out = probe.draw_shots(train_labels, shots, seed=0)
     samples = [train.samples[i] for i in torch.cat([rows, held_out]).tolist()]
-    pictures = rendered(encoder, training_split(job.dataset), samples)
+    images = rendered(encoder, training_split(job.dataset), samples)
     model = HeadedTower(encoder.image_module(), job.class_weights(names), encoder.logit_scale)
     model.to(encoder.device).eval()
     start = model.weights()
     lr = tune(
         model,
-        (pictures[: len(rows)], train_labels[rows]),
-        (pictures[len(rows) :], train_labels[held_out]),
-        processes=job.processes,
+        (images[: len(rows)], train_labels[rows]),
+        (images[len(rows) :], train_labels[held_out]),
+        world=job.world,
         progress=job.progress,
     )
     end = model.weights()
@@ -79,17 +79,17 @@ def write_table(path: Path, found: FineTuned) -> None:
 
 
 class _Tuned:
-    """The encoder with other weights in its picture tower."""
+    """The encoder with other weights in its image tower."""
 
     def __init__(self, encoder: TunableEncoder, model: HeadedTower) -> None:
         self._encoder = encoder
         self._model = model
 
-    def render(self, picture: bytes) -> Tensor:
-        return self._encoder.render(picture)
+    def render(self, image: bytes) -> Tensor:
+        return self._encoder.render(image)
 
-    def encode_rendered(self, pictures: Tensor) -> Tensor:
-        features: Tensor = self._model.tower(pictures.to(self._model.head.device))
+    def encode_rendered(self, images: Tensor) -> Tensor:
+        features: Tensor = self._model.tower(images.to(self._model.head.device))
         return features
 
     def encode_image(self, images: Sequence[bytes]) -> Tensor:
@@ -100,15 +100,15 @@ class _Tuned:
 
 
 def _right(
-    job: Job, encoder: TunableEncoder, model: HeadedTower, weights: Weights, labels: Tensor
+    job: TaskContext, encoder: TunableEncoder, model: HeadedTower, weights: Weights, labels: Tensor
 ) -> NDArray[np.bool_]:
     """Whether each test sample is right with these weights, [N]."""
     model.load_state_dict(weights)
-    embedded = embed_pictures(
+    embedded = encode_images(
         _Tuned(encoder, model),
         read_again(job.dataset),
         batch_size=job.batch_size,
-        processes=job.processes,
+        world=job.world,
         progress=job.progress,
     )
     with torch.no_grad():

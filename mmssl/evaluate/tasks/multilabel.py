@@ -1,4 +1,4 @@
-"""Several labels a picture: mean average precision of zero-shot scores."""
+"""Several labels an image: mean average precision of zero-shot scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def labels_of_sample(dataset: Dataset, sample: Sample) -> list[int | str]:
     return [label_index(dataset, sample, value) for value in sample.fields[field]]
 
 
-def targets_of(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, ...], Tensor]:
+def label_matrix(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, ...], Tensor]:
     """Class names (if not given, the sorted labels), and 1 where a sample has a class, int64 [N, C].
 
     Raises:
@@ -66,7 +66,7 @@ def targets_of(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, 
     return names, targets
 
 
-def judge(scores: Tensor, targets: Tensor) -> MultiLabel:
+def evaluate_scores(scores: Tensor, targets: Tensor) -> MultiLabel:
     """Compare scores [N, C] with targets [N, C]."""
     per_class = metrics.average_precision(scores, targets)
     figures: dict[str, float] = {"mean_average_precision": float(per_class.nanmean())}

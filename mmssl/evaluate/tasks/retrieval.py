@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmssl.distributed.world import Processes
-from mmssl.evaluate.encode import ALONE, Encoder, Pictures, Progress, embed_texts
-from mmssl.evaluate.labels import captions_of
+from mmssl.distributed.world import World
+from mmssl.evaluate.encode import ALONE, EncodedImages, Encoder, Progress, encode_texts
+from mmssl.evaluate.labels import image_captions
 from mmssl.evaluate.metrics import ranking as metrics
 from mmssl.evaluate.metrics.ranking import Ranking
 from mmssl.stats import Interval, Rows, bootstrap
@@ -21,7 +21,7 @@ RECALL_AT = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A model's search among the pictures and captions of a data set. N images, M captions."""
+    """A model's search among the images and captions of a data set. N images, M captions."""
 
     metrics: dict[str, float]
     """`image_retrieval_X` (a caption looks for its image) and `text_retrieval_X` (an image looks for its
@@ -42,10 +42,10 @@ class Retrieval:
 
 def evaluate(
     encoder: Encoder,
-    pictures: Pictures,
+    images: EncodedImages,
     *,
     batch_size: int = 256,
-    processes: Processes = ALONE,
+    world: World = ALONE,
     progress: Progress | None = None,
 ) -> Retrieval:
     """Search each caption's image among all images, and each image's captions among all captions.
@@ -53,11 +53,11 @@ def evaluate(
     Raises:
         UserError: a sample has no caption.
     """
-    captions = [captions_of(sample) for sample in pictures.samples]
+    captions = [image_captions(sample) for sample in images.samples]
     owner = torch.tensor([image for image, lines in enumerate(captions) for _ in lines])
     texts = [line for lines in captions for line in lines]
-    features = embed_texts(encoder, texts, batch_size=batch_size, processes=processes, progress=progress)
-    return search(pictures.features, features, owner, texts)
+    features = encode_texts(encoder, texts, batch_size=batch_size, world=world, progress=progress)
+    return search(images.features, features, owner, texts)
 
 
 def search(

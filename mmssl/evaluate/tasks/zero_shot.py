@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.evaluate.datasets import Dataset
-from mmssl.evaluate.encode import ALONE, Encoder, Pictures, Progress, embed_texts
-from mmssl.evaluate.labels import labels_of
+from mmssl.evaluate.encode import ALONE, EncodedImages, Encoder, Progress, encode_texts
+from mmssl.evaluate.labels import class_indices
 from mmssl.evaluate.metrics import ranking as metrics
-from mmssl.evaluate.metrics.classification import Classification, judge, list_length
+from mmssl.evaluate.metrics.classification import Classification, evaluate_predictions, list_length
 from mmssl.evaluate.prompts import Templates, fill
 
 DEFAULT_TEMPLATES: Templates = ("a photo of a {c}.",)
@@ -28,7 +28,7 @@ class ZeroShot:
     """The class vectors, [C, D]."""
 
 
-def templates_of(dataset: Dataset) -> Templates:
+def dataset_templates(dataset: Dataset) -> Templates:
     """The data set's own prompt templates, or the usual one."""
     return dataset.templates if dataset.templates is not None else DEFAULT_TEMPLATES
 
@@ -39,14 +39,14 @@ def class_weights(
     templates: Templates,
     *,
     batch_size: int = 256,
-    processes: Processes = ALONE,
+    world: World = ALONE,
     progress: Progress | None = None,
 ) -> Tensor:
     """One vector a class: the mean of its prompts' normed features, normed again. [C, D]."""
     prompts = fill(classnames, templates)
     texts = [text for of_class in prompts for text in of_class]
     owner = torch.tensor([index for index, of_class in enumerate(prompts) for _ in of_class])
-    features = embed_texts(encoder, texts, batch_size=batch_size, processes=processes, progress=progress)
+    features = encode_texts(encoder, texts, batch_size=batch_size, world=world, progress=progress)
     totals = torch.zeros(len(prompts), features.shape[1]).index_add_(0, owner, features)
     counts = torch.tensor([len(of_class) for of_class in prompts])[:, None]
     return F.normalize(totals / counts, dim=-1)
@@ -55,24 +55,24 @@ def class_weights(
 def evaluate(
     encoder: Encoder,
     dataset: Dataset,
-    pictures: Pictures,
+    images: EncodedImages,
     *,
     batch_size: int = 256,
     logit_scale: float | None = None,
-    processes: Processes = ALONE,
+    world: World = ALONE,
     progress: Progress | None = None,
 ) -> ZeroShot:
-    """Classify the pictures of a data set by its class names.
+    """Classify the images of a data set by its class names.
 
     Args:
         logit_scale: factor from similarities to logits, for the calibration error; without it there is none.
     Raises:
         UserError: labels and class names do not fit.
     """
-    classnames, labels = labels_of(dataset, pictures.samples)
+    classnames, labels = class_indices(dataset, images.samples)
     weights = class_weights(
-        encoder, classnames, templates_of(dataset), batch_size=batch_size, processes=processes, progress=progress
+        encoder, classnames, dataset_templates(dataset), batch_size=batch_size, world=world, progress=progress
     )
-    outcome = metrics.top_k(pictures.features, weights, list_length(len(weights)))
-    confidence = None if logit_scale is None else metrics.confidence(pictures.features, weights, logit_scale)
-    return ZeroShot(judge(outcome, labels, classnames, confidence), weights)
+    outcome = metrics.top_k(images.features, weights, list_length(len(weights)))
+    confidence = None if logit_scale is None else metrics.confidence(images.features, weights, logit_scale)
+    return ZeroShot(evaluate_predictions(outcome, labels, classnames, confidence), weights)

@@ -14,8 +14,8 @@ from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.pretrained.weights import one_line
 from mmssl.models.text import TextTower
-from mmssl.models.text_open_clip import MODEL_TYPE, text_of
-from mmssl.models.vision_factory import quiet, tower_of, unknown_model
+from mmssl.models.text_open_clip import MODEL_TYPE, text_module
+from mmssl.models.vision_factory import quiet, unknown_model, wrap_trunk
 from mmssl.types import UserError
 
 
@@ -76,7 +76,7 @@ def read_open_clip(source: str) -> Pretrained:
 def _own_text(model: Any, settings: dict[str, Any]) -> tuple[TextTower, Tensor | None]:
     kept = {key: settings[key] for key in ("quick_gelu", "custom_text") if key in settings}
     text_settings = {**settings["text_cfg"], **kept}
-    encoder, projection = text_of(model, text_settings, settings["embed_dim"])
+    encoder, projection = text_module(model, text_settings, settings["embed_dim"])
     return TextTower(encoder, "pooler" if encoder.projects else "eos"), projection
 
 
@@ -106,8 +106,8 @@ def _assembled(
     preprocessing = open_clip.get_model_preprocess_cfg(model)
     fit, interpolation = preprocessing["resize_mode"], preprocessing["interpolation"]
     if fit not in ("shortest", "squash") or interpolation not in ("bicubic", "bilinear"):
-        raise UserError(f"pictures fitted by {fit!r} and resized by {interpolation!r} cannot be made here")
-    vision, image_projection = tower_of(model.visual, preprocessing["mean"], preprocessing["std"])
+        raise UserError(f"images fitted by {fit!r} and resized by {interpolation!r} cannot be made here")
+    vision, image_projection = wrap_trunk(model.visual, preprocessing["mean"], preprocessing["std"])
     dim = settings["embed_dim"]
     scale = float(model.logit_scale.detach().exp())
     config = ModelConfig(

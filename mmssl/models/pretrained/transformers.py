@@ -120,7 +120,7 @@ def _preprocessing(name: str) -> dict[str, Any]:
         return {}
     interpolation = _RESAMPLE.get(int(processor.get("resample", 3)))
     if interpolation is None:
-        raise UserError(f"{name}: pictures resized by Pillow's filter {processor['resample']} cannot be made here")
+        raise UserError(f"{name}: images resized by Pillow's filter {processor['resample']} cannot be made here")
     return {
         "mean": tuple(processor["image_mean"]),
         "std": tuple(processor["image_std"]),

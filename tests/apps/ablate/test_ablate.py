@@ -24,7 +24,7 @@ MINUTES = 0.02
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A configuration on 48 small pictures."""
+    """A configuration on 48 small images."""
     folder = tmp_path_factory.mktemp("ablation")
     objectives = {"contrastive": {}, "mlm": {"weight": 0.1}}
     tree = run_tree(write_pairs(folder), folder / "unused", objectives=objectives, train__nonfinite_limit=1)
@@ -57,7 +57,7 @@ def out(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_report_tells_what_was_run_and_found(out: Path, settings: Path) -> None:
-    """JSON, Markdown with the exact command, and a picture; minutes are equal, costs differ."""
+    """JSON, Markdown with the exact command, and an image; minutes are equal, costs differ."""
     found = json.loads((out / "ablation.json").read_text())
     text = (out / "ablation.md").read_text()
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")

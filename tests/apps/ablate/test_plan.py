@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mmssl.apps.ablate.plan import Budget, Plan, make_plan
+from mmssl.apps.ablate.plan import AblationPlan, Budget, make_plan
 from mmssl.apps.ablate.scheduler import make_slots
 from mmssl.config import Config, dump_config, parse_config
 from mmssl.types import UserError
@@ -17,7 +17,7 @@ OBJECTIVES = {"contrastive": {}, "mlm": {"weight": 0.1}}
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 small pictures in two tars."""
+    """48 small images in two tars."""
     return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
@@ -27,7 +27,7 @@ def config(shards: Path, **changes: Any) -> Config:
 
 def plan(
     settings: Config, out: Path, budget: Budget, mixes: tuple[str, ...] = (), seeds: tuple[int, ...] = (0, 1)
-) -> Plan:
+) -> AblationPlan:
     return make_plan(settings, mixes, seeds, budget, out, None)
 
 
@@ -66,10 +66,10 @@ def test_equal_minutes_differ_in_objectives_only(shards: Path, tmp_path: Path) -
 def test_cells_are_watched_only_where_asked(shards: Path, tmp_path: Path) -> None:
     """Looking at gradients takes longer with more objectives, so it is off, unless the configuration asks for it or
     the balance needs it."""
-    for mixer, watched in (({}, None), ({"watch_steps": 7}, 7), ({"balance": "gradient_norm"}, 100)):
-        made = plan(config(shards, mixer=mixer), tmp_path, Budget("minutes", 1))
+    for task, watched in (({}, None), ({"watch_steps": 7}, 7), ({"balance": "gradient_norm"}, 100)):
+        made = plan(config(shards, task=task), tmp_path, Budget("minutes", 1))
         assert made.cells[0].config.mixer.watch_steps == watched
-        assert made.cells[0].config.mixer.picture_steps is None
+        assert made.cells[0].config.mixer.image_steps is None
 
 
 def test_runs_made_with_other_settings_are_refused(shards: Path, tmp_path: Path) -> None:

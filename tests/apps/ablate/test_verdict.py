@@ -9,7 +9,7 @@ import scipy.stats  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmssl.apps.ablate.verdict import Comparison, compare_mixes, judge, paired_t, sentence
+from mmssl.apps.ablate.verdict import MixComparison, compare_mixes, decide, paired_t, sentence
 from mmssl.stats import central_probability, quantile
 
 FLOATS = st.floats(-1, 1).map(lambda x: round(x, 4))
@@ -62,7 +62,7 @@ def test_a_verdict_needs_every_interval_beside_0(
     figure: str, differences: list[float], over_samples: tuple[float, float] | None, verdict: str
 ) -> None:
     """Both intervals must lie on one side; which side is good depends on the figure."""
-    assert judge(figure, paired_t(differences), over_samples) == verdict
+    assert decide(figure, paired_t(differences), over_samples) == verdict
 
 
 class Run:
@@ -115,9 +115,9 @@ def test_the_sentence_names_what_is_too_few() -> None:
         (unsure, (0.005, 0.02), "no difference that 3 runs each can show"),
         (unsure, (-0.01, 0.03), "no difference that 3 runs each and 40 samples can show"),
     ):
-        verdict = judge("acc1", used, over)
+        verdict = decide("acc1", used, over)
         values = ((0.1, 0.1, 0.1), (0.12, 0.12, 0.12))
-        assert words in sentence(Comparison("mix", "a", "acc1", (0, 1, 2), *values, used, 40, over, verdict))
+        assert words in sentence(MixComparison("mix", "a", "acc1", (0, 1, 2), *values, used, 40, over, verdict))
 
 
 def test_holm_counts_all_comparisons() -> None:
@@ -134,7 +134,7 @@ def test_holm_counts_all_comparisons() -> None:
 
     def holds(gains: list[list[float]]) -> list[bool]:
         made = cells(gains)
-        found: list[Comparison] = compare_mixes(made, [("a/zero_shot", "mean_per_class_recall")], list(made))
+        found: list[MixComparison] = compare_mixes(made, [("a/zero_shot", "mean_per_class_recall")], list(made))
         assert all(c.paired is not None and math.isfinite(c.paired.p_value) for c in found)
         return [c.holds_after_holm for c in found]
 

@@ -16,7 +16,7 @@ pairs = st.builds(
     Pairs,
     count=st.integers(8, 50_000_000),
     caption_tokens=st.integers(1, 400),
-    picture_side=st.integers(16, 4000),
+    image_side=st.integers(16, 4000),
 )
 machines = st.builds(
     Machine,
@@ -57,10 +57,10 @@ def test_every_choice_is_a_setting_with_a_reason(known: Pairs, machine: Machine,
     assert {choice.key for choice in found} - set(known_keys(Config)) == {"data.views.main"} & set(values(found))
     assert all(choice.why and "\n" not in choice.why for choice in found)
     config = config_of(found)
-    world = machine.processes * machine.machines
-    assert config.data.batch_size % world == 0
+    world_size = machine.processes * machine.machines
+    assert config.data.batch_size % world_size == 0
     micro = config.train.micro_batch
-    assert micro in (None, "auto") or 1 <= int(micro) < config.data.batch_size // world
+    assert micro in (None, "auto") or 1 <= int(micro) < config.data.batch_size // world_size
 
 
 @given(pairs, machines, st.integers(1, 10_000))
@@ -79,7 +79,7 @@ def test_more_pairs_mean_larger_batches_and_fewer_passes(
     known: Pairs, times: int, machine: Machine, start: Start | None
 ) -> None:
     """Batch and input never fall with the number of pairs, passes never rise; towers get larger or stay."""
-    more = Pairs(known.count * times, known.caption_tokens, known.picture_side)
+    more = Pairs(known.count * times, known.caption_tokens, known.image_side)
     few, many = values(choose(known, machine, start)), values(choose(more, machine, start))
     assert int(str(many["data.batch_size"])) >= int(str(few["data.batch_size"]))
     assert float(str(many["train.epochs"])) <= float(str(few["train.epochs"]))

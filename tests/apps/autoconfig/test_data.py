@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.apps.autoconfig.data import LEAST, held_out_share, is_shards, prepare, shards_of
-from mmssl.apps.autoconfig.probe_data import look_at, tokens_of
+from mmssl.apps.autoconfig.data import LEAST, held_out_share, is_shards, prepare, resolve_shards
+from mmssl.apps.autoconfig.probe_data import count_tokens, look_at
 from mmssl.data.sources.patterns import expand
 from mmssl.data.sources.reader import iter_samples
 from mmssl.types import UserError
@@ -42,19 +42,19 @@ def test_a_table_is_packed_with_a_part_held_out(table: Path, tmp_path: Path) -> 
 
 
 def test_a_folder_and_shards_of_the_same_pairs(table: Path, tmp_path: Path) -> None:
-    """Pictures with .txt beside them are packed alike; shards are used where they lie, and nothing is written."""
+    """Images with .txt beside them are packed alike; shards are used where they lie, and nothing is written."""
     for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()):
-        picture = tmp_path / "photos" / Path(row["image"]).name
-        picture.parent.mkdir(exist_ok=True)
-        shutil.copy(table.parent / row["image"], picture)
-        picture.with_suffix(".txt").write_text(row["caption"])
+        image = tmp_path / "photos" / Path(row["image"]).name
+        image.parent.mkdir(exist_ok=True)
+        shutil.copy(table.parent / row["image"], image)
+        image.with_suffix(".txt").write_text(row["caption"])
     found = prepare(tmp_path / "photos", tmp_path / "run", hold_out=False)
     assert (found.pairs, found.held_out, found.packed) == (40, None, True)
     before = sorted(tmp_path.rglob("*"))
     again = prepare(tmp_path / "run", tmp_path / "other", hold_out=False)
     assert (again.train, again.pairs, again.packed) == (str(tmp_path / "run"), 40, False)
     assert sorted(tmp_path.rglob("*")) == before
-    assert shards_of(tmp_path / "run", tmp_path / "other") == [str(tmp_path / "run" / "train-00000.tar")]
+    assert resolve_shards(tmp_path / "run", tmp_path / "other") == [str(tmp_path / "run" / "train-00000.tar")]
 
 
 def test_shards_are_held_out_whole(tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ def test_shards_are_held_out_whole(tmp_path: Path) -> None:
     assert len(keys(many.train) | keys(many.held_out)) == 20 * 24
 
 
-def test_pairs_of_one_picture_stay_together(table: Path, tmp_path: Path) -> None:
-    """A picture with several captions is either trained on or judged by, with all of them."""
+def test_pairs_of_one_image_stay_together(table: Path, tmp_path: Path) -> None:
+    """An image with several captions is either trained on or judged by, with all of them."""
     rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
     path = table.parent / "captions.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -103,7 +103,7 @@ def test_what_is_shards_and_what_is_packed(table: Path, tmp_path: Path) -> None:
 
 
 def test_unusable_data_are_refused(table: Path, tmp_path: Path) -> None:
-    """Each mistake is named in one line with its place: a missing file or column, an empty table or folder, pictures
+    """Each mistake is named in one line with its place: a missing file or column, an empty table or folder, images
     that are not there, too few pairs; of some unusable pairs the first is named."""
 
     def refused(data: Path | str, *words: str) -> None:
@@ -118,7 +118,7 @@ def test_unusable_data_are_refused(table: Path, tmp_path: Path) -> None:
         return path
 
     refused("nothing.csv", "nothing.csv", "does not exist")
-    refused("photoos", "photoos does not exist", "a folder of pictures", ".csv", str(Path.cwd()))
+    refused("photoos", "photoos does not exist", "a folder of images", ".csv", str(Path.cwd()))
     refused("pairs.cvs", "pairs.cvs does not exist", ".csv")
     refused("nothing/*.tar", "nothing/*.tar")
     refused(written("empty.csv", "image,caption"), "empty.csv", "no rows")
@@ -126,24 +126,24 @@ def test_unusable_data_are_refused(table: Path, tmp_path: Path) -> None:
     refused(written("gone.csv", "image,caption", "gone.png,a cat"), "gone.csv", "gone.png", "No such file")
     refused(written("few.csv", "image,caption", *(f"{table.parent}/photos/{i}.png,x" for i in range(5))), f"{LEAST}")
     (tmp_path / "void").mkdir()
-    refused(tmp_path / "void", "void", "no picture")
-    pictures = [f"{table.parent}/photos/{i}.png,a cat {i}" for i in range(20)]
-    found = prepare(written("some.csv", "image,caption", "gone.png,x", *pictures), tmp_path / "some")
+    refused(tmp_path / "void", "void", "no image")
+    images = [f"{table.parent}/photos/{i}.png,a cat {i}" for i in range(20)]
+    found = prepare(written("some.csv", "image,caption", "gone.png,x", *images), tmp_path / "some")
     assert found.pairs + found.held_out_pairs == 20
     assert "1 of 21 left out" in found.notes[0]
     assert "gone.png" in found.notes[0]
 
 
 def test_a_look_tells_lengths_and_sizes(table: Path, tmp_path: Path) -> None:
-    """Captions of five words and pictures of 20 px on the shorter side; scripts without spaces count characters."""
+    """Captions of five words and images of 20 px on the shorter side; scripts without spaces count characters."""
     found = prepare(table, tmp_path)
     seen = look_at(expand(found.train), found.pairs)
-    assert (seen.count, seen.picture_side, seen.caption_tokens) == (
+    assert (seen.count, seen.image_side, seen.caption_tokens) == (
         found.pairs,
         20,
-        tokens_of("a red square, number 1"),
+        count_tokens("a red square, number 1"),
     )
-    assert tokens_of("一只猫 cat") == 3 + 2
+    assert count_tokens("一只猫 cat") == 3 + 2
     with pytest.raises(UserError, match="no usable pair"):
         look_at([str(write_empty(tmp_path / "empty.tar"))], 0)
 

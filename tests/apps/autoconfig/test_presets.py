@@ -6,8 +6,8 @@ from accelerate import Accelerator
 from mmssl.apps.autoconfig import Machine, Pairs, choose
 from mmssl.apps.autoconfig.presets import LARGE, MEDIUM, SMALL, Towers
 from mmssl.config import Config, parse_config, set_key
-from mmssl.train.cost import untrained_mixer
-from mmssl.train.memory import fitting_micro_batch
+from mmssl.train.cost import untrained_task
+from mmssl.train.memory import fit_micro_batch
 
 TOKENS = 32
 
@@ -32,9 +32,9 @@ def config_of(towers: Towers) -> Config:
 def test_parameters_and_activations_are_as_stated(towers: Towers) -> None:
     """Weights are counted on the built towers, activations by `train.micro_batch=auto`'s measurement in fp32: what is
     stated is not less, and not more than a quarter too much."""
-    mixer = untrained_mixer(config_of(towers))
-    parameters = sum(p.numel() for p in mixer.parameters())
+    task = untrained_task(config_of(towers))
+    parameters = sum(p.numel() for p in task.parameters())
     assert parameters <= towers.parameters <= 1.25 * parameters
-    _, why = fitting_micro_batch(mixer, 4, TOKENS, {"contrastive": 1.0}, Accelerator(cpu=True), 2**40)
+    _, why = fit_micro_batch(task, 4, TOKENS, {"contrastive": 1.0}, Accelerator(cpu=True), 2**40)
     a_pair = float(why.split()[0]) * 2**20
     assert a_pair <= towers.pair_bytes(towers.sizes[-1], TOKENS) <= 1.25 * a_pair

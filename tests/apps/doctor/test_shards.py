@@ -7,15 +7,15 @@ import pytest
 from mmssl.apps.doctor import examine_shards
 from mmssl.apps.doctor.shards import (
     READ_BYTES,
-    judge_index,
-    judge_latency,
-    judge_remote_index,
-    judge_speed,
+    check_index,
+    check_latency,
+    check_read_speed,
+    check_remote_index,
     read,
     spread,
 )
 from mmssl.data.shards.index import index_shards
-from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.samples import SampleLimits
 from tests.helpers.http_servers import serve
 from tests.helpers.tiny_runs import write_pairs
 
@@ -28,21 +28,21 @@ def shards(tmp_path: Path) -> Path:
 
 def test_speed_and_latency_are_judged_by_what_was_measured() -> None:
     """100 MB in one second are enough, 10 are not; so are 10 ms and a second until the first byte."""
-    fast, slow = judge_speed(3, 10**8, 1.0), judge_speed(3, 10**7, 1.0)
+    fast, slow = check_read_speed(3, 10**8, 1.0), check_read_speed(3, 10**7, 1.0)
     assert (fast.state, fast.remedy) == ("ok", "")
     assert "100 MB/s" in fast.found
     assert slow.state == "warning"
     assert "data.slice_mib" in slow.remedy
-    assert (judge_latency(2, 0.01).state, judge_latency(2, 1.0).state) == ("ok", "warning")
+    assert (check_latency(2, 0.01).state, check_latency(2, 1.0).state) == ("ok", "warning")
 
 
 def test_an_index_that_cannot_be_kept_is_a_warning() -> None:
     """Missing where the first training makes it is fine; missing where nothing can be written costs every start."""
-    assert judge_index(2, [], True).state == "ok"
-    assert judge_index(2, ["a.tar"], True).state == "ok"
-    assert "missing for 1 of 2 shards, first a.tar" in judge_index(2, ["a.tar"], False).found
-    assert judge_index(2, ["a.tar"], False).state == "warning"
-    assert "resume" in judge_remote_index(2, ["a"]).remedy
+    assert check_index(2, [], True).state == "ok"
+    assert check_index(2, ["a.tar"], True).state == "ok"
+    assert "missing for 1 of 2 shards, first a.tar" in check_index(2, ["a.tar"], False).found
+    assert check_index(2, ["a.tar"], False).state == "warning"
+    assert "resume" in check_remote_index(2, ["a"]).remedy
 
 
 def test_a_sample_of_many_is_read(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_local_shards_are_left_as_they_are(shards: Path) -> None:
     assert speed.found.startswith("2 local, read at ")
     assert "missing for 2 of 2" in index.found
     assert sorted(path.name for path in shards.iterdir()) == before
-    index_shards([str(path) for path in sorted(shards.glob("*.tar"))], Limits())
+    index_shards([str(path) for path in sorted(shards.glob("*.tar"))], SampleLimits())
     assert "there for all 2" in examine_shards([str(shards / "*.tar")])[1].found
 
 
@@ -85,7 +85,7 @@ def test_remote_shards_are_asked(shards: Path) -> None:
         assert latency.state == "ok"
         assert "missing for 2 of the 2" in index.found
         assert sorted(path.name for path in shards.iterdir()) == before
-        index_shards([str(path) for path in sorted(shards.glob("*.tar"))], Limits())
+        index_shards([str(path) for path in sorted(shards.glob("*.tar"))], SampleLimits())
         assert examine_shards([url + "/{0,1}.tar"])[1].state == "ok"
         (gone,) = examine_shards([url + "/none.tar"])
         assert gone.state == "error"

@@ -17,7 +17,7 @@ ROW, COLUMN = 2, 5
 
 
 class OnePatch(nn.Module):
-    """Its vector is the mean colour of one patch of 4 px, of pictures of 32 px."""
+    """Its vector is the mean colour of one patch of 4 px, of images of 32 px."""
 
     vision = SimpleNamespace(grid=None, places=None, token_width=None, width=3, image_size=32, trunk=nn.Identity())
 
@@ -62,7 +62,7 @@ TOWERS: dict[str, dict[str, Any]] = {
 }
 
 
-def pictures_and_texts(count: int, side: int, dim: int) -> tuple[Tensor, Tensor]:
+def images_and_texts(count: int, side: int, dim: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    pictures = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
-    return pictures, F.normalize(torch.randn(count, dim, generator=generator), dim=-1)
+    images = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+    return images, F.normalize(torch.randn(count, dim, generator=generator), dim=-1)

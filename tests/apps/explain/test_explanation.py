@@ -1,4 +1,4 @@
-"""One picture and one caption: words, neighbours, the drawing and the command."""
+"""One image and one caption: words, neighbours, the drawing and the command."""
 
 from pathlib import Path
 
@@ -49,22 +49,22 @@ def test_word_scores_are_what_leaving_them_out_costs(model: Model) -> None:
 
 
 def test_a_pair_is_its_own_nearest(model: Model, tmp_path: Path) -> None:
-    """Searched by a training picture or caption, that pair comes first with similarity 1, and the order falls."""
+    """Searched by a training image or caption, that pair comes first with similarity 1, and the order falls."""
     shards = str(write_pairs(tmp_path) / "*.tar")
     sample = list(iter_samples([str(tmp_path / "1.tar")]))[5]
-    by_picture = nearest(model, model.encode_image(sample.image)[0], shards, count=4)
+    by_image = nearest(model, model.encode_image(sample.image)[0], shards, count=4)
     by_caption = nearest(model, model.encode_text(sample.fields["txt"])[0], shards, by="caption", count=4)
-    assert (by_picture[0].key, by_picture[0].image) == (sample.key, sample.image)
+    assert (by_image[0].key, by_image[0].image) == (sample.key, sample.image)
     # The other shard has the same caption.
-    assert by_caption[0].caption == by_picture[0].caption == sample.fields["txt"]
-    for found in (by_picture, by_caption):
+    assert by_caption[0].caption == by_image[0].caption == sample.fields["txt"]
+    for found in (by_image, by_caption):
         assert found[0].similarity == pytest.approx(1, abs=1e-5)
         similarities = [pair.similarity for pair in found]
         assert similarities == sorted(similarities, reverse=True)
 
 
-def test_captions_are_searched_without_pictures(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To find a caption no picture is encoded; a blank caption is no pair's; shards without captions are refused."""
+def test_captions_are_searched_without_images(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To find a caption no image is encoded; a blank caption is no pair's; shards without captions are refused."""
     records = [{"png": paint(9 * i), "txt": text} for i, text in enumerate(("a red square", "  ", "a blue square"))]
     shard = str(pack(tmp_path / "p.tar", records))
     query = model.encode_text("a red square")[0]
@@ -79,7 +79,7 @@ def test_captions_are_searched_without_pictures(model: Model, tmp_path: Path, mo
 
 
 def test_a_broken_neighbour_is_drawn_as_such(model: Model, tmp_path: Path) -> None:
-    """A caption may belong to a picture that cannot be decoded; the others are drawn all the same."""
+    """A caption may belong to an image that cannot be decoded; the others are drawn all the same."""
     found = explain(model, Image.new("RGB", (8, 8), "red"), CAPTION)
     pairs = [Neighbour("0.tar", str(i), "a caption", 0.5, image) for i, image in enumerate((b"broken", paint(3)))]
     draw_explanation(tmp_path / "e.png", found, [("nearest", pairs)])
@@ -87,13 +87,13 @@ def test_a_broken_neighbour_is_drawn_as_such(model: Model, tmp_path: Path) -> No
 
 
 def test_what_the_commands_refuse(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A name that is no PNG, a file that is no picture, and a device that is not there, are told in a line."""
+    """A name that is no PNG, a file that is no image, and a device that is not there, are told in a line."""
     model.save(tmp_path / "run" / "model")
     run = str(tmp_path / "run")
     (tmp_path / "one.png").write_bytes(paint(3))
     for command, told in (
         (["explain", run, str(tmp_path / "one.png"), "red", "--out", str(tmp_path / "e.jpg")], "ends in .png"),
-        (["explain", run, __file__, "red", "--out", str(tmp_path / "e.png")], "is no picture that can be used"),
+        (["explain", run, __file__, "red", "--out", str(tmp_path / "e.png")], "is no image that can be used"),
         (["report", run, "--device", "cuda:77"], "--device cuda:77"),
     ):
         with pytest.raises(SystemExit) as ended:
@@ -103,12 +103,12 @@ def test_what_the_commands_refuse(model: Model, tmp_path: Path, capsys: pytest.C
 
 
 def test_explain_gives_what_the_model_says(model: Model) -> None:
-    """Similarity and picture are the model's own, the heat has the picture's size, and the model is left as it was."""
-    picture = Image.linear_gradient("L").convert("RGB")
-    found = explain(model, picture, CAPTION)
-    own = float(model.encode_image(picture)[0] @ model.encode_text(CAPTION)[0])
+    """Similarity and image are the model's own, the heat has the image's size, and the model is left as it was."""
+    image = Image.linear_gradient("L").convert("RGB")
+    found = explain(model, image, CAPTION)
+    own = float(model.encode_image(image)[0] @ model.encode_text(CAPTION)[0])
     assert found.similarity == pytest.approx(own, abs=1e-6)
-    assert found.picture.shape == (3, 32, 32)
+    assert found.image.shape == (3, 32, 32)
     assert found.heat.shape == (32, 32)
     assert 0 <= float(found.heat.min()) <= float(found.heat.max()) <= 1
     assert not model.encoder.training
@@ -120,7 +120,7 @@ def test_an_empty_caption_is_refused(model: Model) -> None:
         explain(model, Image.new("RGB", (8, 8)), "  ")
 
 
-def test_the_commands_write_pictures(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_write_images(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`mmssl explain` and `mmssl bench explain` on a saved model: PNGs, words and a table."""
     shards = write_pairs(tmp_path)
     model.save(tmp_path / "run" / "model")
@@ -144,7 +144,7 @@ def test_the_commands_write_pictures(model: Model, tmp_path: Path, capsys: pytes
     assert "<b>$red</b>" in printed
     assert "nearest training captions" in printed
     assert out.read_bytes().startswith(b"\x89PNG")
-    main_ok(["bench", "explain", run, str(shards / "*.tar"), "--out", str(tmp_path / "sane"), "--pictures", "6"])
+    main_ok(["bench", "explain", run, str(shards / "*.tar"), "--out", str(tmp_path / "sane"), "--images", "6"])
     assert "random order" in capsys.readouterr().out
     assert (tmp_path / "sane" / "sanity.json").is_file()
     assert (tmp_path / "sane" / "deletion.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Maps over pictures: each method against its formula worked out another way."""
+"""Maps over images: each method against its formula worked out another way."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from mmssl.apps.explain.maps import DEFAULT, METHODS, heat, image_maps, methods_
 from mmssl.apps.explain.occlusion import covered, occlusion, rise
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.types import UserError
-from tests.apps.explain.conftest import COLUMN, RESNET, ROW, TOWERS, VIT, pictures_and_texts, small_encoder
+from tests.apps.explain.conftest import COLUMN, RESNET, ROW, TOWERS, VIT, images_and_texts, small_encoder
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -21,46 +21,46 @@ def test_every_method_of_every_kind_of_tower_gives_a_map(tower: str) -> None:
     """All methods that a tower allows give finite maps that depend on the text; the others refuse in one line."""
     encoder = small_encoder(**TOWERS[tower])
     side = encoder.vision.image_size
-    pictures, texts = pictures_and_texts(2, side, encoder.embed_dim)
+    images, texts = images_and_texts(2, side, encoder.embed_dim)
     allowed = methods_of(encoder.vision)
     assert DEFAULT in allowed
     for name in METHODS:
         if name not in allowed:
             with pytest.raises(UserError):
-                image_maps(encoder, pictures, texts, name)
+                image_maps(encoder, images, texts, name)
             continue
-        found = image_maps(encoder, pictures, texts, name)
+        found = image_maps(encoder, images, texts, name)
         assert found.shape[0] == 2
         assert found.ndim == 3
         assert bool(found.isfinite().all())
-        assert not torch.equal(found, image_maps(encoder, pictures, -texts, name)), name
+        assert not torch.equal(found, image_maps(encoder, images, -texts, name)), name
     assert all(p.grad is None for p in encoder.parameters())
 
 
 def test_gradcam_of_the_last_stage_is_the_closed_form() -> None:
     """With average pooling z = W mean(F) and S = z.t / |z|, the gradient is W'(t - S z/|z|) / (|z| places)."""
     encoder = small_encoder(**RESNET)
-    pictures, texts = pictures_and_texts(3, 64, 16)
+    images, texts = images_and_texts(3, 64, 16)
     with torch.no_grad():
-        features = encoder.vision.trunk.forward_features(encoder.vision.normalize(pictures))
+        features = encoder.vision.trunk.forward_features(encoder.vision.normalize(images))
         weight = encoder.image_projection.weight
         z = features.mean((2, 3)) @ weight.T
         norm = z.norm(dim=1, keepdim=True)
         score = (z * texts).sum(1, keepdim=True) / norm
         slope = ((texts - score * z / norm) / norm) @ weight / 4
         expected = (slope[:, :, None, None] * features).sum(1)
-    stage = activations(encoder, pictures, texts, least_side=1)
+    stage = activations(encoder, images, texts, least_side=1)
     assert stage.values.shape[2:] == (2, 2)
-    torch.testing.assert_close(gradcam(encoder, pictures, texts, 1), expected.clamp(min=0), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(gradcam(encoder, images, texts, 1), expected.clamp(min=0), rtol=1e-4, atol=1e-7)
     # The gradient of the last stage is the same everywhere, so both methods agree there.
-    torch.testing.assert_close(hirescam(encoder, pictures, texts, 1), expected.clamp(min=0), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(hirescam(encoder, images, texts, 1), expected.clamp(min=0), rtol=1e-4, atol=1e-7)
 
 
 def test_the_stage_is_the_deepest_that_is_fine_enough() -> None:
     """At 64 px a ResNet's stages have 16, 8, 4 and 2 places a side; with none fine enough the finest is taken."""
     encoder = small_encoder(**RESNET)
-    pictures, texts = pictures_and_texts(1, 64, 16)
-    sides = {least: gradcam(encoder, pictures, texts, least).shape[-1] for least in (1, 3, 7, 9, 99)}
+    images, texts = images_and_texts(1, 64, 16)
+    sides = {least: gradcam(encoder, images, texts, least).shape[-1] for least in (1, 3, 7, 9, 99)}
     assert sides == {1: 2, 3: 4, 7: 8, 9: 16, 99: 32}
 
 
@@ -68,9 +68,9 @@ def test_gradients_at_a_stage_are_those_of_finite_differences() -> None:
     """A small change of a stage's output changes the similarity as its gradient says."""
     encoder = small_encoder(**RESNET).double()
     encoder.project_image = lambda pooled: F.normalize(encoder.image_projection(pooled), dim=-1)  # type: ignore[method-assign]
-    pictures, texts = pictures_and_texts(1, 64, 16)
+    images, texts = images_and_texts(1, 64, 16)
     texts = texts.double()
-    gradient = activations(encoder, pictures.double(), texts, 7).gradients
+    gradient = activations(encoder, images.double(), texts, 7).gradients
     generator = torch.Generator().manual_seed(0)
     change = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
     stage = encoder.vision.trunk.layer2
@@ -78,7 +78,7 @@ def test_gradients_at_a_stage_are_those_of_finite_differences() -> None:
     def score(step: float) -> float:
         handle = stage.register_forward_hook(lambda _, __, output: output + step * change)
         with torch.no_grad():
-            found = float((encoder.encode_image(pictures.double()) * texts).sum())
+            found = float((encoder.encode_image(images.double()) * texts).sum())
         handle.remove()
         return found
 
@@ -89,13 +89,13 @@ def test_gradients_at_a_stage_are_those_of_finite_differences() -> None:
 def test_attention_relevance_is_that_of_the_paper() -> None:
     """The map equals loops over layers, heads and tokens on probabilities that timm's own plain attention computed."""
     encoder = small_encoder("timm:vit_tiny_patch16_224", **VIT)
-    pictures, texts = pictures_and_texts(2, 64, 16)
-    found = attention_relevance(encoder, pictures, texts)
+    images, texts = images_and_texts(2, 64, 16)
+    found = attention_relevance(encoder, images, texts)
     kept: list[Tensor] = []
     for block in encoder.vision.trunk.blocks:
         block.attn.fused_attn = False
         block.attn.attn_drop.register_forward_hook(lambda _, __, output: kept.append(output))
-    score = (encoder.encode_image(pictures.float()) * texts).sum()
+    score = (encoder.encode_image(images.float()) * texts).sum()
     gradients = torch.autograd.grad(score, kept)
     for row in range(2):
         relevance = torch.eye(17)
@@ -121,22 +121,22 @@ def test_recorded_attention_changes_nothing() -> None:
 def test_token_similarities_of_an_averaging_tower_add_up_to_its_score() -> None:
     """Where tokens are averaged, the similarity is the mean of the tokens' own, weighted by their lengths."""
     encoder = small_encoder(**RESNET)
-    pictures, texts = pictures_and_texts(2, 64, 16)
-    found = token_similarity(encoder, pictures, texts)
+    images, texts = images_and_texts(2, 64, 16)
+    found = token_similarity(encoder, images, texts)
     with torch.no_grad():
-        seen = encoder.vision(pictures)
+        seen = encoder.vision(images)
         projected = encoder.image_projection(seen.tokens)
         cosines = (F.normalize(projected, dim=-1) * texts[:, None]).sum(-1)
         whole = (projected.norm(dim=-1) * cosines).sum(1) / projected.sum(1).norm(dim=-1)
-        torch.testing.assert_close(whole, (encoder.encode_image(pictures) * texts).sum(-1))
+        torch.testing.assert_close(whole, (encoder.encode_image(images) * texts).sum(-1))
     torch.testing.assert_close(found.flatten(1), cosines - cosines.mean(1, keepdim=True))
 
 
 def test_occlusion_finds_the_only_patch_that_matters(one_patch: DualEncoder) -> None:
     """An encoder that looks at one patch has a map that is zero everywhere else."""
-    pictures, _ = pictures_and_texts(3, 32, 3)
-    texts = one_patch.encode_image(pictures)
-    found = occlusion(one_patch, pictures, texts)
+    images, _ = images_and_texts(3, 32, 3)
+    texts = one_patch.encode_image(images)
+    found = occlusion(one_patch, images, texts)
     assert bool((found[:, ROW, COLUMN] > 0).all())
     found[:, ROW, COLUMN] = 0
     assert float(found.abs().max()) == 0.0
@@ -144,10 +144,10 @@ def test_occlusion_finds_the_only_patch_that_matters(one_patch: DualEncoder) -> 
 
 def test_rise_is_exact_where_patches_add_up(one_patch: DualEncoder) -> None:
     """Where one patch decides, its effect is what covering it alone costs, and no other patch has any."""
-    pictures, _ = pictures_and_texts(2, 32, 3)
-    texts = one_patch.encode_image(pictures)
+    images, _ = images_and_texts(2, 32, 3)
+    texts = one_patch.encode_image(images)
     torch.testing.assert_close(
-        rise(one_patch, pictures, texts), occlusion(one_patch, pictures, texts), rtol=1e-4, atol=1e-5
+        rise(one_patch, images, texts), occlusion(one_patch, images, texts), rtol=1e-4, atol=1e-5
     )
 
 
@@ -155,17 +155,17 @@ def test_rise_sees_parts_that_stand_in_for_each_other() -> None:
     """Of two patches each of which is enough, covering one alone costs nothing; its mean effect is half the whole."""
 
     class EitherPatch(nn.Module):
-        def encode_image(self, images: Tensor) -> Tensor:
-            dark = (images[:, 0, [0, 31], [0, 31]] < 128).any(1).float()
+        def encode_image(self, x: Tensor) -> Tensor:
+            dark = (x[:, 0, [0, 31], [0, 31]] < 128).any(1).float()
             return torch.stack([dark, 1 - dark], 1)
 
-    pictures = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
-    pictures[:, :, :4, :4] = 0
-    pictures[:, :, 28:, 28:] = 0
+    images = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
+    images[:, :, :4, :4] = 0
+    images[:, :, 28:, 28:] = 0
     encoder: Any = EitherPatch()
-    texts = encoder.encode_image(pictures)
-    assert float(occlusion(encoder, pictures, texts).abs().max()) == 0
-    found = rise(encoder, pictures, texts)[0]
+    texts = encoder.encode_image(images)
+    assert float(occlusion(encoder, images, texts).abs().max()) == 0
+    found = rise(encoder, images, texts)[0]
     assert float(found[0, 0]) == pytest.approx(0.5, abs=0.1)
     assert float(found[7, 7]) == pytest.approx(0.5, abs=0.1)
     found[0, 0] = found[7, 7] = 0
@@ -174,17 +174,17 @@ def test_rise_sees_parts_that_stand_in_for_each_other() -> None:
 
 def test_patches_are_covered_with_the_border_colour() -> None:
     """Only marked patches change, to the mean of the outermost pixels."""
-    pictures = torch.full((1, 3, 8, 8), 200, dtype=torch.uint8)
-    pictures[:, :, 2:6, 2:6] = 10
+    images = torch.full((1, 3, 8, 8), 200, dtype=torch.uint8)
+    images[:, :, 2:6, 2:6] = 10
     cells = torch.zeros(1, 4, 4, dtype=torch.bool)
     cells[0, 1, 2] = True
-    expected = pictures.clone()
+    expected = images.clone()
     expected[:, :, 2:4, 4:6] = 200
-    assert torch.equal(covered(pictures, cells), expected)
+    assert torch.equal(covered(images, cells), expected)
 
 
 def test_heat_is_between_zero_and_one() -> None:
-    """What speaks against the text is not shown; the strongest place of each picture is 1, none where none speaks."""
+    """What speaks against the text is not shown; the strongest place of each image is 1, none where none speaks."""
     maps = torch.tensor([[[4.0, -1.0], [0.0, 2.0]], [[-1.0, -2.0], [-3.0, -1.0]]])
     shown = heat(maps, 2)
     assert shown.tolist() == [[[1.0, 0.0], [0.0, 0.5]], [[0.0, 0.0], [0.0, 0.0]]]

@@ -18,7 +18,7 @@ from scripts.bench.sanity import (
     sanity,
     shuffled,
 )
-from tests.apps.explain.conftest import COLUMN, RESNET, ROW, pictures_and_texts, small_encoder
+from tests.apps.explain.conftest import COLUMN, RESNET, ROW, images_and_texts, small_encoder
 
 
 def test_shuffled_weights_are_the_same_numbers_elsewhere() -> None:
@@ -44,13 +44,13 @@ def test_ranks_are_permutations_and_equals_are_mixed() -> None:
 
 
 def test_deletion_falls_at_once_where_the_map_is_right(one_patch: DualEncoder) -> None:
-    """With the true patch ranked first the similarity is that of a bare picture from the first step on; ranked last it
+    """With the true patch ranked first the similarity is that of a bare image from the first step on; ranked last it
     stays whole until the end."""
-    pictures, _ = pictures_and_texts(5, 32, 3)
-    texts = one_patch.encode_image(pictures)
+    images, _ = images_and_texts(5, 32, 3)
+    texts = one_patch.encode_image(images)
     right = torch.zeros(5, 8, 8)
     right[:, ROW, COLUMN] = 1
-    first, last = deletion(one_patch, pictures, texts, right), deletion(one_patch, pictures, texts, -right)
+    first, last = deletion(one_patch, images, texts, right), deletion(one_patch, images, texts, -right)
     np.testing.assert_allclose(first[:, 0], 1, atol=1e-6)
     np.testing.assert_allclose(first[:, 1:], np.broadcast_to(first[:, -1:], (5, STEPS)), atol=1e-6)
     np.testing.assert_allclose(last[:, :-1], 1, atol=1e-6)
@@ -60,9 +60,9 @@ def test_deletion_falls_at_once_where_the_map_is_right(one_patch: DualEncoder) -
 
 def test_a_right_method_beats_random_order(one_patch: DualEncoder) -> None:
     """The whole test of a method that is exact on its tower: below random order with certainty, and all is reported."""
-    pictures, _ = pictures_and_texts(20, 32, 3)
-    texts = one_patch.encode_image(pictures)
-    found = sanity(one_patch, pictures, texts, ["occlusion"])
+    images, _ = images_and_texts(20, 32, 3)
+    texts = one_patch.encode_image(images)
+    found = sanity(one_patch, images, texts, ["occlusion"])
     assert set(found.curves) == {"occlusion", RANDOM, CONTRAST}
     assert found.curves["occlusion"].below_random_interval[0] > 0
     assert found.curves[RANDOM].below_random == 0
@@ -93,8 +93,8 @@ def test_maps_of_any_grid_are_compared_on_one() -> None:
 
 def test_contrast_is_what_differs_from_the_border() -> None:
     """A dark square on white stands out where it is."""
-    pictures = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
-    pictures[:, :, 8:12, 20:24] = 0
-    found = contrast(pictures)
+    images = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
+    images[:, :, 8:12, 20:24] = 0
+    found = contrast(images)
     assert found[0, 2, 5] == 255
     assert found.sum() == 255

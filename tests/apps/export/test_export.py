@@ -26,7 +26,7 @@ from tests.helpers.open_clip_folders import MODELS, write_open_clip
 CAPTIONS = ["a red square", "green", "blue squares and a white one " * 8]
 
 
-def picture(side: int) -> Image.Image:
+def image(side: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8))
 
 
@@ -75,10 +75,10 @@ def test_open_clip_opens_a_resnet_and_a_bert(pooling: str, tmp_path: Path) -> No
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")
     with torch.no_grad():
         close(theirs.eval().encode_text(tokenizer(CAPTIONS)), model.encode_text(CAPTIONS))
-        close(theirs.encode_image(transform(picture(32))[None]), model.encode_image(picture(32)))
+        close(theirs.encode_image(transform(image(32))[None]), model.encode_image(image(32)))
     again = mmssl.load(tmp_path / "out")
     close(again.encode_text(CAPTIONS), model.encode_text(CAPTIONS))
-    close(again.encode_image(picture(32)), model.encode_image(picture(32)))
+    close(again.encode_image(image(32)), model.encode_image(image(32)))
 
 
 def test_transformers_opens_a_clip(clip: mmssl.Model, tmp_path: Path) -> None:
@@ -88,15 +88,15 @@ def test_transformers_opens_a_clip(clip: mmssl.Model, tmp_path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
     words = tokenizer(CAPTIONS, padding=True, return_tensors="pt")
-    pixels = processor(picture(32), return_tensors="pt")["pixel_values"]
+    pixels = processor(image(32), return_tensors="pt")["pixel_values"]
     ids = {name: words[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         output = theirs(**ids, pixel_values=pixels)
     close(output.text_embeds, clip.encode_text(CAPTIONS))
-    close(output.image_embeds, clip.encode_image(picture(32)))
+    close(output.image_embeds, clip.encode_image(image(32)))
     again = mmssl.load(tmp_path / "out")
     close(again.encode_text(CAPTIONS), clip.encode_text(CAPTIONS))
-    close(again.encode_image(picture(32)), clip.encode_image(picture(32)))
+    close(again.encode_image(image(32)), clip.encode_image(image(32)))
     assert again.view.fit == "squash"
     export(again, "open_clip", tmp_path / "back")
 
@@ -119,13 +119,13 @@ def test_sentence_transformers_opens_clips_text_tower(clip: mmssl.Model, tmp_pat
 
 @pytest.mark.parametrize("kind", ["own", "clip"])
 def test_onnxruntime_opens_both_encoders(kind: str, clip: mmssl.Model, tmp_path: Path) -> None:
-    """Any number of pictures and captions of any length; 8-bit weights stay near and are smaller (convolutions, most of
+    """Any number of images and captions of any length; 8-bit weights stay near and are smaller (convolutions, most of
     the ResNet, keep theirs)."""
     model = clip if kind == "clip" else own()
     export(model, "onnx", tmp_path / "out")
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "image.onnx"), providers=["CPUExecutionProvider"])
-    pixels = torch.stack([model.render(picture(32)) for _ in range(7)])
-    (features,) = session.run(None, {"pictures": pixels.numpy()})
+    pixels = torch.stack([model.render(image(32)) for _ in range(7)])
+    (features,) = session.run(None, {"images": pixels.numpy()})
     close(features, model.encode_rendered(pixels))
     theirs = OnnxEncoder(tmp_path / "out")
     for texts in (CAPTIONS, CAPTIONS[:1], CAPTIONS[1:2]):
@@ -147,8 +147,8 @@ def test_timm_opens_the_vision_tower(vision: str, tmp_path: Path) -> None:
         **timm.data.resolve_data_config(settings["pretrained_cfg"]), is_training=False
     )
     with torch.no_grad():
-        found = model.encoder.project_image(theirs(transform(picture(32))[None]))
-    close(found, model.encode_image(picture(32)))
+        found = model.encoder.project_image(theirs(transform(image(32))[None]))
+    close(found, model.encode_image(image(32)))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A tiny model, and labelled pictures for it."""
+"""A tiny model, and labelled images for it."""
 
 import io
 import shutil
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mmssl import Model, load
-from mmssl.apps.finetune import Problem, gather
+from mmssl.apps.finetune import FineTuneData, gather
 from mmssl.data.transforms.tokenizer import train_tokenizer
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.rng import generator
@@ -50,7 +50,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 pictures a class to train on, 10 to judge on."""
+    """12 images a class to train on, 10 to judge on."""
     return write_colors(tmp_path_factory.mktemp("colors") / "colors")
 
 
@@ -58,8 +58,8 @@ def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flat(colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One shard with no class names beside it."""
     folder = tmp_path_factory.mktemp("flat")
-    shutil.copy(colors / "train" / "0.tar", folder / "pictures.tar")
-    return folder / "pictures.tar"
+    shutil.copy(colors / "train" / "0.tar", folder / "images.tar")
+    return folder / "images.tar"
 
 
 @pytest.fixture
@@ -69,6 +69,6 @@ def model(model_folder: Path) -> Model:
 
 
 @pytest.fixture
-def problem(model: Model, colors: Path) -> Problem:
+def problem(model: Model, colors: Path) -> FineTuneData:
     """The colours as the model sees them."""
     return gather(model, str(colors))

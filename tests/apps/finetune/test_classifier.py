@@ -24,15 +24,15 @@ def classifier(model: Model) -> Classifier:
 
 
 def test_predictions_are_the_softmax_of_the_head(classifier: Classifier, model: Model) -> None:
-    """Highest first, summing to one, for one picture or several in any form, before and after saving."""
-    pictures = [Image.new("RGB", (30, 20), color) for color in ("red", "navy")]
-    logits = model.encode_image(pictures) @ classifier.weight.T + classifier.bias
-    for found, expected in zip(classifier.predict(pictures), logits.double().softmax(1), strict=True):
+    """Highest first, summing to one, for one image or several in any form, before and after saving."""
+    images = [Image.new("RGB", (30, 20), color) for color in ("red", "navy")]
+    logits = model.encode_image(images) @ classifier.weight.T + classifier.bias
+    for found, expected in zip(classifier.predict(images), logits.double().softmax(1), strict=True):
         assert list(found.values()) == sorted(found.values(), reverse=True)
         assert sum(found.values()) == pytest.approx(1)
         assert [found[label] for label in ("dog", "cat", "bird")] == pytest.approx(expected.tolist())
-    (alone,) = classifier.predict(pictures[0])
-    assert alone == pytest.approx(classifier.predict(pictures)[0], abs=1e-6)
+    (alone,) = classifier.predict(images[0])
+    assert alone == pytest.approx(classifier.predict(images)[0], abs=1e-6)
     assert classifier.predict([]) == []
 
 
@@ -41,8 +41,8 @@ def test_the_folder_is_whole_and_holds_no_pickle(classifier: Classifier, tmp_pat
     classifier.save(tmp_path / "a")
     moved = (tmp_path / "a").rename(tmp_path / "b")
     again = load_classifier(moved)
-    picture = Image.new("RGB", (30, 20), "green")
-    assert again.predict(picture) == classifier.predict(picture)
+    image = Image.new("RGB", (30, 20), "green")
+    assert again.predict(image) == classifier.predict(image)
     record = json.loads((moved / "classifier.json").read_text())
     assert record["labels"] == ["dog", "cat", "bird"]
     assert record["method"] == "linear"
@@ -76,7 +76,7 @@ def test_a_folder_that_is_none_or_damaged_is_refused(
 
 @pytest.mark.slow
 def test_onnx_gives_the_same_probabilities(classifier: Classifier, tmp_path: Path) -> None:
-    """onnxruntime alone, on three pictures, agrees with predict to 1e-5; the labels lie beside it; so too where the
+    """onnxruntime alone, on three images, agrees with predict to 1e-5; the labels lie beside it; so too where the
     class exports a classifier's folder."""
     assert write_classifier(classifier, tmp_path) < 1e-5
     classifier.save(tmp_path / "saved")
@@ -84,7 +84,7 @@ def test_onnx_gives_the_same_probabilities(classifier: Classifier, tmp_path: Pat
     images = [Image.new("RGB", (30, 20), color) for color in ("red", "navy", "white")]
     pixels = torch.stack([classifier.model.render(image) for image in images])
     session = onnxruntime.InferenceSession(str(exported / "classifier.onnx"), providers=["CPUExecutionProvider"])
-    (rows,) = session.run(None, {"pictures": pixels.numpy()})
+    (rows,) = session.run(None, {"images": pixels.numpy()})
     labels = json.loads((tmp_path / "labels.json").read_text())
     assert labels == json.loads((exported / "labels.json").read_text())
     for row, expected in zip(rows, classifier.predict(images), strict=True):

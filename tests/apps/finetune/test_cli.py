@@ -31,7 +31,7 @@ def test_a_classifier_is_written_and_its_figures_printed(
 def test_several_numbers_of_labels_make_a_table(
     model_folder: Path, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One row a number and a way, with the picture and the figures beside it."""
+    """One row a number and a way, with the image and the figures beside it."""
     out = tmp_path / "table"
     run("finetune", model_folder, colors, "--shots", "1,2", "--out", out)
     printed = capsys.readouterr().out
@@ -65,27 +65,27 @@ def test_classifiers_predict_are_saved_and_mixed(
     reads it once, and saves it whole; between two classifiers lies a classifier, between one and a model a model."""
     for seed in ("0", "1"):
         run("finetune", model_folder, colors, "--shots", "2", "--seed", seed, "--out", tmp_path / f"c{seed}")
-    pictures = []
+    images = []
     for number, color in enumerate(("red", "navy")):
-        pictures.append(tmp_path / f"{number}.png")
-        Image.new("RGB", (30, 20), color).save(pictures[-1])
-    expected = load_classifier(tmp_path / "c0").predict(pictures)
+        images.append(tmp_path / f"{number}.png")
+        Image.new("RGB", (30, 20), color).save(images[-1])
+    expected = load_classifier(tmp_path / "c0").predict(images)
     capsys.readouterr()
-    run("predict", tmp_path / "c0", *pictures, "--json")
+    run("predict", tmp_path / "c0", *images, "--json")
     printed = json.loads(capsys.readouterr().out)
-    assert [row["picture"] for row in printed] == [str(path) for path in pictures]
+    assert [row["image"] for row in printed] == [str(path) for path in images]
     assert [row["probabilities"] for row in printed] == [pytest.approx(one) for one in expected]
-    assert "has its own labels" in refused(capsys, "predict", tmp_path / "c0", pictures[0], "--labels", "a,b")
+    assert "has its own labels" in refused(capsys, "predict", tmp_path / "c0", images[0], "--labels", "a,b")
     model = MMSSL(tmp_path / "c0")
     model.save(tmp_path / "again")
     shutil.rmtree(tmp_path / "c0" / "tokenizer")
     for source in (model, MMSSL(tmp_path / "again")):
-        found = source.predict(list(pictures))
+        found = source.predict(list(images))
         assert [prediction.probabilities for prediction in found] == [pytest.approx(one) for one in expected]
-    (words,) = model.predict(pictures[0], ["a square", "a circle"])
+    (words,) = model.predict(images[0], ["a square", "a circle"])
     assert set(words.probabilities) == {"a square", "a circle"}
     run("interpolate", tmp_path / "again", tmp_path / "c1", "--alpha", "1", "--out", tmp_path / "mixed")
-    assert load_classifier(tmp_path / "mixed").predict(pictures) == load_classifier(tmp_path / "c1").predict(pictures)
+    assert load_classifier(tmp_path / "mixed").predict(images) == load_classifier(tmp_path / "c1").predict(images)
     capsys.readouterr()
     run("interpolate", model_folder, tmp_path / "c1", "--out", tmp_path / "model")
     assert "left out" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmssl import Model, load
-from mmssl.apps.finetune import METHODS, Problem, Settings, fine_tune, gather, load_classifier
+from mmssl.apps.finetune import METHODS, FineTuneData, FineTuneSettings, fine_tune, gather, load_classifier
 from mmssl.apps.finetune.methods import Method
 from mmssl.data.sources.reader import iter_samples
 from mmssl.evaluate.classifiers import fine_tuning as tuning
@@ -22,12 +22,12 @@ def _few_updates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_folder_gives_the_figures_that_were_printed(
-    method: Method, model: Model, problem: Problem, colors: Path, tmp_path: Path
+    method: Method, model: Model, problem: FineTuneData, colors: Path, tmp_path: Path
 ) -> None:
-    """Better than zero-shot; judged picture by picture from its folder the classifier has the accuracy it reports; the
+    """Better than zero-shot; judged image by image from its folder the classifier has the accuracy it reports; the
     text tower and the model that was started from stay as they were."""
     before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
-    tuned = fine_tune(model, problem, Settings(method, shots=8, **FAST))
+    tuned = fine_tune(model, problem, FineTuneSettings(method, shots=8, **FAST))
     figures = tuned.figures()
     assert figures["acc1"] > figures["zero_shot"] + 0.2
     assert figures["acc1_interval"][0] <= figures["acc1"] <= figures["acc1_interval"][1]
@@ -50,19 +50,20 @@ def test_the_folder_gives_the_figures_that_were_printed(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_alpha_0_is_zero_shot(method: Method, model: Model, problem: Problem) -> None:
-    """With alpha 0 nothing of the training is left: zero-shot's answer for every picture, and the model's own tower."""
-    tuned = fine_tune(model, problem, Settings(method, shots=4, alpha=0.0, **FAST))
+def test_alpha_0_is_zero_shot(method: Method, model: Model, problem: FineTuneData) -> None:
+    """With alpha 0 nothing of the training is left: zero-shot's answer for every image, and the model's own tower."""
+    tuned = fine_tune(model, problem, FineTuneSettings(method, shots=4, alpha=0.0, **FAST))
     assert tuned.before is not None
     assert (tuned.after == tuned.before).all()
     old, new = model.encoder.state_dict(), tuned.classifier.model.encoder.state_dict()
     assert all(torch.equal(value, old[name]) for name, value in new.items())
 
 
-def test_the_same_seed_gives_the_same_classifier(model: Model, problem: Problem) -> None:
+def test_the_same_seed_gives_the_same_classifier(model: Model, problem: FineTuneData) -> None:
     """Labels drawn, their order and the weights: all from the seed."""
     first, same, other = (
-        fine_tune(model, problem, Settings("lp-ft", shots=2, seed=seed, **FAST)).classifier for seed in (3, 3, 4)
+        fine_tune(model, problem, FineTuneSettings("lp-ft", shots=2, seed=seed, **FAST)).classifier
+        for seed in (3, 3, 4)
     )
     assert torch.equal(first.weight, same.weight)
     assert not torch.equal(first.weight, other.weight)
@@ -72,12 +73,12 @@ def test_classes_without_names_begin_at_zero(model: Model, flat: Path, colors: P
     """Numbers as labels: no zero-shot figure, labels are the numbers, and a mix with zero-shot is refused."""
     problem = gather(model, str(flat), label="cls")
     assert not problem.named
-    tuned = fine_tune(model, problem, Settings("linear"))
+    tuned = fine_tune(model, problem, FineTuneSettings("linear"))
     assert tuned.before is None
     assert "zero_shot" not in tuned.figures()
     assert tuned.classifier.labels == ["0", "1", "2", "3"]
     with pytest.raises(UserError, match="--classnames"):
-        fine_tune(model, problem, Settings("linear", alpha=0.5))
+        fine_tune(model, problem, FineTuneSettings("linear", alpha=0.5))
     named = gather(model, str(colors))
     (start,) = {tuple(head.weights.shape) for head in [named.zero_shot(model)] if head is not None}
     assert start == (4, model.config.embed_dim)
@@ -95,11 +96,11 @@ def test_shards_without_a_test_split_keep_a_fifth(model: Model, flat: Path, colo
     assert "8 of 48 samples are kept to judge" in problem.notes[0]
     tested = gather(model, str(flat), label="colour", test=str(colors / "test" / "*.tar"))
     assert (len(tested.train.labels), len(tested.test.labels), tested.notes) == (48, 40, [])
-    fine = fine_tune(model, problem, Settings("full", **FAST))
+    fine = fine_tune(model, problem, FineTuneSettings("full", **FAST))
     assert fine.figures()["test_samples"] == 8
 
 
-def test_too_few_samples_are_named(model: Model, problem: Problem, flat: Path) -> None:
+def test_too_few_samples_are_named(model: Model, problem: FineTuneData, flat: Path) -> None:
     """More labels than a class has are refused with the class."""
     with pytest.raises(UserError, match=r"'red' has 12 samples to train on, 13 are needed"):
-        fine_tune(model, problem, Settings("linear", shots=13))
+        fine_tune(model, problem, FineTuneSettings("linear", shots=13))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmssl import Model
-from mmssl.apps.finetune import Problem, Settings, fine_tune
+from mmssl.apps.finetune import FineTuneData, FineTuneSettings, fine_tune
 from mmssl.apps.finetune.study import PROBE, UNTRAINED, study, untrained
 from mmssl.evaluate import registry as tasks
 from mmssl.evaluate import suite
@@ -17,19 +17,19 @@ from tests.conftest import tiny_model_config
 
 
 def test_the_lines_are_what_each_command_gives_alone(
-    model: Model, problem: Problem, colors: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, problem: FineTuneData, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The probe's line is that of the task few_shot; the method's is fine_tune's, draw by draw; zero-shot is the task
     zero_shot; differences are those of the means."""
     monkeypatch.setattr(tasks, "SEEDS", 2)
     monkeypatch.setattr(probe, "SHOTS", (2,))
-    found = study(model, problem, Settings(), ["linear"], [2], 2)
+    found = study(model, problem, FineTuneSettings(), ["linear"], [2], 2)
     expected = suite.run(model, {"c": (colors, ["few_shot", "zero_shot"])}, draw=False)
     figures = found.figures()
     assert figures[PROBE]["2"]["acc1"] == expected["c/few_shot"]["acc1@2"]
     assert figures[PROBE]["2"]["std"] == pytest.approx(expected["c/few_shot"]["std@2"])
     assert figures["zero-shot"]["acc1"] == expected["c/zero_shot"]["acc1"]
-    alone = [fine_tune(model, problem, Settings("linear", shots=2, seed=seed)).after for seed in range(2)]
+    alone = [fine_tune(model, problem, FineTuneSettings("linear", shots=2, seed=seed)).after for seed in range(2)]
     assert np.array_equal(found.lines["linear"][2], alone)
     gain = figures["differences"]["linear"][UNTRAINED]["2"]
     ours, bare = (figures[name]["2"]["acc1"] for name in ("linear", UNTRAINED))
@@ -37,7 +37,7 @@ def test_the_lines_are_what_each_command_gives_alone(
     assert gain["interval"][0] <= gain["difference"] <= gain["interval"][1]
 
 
-def test_an_untrained_tower_shares_nothing_but_its_form(model: Model, problem: Problem) -> None:
+def test_an_untrained_tower_shares_nothing_but_its_form(model: Model, problem: FineTuneData) -> None:
     """Weights are drawn anew, the same for the same seed, and torch's own generator is left where it was."""
     state = torch.get_rng_state()
     first, same, other = (untrained(model, problem.train, seed).encoder.state_dict() for seed in (0, 0, 1))
@@ -50,16 +50,16 @@ def test_an_untrained_tower_shares_nothing_but_its_form(model: Model, problem: P
     assert not torch.equal(first[name], own[name])
 
 
-def test_an_untrained_convolutional_tower_knows_the_pictures_statistics(model: Model, problem: Problem) -> None:
-    """In evaluation mode its features are what batch norms on those pictures give in training mode."""
+def test_an_untrained_convolutional_tower_knows_the_images_statistics(model: Model, problem: FineTuneData) -> None:
+    """In evaluation mode its features are what batch norms on those images give in training mode."""
     config = tiny_model_config()
     vision = config.vision.model_copy(update={"name": "timm:resnet10t", "options": {"channels": [8, 8, 16, 16]}})
     config = config.model_copy(update={"vision": vision})
     encoder = build_dual_encoder(config, model.tokenizer.vocab_size, model.tokenizer.pad_id)
     bare = untrained(Model(encoder, model.tokenizer, config), problem.train, 0)
-    pictures, _ = problem.train.shown(bare, torch.arange(48))
-    evaluated = bare.encode_rendered(pictures)
+    images, _ = problem.train.shown(bare, torch.arange(48))
+    evaluated = bare.encode_rendered(images)
     with torch.no_grad():
-        batch = bare.encoder.train().encode_image(pictures)
-    # A variance of the population stands for one of the sample: a percent of it at 48 pictures.
+        batch = bare.encoder.train().encode_image(images)
+    # A variance of the population stands for one of the sample: a percent of it at 48 images.
     torch.testing.assert_close(evaluated, batch, atol=0.03, rtol=0)

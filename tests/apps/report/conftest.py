@@ -46,7 +46,7 @@ def second_run(hostile_run: Path) -> Path:
 
 CURVE = {"mean": [0.5, 0.2], "low": [0.4, 0.1], "high": [0.6, 0.3], "area": 0.35, "below_random": 0.1}
 SANITY = {
-    "pictures": 6,
+    "images": 6,
     "cells": 8,
     "default": "occlusion",
     "fractions": [0.0, 1.0],

@@ -57,10 +57,10 @@ def test_what_can_be_clicked_works(browser: Any, path: Path) -> None:
     space = page.locator(".space:visible").first
     space.locator(".field span").first.hover(force=True)
     said = space.locator(".says").inner_text()
-    assert said != "Point at a picture."
+    assert said != "Point at an image."
     assert "px" in str(space.locator(".thumb").evaluate("node => node.style.backgroundPosition"))
     space.locator(".field").press("ArrowRight")
-    page.locator(".as-pictures:visible").uncheck()
+    page.locator(".as-images:visible").uncheck()
     assert space.locator(".field span").count() == 0
     assert space.locator(".field circle, .field rect").count() == 48
     for summary in page.locator("summary:visible").all():

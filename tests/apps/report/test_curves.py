@@ -33,7 +33,7 @@ def test_the_main_directions_are_scikit_learns() -> None:
 
 
 def test_the_map_puts_like_to_like() -> None:
-    """Pictures of two kinds fall into two heaps; positions fill the unit square; few points take the plain way."""
+    """Images of two kinds fall into two heaps; positions fill the unit square; few points take the plain way."""
     centres = torch.nn.functional.normalize(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
     noise = 0.05 * torch.randn(80, 16, generator=torch.Generator().manual_seed(1))
     kinds = torch.arange(80) % 2
@@ -46,8 +46,8 @@ def test_the_map_puts_like_to_like() -> None:
     assert plane(torch.eye(4))[1] == "PCA"
 
 
-def test_a_sheet_has_every_picture_in_its_place() -> None:
-    """The picture of index i stands in row i // columns and column i % columns."""
+def test_a_sheet_has_every_image_in_its_place() -> None:
+    """The image of index i stands in row i // columns and column i % columns."""
     shades = [np.full((10, 10, 3), 3 * i, dtype=np.uint8) for i in range(SHEET_COLUMNS + 2)]
     coded = sheet(shades).removeprefix("data:image/webp;base64,")
     canvas = np.asarray(Image.open(io.BytesIO(base64.b64decode(coded))).convert("RGB")).astype(int)

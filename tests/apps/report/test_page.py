@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mmssl.apps.report import write_report
-from mmssl.apps.report.page import hardest, matrix_of
+from mmssl.apps.report.page import confusion_table, hardest
 from mmssl.apps.report.run_reader import collect
-from mmssl.apps.report.wording import LONGEST, figures_of, in_words
+from mmssl.apps.report.wording import LONGEST, in_words, list_metrics
 from mmssl.cli.main import main
 from mmssl.types import UserError
 from tests.apps.report.conftest import HOSTILE
@@ -77,7 +77,7 @@ def test_nothing_is_asked_of_a_network(page: str) -> None:
 
 
 def test_the_page_can_be_listened_to(page: str) -> None:
-    """One title, headings without a step left out, a name for every picture and table, and unique ids."""
+    """One title, headings without a step left out, a name for every image and table, and unique ids."""
     found = Reader(page)
     levels = [int(tag[1]) for tag, _ in found.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
@@ -97,7 +97,7 @@ def test_figures_and_curves_are_those_of_the_run(page: str, hostile_run: Path) -
     results = json.loads((hostile_run / "results.json").read_text())
     found = Reader(page)
     for key in ("colors/zero_shot", "found/retrieval"):
-        for figure in figures_of(results[key]):
+        for figure in list_metrics(results[key]):
             assert figure.words in found.text
             assert figure.text in found.text
             assert figure.interval_text in found.text
@@ -156,7 +156,7 @@ def test_groups_have_a_table(hostile_run: Path, tmp_path: Path) -> None:
     shutil.copytree(hostile_run, run)
     table = run / "colors" / "zero_shot" / "slices.csv"
     table.write_text("field,group,samples,accuracy,low,high\nstyle,<i>noto</i>,40,0.25,0.125,0.5\n")
-    path, _ = write_report([run], tmp_path / "report", pictures=0)
+    path, _ = write_report([run], tmp_path / "report", images=0)
     text = Reader(path.read_text(encoding="utf-8")).text
     for words in ("<i>noto</i>", "25.0 %", "12.5 % to 50.0 %"):
         assert words in text
@@ -169,7 +169,7 @@ def test_what_cannot_be_concluded_is_told(hostile_run: Path, tmp_path: Path) -> 
     gap = {"best": "a", "worst": "b", "width": 0.5, "p_value": 0.001}
     figures = {"classes": 9, "samples": 40, "real_gaps": 2, "gaps": {"who: doctor": gap}, "note": "nothing follows"}
     (run / "results.json").write_text(json.dumps({"jobs/associations": figures}))
-    path, _ = write_report([run], tmp_path / "report", pictures=0)
+    path, _ = write_report([run], tmp_path / "report", images=0)
     text = Reader(path.read_text(encoding="utf-8")).text
     assert "What cannot be concluded: nothing follows." in text
     assert "jobs: associations with groups: gaps between groups that are no chance 2." in text
@@ -193,15 +193,15 @@ def test_captions_as_long_as_books_do_not_fill_the_page(hostile_run: Path, tmp_p
     assert {len(point["label"]) for point in books} == {LONGEST}
 
 
-def test_pictures_that_are_gone_are_told(hostile_run: Path, tmp_path: Path) -> None:
-    """Where the shards have been moved, the page has its figures and says why there are no pictures."""
+def test_images_that_are_gone_are_told(hostile_run: Path, tmp_path: Path) -> None:
+    """Where the shards have been moved, the page has its figures and says why there are no images."""
     run = tmp_path / "moved"
     shutil.copytree(hostile_run, run)
     for table in run.glob("*/*/*.csv"):
         table.write_text(table.read_text().replace("/hostile", "/elsewhere"))
     path, _ = write_report([run], tmp_path / "report")
     text = Reader(path.read_text(encoding="utf-8")).text
-    assert "Pictures cannot be shown" in text
+    assert "Images cannot be shown" in text
     assert "Accuracy" in text
 
 
@@ -227,10 +227,10 @@ def test_no_run_no_page(tmp_path: Path) -> None:
 def test_the_command_says_what_it_wrote(hostile_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`mmssl report RUN --out FOLDER` prints the file."""
     with pytest.raises(SystemExit) as ended:
-        main(["report", str(hostile_run), "--out", str(tmp_path / "r"), "--pictures", "0"])
+        main(["report", str(hostile_run), "--out", str(tmp_path / "r"), "--images", "0"])
     assert not ended.value.code
     assert "index.html" in capsys.readouterr().out
-    assert "Pictures were not encoded" in (tmp_path / "r" / "index.html").read_text(encoding="utf-8")
+    assert "Images were not encoded" in (tmp_path / "r" / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_card_has_the_same_facts(hostile_run: Path) -> None:
@@ -238,7 +238,7 @@ def test_the_card_has_the_same_facts(hostile_run: Path) -> None:
     card = (hostile_run / "model" / "README.md").read_text(encoding="utf-8")
     results = json.loads((hostile_run / "results.json").read_text())
     for figures in results.values():
-        for figure in figures_of(figures):
+        for figure in list_metrics(figures):
             assert f"| {figure.words} | {figure.text} | {figure.interval_text} |" in card
     for word in ("mmssl.load", "## Limits", "timm:vit_tiny_patch16_224", "SHA-256"):
         assert word in card
@@ -268,7 +268,7 @@ def test_a_later_evaluation_goes_into_the_card(
     assert "README.md has these figures too" in judged(run / "later")
     after = card.read_text(encoding="utf-8")
     ((key, figures),) = json.loads((run / "later" / "results.json").read_text()).items()
-    rows = [f"| {f.words} | {f.text} | {f.interval_text} |" for f in figures_of(figures)]
+    rows = [f"| {f.words} | {f.text} | {f.interval_text} |" for f in list_metrics(figures)]
     assert all(row in after.split(f"{key.partition('/')[0]}: ")[-1] for row in rows)
     assert all(line in after for line in before.splitlines() if not line.startswith("hostile: "))
     card.write_text(f"{after}\nOur own words.\n", encoding="utf-8")
@@ -280,20 +280,20 @@ def test_numbers_are_shown_with_their_unit() -> None:
     """Rates in percent, counts whole, others with four digits; inner figures keep the name of the outer."""
     assert [in_words(0.2575, True), in_words(460, False), in_words(3.14159, False)] == ["25.8 %", "460", "3.142"]
     tree = {"acc1": 0.5, "noise": {"severity 1": 0.25}, "gaps": {"x": {"width": 1}}, "intervals": {"acc1": [0.4, 0.6]}}
-    found = {f.name: f.interval_text for f in figures_of(tree)}
+    found = {f.name: f.interval_text for f in list_metrics(tree)}
     assert found == {"acc1": "40.0 % to 60.0 %", "noise / severity 1": ""}
 
 
 def test_the_matrix_counts_predictions() -> None:
     """Rows are labels, columns predictions; too many classes make no matrix."""
     rows = [{"label": a, "class1": b} for a, b in ("xx", "xy", "yy", "yy")]
-    assert matrix_of(rows) == (["x", "y"], [[1, 1], [0, 2]])
-    assert matrix_of([{"label": str(i), "class1": str(i)} for i in range(31)]) is None
-    assert matrix_of([]) is None
+    assert confusion_table(rows) == (["x", "y"], [[1, 1], [0, 2]])
+    assert confusion_table([{"label": str(i), "class1": str(i)} for i in range(31)]) is None
+    assert confusion_table([]) is None
 
 
 def test_the_hardest_classes_have_enough_samples() -> None:
-    """Classes of a picture or two tell nothing and are left out; the lowest recall comes first."""
+    """Classes of an image or two tell nothing and are left out; the lowest recall comes first."""
     rows = [
         {"class": "a", "samples": "1", "recall": "0.0", "precision": ""},
         {"class": "b", "samples": "9", "recall": "0.5", "precision": "1"},

@@ -18,7 +18,7 @@ from mmssl.apps.search.nearest import Graph
 from mmssl.cli.main import main
 from mmssl.data.sources.patterns import expand
 from mmssl.data.sources.reader import iter_samples
-from mmssl.distributed.world import Processes
+from mmssl.distributed.world import World
 from mmssl.types import UserError
 from tests.helpers.export_models import own
 from tests.helpers.tiny_runs import write_pairs
@@ -26,7 +26,7 @@ from tests.helpers.tiny_runs import write_pairs
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 pictures in two tars."""
+    """48 images in two tars."""
     return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
@@ -38,11 +38,11 @@ def model() -> mmssl.Model:
 @pytest.fixture(scope="module")
 def index(model: mmssl.Model, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("index") / "i"
-    assert embed_shards(model, expand([str(shards / "*.tar")]), folder).pictures == 48
+    assert embed_shards(model, expand([str(shards / "*.tar")]), folder).images == 48
     return folder
 
 
-def test_an_index_holds_every_pictures_vector(index: Path, model: mmssl.Model, shards: Path) -> None:
+def test_an_index_holds_every_images_vector(index: Path, model: mmssl.Model, shards: Path) -> None:
     """float16 rows equal the model's own vectors, in the order of the shards; key, shard and caption are in Parquet."""
     samples = list(iter_samples(expand([str(shards / "*.tar")])))
     expected = model.encode_image([sample.image for sample in samples])
@@ -68,7 +68,7 @@ def test_an_interrupted_embedding_goes_on(model: mmssl.Model, shards: Path, tmp_
     with pytest.raises(UserError, match="lacks 1 of 2 shards"):
         Index(tmp_path / "i")
     done = embed_shards(model, names, tmp_path / "i")
-    assert (done.pictures, done.kept) == (24, 1)
+    assert (done.images, done.kept) == (24, 1)
     assert {path.name: path.read_bytes() for path in parts.iterdir()} == whole
 
 
@@ -76,9 +76,9 @@ def test_processes_share_the_shards(model: mmssl.Model, shards: Path, index: Pat
     """Two processes' parts, made one after the other, are those of one process."""
     names = expand([str(shards / "*.tar")])
     for rank in (0, 1):
-        lone = Processes(rank, 2)
+        lone = World(rank, 2)
         object.__setattr__(lone, "barrier", lambda: None)
-        assert embed_shards(model, names, tmp_path, processes=lone).pictures == 24
+        assert embed_shards(model, names, tmp_path, world=lone).images == 24
     for path in (index / "parts").iterdir():
         assert (tmp_path / "parts" / path.name).read_bytes() == path.read_bytes()
 
@@ -153,7 +153,7 @@ def test_the_graph_finds_as_many_as_there_are(tmp_path: Path) -> None:
 def test_embed_and_search_by_commands(
     model: mmssl.Model, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A picture of the set is found as the nearest to itself, through the graph and exactly; words find something; the
+    """An image of the set is found as the nearest to itself, through the graph and exactly; words find something; the
     hits are drawn."""
     model.save(tmp_path / "m")
     ok(["embed", str(tmp_path / "m"), str(shards / "*.tar"), "--out", str(tmp_path / "i"), "--graph"], capsys)
@@ -170,8 +170,8 @@ def test_embed_and_search_by_commands(
         assert drawn.width > 500
 
 
-def test_words_and_pictures_are_told_apart(model: mmssl.Model, tmp_path: Path) -> None:
-    """A file is encoded as a picture, other words as words, however long; a file that is missing or holds no picture is
+def test_words_and_images_are_told_apart(model: mmssl.Model, tmp_path: Path) -> None:
+    """A file is encoded as an image, other words as words, however long; a file that is missing or holds no image is
     named, not searched for as words."""
     path = tmp_path / "a cat.png"
     Image.new("RGB", (30, 20), "red").save(path)
@@ -180,12 +180,12 @@ def test_words_and_pictures_are_told_apart(model: mmssl.Model, tmp_path: Path) -
     long = "a red square " * 400
     for words in ("a red square", "node.js", long):
         assert np.array_equal(encode_query(model, words), model.encode_text(words).numpy())
-    with pytest.raises(UserError, match=r"no picture at .*a dog\.png; correct the path"):
+    with pytest.raises(UserError, match=r"no image at .*a dog\.png; correct the path"):
         encode_query(model, str(tmp_path / "a dog.png"))
     with pytest.raises(UserError, match="empty"):
         encode_query(model, " ")
-    path.write_text("no picture")
-    with pytest.raises(UserError, match=r"a cat\.png is no picture"):
+    path.write_text("no image")
+    with pytest.raises(UserError, match=r"a cat\.png is no image"):
         encode_query(model, str(path))
 
 
@@ -195,9 +195,9 @@ def test_captions_are_shown_as_they_are(model: mmssl.Model, tmp_path: Path, caps
     captions = ["[/red] x[2]", "$a$ \\frac{ $", "\u4e00\u53ea\u732b", ""]
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for number, caption in enumerate(captions):
-            picture = io.BytesIO()
-            Image.new("RGB", (24, 24), (60 * number, 9, 9)).save(picture, "PNG")
-            for extension, data in {"png": picture.getvalue(), "txt": caption.encode()}.items():
+            image = io.BytesIO()
+            Image.new("RGB", (24, 24), (60 * number, 9, 9)).save(image, "PNG")
+            for extension, data in {"png": image.getvalue(), "txt": caption.encode()}.items():
                 info = tarfile.TarInfo(f"{number}.{extension}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))

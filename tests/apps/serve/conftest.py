@@ -1,4 +1,4 @@
-"""A small model, an index of 48 pictures, and the application over both."""
+"""A small model, an index of 48 images, and the application over both."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def samples(shards: list[str]) -> list[Sample]:
-    """The indexed pictures, by row."""
+    """The indexed images, by row."""
     return list(iter_samples(shards))
 
 

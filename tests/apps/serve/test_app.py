@@ -19,12 +19,12 @@ from mmssl.data.transforms.decode import decode
 from mmssl.inference.model import Model
 from mmssl.types import Sample, UserError
 from tests.helpers.export_models import own
-from tests.helpers.uploads import picture, sent
+from tests.helpers.uploads import image, sent
 
-UPLOAD = picture()
+UPLOAD = image()
 
 
-def test_words_find_the_nearest_pictures(client: TestClient, model: Model, index: Index, samples: list[Sample]) -> None:
+def test_words_find_the_nearest_images(client: TestClient, model: Model, index: Index, samples: list[Sample]) -> None:
     """Rows, similarities, keys and captions are those of the index asked with the model's vector of the words."""
     hits = client.get("/api/search", params={"text": "a red square", "k": 5}).json()["hits"]
     rows, similarities = index.nearest(model.encode_text("a red square").numpy(), 5)
@@ -35,10 +35,10 @@ def test_words_find_the_nearest_pictures(client: TestClient, model: Model, index
     ]
 
 
-def test_a_picture_finds_the_nearest_pictures(
+def test_a_image_finds_the_nearest_images(
     client: TestClient, model: Model, index: Index, samples: list[Sample]
 ) -> None:
-    """A picture of the index is the most similar to itself; `k` bounds the hits, and no more come than there are."""
+    """An image of the index is the most similar to itself; `k` bounds the hits, and no more come than there are."""
     for row in (0, 30):
         hits = client.post("/api/search", files=sent(samples[row].image), data={"k": "3"}).json()["hits"]
         rows, similarities = index.nearest(model.encode_image(samples[row].image).numpy(), 3)
@@ -48,9 +48,9 @@ def test_a_picture_finds_the_nearest_pictures(
     assert len(client.post("/api/search", files=sent(UPLOAD), data={"k": "100"}).json()["hits"]) == len(samples)
 
 
-def test_a_stored_picture_finds_the_others(client: TestClient, index: Index) -> None:
+def test_a_stored_image_finds_the_others(client: TestClient, index: Index) -> None:
     """The neighbours of a row are those of its stored vector, without itself."""
-    hits = client.get("/api/pictures/7/nearest", params={"k": 6}).json()["hits"]
+    hits = client.get("/api/images/7/nearest", params={"k": 6}).json()["hits"]
     rows, _ = exact_nearest(index.vector(7)[None], index.parts, 7, unit=True)
     assert [hit["row"] for hit in hits] == [row for row in rows[0].tolist() if row != 7][:6]
 
@@ -75,27 +75,27 @@ def test_the_map_is_the_explanations(client: TestClient, model: Model, method: s
     assert [score["word"] for score in answer["words"]] == ["a", "red", "square"]
     np.testing.assert_allclose([score["fall"] for score in answer["words"]], [s for _, s in expected.words], atol=1e-6)
     png = base64.b64decode(answer["overlay"].removeprefix("data:image/png;base64,"))
-    np.testing.assert_array_equal(decode(png), overlay(expected.picture, expected.heat).permute(1, 2, 0).numpy())
+    np.testing.assert_array_equal(decode(png), overlay(expected.image, expected.heat).permute(1, 2, 0).numpy())
     words = model.encode_text("a red square")
     maps = image_maps(model.encoder, model.render(UPLOAD)[None], words, method)
     torch.testing.assert_close(torch.tensor(answer["grid"]), maps[0], atol=1e-6, rtol=0)
 
 
-def test_pictures_are_shown_by_row(client: TestClient, samples: list[Sample]) -> None:
-    """The picture of a row is that of its shard, as JPEG; a large one is made small."""
+def test_images_are_shown_by_row(client: TestClient, samples: list[Sample]) -> None:
+    """The image of a row is that of its shard, as JPEG; a large one is made small."""
     for row in (0, 25, 47):
-        answer = client.get(f"/api/pictures/{row}")
+        answer = client.get(f"/api/images/{row}")
         assert answer.headers["content-type"] == "image/jpeg"
         shown, stored = decode(answer.content).astype(int), decode(samples[row].image).astype(int)
         assert shown.shape == stored.shape
         assert abs(shown.mean((0, 1)) - stored.mean((0, 1))).max() < 4
-    assert client.get("/api/pictures/48").status_code == 404
+    assert client.get("/api/images/48").status_code == 404
 
 
 def test_what_is_served_is_told(client: TestClient, model: Model) -> None:
     """Sizes and limits; and the description of the API names every route, with its limits."""
     facts = client.get("/api/model").json()
-    assert (facts["pictures"], facts["dimensions"], facts["image_size"]) == (48, 16, 32)
+    assert (facts["images"], facts["dimensions"], facts["image_size"]) == (48, 16, 32)
     assert client.get("/api/health").json() == {"status": "ok"}
     paths = client.get("/api/openapi.json").json()["paths"]
     assert {(path, method) for path, methods in paths.items() for method in methods} == {
@@ -105,8 +105,8 @@ def test_what_is_served_is_told(client: TestClient, model: Model) -> None:
         ("/api/search", "post"),
         ("/api/labels", "post"),
         ("/api/map", "post"),
-        ("/api/pictures/{row}", "get"),
-        ("/api/pictures/{row}/nearest", "get"),
+        ("/api/images/{row}", "get"),
+        ("/api/images/{row}/nearest", "get"),
     }
     assert paths["/api/search"]["get"]["parameters"][1]["schema"]["maximum"] == facts["limits"]["hits"]
 
@@ -129,27 +129,27 @@ def test_the_page_is_whole_and_its_policy_lets_only_its_own_script_run(client: T
 def test_without_an_index_there_is_no_search(model: Model) -> None:
     """Labels and maps are there; what needs an index says how to have one."""
     client = TestClient(create_app(model), base_url="http://localhost")
-    assert client.get("/api/model").json()["pictures"] is None
+    assert client.get("/api/model").json()["images"] is None
     assert client.post("/api/labels", files=sent(UPLOAD), data={"labels": ["red"]}).status_code == 200
     answers = [
         client.get("/api/search", params={"text": "red"}),
         client.post("/api/search", files=sent(UPLOAD)),
-        client.get("/api/pictures/0"),
-        client.get("/api/pictures/0/nearest"),
+        client.get("/api/images/0"),
+        client.get("/api/images/0/nearest"),
     ]
     for answer in answers:
         assert answer.status_code == 404
         assert "mmssl serve MODEL INDEX" in answer.json()["detail"]
 
 
-def test_pictures_whose_shard_is_gone_or_changed_are_not_shown(
+def test_images_whose_shard_is_gone_or_changed_are_not_shown(
     model: Model, samples: list[Sample], index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another file in the shard's place, or none, gives 404 without its path; found pictures keep their captions."""
+    """Another file in the shard's place, or none, gives 404 without its path; found images keep their captions."""
     client = TestClient(create_app(model, index), base_url="http://localhost")
     for shard in ("/etc/passwd", "/nowhere/0.tar", "https://example.org/0.tar", "pipe:cat /etc/passwd"):
         monkeypatch.setattr(index, "shards", [shard, shard])
-        answer = client.get("/api/pictures/3")
+        answer = client.get("/api/images/3")
         assert answer.status_code == 404
         assert shard not in answer.text
         hits = client.get("/api/search", params={"text": "red", "k": 1}).json()["hits"]
@@ -171,5 +171,5 @@ def test_formats_are_told_apart_by_their_bytes(client: TestClient) -> None:
     for kind in ("JPEG", "WEBP", "GIF", "BMP", "TIFF"):
         file = io.BytesIO()
         Image.new("RGB", (12, 9), "green").save(file, kind)
-        answer = client.post("/api/search", files={"picture": ("x.html", file.getvalue(), "text/html")})
+        answer = client.post("/api/search", files={"image": ("x.html", file.getvalue(), "text/html")})
         assert answer.status_code == 200, kind

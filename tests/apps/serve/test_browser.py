@@ -1,4 +1,4 @@
-"""The page in Chromium: words, a picture, labels and a map, on a wide screen and a phone."""
+"""The page in Chromium: words, an image, labels and a map, on a wide screen and a phone."""
 
 import io
 import tarfile
@@ -14,7 +14,7 @@ from mmssl.apps.serve import create_app
 from mmssl.inference.model import Model
 from tests.helpers.browser import Watched
 from tests.helpers.live_server import serving
-from tests.helpers.uploads import picture
+from tests.helpers.uploads import image
 
 pytestmark = pytest.mark.browser
 HOSTILE = (
@@ -27,11 +27,11 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def hostile_index(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """Eight pictures whose captions try to break out of the page."""
+    """Eight images whose captions try to break out of the page."""
     folder = tmp_path_factory.mktemp("hostile")
     with tarfile.open(folder / "0.tar", "w") as tar:
         for number in range(8):
-            for extension, data in {"png": picture(seed=number), "txt": HOSTILE[number % 4].encode()}.items():
+            for extension, data in {"png": image(seed=number), "txt": HOSTILE[number % 4].encode()}.items():
                 info = tarfile.TarInfo(f"{number}.{extension}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -47,7 +47,7 @@ def url(model: Model, hostile_index: Index) -> Iterator[str]:
 
 @pytest.fixture
 def upload(tmp_path: Path) -> Path:
-    """A picture to choose."""
+    """An image to choose."""
     path = tmp_path / "mine.png"
     Image.new("RGB", (60, 40), "red").save(path)
     return path
@@ -57,25 +57,25 @@ def upload(tmp_path: Path) -> Path:
     ("width", "height", "scheme"), [(390, 844, "light"), (390, 844, "dark"), (1600, 1000, "light")]
 )
 def test_searching_and_judging(browser: Any, url: str, upload: Path, width: int, height: int, scheme: str) -> None:
-    """Words give hits with their pictures; a chosen picture gives its likes, labels and a map. No request leaves the
+    """Words give hits with their images; a chosen image gives its likes, labels and a map. No request leaves the
     server, nothing is logged, no caption runs, and nothing is wider than the screen."""
     watched = Watched(browser, url, width, height, scheme)
     page = watched.page
-    page.get_by_text("8 pictures").wait_for()
+    page.get_by_text("8 images").wait_for()
     page.get_by_label("What to look for").fill("a red <b>apple</b>")
     page.get_by_role("button", name="Search").click()
-    page.get_by_role("heading", name="Pictures for “a red <b>apple</b>”").wait_for()
+    page.get_by_role("heading", name="Images for “a red <b>apple</b>”").wait_for()
     hits = page.locator("#hits li")
     assert hits.count() == 8
     assert sorted({hits.nth(i).locator(".caption").inner_text() for i in range(8)}) == sorted(HOSTILE)
     page.wait_for_function("[...document.querySelectorAll('#hits img')].some(i => i.naturalWidth > 0)")
     hits.nth(0).get_by_role("button").click()
-    page.get_by_role("heading", name="Pictures like “").wait_for()
+    page.get_by_role("heading", name="Images like “").wait_for()
     assert hits.count() == 7
 
     page.locator("#file").set_input_files(upload)
-    page.get_by_role("button", name="Find pictures like it").click()
-    page.get_by_role("heading", name="Pictures like yours").wait_for()
+    page.get_by_role("button", name="Find images like it").click()
+    page.get_by_role("heading", name="Images like yours").wait_for()
     page.get_by_label("Which of these is it").fill("cat, dog\n<i>car</i>")
     page.get_by_role("button", name="Judge").click()
     guesses = page.locator("#guesses li")
@@ -98,7 +98,7 @@ def test_it_can_be_used_by_keyboard(browser: Any, url: str) -> None:
     """The tab key reaches the link past the head, the field, the button and the choice of a file; Enter searches."""
     watched = Watched(browser, url, 1280, 900)
     page = watched.page
-    page.get_by_text("8 pictures").wait_for()
+    page.get_by_text("8 images").wait_for()
     reached = []
     for _ in range(4):
         page.keyboard.press("Tab")
@@ -107,23 +107,23 @@ def test_it_can_be_used_by_keyboard(browser: Any, url: str) -> None:
     page.locator("#text").focus()
     page.keyboard.type("apple")
     page.keyboard.press("Enter")
-    page.get_by_role("heading", name="Pictures for “apple”").wait_for()
+    page.get_by_role("heading", name="Images for “apple”").wait_for()
     named = "e => e.labels?.length || e.ariaLabel || e.textContent.trim() || e.hasAttribute('alt')"
     assert page.evaluate(f"[...document.querySelectorAll('input, textarea, button, img')].every({named})")
     watched.check(also=url)
 
 
 def test_what_goes_wrong_is_said(browser: Any, url: str, tmp_path: Path) -> None:
-    """A file that is no picture, and one that is too large, are refused in words."""
+    """A file that is no image, and one that is too large, are refused in words."""
     watched = Watched(browser, url, 1280, 900)
     page = watched.page
-    page.get_by_text("8 pictures").wait_for()
+    page.get_by_text("8 images").wait_for()
     (tmp_path / "large.png").write_bytes(bytes(11 << 20))
     page.locator("#file").set_input_files(tmp_path / "large.png")
     page.get_by_text("large.png has 11.0 MiB; the server takes 10").wait_for()
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     page.locator("#file").set_input_files(tmp_path / "text.png")
-    page.get_by_role("button", name="Find pictures like it").click()
+    page.get_by_role("button", name="Find images like it").click()
     page.get_by_text("not a JPEG, PNG").wait_for()
 
 

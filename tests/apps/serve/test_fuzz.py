@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from mmssl.apps.search import Index
-from mmssl.apps.serve import Limits, create_app
+from mmssl.apps.serve import ServerLimits, create_app
 from mmssl.inference.model import Model
-from tests.helpers.uploads import bomb, picture
+from tests.helpers.uploads import bomb, image
 
-UPLOADS = [picture(), picture(kind="JPEG"), picture()[:-40], bomb(9000, 9000), b"", b"hello"]
+UPLOADS = [image(), image(kind="JPEG"), image()[:-40], bomb(9000, 9000), b"", b"hello"]
 
 EXAMPLES = 6
 """Requests a route and mode."""
@@ -23,7 +23,7 @@ WITHOUT_INPUT = ("/api/health", "/api/model")
 def schema(model: Model, index: Index) -> schemathesis.BaseSchema:
     """The description of the application, which then knows the fuzzer's host name."""
     schemathesis.openapi.media_type("application/octet-stream", st.sampled_from(UPLOADS))
-    app = create_app(model, index, Limits(hosts=("testserver",)))
+    app = create_app(model, index, ServerLimits(hosts=("testserver",)))
     return schemathesis.openapi.from_asgi("/api/openapi.json", app)
 
 
@@ -34,7 +34,7 @@ def test_the_api_keeps_what_it_describes(schema: schemathesis.BaseSchema, mode: 
     tried = set()
 
     def check(case: schemathesis.Case) -> None:
-        # A request may fit the description and its picture still be none.
+        # A request may fit the description and its image still be none.
         case.call_and_validate(excluded_checks=[positive_data_acceptance])
         tried.add((case.method, case.path))
 

@@ -11,13 +11,13 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from mmssl.apps.search import Index
-from mmssl.apps.serve import Limits, create_app
+from mmssl.apps.serve import ServerLimits, create_app
 from mmssl.apps.serve.guard import Guard
 from mmssl.apps.serve.worker import BusyError, Worker
 from mmssl.inference.model import Model
-from tests.helpers.uploads import bomb, picture, sent
+from tests.helpers.uploads import bomb, image, sent
 
-UPLOAD = picture()
+UPLOAD = image()
 HEADERS = ("content-security-policy", "x-content-type-options", "x-frame-options", "referrer-policy")
 
 
@@ -30,16 +30,16 @@ HEADERS = ("content-security-policy", "x-content-type-options", "x-frame-options
         ("PostScript, for which other readers start a program", b"%!PS-Adobe-3.0 EPSF-3.0\n", 415),
         ("cut in its header", UPLOAD[:20], 415),
         ("cut in its pixels", UPLOAD[:-400], 422),
-        ("cut JPEG", picture(kind="JPEG")[:200], 415),
+        ("cut JPEG", image(kind="JPEG")[:200], 415),
         ("changed inside", UPLOAD[:60] + b"\0" * 60 + UPLOAD[120:], 422),
         ("a bomb of 900 million pixels", bomb(30_000, 30_000), 413),
         ("a strip that would be made very long", bomb(20_000, 1), 422),
         ("more bytes than allowed", b"\x89PNG\r\n\x1a\n" + bytes(300_000), 413),
     ],
 )
-def test_what_is_no_picture_is_refused(model: Model, index: Index, name: str, content: bytes, status: int) -> None:
+def test_what_is_no_image_is_refused(model: Model, index: Index, name: str, content: bytes, status: int) -> None:
     """By each route that takes one: the status says which kind of wrong, the answer is JSON with a reason in a line."""
-    client = TestClient(create_app(model, index, Limits(upload_bytes=200_000)), base_url="http://localhost")
+    client = TestClient(create_app(model, index, ServerLimits(upload_bytes=200_000)), base_url="http://localhost")
     for route, form in (("search", {}), ("labels", {"labels": "a"}), ("map", {"text": "a"})):
         answer = client.post(f"/api/{route}", files=sent(content), data=form)
         assert answer.status_code == status, (name, answer.text)
@@ -49,9 +49,9 @@ def test_what_is_no_picture_is_refused(model: Model, index: Index, name: str, co
 
 
 def test_a_jpeg_of_many_scans_is_refused(client: TestClient) -> None:
-    """Scans of a few bytes, each of which takes the time of a picture, are counted before any is decoded; a usual
+    """Scans of a few bytes, each of which takes the time of an image, are counted before any is decoded; a usual
     progressive JPEG passes."""
-    usual = picture(kind="JPEG", progressive=True)
+    usual = image(kind="JPEG", progressive=True)
     assert client.post("/api/search", files=sent(usual)).status_code == 200
     hostile = usual[:-2] + 200 * usual[usual.rindex(b"\xff\xda") : -2] + usual[-2:]
     answer = client.post("/api/search", files=sent(hostile))
@@ -70,14 +70,14 @@ def test_file_names_mean_nothing(client: TestClient, name: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/api/pictures/..%2f..%2f..%2fetc%2fpasswd",
-        "/api/pictures/%2e%2e/%2e%2e/etc/passwd",
-        "/api/pictures//etc/passwd",
-        "/api/pictures/0/../../../../etc/passwd",
-        "/api/pictures/-1",
-        "/api/pictures/1e3",
-        "/api/pictures/" + "9" * 5000,
-        "/api/pictures/0%00.jpg",
+        "/api/images/..%2f..%2f..%2fetc%2fpasswd",
+        "/api/images/%2e%2e/%2e%2e/etc/passwd",
+        "/api/images//etc/passwd",
+        "/api/images/0/../../../../etc/passwd",
+        "/api/images/-1",
+        "/api/images/1e3",
+        "/api/images/" + "9" * 5000,
+        "/api/images/0%00.jpg",
         "/assets/page.html",
         "/..%5c..%5cetc",
         "/index.json",
@@ -117,13 +117,13 @@ def test_fields_are_bounded(client: TestClient, route: str, form: dict[str, Any]
 
 
 def test_forms_that_are_none_are_refused(client: TestClient) -> None:
-    """A name without end, no boundary, a cut form, a text where the picture should be, and no body at all."""
+    """A name without end, no boundary, a cut form, a text where the image should be, and no body at all."""
     wrong: list[dict[str, Any]] = [
         {"files": sent(UPLOAD, "x" * 50_000)},
         {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
         {"content": b"--b\r\nContent-Dis", "headers": {"content-type": "multipart/form-data; boundary=b"}},
-        {"data": {"picture": "../../etc/passwd"}},
-        {"json": {"picture": "x"}},
+        {"data": {"image": "../../etc/passwd"}},
+        {"json": {"image": "x"}},
         {},
     ]
     for request in wrong:
@@ -140,8 +140,8 @@ def test_forms_that_are_none_are_refused(client: TestClient) -> None:
         ("127.0.0.1:8000", True),
         ("192.168.1.7", True),
         ("[::1]:8000", True),
-        ("pictures.example.org", True),
-        ("pictures.example.org:443", True),
+        ("images.example.org", True),
+        ("images.example.org:443", True),
         ("evil.example", False),
         ("localhost.evil.example", False),
         ("127.0.0.1.evil.example:8000", False),
@@ -153,7 +153,7 @@ def test_forms_that_are_none_are_refused(client: TestClient) -> None:
 def test_only_own_names_are_answered(model: Model, host: str, allowed: bool) -> None:
     """Addresses, localhost and the names that were given; a page whose name was pointed here (DNS rebinding) gets
     nothing, neither by Host nor by Origin."""
-    app = create_app(model, None, Limits(hosts=("pictures.example.org",)))
+    app = create_app(model, None, ServerLimits(hosts=("images.example.org",)))
     client = TestClient(app, base_url="http://localhost")
     assert client.get("/api/model", headers={"Host": host}).status_code == (200 if allowed else 421)
     assert client.get("/", headers={"Origin": f"https://{host}"}).status_code == (200 if allowed else 403)
@@ -164,7 +164,7 @@ def test_every_answer_has_the_security_headers(client: TestClient) -> None:
     """Found, missing, wrong, refused."""
     answers = [
         client.get("/"),
-        client.get("/api/pictures/0"),
+        client.get("/api/images/0"),
         client.get("/nothing"),
         client.get("/api/search"),
         client.delete("/api/search"),
@@ -232,7 +232,7 @@ def test_more_requests_than_can_be_in_hand_are_told_to_come_back() -> None:
             await finish.wait()
             await reader(scope, receive, send)
 
-        guard = Guard(waiting, Limits(requests=3), "")
+        guard = Guard(waiting, ServerLimits(requests=3), "")
         held = [asyncio.create_task(ask(guard, empty)) for _ in range(3)]
         await asyncio.sleep(0)
         refused, headers = await ask(guard, empty)
@@ -258,7 +258,7 @@ def test_a_body_is_cut_off_by_size_and_by_time() -> None:
         await asyncio.sleep(3600)
         return await empty()
 
-    limits = Limits(upload_bytes=10_000, body_seconds=0.05)
+    limits = ServerLimits(upload_bytes=10_000, body_seconds=0.05)
     status, headers = asyncio.run(ask(Guard(reader, limits, ""), endless))
     assert (status, headers["connection"]) == (413, "close")
     status, headers = asyncio.run(ask(Guard(reader, limits, ""), silent))
@@ -276,7 +276,7 @@ def test_an_answer_that_takes_too_long_is_given_up() -> None:
         await asyncio.sleep(3600)
 
     async def scenario() -> list[int]:
-        guard = Guard(stuck, Limits(requests=1, body_seconds=0.02, answer_seconds=0.02), "")
+        guard = Guard(stuck, ServerLimits(requests=1, body_seconds=0.02, answer_seconds=0.02), "")
         return [(await ask(guard, empty))[0] for _ in range(2)]
 
     assert asyncio.run(scenario()) == [503, 503]

@@ -12,12 +12,12 @@ import pytest
 import uvicorn
 
 from mmssl.apps.search import Index
-from mmssl.apps.serve import Limits, create_app
+from mmssl.apps.serve import ServerLimits, create_app
 from mmssl.apps.serve.server import ImpatientProtocol, listen
 from mmssl.inference.model import Model
 from mmssl.types import UserError
 from tests.helpers.live_server import connect, rest, serving
-from tests.helpers.uploads import picture
+from tests.helpers.uploads import image
 
 HEAD = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\n"
 FORM = b"Content-Type: multipart/form-data; boundary=b\r\n"
@@ -31,7 +31,7 @@ Live = tuple[int, uvicorn.Server]
 @pytest.fixture(scope="module")
 def live(model: Model, index: Index) -> Iterator[Live]:
     """A server as it comes, with place for a few requests."""
-    with serving(create_app(model, index, Limits(requests=8))) as started:
+    with serving(create_app(model, index, ServerLimits(requests=8))) as started:
         yield started
 
 
@@ -45,12 +45,12 @@ class Hasty(ImpatientProtocol):
 @pytest.fixture(scope="module")
 def impatient(model: Model, index: Index) -> Iterator[Live]:
     """A server that cuts clients off at once."""
-    with serving(create_app(model, index, Limits(body_seconds=0.5)), protocol=Hasty, keep_alive=1) as started:
+    with serving(create_app(model, index, ServerLimits(body_seconds=0.5)), protocol=Hasty, keep_alive=1) as started:
         yield started
 
 
 def body(content: bytes) -> bytes:
-    head = b'--b\r\nContent-Disposition: form-data; name="picture"; filename="p.png"\r\n\r\n'
+    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="p.png"\r\n\r\n'
     return head + content + b"\r\n--b--\r\n"
 
 
@@ -70,7 +70,7 @@ def test_a_hundred_uploads_at_once(live: Live) -> None:
     """Each is answered, or told to come back; then all is as before, no file is left open, and after a warm-up the
     process does not grow."""
     port, _ = live
-    content = picture(500, 470)
+    content = image(500, 470)
     process = psutil.Process()
 
     def round_of_uploads() -> Counter[int]:
@@ -223,7 +223,7 @@ def test_what_is_no_request_gets_a_client_error(live: Live, words: bytes) -> Non
     with connect(live[0]) as connection:
         connection.sendall(words)
         assert rest(connection).startswith(b"HTTP/1.1 4")
-    assert upload(live[0], picture())[0] == 200
+    assert upload(live[0], image())[0] == 200
 
 
 def test_an_address_in_use_is_said(live: Live) -> None:

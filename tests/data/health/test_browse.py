@@ -38,7 +38,7 @@ def test_find_by_key(tmp_path: Path) -> None:
 
 
 def test_describe_names_everything() -> None:
-    """The text has key, format, displayed size, orientation and all fields, or why the picture is broken."""
+    """The text has key, format, displayed size, orientation and all fields, or why the image is broken."""
     image = encode(photo(80, 120), "JPEG", exif=orientation(6))
     text = describe(Sample(0, "a.tar", "k", image, {"txt": "a fox", "tags": ["x", "ü"]}))
     for part in ("a.tar:k", "JPEG, 80 x 120 pixels", "EXIF orientation 6", 'txt: "a fox"', 'tags: ["x", "ü"]'):
@@ -46,8 +46,8 @@ def test_describe_names_everything() -> None:
     assert "not a JPEG" in describe(Sample(0, "a.tar", "k", b"junk", {}))
 
 
-def test_sheet_holds_every_picture() -> None:
-    """Pictures stand row by row in their squares, in their own shape; a broken one is a red frame."""
+def test_sheet_holds_every_image() -> None:
+    """Images stand row by row in their squares, in their own shape; a broken one is a red frame."""
     red, green = (
         encode(Image.new("RGB", (40, 20), "red"), "PNG"),
         encode(Image.new("RGB", (20, 40), (0, 200, 0)), "PNG"),
@@ -68,11 +68,11 @@ def test_sheet_holds_every_picture() -> None:
     assert (square(0, 2)[1:-1, 1:-1] == 255).all()
     assert (square(1, 0)[15:45] == [255, 0, 0]).all()
     below = sheet[68 : 8 + (sheet.shape[0] - 8) // 2, :68]
-    assert (below < 128).any(), "the caption is written below the picture"
+    assert (below < 128).any(), "the caption is written below the image"
 
 
 def test_entries_show_what_is_wrong() -> None:
-    """A broken picture or a missing field becomes an entry with the error."""
+    """A broken image or a missing field becomes an entry with the error."""
     image = encode(photo(20, 20), "PNG")
     samples = [Sample(0, "a.tar", "k0", b"junk", {"txt": "x"}), Sample(1, "a.tar", "k1", image, {"title": "x"})]
     first, second = entries(samples)

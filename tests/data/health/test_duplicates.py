@@ -1,4 +1,4 @@
-"""Copies are found whatever was done to them, and different pictures are not called copies."""
+"""Copies are found whatever was done to them, and different images are not called copies."""
 
 import io
 
@@ -11,38 +11,38 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from skimage import data
 
-from mmssl.data.health.duplicates import connect, near_pictures, same, thumbnail, words_of
+from mmssl.data.health.duplicates import connect, near_duplicates, same, thumbnail, words_of
 from tests.helpers.images import encode
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     """Different photographs and parts of them."""
     sources = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket(), data.immunohistochemistry()]
     return [Image.fromarray(s[y : y + 150, x : x + 200]) for s in sources for y in (0, 150) for x in (0, 200)]
 
 
-def copies(picture: Image.Image) -> list[Image.Image]:
-    """The same picture, smaller, compressed, lighter."""
-    strong = Image.open(io.BytesIO(encode(picture, "JPEG", quality=60)))
-    return [picture, picture.resize((93, 71)), strong, ImageEnhance.Brightness(picture).enhance(1.01)]
+def copies(image: Image.Image) -> list[Image.Image]:
+    """The same image, smaller, compressed, lighter."""
+    strong = Image.open(io.BytesIO(encode(image, "JPEG", quality=60)))
+    return [image, image.resize((93, 71)), strong, ImageEnhance.Brightness(image).enhance(1.01)]
 
 
-def test_near_pictures_are_the_transformed_ones() -> None:
-    """Each picture's smaller, recompressed and lightened copies are tied to it, and to nothing else."""
-    originals = pictures()
+def test_near_images_are_the_transformed_ones() -> None:
+    """Each image's smaller, recompressed and lightened copies are tied to it, and to nothing else."""
+    originals = images()
     thumbs = np.stack([thumbnail(np.array(copy.convert("RGB"))) for p in originals for copy in copies(p)])
-    groups = connect(len(thumbs), near_pictures(thumbs))
+    groups = connect(len(thumbs), near_duplicates(thumbs))
     np.testing.assert_array_equal(groups, np.repeat(np.arange(len(originals)) * 4, 4))
 
 
-def test_near_pictures_against_all_pairs() -> None:
+def test_near_images_against_all_pairs() -> None:
     """On thousands of noisy copies the sorted search finds what comparing every pair finds."""
     rng = np.random.default_rng(0)
     base = rng.integers(0, 256, (300, 12, 12, 3))
     noisy = (base[rng.integers(0, 300, 1500)] + rng.integers(-2, 3, (1500, 12, 12, 3))).clip(0, 255).astype(np.uint8)
     flat = noisy.reshape(1500, -1).astype(int)
     every = {(i, j) for i in range(1500) for j in np.flatnonzero(np.abs(flat[i + 1 :] - flat[i]).mean(1) < 4) + i + 1}
-    found = set(map(tuple, near_pictures(noisy).tolist()))
+    found = set(map(tuple, near_duplicates(noisy).tolist()))
     assert found <= every
     pairs = np.array(sorted(every))
     np.testing.assert_array_equal(connect(1500, np.array(sorted(found))), connect(1500, pairs))
@@ -53,14 +53,14 @@ def test_faint_drawings_are_no_copies() -> None:
     pages = np.full((2, 96, 96, 3), 255, np.uint8)
     pages[0, 20:24, 10:80] = 215
     pages[1, 10:80, 60:64] = 215
-    assert near_pictures(np.stack([thumbnail(page) for page in pages])).shape == (0, 2)
+    assert near_duplicates(np.stack([thumbnail(page) for page in pages])).shape == (0, 2)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_few_pictures(count: int) -> None:
-    """No picture, one, and two equal ones."""
-    thumbs = np.tile(thumbnail(np.array(pictures()[0]))[None], (count, 1, 1, 1))
-    assert near_pictures(thumbs).tolist() == ([[0, 1]] if count == 2 else [])
+def test_few_images(count: int) -> None:
+    """No image, one, and two equal ones."""
+    thumbs = np.tile(thumbnail(np.array(images()[0]))[None], (count, 1, 1, 1))
+    assert near_duplicates(thumbs).tolist() == ([[0, 1]] if count == 2 else [])
 
 
 def test_same_ties_to_the_first() -> None:

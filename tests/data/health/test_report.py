@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmssl.data.health.report import Health, check, draw
-from mmssl.data.health.statistics import of_batches
+from mmssl.data.health.report import HealthReport, check, draw
+from mmssl.data.health.statistics import batch_statistics
 from mmssl.data.health.survey import Survey, survey
 from mmssl.data.transforms.tokenizer import train_tokenizer
 from tests.helpers.images import encode, photo, png_of
 from tests.helpers.tars import tar_bytes
 
 
-def picture(seed: int, size: tuple[int, int] = (64, 64), format: str = "PNG") -> bytes:
-    """A picture unlike those of other seeds."""
+def image(seed: int, size: tuple[int, int] = (64, 64), format: str = "PNG") -> bytes:
+    """An image unlike those of other seeds."""
     cells = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return encode(Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC), format)
 
@@ -28,7 +28,7 @@ def sound(count: int = 40) -> dict[str, bytes]:
     members = {}
     for i in range(count):
         caption = f"number {i} " + " ".join(words[(i * 7 + k * k) % 8] for k in range(18))
-        members |= {f"s{i:03}.png": picture(i), f"s{i:03}.txt": caption.encode()}
+        members |= {f"s{i:03}.png": image(i), f"s{i:03}.txt": caption.encode()}
     return members
 
 
@@ -37,7 +37,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
     path.write_bytes(tar_bytes(members.items()))
 
 
-def judge(folder: Path, members: dict[str, bytes], **options: int) -> tuple[Survey, Health]:
+def judge(folder: Path, members: dict[str, bytes], **options: int) -> tuple[Survey, HealthReport]:
     """Write one shard and check it."""
     write_tar(folder / "a.tar", members)
     found = survey([str(folder / "a.tar")], threads=2)
@@ -58,13 +58,13 @@ def test_losses_are_counted_by_reason(tmp_path: Path) -> None:
     members = (
         sound()
         | {
-            "x1.png": picture(1),  # no text
-            "x2.txt": b"no picture",
-            "x3.png": picture(3)[:100],
+            "x1.png": image(1),  # no text
+            "x2.txt": b"no image",
+            "x3.png": image(3)[:100],
             "x3.txt": b"cut",
             "x4.png": png_of(30_000, 20_000),
             "x4.txt": b"huge",
-            "x5.png": picture(5),
+            "x5.png": image(5),
             "x5.txt": b"  ",
             "x6.png": b"GIF89a",
             "x6.txt": b"broken",
@@ -74,36 +74,34 @@ def test_losses_are_counted_by_reason(tmp_path: Path) -> None:
     assert {bad.key for bad in found.bad} == {"x1", "x2", "x3", "x4", "x5", "x6"}
     assert sum(health.samples["left out"].values()) == 6
     assert health.samples["left out"]["no text"] == health.samples["left out"]["no image"] == 1
-    assert health.samples["left out"]["the picture is broken or cut"] == 2
+    assert health.samples["left out"]["the image is broken or cut"] == 2
     assert health.samples["usable"] == 40
     assert "6 samples are left out" in health.advice[0]
 
 
-def test_copies_of_pictures(tmp_path: Path) -> None:
+def test_copies_of_images(tmp_path: Path) -> None:
     """Exact copies, those under another caption, and near copies are told apart."""
     members = sound(100)
     captions = {key: members[f"{key}.txt"] for key in ("s000", "s001")}
-    members |= {"y0.png": picture(0), "y0.txt": captions["s000"]}  # the same pair again
-    members |= {"y1.png": picture(1), "y1.txt": b"quite another caption for the same picture"}
-    members |= {"y2.jpg": picture(2, (60, 60), "JPEG"), "y2.txt": b"a smaller copy in another format of number two"}
+    members |= {"y0.png": image(0), "y0.txt": captions["s000"]}  # the same pair again
+    members |= {"y1.png": image(1), "y1.txt": b"quite another caption for the same image"}
+    members |= {"y2.jpg": image(2, (60, 60), "JPEG"), "y2.txt": b"a smaller copy in another format of number two"}
     _, health = judge(tmp_path, members)
-    assert health.pictures["exact copies"] == 2
-    assert health.pictures["exact copies under another caption"] == 1
-    assert health.pictures["near copies"] == 1
-    assert len(health.pictures["copies, examples"]) == 3
+    assert health.images["exact copies"] == 2
+    assert health.images["exact copies under another caption"] == 1
+    assert health.images["near copies"] == 1
+    assert len(health.images["copies, examples"]) == 3
     assert any("under another caption" in line for line in health.advice)
     assert any("are copies of others" in line for line in health.advice)
 
 
 def test_sizes_and_shapes(tmp_path: Path) -> None:
-    """Tiny, enlarged, too large and long pictures are shares of all."""
+    """Tiny, enlarged, too large and long images are shares of all."""
     members = {}
     for i, size in enumerate([(20, 20), (40, 40), (300, 300), (100, 600)] * 5):
-        members |= {f"s{i:02}.png": picture(i, size), f"s{i:02}.txt": f"number {i} of some twenty".encode()}
+        members |= {f"s{i:02}.png": image(i, size), f"s{i:02}.txt": f"number {i} of some twenty".encode()}
     _, health = judge(tmp_path, members, image_size=64)
-    shares = {
-        name: health.pictures[name] for name in ("tiny", "enlarged", "shrunk to a quarter or less", "long", "huge")
-    }
+    shares = {name: health.images[name] for name in ("tiny", "enlarged", "shrunk to a quarter or less", "long", "huge")}
     assert shares == {"tiny": 0.25, "enlarged": 0.5, "shrunk to a quarter or less": 0.25, "long": 0.25, "huge": 0}
     assert [any(word in line for line in health.advice) for word in ("below 32 px", "as long as wide")] == [True, True]
 
@@ -113,7 +111,7 @@ def test_captions(tmp_path: Path) -> None:
     captions = ["один два", "red fox", "Fox, red", "red fox", "a b c d e f g h i j"]
     members = {}
     for i, caption in enumerate(captions):
-        members |= {f"s{i}.png": picture(i), f"s{i}.txt": caption.encode()}
+        members |= {f"s{i}.png": image(i), f"s{i}.txt": caption.encode()}
     found, health = judge(tmp_path, members)
     figures = health.captions
     assert figures["not plain ASCII"] == 0.2
@@ -138,7 +136,7 @@ def test_expected_false_negatives_by_simulation() -> None:
         same = (batch[:, None] == batch[None]).sum(1) - 1
         pairs.append(same.sum() / 2)
         touched.append((same > 0).mean())
-    figures = of_batches(len(groups), groups, 16)
+    figures = batch_statistics(len(groups), groups, 16)
     assert figures["expected pairs of copies"] == pytest.approx(np.mean(pairs), rel=0.04)
     assert figures["samples that meet a copy"] == pytest.approx(np.mean(touched), rel=0.05)
 
@@ -147,7 +145,7 @@ def test_class_captions_make_false_negatives(tmp_path: Path) -> None:
     """A data set whose captions name one of a few classes is warned about."""
     members = {}
     for i in range(40):
-        members |= {f"s{i:02}.png": picture(i), f"s{i:02}.txt": f"a photo of class {i % 4}".encode()}
+        members |= {f"s{i:02}.png": image(i), f"s{i:02}.txt": f"a photo of class {i % 4}".encode()}
     _, health = judge(tmp_path, members)
     assert health.batches["expected pairs of copies"] == pytest.approx(8 * 7 / 2 * 9 / 39)
     assert any("meet a copy" in line for line in health.advice)
@@ -164,10 +162,10 @@ def test_keys_of_several_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_json_and_picture(tmp_path: Path) -> None:
-    """The report is JSON with the same figures; the picture is a PNG, also of data in scripts no font has."""
-    members = sound(5) | {"z.png": picture(9), "z.txt": "$日本語$ {x} & <b>".encode() * 2}
-    members |= {"zz.png": picture(10), "zz.txt": "$日本語$ {x} & <b>".encode() * 2}
+def test_json_and_image(tmp_path: Path) -> None:
+    """The report is JSON with the same figures; the image is a PNG, also of data in scripts no font has."""
+    members = sound(5) | {"z.png": image(9), "z.txt": "$日本語$ {x} & <b>".encode() * 2}
+    members |= {"zz.png": image(10), "zz.txt": "$日本語$ {x} & <b>".encode() * 2}
     found, health = judge(tmp_path, members)
     record = json.loads(health.json())
     assert record["samples"]["usable"] == 7
@@ -180,7 +178,7 @@ def test_json_and_picture(tmp_path: Path) -> None:
 
 
 def test_nothing_usable(tmp_path: Path) -> None:
-    """A data set without a usable sample gives a report, advice and a picture, not a crash."""
+    """A data set without a usable sample gives a report, advice and an image, not a crash."""
     found, health = judge(tmp_path, {"a.txt": b"alone", "b.png": b"broken", "b.txt": b"x"})
     assert health.samples["usable"] == 0
     assert any("no sample is usable" in line for line in health.advice)
@@ -198,7 +196,7 @@ def test_first_samples_and_progress(tmp_path: Path) -> None:
 
 
 def test_large_jpegs_are_seen_reduced(tmp_path: Path) -> None:
-    """The survey's thumbnail of a large JPEG, decoded at an eighth, is that of the whole picture."""
+    """The survey's thumbnail of a large JPEG, decoded at an eighth, is that of the whole image."""
     large = encode(photo(480, 480), "JPEG", quality=95)
     write_tar(
         tmp_path / "a.tar", {"a.jpg": large, "a.txt": b"x", "b.png": encode(photo(480, 480), "PNG"), "b.txt": b"y"}

@@ -7,20 +7,22 @@ from typing import cast
 
 import pytest
 
-from mmssl.data.loading.bad_samples import Judge
-from mmssl.data.loading.pipeline import Made
+from mmssl.data.loading.bad_samples import BadSampleBudget
+from mmssl.data.loading.pipeline import LoadedBatch
 from mmssl.data.shards.samples import BadSample
 from mmssl.types import UserError
 
 
-def made(samples: int, bad: list[int]) -> Made:
+def made(samples: int, bad: list[int]) -> LoadedBatch:
     """A batch of so many samples, some of whose places held bad ones."""
-    return cast(Made, SimpleNamespace(batch=range(samples), bad=[(i, BadSample("s", f"k{i}", "e")) for i in bad]))
+    return cast(
+        LoadedBatch, SimpleNamespace(batch=range(samples), bad=[(i, BadSample("s", f"k{i}", "e")) for i in bad])
+    )
 
 
 def test_the_fraction_is_judged_at_1000_samples_whatever_the_last_batch_was(tmp_path: Path) -> None:
     """Too many bad samples at the start are an error also where the batch that completes the thousand has none."""
-    judge = Judge(0.01, tmp_path / "bad.jsonl")
+    judge = BadSampleBudget(0.01, tmp_path / "bad.jsonl")
     judge.take(made(500, list(range(0, 100, 5))))
     with pytest.raises(UserError, match=r"20 of 1000 samples .* the last one is 'k95' of s") as error:
         judge.take(made(500, []))
@@ -30,7 +32,7 @@ def test_the_fraction_is_judged_at_1000_samples_whatever_the_last_batch_was(tmp_
 
 def test_a_row_of_bad_samples_goes_over_from_batch_to_batch() -> None:
     """A hundred in a row stop the stream; a single good one in between starts the count again."""
-    judge = Judge(1.0, None)
+    judge = BadSampleBudget(1.0, None)
     judge.take(made(60, list(range(60))))
     judge.take(made(60, [*range(39), *range(40, 60)]))
     judge.take(made(60, list(range(60))))

@@ -14,7 +14,7 @@ from scipy.stats import kstest
 
 from mmssl.data.order.epoch import Slices, default_slice_bytes, shuffled
 from mmssl.data.order.mixture import Mixture
-from mmssl.data.order.plan import Plan, PlannedSource, Position, default_lanes
+from mmssl.data.order.plan import PlannedSource, Position, StreamPlan, default_lanes
 from mmssl.types import UserError
 
 GOLDEN = Path(__file__).parent / "golden_order.json"
@@ -26,11 +26,11 @@ def planned(counts: list[int], slice_bytes: int = 3, weight: float = 1.0) -> Pla
     return PlannedSource(Slices.cut(counts, counts, slice_bytes), weight, f"{counts}")
 
 
-def take(plan: Plan, position: Position, batch_size: int, world: int = 1, workers: int = 1) -> list[Pair]:
+def take(plan: StreamPlan, position: Position, batch_size: int, world_size: int = 1, workers: int = 1) -> list[Pair]:
     """(source, sample) of a global batch, put together from the ranks' and workers' parts."""
     batch: list[Pair] = []
-    for rank in range(world):
-        low, high = batch_size * rank // world, batch_size * (rank + 1) // world
+    for rank in range(world_size):
+        low, high = batch_size * rank // world_size, batch_size * (rank + 1) // world_size
         bounds = [low + (high - low) * w // workers for w in range(workers + 1)]
         for start, stop in pairwise(bounds):
             part: list[Pair | None] = [None] * (stop - start)
@@ -43,7 +43,7 @@ def take(plan: Plan, position: Position, batch_size: int, world: int = 1, worker
     return batch
 
 
-def batches(plan: Plan, batch_size: int, count: int, position: Position = Position()) -> list[list[Pair]]:  # noqa: B008
+def batches(plan: StreamPlan, batch_size: int, count: int, position: Position = Position()) -> list[list[Pair]]:  # noqa: B008
     """The next global batches."""
     found = []
     for _ in range(count):
@@ -67,7 +67,7 @@ def test_every_sample_at_most_once_an_epoch_and_the_tail_as_promised(
 ) -> None:
     """Over a grid of everything: an epoch repeats nothing and drops fewer than B + L samples, others each
     epoch."""
-    plan = Plan([planned(counts, slice_bytes)], seed=seed, lanes=lanes, block=block)
+    plan = StreamPlan([planned(counts, slice_bytes)], seed=seed, lanes=lanes, block=block)
     size, total = lanes * depth, sum(counts)
     per_epoch = plan.batches_per_epoch(size)
     found = batches(plan, size, 2 * per_epoch)
@@ -83,20 +83,20 @@ def test_every_sample_at_most_once_an_epoch_and_the_tail_as_promised(
     counts=st.lists(st.integers(1, 40), min_size=1, max_size=6).filter(lambda c: sum(c) >= 48),
     lanes=st.sampled_from([1, 2, 3, 4, 6]),
     second=st.booleans(),
-    world=st.integers(1, 8),
+    world_size=st.integers(1, 8),
     workers=st.integers(1, 5),
 )
 def test_global_batches_do_not_depend_on_world_and_workers(
-    counts: list[int], lanes: int, second: bool, world: int, workers: int
+    counts: list[int], lanes: int, second: bool, world_size: int, workers: int
 ) -> None:
     """Cut among any ranks and workers, also inside lanes, the parts make up the same batches; mixtures
     too."""
     sources = [planned(counts)] + ([planned([30], weight=0.5)] if second else [])
-    plan = Plan(sources, seed=1, lanes=lanes, block=2)
+    plan = StreamPlan(sources, seed=1, lanes=lanes, block=2)
     position = Position()
     for _ in range(4):
         position = plan.start(position, 24)
-        assert take(plan, position, 24, world, workers) == take(plan, position, 24)
+        assert take(plan, position, 24, world_size, workers) == take(plan, position, 24)
         position = plan.after(position, 24)
 
 
@@ -106,19 +106,19 @@ def test_resuming_at_every_step_goes_on_with_the_same_order(mixed: bool, size: i
     """A new plan and the state as JSON give the rest of the uninterrupted order, into the next epoch; also where a
     batch of a mixture holds the end of one epoch and the beginning of the next."""
     sources = [planned([20, 33, 5]), *([planned([17], weight=3.0)] if mixed else [])]
-    plan = Plan(sources, seed=3, lanes=4, block=3)
+    plan = StreamPlan(sources, seed=3, lanes=4, block=3)
     whole, position = batches(plan, size, 20), Position()
     for step in range(20):
         state = json.dumps(plan.state(position))
         assert len(state) < 200
-        again = Plan(sources, seed=3, lanes=4, block=3)
+        again = StreamPlan(sources, seed=3, lanes=4, block=3)
         assert batches(again, size, 20 - step, again.position(json.loads(state))) == whole[step:]
         position = plan.after(plan.start(position, size), size)
 
 
 def test_another_batch_size_goes_on_where_the_first_stopped() -> None:
     """After 3 batches of 8, batches of 16 hold what the next batches of 8 would have, lane by lane."""
-    plan = Plan([planned([50, 60])], seed=0, lanes=4, block=2)
+    plan = StreamPlan([planned([50, 60])], seed=0, lanes=4, block=2)
     small, large = batches(plan, 8, 9), batches(plan, 16, 3, Position(0, 6))
     for i, batch in enumerate(large):
         lanes = [
@@ -129,7 +129,7 @@ def test_another_batch_size_goes_on_where_the_first_stopped() -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     """The order of another epoch or seed shares next to nothing with the first, and loses another tail."""
-    plan, other = (Plan([planned([997], 5)], seed=seed, lanes=8, block=4) for seed in (0, 1))
+    plan, other = (StreamPlan([planned([997], 5)], seed=seed, lanes=8, block=4) for seed in (0, 1))
     count = plan.batches_per_epoch(64)
     first, second = (batches(plan, 64, count, Position(epoch, 0)) for epoch in (0, 1))
     third = batches(other, 64, count)
@@ -142,8 +142,8 @@ def test_epochs_and_seeds_differ() -> None:
 def test_order_is_the_golden_one() -> None:
     """The order written down in the repository, of one source and of a mixture: no generator may drift."""
     golden = json.loads(GOLDEN.read_text())
-    one = Plan([planned([7, 30, 0, 11, 25], 4)], seed=golden["seed"], lanes=3, block=2)
-    two = Plan([planned([40], 4, 2.0), planned([9, 4], 1, 1.0)], seed=golden["seed"], lanes=3, block=2)
+    one = StreamPlan([planned([7, 30, 0, 11, 25], 4)], seed=golden["seed"], lanes=3, block=2)
+    two = StreamPlan([planned([40], 4, 2.0), planned([9, 4], 1, 1.0)], seed=golden["seed"], lanes=3, block=2)
     assert [[number for _, number in b] for b in batches(one, 6, 15)] == golden["one_source"]
     assert [[list(pair) for pair in b] for b in batches(two, 6, 10)] == golden["mixture"]
     assert [one.fingerprint, two.fingerprint] == golden["fingerprints"]
@@ -170,7 +170,7 @@ def test_small_sets_are_shuffled_uniformly() -> None:
     (Kolmogorov-Smirnov)."""
     counts, sizes = [700, 650, 650], [700 * 9000, 650 * 9000, 650 * 9000]
     source = PlannedSource(Slices.cut(counts, sizes, default_slice_bytes(sum(sizes))), 1.0, "x")
-    plan = Plan([source], seed=0, lanes=64, block=8)
+    plan = StreamPlan([source], seed=0, lanes=64, block=8)
     places, neighbours = [], []
     for epoch in range(40):
         order = np.concatenate([np.array(b)[:, 1] for b in batches(plan, 64, 31, Position(epoch, 0))])
@@ -198,7 +198,7 @@ def test_ten_million_samples_are_planned_within_bounds() -> None:
     counts, sizes = [1000] * 10_000, [100_000_000] * 10_000
     tracemalloc.start()
     slices = Slices.cut(counts, sizes, default_slice_bytes(sum(sizes)))
-    plan = Plan([PlannedSource(slices, 1.0, "x")], seed=0, lanes=64, block=8)
+    plan = StreamPlan([PlannedSource(slices, 1.0, "x")], seed=0, lanes=64, block=8)
     assert plan.fingerprint
     take(plan, Position(0, 1000), 4096)
     take(plan, Position(1, 1000), 4096)
@@ -224,7 +224,7 @@ def test_mixture_has_exact_shares_in_every_lane(weights: list[float]) -> None:
 @pytest.mark.parametrize("lanes", [1, 4, 32])
 def test_mixed_batches_are_close_to_the_shares(lanes: int) -> None:
     """Every batch of 32 of a 51:49 mixture holds 16 or so of each, however many lanes it has."""
-    plan = Plan([planned([400], weight=0.51), planned([400], weight=0.49)], seed=0, lanes=lanes, block=2)
+    plan = StreamPlan([planned([400], weight=0.51), planned([400], weight=0.49)], seed=0, lanes=lanes, block=2)
     for batch in batches(plan, 32, 50):
         assert abs(sum(source == 0 for source, _ in batch) - 16.32) < 2
 
@@ -232,7 +232,7 @@ def test_mixed_batches_are_close_to_the_shares(lanes: int) -> None:
 def test_mixture_reads_each_source_once_per_its_own_epoch() -> None:
     """A small source with a large weight goes round several times, each time every sample (but N mod L)
     once."""
-    plan = Plan([planned([103], weight=1.0), planned([26], weight=2.0)], seed=0, lanes=4, block=2)
+    plan = StreamPlan([planned([103], weight=1.0), planned([26], weight=2.0)], seed=0, lanes=4, block=2)
     seen: list[list[int]] = [[], []]
     for batch in batches(plan, 12, 60):
         for source, number in batch:
@@ -254,7 +254,7 @@ def test_mixture_reads_each_source_once_per_its_own_epoch() -> None:
 def test_stand_ins_are_others_of_the_same_block_first() -> None:
     """No stand-in is the sample itself; first all others of its block, each once, then all others of the
     source."""
-    plan = Plan([planned([60], 5)], seed=0, lanes=2, block=3)
+    plan = StreamPlan([planned([60], 5)], seed=0, lanes=2, block=3)
     (run,) = plan.runs(Position(0, 4), 2, 0, 1)
     (bad,) = plan.ids(run).tolist()
     block, place = plan.order(0, 0).block(0, 4)
@@ -279,19 +279,19 @@ def test_defaults() -> None:
 
 def test_plan_survives_pickling() -> None:
     """A process worker's copy gives the same batches."""
-    plan = Plan([planned([50]), planned([9])], seed=2, lanes=3, block=2)
+    plan = StreamPlan([planned([50]), planned([9])], seed=2, lanes=3, block=2)
     assert batches(pickle.loads(pickle.dumps(plan)), 6, 9) == batches(plan, 6, 9)
 
 
 def test_batches_that_do_not_fit_are_refused() -> None:
     """A batch larger than the data, or not divisible by the lanes, is a UserError that says so."""
-    plan = Plan([planned([30])], seed=0, lanes=4, block=2)
+    plan = StreamPlan([planned([30])], seed=0, lanes=4, block=2)
     plan.check(28)
     with pytest.raises(UserError, match="takes 32 samples of a source that has 30"):
         plan.check(32)
     with pytest.raises(UserError, match="not divisible by the stream's 4 lanes"):
         plan.check(6)
-    mixed = Plan([planned([300]), planned([10])], seed=0, lanes=4, block=2)
+    mixed = StreamPlan([planned([300]), planned([10])], seed=0, lanes=4, block=2)
     mixed.check(16)
     with pytest.raises(UserError, match="of a source that has 10"):
         mixed.check(32)
@@ -311,7 +311,7 @@ def test_batches_that_do_not_fit_are_refused() -> None:
 )
 def test_foreign_states_are_refused(change: dict[str, object], says: str) -> None:
     """A state of other data, another seed or with nonsense in it is a UserError, not a wrong order."""
-    plan = Plan([planned([30])], seed=0, lanes=4, block=2)
+    plan = StreamPlan([planned([30])], seed=0, lanes=4, block=2)
     with pytest.raises(UserError, match=says):
         plan.position({**plan.state(Position(1, 2)), **change})
     with pytest.raises(UserError, match="had no index when its state was written"):

@@ -28,12 +28,12 @@ CAPTIONS = [f"caption {i}, with “quotes”" for i in range(12)]
 
 
 def image(number: int, format: str = "PNG") -> bytes:
-    """A small picture unlike the others."""
+    """A small image unlike the others."""
     return encode(Image.new("RGB", (12, 10), (number * 20, 99, 255 - number * 20)), format)
 
 
 def folder(root: Path) -> Path:
-    """Pictures in folders, captions beside them."""
+    """Images in folders, captions beside them."""
     for i, caption in enumerate(CAPTIONS):
         path = root / f"part{i % 3}" / f"pic.{i:02}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def folder(root: Path) -> Path:
 
 
 def rows(root: Path) -> list[dict[str, Any]]:
-    """Rows of a table whose pictures lie beside it."""
+    """Rows of a table whose images lie beside it."""
     (root / "img").mkdir(parents=True)
     for i in range(len(CAPTIONS)):
         (root / "img" / f"{i}.png").write_bytes(image(i))
@@ -101,7 +101,7 @@ def read(paths: list[Path]) -> list[Sample]:
 
 @pytest.mark.parametrize("kind", ["folder", ".csv", ".tsv", ".jsonl", ".parquet", "hugging face"])
 def test_every_source_arrives(kind: str, tmp_path: Path) -> None:
-    """From every kind of source each pair arrives once: the picture's bytes unchanged, caption and fields beside."""
+    """From every kind of source each pair arrives once: the image's bytes unchanged, caption and fields beside."""
     packed = pack(open_records(source(kind, tmp_path / "in")), tmp_path / "out", shard_samples=5)
     samples = read(packed.shards["train"])
     assert [path.name for path in packed.shards["train"]] == ["train-00000.tar", "train-00001.tar", "train-00002.tar"]
@@ -122,19 +122,19 @@ def test_every_source_arrives(kind: str, tmp_path: Path) -> None:
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
-    """Columns of any name serve when named; the others and the picture's path go into the JSON; a missing one is
+    """Columns of any name serve when named; the others and the image's path go into the JSON; a missing one is
     explained."""
     for row in (content := rows(tmp_path)):
-        row |= {"picture": row.pop("file_name"), "words": row.pop("caption"), "code": f"k.{row['n']}"}
+        row |= {"image": row.pop("file_name"), "words": row.pop("caption"), "code": f"k.{row['n']}"}
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in content))
-    with pytest.raises(UserError, match=r"no picture column .*its columns are n, picture, words, code"):
+    with pytest.raises(UserError, match=r"no image column .*its columns are n, image, words, code"):
         open_records(path)
     with pytest.raises(UserError, match=r"no caption column \('text'\)"):
-        open_records(path, "picture", "text")
-    packed = pack(open_records(path, "picture", "words", "code"), tmp_path / "out")
+        open_records(path, "image", "text")
+    packed = pack(open_records(path, "image", "words", "code"), tmp_path / "out")
     samples = {sample.key: sample.fields for sample in read(packed.shards["train"])}
-    assert samples["k_3"] == {"txt": CAPTIONS[3], "n": 3, "picture": content[3]["picture"], "code": "k.3"}
+    assert samples["k_3"] == {"txt": CAPTIONS[3], "n": 3, "image": content[3]["image"], "code": "k.3"}
 
 
 class Plain(Records):
@@ -252,7 +252,7 @@ def test_other_packings_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_bad_records_are_named(tmp_path: Path) -> None:
-    """Records without picture or caption, with a broken picture, or with a repeated key are left out and named."""
+    """Records without image or caption, with a broken image, or with a repeated key are left out and named."""
     root = folder(tmp_path / "in")
     (root / "a.png").write_bytes(image(0)[:40])
     (root / "a.txt").write_text("cut")
@@ -282,7 +282,7 @@ def test_bad_records_are_named(tmp_path: Path) -> None:
     assert {s.key for s in read(packed.shards["train"])} >= {"e"}
 
 
-def test_rows_without_pictures_are_named(tmp_path: Path) -> None:
+def test_rows_without_images_are_named(tmp_path: Path) -> None:
     """A row whose file is missing, or that names none, is left out with the reason."""
     content = [
         *rows(tmp_path),
@@ -314,7 +314,7 @@ def test_rows_without_pictures_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_resizing_and_reencoding(given: str, wanted: str, resize: int | None, extension: str, tmp_path: Path) -> None:
-    """Pictures are shrunk to the shorter side and written in the format asked for, upright."""
+    """Images are shrunk to the shorter side and written in the format asked for, upright."""
     root = tmp_path / "in"
     root.mkdir()
     options = {"exif": orientation(6)} if given == "JPEG" else {}
@@ -331,7 +331,7 @@ def test_resizing_and_reencoding(given: str, wanted: str, resize: int | None, ex
         assert result.getexif().get(0x0112) is None
 
 
-def test_a_picture_too_large_for_its_format_is_left_out(tmp_path: Path) -> None:
+def test_a_image_too_large_for_its_format_is_left_out(tmp_path: Path) -> None:
     """WebP ends at 16,383 pixels a side: one panorama does not stop the packing."""
     (tmp_path / "in").mkdir()
     for name, width in (("wide", 16_384), ("small", 16)):
@@ -369,8 +369,8 @@ def test_row_groups_are_read_once_however_many_threads_there_are(
     assert groups == Counter(range(16))
 
 
-def test_small_pictures_are_not_touched(tmp_path: Path) -> None:
-    """A picture that is small enough keeps its bytes; a larger one in the same packing does not."""
+def test_small_images_are_not_touched(tmp_path: Path) -> None:
+    """An image that is small enough keeps its bytes; a larger one in the same packing does not."""
     root = tmp_path / "in"
     root.mkdir()
     small, large = encode(photo(64, 200), "JPEG"), encode(photo(65, 200), "JPEG")
@@ -396,7 +396,7 @@ def test_sources_that_do_not_serve(tmp_path: Path) -> None:
     (tmp_path / "several" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     for name, words in {
         "absent": "does not exist",
-        "empty": "holds no picture",
+        "empty": "holds no image",
         "x.txt": "is none of",
         "bad.jsonl": "cannot be read",
         "none.csv": "no rows",

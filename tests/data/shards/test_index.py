@@ -13,13 +13,13 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from mmssl.data.shards import index as index_module
 from mmssl.data.shards.index import FOLDER_FILE, fingerprint, index_shards, report
-from mmssl.data.shards.samples import Limits, parse_sample
+from mmssl.data.shards.samples import SampleLimits, parse_sample
 from mmssl.data.shards.shard_index import ShardIndex, index_shard
 from mmssl.data.sources.reader import LocalFiles
 from mmssl.types import Sample, UserError
 from tests.helpers.tars import File, pair, tar_bytes, write_shards
 
-LIMITS = Limits()
+LIMITS = SampleLimits()
 
 
 def write(folder: Path, files: list[File], name: str = "x.tar", fmt: int = tarfile.USTAR_FORMAT) -> str:
@@ -121,8 +121,8 @@ def test_changed_shard_is_indexed_again(tmp_path: Path) -> None:
 def test_other_limits_make_another_index(tmp_path: Path) -> None:
     """What was left out under one limit is not left out under a larger one."""
     shard = write(tmp_path, [*pair("big", 5000), *pair("small")])
-    assert "more than the limit of 4000" in reasons(index_shards([shard], Limits(4000))[0])["big"]
-    assert index_shards([shard], Limits(6000))[0].samples == 2
+    assert "more than the limit of 4000" in reasons(index_shards([shard], SampleLimits(4000))[0])["big"]
+    assert index_shards([shard], SampleLimits(6000))[0].samples == 2
 
 
 def test_folder_that_cannot_be_written_keeps_the_index_in_memory(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_faults_of_samples_are_named(tmp_path: Path) -> None:
         ("label.cls", b"1"),
         *pair("last"),
     ]
-    found = index_shard(write(tmp_path, files), Limits(8000))
+    found = index_shard(write(tmp_path, files), SampleLimits(8000))
     assert [s.key for s in samples_of(found)] == ["good", "twice", "adjacent", "last"]
     assert [(out.key, out.reason) for out in found.left_out] == [
         ("no-text", "no text"),
@@ -192,7 +192,7 @@ def test_faults_of_samples_are_named(tmp_path: Path) -> None:
 def test_sample_that_spans_too_much_is_left_out(tmp_path: Path) -> None:
     """Many members below the limit cannot add up to a huge read."""
     files = [*pair("a"), *((f"a.{i}", b"0" * 900) for i in range(5)), *pair("b")]
-    found = index_shard(write(tmp_path, files), Limits(1000))
+    found = index_shard(write(tmp_path, files), SampleLimits(1000))
     assert reasons(found) == {"a": "its members span 9728 bytes"}
 
 
@@ -271,7 +271,7 @@ def test_fingerprint_tells_data_not_place(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     moved = [str(tmp_path / "b" / Path(shard).name) for shard in shards]
     assert fingerprint(index_shards(moved, LIMITS)) == first
-    assert fingerprint(index_shards(shards, Limits(44))) != first
+    assert fingerprint(index_shards(shards, SampleLimits(44))) != first
     assert fingerprint(index_shards(shards[:1], LIMITS)) != first
     assert fingerprint(index_shards(write_shards(tmp_path / "c", [2, 3]), LIMITS)) != first
 

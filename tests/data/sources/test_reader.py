@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.data.shards.samples import BadSample, Limits, SampleError, parse_sample
+from mmssl.data.shards.samples import BadSample, SampleError, SampleLimits, parse_sample
 from mmssl.data.shards.shard_index import index_shard
 from mmssl.data.sources.reader import LocalFiles, iter_samples
 from mmssl.data.storage.files import Access
 from mmssl.types import UserError
 from tests.helpers.tars import File, pair, tar_bytes, write_shards
 
-LIMITS = Limits()
+LIMITS = SampleLimits()
 
 
 def sample_bytes(*files: File) -> bytes:
@@ -149,7 +149,7 @@ def test_iter_samples_gives_what_the_index_gives(tmp_path: Path) -> None:
 
 
 def test_iter_samples_without_texts_and_with_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Labelled pictures need no caption; a cut shard gives what is whole, and says so in the log by
+    """Labelled images need no caption; a cut shard gives what is whole, and says so in the log by
     default."""
     path = tmp_path / "x.tar"
     path.write_bytes(tar_bytes([("a.webp", b"i"), ("a.cls", b"3"), ("b.png", b"j" * 700)])[:2600])

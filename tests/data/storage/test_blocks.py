@@ -11,21 +11,21 @@ import fsspec
 import pytest
 
 from mmssl.data.shards.index import FOLDER_FILE, fingerprint, index_shards
-from mmssl.data.shards.samples import Limits
+from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.shards.shard_index import ShardIndex
 from mmssl.data.sources.indexing import make_index
 from mmssl.data.sources.reader import iter_samples
-from mmssl.data.storage.blocks import RemoteFiles, Span
+from mmssl.data.storage.blocks import RemoteReader, Span
 from mmssl.data.storage.cache import CHUNK, DiskCache
-from mmssl.data.storage.fetch import Fetcher, Patience
+from mmssl.data.storage.fetch import Fetcher, RetryPolicy
 from mmssl.data.storage.files import Access
 from mmssl.data.storage.remote_index import find_remote_indexes
 from mmssl.types import UserError
 from tests.helpers.http_servers import Mischief, serve
 from tests.helpers.tars import pair, tar_bytes, toy_stream, write_shards
 
-ACCESS = Access(Patience(tries=4, backoff_seconds=0.01, stall_seconds=0.7))
-PATIENT = Patience(tries=20, backoff_seconds=0.01, stall_seconds=0.7)
+ACCESS = Access(RetryPolicy(tries=4, backoff_seconds=0.01, stall_seconds=0.7))
+PATIENT = RetryPolicy(tries=20, backoff_seconds=0.01, stall_seconds=0.7)
 COUNTS = [40, 25, 63]
 
 
@@ -33,7 +33,7 @@ COUNTS = [40, 25, 63]
 def shards(tmp_path: Path) -> list[str]:
     """128 pairs of 60 kB in 3 shards, indexed."""
     shards = write_shards(tmp_path / "shards", COUNTS, size=60_000)
-    index_shards(shards, Limits())
+    index_shards(shards, SampleLimits())
     return shards
 
 
@@ -125,51 +125,51 @@ def test_offsets_alone_are_an_index(shards: list[str]) -> None:
     """Without the folder's file the .idx files suffice; without either there is none; damaged ones are
     named."""
     folder = Path(shards[0]).parent
-    expected = index_shards(shards, Limits())
+    expected = index_shards(shards, SampleLimits())
     (folder / FOLDER_FILE).unlink()
     with serve(folder) as url:
-        found = find_remote_indexes(urls(url), Limits(), Fetcher(ACCESS.patience))
+        found = find_remote_indexes(urls(url), SampleLimits(), Fetcher(ACCESS.retry_policy))
         assert [i is not None and (i.bytes, i.samples, i.checksum) for i in found] == [
             (i.bytes, i.samples, i.checksum) for i in expected
         ]
         Path(f"{shards[1]}.idx").unlink()
-        assert find_remote_indexes(urls(url), Limits(), Fetcher(ACCESS.patience))[1] is None
+        assert find_remote_indexes(urls(url), SampleLimits(), Fetcher(ACCESS.retry_policy))[1] is None
         for content, says in ((b"123", "multiple of 8"), (bytes(24), "does not increase")):
             Path(f"{shards[1]}.idx").write_bytes(content)
             with pytest.raises(UserError, match=says):
-                find_remote_indexes(urls(url), Limits(), Fetcher(ACCESS.patience))
+                find_remote_indexes(urls(url), SampleLimits(), Fetcher(ACCESS.retry_policy))
         (folder / FOLDER_FILE).write_text('{"shards": {"00000.tar": {"bytes": "x"}}}')
         with pytest.raises(UserError, match=r"index of .*00000\.tar is damaged"):
-            find_remote_indexes(urls(url), Limits(), Fetcher(ACCESS.patience))
+            find_remote_indexes(urls(url), SampleLimits(), Fetcher(ACCESS.retry_policy))
         (folder / FOLDER_FILE).write_text("[]")
         with pytest.raises(UserError, match="is damaged; index"):
-            find_remote_indexes(urls(url), Limits(), Fetcher(ACCESS.patience))
+            find_remote_indexes(urls(url), SampleLimits(), Fetcher(ACCESS.retry_policy))
 
 
 def test_indexing_remote_shards_writes_their_index_beside_them(shards: list[str]) -> None:
     """The files equal those of local shards; entries of other shards stay; a web server or a command has no
     index."""
     memory = fsspec.filesystem("memory")
-    local = index_shards(shards, Limits())
+    local = index_shards(shards, SampleLimits())
     for shard in shards:
         memory.pipe_file(f"/bare/{Path(shard).name}", Path(shard).read_bytes())
     names = [f"memory://bare/{shard:05d}.tar" for shard in range(len(COUNTS))]
     seen: list[tuple[int, int]] = []
-    assert find_remote_indexes(names, Limits(), Fetcher()) == [None] * 3
-    make_index(names[1:], Limits(), ACCESS)
-    made = make_index([shards[0], *names], Limits(), ACCESS, progress=lambda *now: seen.append(now))
+    assert find_remote_indexes(names, SampleLimits(), Fetcher()) == [None] * 3
+    make_index(names[1:], SampleLimits(), ACCESS)
+    made = make_index([shards[0], *names], SampleLimits(), ACCESS, progress=lambda *now: seen.append(now))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert [i.checksum for i in made] == [local[0].checksum, *(i.checksum for i in local)]
     assert fingerprint(made[1:]) == fingerprint(local)
-    found = find_remote_indexes(names, Limits(), Fetcher())
+    found = find_remote_indexes(names, SampleLimits(), Fetcher())
     assert [i and (i.samples, i.checksum, i.bytes) for i in found] == [(i.samples, i.checksum, i.bytes) for i in local]
     for shard in shards:
         name = Path(shard).name
         assert memory.cat_file(f"/bare/{name}.idx") == Path(f"{shard}.idx").read_bytes()
     with serve(Path(shards[0]).parent) as url, pytest.raises(UserError, match="cannot be written over HTTP"):
-        make_index(urls(url), Limits(), ACCESS)
+        make_index(urls(url), SampleLimits(), ACCESS)
     with pytest.raises(UserError, match="is a command"):
-        make_index(["pipe:cat x"], Limits(), ACCESS)
+        make_index(["pipe:cat x"], SampleLimits(), ACCESS)
 
 
 def test_damage_of_a_remote_shard_is_in_its_index(tmp_path: Path) -> None:
@@ -181,8 +181,8 @@ def test_damage_of_a_remote_shard_is_in_its_index(tmp_path: Path) -> None:
         Path(shard).write_bytes(content[:cut])
         memory.pipe_file("/cut/x.tar", content[:cut])
         (there,), (here,) = (
-            make_index(["memory://cut/x.tar"], Limits(8000), ACCESS),
-            index_shards([shard], Limits(8000)),
+            make_index(["memory://cut/x.tar"], SampleLimits(8000), ACCESS),
+            index_shards([shard], SampleLimits(8000)),
         )
         assert (there.left_out, there.problems, there.checksum) == (here.left_out, here.problems, here.checksum)
 
@@ -191,13 +191,13 @@ def test_a_query_stays_behind_the_suffix(shards: list[str]) -> None:
     """Signed addresses: the token follows the name of the index as it follows that of the shard."""
     mischief = Mischief()
     with serve(Path(shards[0]).parent, mischief) as url:
-        (found,) = find_remote_indexes([f"{url}/00000.tar?token=1"], Limits(), Fetcher(ACCESS.patience))
+        (found,) = find_remote_indexes([f"{url}/00000.tar?token=1"], SampleLimits(), Fetcher(ACCESS.retry_policy))
         stream = toy_stream([f"{url}/00000.tar?token=1"], access=ACCESS)
         next(stream)
         stream.close()
     assert found is not None
     assert found.samples == COUNTS[0]
-    assert fingerprint([found]) == fingerprint(index_shards(shards[:1], Limits())), "without the token"
+    assert fingerprint([found]) == fingerprint(index_shards(shards[:1], SampleLimits())), "without the token"
     assert {request.split()[0] for request in mischief.requests} == {FOLDER_FILE, "00000.tar", "00000.tar.idx"}
 
 
@@ -215,8 +215,8 @@ def test_chunks_are_fetched_once_ahead_and_in_few_requests(tmp_path: Path) -> No
     content = (tmp_path / "x.tar").read_bytes()
     with serve(tmp_path, mischief) as url:
         shard = ShardIndex(f"{url}/x.tar", size, 0, 0, (), (), "", 0)
-        files = RemoteFiles(Fetcher(ACCESS.patience), None)
-        files.expect(
+        files = RemoteReader(Fetcher(ACCESS.retry_policy), None)
+        files.prefetch(
             "lane", [Span(shard, 100, 3 * CHUNK), Span(shard, 3 * CHUNK + 5, 4 * CHUNK), Span(shard, 19 * CHUNK, size)]
         )
         for start, stop in ((100, 200), (CHUNK - 1, 3 * CHUNK + 1), (size - 1, size), (7, 7), (0, 10)):
@@ -238,7 +238,7 @@ def test_cache_keeps_chunks_on_disk_and_stays_below_its_size(tmp_path: Path) -> 
     content = (tmp_path / "www" / "x.tar").read_bytes()
     with serve(tmp_path / "www", mischief) as url:
         shard = ShardIndex(f"{url}/x.tar", size, 0, 0, (), (), "", 0)
-        access = Access(ACCESS.patience, tmp_path / "cache", 10 * CHUNK)
+        access = Access(ACCESS.retry_policy, tmp_path / "cache", 10 * CHUNK)
 
         def read() -> int:
             before = len(mischief.requests)
@@ -372,7 +372,7 @@ def test_shards_without_an_index_are_streamed(tmp_path: Path, workers: int, capl
     seen: dict[str, int] = {}
     with serve(tmp_path, Mischief(cut=2)) as url:
         names = [f"{url}/{shard:05d}.tar" for shard in range(4)]
-        options = {"lanes": None, "workers": workers, "access": ACCESS, "bad_log": log, "limits": Limits(8000)}
+        options = {"lanes": None, "workers": workers, "access": ACCESS, "bad_log": log, "limits": SampleLimits(8000)}
         with toy_stream(names, max_bad_fraction=1.0, **options) as stream:
             for _ in range(80):
                 batch = next(stream)
@@ -410,7 +410,7 @@ def test_streamed_shards_need_enough_shards_and_working_commands(tmp_path: Path)
     shards = bare_shards(tmp_path, [3, 20])
     commands = [f"pipe:cat {shard}" for shard in shards]
     with pytest.raises(UserError, match="2 shards without an index cannot be read by 4 processes"):
-        toy_stream(commands, lanes=None, world=4)
+        toy_stream(commands, lanes=None, world_size=4)
     with pytest.raises(UserError, match="in 4 lanes"):
         toy_stream(commands, lanes=4)
     with toy_stream(["pipe:exit 3"], lanes=1) as stream, pytest.raises(UserError, match="exit status 3"):

@@ -12,14 +12,14 @@ import fsspec
 import numpy as np
 import pytest
 
-from mmssl.data.storage.fetch import Fetcher, Patience
-from mmssl.data.storage.filesystem import list_driven
-from mmssl.data.storage.http import MissingError
+from mmssl.data.storage.fetch import Fetcher, RetryPolicy
+from mmssl.data.storage.filesystem import list_fsspec
+from mmssl.data.storage.http import RemoteFileMissingError
 from mmssl.types import UserError
 from tests.helpers.http_servers import Mischief, serve
 
-PATIENT = Patience(tries=20, backoff_seconds=0.01, stall_seconds=0.5)
-SHORT = Patience(tries=4, backoff_seconds=0.01, stall_seconds=0.5)
+PATIENT = RetryPolicy(tries=20, backoff_seconds=0.01, stall_seconds=0.5)
+SHORT = RetryPolicy(tries=4, backoff_seconds=0.01, stall_seconds=0.5)
 CONTENT = np.random.default_rng(0).bytes(300_000)
 
 
@@ -71,7 +71,7 @@ def test_reads_go_on_at_the_byte_reached(folder: Path) -> None:
 def test_a_slow_reader_is_no_stall(folder: Path) -> None:
     """A connection whose pieces are taken one by one, with pauses longer than a stall, is not dropped."""
     with serve(folder) as url:
-        fetcher, content = Fetcher(Patience(1, 0.0, 0.05)), b""
+        fetcher, content = Fetcher(RetryPolicy(1, 0.0, 0.05)), b""
         for piece in fetcher.stream(f"{url}/x.tar"):
             content += piece
             time.sleep(0.06)
@@ -81,7 +81,7 @@ def test_a_slow_reader_is_no_stall(folder: Path) -> None:
 
 def test_a_stopped_fetcher_takes_nothing_up_again(folder: Path) -> None:
     """Closing a stream does not wait for the pauses between tries."""
-    fetcher = Fetcher(Patience(9, 60.0, 1.0))
+    fetcher = Fetcher(RetryPolicy(9, 60.0, 1.0))
     with serve(folder, Mischief(fail=9)) as url, ThreadPoolExecutor(1) as pool:
         reading = pool.submit(fetcher.read, f"{url}/x.tar", 0, 10, len(CONTENT))
         fetcher.stop()
@@ -92,7 +92,7 @@ def test_a_stopped_fetcher_takes_nothing_up_again(folder: Path) -> None:
 def test_progress_renews_the_patience(folder: Path) -> None:
     """A connection that breaks after each 70 KB is taken up as often as it takes."""
     with serve(folder, Mischief(cut=100, cut_after=70_000)) as url:
-        assert Fetcher(Patience(1, 0.0, 1.0)).read(f"{url}/x.tar", 0, 300_000, len(CONTENT)) == CONTENT
+        assert Fetcher(RetryPolicy(1, 0.0, 1.0)).read(f"{url}/x.tar", 0, 300_000, len(CONTENT)) == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -147,14 +147,17 @@ def test_streams_bring_the_whole_file_also_without_ranges(folder: Path, mischief
     """A server that ignores ranges sends everything again; what was had is skipped."""
     with serve(folder, mischief) as url:
         assert b"".join(Fetcher(PATIENT).stream(f"{url}/x.tar")) == CONTENT
-        with pytest.raises(MissingError):
+        with pytest.raises(RemoteFileMissingError):
             next(Fetcher(PATIENT).stream(f"{url}/gone.tar"))
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
 def test_object_stores_refuse_what_is_missing(folder: Path, status: int) -> None:
     """Stores that may not be listed answer 403 for files that are not there."""
-    with serve(folder, Mischief(fail=1, status=status)) as url, pytest.raises(MissingError, match=f"HTTP {status}"):
+    with (
+        serve(folder, Mischief(fail=1, status=status)) as url,
+        pytest.raises(RemoteFileMissingError, match=f"HTTP {status}"),
+    ):
         next(Fetcher(PATIENT).stream(f"{url}/gone.tar"))
     with pytest.raises(UserError, match="spaces as %20"):
         Fetcher(PATIENT).size("http://127.0.0.1/a b.tar")
@@ -173,7 +176,7 @@ def test_an_unreachable_server_is_an_error_of_one_line() -> None:
     with serve(Path()) as url:
         pass
     with pytest.raises(UserError, match="after 2 tries"):
-        Fetcher(Patience(2, 0.01, 1.0)).read(f"{url}/x.tar", 0, 1, 1)
+        Fetcher(RetryPolicy(2, 0.01, 1.0)).read(f"{url}/x.tar", 0, 1, 1)
 
 
 def test_fsspec_files_are_read_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +188,7 @@ def test_fsspec_files_are_read_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fetcher.read(url, 10, 200_000, len(CONTENT)) == CONTENT[10:200_000]
     assert b"".join(fetcher.stream(url)) == CONTENT
     assert fetcher.size(url) == len(CONTENT)
-    with pytest.raises(MissingError):
+    with pytest.raises(RemoteFileMissingError):
         fetcher.read("memory://fetch/gone.tar", 0, 1, 1)
     with pytest.raises(UserError, match="index it again"):
         fetcher.read(url, 0, 1, 1)
@@ -262,7 +265,7 @@ def test_every_driver_s_refusal_is_one(store: Store, refusal: Exception) -> None
     again."""
     Store.refusal = refusal
     fetcher = Fetcher(PATIENT)
-    with pytest.raises(MissingError, match="check your access") as error:
+    with pytest.raises(RemoteFileMissingError, match="check your access") as error:
         fetcher.size("store://gone.tar")
     assert fetcher.retries == 0
     assert "\n" not in str(error.value)
@@ -278,7 +281,7 @@ def test_drivers_that_tell_too_little_or_do_not_start(store: Store, monkeypatch:
     with pytest.raises(UserError, match="after 4 tries: KeyError: 'no credentials'; check"):
         Fetcher(SHORT).size("store://x.tar")
     with pytest.raises(UserError, match="cannot be listed .*no credentials"):
-        list_driven("store://*.tar")
+        list_fsspec("store://*.tar")
     with pytest.raises(UserError, match="cannot be written .*no credentials"):
         Fetcher(SHORT).write("store://x.tar", b"")
 

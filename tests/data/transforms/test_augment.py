@@ -13,14 +13,14 @@ from torchvision.transforms.v2 import functional as tv
 
 from mmssl.config import ViewConfig
 from mmssl.data.transforms import augment
-from mmssl.data.transforms.augment_params import Column, Draws, columns, draw, table
+from mmssl.data.transforms.augment_params import AugmentParams, Column, draw_params, from_rows, to_rows
 from tests.helpers.images import photo
 
 OPERATIONS = ("affine", "color_jitter", "gray", "invert", "solarize", "posterize", "outline", "blur", "erase")
 STRENGTH = (0.4, 0.3, 0.2, 0.1)
 
 
-def draws(**values: float) -> Draws[Column]:
+def draws(**values: float) -> AugmentParams[Column]:
     """One rendering's draws, which turn every operation off and sit in the middle of every range, but for `values`."""
     names = (
         "flip",
@@ -34,23 +34,23 @@ def draws(**values: float) -> Draws[Column]:
         "posterize",
         "outline",
     )
-    scalars = dict.fromkeys(Draws._fields[2:], 0.5) | dict.fromkeys(names, 1.0) | values
-    return Draws((), (), **{name: np.array([float(value)]) for name, value in scalars.items()})
+    scalars = dict.fromkeys(AugmentParams._fields[2:], 0.5) | dict.fromkeys(names, 1.0) | values
+    return AugmentParams((), (), **{name: np.array([float(value)]) for name, value in scalars.items()})
 
 
 def one(step: augment.Step, x: Tensor, config: ViewConfig | None = None, **values: float) -> Tensor:
-    """An operation on one picture [3, S, S]."""
+    """An operation on one image [3, S, S]."""
     return step(x[None], config or ViewConfig(), draws(**values))[0]
 
 
-def picture(size: int = 64) -> Tensor:
+def image(size: int = 64) -> Tensor:
     """A photograph, float values 0 to 255, [3, size, size]."""
     return torch.from_numpy(np.array(photo(300, 300).resize((size, size)))).permute(2, 0, 1).float()
 
 
 def calm() -> Tensor:
     """The photograph with its contrast reduced, so that nothing is clamped."""
-    return 100 + picture() * 0.15
+    return 100 + image() * 0.15
 
 
 def jittered(x: Tensor, strength: tuple[float, float, float, float], **values: float) -> Tensor:
@@ -64,8 +64,8 @@ def jittered(x: Tensor, strength: tuple[float, float, float, float], **values: f
 def test_every_number_is_drawn_every_time() -> None:
     """A draw takes all its numbers from the generator, in the order of the fields, used or not; a table keeps them."""
     once, two = np.random.default_rng(3), np.random.default_rng(3)
-    first, second = draw(once), draw(once)
-    numbers = two.random(2 * (20 + len(Draws._fields) - 2))
+    first, second = draw_params(once), draw_params(once)
+    numbers = two.random(2 * (20 + len(AugmentParams._fields) - 2))
     flat = [
         *first.crop_area,
         *first.crop_ratio,
@@ -76,7 +76,7 @@ def test_every_number_is_drawn_every_time() -> None:
     ]
     np.testing.assert_array_equal(flat, numbers)
     for column, values in zip(
-        columns(table([first, second]))[2:], zip(first[2:], second[2:], strict=True), strict=True
+        from_rows(to_rows([first, second]))[2:], zip(first[2:], second[2:], strict=True), strict=True
     ):
         np.testing.assert_array_equal(column, values)
 
@@ -118,7 +118,7 @@ def test_a_full_turn_of_hue_changes_nothing() -> None:
 
 def test_gray_invert_and_solarize_equal_torchvision() -> None:
     """Gray is Rec. 601 luma on three planes; the negative is 255 - x; solarize negates from 128 up."""
-    x = picture()
+    x = image()
     gray = one(augment.change_colours, x, ViewConfig(gray=1), gray=0)
     assert (gray - tv.rgb_to_grayscale(x / 255, 3) * 255).abs().max() < 0.05
     negative = one(augment.change_colours, x, ViewConfig(invert=1), invert=0)
@@ -131,26 +131,26 @@ def test_colours_are_clamped_once() -> None:
     """Values pushed out of range by the jitter saturate; they never wrap around."""
     config = ViewConfig(color_jitter=1, color_jitter_strength=(0.9, 0.9, 0.9, 0.5))
     for u in (0.0, 0.999):
-        out = one(augment.change_colours, picture(), config, jitter=0, brightness=u, contrast=u, saturation=u, hue=u)
+        out = one(augment.change_colours, image(), config, jitter=0, brightness=u, contrast=u, saturation=u, hue=u)
         assert 0 <= out.min() <= out.max() <= 255
 
 
 def blurred(x: Tensor, sigma: float) -> Tensor:
-    """Blurred by `sigma` pixels: the draw that gives as much lies beyond [0, 1) on small pictures."""
+    """Blurred by `sigma` pixels: the draw that gives as much lies beyond [0, 1) on small images."""
     return one(augment.gaussian_blur, x, blur_sigma=(224 * sigma / x.shape[-1] - 0.1) / 1.9)
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.4, 1.0, 2.0])
 def test_blur_equals_torchvision(sigma: float) -> None:
     """The blur is torchvision's gaussian_blur with a kernel that reaches 3 sigma."""
-    x = picture()
+    x = image()
     width = 2 * max(1, math.ceil(3 * sigma)) + 1
     expected = tv.gaussian_blur(x, [width, width], [sigma, sigma])
     assert (blurred(x, sigma) - expected).abs().max() < 0.02
 
 
-def test_blur_of_the_smallest_pictures() -> None:
-    """A picture of 8 px, the smallest a model may have, can be blurred; a flat one stays flat."""
+def test_blur_of_the_smallest_images() -> None:
+    """An image of 8 px, the smallest a model may have, can be blurred; a flat one stays flat."""
     flat = torch.full((3, 8, 8), 77.0)
     torch.testing.assert_close(blurred(flat, 2.0), flat)
 
@@ -164,7 +164,7 @@ def test_affine_equals_torchvision(
     angle: float, shift_x: float, shift_y: float, scale: float, fill: Literal["mirror", "white"]
 ) -> None:
     """Rotation, shift and scale are torchvision's affine; with white outside, everywhere."""
-    x, side = picture(), 64
+    x, side = image(), 64
     config = ViewConfig(affine_degrees=30, affine_scale=(0.8, 1.1), affine_fill=fill)
     ours = one(augment.affine, x, config, angle=angle, shift_x=shift_x, shift_y=shift_y, scale=scale)
     parameters = {
@@ -175,7 +175,7 @@ def test_affine_equals_torchvision(
     }
     mode = v2.InterpolationMode.BILINEAR
     theirs = 255 - tv.affine(255 - x, **parameters, interpolation=mode)
-    # The warped picture of ones says where nothing comes from outside.
+    # The warped image of ones says where nothing comes from outside.
     inside = tv.affine(torch.ones_like(x), **parameters, interpolation=mode) > 0.999
     assert inside.float().mean() > 0.4
     assert (ours - theirs)[inside].abs().max() < 0.1
@@ -184,7 +184,7 @@ def test_affine_equals_torchvision(
 
 
 def test_affine_mirrors_what_lies_outside() -> None:
-    """No border colour appears: a flat picture stays flat under any rotation."""
+    """No border colour appears: a flat image stays flat under any rotation."""
     flat = torch.full((3, 32, 32), 201.0)
     config = ViewConfig(affine_degrees=180, affine_scale=(0.5, 0.6))
     torch.testing.assert_close(one(augment.affine, flat, config, angle=0.3, shift_x=0.0), flat)
@@ -193,7 +193,7 @@ def test_affine_mirrors_what_lies_outside() -> None:
 @pytest.mark.parametrize("strength", [1.0, 2.5, 4.0])
 def test_outline_darkens_edges(strength: float) -> None:
     """A pixel fades by the largest difference of any colour in its 3 x 3 neighbourhood; flat areas stay."""
-    x = picture(24)
+    x = image(24)
     expected = x.clone()
     for row in range(24):
         for column in range(24):
@@ -221,7 +221,7 @@ def test_erase_paints_one_rectangle_of_stated_size() -> None:
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(300):
-        out = augment.erase(x[None], ViewConfig(), columns(table([draw(rng)])))[0]
+        out = augment.erase(x[None], ViewConfig(), from_rows(to_rows([draw_params(rng)])))[0]
         changed = (out != x).any(0)
         down, along = changed.any(1).nonzero(), changed.any(0).nonzero()
         top, bottom, left, right = int(down[0]), int(down[-1]) + 1, int(along[0]), int(along[-1]) + 1
@@ -234,10 +234,10 @@ def test_erase_paints_one_rectangle_of_stated_size() -> None:
 
 
 def test_augment_leaves_its_input_alone() -> None:
-    """With everything on, the given picture is not written to; with nothing on, it is returned as it is."""
-    byte = picture().to(torch.uint8)[None]
+    """With everything on, the given image is not written to; with nothing on, it is returned as it is."""
+    byte = image().to(torch.uint8)[None]
     copy = byte.clone()
-    drawn = columns(table([draw(np.random.default_rng(1))]))
+    drawn = from_rows(to_rows([draw_params(np.random.default_rng(1))]))
     everything = ViewConfig(**dict.fromkeys(OPERATIONS, 1.0))
     out = augment.augment(byte, everything, drawn)
     assert out.dtype == torch.uint8
@@ -249,20 +249,18 @@ def test_augment_leaves_its_input_alone() -> None:
 @pytest.mark.parametrize("chance", [0.15, 0.5, 1.0])
 @pytest.mark.parametrize("changed", [0.6, 1.0])
 @pytest.mark.parametrize("fill", ["mirror", "white"])
-def test_a_batch_is_changed_as_its_pictures_are(
-    chance: float, changed: float, fill: Literal["mirror", "white"]
-) -> None:
-    """Together or one by one, each picture is the same to 1/255, whatever was drawn for the others."""
+def test_a_batch_is_changed_as_its_images_are(chance: float, changed: float, fill: Literal["mirror", "white"]) -> None:
+    """Together or one by one, each image is the same to 1/255, whatever was drawn for the others."""
     rng = np.random.default_rng(7)
-    pictures = torch.from_numpy(rng.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8))
-    pictures[:12] = picture(32).to(torch.uint8)
+    images = torch.from_numpy(rng.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8))
+    images[:12] = image(32).to(torch.uint8)
     config = ViewConfig(**dict.fromkeys(OPERATIONS, chance), flip=chance, changed=changed, affine_fill=fill)
-    drawn = [draw(rng) for _ in pictures]
-    together = augment.augment(pictures, config, columns(table(drawn)))
+    drawn = [draw_params(rng) for _ in images]
+    together = augment.augment(images, config, from_rows(to_rows(drawn)))
     alone = torch.cat(
-        [augment.augment(p[None], config, columns(table([d]))) for p, d in zip(pictures, drawn, strict=True)]
+        [augment.augment(p[None], config, from_rows(to_rows([d]))) for p, d in zip(images, drawn, strict=True)]
     )
     assert (together.int() - alone.int()).abs().max() <= 1
     assert (together != alone).float().mean() < 0.001
-    touched = (together != pictures).flatten(1).any(1).float().mean()
+    touched = (together != images).flatten(1).any(1).float().mean()
     assert touched > 0.4

@@ -1,4 +1,4 @@
-"""Decoding: Pillow's full decode is the oracle; broken and hostile pictures end in DecodeError alone."""
+"""Decoding: Pillow's full decode is the oracle; broken and hostile images end in DecodeError alone."""
 
 import io
 import pickle
@@ -25,7 +25,7 @@ JPEGS = [
 
 
 def pillow(image: bytes) -> Image.Image:
-    """The oracle's upright picture, still in its own mode."""
+    """The oracle's upright image, still in its own mode."""
     return ImageOps.exif_transpose(Image.open(io.BytesIO(image)))
 
 
@@ -52,14 +52,14 @@ def test_jpeg_decodes_smaller(reduce: int) -> None:
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "GIF", "WEBP"])
 def test_opaque_formats_equal_pillow(format: str, mode: str) -> None:
     """Every lossless format and pixel kind gives exactly Pillow's RGB."""
-    picture = photo().convert(mode)
-    image = encode(
-        picture.convert("RGB") if format == "WEBP" else picture,
+    image = photo().convert(mode)
+    content = encode(
+        image.convert("RGB") if format == "WEBP" else image,
         format,
         **({"lossless": True} if format == "WEBP" else {}),
     )
-    assert read_header(image) == Header(format, 400, 300)
-    np.testing.assert_array_equal(decode(image), pillow(image).convert("RGB"))
+    assert read_header(content) == Header(format, 400, 300)
+    np.testing.assert_array_equal(decode(content), pillow(content).convert("RGB"))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
@@ -80,26 +80,26 @@ def test_gray_jpeg() -> None:
 @pytest.mark.parametrize(("format", "mode"), [("PNG", "RGBA"), ("PNG", "LA"), ("WEBP", "RGBA"), ("TIFF", "RGBA")])
 def test_transparency_is_laid_on_white(format: str, mode: str) -> None:
     """With alpha a, the pixel is a * colour + (1 - a) * white, to the rounding."""
-    picture = photo().convert(mode[:-1])
+    image = photo().convert(mode[:-1])
     alpha = Image.fromarray(np.tile(np.linspace(0, 255, 400).astype(np.uint8), (300, 1)))
-    picture.putalpha(alpha)
-    image = encode(picture, format, **({"lossless": True, "exact": True} if format == "WEBP" else {}))
+    image.putalpha(alpha)
+    content = encode(image, format, **({"lossless": True, "exact": True} if format == "WEBP" else {}))
     weight = np.asarray(alpha, np.float64)[..., None] / 255
     expected = weight * np.asarray(photo().convert(mode[:-1]).convert("RGB"), np.float64) + (1 - weight) * 255
-    assert np.abs(decode(image) - expected).max() <= 1
+    assert np.abs(decode(content) - expected).max() <= 1
 
 
 def test_palette_transparency_is_laid_on_white() -> None:
     """The transparent entry of a palette, and a transparent plain colour, show white."""
-    picture = Image.new("P", (8, 8), 1)
-    picture.putpalette([0, 0, 0, 200, 30, 40])
-    picture.paste(0, (0, 0, 4, 8))
-    for image in (encode(picture, "PNG", transparency=0), encode(picture, "GIF", transparency=0)):
-        pixels = decode(image)
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 200, 30, 40])
+    image.paste(0, (0, 0, 4, 8))
+    for content in (encode(image, "PNG", transparency=0), encode(image, "GIF", transparency=0)):
+        pixels = decode(content)
         assert (pixels[:, :4] == 255).all()
         assert (pixels[:, 4:] == [200, 30, 40]).all()
-    plain = encode(picture.convert("RGB"), "PNG", transparency=(0, 0, 0))
-    np.testing.assert_array_equal(decode(plain), decode(image))
+    plain = encode(image.convert("RGB"), "PNG", transparency=(0, 0, 0))
+    np.testing.assert_array_equal(decode(plain), decode(content))
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
@@ -111,7 +111,7 @@ def test_sixteen_bits_keep_their_range(format: str) -> None:
 
 
 def test_float_pixels_are_refused() -> None:
-    """A picture of floating-point pixels has no known range."""
+    """An image of floating-point pixels has no known range."""
     with pytest.raises(DecodeError, match="floating-point"):
         decode(encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
 
@@ -138,7 +138,7 @@ def test_exif_orientation(format: str, value: int) -> None:
 
 
 def test_nonsense_exif_is_upright() -> None:
-    """An EXIF block that is cut or absurd leaves the picture as stored."""
+    """An EXIF block that is cut or absurd leaves the image as stored."""
     plain = encode(photo(96, 64), "JPEG")
     blocks = [
         b"",
@@ -210,8 +210,8 @@ def test_cap_above_pillows_own() -> None:
     ],
     ids=str,
 )
-def test_cut_pictures_are_errors(format: str, options: dict[str, Any]) -> None:
-    """Cut anywhere, a picture is an error, or nothing of it was lost."""
+def test_cut_images_are_errors(format: str, options: dict[str, Any]) -> None:
+    """Cut anywhere, an image is an error, or nothing of it was lost."""
     image = encode(photo(64, 48), format, **options)
     whole = decode(image)
     lost = 0
@@ -225,7 +225,7 @@ def test_cut_pictures_are_errors(format: str, options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_flipped_bits(format: str) -> None:
-    """Random bit flips end in a picture or in DecodeError: no crash, no other exception."""
+    """Random bit flips end in an image or in DecodeError: no crash, no other exception."""
     exif = {"exif": orientation(6)} if format in ("JPEG", "PNG", "WEBP") else {}
     image = encode(photo(48, 64), format, **exif)
     rng = random.Random(format)
@@ -241,13 +241,13 @@ def test_flipped_bits(format: str) -> None:
             pixels = decode(bytes(broken), header)
             assert pixels.dtype == np.uint8
             assert pixels.shape[2] == 3
-            outcomes.add("picture")
+            outcomes.add("image")
         except DecodeError:
             outcomes.add("error")
-    assert outcomes == {"picture", "error"}
+    assert outcomes == {"image", "error"}
 
 
-def test_large_16_bit_pictures_need_little_memory() -> None:
+def test_large_16_bit_images_need_little_memory() -> None:
     """Nine bytes a pixel at most, with three for what it becomes and those of Pillow's own copies."""
     wide = np.random.default_rng(0).integers(0, 65536, (600, 1000), dtype=np.uint16)
     image = encode(Image.fromarray(wide), "PNG")
@@ -271,6 +271,6 @@ def test_large_16_bit_pictures_need_little_memory() -> None:
     ids=["empty", "start of JPEG", "PostScript", "pickle", "SVG", "zeros"],
 )
 def test_other_things_are_refused(image: bytes) -> None:
-    """What is no plain raster picture is refused by its first bytes; nothing that runs programs is tried."""
+    """What is no plain raster image is refused by its first bytes; nothing that runs programs is tried."""
     with pytest.raises(DecodeError):
         decode(image)

@@ -66,7 +66,7 @@ def test_shapes_and_order() -> None:
 
 @pytest.mark.parametrize("mode", ["quality", "fast"])
 def test_a_samples_rendering_is_its_own(mode: str) -> None:
-    """Pictures and caption depend on (seed, epoch, sample id) alone: not on batch, order or process."""
+    """Images and caption depend on (seed, epoch, sample id) alone: not on batch, order or process."""
     whole = renderer(mode=mode)(samples(), epoch=3)
     copy = pickle.loads(pickle.dumps(renderer(mode=mode)))
     for row in reversed(range(7)):
@@ -95,19 +95,19 @@ def test_a_view_renders_as_it_does_alone() -> None:
         assert torch.equal(renderer()([sample], epoch=5).views["simclr_a"][0], expected)
 
 
-def test_pictures_may_be_changed_later() -> None:
+def test_images_may_be_changed_later() -> None:
     """Cut and resized first, in parts of any make-up, then changed in batches with the draws that came along: each view
     is the one rendered at once, to 1/255, and a view without changes comes without draws."""
     views = {"main": View(ViewConfig(), 32), "busy": View(BUSY, 24)}
     at_once = Renderer(views, ["{txt}"], 0)(samples(), epoch=3)
     later = pickle.loads(pickle.dumps(Renderer(views, ["{txt}"], 0, changed_later=True)))
-    broken = Sample(9, "a.tar", "9", b"no picture", {"txt": "x"})
+    broken = Sample(9, "a.tar", "9", b"no image", {"txt": "x"})
     parts = [later([samples()[0], broken], epoch=3), later(samples()[1:], epoch=3)]
     # A part of two pieces, one with a hole.
-    pictures, draws, texts = compose([([6], [0], parts[0]), (list(range(6)), list(range(6)), parts[1])], 7)
+    images, draws, texts = compose([([6], [0], parts[0]), (list(range(6)), list(range(6)), parts[1])], 7)
     assert (draws.keys(), at_once.draws) == ({"busy"}, {})
     ids = torch.arange(7)
-    batch = Batch(pictures, ids[:, None], ids[:, None] > -1, ids, texts, draws)
+    batch = Batch(images, ids[:, None], ids[:, None] > -1, ids, texts, draws)
     halves = [
         finish_views(half, {"main": ViewConfig(), "busy": BUSY}) for half in (batch.slice(0, 3), batch.slice(3, 7))
     ]
@@ -117,10 +117,10 @@ def test_pictures_may_be_changed_later() -> None:
     found, expected = torch.cat([half.views["busy"] for half in halves]).int(), at_once.views["busy"][order].int()
     assert (found - expected).abs().max() <= 1
     assert (found != expected).float().mean() < 0.001
-    assert (pictures["busy"].int() - expected).abs().float().mean() > 5
+    assert (images["busy"].int() - expected).abs().float().mean() > 5
 
 
-def test_each_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """All views share one decode, at the smallest reduction that serves each of them."""
     reductions = []
 
@@ -138,7 +138,7 @@ def test_each_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bad_samples_are_listed() -> None:
-    """Broken pictures, missing fields and empty captions are listed with row and reason."""
+    """Broken images, missing fields and empty captions are listed with row and reason."""
     good = samples()
     broken = list(good)
     broken[1] = Sample(1, "a.tar", "1", good[1].image[:200], {"txt": "x"})
@@ -158,7 +158,7 @@ def test_bad_samples_are_listed() -> None:
 
 
 def test_pixel_cap_of_the_views() -> None:
-    """A picture above the cap is a bad sample."""
+    """An image above the cap is a bad sample."""
     capped = Renderer({"main": View(ViewConfig(), 16, max_pixels=1000)}, ["{txt}"], 0)
     assert "data.max_pixels" in capped(samples(1), epoch=0).bad[0][1]
 

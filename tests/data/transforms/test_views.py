@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from mmssl.config import ViewConfig
-from mmssl.data.transforms.augment_params import draw
+from mmssl.data.transforms.augment_params import draw_params
 from mmssl.data.transforms.decode import Header, read_header
 from mmssl.data.transforms.views import EvalView, View
 from tests.helpers.images import encode, mean_difference, orientation, photo, psnr
@@ -37,7 +37,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 def reference(image: bytes, view: View, seed: int) -> np.ndarray:
     """The same crop by Pillow: full decode, crop, antialiased bicubic resize."""
     header = read_header(image)
-    crop = view.crop(header, draw(rng(seed)))
+    crop = view.crop(header, draw_params(rng(seed)))
     crop = crop.on_grid(view.reduction(header, crop), header)
     box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
     with Image.open(io.BytesIO(image)) as opened:
@@ -62,7 +62,7 @@ def test_fast_mode_stays_near(seed: int) -> None:
     view = View(ViewConfig(), 112, mode="fast")
     image = encode(photo(512, 512), "JPEG", quality=90)
     header = read_header(image)
-    assert view.reduction(header, view.crop(header, draw(rng(seed)))) == 4
+    assert view.reduction(header, view.crop(header, draw_params(rng(seed)))) == 4
     ours = view(image, rng(seed)).permute(1, 2, 0).numpy()
     assert psnr(ours, reference(image, view, seed)) > 28
 
@@ -85,15 +85,15 @@ def test_reduction_leaves_enough_pixels(side: int, mode: str, expected: int) -> 
     """For 224 px: fast mode keeps 168 px of a crop or more; quality mode only halves, and keeps 448 px."""
     view = View(ViewConfig(crop_scale=(1, 1), crop_ratio=(1, 1)), 224, mode=mode)  # type: ignore[arg-type]
     header = Header("JPEG", side, side, reducible=True)
-    assert view.reduction(header, view.crop(header, draw(rng()))) == expected
-    assert view.reduction(Header("PNG", side, side), view.crop(header, draw(rng()))) == 1
+    assert view.reduction(header, view.crop(header, draw_params(rng()))) == expected
+    assert view.reduction(Header("PNG", side, side), view.crop(header, draw_params(rng()))) == 1
 
 
 def test_reduction_looks_at_the_shorter_side() -> None:
     """A crop that is long and thin is not decoded below what its thin side needs."""
     view = View(ViewConfig(crop_scale=(1, 1), crop_ratio=(0.1, 10)), 100, mode="fast")
     header = Header("JPEG", 1000, 150, reducible=True)
-    crop = view.crop(header, draw(rng()))
+    crop = view.crop(header, draw_params(rng()))
     assert view.reduction(header, crop) == (2 if crop.height >= 150 else 1)
 
 
@@ -102,7 +102,7 @@ def test_crops_are_distributed_like_torchvisions(width: int, height: int) -> Non
     """Area, shape and place of 2,000 crops have torchvision's means and quartiles."""
     config = ViewConfig(crop_scale=(0.2, 1.0), crop_ratio=(0.75, 4 / 3))
     view, numbers = View(config, 32), rng(7)
-    ours = np.array([view.crop(Header("PNG", width, height), draw(numbers)) for _ in range(2000)], float)
+    ours = np.array([view.crop(Header("PNG", width, height), draw_params(numbers)) for _ in range(2000)], float)
     theirs_of = v2.RandomResizedCrop(32, scale=config.crop_scale, ratio=config.crop_ratio).make_params
     canvas = torch.empty(3, height, width)
     torch.manual_seed(0)
@@ -118,18 +118,18 @@ def test_crops_are_distributed_like_torchvisions(width: int, height: int) -> Non
 
 
 def test_crops_lie_inside() -> None:
-    """Every crop lies in the picture, for sizes down to one pixel and shapes that no attempt can meet."""
+    """Every crop lies in the image, for sizes down to one pixel and shapes that no attempt can meet."""
     view, numbers = View(ViewConfig(crop_scale=(0.5, 1.0)), 16), rng()
     for width, height in ((1, 1), (1, 500), (500, 1), (3, 2), (4000, 10), (16, 16)):
         for _ in range(100):
-            crop = view.crop(Header("PNG", width, height), draw(numbers))
+            crop = view.crop(Header("PNG", width, height), draw_params(numbers))
             assert 0 <= crop.top < crop.top + crop.height <= height
             assert 0 <= crop.left < crop.left + crop.width <= width
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 5)])
-def test_tiny_and_thin_pictures_render(size: tuple[int, int]) -> None:
-    """Pictures of a few pixels come out at full size; a flat one stays flat."""
+def test_tiny_and_thin_images_render(size: tuple[int, int]) -> None:
+    """Images of a few pixels come out at full size; a flat one stays flat."""
     image = encode(Image.new("RGB", size, (10, 200, 30)), "PNG")
     for rendered in (
         View(ViewConfig(), 32)(image, rng()),
@@ -140,8 +140,8 @@ def test_tiny_and_thin_pictures_render(size: tuple[int, int]) -> None:
         assert (rendered == torch.tensor([10, 200, 30])[:, None, None]).all()
 
 
-def test_the_same_generator_gives_the_same_picture() -> None:
-    """A rendering is a pure function of picture, configuration and generator; other seeds differ."""
+def test_the_same_generator_gives_the_same_image() -> None:
+    """A rendering is a pure function of image, configuration and generator; other seeds differ."""
     view = View(ViewConfig(**dict.fromkeys(OPERATIONS, 0.5)), 64)
     image = encode(photo(), "JPEG")
     for seed in range(20):
@@ -186,7 +186,7 @@ def test_blur_happens_at_its_share() -> None:
 
 
 def test_crop_of_a_turned_jpeg() -> None:
-    """Crops refer to the upright picture: a JPEG stored on its side renders as the upright one does."""
+    """Crops refer to the upright image: a JPEG stored on its side renders as the upright one does."""
     turned = photo(320, 200).transpose(Image.Transpose.ROTATE_90)
     upright, sideways = encode(photo(320, 200), "PNG"), encode(turned, "PNG", exif=orientation(6))
     view = View(PLAIN, 40)
@@ -197,16 +197,16 @@ def test_crop_of_a_turned_jpeg() -> None:
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (400, 300), (301, 300), (33, 500), (64, 64)])
 def test_eval_view_equals_torchvision(height: int, width: int) -> None:
     """`shortest` is OpenCLIP's transform, torchvision's Resize and CenterCrop, to the rounding."""
-    picture = photo(height, width)
+    image = photo(height, width)
     transform = v2.Compose([v2.Resize(64, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(64)])
-    expected = np.asarray(transform(picture))
-    ours = EvalView(64)(encode(picture, "PNG")).permute(1, 2, 0).numpy()
+    expected = np.asarray(transform(image))
+    ours = EvalView(64)(encode(image, "PNG")).permute(1, 2, 0).numpy()
     assert np.abs(ours.astype(int) - expected).max() <= 2
     assert mean_difference(ours, expected) < 0.3
 
 
 def test_a_line_is_seen_as_its_middle() -> None:
-    """A picture 300 times as wide as high, or as high as wide, is seen as the middle part of 20 to 1."""
+    """An image 300 times as wide as high, or as high as wide, is seen as the middle part of 20 to 1."""
     line = np.random.default_rng(0).integers(0, 256, (10, 3000, 3), np.uint8)
     for array, middle in ((line, line[:, 1400:1600]), (line.transpose(1, 0, 2), line.transpose(1, 0, 2)[1400:1600])):
         assert torch.equal(EvalView(16)(array.copy()), EvalView(16)(middle.copy()))
@@ -214,20 +214,20 @@ def test_a_line_is_seen_as_its_middle() -> None:
 
 def test_squash_keeps_everything() -> None:
     """`squash` resizes both sides, as Pillow does."""
-    picture = photo(300, 400)
-    ours = EvalView(64, "squash")(encode(picture, "PNG")).permute(1, 2, 0).numpy()
-    assert mean_difference(ours, np.asarray(picture.resize((64, 64), Image.Resampling.BICUBIC))) < 0.3
+    image = photo(300, 400)
+    ours = EvalView(64, "squash")(encode(image, "PNG")).permute(1, 2, 0).numpy()
+    assert mean_difference(ours, np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC))) < 0.3
 
 
-def test_eval_view_takes_decoded_pictures() -> None:
-    """Encoded bytes, a Pillow image, an array and a tensor of one picture give the same result."""
-    picture = photo(300, 400)
-    array = np.asarray(picture)
-    expected = EvalView(48)(encode(picture, "PNG"))
-    for image in (picture, array.copy(), torch.from_numpy(array.copy()).permute(2, 0, 1)):
-        assert torch.equal(EvalView(48)(image), expected)
-    gray = np.array(picture.convert("L"))
-    assert torch.equal(EvalView(48)(gray), EvalView(48)(picture.convert("L")))
+def test_eval_view_takes_decoded_images() -> None:
+    """Encoded bytes, a Pillow image, an array and a tensor of one image give the same result."""
+    image = photo(300, 400)
+    array = np.asarray(image)
+    expected = EvalView(48)(encode(image, "PNG"))
+    for form in (image, array.copy(), torch.from_numpy(array.copy()).permute(2, 0, 1)):
+        assert torch.equal(EvalView(48)(form), expected)
+    gray = np.array(image.convert("L"))
+    assert torch.equal(EvalView(48)(gray), EvalView(48)(image.convert("L")))
 
 
 @pytest.mark.parametrize(

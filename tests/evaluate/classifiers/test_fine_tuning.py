@@ -12,10 +12,10 @@ from tests.helpers.random_towers import Tower
 
 @pytest.fixture
 def shown() -> Labelled:
-    """Twenty noisy pictures and their classes."""
-    generator = torch_generator("pictures")
-    pictures = torch.randint(0, 256, (20, 3, 4, 4), generator=generator, dtype=torch.uint8)
-    return pictures, torch.randint(0, 3, (20,), generator=generator)
+    """Twenty noisy images and their classes."""
+    generator = torch_generator("images")
+    images = torch.randint(0, 256, (20, 3, 4, 4), generator=generator, dtype=torch.uint8)
+    return images, torch.randint(0, 3, (20,), generator=generator)
 
 
 def headed() -> HeadedTower:
@@ -41,10 +41,10 @@ def test_training_is_adamw_on_cross_entropy(shown: Labelled, monkeypatch: pytest
     train(model, shown, lr=1e-2)
     optimizer = torch.optim.AdamW(expected.parameters(), lr=1e-2, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
-    pictures, labels = shown
+    images, labels = shown
     for _ in range(EPOCHS):
         optimizer.zero_grad()
-        features = F.normalize(expected.tower(pictures), dim=-1)
+        features = F.normalize(expected.tower(images), dim=-1)
         F.cross_entropy(5.0 * features @ expected.head.T + expected.bias, labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
@@ -54,9 +54,9 @@ def test_training_is_adamw_on_cross_entropy(shown: Labelled, monkeypatch: pytest
     assert float(model.bias.detach().abs().max()) > 0
 
 
-def test_the_rate_that_is_best_on_held_out_pictures_is_taken(shown: Labelled) -> None:
-    """Held out are the pictures trained on: 1e-9 learns nothing, 1e-2 learns them. The weights left are its own, and
-    each rate began anew; without held-out pictures the first rate is taken."""
+def test_the_rate_that_is_best_on_held_out_images_is_taken(shown: Labelled) -> None:
+    """Held out are the images trained on: 1e-9 learns nothing, 1e-2 learns them. The weights left are its own, and
+    each rate began anew; without held-out images the first rate is taken."""
     model, alone = headed(), headed()
     assert tune(model, shown, shown, rates=(1e-9, 1e-2)) == 1e-2
     train(alone, shown, lr=1e-2)

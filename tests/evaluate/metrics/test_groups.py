@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mmssl.evaluate.metrics.groups import groups_of, slice_by, widest_gap, wilson
+from mmssl.evaluate.metrics.groups import group_rows, slice_by, widest_gap, wilson
 from mmssl.rng import generator
 from mmssl.types import Sample, UserError
 
@@ -85,8 +85,8 @@ def test_names_of_groups_may_be_long() -> None:
 
 def test_groups_come_from_metadata() -> None:
     """Values become text, a missing one is a group of its own; unknown fields and lists are refused."""
-    assert groups_of([sample(style="x"), sample(style=3), sample()], "style") == ["x", "3", "(none)"]
+    assert group_rows([sample(style="x"), sample(style=3), sample()], "style") == ["x", "3", "(none)"]
     with pytest.raises(UserError, match=r"no sample of 0\.tar has a field 'size' .* fields are style, txt"):
-        groups_of([sample(style="x"), sample(txt="a")], "size")
+        group_rows([sample(style="x"), sample(txt="a")], "size")
     with pytest.raises(UserError, match="'tags' holds lists"):
-        groups_of([sample(tags=["x"])], "tags")
+        group_rows([sample(tags=["x"])], "tags")

@@ -51,7 +51,7 @@ def test_an_association_is_found_among_many_classes() -> None:
 
 
 def test_the_task_reads_groups_and_needs_no_labels(tmp_path: Path) -> None:
-    """Pictures without any label are audited; the table has a row for each class and group, the figures the note."""
+    """Images without any label are audited; the table has a row for each class and group, the figures the note."""
     records = [{"png": paint(100 + i % 2, i), "json": {"style": f"s{i % 2}"}} for i in range(40)]
     shard = pack(tmp_path / "a-0.tar", records)
     names = ["number 100", "number 101", "number 102"]

@@ -1,4 +1,4 @@
-"""Corrupted pictures: the same every time, worse with severity, and judged as counted by hand."""
+"""Corrupted images: the same every time, worse with severity, and judged as counted by hand."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.evaluate.results import read_csv
 from mmssl.evaluate.tasks import corruptions
-from mmssl.evaluate.tasks.corruptions import CORRUPTIONS, SEVERITIES, bitmap, corrupt, corrupted, judge
+from mmssl.evaluate.tasks.corruptions import CORRUPTIONS, SEVERITIES, bitmap, corrupt, corrupted, robustness
 from mmssl.rng import generator
 from mmssl.types import UserError
 from tests.helpers.toy_encoder import ToyEncoder, pack, paint
@@ -39,9 +39,9 @@ def test_the_names_are_the_librarys_fifteen() -> None:
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_a_corruption_is_a_function_of_picture_and_seed(name: str, photograph: Pixels) -> None:
+def test_a_corruption_is_a_function_of_image_and_seed(name: str, photograph: Pixels) -> None:
     """The same seed gives the same pixels whatever was drawn before; NumPy's global generator stays where it was; a
-    higher severity lies further from the clean picture."""
+    higher severity lies further from the clean image."""
     np.random.seed(5)
     before = np.random.get_state(legacy=False)["state"]["key"].tolist()
     first = corrupt(photograph, name, 3, seed=1)
@@ -56,9 +56,9 @@ def test_a_corruption_is_a_function_of_picture_and_seed(name: str, photograph: P
     assert 0 < distance[0] < distance[1]
 
 
-def test_pictures_have_randomness_of_their_own(photograph: Pixels) -> None:
-    """Two pictures get different noise, the same picture the same."""
-    noise = [corrupted(bitmap(picture), "gaussian_noise", 1).astype(int) for picture in (photograph, photograph // 2)]
+def test_images_have_randomness_of_their_own(photograph: Pixels) -> None:
+    """Two images get different noise, the same image the same."""
+    noise = [corrupted(bitmap(image), "gaussian_noise", 1).astype(int) for image in (photograph, photograph // 2)]
     assert not np.array_equal(noise[0] - photograph, noise[1] - photograph // 2)
     np.testing.assert_array_equal(corrupted(bitmap(photograph), "gaussian_noise", 1), noise[0])
 
@@ -67,7 +67,7 @@ def test_figures_are_means_of_the_table() -> None:
     """Every figure is the mean of its part of the table of right and wrong, with its interval around it."""
     rng = generator(1)
     clean, under = rng.random(50) < 0.9, rng.random((15, 5, 50)) < 0.5
-    found = judge(clean, under)
+    found = robustness(clean, under)
     assert found.metrics["acc1_clean"] == clean.mean()
     assert found.metrics["acc1_corrupted"] == pytest.approx(under.mean())
     assert found.metrics["acc1_kept"] == pytest.approx(under.mean() / clean.mean())
@@ -77,17 +77,17 @@ def test_figures_are_means_of_the_table() -> None:
         assert low <= found.metrics[name] <= high
     assert (found.low <= found.accuracies).all()
     assert (found.accuracies <= found.high).all()
-    assert "acc1_kept" not in judge(np.zeros(4, bool), np.zeros((15, 5, 4), bool)).metrics
+    assert "acc1_kept" not in robustness(np.zeros(4, bool), np.zeros((15, 5, 4), bool)).metrics
 
 
 class BrightSide:
-    """Knows whether the left or the right half of a picture is the brighter one."""
+    """Knows whether the left or the right half of an image is the brighter one."""
 
     def __init__(self) -> None:
-        self.pictures = 0
+        self.images = 0
 
     def encode_image(self, images: list[bytes]) -> Tensor:
-        self.pictures += len(images)
+        self.images += len(images)
         pixels = [np.asarray(Image.open(io.BytesIO(image)).convert("L")).astype(float) for image in images]
         middle = [p.shape[1] // 2 for p in pixels]
         brighter = [float(p[:, :m].mean() - p[:, m:].mean()) for p, m in zip(pixels, middle, strict=True)]
@@ -97,9 +97,9 @@ class BrightSide:
         return torch.tensor([[1.0, 0.0] if "left" in text else [0.0, 1.0] for text in texts])
 
 
-def test_the_task_leaves_a_table_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Halves of different brightness survive noise and blur; each chosen picture is encoded clean and 75 times."""
-    monkeypatch.setattr(corruptions, "PICTURES", 4)
+def test_the_task_leaves_a_table_and_a_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halves of different brightness survive noise and blur; each chosen image is encoded clean and 75 times."""
+    monkeypatch.setattr(corruptions, "IMAGES", 4)
     records = []
     for i in range(6):
         pixels = np.full((64, 64, 3), 40, np.uint8)
@@ -113,7 +113,7 @@ def test_the_task_leaves_a_table_and_a_picture(tmp_path: Path, monkeypatch: pyte
     found = suite.run(encoder, {"h": (data, "corruptions")}, tmp_path / "out")["h/corruptions"]
     assert found["acc1_clean"] == found["acc1_gaussian_noise"] == found["acc1_defocus_blur"] == 1.0
     assert found["samples"] == 4
-    assert encoder.pictures == 6 + 4 * 76
+    assert encoder.images == 6 + 4 * 76
     folder = tmp_path / "out" / "h" / "corruptions"
     rows = list(csv.DictReader(io.StringIO((folder / "corruptions.csv").read_text())))
     assert [(r["corruption"], int(r["severity"])) for r in rows] == [(c, s) for c in CORRUPTIONS for s in SEVERITIES]
@@ -123,9 +123,9 @@ def test_the_task_leaves_a_table_and_a_picture(tmp_path: Path, monkeypatch: pyte
     assert 0.1 < (drawn != 255).any(axis=2).mean() < 0.95
 
 
-def test_the_classes_are_those_of_all_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where labels name the classes, pictures that are not corrupted count for the classes to choose from."""
-    for name, value in (("PICTURES", 4), ("CORRUPTIONS", ("brightness",)), ("SEVERITIES", (1,))):
+def test_the_classes_are_those_of_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where labels name the classes, images that are not corrupted count for the classes to choose from."""
+    for name, value in (("IMAGES", 4), ("CORRUPTIONS", ("brightness",)), ("SEVERITIES", (1,))):
         monkeypatch.setattr(corruptions, name, value)
     labels = [f"number {100 + i}" for i in range(12)]
     shard = pack(tmp_path / "n-0.tar", [{"png": paint(100 + i), "json": {"label": labels[i]}} for i in range(12)])

@@ -29,11 +29,11 @@ class Colours:
     def __init__(self) -> None:
         self.tower = Tower().eval()
 
-    def render(self, picture: bytes) -> Tensor:
-        return torch.tensor(list(Image.open(io.BytesIO(picture)).resize((1, 1)).getpixel((0, 0)))).byte()[:, None, None]
+    def render(self, image: bytes) -> Tensor:
+        return torch.tensor(list(Image.open(io.BytesIO(image)).resize((1, 1)).getpixel((0, 0)))).byte()[:, None, None]
 
-    def encode_rendered(self, pictures: Tensor) -> Tensor:
-        features: Tensor = self.tower(pictures)
+    def encode_rendered(self, images: Tensor) -> Tensor:
+        features: Tensor = self.tower(images)
         return features
 
     def encode_image(self, images: Sequence[bytes]) -> Tensor:
@@ -56,7 +56,7 @@ def painted(colour: tuple[int, int, int]) -> bytes:
 
 @pytest.fixture
 def colours(tmp_path: Path) -> Path:
-    """Red, green and blue pictures of many shades: 60 to train on, 36 to judge."""
+    """Red, green and blue images of many shades: 60 to train on, 36 to judge."""
     home = tmp_path / "colours"
     for split, count in (("train", 60), ("test", 36)):
         records = []
@@ -107,5 +107,5 @@ def test_an_encoder_without_weights_is_refused(colours: Path) -> None:
     class Frozen(Colours):
         image_module = None  # type: ignore[assignment]
 
-    with pytest.raises(UserError, match="trains the model's picture tower"):
+    with pytest.raises(UserError, match="trains the model's image tower"):
         suite.run(Frozen(), {"c": (colours, "fine_tune")})

@@ -11,25 +11,25 @@ import transformers
 from PIL import Image
 
 import mmssl
-from mmssl.build import build_encoder, build_tokenizer, resolved
+from mmssl.build import build_encoder, build_tokenizer, resolve
 from mmssl.config import dump_config, load_config, parse_config
 from mmssl.data.transforms.tokenizer import load_tokenizer
 from mmssl.types import UserError
 from tests.helpers.open_clip_folders import MODELS, PREPROCESSING, TEXTS, write_open_clip
 
 
-def picture(width: int = 90, height: int = 70) -> Image.Image:
+def image(width: int = 90, height: int = 70) -> Image.Image:
     rng = np.random.default_rng(0)
     return Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
 def agree(ours: mmssl.Model, theirs: Any, side: int, tolerance: float = 1e-6) -> None:
-    """Features of captions and of a picture of the model's own size."""
+    """Features of captions and of an image of the model's own size."""
     length = getattr(theirs, "context_length", 77)
     with torch.no_grad():
         expected = theirs.encode_text(open_clip.get_tokenizer("ViT-B-32", context_length=length)(TEXTS), normalize=True)
         torch.testing.assert_close(ours.encode_text(TEXTS), expected, atol=tolerance, rtol=0)
-        pixels = ours.render(picture(side, side))[None]
+        pixels = ours.render(image(side, side))[None]
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ours.vision.statistics)
         expected = theirs.encode_image((pixels / 255 - mean) / std, normalize=True)
         torch.testing.assert_close(ours.encode_rendered(pixels), expected, atol=tolerance, rtol=0)
@@ -51,7 +51,7 @@ def test_an_open_clip_folder_gives_open_clips_features(name: str, tmp_path: Path
     ours.save(tmp_path / "ours")
     again = mmssl.load(tmp_path / "ours")
     assert torch.equal(again.encode_text(TEXTS), ours.encode_text(TEXTS))
-    assert torch.equal(again.encode_image(picture()), ours.encode_image(picture()))
+    assert torch.equal(again.encode_image(image()), ours.encode_image(image()))
     assert mmssl.load(tmp_path / "theirs").notes[1:] == ours.notes[1:]
 
 
@@ -67,16 +67,16 @@ def test_captions_without_punctuation_are_open_clips() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
 def test_a_named_architecture_with_a_file_of_weights(name: str, tmp_path: Path) -> None:
-    """open_clip:MODEL/FILE gives the features of open_clip's model with that file, pictures prepared by open_clip."""
+    """open_clip:MODEL/FILE gives the features of open_clip's model with that file, images prepared by open_clip."""
     torch.manual_seed(0)
     theirs = open_clip.create_model(name).eval()
     torch.save(theirs.state_dict(), tmp_path / "w.pt")
     ours = mmssl.load(f"open_clip:{name}/{tmp_path / 'w.pt'}")
     agree(ours, theirs, 224)
     with torch.no_grad():
-        prepared = open_clip.image_transform(224, is_train=False)(picture(224, 224))[None]
+        prepared = open_clip.image_transform(224, is_train=False)(image(224, 224))[None]
         expected = theirs.encode_image(prepared, normalize=True)
-    torch.testing.assert_close(ours.encode_image(picture(224, 224)), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours.encode_image(image(224, 224)), expected, atol=1e-6, rtol=0)
 
 
 def test_a_transformers_clip_gives_transformers_features(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_transformers_clip_gives_transformers_features(tmp_path: Path) -> None
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     texts = [text for text in TEXTS if "&amp;" not in text]
     words = tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
-    pixels = ours.render(picture(32, 32))[None]
+    pixels = ours.render(image(32, 32))[None]
     with torch.no_grad():
         ids = {name: words[name] for name in ("input_ids", "attention_mask")}
         output = theirs(**ids, pixel_values=(pixels / 255 - 0.5) / 0.25)
@@ -122,7 +122,7 @@ def test_a_transformers_siglip_gives_transformers_features(tmp_path: Path) -> No
     tokenizer = load_tokenizer("clip", 16)
     tokenizer.save(tmp_path)
     ours = mmssl.load(tmp_path)
-    pixels = ours.render(picture(32, 32))[None]
+    pixels = ours.render(image(32, 32))[None]
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ours.vision.statistics)
     ids, mask = tokenizer.encode(TEXTS)
     ids = torch.nn.functional.pad(ids, (0, 16 - ids.shape[1])).masked_fill(
@@ -149,7 +149,7 @@ def test_a_vision_text_dual_encoder_gives_transformers_features(tmp_path: Path) 
     load_tokenizer("clip", 77).save(tmp_path)
     ours = mmssl.load(tmp_path)
     ids, mask = ours.tokenizer.encode(TEXTS)
-    pixels = ours.render(picture(32, 32))[None]
+    pixels = ours.render(image(32, 32))[None]
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ours.vision.statistics)
     with torch.no_grad():
         output = theirs(input_ids=ids, attention_mask=mask.long(), pixel_values=(pixels / 255 - mean) / std)
@@ -166,7 +166,7 @@ def test_training_starts_from_a_whole_model(tmp_path: Path) -> None:
     source = f"local-dir:{tmp_path / 'theirs'}"
     tree = {"run_dir": str(tmp_path / "run"), "data": {"train": "x.tar"}, "train": {"steps": 1}}
     config = parse_config({**tree, "model": {"start": source, "vision": {"lock": True}}}, "here")
-    full = resolved(config)
+    full = resolve(config)
     assert full.model.vision.lock
     assert full.model.vision.image_size == 32
     assert full.model.text.tokenizer == "clip"
@@ -177,10 +177,10 @@ def test_training_starts_from_a_whole_model(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in encoder.state_dict().items())
     assert not any(p.requires_grad for p in encoder.vision.parameters())
     (tmp_path / "config.yaml").write_text(dump_config(full))
-    assert resolved(load_config(tmp_path / "config.yaml")) == full
+    assert resolve(load_config(tmp_path / "config.yaml")) == full
     changed = parse_config({**tree, "model": {"start": source, "vision": {"image_size": 64}}}, "here")
     with pytest.raises(UserError, match="model.vision.image_size"):
-        resolved(changed)
+        resolve(changed)
 
 
 @pytest.mark.parametrize(

@@ -201,13 +201,13 @@
     choose(tabs[0], false);
   }
 
-  // Maps of the pictures
+  // Maps of the images
 
   for (const space of document.querySelectorAll(".space")) {
     const points = data.spaces[space.dataset.space];
     const side = +space.dataset.side, columns = +space.dataset.columns, rows = Math.ceil(points.length / columns);
     const field = space.querySelector(".field"), thumb = space.querySelector(".thumb"), says = space.querySelector(".says");
-    const pictures = space.parentNode.querySelector(".as-pictures");
+    const images = space.parentNode.querySelector(".as-images");
     let places = [], marks = [], chosen = -1;
     const show = (node, index) => {
       const size = node.clientWidth;
@@ -232,7 +232,7 @@
       places = points.map((point) => [18 + point.x * (width - 36), 18 + point.y * (height - 36)]);
       marks = points.map((point, index) => {
         const [x, y] = places[index];
-        if (pictures.checked) {
+        if (images.checked) {
           const mark = Object.assign(document.createElement("span"), { className: point.right ? "right" : "wrong" });
           Object.assign(mark.style, { left: `${x}px`, top: `${y}px`, backgroundImage: thumb.style.backgroundImage });
           field.append(mark);
@@ -267,7 +267,7 @@
       });
       if (best >= 0) choose(best);
     });
-    pictures.addEventListener("change", draw);
+    images.addEventListener("change", draw);
     new ResizeObserver(draw).observe(field);
   }
 })();

@@ -4,7 +4,7 @@
   const $ = (id) => document.getElementById(id);
   const status = $("status");
   const SAID_FOR = 8000; // milliseconds; what goes on, or went wrong, stays
-  let limits = null, picture = null, shownUrl = null, turn = 0, fade = 0;
+  let limits = null, chosen = null, shownUrl = null, turn = 0, fade = 0;
 
   function say(words, { bad = false, stay = bad } = {}) {
     status.classList.toggle("bad", bad);
@@ -38,7 +38,7 @@
 
   function form(fields) {
     const body = new FormData();
-    body.append("picture", picture);
+    body.append("image", chosen);
     for (const [name, value] of fields) body.append(name, value);
     return body;
   }
@@ -54,7 +54,7 @@
     $("nothing").textContent = "Nothing was found.";
     $("hits").replaceChildren(...hits.map(card));
     if ($("found").getBoundingClientRect().top > innerHeight * 0.6) $("found").scrollIntoView();
-    return `${hits.length} ${hits.length === 1 ? "picture" : "pictures"}, the most similar first.`;
+    return `${hits.length} ${hits.length === 1 ? "image" : "images"}, the most similar first.`;
   }
 
   function card(hit) {
@@ -62,12 +62,12 @@
     const words = hit.caption || hit.key;
     const image = item.querySelector("img"), button = item.querySelector("button");
     image.alt = words;
-    image.src = `/api/pictures/${hit.row}`;
+    image.src = `/api/images/${hit.row}`;
     item.querySelector(".caption").textContent = words;
     item.querySelector(".note").textContent = `similarity ${hit.similarity.toFixed(3)}`;
     button.setAttribute("aria-label", `More like this: ${words}`);
     button.addEventListener("click", () =>
-      work(button, "Searching.", () => find(`Pictures like “${words}”`, `/api/pictures/${hit.row}/nearest`)));
+      work(button, "Searching.", () => find(`Images like “${words}”`, `/api/images/${hit.row}/nearest`)));
     return item;
   }
 
@@ -75,10 +75,10 @@
     event.preventDefault();
     const text = $("text").value.trim();
     if (text) work(event.submitter ?? $("find-form").querySelector("button"), "Searching.", () =>
-      find(`Pictures for “${text}”`, `/api/search?${new URLSearchParams({ text })}`));
+      find(`Images for “${text}”`, `/api/search?${new URLSearchParams({ text })}`));
   });
 
-  // One's own picture
+  // One's own image
 
   function choose(file) {
     if (!file) return;
@@ -86,10 +86,10 @@
       say(`${file.name} has ${(file.size / 2 ** 20).toFixed(1)} MiB; the server takes ${(limits.upload_bytes / 2 ** 20).toFixed(0)}.`, { bad: true });
       return;
     }
-    picture = file;
+    chosen = file;
     if (shownUrl) URL.revokeObjectURL(shownUrl);
     shownUrl = URL.createObjectURL(file);
-    const image = Object.assign(document.createElement("img"), { src: shownUrl, alt: `Your picture, ${file.name}` });
+    const image = Object.assign(document.createElement("img"), { src: shownUrl, alt: `Your image, ${file.name}` });
     image.addEventListener("error", () => image.replaceWith(file.name)); // TIFF, which browsers do not show
     $("shown").replaceChildren(image);
     $("shown").hidden = false;
@@ -102,14 +102,14 @@
   $("file").addEventListener("change", () => choose($("file").files[0]));
   for (const kind of ["dragover", "dragleave", "drop"])
     document.addEventListener(kind, (event) => {
-      event.preventDefault(); // a picture that misses the field must not be opened instead of the page
+      event.preventDefault(); // an image that misses the field must not be opened instead of the page
       $("drop").classList.toggle("over", kind === "dragover");
       if (kind === "drop") choose(event.dataTransfer.files[0]);
     });
   document.addEventListener("paste", (event) => choose([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
 
   $("similar").addEventListener("click", () =>
-    work($("similar"), "Searching.", () => find("Pictures like yours", "/api/search", form([]))));
+    work($("similar"), "Searching.", () => find("Images like yours", "/api/search", form([]))));
 
   // Labels and words, with bars
 
@@ -148,7 +148,7 @@
       const found = await ask("/api/map", form([["text", text]]));
       const said = `Orange is where the model sees “${text}”; similarity ${found.similarity.toFixed(3)}.`;
       $("overlay").src = found.overlay;
-      $("overlay").alt = `Your picture as the model sees it, with a map. ${placed(found.grid)}`;
+      $("overlay").alt = `Your image as the model sees it, with a map. ${placed(found.grid)}`;
       $("map-words").textContent = said;
       const most = Math.max(1e-9, ...found.words.map((word) => word.fall));
       $("words").replaceChildren(...found.words.map((word) =>
@@ -178,9 +178,9 @@
   ask("/api/model").then((facts) => {
     limits = facts.limits;
     for (const id of ["text", "word"]) $(id).maxLength = limits.text_chars;
-    const words = facts.pictures === null ? "no index, so nothing to search" : `${facts.pictures.toLocaleString("en")} pictures`;
+    const words = facts.images === null ? "no index, so nothing to search" : `${facts.images.toLocaleString("en")} images`;
     $("facts").textContent = `${words}; ${facts.vision}, ${facts.image_size} px, vectors of ${facts.dimensions} numbers.`;
-    if (facts.pictures === null) {
+    if (facts.images === null) {
       for (const id of ["find", "found", "similar"]) $(id).hidden = true;
       $("main").classList.add("alone");
     }

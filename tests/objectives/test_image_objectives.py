@@ -1,4 +1,4 @@
-"""Objectives on pictures alone: rotation, jigsaw, colorization, denoising."""
+"""Objectives on images alone: rotation, jigsaw, colorization, denoising."""
 
 import itertools
 
@@ -13,18 +13,18 @@ from mmssl.objectives.denoising import Denoising
 from mmssl.objectives.jigsaw import cut_tiles, distant_permutations, lay_tiles
 from mmssl.objectives.rotation import rotate
 from mmssl.rng import RowRandom, generator
-from tests.helpers.objective_batch import ROWS, batch, tiny_mixer
+from tests.helpers.objective_batch import ROWS, batch, tiny_task
 
 
-def images(rows: int, side: int) -> torch.Tensor:
+def random_images(rows: int, side: int) -> torch.Tensor:
     return torch.randint(0, 256, (rows, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def test_rotations_are_quarter_turns() -> None:
-    """Each picture is torch.rot90 of itself by its own number of turns."""
-    pictures, turns = images(8, 6), torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
-    for picture, turned, k in zip(pictures, rotate(pictures, turns), turns.tolist(), strict=True):
-        assert torch.equal(turned, torch.rot90(picture, k, (1, 2)))
+    """Each image is torch.rot90 of itself by its own number of turns."""
+    images, turns = random_images(8, 6), torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
+    for image, turned, k in zip(images, rotate(images, turns), turns.tolist(), strict=True):
+        assert torch.equal(turned, torch.rot90(image, k, (1, 2)))
 
 
 def test_permutations_are_far_apart() -> None:
@@ -41,7 +41,7 @@ def test_the_inverse_permutation_puts_the_tiles_back(side: int) -> None:
     """Tiles laid by an order and read off by its inverse are the tiles in their places."""
     size = round(side // 3 * 0.85)
     places = torch.rand(4, 9, 2, generator=torch.Generator().manual_seed(1))
-    tiles = cut_tiles(images(4, side), places, size)
+    tiles = cut_tiles(random_images(4, side), places, size)
     order = torch.stack([torch.randperm(9) for _ in range(4)])
     laid = lay_tiles(tiles, order, side)
     cell, gap = side // 3, (side // 3 - size) // 2
@@ -54,10 +54,10 @@ def test_the_inverse_permutation_puts_the_tiles_back(side: int) -> None:
 
 def test_tiles_are_cut_inside_their_cells_and_standardised() -> None:
     """At the corners of the range of places a tile is the one cut by hand; it has mean 127.5 and deviation 50."""
-    pictures = images(1, 24)
+    images = random_images(1, 24)
     for place, top in ((0.0, 8), (0.999, 10)):
-        tiles = cut_tiles(pictures, torch.full((1, 9, 2), place), 6)
-        expected = pictures[0, :, top : top + 6, top : top + 6].float()  # the tile in the middle
+        tiles = cut_tiles(images, torch.full((1, 9, 2), place), 6)
+        expected = images[0, :, top : top + 6, top : top + 6].float()  # the tile in the middle
         centred = expected - expected.mean((1, 2), keepdim=True)
         expected = 127.5 + 50 * centred / expected.std((1, 2), keepdim=True)
         torch.testing.assert_close(tiles[0, 4], expected)
@@ -65,16 +65,16 @@ def test_tiles_are_cut_inside_their_cells_and_standardised() -> None:
 
 def test_lab_agrees_with_skimage() -> None:
     """To 0.02 in L, a and b over random colours."""
-    pictures = images(4, 32)
-    expected = rgb2lab(pictures.permute(0, 2, 3, 1).numpy())
-    assert np.abs(rgb_to_lab(pictures).permute(0, 2, 3, 1).numpy() - expected).max() < 0.02
+    images = random_images(4, 32)
+    expected = rgb2lab(images.permute(0, 2, 3, 1).numpy())
+    assert np.abs(rgb_to_lab(images).permute(0, 2, 3, 1).numpy() - expected).max() < 0.02
 
 
 def test_colour_bins() -> None:
     """261 squares of side 10 hold an sRGB colour; every colour's nearest bin is within half a diagonal of it."""
     bins = color_bins()
     assert len(bins) == 261
-    ab = rgb_to_lab(images(4, 32))[:, 1:].flatten(2).mT
+    ab = rgb_to_lab(random_images(4, 32))[:, 1:].flatten(2).mT
     nearest = bins[nearest_bins(ab, bins)]
     assert (nearest - ab).abs().max() <= 5 + 1e-3
 
@@ -103,24 +103,24 @@ def test_rare_colours_weigh_more() -> None:
 
 def test_the_noise_has_the_deviation_asked_for_and_the_target_is_clean() -> None:
     """The tower sees the main view plus noise of 64 steps of a byte; the target is the clean view."""
-    mixer = tiny_mixer(["denoising"])
-    inputs = mixer.inputs(batch(mixer), ["denoising"], lambda _: RowRandom(torch.Generator(), 0, ROWS, ROWS), 0.0)
+    task = tiny_task(["denoising"])
+    inputs = task.inputs(batch(task), ["denoising"], lambda _: RowRandom(torch.Generator(), 0, ROWS, ROWS), 0.0)
     noise = inputs["denoising.image"] - inputs["view.main"]
     assert float(noise.std()) == pytest.approx(64, rel=0.02)
     assert abs(float(noise.mean())) < 2
-    prediction = mixer.predict(inputs, ["denoising"])["denoising"]
-    torch.testing.assert_close(prediction["target"], mixer.encoder.vision.normalize(inputs["view.main"]))
+    prediction = task.predict(inputs, ["denoising"])["denoising"]
+    torch.testing.assert_close(prediction["target"], task.encoder.vision.normalize(inputs["view.main"]))
     perfect = {**prediction, "image": prediction["target"]}
-    assert float(mixer.objective("denoising").loss(perfect, inputs, mixer.processes).total) == 0
+    assert float(task.objective("denoising").loss(perfect, inputs, task.world).total) == 0
 
 
-def test_pictures_of_a_reconstruction(tiny_encoder: DualEncoder) -> None:
-    """Beside the picture and what was seen stands the prediction in the picture's own range."""
-    mixer = tiny_mixer(["denoising"])
-    inputs = mixer.inputs(batch(mixer), ["denoising"], lambda _: RowRandom(torch.Generator(), 0, ROWS, ROWS), 0.0)
-    prediction = mixer.predict(inputs, ["denoising"])["denoising"]
-    objective = mixer.objective("denoising")
+def test_images_of_a_reconstruction(tiny_encoder: DualEncoder) -> None:
+    """Beside the image and what was seen stands the prediction in the image's own range."""
+    task = tiny_task(["denoising"])
+    inputs = task.inputs(batch(task), ["denoising"], lambda _: RowRandom(torch.Generator(), 0, ROWS, ROWS), 0.0)
+    prediction = task.predict(inputs, ["denoising"])["denoising"]
+    objective = task.objective("denoising")
     assert isinstance(objective, Denoising)
     perfect = {**prediction, "image": prediction["target"]}
-    pictures = objective.pictures(perfect, inputs, mixer.encoder)
-    assert torch.equal(pictures[:, 2], inputs["view.main"])
+    images = objective.visualize(perfect, inputs, task.encoder)
+    assert torch.equal(images[:, 2], inputs["view.main"])

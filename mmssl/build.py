@@ -176,7 +176,7 @@ def build_loader(
         resolve_sources(data.train, data.allow_pipe),
         seed=config.seed,
         batch_size=data.batch_size,
-        render=Renderer(views, data.captions, config.seed, data.max_caption_chars, changed_later=later),
+        render=Renderer(views, data.captions, config.seed, data.max_caption_chars, augment_on_device=later),
         tokenize=tokenizer.encode,
         lanes=data.lanes,
         shuffle_block=data.shuffle_block,

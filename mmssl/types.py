@@ -40,7 +40,7 @@ class Batch:
     """Sample ids, int64 [B]."""
     keys: list[str]
     """`shard:key` of each sample, for messages."""
-    draws: dict[str, Tensor] = field(default_factory=dict)
+    augment_params: dict[str, Tensor] = field(default_factory=dict)
     """View name -> the random numbers of its images' changes, float64 [B, n], where these are still to be made."""
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Batch:
             token_mask=self.token_mask[start:stop],
             ids=self.ids[start:stop],
             keys=self.keys[start:stop],
-            draws={name: rows[start:stop] for name, rows in self.draws.items()},
+            augment_params={name: rows[start:stop] for name, rows in self.augment_params.items()},
         )
 
 

@@ -20,7 +20,7 @@ class SourceConfig(ConfigBase):
 class ViewConfig(ConfigBase):
     """How one named rendering of an image is made while training. The defaults are OpenCLIP's."""
 
-    changed: float = Field(1.0, ge=0, le=1)
+    augment: float = Field(1.0, ge=0, le=1)
     """Part of the images that may get any of the changes below but crop and flip; the others stay close to
     what is judged."""
     crop_scale: tuple[float, float] = (0.9, 1.0)

@@ -11,6 +11,11 @@ from pydantic import BaseModel, ValidationError
 from mmssl.config.config import Config
 from mmssl.types import UserError
 
+_RENAMED = {"picture_steps": "image_steps", "changed": "augment"}
+"""Keys of version 0.1.0, whatever section they are in, and their names today."""
+_REMOVED = {"mixer": {"balance": "fixed"}, "optim": {"name": "adamw"}}
+"""Settings of version 0.1.0 that had one useful value, by section."""
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `key=value` overrides (values are YAML), and check it all.
@@ -41,6 +46,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping of keys to values, found {type(tree).__name__}")
+    _upgrade(tree)
     return tree
 
 
@@ -99,6 +105,23 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
             raise UserError(f"{key}={value!r}: {'.'.join(parents[: depth + 1])} is a value, not a section")
         node = child
     node[last] = value
+
+
+def _upgrade(tree: dict[str, Any]) -> None:
+    """Bring a tree that version 0.1.0 wrote to today's keys."""
+    for section, removed in _REMOVED.items():
+        for key, value in removed.items():
+            if isinstance(tree.get(section), dict) and tree[section].get(key) == value:
+                del tree[section][key]
+    _rename(tree)
+
+
+def _rename(tree: dict[str, Any]) -> None:
+    for key in list(tree):
+        value = tree.pop(key)  # put back in order, under its name of today
+        if isinstance(value, dict):
+            _rename(value)
+        tree[_RENAMED.get(key, key)] = value
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

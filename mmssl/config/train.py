@@ -13,8 +13,6 @@ from mmssl.config.base import ConfigBase
 class OptimConfig(ConfigBase):
     """The optimizer and the learning-rate schedule. The defaults are OpenCLIP's."""
 
-    name: Literal["adamw"] = "adamw"
-    """The optimizer."""
     lr: float = Field(5e-4, gt=0)
     """Peak learning rate."""
     vision_lr: float | None = Field(None, gt=0)
@@ -111,19 +109,10 @@ class ObjectiveConfig(BaseModel):
 
 
 class MixerConfig(ConfigBase):
-    """How objectives are balanced, and how often it is looked at what they do."""
+    """How often the objectives are diagnosed."""
 
-    balance: Literal["fixed", "uncertainty", "gradient_norm"] = "fixed"
-    """`fixed`: the weights as given. Experimental: `uncertainty` (times the inverse of each running loss) and
-    `gradient_norm` (each gradient brought to the contrastive one's norm)."""
     watch_steps: int | None = Field(100, ge=1)
     """Measure each objective's gradient norm, its cosine with the contrastive gradient and its share of the time every
     so many steps, on 64 samples. Null: never."""
     image_steps: int | None = Field(200, ge=1)
     """Write what objectives reconstruct to RUN/images every so many steps. Null: never."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "MixerConfig":
-        if self.balance == "gradient_norm" and self.watch_steps is None:
-            raise ValueError("mixer.balance=gradient_norm measures gradients: set mixer.watch_steps, for example 100")
-        return self

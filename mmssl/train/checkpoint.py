@@ -24,6 +24,13 @@ from mmssl.types import UserError
 FORMAT = 1
 
 
+_RENAMED = {
+    "objectives.captioning.picture.": "objectives.captioning.image.",
+    "objectives.moco.queue_picture": "objectives.moco.queue_paired_image",
+}
+"""Parts of weights' names in checkpoints of version 0.1.0, and today's."""
+
+
 def save_checkpoint(
     folder: Path,
     step: int,
@@ -70,7 +77,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
         UserError: a file is missing, cut or altered.
     """
     state = verify_checkpoint(path)
-    return load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), state
+    model, optimizer = (_renamed(load_file(path / f"{name}.safetensors")) for name in ("model", "optimizer"))
+    return model, optimizer, state
+
+
+def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for old, new in _RENAMED.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:

@@ -219,11 +219,6 @@ def build_accelerator(config: Config) -> Accelerator:
             f"train.micro_batch, which keeps the gradient that of the whole batch, and leave "
             f"--gradient_accumulation_steps out"
         )
-    if accelerator.distributed_type == "FSDP" and config.mixer.balance == "gradient_norm":
-        raise UserError(
-            "mixer.balance=gradient_norm needs each objective's gradient, which is not measured under FSDP2; use fixed "
-            "or uncertainty"
-        )
     return accelerator
 
 

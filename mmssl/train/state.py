@@ -31,8 +31,6 @@ class RunState:
     """Of those, the ones since the last update that was not skipped."""
     best: tuple[float, int] | None = None
     """The best figure so far of the metric that picks the best checkpoint, and its step."""
-    running: dict[str, float] = field(default_factory=dict)
-    """What the balance between objectives follows."""
     alarms: list[str] = field(default_factory=list)
     """Kinds of alarms that were given."""
     micro_batch: int | None = None
@@ -72,7 +70,6 @@ def save(folder: Path, trained: Trained, keep: int) -> None:
             "seconds": run.seconds,
             "skipped": [run.skipped, run.skipped_in_row],
             "best": run.best,
-            "running": run.running,
             "alarms": run.alarms,
             "micro_batch": run.micro_batch,
             "stream": trained.stream.state_dict(),
@@ -108,7 +105,6 @@ def restore(path: Path, trained: Trained) -> list[str]:
     run.step, run.seconds = state["step"], state["seconds"]
     run.skipped, run.skipped_in_row = state["skipped"]
     run.best = None if state["best"] is None else (state["best"][0], state["best"][1])
-    run.running.update(state["running"])
     run.alarms.extend(state["alarms"])
     run.micro_batch = state["micro_batch"]
     if trained.scaler is not None and state["scaler"] is not None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mmssl.config import Config
 from mmssl.distributed.world import World
-from mmssl.train.balance import Balance
 from mmssl.train.diagnostics import Alarms
 from mmssl.train.loggers import ProgressBar, Record, StepLog
 from mmssl.train.optim import Length
@@ -68,7 +67,6 @@ class StepMetrics:
     length: Length
     logs: Mapping[str, StepLog]
     bar: ProgressBar
-    balance: Balance
     stop: bool = False
     """The processes agreed to save and stop."""
     save: bool = False
@@ -122,7 +120,6 @@ class StepMetrics:
         self.stop, self.save = sums.pop("stop")[0] > 0, sums.pop("save")[0] > 0
         stream = {name: sums.pop(name)[0] for name in STREAM}
         values = {name: total / count if count else math.nan for name, (total, count) in sums.items()}
-        self.balance.observe(values)
         finite = math.isfinite(values["gradient_norm"])
         run.skipped += not finite
         run.skipped_in_row = 0 if finite else run.skipped_in_row + 1

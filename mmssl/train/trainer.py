@@ -22,7 +22,6 @@ from mmssl.models.lora import merged, without_adapters
 from mmssl.objectives._base import Inputs
 from mmssl.objectives._task import weight_at
 from mmssl.train import state
-from mmssl.train.balance import Balance
 from mmssl.train.checkpoint import load_model_state
 from mmssl.train.diagnostics import objective_gradients, objective_images, write_image_grid
 from mmssl.train.evaluation import RunEvaluator
@@ -56,7 +55,6 @@ class Trainer:
         self.task, self.stream = setup.trained.task, setup.trained.stream
         self.run_state = setup.trained.run
         self.last_counts = replace(self.stream.counters())
-        self.balance = Balance(self.config.mixer.balance, self.run_state.running)
         self.evaluator = RunEvaluator(self.config, self.accelerator, self.world, self.run_state)
         self.signals = StopRequest()
 
@@ -76,7 +74,6 @@ class Trainer:
                     self.setup.length,
                     logs,
                     bar,
-                    self.balance,
                 )
                 stack.enter_context(self.stream)
                 stack.enter_context(self.signals)
@@ -180,8 +177,7 @@ class Trainer:
         """The objectives that act at this step, with their weights."""
         step = self.run_state.step
         weights = {name: weight_at(options, step, progress) for name, options in self.setup.schedules.items()}
-        factors = self.balance.factors(weights)
-        return {name: weight * factors[name] for name, weight in weights.items() if weight > 0}
+        return {name: weight for name, weight in weights.items() if weight > 0}
 
     def _requests(self, now: float) -> dict[str, float]:
         """What this process asks of all."""

@@ -13,7 +13,6 @@ import torch
 
 from mmssl.config import parse_config
 from mmssl.distributed.world import World
-from mmssl.train.balance import Balance
 from mmssl.train.loggers import StepLog, _Remaining
 from mmssl.train.optim import Length
 from mmssl.train.state import RunState
@@ -33,7 +32,7 @@ def numbers(run: Path, scaler: object = None) -> Iterator[StepMetrics]:
     accelerator = SimpleNamespace(scaler=scaler, log=lambda *_, **__: None)
     with StepLog(run / "metrics.jsonl", 0) as log:
         settings: Any = (config, accelerator, World(), RunState(), Length(100, None), {"metrics": log}, quiet)
-        yield StepMetrics(*settings, Balance("fixed", {}))
+        yield StepMetrics(*settings)
 
 
 def step(reader: StepMetrics, norm: float, masked: int = 1) -> None:

@@ -12,7 +12,6 @@ from mmssl.losses.contrastive import info_nce
 from mmssl.losses.siglip import siglip
 from mmssl.objectives import reference
 from mmssl.rng import RowRandom
-from mmssl.train.balance import Balance
 from mmssl.train.diagnostics import Alarms, guessing_loss, objective_gradients, objective_images, write_image_grid
 from tests.helpers.objective_batch import ROWS, Plain, batch, tiny_task
 
@@ -59,31 +58,6 @@ def test_images_are_drawn(tmp_path: Path) -> None:
         assert sheet.size == (3 * 24, 8 * 24)
         first = torch.tensor(list(sheet.crop((0, 0, 24, 24)).get_flattened_data()), dtype=torch.uint8)
     assert torch.equal(first.view(24, 24, 3), inputs["view.main"][0].permute(1, 2, 0))
-
-
-def test_uncertainty_weights_are_the_optimum_of_kendalls_loss() -> None:
-    """The factor 1 / L is where L / v + log v has its least value over v, at the running average of the losses."""
-    running: dict[str, float] = {}
-    balance = Balance("uncertainty", running)
-    for _ in range(2000):
-        balance.observe({"contrastive.loss": 4.0, "mlm.loss": 0.5, "mlm.accuracy": 1.0})
-    factors = balance.factors(["contrastive", "mlm", "mae"])
-    for name, loss in (("contrastive", 4.0), ("mlm", 0.5)):
-        grid = torch.linspace(0.01, 10, 100_000)
-        best = grid[(loss / grid + grid.log()).argmin()]
-        assert factors[name] == pytest.approx(1 / float(best), rel=1e-3)
-    assert factors["mae"] == 1.0  # not measured yet
-    assert running.keys() == {"contrastive", "mlm"}
-
-
-def test_gradient_norm_balance_brings_norms_to_the_contrastive_one() -> None:
-    """Factor times norm is the contrastive norm for every objective; fixed weights stay."""
-    balance = Balance("gradient_norm", {})
-    balance.observe({"contrastive.gradient_norm": 2.0, "mlm.gradient_norm": 0.5, "gradient_norm": 9.0})
-    assert balance.factors(["contrastive", "mlm"]) == {"contrastive": 1.0, "mlm": 4.0}
-    fixed = Balance("fixed", {})
-    fixed.observe({"contrastive.loss": 2.0, "contrastive.gradient_norm": 2.0})
-    assert fixed.factors(["contrastive"]) == {"contrastive": 1.0}
 
 
 HEALTHY = {
@@ -155,9 +129,7 @@ def test_guessing_knows_nothing_of_the_pair(n: int) -> None:
 
 
 def test_siglip_is_a_reference_too() -> None:
-    """Without contrastive, gradient norms are brought to siglip's, wherever it stands among the objectives."""
-    balance = Balance("gradient_norm", {})
-    balance.observe({"mlm.gradient_norm": 0.5, "siglip.gradient_norm": 2.0})
-    assert balance.factors(["mlm", "siglip"]) == {"mlm": 4.0, "siglip": 1.0}
+    """Contrastive is the reference where it is there, else siglip; other objectives are none."""
+    assert reference(["mlm", "siglip"]) == "siglip"
     assert reference(["mlm", "siglip", "contrastive"]) == "contrastive"
     assert reference(["mlm"]) is None

@@ -161,7 +161,7 @@ def _plan_mix(
 def _unwatched(config: Config) -> dict[str, None]:
     """Watching costs a mix of more objectives more time, so cells are watched only as far as the configuration asks."""
     keys = {"watch_steps", "image_steps"} - config.mixer.model_fields_set
-    return dict.fromkeys(sorted(keys - ({"watch_steps"} if config.mixer.balance == "gradient_norm" else set())))
+    return dict.fromkeys(sorted(keys))
 
 
 def _baseline_steps(config: Config) -> int:

@@ -60,7 +60,7 @@ def _bert(width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
 
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _CHANGES = {
-    "changed": 0.7,
+    "augment": 0.7,
     "crop_scale": [0.6, 1.0],
     "affine": 1.0,
     "affine_degrees": 10,

@@ -38,7 +38,7 @@ class RenderedSamples(Protocol):
         """Index and error of each sample that could not be rendered."""
 
     @property
-    def draws(self) -> dict[str, Tensor]:
+    def augment_params(self) -> dict[str, Tensor]:
         """View name -> numbers of its images' changes, float64 [n, ...], where these are still to be made."""
 
 
@@ -65,7 +65,7 @@ class BatchPart:
     """Rendered samples of a task, n of them."""
 
     views: dict[str, Tensor]
-    draws: dict[str, Tensor]
+    augment_params: dict[str, Tensor]
     texts: list[str]
     ids: list[int]
     keys: list[str]
@@ -163,9 +163,9 @@ class _PartBuild:
         sources = [0] * len(self._parent.plan.sources)
         for run in runs:
             sources[run.source] += len(run.slots)
-        views, draws, texts = compose(self._pieces, len(samples))
+        views, augment_params, texts = compose(self._pieces, len(samples))
         ids, keys = [s.id for s in samples], [f"{s.shard}:{s.key}" for s in samples]
-        return BatchPart(views, draws, texts, ids, keys, sources, self._bytes, bad=sorted(self._bad.items()))
+        return BatchPart(views, augment_params, texts, ids, keys, sources, self._bytes, bad=sorted(self._bad.items()))
 
     def _read(self, slot: int, place: SampleLocation) -> str | None:
         """Fill a slot; the error where that fails."""
@@ -220,16 +220,16 @@ def compose(
     """The pieces' rows in the order of their places: views, draws and texts."""
     slots, rows, rendered = pieces[0]
     if slots == rows == list(range(count)) and len(rendered.texts) == count:
-        return rendered.views, rendered.draws, rendered.texts
-    views, draws = (
+        return rendered.views, rendered.augment_params, rendered.texts
+    views, augment_params = (
         {name: torch.empty(count, *rows.shape[1:], dtype=rows.dtype) for name, rows in kept.items()}
-        for kept in (rendered.views, rendered.draws)
+        for kept in (rendered.views, rendered.augment_params)
     )
     texts = [""] * count
     for slots, rows, rendered in pieces:
-        for whole, found in ((views, rendered.views), (draws, rendered.draws)):
+        for whole, found in ((views, rendered.views), (augment_params, rendered.augment_params)):
             for name, values in found.items():
                 whole[name][slots] = values[rows]
         for slot, row in zip(slots, rows, strict=True):
             texts[slot] = rendered.texts[row]
-    return views, draws, texts
+    return views, augment_params, texts

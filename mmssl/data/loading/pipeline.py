@@ -53,7 +53,9 @@ class PartJoiner:
             token_mask=mask.pin_memory() if self._pin_memory else mask,
             ids=torch.tensor([number for part in found for number in part.ids]),
             keys=[key for part in found for key in part.keys],
-            draws={name: torch.cat([part.draws[name] for part in found]) for name in found[0].draws},
+            augment_params={
+                name: torch.cat([part.augment_params[name] for part in found]) for name in found[0].augment_params
+            },
         )
         first, bad = 0, []
         for part in found:

@@ -213,10 +213,10 @@ class _UnindexedBuild:
         else:
             raise _too_many(self._bad[-1][1])
         samples = [sample for sample, _ in self._samples]
-        views, draws, texts = compose(pieces, len(samples))
+        views, augment_params, texts = compose(pieces, len(samples))
         return BatchPart(
             views,
-            draws,
+            augment_params,
             texts,
             ids=[sample.id for sample in samples],
             keys=[f"{sample.shard}:{sample.key}" for sample in samples],

@@ -42,11 +42,11 @@ _ROWS = 256
 def finish_views(batch: Batch, views: Mapping[str, ViewConfig]) -> Batch:
     """Change the views of a batch that came with their draws, where the batch is."""
     done = {}
-    for name, drawn in batch.draws.items():
+    for name, drawn in batch.augment_params.items():
         images, config = batch.views[name], views[name]
         parts = [slice(start, start + _ROWS) for start in range(0, len(drawn), _ROWS)]
         done[name] = torch.cat([augment(images[part], config, from_rows(drawn[part])) for part in parts])
-    return replace(batch, views={**batch.views, **done}, draws={})
+    return replace(batch, views={**batch.views, **done}, augment_params={})
 
 
 def augments(config: ViewConfig) -> bool:
@@ -54,13 +54,20 @@ def augments(config: ViewConfig) -> bool:
     return config.flip > 0 or any(chance > 0 for chance in _chances(config))
 
 
-def augment(images: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
+def augment(images: Tensor, config: ViewConfig, augment_params: AugmentParams[Column]) -> Tensor:
     """Flip images, uint8 [n, 3, S, S], and apply what else was drawn for each; rounds once, at the end."""
-    images = _where(draws.flip < config.flip, images, config, draws, lambda x, _, __: x.flip(-1))
-    first = (draws.outline, draws.posterize, draws.affine, draws.jitter, draws.gray, draws.invert)
-    numbers = (*first, draws.solarize, draws.blur, draws.erase)
+    images = _where(augment_params.flip < config.flip, images, config, augment_params, lambda x, _, __: x.flip(-1))
+    first = (
+        augment_params.outline,
+        augment_params.posterize,
+        augment_params.affine,
+        augment_params.jitter,
+        augment_params.gray,
+        augment_params.invert,
+    )
+    numbers = (*first, augment_params.solarize, augment_params.blur, augment_params.erase)
     drawn = [
-        (number < chance) & (draws.changed < config.changed)
+        (number < chance) & (augment_params.augment < config.augment)
         for number, chance in zip(numbers, _chances(config), strict=True)
     ]
     outlined, posterized, moved, jittered, grayed, inverted, solarized, blurred, erased = drawn
@@ -74,14 +81,14 @@ def augment(images: Tensor, config: ViewConfig, draws: AugmentParams[Column]) ->
         (erased, erase),
     ]
 
-    def change(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
+    def change(x: Tensor, config: ViewConfig, augment_params: AugmentParams[Column]) -> Tensor:
         x = x.float()
         for chosen, step in steps:
-            x = _where(chosen[changed], x, config, draws, step)
+            x = _where(chosen[changed], x, config, augment_params, step)
         return x.round_().to(torch.uint8)
 
     changed = np.logical_or.reduce(drawn)
-    return _where(changed, images, config, draws, change)
+    return _where(changed, images, config, augment_params, change)
 
 
 def _chances(config: ViewConfig) -> tuple[float, ...]:
@@ -90,23 +97,23 @@ def _chances(config: ViewConfig) -> tuple[float, ...]:
 
 
 def _where(
-    chosen: npt.NDArray[np.bool_], images: Tensor, config: ViewConfig, draws: AugmentParams[Column], step: Step
+    chosen: npt.NDArray[np.bool_], images: Tensor, config: ViewConfig, augment_params: AugmentParams[Column], step: Step
 ) -> Tensor:
     """The images, with those that are chosen given to a step. The choice is made on the host: no device is asked."""
     if chosen.all():
-        return step(images, config, draws)
+        return step(images, config, augment_params)
     if not chosen.any():
         return images
     rows = torch.from_numpy(np.flatnonzero(chosen)).to(images.device, non_blocking=True)
-    return images.index_copy(0, rows, step(images[rows], config, select(draws, chosen)))
+    return images.index_copy(0, rows, step(images[rows], config, select(augment_params, chosen)))
 
 
-def affine(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
+def affine(x: Tensor, config: ViewConfig, augment_params: AugmentParams[Column]) -> Tensor:
     """Rotate, scale and shift by up to 10 % of the side, about the centre, as `config.affine_*` say."""
-    angle = math.radians(config.affine_degrees) * (2 * draws.angle - 1)
-    scale = between(config.affine_scale, draws.scale)
+    angle = math.radians(config.affine_degrees) * (2 * augment_params.angle - 1)
+    scale = between(config.affine_scale, augment_params.scale)
     # Where each output pixel comes from, in coordinates that run from -1 to 1 over the image.
-    right, down = (2 * _AFFINE_SHIFT * (2 * u - 1) for u in (draws.shift_x, draws.shift_y))
+    right, down = (2 * _AFFINE_SHIFT * (2 * u - 1) for u in (augment_params.shift_x, augment_params.shift_y))
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
     inverse = np.array([[cos, sin, -cos * right - sin * down], [-sin, cos, sin * right - cos * down]])
     grid = F.affine_grid(_beside(inverse.transpose(2, 0, 1), x), list(x.shape), align_corners=False)
@@ -116,31 +123,31 @@ def affine(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tenso
     return 255 - F.grid_sample(255 - x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def outline(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
+def outline(x: Tensor, config: ViewConfig, augment_params: AugmentParams[Column]) -> Tensor:
     """Darken each pixel by how much its 3 x 3 neighbourhood differs in any colour."""
-    strength = _each(between(_OUTLINE_STRENGTH, draws.outline_strength), x)
+    strength = _each(between(_OUTLINE_STRENGTH, augment_params.outline_strength), x)
     contrast = (F.max_pool2d(x, 3, 1, 1) + F.max_pool2d(-x, 3, 1, 1)).amax(1, keepdim=True)
     return x * (1 - (strength * contrast - _OUTLINE_THRESHOLD).div_(255).clamp_(0, 1))
 
 
-def posterize(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
+def posterize(x: Tensor, config: ViewConfig, augment_params: AugmentParams[Column]) -> Tensor:
     """Keep a few evenly spaced levels of each colour."""
     low, high = _POSTERIZE_LEVELS
-    gap = _each(255 / (low + np.floor(draws.posterize_levels * (high - low + 1)) - 1), x)
+    gap = _each(255 / (low + np.floor(augment_params.posterize_levels * (high - low + 1)) - 1), x)
     return (x / gap).round_() * gap
 
 
-def change_colours(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
+def change_colours(x: Tensor, config: ViewConfig, augment_params: AugmentParams[Column]) -> Tensor:
     """Jitter, gray and negative as one affine map of the colours, clamped once."""
     jittered, grayed, inverted = (
         (number < chance)[:, None]
         for number, chance in (
-            (draws.jitter, config.color_jitter),
-            (draws.gray, config.gray),
-            (draws.invert, config.invert),
+            (augment_params.jitter, config.color_jitter),
+            (augment_params.gray, config.gray),
+            (augment_params.invert, config.invert),
         )
     )
-    matrix, of_mean = jitter(config.color_jitter_strength, draws)
+    matrix, of_mean = jitter(config.color_jitter_strength, augment_params)
     matrix = np.where(jittered[..., None], matrix, np.eye(3))
     of_mean = np.where(jittered, of_mean, 0.0)
     matrix = np.where(grayed[..., None], _GRAY @ matrix, matrix)
@@ -154,18 +161,18 @@ def change_colours(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) 
     return torch.baddbmm(offset[..., None].expand(-1, 3, 1), weights, x.flatten(2)).clamp_(0, 255).view_as(x)
 
 
-def jitter(strength: tuple[float, float, float, float], draws: AugmentParams[Column]) -> tuple[Matrix, Matrix]:
+def jitter(strength: tuple[float, float, float, float], augment_params: AugmentParams[Column]) -> tuple[Matrix, Matrix]:
     """Brightness, contrast, saturation and hue, in this order, as matrices [n, 3, 3] and, per unit of the gray value of
     an image's mean colour, offsets [n, 3].
 
     Contrast is about that gray value. The first three are torchvision's definitions without its clamping in between;
     hue rotates the chroma plane of YIQ, which keeps the luma.
     """
-    numbers = (draws.brightness, draws.contrast, draws.saturation)
+    numbers = (augment_params.brightness, augment_params.contrast, augment_params.saturation)
     brightness, contrast, saturation = (
         between((max(0.0, 1 - s), 1 + s), u)[:, None, None] for s, u in zip(strength[:3], numbers, strict=True)
     )
-    turn = 2 * math.pi * strength[3] * (2 * draws.hue - 1)
+    turn = 2 * math.pi * strength[3] * (2 * augment_params.hue - 1)
     rotation = np.zeros((len(turn), 3, 3))
     rotation[:, 0, 0] = 1
     rotation[:, 1, 1] = rotation[:, 2, 2] = np.cos(turn)
@@ -175,14 +182,14 @@ def jitter(strength: tuple[float, float, float, float], draws: AugmentParams[Col
     return colours * (brightness * contrast), (colours * ((1 - contrast) * brightness)).sum(2)
 
 
-def solarize(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
+def solarize(x: Tensor, config: ViewConfig, augment_params: AugmentParams[Column]) -> Tensor:
     """Invert the values above one half: min(x, 255 - x)."""
     return 127.5 - (x - 127.5).abs_()
 
 
-def gaussian_blur(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
+def gaussian_blur(x: Tensor, config: ViewConfig, augment_params: AugmentParams[Column]) -> Tensor:
     """Gaussian of `draws.blur_sigma`, cut off at 3 sigma, mirrored at the borders."""
-    sigma = between(_BLUR_SIGMA, draws.blur_sigma)[:, None] * x.shape[-1]
+    sigma = between(_BLUR_SIGMA, augment_params.blur_sigma)[:, None] * x.shape[-1]
     reach = np.maximum(1, np.ceil(3 * sigma))
     radius = int(reach.max())
     tap = np.arange(radius + 1)
@@ -200,14 +207,17 @@ def gaussian_blur(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -
     return x
 
 
-def erase(x: Tensor, config: ViewConfig, draws: AugmentParams[Column]) -> Tensor:
+def erase(x: Tensor, config: ViewConfig, augment_params: AugmentParams[Column]) -> Tensor:
     """Paint one rectangle in each image's mean colour (random erasing, Zhong et al. 2017)."""
     side = x.shape[-1]
-    area = side**2 * between(_ERASE_AREA, draws.erase_area)
-    ratio = np.exp(between(_ERASE_LOG_RATIO, draws.erase_ratio))
+    area = side**2 * between(_ERASE_AREA, augment_params.erase_area)
+    ratio = np.exp(between(_ERASE_LOG_RATIO, augment_params.erase_ratio))
     along = torch.arange(side, device=x.device)
     inside = []
-    for length, start in ((np.sqrt(area * ratio), draws.erase_top), (np.sqrt(area / ratio), draws.erase_left)):
+    for length, start in (
+        (np.sqrt(area * ratio), augment_params.erase_top),
+        (np.sqrt(area / ratio), augment_params.erase_left),
+    ):
         length = np.clip(np.rint(length), 1, side)
         first = np.floor(start * (side - length + 1))
         begin, end = (_beside(edge, x)[:, None] for edge in (first, first + length))

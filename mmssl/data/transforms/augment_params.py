@@ -49,7 +49,7 @@ class AugmentParams(NamedTuple, Generic[T]):
     erase_ratio: T
     erase_top: T
     erase_left: T
-    changed: T
+    augment: T
     posterize: T
     posterize_levels: T
     outline: T
@@ -67,9 +67,9 @@ def draw_params(rng: np.random.Generator) -> AugmentParams[float]:
     return AugmentParams(tuple(areas), tuple(ratios), *numbers[2 * _CROP_ATTEMPTS :])
 
 
-def to_rows(draws: Sequence[AugmentParams[float]]) -> Tensor:
+def to_rows(augment_params: Sequence[AugmentParams[float]]) -> Tensor:
     """What comes after the crops of n renderings, float64 [n, SCALARS]."""
-    return torch.tensor([one[2:] for one in draws], dtype=torch.float64)
+    return torch.tensor([one[2:] for one in augment_params], dtype=torch.float64)
 
 
 def from_rows(rows: Tensor) -> AugmentParams[Column]:
@@ -77,9 +77,9 @@ def from_rows(rows: Tensor) -> AugmentParams[Column]:
     return AugmentParams((), (), *rows.numpy().T)
 
 
-def select(draws: AugmentParams[Column], chosen: npt.NDArray[np.bool_]) -> AugmentParams[Column]:
+def select(augment_params: AugmentParams[Column], chosen: npt.NDArray[np.bool_]) -> AugmentParams[Column]:
     """The numbers of those renderings that are `chosen`, bool [n]."""
-    return AugmentParams((), (), *(column[chosen] for column in draws[2:]))
+    return AugmentParams((), (), *(column[chosen] for column in augment_params[2:]))
 
 
 def between(bounds: tuple[float, float], u: U) -> U:

@@ -24,7 +24,7 @@ class Rendered:
     """Captions; those of bad samples are empty."""
     bad: list[tuple[int, str]]
     """Row and reason of every sample that could not be used."""
-    draws: dict[str, Tensor]
+    augment_params: dict[str, Tensor]
     """View name -> numbers of its images' changes, float64 [n, SCALARS], where these are left to others."""
 
 
@@ -37,9 +37,9 @@ class Renderer:
         templates: Sequence[str],
         seed: int,
         max_caption_chars: int = 20_000,
-        changed_later: bool = False,
+        augment_on_device: bool = False,
     ) -> None:
-        """With `changed_later`, images are cut and resized only, and what was drawn for them comes beside.
+        """With `augment_on_device`, images are cut and resized only, and what was drawn for them comes beside.
 
         Raises:
             UserError: a malformed caption template.
@@ -49,7 +49,7 @@ class Renderer:
         self.templates = list(templates)
         self.seed = seed
         self.max_caption_chars = max_caption_chars
-        self.left = {name for name, view in views.items() if changed_later and augments(view.config)}
+        self.left = {name for name, view in views.items() if augment_on_device and augments(view.config)}
 
     def __call__(self, samples: Sequence[Sample], epoch: int) -> Rendered:
         """Render samples for an epoch; what cannot be used is listed, never raised."""
@@ -57,7 +57,7 @@ class Renderer:
         bad: dict[int, str] = {}
         # All the small work before the images: decoding empties the processor's caches every time.
         texts = [self._caption(row, sample, epoch, bad) for row, sample in enumerate(samples)]
-        draws = {
+        augment_params = {
             name: [draw_params(generator(self.seed, "view", name, epoch, sample.id)) for sample in samples]
             for name in self.views
         }
@@ -65,7 +65,7 @@ class Renderer:
             if row in bad or not views:
                 continue
             try:
-                painted = self._paint(sample.image, {name: draws[name][row] for name in views})
+                painted = self._paint(sample.image, {name: augment_params[name][row] for name in views})
             except DecodeError as error:
                 bad[row], texts[row] = str(error), ""
                 continue
@@ -74,7 +74,7 @@ class Renderer:
         for row in bad:
             for view in views.values():
                 view[row] = 0
-        left = {name: to_rows(draws[name]) for name in self.views if name in self.left}
+        left = {name: to_rows(augment_params[name]) for name in self.views if name in self.left}
         return Rendered(views, texts, sorted(bad.items()), left)
 
     def _caption(self, row: int, sample: Sample, epoch: int, bad: dict[int, str]) -> str:
@@ -94,13 +94,13 @@ class Renderer:
             return ""
         return text
 
-    def _paint(self, image: bytes, draws: dict[str, AugmentParams[float]]) -> dict[str, Tensor]:
+    def _paint(self, image: bytes, augment_params: dict[str, AugmentParams[float]]) -> dict[str, Tensor]:
         """Every view of one image, which is decoded once, at the smallest size that serves them all."""
         header = read_header(image, min(view.max_pixels for view in self.views.values()))
-        crops = {name: view.crop(header, draws[name]) for name, view in self.views.items()}
+        crops = {name: view.crop(header, augment_params[name]) for name, view in self.views.items()}
         reduce = min(view.reduction(header, crops[name]) for name, view in self.views.items())
         pixels = decode(image, header, reduce)
         return {
-            name: view.paint(pixels, header, crops[name], None if name in self.left else draws[name])
+            name: view.paint(pixels, header, crops[name], None if name in self.left else augment_params[name])
             for name, view in self.views.items()
         }

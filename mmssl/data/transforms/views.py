@@ -65,23 +65,28 @@ class View:
             DecodeError: the image cannot be used.
         """
         header = read_header(image, self.max_pixels)
-        draws = draw_params(rng)
-        crop = self.crop(header, draws)
-        return self.paint(decode(image, header, self.reduction(header, crop)), header, crop, draws)
+        augment_params = draw_params(rng)
+        crop = self.crop(header, augment_params)
+        return self.paint(decode(image, header, self.reduction(header, crop)), header, crop, augment_params)
 
-    def crop(self, header: Header, draws: AugmentParams[float]) -> Crop:
+    def crop(self, header: Header, augment_params: AugmentParams[float]) -> Crop:
         """The random resized crop of Inception (Szegedy et al. 2015).
 
         An area and a shape are tried ten times; else it is the greatest centred crop of an allowed shape.
         """
         width, height = header.width, header.height
         low, high = self.config.crop_ratio
-        for u, v in zip(draws.crop_area, draws.crop_ratio, strict=True):
+        for u, v in zip(augment_params.crop_area, augment_params.crop_ratio, strict=True):
             area = width * height * between(self.config.crop_scale, u)
             ratio = between_log((low, high), v)
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
-                return Crop(int(draws.crop_top * (height - h + 1)), int(draws.crop_left * (width - w + 1)), h, w)
+                return Crop(
+                    int(augment_params.crop_top * (height - h + 1)),
+                    int(augment_params.crop_left * (width - w + 1)),
+                    h,
+                    w,
+                )
         w = max(1, min(width, round(height * high)))
         h = max(1, min(height, round(width / low)))
         return Crop((height - h) // 2, (width - w) // 2, h, w)
@@ -90,13 +95,13 @@ class View:
         """The factor by which the image may be decoded smaller for this crop."""
         return dct_reduction(header, min(crop.height, crop.width) / self.image_size, self.mode)
 
-    def paint(self, pixels: Pixels, header: Header, crop: Crop, draws: AugmentParams[float] | None) -> Tensor:
-        """Render decoded pixels, of full or reduced size, to uint8 [3, image_size, image_size]; without `draws`, cut
+    def paint(self, pixels: Pixels, header: Header, crop: Crop, augment_params: AugmentParams[float] | None) -> Tensor:
+        """Render decoded pixels, of full or reduced size, to uint8 [3, image_size, image_size]; without `augment_params`, cut
         and resized only."""
         image = resize(_cut(pixels, header, crop), self.image_size, self.image_size, self.interpolation)
-        if draws is None or not augments(self.config):
+        if augment_params is None or not augments(self.config):
             return image
-        return augment(image[None], self.config, from_rows(to_rows([draws])))[0]
+        return augment(image[None], self.config, from_rows(to_rows([augment_params])))[0]
 
 
 class EvalView:

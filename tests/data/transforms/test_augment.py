@@ -20,7 +20,7 @@ OPERATIONS = ("affine", "color_jitter", "gray", "invert", "solarize", "posterize
 STRENGTH = (0.4, 0.3, 0.2, 0.1)
 
 
-def draws(**values: float) -> AugmentParams[Column]:
+def augment_params(**values: float) -> AugmentParams[Column]:
     """One rendering's draws, which turn every operation off and sit in the middle of every range, but for `values`."""
     names = (
         "flip",
@@ -40,7 +40,7 @@ def draws(**values: float) -> AugmentParams[Column]:
 
 def one(step: augment.Step, x: Tensor, config: ViewConfig | None = None, **values: float) -> Tensor:
     """An operation on one image [3, S, S]."""
-    return step(x[None], config or ViewConfig(), draws(**values))[0]
+    return step(x[None], config or ViewConfig(), augment_params(**values))[0]
 
 
 def image(size: int = 64) -> Tensor:
@@ -55,7 +55,7 @@ def calm() -> Tensor:
 
 def jittered(x: Tensor, strength: tuple[float, float, float, float], **values: float) -> Tensor:
     """The jitter alone, before any clamping."""
-    matrix, of_gray = augment.jitter(strength, draws(**values))
+    matrix, of_gray = augment.jitter(strength, augment_params(**values))
     gray = float(x.mean(dim=(1, 2)).double() @ torch.from_numpy(augment.LUMA))
     shift = torch.from_numpy(of_gray[0] * gray).float()[:, None, None]
     return torch.einsum("ij,jhw->ihw", torch.from_numpy(matrix[0]).float(), x) + shift
@@ -254,7 +254,7 @@ def test_a_batch_is_changed_as_its_images_are(chance: float, changed: float, fil
     rng = np.random.default_rng(7)
     images = torch.from_numpy(rng.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8))
     images[:12] = image(32).to(torch.uint8)
-    config = ViewConfig(**dict.fromkeys(OPERATIONS, chance), flip=chance, changed=changed, affine_fill=fill)
+    config = ViewConfig(**dict.fromkeys(OPERATIONS, chance), flip=chance, augment=changed, affine_fill=fill)
     drawn = [draw_params(rng) for _ in images]
     together = augment.augment(images, config, from_rows(to_rows(drawn)))
     alone = torch.cat(

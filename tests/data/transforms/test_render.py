@@ -100,18 +100,18 @@ def test_images_may_be_changed_later() -> None:
     is the one rendered at once, to 1/255, and a view without changes comes without draws."""
     views = {"main": View(ViewConfig(), 32), "busy": View(BUSY, 24)}
     at_once = Renderer(views, ["{txt}"], 0)(samples(), epoch=3)
-    later = pickle.loads(pickle.dumps(Renderer(views, ["{txt}"], 0, changed_later=True)))
+    later = pickle.loads(pickle.dumps(Renderer(views, ["{txt}"], 0, augment_on_device=True)))
     broken = Sample(9, "a.tar", "9", b"no image", {"txt": "x"})
     parts = [later([samples()[0], broken], epoch=3), later(samples()[1:], epoch=3)]
     # A part of two pieces, one with a hole.
-    images, draws, texts = compose([([6], [0], parts[0]), (list(range(6)), list(range(6)), parts[1])], 7)
-    assert (draws.keys(), at_once.draws) == ({"busy"}, {})
+    images, augment_params, texts = compose([([6], [0], parts[0]), (list(range(6)), list(range(6)), parts[1])], 7)
+    assert (augment_params.keys(), at_once.augment_params) == ({"busy"}, {})
     ids = torch.arange(7)
-    batch = Batch(images, ids[:, None], ids[:, None] > -1, ids, texts, draws)
+    batch = Batch(images, ids[:, None], ids[:, None] > -1, ids, texts, augment_params)
     halves = [
         finish_views(half, {"main": ViewConfig(), "busy": BUSY}) for half in (batch.slice(0, 3), batch.slice(3, 7))
     ]
-    assert all(half.draws == {} for half in halves)
+    assert all(half.augment_params == {} for half in halves)
     order = [1, 2, 3, 4, 5, 6, 0]
     assert torch.equal(torch.cat([half.views["main"] for half in halves]), at_once.views["main"][order])
     found, expected = torch.cat([half.views["busy"] for half in halves]).int(), at_once.views["busy"][order].int()

@@ -163,13 +163,13 @@ def test_operations_do_not_move_each_other() -> None:
 
 
 def test_probabilities_are_met() -> None:
-    """Each operation happens in its share of the renderings; `changed` thins out all but the flip."""
+    """Each operation happens in its share of the renderings; `augment` thins out all but the flip."""
     image = encode(photo(32, 32), "PNG")
     plain = ViewConfig(crop_scale=(1, 1), crop_ratio=(1, 1))
     original = View(plain, 32)(image, rng())
     for name in set(OPERATIONS) - {"blur"}:
         for share in (1.0, 0.5):
-            view = View(plain.model_copy(update={name: 0.4, "changed": share}), 32)
+            view = View(plain.model_copy(update={name: 0.4, "augment": share}), 32)
             changed = sum(not torch.equal(view(image, rng(seed)), original) for seed in range(200))
             expected = 0.4 if name == "flip" else 0.4 * share
             assert abs(changed / 200 - expected) < 0.1, (name, share)

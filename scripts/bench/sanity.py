@@ -128,14 +128,14 @@ def deletion(encoder: DualEncoder, images: Tensor, texts: Tensor, relevance: Ten
     Equally relevant patches are covered in random order.
     """
     cells = relevance.shape[-1] ** 2
-    rank = world(relevance).view(relevance.shape).to(images.device)
+    rank = ranks(relevance).view(relevance.shape).to(images.device)
     heights = [
         similarities(encoder, covered(images, rank < round(step * cells / STEPS)), texts) for step in range(STEPS + 1)
     ]
     return torch.stack(heights, 1).double().cpu().numpy()
 
 
-def world(relevance: Tensor) -> Tensor:
+def ranks(relevance: Tensor) -> Tensor:
     """The place of each patch in falling order of relevance, equals in random order, int64 [N, P]."""
     values = relevance.flatten(1).cpu()
     mixed = torch.rand(values.shape, generator=torch_generator("equals")).argsort(1)

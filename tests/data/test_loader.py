@@ -44,7 +44,7 @@ def shards(tmp_path: Path) -> list[str]:
     return write_shards(tmp_path, COUNTS)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_global_batches_are_the_same_for_any_world_and_threads(
     shards: list[str], world_size: int, workers: int
@@ -178,7 +178,7 @@ def test_bad_samples_get_the_same_stand_ins_everywhere(tmp_path: Path) -> None:
     expected = None
     for world_size, workers in ((1, 0), (1, 3), (2, 2), (4, 1)):
         log = tmp_path / f"bad-{world_size}-{workers}.jsonl"
-        options = {"max_bad_fraction": 1.0, "bad_log": log, "world": world_size, "workers": workers}
+        options = {"max_bad_fraction": 1.0, "bad_log": log, "world_size": world_size, "workers": workers}
         ranks = [toy_stream(shards, rank=r, **options) for r in range(world_size)]
         found = [join([next(stream) for stream in ranks]) for _ in range(8)]
         for stream in ranks:

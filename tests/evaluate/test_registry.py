@@ -174,7 +174,7 @@ def noisy() -> ToyEncoder:
     return ToyEncoder(noise=3.0)
 
 
-@pytest.mark.parametrize("world", [2, 7])
+@pytest.mark.parametrize("world_size", [2, 7])
 def test_several_processes_equal_one(trained: Path, captioned: Path, tmp_path: Path, world_size: int) -> None:
     """Figures are exactly the same on every rank; the ranks share the images, and one writes."""
     data = {task: (trained, task) for task in ("zero_shot", "knn")}

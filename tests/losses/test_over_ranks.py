@@ -115,7 +115,7 @@ def _over_ranks(world_size: int) -> list[dict[tuple[str, str, str], dict[str, An
     return on_ranks(world_size, _all_outcomes)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", NAMES)
 def test_shares_and_gradients_are_those_of_one_process(world_size: int, name: str) -> None:
     """The mean of the ranks' shares is the whole batch's loss, and DDP's averaged gradient is its gradient.

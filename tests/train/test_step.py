@@ -109,7 +109,7 @@ def part_of_a_step(world: World, micro_batch: int | None, ring: bool) -> dict[st
     return {name: gradient.numpy() for name, gradient in gradients(module).items()}
 
 
-@pytest.mark.parametrize("world", CASES)
+@pytest.mark.parametrize("world_size", CASES)
 def test_any_number_of_processes_gives_the_whole_batchs_gradient(world_size: int) -> None:
     """With dropout and drop-path on, under DDP, with leftovers, where each process gathers all features and where none
     does: largest difference to one process 1e-5 of the largest entry of each gradient."""

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from mmssl.apps.finetune.classifier import Classifier, is_classifier, load_classifier
 from mmssl.config import Config, known_keys, read_tree
+from mmssl.errors import UserError
 from mmssl.evaluate.results import Metrics
 from mmssl.inference import Classify, Prediction, list_images, predict, zero_shot
 from mmssl.inference.model import ImageInput, Model, as_image_list, load
 from mmssl.models.text import TextTower
 from mmssl.models.vision import VisionTower
-from mmssl.types import UserError
 
 if TYPE_CHECKING:
     from mmssl.apps.autoconfig.data import Source

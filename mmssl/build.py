@@ -1,6 +1,5 @@
 """From a configuration to objects: the one room that does this."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from mmssl import system
 from mmssl.config import Config, ModelConfig, ObjectiveConfig, ViewConfig
 from mmssl.data.loader import TrainLoader, resolve_sources
 from mmssl.data.shards.index import Progress
@@ -19,13 +19,13 @@ from mmssl.data.transforms.render import Renderer
 from mmssl.data.transforms.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mmssl.data.transforms.views import View
 from mmssl.distributed.world import World
+from mmssl.errors import UserError
 from mmssl.inference.model import load
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmssl.models.lora import add_adapters
 from mmssl.objectives import find_objective
 from mmssl.objectives._base import Objective, ObjectiveOptions, Vocabulary
 from mmssl.objectives._task import TrainingTask
-from mmssl.types import UserError
 
 TOKENIZER_CAPTIONS = 1_000_000
 """A tokenizer is learnt from the first so many captions."""
@@ -196,5 +196,4 @@ def build_loader(
 
 def default_workers() -> int:
     """Half of this process's share of the cores, 1 to 16: decoding shares them with the training step."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(16, max(1, len(os.sched_getaffinity(0)) // processes // 2))
+    return min(16, max(1, len(system.allowed_cores()) // system.local_world_size() // 2))

@@ -1,10 +1,8 @@
-"""How sure a figure is: bootstrap intervals over the samples it was measured on (Efron 1979, percentiles).
-
-Student's t distribution for whole degrees of freedom (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
-"""
+"""Intervals and tests: bootstrap, proportions, paired comparisons, Student's t, and Holm's correction."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,24 +19,24 @@ LEVEL = 0.95
 
 
 def bootstrap(
-    figures: Callable[[Rows], Mapping[str, float]],
+    metrics: Callable[[Rows], Mapping[str, float]],
     samples: int,
     *,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """The interval of each figure that `figures` computes from a choice of samples.
+    """The percentile interval (Efron 1979) of each metric that `metrics` computes from a choice of samples.
 
     What is resampled must be independent: where several rows belong to one image, images are the samples.
 
     Args:
-        figures: indices in [0, samples), as many as there are samples -> figure by name, NaN where there is none.
+        metrics: indices in [0, samples), as many as there are samples -> metric by name, NaN where it is undefined.
         samples: how many there are, at least 1.
-        level: probability that the interval covers the figure of the population.
+        level: probability that the interval covers the metric of the population.
     """
     rng = generator(seed, "bootstrap")
-    drawn = [figures(rng.integers(0, samples, samples)) for _ in range(resamples)]
+    drawn = [metrics(rng.integers(0, samples, samples)) for _ in range(resamples)]
     tails = ((1 - level) / 2, (1 + level) / 2)
     return {name: _quantiles(np.array([d[name] for d in drawn]), tails) for name in drawn[0]}
 
@@ -58,13 +56,13 @@ def _quantiles(values: NDArray[np.float64], tails: tuple[float, float]) -> Inter
     return float(low), float(high)
 
 
-def central_probability(t: float, degrees: int) -> float:
+def t_central_probability(t: float, degrees: int) -> float:
     """Probability that |T| < t, for t >= 0 and at least one degree of freedom."""
     return _central(math.atan(t / math.sqrt(degrees)), degrees)
 
 
-def quantile(level: float, degrees: int) -> float:
-    """The t with probability `level` (0 to 1) that |T| < t, by bisection."""
+def t_quantile(level: float, degrees: int) -> float:
+    """The t of Student's distribution (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4) with probability `level` (0 to 1) that |T| < t, by bisection."""
     low, high = 0.0, math.pi / 2
     # As many halvings as a float has bits.
     for _ in range(60):
@@ -82,3 +80,86 @@ def _central(angle: float, degrees: int) -> float:
         total += term
         term *= cosine * cosine * (k + 1) / (k + 2)
     return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+_Z = 1.959963984540054
+"""97.5 % quantile of the normal distribution."""
+
+
+def wilson(hits: int, samples: int) -> Interval:
+    """95 % score interval of a proportion (Wilson 1927), which keeps its width at 0 and 1. samples >= 1."""
+    share = hits / samples
+    middle = (share + _Z**2 / (2 * samples)) / (1 + _Z**2 / samples)
+    half = _Z / (1 + _Z**2 / samples) * math.sqrt(share * (1 - share) / samples + _Z**2 / (4 * samples**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def newcombe(first: tuple[int, int], second: tuple[int, int]) -> Interval:
+    """95 % interval of the difference of two independent proportions (Newcombe 1998, method 10), given as hits and
+    samples."""
+    p, q = first[0] / first[1], second[0] / second[1]
+    (low1, high1), (low2, high2) = wilson(*first), wilson(*second)
+    return p - q - math.hypot(p - low1, high2 - q), p - q + math.hypot(high1 - p, q - low2)
+
+
+PERMUTATIONS = 10_000
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided p-value: of equal models each changed sample is gained or lost with probability 1/2."""
+    changed = gained + lost
+    if gained == lost:
+        return 1.0
+    terms = [_log_choose(changed, k) - changed * math.log(2) for k in range(min(gained, lost) + 1)]
+    return min(1.0, 2 * math.fsum(math.exp(term) for term in terms))
+
+
+def sign_flip(change: NDArray[np.float64], seed: int = 0, permutations: int = PERMUTATIONS) -> float:
+    """Two-sided p-value of the mean if each difference is as likely to have the other sign, [N]."""
+    rng = generator(seed, "sign flip")
+    observed = abs(change.sum())
+    extreme = 1
+    for _ in range(permutations):
+        signs = rng.integers(0, 2, len(change)) * 2 - 1
+        # Sums in another order differ in the last bits; equal ones must count.
+        extreme += int(abs((signs * change).sum()) >= observed * (1 - 1e-12))
+    return extreme / (permutations + 1)
+
+
+def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which differences are real, with a chance of any false alarm of at most `level` (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    real = [False] * len(p_values)
+    for place, index in enumerate(order):
+        if p_values[index] > level / (len(p_values) - place):
+            break
+        real[index] = True
+    return real
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Mean of paired differences with its Student-t interval and two-sided p-value (of the mean being 0)."""
+
+    mean: float
+    interval: Interval
+    p_value: float
+
+
+def paired_t(differences: Sequence[float], level: float = LEVEL) -> Paired:
+    """Student's t for at least two paired differences.
+
+    Differences that are all alike leave no doubt about their mean: the interval is a point.
+    """
+    values = np.array(differences, dtype=np.float64)
+    degrees = len(values) - 1
+    assert degrees >= 1
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    if error == 0:
+        return Paired(mean, (mean, mean), float(mean == 0))
+    half = t_quantile(level, degrees) * error
+    return Paired(mean, (mean - half, mean + half), 1 - t_central_probability(abs(mean) / error, degrees))

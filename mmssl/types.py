@@ -65,7 +65,3 @@ class Batch:
             keys=self.keys[start:stop],
             augment_params={name: rows[start:stop] for name, rows in self.augment_params.items()},
         )
-
-
-class UserError(ValueError):
-    """Bad input. The message is one line: what is wrong, where, and what to do. The CLI prints it and exits with 2."""

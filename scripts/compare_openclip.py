@@ -26,7 +26,7 @@ from typing import Any
 
 from mmssl.config import Config, load_config
 from mmssl.data.sources.patterns import expand
-from mmssl.types import UserError
+from mmssl.errors import UserError
 from scripts.bench.peer import PEER_CACHE, make_environment
 
 MODEL = "peer"

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import mmssl
+from mmssl.errors import UserError
 from mmssl.evaluate import console as printed
 from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset
-from mmssl.types import UserError
 
 
 def main() -> None:

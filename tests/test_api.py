@@ -20,7 +20,7 @@ from mmssl.apps.autoconfig.training import next_commands
 from mmssl.config import load_config
 from mmssl.data.sources.patterns import expand
 from mmssl.data.sources.reader import iter_samples
-from mmssl.types import UserError
+from mmssl.errors import UserError
 from tests.cli.test_main import fails, main_ok
 from tests.helpers.color_pairs import TINY, write_table
 

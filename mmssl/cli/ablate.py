@@ -1,6 +1,5 @@
 """`mmssl ablate`: the verb."""
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -10,8 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from mmssl import system
 from mmssl.config import load_config
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 if TYPE_CHECKING:
     from mmssl.apps.ablate.plan import AblationPlan, Budget
@@ -58,7 +58,7 @@ def ablate(
 
     settings, chosen = load_config(config, overrides or []), _seeds(seeds)
     limit = _budget(budget, minutes, settings.train.minutes)
-    slots = make_slots(jobs, visible_gpus(), list(os.sched_getaffinity(0)))
+    slots = make_slots(jobs, visible_gpus(), system.allowed_cores())
     plan = make_plan(settings, mix or [], chosen, limit, out, threads_per_run(slots, settings.train.threads))
     if dry_run:
         _print_plan(plan, len(slots))
@@ -90,7 +90,7 @@ def _report(plan: "AblationPlan", command: str, metrics: list[str], failed: dict
     from mmssl.apps.ablate.report import AblationResult, as_json, as_markdown, as_tables
     from mmssl.apps.ablate.results import choose_metrics, read_runs
     from mmssl.apps.ablate.verdict import compare_mixes, sentence
-    from mmssl.evaluate.results import write_json
+    from mmssl.files import write_json
 
     cells = read_runs(plan)
     figures = choose_metrics(metrics, plan, cells)

@@ -28,7 +28,7 @@ from mmssl.cli.evaluate import (
     progress_bar,
     write_json,
 )
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 
 def compare(

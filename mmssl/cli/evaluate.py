@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 if TYPE_CHECKING:
     from mmssl.distributed.world import World
@@ -259,7 +259,7 @@ def write_json(path: Path, tree: object) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    from mmssl.evaluate.results import write_json as write
+    from mmssl.files import write_json as write
 
     try:
         write(path, tree)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mmssl.cli.evaluate import Device, load_on, parse_device
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 
 def add_reports(app: typer.Typer, bench_app: typer.Typer) -> None:
@@ -76,7 +76,7 @@ def bench_explain(
     from mmssl.apps.explain.plots import draw_sanity
     from mmssl.apps.explain.sampling import drawn_pairs
     from mmssl.evaluate.datasets import open_dataset
-    from mmssl.evaluate.results import write_json
+    from mmssl.files import write_json
     from scripts.bench.sanity import sanity
 
     loaded = load_on(model, device)

@@ -26,7 +26,7 @@ from mmssl.cli.evaluate import (
     write_json,
 )
 from mmssl.cli.search import ModelName
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 if TYPE_CHECKING:
     from mmssl.apps.finetune.datasets import FineTuneData

@@ -21,7 +21,7 @@ from mmssl.cli.serve import serve
 from mmssl.cli.shards import shards_app
 from mmssl.cli.train import Overrides, train
 from mmssl.config import load_config
-from mmssl.types import UserError
+from mmssl.errors import UserError
 from scripts.bench.__main__ import bench_app
 
 app = typer.Typer(

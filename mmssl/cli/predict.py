@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mmssl.cli.evaluate import Device, load_on, move
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 if TYPE_CHECKING:
     from mmssl.inference import Classify, Prediction

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mmssl.cli.evaluate import Device
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ import typer
 
 from mmssl.cli.evaluate import Device, load_on
 from mmssl.cli.search import ModelName
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 
 def serve(

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 if TYPE_CHECKING:
     from mmssl.data.packing.pack import Format

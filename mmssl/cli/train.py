@@ -1,15 +1,15 @@
 """`mmssl train`: by a configuration, or on data in any form with settings that suit them."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmssl import system
 from mmssl.cli.evaluate import print_results
 from mmssl.config import Config, load_config, parse_override, read_tree
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 if TYPE_CHECKING:
     from mmssl.train.trainer import Finished
@@ -116,7 +116,7 @@ def _report(finished: "Finished") -> None:
     """Figures, where the model is, and what to do with it."""
     from mmssl.apps.autoconfig.training import next_commands
 
-    if int(os.environ.get("RANK", "0")) == 0:
+    if system.rank() == 0:
         print_results(finished.results)
         if finished.signal is None:
             print(f"model: {finished.run_dir / 'model'}")

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mmssl.config.config import Config
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 _RENAMED = {"picture_steps": "image_steps", "changed": "augment"}
 """Keys of version 0.1.0, whatever section they are in, and their names today."""

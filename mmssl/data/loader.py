@@ -21,7 +21,8 @@ from mmssl.data.sources.catalog import Catalog
 from mmssl.data.sources.indexing import index_source, plan_source
 from mmssl.data.sources.patterns import expand
 from mmssl.data.storage.files import Access
-from mmssl.types import Batch, UserError
+from mmssl.errors import UserError
+from mmssl.types import Batch
 
 _log = logging.getLogger(__name__)
 

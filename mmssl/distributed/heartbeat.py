@@ -12,7 +12,7 @@ from types import TracebackType
 import torch.distributed as dist
 
 from mmssl.distributed.world import World
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 BEAT_SECONDS = 2.0
 """Each process gives a sign of life this often."""

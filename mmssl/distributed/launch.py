@@ -8,7 +8,8 @@ import psutil
 import torch.distributed.run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from mmssl.types import UserError
+from mmssl import system
+from mmssl.errors import UserError
 
 
 def missing_processes() -> int | None:
@@ -45,7 +46,7 @@ def torchrun_arguments(count: int, module: str, arguments: Sequence[str]) -> lis
 def start_processes(count: int, module: str, arguments: Sequence[str]) -> None:
     """Run `python -m MODULE ARGUMENTS` as `count` processes on this machine; exits with the first failure's code, or
     with 128 plus the signal that stopped it."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(system.allowed_cores()) // count)))
     try:
         torch.distributed.run.main(torchrun_arguments(count, module, arguments))
     except torch.distributed.elastic.multiprocessing.errors.ChildFailedError as error:

@@ -4,7 +4,6 @@ Rank and world are plain values here, so that whatever needs them can be built a
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mmssl import system
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def current_world(even: bool = False, ring: bool = False) -> World:
 def process_group() -> Iterator[World]:
     """The processes that a launcher such as torchrun started together, which talk on the CPU until the end of the
     block; the one there is without a launcher."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if system.world_size() == 1:
         yield World()
         return
     dist.init_process_group("gloo")

@@ -1,6 +1,5 @@
 """Two models on the same samples: which differences are real."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmssl.evaluate.results import read_csv
+from mmssl.errors import UserError
 from mmssl.evaluate.tasks.retrieval import RECALL_AT
-from mmssl.rng import generator
-from mmssl.stats import Interval, bootstrap
-from mmssl.types import UserError
+from mmssl.files import read_csv
+from mmssl.stats import Interval, bootstrap, holm, mcnemar, sign_flip
 
 Values = NDArray[np.float64]
 Outcomes = tuple[list[str], dict[str, Values]]
 """Samples by name, and figure -> one value a sample, in the same order."""
-PERMUTATIONS = 10_000
 PAIRED_TASKS = ("zero_shot", "retrieval", "linear_probe", "few_shot", "knn", "fine_tune", "corruptions")
 """Tasks whose figures are means over samples, of each of which they keep an outcome."""
 
@@ -90,38 +87,6 @@ def read_outcomes(folder: Path) -> dict[str, Outcomes]:
     }
 
 
-def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p-value: of equal models each changed sample is gained or lost with probability 1/2."""
-    changed = gained + lost
-    if gained == lost:
-        return 1.0
-    terms = [_log_choose(changed, k) - changed * math.log(2) for k in range(min(gained, lost) + 1)]
-    return min(1.0, 2 * math.fsum(math.exp(term) for term in terms))
-
-
-def sign_flip(change: Values, seed: int = 0, permutations: int = PERMUTATIONS) -> float:
-    """Two-sided p-value of the mean if each difference is as likely to have the other sign, [N]."""
-    rng = generator(seed, "sign flip")
-    observed = abs(change.sum())
-    extreme = 1
-    for _ in range(permutations):
-        signs = rng.integers(0, 2, len(change)) * 2 - 1
-        # Sums in another order differ in the last bits; equal ones must count.
-        extreme += int(abs((signs * change).sum()) >= observed * (1 - 1e-12))
-    return extreme / (permutations + 1)
-
-
-def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which differences are real, with a chance of any false alarm of at most `level` (Holm 1979)."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    real = [False] * len(p_values)
-    for place, index in enumerate(order):
-        if p_values[index] > level / (len(p_values) - place):
-            break
-        real[index] = True
-    return real
-
-
 def verdicts(differences: Mapping[str, Difference], first: str, second: str) -> list[str]:
     """A sentence for each figure: which model is better, if that is real (Holm, 5 %)."""
     real = holm([d.p_value for d in differences.values()])
@@ -154,10 +119,6 @@ def _verdict(key: str, d: Difference, sure: bool, first: str, second: str) -> st
         f"{key}: no real difference is shown; {second} less {first} is {100 * d.difference:+.1f} points "
         f"({100 * d.interval[0]:+.1f} to {100 * d.interval[1]:+.1f}, p = {d.p_value:.2g})."
     )
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 Table = Sequence[Mapping[str, str]]

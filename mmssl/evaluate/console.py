@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from mmssl.evaluate.compare import Difference, holm
+from mmssl.evaluate.compare import Difference
 from mmssl.evaluate.results import MAIN_METRICS, Metrics
 from mmssl.plotting import columns
+from mmssl.stats import holm
 
 COUNTS = ("classes", "samples")
 

@@ -16,8 +16,9 @@ from typing import Literal
 from mmssl.data.shards.samples import BadSample
 from mmssl.data.sources.patterns import expand
 from mmssl.data.sources.reader import iter_samples
+from mmssl.errors import UserError
 from mmssl.evaluate.prompts import Templates, read_classnames, read_templates
-from mmssl.types import Sample, UserError
+from mmssl.types import Sample
 
 Kind = Literal["classification", "multilabel", "retrieval"]
 

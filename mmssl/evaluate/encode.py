@@ -4,7 +4,6 @@ Over several processes every rank reads all records, encodes every world-th batc
 The batches are those of one process, so the features are equal to the last bit.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmssl import system
 from mmssl.data.shards.samples import BadSample
 from mmssl.distributed.world import World
-from mmssl.types import Sample, UserError
+from mmssl.errors import UserError
+from mmssl.types import Sample
 
 T = TypeVar("T")
 Progress = Callable[[str, int], None]
@@ -171,7 +172,7 @@ def _encoded(
             yield batch, _encode(encoder, batch, bad) if number % world_size == rank else None
         return
     ahead = 0 if getattr(encoder, "device", torch.device("cpu")).type == "cpu" else AHEAD
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(len(system.allowed_cores())) as pool:
         # Images are handed to the threads one by one as they are read.
         rendered = (
             (sample, pool.submit(encoder.render, sample.image) if index // batch_size % world_size == rank else None)

@@ -7,8 +7,7 @@ of these changes, the old features are not found."""
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,8 +19,10 @@ from safetensors.torch import load_file, save_file
 from mmssl.data.shards.samples import BadSample
 from mmssl.data.sources.patterns import is_remote
 from mmssl.data.storage.fetch import Fetcher
+from mmssl.errors import UserError
 from mmssl.evaluate.encode import EncodedImages
-from mmssl.types import Sample, UserError
+from mmssl.files import atomic_write
+from mmssl.types import Sample
 
 FORMAT = 2
 LIBRARIES = ("mmssl", "torch", "timm", "open_clip_torch", "pillow", "imagecorruptions")
@@ -74,8 +75,8 @@ class FeatureCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # The features come last: without them the records are not looked at.
-            _replace(self._path(key, "json"), lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
-            _replace(
+            atomic_write(self._path(key, "json"), lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
+            atomic_write(
                 self._path(key, "safetensors"),
                 lambda path: save_file({"features": images.features.contiguous()}, path),
             )
@@ -114,14 +115,3 @@ def _state(shard: str) -> tuple[str, int, int] | None:
         return shard.partition("?")[0], Fetcher().size(shard), 0
     status = Path(shard).stat()
     return str(Path(shard).resolve()), status.st_size, status.st_mtime_ns
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}-", suffix=".part")
-    os.close(handle)
-    try:
-        write(Path(name))
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

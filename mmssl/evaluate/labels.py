@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmssl.errors import UserError
 from mmssl.evaluate.datasets import CLASSNAMES_FILE, Dataset
-from mmssl.types import Sample, UserError
+from mmssl.types import Sample
 
 
 def sample_label(dataset: Dataset, sample: Sample) -> int | str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 Templates = tuple[str, ...] | dict[str, tuple[str, ...]]
 """Templates for all classes, with `{c}` where the name goes, or class name -> its prompts (like CuPL)."""

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmssl.errors import UserError
 from mmssl.evaluate import plots as drawings
 from mmssl.evaluate import results as tables
 from mmssl.evaluate.classifiers import logistic_regression as probe
@@ -22,7 +23,7 @@ from mmssl.evaluate.task import Task, TaskContext, requires_training_split
 from mmssl.evaluate.tasks import associations, corruptions, fine_tune, knn, multilabel, retrieval, zero_shot
 from mmssl.evaluate.tasks import corruptions as corrupted_image
 from mmssl.stats import Interval, means
-from mmssl.types import Sample, UserError
+from mmssl.types import Sample
 
 SEEDS = 5
 """Random draws of training samples in few-shot classification."""

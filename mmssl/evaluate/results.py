@@ -1,10 +1,6 @@
 """Results as files: JSON, and tables as CSV."""
 
-import csv
-import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ from mmssl.evaluate.metrics.classification import Classification
 from mmssl.evaluate.metrics.groups import Slice
 from mmssl.evaluate.metrics.ranking import CalibrationBin, ClassRow, Confusion
 from mmssl.evaluate.tasks.retrieval import Retrieval
+from mmssl.files import write_csv
 from mmssl.types import Sample
 
 Metrics = dict[str, Any]
@@ -29,39 +26,6 @@ MAIN_METRICS = (
     "text_retrieval_recall@5",
 )
 """The figures that sum an evaluation up, in the order in which they are shown."""
-LONGEST_CELL = 2**31 - 1
-"""Characters that a cell may have when it is read: a caption may be long."""
-
-
-def write_json(path: Path, tree: Any) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(tree, file, indent=2, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table as a file; None is an empty cell."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a table."""
-    csv.field_size_limit(LONGEST_CELL)
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def write_per_class(path: Path, rows: Iterable[ClassRow]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmssl.data.shards.samples import BadSample
 from mmssl.distributed.world import World
-from mmssl.evaluate import results as tables
+from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, open_dataset, read, training_split
 from mmssl.evaluate.encode import ALONE, EncodedImages, Encoder, Progress, encode_images, from_all
 from mmssl.evaluate.feature_cache import FeatureCache
@@ -17,7 +17,8 @@ from mmssl.evaluate.labels import sample_label
 from mmssl.evaluate.registry import get_task
 from mmssl.evaluate.results import Metrics
 from mmssl.evaluate.task import Task, TaskContext
-from mmssl.types import Sample, UserError
+from mmssl.files import write_json
+from mmssl.types import Sample
 
 Check = Callable[[Sample], Any]
 """Raises UserError for a sample that a task cannot use."""
@@ -75,7 +76,7 @@ def run(
             if finished is not None:
                 finished(evaluation.key, results[evaluation.key])
     if folder is not None:
-        tables.write_json(folder / "results.json", results)
+        write_json(folder / "results.json", results)
     return results
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mmssl.data.shards.samples import IMAGES
 from mmssl.data.transforms.decode import DecodeError
+from mmssl.errors import UserError
 from mmssl.evaluate.prompts import Templates
 from mmssl.evaluate.tasks.zero_shot import class_weights
 from mmssl.inference.model import ImageInput, Model
 from mmssl.inference.plots import draw_prediction, pixels_of
-from mmssl.types import UserError
 
 ENDING = "-predicted.png"
 _TOGETHER = 256

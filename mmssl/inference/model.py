@@ -18,13 +18,13 @@ from mmssl.config import ModelConfig
 from mmssl.data.transforms.decode import DecodeError
 from mmssl.data.transforms.tokenizer import Tokenizer, load_tokenizer
 from mmssl.data.transforms.views import EvalView
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder, ImageEncoder, build_dual_encoder
 from mmssl.models.pretrained.open_clip import Pretrained, read_open_clip, text_config
 from mmssl.models.pretrained.transformers import is_transformers_folder, read_transformers
 from mmssl.models.text import TextTower
 from mmssl.models.text_open_clip import OpenClipText
 from mmssl.models.vision import VisionTower
-from mmssl.types import UserError
 
 FORMAT = 1
 

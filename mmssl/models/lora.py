@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmssl.config import LoraConfig, ModelConfig
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.text import TextTower
 from mmssl.models.vision import VisionTower
-from mmssl.types import UserError
 
 
 class CalledAttention(nn.Module):

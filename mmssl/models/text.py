@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from mmssl.config import TextConfig
+from mmssl.errors import UserError
 from mmssl.models.text_open_clip import MODEL_TYPE, OpenClipText, build_open_clip_text, is_plain
 from mmssl.models.vision import Encoded
-from mmssl.types import UserError
 
 
 class TextTower(nn.Module):

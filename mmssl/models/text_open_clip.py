@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from open_clip.model import CLIPTextCfg, _build_text_tower
 from torch import Tensor, nn
 
+from mmssl.errors import UserError
 from mmssl.models.pretrained.weights import one_line
-from mmssl.types import UserError
 
 MODEL_TYPE = "open_clip"
 """`model.text.config.model_type` of these encoders."""

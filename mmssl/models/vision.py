@@ -9,7 +9,7 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mmssl.config import VisionConfig
+from mmssl.errors import UserError
 from mmssl.models.pretrained.weights import load_weights, one_line, read_weights
 from mmssl.models.vision import PatchSelect, VisionTower
-from mmssl.types import UserError
 
 _TINY_TEXT = {"context_length": 8, "vocab_size": 64, "width": 64, "heads": 1, "layers": 1}
 

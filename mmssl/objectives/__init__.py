@@ -4,8 +4,8 @@ import importlib
 import pkgutil
 from collections.abc import Container
 
+from mmssl.errors import UserError
 from mmssl.objectives._base import Objective
-from mmssl.types import UserError
 
 _ROOMS = {"base", "mixer", "mixes", "visible"}
 _REFERENCES = ("contrastive", "siglip")

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from mmssl.config import ObjectiveConfig, ViewConfig
 from mmssl.distributed.world import World
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.vision import Encoded, VisionTower
 from mmssl.rng import RowRandom
-from mmssl.types import UserError
 
 Inputs = Mapping[str, Tensor]
 """Name -> tensor of B rows: `view.NAME`, `tokens`, `token_mask`, `ids`, and what objectives prepare."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmssl.config import ObjectiveConfig
+from mmssl.errors import UserError
 from mmssl.objectives import objective_names
-from mmssl.types import UserError
 
 ALL = "all"
 """The mix of every configured objective that has a weight."""

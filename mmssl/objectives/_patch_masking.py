@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._base import EncoderPass, Inputs
 from mmssl.rng import RowRandom
-from mmssl.types import UserError
 
 
 def visible_pass(mask_ratio: float) -> EncoderPass:

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmssl.distributed.world import World
+from mmssl.errors import UserError
 from mmssl.losses.language import NO_TARGET, masked_language
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.text import TextTower, pretrained_mlm_head
@@ -23,7 +24,6 @@ from mmssl.objectives._base import (
     Vocabulary,
 )
 from mmssl.rng import RowRandom
-from mmssl.types import UserError
 
 MASKED_TEXT = EncoderPass("text", "mlm.tokens", "token_mask")
 SPARE = 8

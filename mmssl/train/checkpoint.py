@@ -5,9 +5,7 @@ optimizer.safetensors, and state.json (step, position in the data, versions, che
 written last. Nothing in it is code.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmssl.distributed.world import copy_into
-from mmssl.types import UserError
+from mmssl.errors import UserError
+from mmssl.files import sha256, sync
 
 FORMAT = 1
 
@@ -53,14 +52,14 @@ def save_checkpoint(
         for name, tensors in (("model", model), ("optimizer", optimizer)):
             path = partial / f"{name}.safetensors"
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
-            sums[path.name] = _settle(path)
+            sums[path.name] = _flush(path)
         record = {"format": FORMAT, "step": step, "sha256": sums, **state}
         (partial / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        _settle(partial / "state.json")
-        _sync_folder(partial)
+        _flush(partial / "state.json")
+        sync(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _sync_folder(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
@@ -96,7 +95,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     state = read_state(path)
     for name, expected in state["sha256"].items():
         file = path / name
-        if not file.is_file() or _sha256(file) != expected:
+        if not file.is_file() or sha256(file) != expected:
             raise UserError(f"checkpoint {path} is damaged: {name} is missing or does not match its checksum")
     return state
 
@@ -225,34 +224,12 @@ def load_optimizer_tensors(
         optimizer.state[parameter][entry] = moment
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file so that readers see the old or the new one whole."""
-    partial = path.with_name(f".writing-{path.name}")
-    partial.write_bytes(data)
-    _settle(partial)
-    partial.rename(path)
+def _flush(path: Path) -> str:
+    """Flush a file to the disk and return its SHA-256."""
+    sync(path)
+    return sha256(path)
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     """FSDP2 splits no scalars: it is given vectors of one element in their place."""
     return () if tensor.numel() == 1 else tuple(tensor.shape)
-
-
-def _settle(path: Path) -> str:
-    """Flush a file to the disk and return its SHA-256."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return _sha256(path)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,13 +9,13 @@ from accelerate import Accelerator
 
 from mmssl.config import Config
 from mmssl.distributed.world import World
+from mmssl.errors import UserError
 from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.evaluate.results import Metrics
+from mmssl.files import atomic_write
 from mmssl.inference.model import Model
-from mmssl.train.checkpoint import write_atomically
 from mmssl.train.state import RunState
-from mmssl.types import UserError
 
 
 @dataclass
@@ -79,4 +79,4 @@ def _note(path: Path, record: dict[str, Any]) -> None:
     """Append an evaluation; those of this step and later ones, which a resumed run does again, are dropped."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     kept = [line for line in lines if json.loads(line)["step"] < record["step"]]
-    write_atomically(path, "".join(f"{line}\n" for line in [*kept, json.dumps(record)]).encode())
+    atomic_write(path, "".join(f"{line}\n" for line in [*kept, json.dumps(record)]).encode())

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from mmssl.files import atomic_write
 from mmssl.objectives import reference
-from mmssl.train.checkpoint import write_atomically
 
 Record = dict[str, float | int | str]
 
@@ -26,7 +26,7 @@ class StepLog:
             whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
             kept = [line for line in whole.split("\n") if line and json.loads(line)["step"] <= first_step]
         # A kill at this moment must not cost the lines of all steps so far.
-        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+        atomic_write(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:

@@ -1,15 +1,13 @@
 """`train.micro_batch: auto`: how many samples fit into memory with their activations."""
 
 import copy
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from mmssl import system
 from mmssl.objectives._task import TrainingTask
 from mmssl.train.cost import synthetic_batch
 from mmssl.train.step import backward
@@ -62,11 +60,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that this process may still take on its device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    available = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and limit.read_text().strip().isdecimal():
-        available = min(available, int(limit.read_text()) - int(used.read_text()))
-    return int(available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return system.available_memory() // system.local_world_size()
 
 
 def _largest_that_runs(count: int, trial: Callable[[int], None]) -> int:

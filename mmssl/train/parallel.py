@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from mmssl.config import ObjectiveConfig
+from mmssl.errors import UserError
 from mmssl.models.batch_norm import has_local_statistics
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._task import TrainingTask
 from mmssl.train.cost import synthetic_batch
 from mmssl.train.step import backward
-from mmssl.types import UserError
 
 
 def prepare_sharding(accelerator: Accelerator, task: TrainingTask) -> None:

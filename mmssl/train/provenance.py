@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mmssl.train.checkpoint import write_atomically
+from mmssl.files import atomic_write
 
 FILE = "environment.json"
 PACKAGES = (
@@ -54,7 +54,7 @@ def record_start(run_dir: Path, step: int, processes: int, stream: Mapping[str, 
             "data_fingerprint": stream.get("fingerprint", "none: shards without an index"),
         }
     )
-    write_atomically(path, json.dumps({"starts": starts}, indent=1).encode())
+    atomic_write(path, json.dumps({"starts": starts}, indent=1).encode())
 
 
 def command(argv: list[str]) -> str:

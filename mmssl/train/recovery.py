@@ -13,8 +13,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from mmssl.errors import UserError
+from mmssl.files import atomic_write
 from mmssl.train import checkpoint
-from mmssl.types import UserError
 
 _NOTE = "rewound.json"
 
@@ -32,7 +33,7 @@ def write_bad_steps(run_dir: Path, rank: int, steps: Sequence[BadStep]) -> Path:
     """Keep what a run stopped at."""
     path = run_dir / f"nonfinite-step-{steps[-1].step}-rank-{rank}.json"
     record = [{"step": bad.step, "keys": bad.keys} for bad in steps]
-    checkpoint.write_atomically(path, json.dumps({"steps": record}, indent=1).encode())
+    atomic_write(path, json.dumps({"steps": record}, indent=1).encode())
     return path
 
 
@@ -67,7 +68,7 @@ def rewind(run_dir: Path) -> str:
     path, _ = found
     step = checkpoint.step_of(path)
     batches = last - step + batches_past(run_dir, step)
-    checkpoint.write_atomically(run_dir / _NOTE, json.dumps({"step": step, "batches": batches}).encode())
+    atomic_write(run_dir / _NOTE, json.dumps({"step": step, "batches": batches}).encode())
     checkpoint.delete_checkpoints(p for p in checkpoint.list_checkpoints(folder) if checkpoint.step_of(p) > step)
     for note in run_dir.glob(f"nonfinite-step-{last}-rank-*.json"):
         note.rename(note.with_name(note.name.replace("nonfinite", "rewound")))

@@ -23,21 +23,22 @@ from mmssl.config import Config, ViewConfig, dump_config
 from mmssl.data.loader import resolve_sources
 from mmssl.data.transforms.tokenizer import Tokenizer
 from mmssl.distributed.world import World, current_world
+from mmssl.errors import UserError
 from mmssl.evaluate.datasets import open_dataset
+from mmssl.files import atomic_write
 from mmssl.models.batch_norm import synchronize_batch_norm
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._base import ObjectiveOptions
 from mmssl.objectives._task import TrainingTask, first_gap
 from mmssl.rng import torch_seed
 from mmssl.train import state
-from mmssl.train.checkpoint import newest_checkpoint, step_of, write_atomically
+from mmssl.train.checkpoint import newest_checkpoint, step_of
 from mmssl.train.memory import fit_micro_batch
 from mmssl.train.optim import Ema, Length, build_optimizer, training_length
 from mmssl.train.parallel import configure_ddp, prepare_sharding
 from mmssl.train.provenance import record_start
 from mmssl.train.recovery import batches_past, rewind
 from mmssl.train.state import RunState, Trained
-from mmssl.types import UserError
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def create_run_dir(config: Config, resume: bool) -> None:
     run = config.run_dir
     try:
         run.mkdir(parents=True, exist_ok=resume or is_available(run))
-        write_atomically(run / "config.yaml", dump_config(config).encode())
+        atomic_write(run / "config.yaml", dump_config(config).encode())
     except OSError as error:
         raise UserError(f"run_dir={run} cannot be written: {error.strerror}; pick another folder") from None
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from mmssl.data.loader import TrainLoader
 from mmssl.distributed.world import full_tensor
+from mmssl.errors import UserError
 from mmssl.objectives._task import TrainingTask
 from mmssl.train import checkpoint
 from mmssl.train.optim import Ema
 from mmssl.train.provenance import versions
-from mmssl.types import UserError
 
 
 @dataclass

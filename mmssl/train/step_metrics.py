@@ -10,13 +10,14 @@ from torch import Tensor
 
 from mmssl.config import Config
 from mmssl.distributed.world import World
+from mmssl.errors import UserError
 from mmssl.train.diagnostics import Alarms
 from mmssl.train.loggers import ProgressBar, Record, StepLog
 from mmssl.train.optim import Length
 from mmssl.train.recovery import BadStep, write_bad_steps
 from mmssl.train.state import RunState
 from mmssl.train.step import Tally
-from mmssl.types import Batch, UserError
+from mmssl.types import Batch
 
 STREAM = ("mb_per_s", "bad_samples", "retries")
 """What the streams of all processes did together: encoded megabytes a second, samples that a stand-in replaced and

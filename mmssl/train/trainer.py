@@ -16,7 +16,9 @@ from mmssl.config import Config
 from mmssl.data.transforms.augment import finish_views
 from mmssl.distributed.heartbeat import Heartbeat, peer_loss_as_user_error
 from mmssl.distributed.world import full_tensor
-from mmssl.evaluate.results import Metrics, write_json
+from mmssl.errors import UserError
+from mmssl.evaluate.results import Metrics
+from mmssl.files import write_json
 from mmssl.inference.model import Model
 from mmssl.models.lora import merged, without_adapters
 from mmssl.objectives._base import Inputs
@@ -31,7 +33,7 @@ from mmssl.train.recovery import StopRequest
 from mmssl.train.setup import Setup, set_up
 from mmssl.train.step import backward
 from mmssl.train.step_metrics import PendingStep, StepMetrics
-from mmssl.types import Batch, UserError
+from mmssl.types import Batch
 
 
 @dataclass(frozen=True)

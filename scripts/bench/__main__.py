@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 bench_app = typer.Typer(
     help="Measure parts of a run on this machine, beside their peers.", no_args_is_help=True, rich_markup_mode=None

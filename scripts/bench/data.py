@@ -15,7 +15,7 @@ import psutil
 
 from mmssl.data.sources.patterns import expand
 from mmssl.data.transforms.views import DecodeMode
-from mmssl.types import UserError
+from mmssl.errors import UserError
 from scripts.bench.data_ours import Settings
 from scripts.bench.photographs import QUALITY, write_shards
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mmssl.data.sources.patterns import is_remote
+from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, read
 from mmssl.evaluate.encode import encode_images
 from mmssl.inference.model import Model
-from mmssl.types import UserError
 
 Embed = Callable[[], Tensor]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mmssl.apps.search import embed_shards
 from mmssl.data.sources.reader import iter_samples
+from mmssl.errors import UserError
 from mmssl.inference.model import Model
-from mmssl.types import UserError
 
 READY_BATCHES = 8
 """Batches of images that are kept rendered; the tower sees them again and again."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmssl.losses.contrastive import info_nce
 from mmssl.losses.logits import Form
 from mmssl.losses.siglip import siglip
-from scripts.bench.memory import peak_bytes
+from mmssl.system import peak_memory
 
 Loss = Literal["contrastive", "siglip"]
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -166,4 +166,4 @@ def _open_clip(loss: Loss) -> LossFunction:
 def _peak_bytes(device: str) -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return peak_bytes()
+    return peak_memory()

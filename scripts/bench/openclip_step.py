@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mmssl.config import Config
 from mmssl.data.transforms.tokenizer import load_tokenizer
-from mmssl.types import Batch, UserError
+from mmssl.errors import UserError
+from mmssl.types import Batch
 
 OPEN_CLIP = "open_clip"
 """Names this side."""

@@ -7,7 +7,7 @@ import sys
 import venv
 from pathlib import Path
 
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 PEER_PACKAGES = ("open_clip_torch==3.3.0", "webdataset==0.2.86", "pandas", "ftfy", "regex")
 SHARED_PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy")

@@ -29,7 +29,8 @@ from mmssl.data.sources.indexing import plan_source
 from mmssl.data.sources.patterns import expand
 from mmssl.data.transforms.render import Renderer
 from mmssl.data.transforms.views import View
-from scripts.bench.memory import peak_bytes, reset_peak
+from mmssl.system import peak_memory
+from scripts.bench.memory import reset_peak
 
 SAMPLE_BYTES = 100_000
 """Of the samples whose order is planned: 10 million of them are 1 TB."""
@@ -112,18 +113,18 @@ def _order(per_shard: int, shards: int, batch_size: int) -> Order:
         for i in range(shards)
     ]
     reset_peak()
-    before, start, cpu = peak_bytes(), time.perf_counter(), time.process_time()
+    before, start, cpu = peak_memory(), time.perf_counter(), time.process_time()
     plan = StreamPlan([plan_source(entries, 1.0, None)], seed=0, lanes=default_lanes(batch_size), block=8)
     numbers = [plan.ids(run) for run in plan.runs(Position(), batch_size, 0, batch_size)]
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     assert sum(map(len, numbers)) == batch_size
-    return Order(seconds, cpu_seconds, peak_bytes() - before)
+    return Order(seconds, cpu_seconds, peak_memory() - before)
 
 
 def _begin(folder: Path, batch_size: int, part: float) -> Begin:
     """Begin at a part of the second epoch, at the first one's beginning with part 0."""
     reset_peak()
-    before, start, cpu = peak_bytes(), time.perf_counter(), time.process_time()
+    before, start, cpu = peak_memory(), time.perf_counter(), time.process_time()
     view = View(ViewConfig(), _SIDE)
     stream = TrainLoader(
         [Source(expand(str(folder)))],
@@ -138,7 +139,7 @@ def _begin(folder: Path, batch_size: int, part: float) -> Begin:
     with stream:
         batch = next(stream)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-    return Begin(seconds, cpu_seconds, peak_bytes() - before, batch.ids.tolist())
+    return Begin(seconds, cpu_seconds, peak_memory() - before, batch.ids.tolist())
 
 
 def _tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:

@@ -21,15 +21,16 @@ from torch import Tensor
 from mmssl import build
 from mmssl.config import Config, ObjectiveConfig
 from mmssl.distributed.world import World
+from mmssl.errors import UserError
 from mmssl.objectives._mix_spec import ALL, parse_mix
 from mmssl.objectives._task import weight_at
 from mmssl.rng import torch_seed
+from mmssl.system import peak_memory
 from mmssl.train.cost import predicted_cost
 from mmssl.train.optim import build_optimizer, update
 from mmssl.train.setup import build_accelerator
 from mmssl.train.step import backward
-from mmssl.types import Batch, UserError
-from scripts.bench.memory import peak_bytes
+from mmssl.types import Batch
 from scripts.bench.openclip_step import OPEN_CLIP, TEXT_CONFIG, TOKENIZER, WEIGHTS, OpenClip
 
 T = TypeVar("T")
@@ -194,7 +195,7 @@ def _measure(job: _Job) -> Measurement:
         start = time.perf_counter()
         losses.append(float(side.step(i, inputs)))  # also waits for the device
         seconds.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes()
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
     return Measurement(statistics.mean(seconds[job.warmup :]), peak, losses[0], side.flops)
 
 

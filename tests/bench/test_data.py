@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmssl.types import UserError
+from mmssl.errors import UserError
 from scripts.bench.data import Comparison, Memory, Options, Rates, _cpu_seconds, bench_data
 from scripts.bench.photographs import QUALITY, photographs, write_shards
 from tests.helpers.images import photo

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mmssl.config import Config, parse_config
-from mmssl.types import UserError
+from mmssl.errors import UserError
 from scripts.bench.step import Measurement, StepBench, bench_step
 from tests.helpers.tiny_runs import run_tree, write_pairs
 

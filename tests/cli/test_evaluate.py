@@ -19,9 +19,9 @@ from mmssl.cli.main import main
 from mmssl.config import TaskName, parse_config
 from mmssl.data.transforms.tokenizer import train_tokenizer
 from mmssl.distributed.world import World
+from mmssl.errors import UserError
 from mmssl.evaluate.registry import TASKS
 from mmssl.models.dual_encoder import build_dual_encoder
-from mmssl.types import UserError
 from tests.conftest import tiny_model_config
 from tests.helpers.tiny_runs import COLORS, run_tree, write_pairs
 

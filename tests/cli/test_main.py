@@ -17,8 +17,8 @@ from transformers import AutoModel
 import mmssl
 from mmssl.cli.main import main
 from mmssl.config import parse_config
+from mmssl.errors import UserError
 from mmssl.train.trainer import train
-from mmssl.types import UserError
 from tests.helpers.tiny_runs import run_tree, write_pairs
 
 ROOT = Path(__file__).parents[2]

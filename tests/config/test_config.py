@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mmssl.config import Config, dump_config, known_keys, load_config, parse_config
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

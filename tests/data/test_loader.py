@@ -17,7 +17,8 @@ import torch
 from mmssl.config import SourceConfig
 from mmssl.data.loader import Source, TrainLoader, resolve_sources
 from mmssl.data.loading.workers import split_tasks
-from mmssl.types import Batch, Sample, UserError
+from mmssl.errors import UserError
+from mmssl.types import Batch, Sample
 from tests.helpers.tars import ToyRendered, pair, tar_bytes, toy_render, toy_stream, toy_tokenize, write_shards
 
 COUNTS = [13, 1, 30, 0, 22]

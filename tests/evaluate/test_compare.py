@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from mmssl.errors import UserError
 from mmssl.evaluate import suite
-from mmssl.evaluate.compare import Difference, compare, compare_results, holm, mcnemar, sign_flip, verdicts
+from mmssl.evaluate.compare import Difference, compare, compare_results, verdicts
 from mmssl.evaluate.console import format_differences
 from mmssl.evaluate.datasets import open_dataset
-from mmssl.evaluate.results import read_csv
+from mmssl.files import read_csv
 from mmssl.rng import generator
-from mmssl.types import UserError
+from mmssl.stats import holm, mcnemar, sign_flip
 from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 
 

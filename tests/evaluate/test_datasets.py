@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from mmssl.errors import UserError
 from mmssl.evaluate.datasets import find_datasets, open_dataset, read
 from mmssl.evaluate.labels import class_indices, image_captions, sample_label
-from mmssl.types import Sample, UserError
+from mmssl.types import Sample
 from tests.helpers.toy_encoder import pack, paint
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from mmssl.data.shards.samples import BadSample
+from mmssl.errors import UserError
 from mmssl.evaluate import suite
 from mmssl.evaluate.encode import EncodedImages
 from mmssl.evaluate.feature_cache import FeatureCache, default_folder
-from mmssl.evaluate.results import read_csv
-from mmssl.types import Sample, UserError
+from mmssl.files import read_csv
+from mmssl.types import Sample
 from tests.helpers.evaluation_ranks import on_ranks
 from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mmssl.errors import UserError
 from mmssl.evaluate.prompts import fill, imagenet_classnames, imagenet_templates, read_classnames, read_templates
-from mmssl.types import UserError
 
 
 def test_fill_puts_the_name_everywhere_and_keeps_other_braces() -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
+from mmssl.errors import UserError
 from mmssl.evaluate import suite
 from mmssl.evaluate.compare import compare_results
 from mmssl.evaluate.datasets import open_dataset, read
 from mmssl.evaluate.encode import encode_images
 from mmssl.evaluate.tasks.multilabel import evaluate_scores, label_matrix
-from mmssl.types import UserError
 from tests.helpers.evaluation_ranks import on_ranks
 from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 

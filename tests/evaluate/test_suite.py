@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from mmssl.errors import UserError
 from mmssl.evaluate import suite
 from mmssl.evaluate.console import format_figures, format_results
 from mmssl.evaluate.datasets import open_dataset
-from mmssl.evaluate.results import write_json
 from mmssl.evaluate.suite import default_task
 from mmssl.evaluate.tasks.zero_shot import class_weights
-from mmssl.types import UserError
+from mmssl.files import write_json
 from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 
 

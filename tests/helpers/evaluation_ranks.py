@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mmssl.distributed.world import World
+from mmssl.errors import UserError
 from mmssl.evaluate import suite
-from mmssl.types import UserError
 
 
 class Board:

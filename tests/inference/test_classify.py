@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mmssl.errors import UserError
 from mmssl.inference import list_images, predict
 from mmssl.inference.model import ImageInput
-from mmssl.types import UserError
 
 
 def coin(images: Sequence[ImageInput]) -> list[dict[str, float]]:

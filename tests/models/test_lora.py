@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.config import LoraConfig, ModelConfig, TextConfig, VisionConfig
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmssl.models.lora import CalledAttention, add_adapters, merged, without_adapters
 from mmssl.rng import torch_generator
-from mmssl.types import UserError
 from tests.conftest import tiny_model_config
 
 SMALL = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8}

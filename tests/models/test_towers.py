@@ -11,10 +11,10 @@ import transformers
 from safetensors.torch import save_file
 
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmssl.models.text import build_text, pool
 from mmssl.models.vision_factory import build_vision
-from mmssl.types import UserError
 from tests.conftest import TINY_TEXT, tiny_model_config
 
 SMALL = {"layers": 2, "width": 64, "head_width": 32}

@@ -7,6 +7,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.distributed.world import World
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.models.heads import PatchDecoder, patchify, unpatchify
 from mmssl.objectives._base import TEXT
@@ -15,7 +16,6 @@ from mmssl.objectives._task import encoder_passes
 from mmssl.objectives.contrastive import Contrastive, ContrastiveOptions
 from mmssl.objectives.mae import Mae, MaeOptions
 from mmssl.rng import RowRandom
-from mmssl.types import UserError
 from tests.conftest import TINY_TEXT
 from tests.helpers.objective_batch import batch, tiny_task, vocabulary
 

@@ -3,8 +3,8 @@
 import pytest
 
 from mmssl.config import ObjectiveConfig
+from mmssl.errors import UserError
 from mmssl.objectives._mix_spec import parse_mix
-from mmssl.types import UserError
 
 CONFIGURED = {
     "mae": ObjectiveConfig(weight=0.1, mask_ratio=0.5),

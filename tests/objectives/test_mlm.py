@@ -7,13 +7,13 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from mmssl.config import TextConfig
+from mmssl.errors import UserError
 from mmssl.losses.language import NO_TARGET
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.models.text import build_text
 from mmssl.objectives._base import Vocabulary
 from mmssl.objectives.mlm import SPARE, Mlm, MlmHead, MlmOptions, choose_words, corrupt
 from mmssl.rng import RowRandom
-from mmssl.types import UserError
 from tests.conftest import TINY_TEXT, tiny_model_config
 from tests.helpers.objective_batch import vocabulary
 

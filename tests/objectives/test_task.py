@@ -6,11 +6,11 @@ import yaml
 
 from mmssl.build import objective_options, resolve
 from mmssl.config import ObjectiveConfig, dump_config, parse_config
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives import find_objective, objective_names
 from mmssl.objectives._base import IMAGE, TEXT, Vocabulary
 from mmssl.objectives._task import encoder_passes, weight_at
-from mmssl.types import UserError
 from tests.conftest import TINY_TEXT
 
 

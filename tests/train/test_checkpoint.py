@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from mmssl.errors import UserError
 from mmssl.train.checkpoint import (
     list_checkpoints,
     load_checkpoint,
@@ -18,7 +19,6 @@ from mmssl.train.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from mmssl.types import UserError
 
 
 def save(folder: Path, step: int) -> Path:

@@ -16,11 +16,11 @@ import mmssl
 from mmssl.cli.show import describe
 from mmssl.config import Config, LoraConfig, parse_config
 from mmssl.distributed.world import World
+from mmssl.errors import UserError
 from mmssl.models.lora import add_adapters
 from mmssl.objectives._task import TrainingTask
 from mmssl.train.step import backward
 from mmssl.train.trainer import train
-from mmssl.types import UserError
 from tests.conftest import tiny_model_config
 from tests.helpers.objective_batch import Plain
 from tests.helpers.ranks import on_ranks

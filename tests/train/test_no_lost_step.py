@@ -20,12 +20,13 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from mmssl.config import Config, parse_config
+from mmssl.errors import UserError
 from mmssl.objectives._task import TrainingTask
 from mmssl.train import trainer as engine
 from mmssl.train.recovery import BadStep, rewind, write_bad_steps
 from mmssl.train.step import Tally, backward
 from mmssl.train.trainer import train
-from mmssl.types import Batch, UserError
+from mmssl.types import Batch
 from tests.helpers.tiny_runs import run_tree, write_pairs
 
 ROOT = Path(__file__).parents[2]

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from mmssl.config import ModelConfig, OptimConfig, VisionConfig
 from mmssl.data.loader import TrainLoader
 from mmssl.distributed.world import World, full_tensor, local_tensor
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.objectives import find_objective, objective_names
 from mmssl.objectives._base import Vocabulary
@@ -26,7 +27,6 @@ from mmssl.train.optim import Ema, build_optimizer, update
 from mmssl.train.parallel import block_classes, prepare_sharding
 from mmssl.train.state import RunState, Trained, restore, save
 from mmssl.train.step import backward
-from mmssl.types import UserError
 from tests.conftest import tiny_model_config
 from tests.helpers import objective_batch as problem
 from tests.helpers.ranks import on_ranks

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mmssl.config import parse_config
+from mmssl.errors import UserError
 from mmssl.train.setup import build_accelerator, check
-from mmssl.types import UserError
 from tests.helpers.tiny_runs import run_tree, write_pairs
 
 

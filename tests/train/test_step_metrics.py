@@ -13,12 +13,13 @@ import torch
 
 from mmssl.config import parse_config
 from mmssl.distributed.world import World
+from mmssl.errors import UserError
 from mmssl.train.loggers import StepLog, _Remaining
 from mmssl.train.optim import Length
 from mmssl.train.state import RunState
 from mmssl.train.step import Tally
 from mmssl.train.step_metrics import STREAM, StepMetrics
-from mmssl.types import Batch, UserError
+from mmssl.types import Batch
 from tests.helpers.tiny_runs import run_tree
 
 TOLD = {**dict.fromkeys((*STREAM, "save", "stop"), (0.0, 0.0)), "seconds": (2.0, 0.0), "mlm.time_share": (0.5, 1.0)}

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 
 import mmssl
 from mmssl.config import Config, parse_config
+from mmssl.errors import UserError
 from mmssl.train import setup
 from mmssl.train import trainer as engine
 from mmssl.train.step_metrics import StepMetrics
 from mmssl.train.trainer import train
-from mmssl.types import UserError
 from tests.helpers.tiny_runs import run_tree, write_pairs
 
 ROOT = Path(__file__).parents[2]

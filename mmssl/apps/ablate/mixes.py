@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from mmssl.config import ObjectiveConfig
+from mmssl.errors import UserError
 from mmssl.objectives import reference
 from mmssl.objectives._mix_spec import ALL, Mix, parse_mix
-from mmssl.types import UserError
 
 
 def parse_mixes(texts: Sequence[str], configured: Mapping[str, ObjectiveConfig]) -> list[Mix]:

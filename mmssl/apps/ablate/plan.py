@@ -8,10 +8,10 @@ from typing import Any, Literal
 from mmssl.apps.ablate.mixes import parse_mixes, slug
 from mmssl.build import objective_options
 from mmssl.config import Config, load_config, parse_config
+from mmssl.errors import UserError
 from mmssl.objectives._mix_spec import Mix
 from mmssl.train.cost import StepCosts, untrained_task
 from mmssl.train.setup import check, check_schedules
-from mmssl.types import UserError
 
 
 @dataclass(frozen=True)

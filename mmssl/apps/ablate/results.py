@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmssl.apps.ablate.plan import AblationPlan, AblationRun, PlannedMix
+from mmssl.errors import UserError
 from mmssl.evaluate.compare import Outcomes, read_outcomes
 from mmssl.evaluate.results import MAIN_METRICS, Metrics
 from mmssl.train.optim import Length
-from mmssl.types import UserError
 
 
 @dataclass(frozen=True)

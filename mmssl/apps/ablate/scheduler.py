@@ -15,11 +15,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mmssl import system
 from mmssl.apps.ablate.plan import AblationPlan, AblationRun
 from mmssl.config import dump_config
-from mmssl.train.checkpoint import list_checkpoints, write_atomically
+from mmssl.errors import UserError
+from mmssl.files import atomic_write
+from mmssl.train.checkpoint import list_checkpoints
 from mmssl.train.optim import Length
-from mmssl.types import UserError
 
 POLL_SECONDS = 0.3
 LAST_BYTES = 65_536
@@ -131,27 +133,22 @@ def _start(plan: AblationPlan, cell: AblationRun, slot: Slot) -> Running:
         shutil.rmtree(cell.run_dir)
     for path in (settings, plan.log(cell)):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(settings, dump_config(cell.config).encode())
+    atomic_write(settings, dump_config(cell.config).encode())
     command = [sys.executable, "-m", "mmssl.apps.ablate.worker", str(settings), str(cell.record)]
     environment = dict(os.environ)
     if slot.gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
-    own = os.sched_getaffinity(0)
-    with plan.log(cell).open("ab") as log:
-        # A child starts with its parent's cores, so that every library counts them right.
-        os.sched_setaffinity(0, slot.cores)
-        try:
-            process = subprocess.Popen(
-                [*command, "--resume"] if resume else command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                # Ctrl-C is for the ablation, which then stops its cells.
-                start_new_session=True,
-            )
-        finally:
-            os.sched_setaffinity(0, own)
+    # A child starts with its parent's cores, so that every library counts them right.
+    with plan.log(cell).open("ab") as log, system.restricted_to(slot.cores):
+        process = subprocess.Popen(
+            [*command, "--resume"] if resume else command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            # Ctrl-C is for the ablation, which then stops its runs.
+            start_new_session=True,
+        )
     return Running(cell, slot, process)
 
 

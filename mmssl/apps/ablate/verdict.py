@@ -1,6 +1,5 @@
 """What a mix changes against the baseline: paired over seeds, with intervals, and in words."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -8,22 +7,12 @@ from typing import Literal
 import numpy as np
 
 from mmssl.apps.ablate.results import MixResults
-from mmssl.evaluate.compare import holm
-from mmssl.stats import LEVEL, Interval, bootstrap, central_probability, quantile
+from mmssl.stats import LEVEL, Interval, Paired, bootstrap, holm, paired_t
 
 Verdict = Literal["helps", "hurts", "no difference", "too few runs"]
 LOWER_IS_BETTER = ("calibration_error", "median_rank")
 NO_RATE = ("median_rank",)
 """Figures that are not shown in percent."""
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Mean of paired differences with its Student-t interval and two-sided p-value (of the mean being 0)."""
-
-    mean: float
-    interval: Interval
-    p_value: float
 
 
 @dataclass(frozen=True)
@@ -49,21 +38,6 @@ class MixComparison:
     verdict: Verdict
     holds_after_holm: bool = False
     """The difference over seeds stays significant when all comparisons are counted (Holm 1979)."""
-
-
-def paired_t(differences: Sequence[float], level: float = LEVEL) -> Paired:
-    """Student's t for at least two paired differences.
-
-    Differences that are all alike leave no doubt about their mean: the interval is a point.
-    """
-    values = np.array(differences, dtype=np.float64)
-    degrees = len(values) - 1
-    assert degrees >= 1
-    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
-    if error == 0:
-        return Paired(mean, (mean, mean), float(mean == 0))
-    half = quantile(level, degrees) * error
-    return Paired(mean, (mean - half, mean + half), 1 - central_probability(abs(mean) / error, degrees))
 
 
 def compare_mixes(

@@ -6,7 +6,6 @@ the run saves a checkpoint and stops.
 
 import argparse
 import os
-import re
 import shutil
 import signal
 import sys
@@ -16,10 +15,11 @@ from pathlib import Path
 
 import torch
 
+from mmssl import system
 from mmssl.config import load_config
-from mmssl.evaluate.results import write_json
+from mmssl.errors import UserError
+from mmssl.files import write_json
 from mmssl.train.trainer import train
-from mmssl.types import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_json(
         given.record,
         {
-            "peak_memory_bytes": peak_memory(),
+            "peak_memory_bytes": system.peak_memory(),
             "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if gpu else None,
             "device": torch.cuda.get_device_name() if gpu else "CPU",
             "threads": torch.get_num_threads(),
@@ -51,13 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Finished cells never go on; with many cells their checkpoints would fill the disk.
     shutil.rmtree(config.run_dir / "checkpoints", ignore_errors=True)
     return 0
-
-
-def peak_memory() -> int:
-    """Most bytes of memory this process has held. (getrusage's figure would start at the parent's.)"""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def _stop_with_the_ablation() -> None:

@@ -1,12 +1,12 @@
 """Pairs in any form to shards: those that are trained on, and a part held out to judge by."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from glob import escape, has_magic
 from pathlib import Path
 
+from mmssl import system
 from mmssl.data.packing.pack import BAD, Encoding, pack
 from mmssl.data.packing.records import TABLES, open_records
 from mmssl.data.shards.index import Progress
@@ -14,7 +14,7 @@ from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.sources.indexing import index_source
 from mmssl.data.sources.patterns import expand, is_remote
 from mmssl.data.storage.files import Access
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 LEAST = 8
 """Pairs without which there is nothing to learn."""
@@ -91,7 +91,7 @@ def held_out_share(pairs: int) -> float:
 
 
 def _packed(source: Path, folder: Path, hold_out: bool, progress: Progress | None) -> Prepared:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if system.world_size() > 1:
         raise UserError(f"one process packs: mmssl shards pack {source} --out DIR; then give DIR to all processes")
     records = open_records(source)
     number = len(records.keys())

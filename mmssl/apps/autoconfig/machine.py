@@ -1,13 +1,11 @@
 """What this machine has."""
 
-import os
 from pathlib import Path
 
-import psutil
 import torch
 
+from mmssl import system
 from mmssl.apps.autoconfig.inputs import Machine
-from mmssl.apps.doctor.system import CONTROL_GROUP, cpu_quota, memory_limit
 
 
 def this_machine() -> Machine:
@@ -16,26 +14,15 @@ def this_machine() -> Machine:
         torch.cuda.get_device_properties(number).total_memory
         for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     )
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = system.local_world_size()
     return Machine(
-        cores=_cores(),
-        memory=_memory(),
+        cores=system.cores(),
+        memory=system.memory(),
         gpu_memory=gpus,
         bf16=_multiplies_bf16(on_gpu=len(gpus) > 0),
         processes=processes,
-        machines=max(1, int(os.environ.get("WORLD_SIZE", "1")) // processes),
+        machines=max(1, system.world_size() // processes),
     )
-
-
-def _cores() -> int:
-    """Whole cores that this process may use: a container may grant the time of fewer than it shows."""
-    cores, quota = len(os.sched_getaffinity(0)), cpu_quota(CONTROL_GROUP)
-    return cores if quota is None else max(1, min(cores, int(quota)))
-
-
-def _memory() -> int:
-    total, limit = int(psutil.virtual_memory().total), memory_limit(CONTROL_GROUP)
-    return total if limit is None else min(total, limit)
 
 
 def _multiplies_bf16(on_gpu: bool) -> bool:

@@ -9,7 +9,7 @@ from mmssl.apps.autoconfig.inputs import Pairs
 from mmssl.data.sources.reader import iter_samples
 from mmssl.data.transforms.captions import clean_caption, render_caption
 from mmssl.data.transforms.decode import DecodeError, read_header
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 SHARDS, SAMPLES = 8, 128
 """So many samples of so many shards are looked at."""

@@ -1,7 +1,6 @@
 """One training from data in any form: packed, looked at, settled, run, and made searchable."""
 
 import copy
-import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from mmssl import system
 from mmssl.apps.autoconfig.choose import Choice, choose
 from mmssl.apps.autoconfig.console import settings_table
 from mmssl.apps.autoconfig.data import HELD_OUT, Prepared, Source, prepare
@@ -23,10 +23,10 @@ from mmssl.apps.search.index import read_record
 from mmssl.build import objective_options
 from mmssl.config import Config, load_config, parse_config, set_key
 from mmssl.data.sources.patterns import expand
+from mmssl.errors import UserError
 from mmssl.inference.model import Model, load
 from mmssl.train.setup import PACKED, is_available
 from mmssl.train.trainer import Finished, train
-from mmssl.types import UserError
 
 INDEX = "index"
 """Folder of a run for the vectors of its packed pairs."""
@@ -184,4 +184,4 @@ def _tell_of_gpus(machine: Machine, console: Console) -> None:
 
 
 def _is_first() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
+    return system.rank() == 0

@@ -107,9 +107,11 @@ def shared_memory(facts: SystemFacts) -> Finding:
 
 def open_files(facts: SystemFacts) -> Finding:
     """How many files a process may open."""
-    # The limit's largest value, or -1, stands for none.
-    if facts.open_files < 0 or facts.open_files >= OPEN_FILES:
-        return Finding("open files", "ok", "no limit" if facts.open_files < 0 else f"up to {facts.open_files:,}")
+    # -1 means no limit.
+    if facts.open_files is None or facts.open_files < 0:
+        return Finding("open files", "ok", "no limit")
+    if facts.open_files >= OPEN_FILES:
+        return Finding("open files", "ok", f"up to {facts.open_files:,}")
     found = f"a process may open {facts.open_files:,} files"
     return Finding("open files", "warning", found, f"ulimit -n {16 * OPEN_FILES} before training on many shards")
 

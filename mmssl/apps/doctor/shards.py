@@ -13,7 +13,7 @@ from mmssl.data.shards.shard_index import offsets_path
 from mmssl.data.sources.patterns import expand, is_remote
 from mmssl.data.storage.fetch import Fetcher, RetryPolicy
 from mmssl.data.storage.remote_index import find_remote_indexes
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 SAMPLED = 4
 """Shards that are looked at, evenly spread over those that are named."""

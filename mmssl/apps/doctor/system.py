@@ -3,7 +3,6 @@
 import importlib
 import os
 import platform
-import resource
 import shutil
 import statistics
 import time
@@ -16,8 +15,9 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
+from mmssl import system
+
 SHARED_MEMORY = Path("/dev/shm")
-CONTROL_GROUP = Path("/sys/fs/cgroup")
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "RANK", "WORLD_SIZE")
 """Variables of the environment that decide how a program starts."""
 _SIDE = 1024
@@ -62,8 +62,8 @@ class SystemFacts:
     """Number format -> milliseconds of a product of two 1024 x 1024 matrices under autocast."""
     shared_memory: int | None
     """Free shared memory; None on systems without /dev/shm."""
-    open_files: int
-    """Soft limit of open files a process."""
+    open_files: int | None
+    """Soft limit of open files per process. None: no limit."""
     cores: int
     """Cores that this process may use."""
     quota: float | None
@@ -101,16 +101,16 @@ def gather(folder: Path) -> SystemFacts:
         driver=any(Path("/dev").glob("nvidia[0-9]*")),
         product_ms={name: product_ms(dtype) for name, dtype in _formats(bool(devices)).items()},
         shared_memory=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None,
-        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        cores=len(os.sched_getaffinity(0)),
-        quota=cpu_quota(CONTROL_GROUP),
+        open_files=system.open_file_limit(),
+        cores=len(system.allowed_cores()),
+        quota=system.cpu_quota(system.CONTROL_GROUP),
         threads=torch.get_num_threads(),
         memory=psutil.virtual_memory().available,
-        memory_limit=memory_limit(CONTROL_GROUP),
+        memory_limit=system.memory_limit(system.CONTROL_GROUP),
         folder=str(folder.resolve()),
         disk=shutil.disk_usage(folder).free,
         environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
-        launch_file=_text(_launch_file()),
+        launch_file=system.read_text(_launch_file()),
     )
 
 
@@ -126,25 +126,6 @@ def product_ms(dtype: torch.dtype) -> float:
             float((left @ right)[0, 0])
             times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times)
-
-
-def cpu_quota(folder: Path) -> float | None:
-    """Cores' worth of CPU time that a control group grants (cgroup v2's cpu.max, or v1's quota); None: no limit."""
-    unified = _text(folder / "cpu.max")
-    if unified is not None:
-        quota, period = unified.split()[:2]
-        return None if quota == "max" else int(quota) / int(period)
-    quota_text, period_text = _text(folder / "cpu/cpu.cfs_quota_us"), _text(folder / "cpu/cpu.cfs_period_us")
-    if quota_text is None or period_text is None or int(quota_text) < 0:
-        return None
-    return int(quota_text) / int(period_text)
-
-
-def memory_limit(folder: Path) -> int | None:
-    """Bytes of main memory that a control group grants; None: no limit."""
-    text = _text(folder / "memory.max") or _text(folder / "memory/memory.limit_in_bytes")
-    # Version 1 says "none" by a number near 2^63.
-    return None if text is None or text.strip() == "max" or int(text) >= 1 << 60 else int(text)
 
 
 def _formats(gpu: bool) -> dict[str, torch.dtype]:
@@ -199,10 +180,3 @@ def _launch_file() -> Path:
     """Where `accelerate config` writes, and `accelerate launch` reads."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface"
     return Path(os.environ.get("HF_HOME", cache)).expanduser() / "accelerate" / "default_config.yaml"
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return None

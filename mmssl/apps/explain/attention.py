@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.types import UserError
 
 
 def attention_relevance(encoder: DualEncoder, images: Tensor, texts: Tensor) -> Tensor:

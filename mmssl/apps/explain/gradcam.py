@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.types import UserError
 
 LEAST_SIDE = 7
 """The deepest stage with so many places a side is looked at: the last one of usual towers at 224 px."""

@@ -9,9 +9,9 @@ from torch import Tensor
 from mmssl.apps.explain.attention import attention_relevance
 from mmssl.apps.explain.gradcam import gradcam, has_stages, hirescam
 from mmssl.apps.explain.occlusion import occlusion, rise
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.vision import VisionTower
-from mmssl.types import UserError
 
 Method = Callable[[DualEncoder, Tensor, Tensor], Tensor]
 """Encoder, images uint8 [B, 3, S, S] and unit vectors [B, D] of their texts -> maps [B, h, w], more is more."""

@@ -9,10 +9,11 @@ from torch import Tensor
 from mmssl.data.shards.samples import BadSample
 from mmssl.data.sources.patterns import expand
 from mmssl.data.sources.reader import iter_samples
+from mmssl.errors import UserError
 from mmssl.evaluate.encode import encode_images, encode_texts
 from mmssl.evaluate.labels import image_captions
 from mmssl.inference.model import Model
-from mmssl.types import Sample, UserError
+from mmssl.types import Sample
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from mmssl.data.transforms.decode import DecodeError
+from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, read_again
 from mmssl.evaluate.labels import class_indices, image_captions
 from mmssl.evaluate.tasks.zero_shot import class_weights, dataset_templates
 from mmssl.inference.model import Model
 from mmssl.rng import generator
-from mmssl.types import Sample, UserError
+from mmssl.types import Sample
 
 
 def drawn_pairs(model: Model, dataset: Dataset, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:

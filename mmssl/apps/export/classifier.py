@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from mmssl.apps.export.sample import images, needs
 from mmssl.apps.export.to_onnx import export_graph
 from mmssl.apps.finetune.classifier import Classifier
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.types import UserError
 
 GRAPH, LABELS = "classifier.onnx", "labels.json"
 TOLERANCE = 1e-5

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mmssl.apps.export.to_open_clip import CONFIG, rename
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 
 def push(folder: Path, name: str, private: bool = False) -> str:

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmssl.errors import UserError
 from mmssl.inference.model import Model
 from mmssl.rng import torch_generator
-from mmssl.types import UserError
 
 CAPTIONS = ("a", "a red apple on a table", "two dogs run along the beach, seen from above", " ".join(["word"] * 200))
 

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmssl.errors import UserError
 from mmssl.inference.model import ImageInput, Model, load
-from mmssl.types import UserError
 
 FORMAT = 1
 RECORD, HEAD = "classifier.json", "head.safetensors"

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmssl.errors import UserError
 from mmssl.evaluate.classifiers import logistic_regression as probe
 from mmssl.evaluate.classifiers.fine_tuning import rendered
 from mmssl.evaluate.classifiers.logistic_regression import Linear
@@ -17,7 +18,7 @@ from mmssl.evaluate.prompts import Templates
 from mmssl.evaluate.suite import EncodedDataset
 from mmssl.evaluate.tasks import zero_shot
 from mmssl.inference.model import Model
-from mmssl.types import Sample, UserError
+from mmssl.types import Sample
 
 HELD_OUT = 0.2
 """Share of the samples that are kept to judge where there is no test split, and of those to train on to choose by."""

@@ -6,9 +6,9 @@ from itertools import zip_longest
 from torch import Tensor
 
 from mmssl.apps.finetune.classifier import Classifier
+from mmssl.errors import UserError
 from mmssl.evaluate.classifiers.fine_tuning import mixed
 from mmssl.inference.model import Model
-from mmssl.types import UserError
 
 _SHOWN = 3
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmssl.apps.finetune.classifier import Classifier
 from mmssl.apps.finetune.datasets import HELD_OUT, FineTuneData, Labelled
+from mmssl.errors import UserError
 from mmssl.evaluate.classifiers import logistic_regression as probe
 from mmssl.evaluate.classifiers.fine_tuning import EPOCHS, RATES, HeadedTower, mixed, tune
 from mmssl.evaluate.classifiers.logistic_regression import Linear
@@ -22,7 +23,6 @@ from mmssl.evaluate.metrics.classification import distinct
 from mmssl.inference.model import Model
 from mmssl.models.dual_encoder import ImageEncoder
 from mmssl.stats import Interval, bootstrap
-from mmssl.types import UserError
 
 Method = Literal["linear", "full", "lp-ft"]
 METHODS: tuple[Method, ...] = get_args(Method)

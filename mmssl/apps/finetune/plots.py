@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from mmssl.apps.finetune.methods import accuracy_interval
 from mmssl.apps.finetune.study import PROBE, UNTRAINED, Study
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 _COLORS = {UNTRAINED: "#8c959f", PROBE: "#0969da"}
 _OTHERS = ("#1a7f37", "#bc4c00", "#8250df")

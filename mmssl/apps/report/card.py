@@ -7,7 +7,7 @@ from mmssl.apps.report import wording as facts
 from mmssl.apps.report.page import repeat
 from mmssl.apps.report.render import render_card
 from mmssl.apps.report.run_reader import collect
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 
 def write_card(folder: Path) -> Path:

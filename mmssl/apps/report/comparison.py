@@ -7,8 +7,9 @@ from typing import Any
 from mmssl.apps.report.run_reader import RunRecord
 from mmssl.apps.report.wording import Metric, list_metrics, result_title
 from mmssl.config import Config
-from mmssl.evaluate.compare import Difference, compare_results, holm
-from mmssl.types import UserError
+from mmssl.errors import UserError
+from mmssl.evaluate.compare import Difference, compare_results
+from mmssl.stats import holm
 
 LOWER_IS_BETTER = ("calibration_error", "median_rank", "bad_samples")
 NO_DIRECTION = ("samples", "classes", "captions", "train_samples", "k", "c")

@@ -12,11 +12,11 @@ from mmssl.apps.report.encoded_dataset import EncodedSamples, encode_sample, ope
 from mmssl.apps.report.projection import plane
 from mmssl.apps.report.run_reader import RunRecord
 from mmssl.apps.report.thumbnails import sheet, shrunk, uri
+from mmssl.errors import UserError
 from mmssl.evaluate.metrics import ranking as metrics
 from mmssl.evaluate.metrics.ranking import CalibrationBin
 from mmssl.inference.model import Model
 from mmssl.rng import generator
-from mmssl.types import UserError
 
 SHOWN = 6
 """Examples of each kind, and searches in each direction."""

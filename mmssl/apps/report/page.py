@@ -15,9 +15,10 @@ from mmssl.apps.report.gallery import Gallery, gallery
 from mmssl.apps.report.render import render_page
 from mmssl.apps.report.run_reader import RunRecord, collect, read_table
 from mmssl.apps.report.wording import Metric, list_metrics
+from mmssl.errors import UserError
 from mmssl.evaluate.results import Metrics
+from mmssl.files import sha256
 from mmssl.inference.model import Model, load
-from mmssl.types import UserError
 
 LARGEST = 10_000_000
 """Bytes of a page that any browser opens at once."""
@@ -209,7 +210,7 @@ def repeat(run: RunRecord) -> list[tuple[str, str]]:
     else:
         rows.append(("Command", f"mmssl train {run.folder / 'config.yaml'} run_dir=ANOTHER_FOLDER"))
     if run.model is not None and (run.model / "model.safetensors").is_file():
-        rows.append(("SHA-256 of model.safetensors", facts.sha256(run.model / "model.safetensors")))
+        rows.append(("SHA-256 of model.safetensors", sha256(run.model / "model.safetensors")))
     return [*rows, ("This page", f"mmssl report {run.folder}")]
 
 

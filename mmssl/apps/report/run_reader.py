@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.config import Config, load_config
-from mmssl.evaluate.results import Metrics, read_csv
-from mmssl.types import UserError
+from mmssl.errors import UserError
+from mmssl.evaluate.results import Metrics
+from mmssl.files import read_csv
 
 Row = dict[str, Any]
 

@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 
 from mmssl.apps.search.nearest import Found, Graph, Vectors, exact_nearest, locate, part_starts
+from mmssl.errors import UserError
+from mmssl.files import atomic_write
 from mmssl.inference.model import Model
 from mmssl.rng import torch_generator
-from mmssl.types import UserError
 
 FORMAT = 1
 RECORD, PARTS, GRAPH = "index.json", "parts", "graph.usearch"
@@ -159,9 +160,7 @@ def write_part(folder: Path, number: int, vectors: npt.NDArray[np.float16], colu
         (table(folder, number), lambda partial: _parquet().write_table(pyarrow.table(columns), partial)),
         (part(folder, number), lambda partial: _save(partial, vectors)),
     ):
-        partial = path.with_name(f".{path.name}.partial")
-        write(partial)
-        partial.replace(path)
+        atomic_write(path, write)
 
 
 def _save(path: Path, vectors: npt.NDArray[np.float16]) -> None:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mmssl.types import UserError
+from mmssl.errors import UserError
+from mmssl.files import atomic_write
 
 Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -101,9 +102,7 @@ class Graph:
                 block = np.asarray(part[first : first + BLOCK], dtype=np.float16)
                 index.add(np.arange(start + first, start + first + len(block)), block)
             start += len(part)
-        partial = path.with_name(f".{path.name}.partial")
-        index.save(str(partial))
-        partial.replace(path)
+        atomic_write(path, lambda partial: index.save(str(partial)))
         return cls.open(path, parts)
 
     @classmethod

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.data.shards.samples import IMAGES
+from mmssl.errors import UserError
 from mmssl.inference.model import ImageInput, Model
-from mmssl.types import UserError
 
 
 def encode_query(model: Model, query: ImageInput) -> npt.NDArray[np.float32]:

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmssl.apps.serve.guard import refuse
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 KEEP_ALIVE_SECONDS = 5
 """Time for which a connection may stay open between requests."""

@@ -17,8 +17,9 @@ from mmssl.data.sources.reader import LocalFiles, iter_samples
 from mmssl.data.storage.fetch import RetryPolicy
 from mmssl.data.transforms.captions import render_caption
 from mmssl.data.transforms.decode import DecodeError, Pixels, decode, read_header
+from mmssl.errors import UserError
 from mmssl.rng import generator
-from mmssl.types import Sample, UserError
+from mmssl.types import Sample
 
 _LINES = 3
 _FONT_SIZE = 12

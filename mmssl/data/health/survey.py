@@ -16,7 +16,8 @@ from mmssl.data.shards.samples import BadSample, SampleLimits
 from mmssl.data.sources.reader import iter_samples
 from mmssl.data.transforms.captions import clean_caption, render_caption
 from mmssl.data.transforms.decode import MAX_PIXELS, REDUCTIONS, DecodeError, Header, Pixels, decode, read_header
-from mmssl.types import Sample, UserError
+from mmssl.errors import UserError
+from mmssl.types import Sample
 
 _BATCH = 64
 _SEEN_SIDE = 48

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmssl.data.loading.parts import BAD_IN_A_ROW
 from mmssl.data.loading.pipeline import LoadedBatch
 from mmssl.data.shards.samples import BadSample
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 _FIRST = 1_000
 """The fraction of bad samples counts after so many."""

@@ -16,7 +16,8 @@ from mmssl.data.sources.catalog import Catalog, SampleLocation
 from mmssl.data.sources.patterns import is_remote
 from mmssl.data.storage.blocks import Span
 from mmssl.data.storage.files import Access, Files
-from mmssl.types import Sample, UserError
+from mmssl.errors import UserError
+from mmssl.types import Sample
 
 BAD_IN_A_ROW = 100
 """So many unusable samples in a row stop the stream."""

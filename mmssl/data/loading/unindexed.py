@@ -23,8 +23,9 @@ from mmssl.data.shards.samples import BadSample, SampleLimits
 from mmssl.data.sources.reader import read_shard
 from mmssl.data.storage.fetch import Fetcher
 from mmssl.data.storage.files import Access, Files
+from mmssl.errors import UserError
 from mmssl.rng import torch_seed
-from mmssl.types import Sample, UserError
+from mmssl.types import Sample
 
 BUFFER = 1_000
 """Samples that a lane mixes."""

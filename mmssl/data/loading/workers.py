@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from mmssl.data.loading.parts import BatchPart, PartTask, ReadMonitor
 from mmssl.data.order.plan import Position
 from mmssl.data.storage.files import Access, Files
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 Cuts = list[tuple[int, int]]
 """The parts of a batch: first sample and end of each, in the global batch."""

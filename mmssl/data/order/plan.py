@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mmssl.data.order.epoch import EpochOrder, Slices
 from mmssl.data.order.mixture import Mixture
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 Ints = NDArray[np.int64]
 

@@ -20,7 +20,7 @@ from mmssl.data.shards.index import index_shards
 from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.transforms.decode import MAX_PIXELS, REDUCTIONS, DecodeError, decode, read_header
 from mmssl.data.transforms.views import dct_reduction, resize
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 Bad = list[tuple[str, str]]
 """Key and reason of each record that was left out."""

@@ -15,7 +15,7 @@ from mmssl.data.packing.record import (
 )
 from mmssl.data.packing.tables import ArrowRecords, ParquetRecords, RowRecords
 from mmssl.data.shards.samples import IMAGES
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 

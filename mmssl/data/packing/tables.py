@@ -21,7 +21,7 @@ from mmssl.data.packing.record import (
     read_file,
     record_key,
 )
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 IMAGE_COLUMNS = (
     "image",

@@ -14,12 +14,12 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.shards.shard_index import LeftOut, ShardIndex, index_shard, offsets_path
 from mmssl.data.sources.patterns import is_remote
+from mmssl.files import atomic_write
 
 FOLDER_FILE = "mmssl-index.json"
 _VERSION = 1
@@ -164,26 +164,12 @@ def _write(folder: Path, made: Sequence[ShardIndex], kept: dict[str, Any]) -> No
     """Write offsets and the folder's file, in which other shards keep their entries."""
     for index in made:
         assert index.offsets is not None
-        replace_file(offsets_path(index.shard), index.offsets.astype("<u8").tobytes())
+        atomic_write(offsets_path(index.shard), index.offsets.astype("<u8").tobytes())
     kept.update((Path(index.shard).name, index_to_json(index)) for index in made)
     entries = {name: kept[name] for name in sorted(kept) if (folder / name).exists()}
-    replace_file(folder / FOLDER_FILE, folder_json(entries))
+    atomic_write(folder / FOLDER_FILE, folder_json(entries))
 
 
 def folder_json(entries: Mapping[str, Any]) -> bytes:
     """The content of a folder's file, by the names of the shards."""
     return json.dumps({"version": _VERSION, "shards": entries}, indent=1).encode()
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old or the new one, never a part."""
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(content)
-            file.flush()
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mmssl.data.shards.samples import Group, SampleLimits, groups
 from mmssl.data.shards.tar import Archive, ReadAt, TarError
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 _WINDOW = 16 << 10
 _TAIL = 1 << 20

@@ -11,7 +11,7 @@ from mmssl.data.sources.patterns import is_remote
 from mmssl.data.storage.fetch import Fetcher
 from mmssl.data.storage.files import Access
 from mmssl.data.storage.remote_index import find_remote_indexes, index_remote_shards
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 
 def index_source(

@@ -10,7 +10,7 @@ from pathlib import Path
 from mmssl.data.packing.records import TABLES
 from mmssl.data.storage.filesystem import list_fsspec
 from mmssl.data.storage.http import is_web
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 _MAX_NAMES = 2_000_000
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?")

@@ -10,7 +10,8 @@ from mmssl.data.shards.samples import BadSample, SampleError, SampleLimits, grou
 from mmssl.data.shards.tar import TarError
 from mmssl.data.storage.fetch import Fetcher
 from mmssl.data.storage.sequential import read_groups
-from mmssl.types import Sample, UserError
+from mmssl.errors import UserError
+from mmssl.types import Sample
 
 __all__ = ["BadSample", "LocalFiles", "iter_samples"]
 

@@ -7,9 +7,9 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
-from mmssl.data.shards.index import replace_file
 from mmssl.data.shards.shard_index import ShardIndex
-from mmssl.types import UserError
+from mmssl.errors import UserError
+from mmssl.files import atomic_write
 
 CHUNK = 1 << 20
 """Bytes of a piece; the last one of a shard may be shorter."""
@@ -51,7 +51,7 @@ class DiskCache:
         path = self._path(shard, number)
         try:
             path.parent.mkdir(exist_ok=True)
-            replace_file(path, chunk + _checksum(chunk))
+            atomic_write(path, chunk + _checksum(chunk))
         except OSError as error:
             if not self._warned:
                 _log.warning("%s cannot keep a chunk of %s: %s", self._folder, shard.shard, error.strerror)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mmssl.data.storage.filesystem import open_fsspec, write_fsspec
 from mmssl.data.storage.http import PIECE, ReadInterruptedError, RemoteFile, is_web, open_web
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import fsspec
 
 from mmssl.data.storage.http import ReadInterruptedError, RemoteFile, RemoteFileMissingError
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 _PIECE = 8 << 20
 

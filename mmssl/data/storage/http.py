@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 
 @dataclass(frozen=True)

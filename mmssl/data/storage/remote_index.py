@@ -13,7 +13,7 @@ from mmssl.data.shards.shard_index import Offsets, ShardIndex, checksum
 from mmssl.data.storage.fetch import Fetcher
 from mmssl.data.storage.http import RemoteFileMissingError
 from mmssl.data.storage.sequential import index_forward
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 _THREADS = 16
 

@@ -11,7 +11,7 @@ from mmssl.data.shards.shard_index import ShardIndex, index_archive
 from mmssl.data.shards.tar import Archive
 from mmssl.data.sources.patterns import is_remote
 from mmssl.data.storage.fetch import Fetcher
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 _PIECE = 1 << 20
 _ENDLESS = 1 << 62

@@ -8,7 +8,7 @@ from typing import Any
 import ftfy
 import numpy as np
 
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 _SLOT = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _NAME = re.compile(r"[^.\[\]!:]+")

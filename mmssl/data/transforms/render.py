@@ -10,8 +10,9 @@ from mmssl.data.transforms.augment_params import AugmentParams, draw_params, to_
 from mmssl.data.transforms.captions import check_templates, render_caption
 from mmssl.data.transforms.decode import DecodeError, decode, read_header
 from mmssl.data.transforms.views import View, empty_images
+from mmssl.errors import UserError
 from mmssl.rng import generator
-from mmssl.types import Sample, UserError
+from mmssl.types import Sample
 
 
 @dataclass(frozen=True)

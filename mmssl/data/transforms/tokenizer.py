@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mmssl.data.transforms.captions import clean_caption
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",

@@ -4,22 +4,20 @@ A gap between groups is a fact about this model on this data. It does not say wh
 they show (their classes, their images' quality), and a group of few samples differs by chance. Hence the
 intervals, the sizes, and the chance of a gap this wide among groups drawn at random."""
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmssl.errors import UserError
 from mmssl.rng import generator
-from mmssl.stats import Interval
-from mmssl.types import Sample, UserError
+from mmssl.stats import Interval, wilson
+from mmssl.types import Sample
 
 Correct = NDArray[np.bool_]
 DRAWS = 10_000
 """How often groups are drawn at random to see which gaps chance makes."""
-_Z = 1.959963984540054
-"""97.5 % quantile of the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +96,3 @@ def _counts(correct: Correct, groups: Sequence[str]) -> tuple[list[str], NDArray
     index = np.array([place[group] for group in groups])
     sizes, hits = (np.bincount(rows, minlength=len(names)) for rows in (index, index[correct]))
     return names, sizes, hits
-
-
-def wilson(hits: int, samples: int) -> Interval:
-    """95 % score interval of a proportion (Wilson 1927), which keeps its width at 0 and 1. samples >= 1."""
-    share = hits / samples
-    middle = (share + _Z**2 / (2 * samples)) / (1 + _Z**2 / samples)
-    half = _Z / (1 + _Z**2 / samples) * math.sqrt(share * (1 - share) / samples + _Z**2 / (4 * samples**2))
-    return max(0.0, middle - half), min(1.0, middle + half)

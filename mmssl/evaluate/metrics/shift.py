@@ -3,14 +3,12 @@
 Taori et al. 2020 call a model effectively robust when it loses less than models of its accuracy usually do. That needs
 many models; what is measured here of one model is the drop."""
 
-import math
 from collections.abc import Mapping, Sequence
 
+from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset
-from mmssl.evaluate.metrics.groups import wilson
 from mmssl.evaluate.results import Metrics
-from mmssl.stats import Interval
-from mmssl.types import UserError
+from mmssl.stats import newcombe
 
 
 def pairs(words: Sequence[str], datasets: Mapping[str, Dataset]) -> list[tuple[str, str]]:
@@ -60,11 +58,3 @@ def _shift(first: Metrics, second: Metrics) -> Metrics:
         | kept
         | {"intervals": {"drop": list(drop)}}
     )
-
-
-def newcombe(first: tuple[int, int], second: tuple[int, int]) -> Interval:
-    """95 % interval of the difference of two independent proportions (Newcombe 1998, method 10), given as hits and
-    samples."""
-    p, q = first[0] / first[1], second[0] / second[1]
-    (low1, high1), (low2, high2) = wilson(*first), wilson(*second)
-    return p - q - math.hypot(p - low1, high2 - q), p - q + math.hypot(high1 - p, q - low2)

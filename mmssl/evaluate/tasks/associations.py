@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mmssl.evaluate.compare import holm
+from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset
 from mmssl.evaluate.metrics import groups as slices
 from mmssl.evaluate.metrics.groups import Gap, Slice
-from mmssl.evaluate.results import write_csv
-from mmssl.types import UserError
+from mmssl.files import write_csv
+from mmssl.stats import holm
 
 NOTE = (
     "shares are forced choices among the given classes; a gap does not tell its cause (other things in the images "

@@ -25,15 +25,16 @@ from torch import Tensor
 
 from mmssl.data.transforms.decode import Pixels
 from mmssl.data.transforms.views import EvalView
+from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, read_again
 from mmssl.evaluate.encode import Encoder
 from mmssl.evaluate.labels import class_indices
-from mmssl.evaluate.results import write_csv
 from mmssl.evaluate.task import TaskContext
+from mmssl.files import write_csv
 from mmssl.plotting import GRAY, sheet
 from mmssl.rng import generator, torch_seed
 from mmssl.stats import Interval, Rows, bootstrap
-from mmssl.types import Sample, UserError
+from mmssl.types import Sample
 
 CORRUPTIONS = (
     *("gaussian_noise", "shot_noise", "impulse_noise"),

@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmssl.errors import UserError
 from mmssl.evaluate.classifiers import logistic_regression as probe
 from mmssl.evaluate.classifiers.fine_tuning import HeadedTower, TunableEncoder, Weights, mixed, rendered, tune
 from mmssl.evaluate.datasets import read_again, training_split
 from mmssl.evaluate.encode import encode_images
 from mmssl.evaluate.labels import class_indices
-from mmssl.evaluate.results import write_csv
 from mmssl.evaluate.task import TaskContext
+from mmssl.files import write_csv
 from mmssl.stats import Interval, means
-from mmssl.types import UserError
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset
 from mmssl.evaluate.labels import label_index, where
 from mmssl.evaluate.metrics import ranking as metrics
 from mmssl.stats import Interval, bootstrap
-from mmssl.types import Sample, UserError
+from mmssl.types import Sample
 
 FIELDS = ("labels", "label", "cls")
 """Where the labels are looked for: the first of these that the sample has."""

@@ -11,12 +11,12 @@ from open_clip.model import CLIPVisionCfg
 from torch import Tensor, nn
 
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.pretrained.weights import one_line
 from mmssl.models.text import TextTower
 from mmssl.models.text_open_clip import MODEL_TYPE, text_module
 from mmssl.models.vision_factory import quiet, unknown_model, wrap_trunk
-from mmssl.types import UserError
 
 
 @dataclass(frozen=True)

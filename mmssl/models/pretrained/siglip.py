@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from mmssl.config import VisionConfig
+from mmssl.errors import UserError
 from mmssl.models.pretrained.key_mapping import to_open_clip
 from mmssl.models.text import TextTower
 from mmssl.models.text_open_clip import build_open_clip_text
-from mmssl.types import UserError
 
 _ACTIVATIONS = {"gelu": ("gelu", None), "gelu_pytorch_tanh": ("gelu_tanh", {"approximate": "tanh"})}
 """transformers' name -> timm's name and open_clip's arguments of GELU."""

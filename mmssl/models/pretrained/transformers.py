@@ -10,6 +10,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 from mmssl.config import ModelConfig, VisionConfig
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.pretrained.key_mapping import to_open_clip
 from mmssl.models.pretrained.open_clip import Pretrained, linear, text_config
@@ -18,7 +19,6 @@ from mmssl.models.pretrained.weights import one_line
 from mmssl.models.text import TextTower
 from mmssl.models.vision import VisionTower
 from mmssl.models.vision_factory import build_vision
-from mmssl.types import UserError
 
 _KINDS = ("clip", "siglip", "vision-text-dual-encoder")
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

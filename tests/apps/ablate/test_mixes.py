@@ -4,7 +4,7 @@ import pytest
 
 from mmssl.apps.ablate.mixes import default_mixes, parse_mixes, slug
 from mmssl.config import ObjectiveConfig
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 CONFIGURED = {
     "mae": ObjectiveConfig(weight=0.1, mask_ratio=0.5),

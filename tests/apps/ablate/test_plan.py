@@ -9,7 +9,7 @@ import yaml
 from mmssl.apps.ablate.plan import AblationPlan, Budget, make_plan
 from mmssl.apps.ablate.scheduler import make_slots
 from mmssl.config import Config, dump_config, parse_config
-from mmssl.types import UserError
+from mmssl.errors import UserError
 from tests.helpers.tiny_runs import run_tree, write_pairs
 
 OBJECTIVES = {"contrastive": {}, "mlm": {"weight": 0.1}}

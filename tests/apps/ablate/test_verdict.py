@@ -9,8 +9,8 @@ import scipy.stats  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmssl.apps.ablate.verdict import MixComparison, compare_mixes, decide, paired_t, sentence
-from mmssl.stats import central_probability, quantile
+from mmssl.apps.ablate.verdict import MixComparison, compare_mixes, decide, sentence
+from mmssl.stats import paired_t, t_central_probability, t_quantile
 
 FLOATS = st.floats(-1, 1).map(lambda x: round(x, 4))
 
@@ -19,10 +19,10 @@ FLOATS = st.floats(-1, 1).map(lambda x: round(x, 4))
 def test_student_agrees_with_scipy(degrees: int) -> None:
     """Probabilities and quantiles for odd and even degrees of freedom."""
     t = np.linspace(0, 12, 50)
-    ours = [central_probability(float(x), degrees) for x in t]
+    ours = [t_central_probability(float(x), degrees) for x in t]
     np.testing.assert_allclose(ours, 1 - 2 * scipy.stats.t.sf(t, degrees), atol=1e-12)
     for level in (0.5, 0.9, 0.95, 0.99):
-        assert quantile(level, degrees) == pytest.approx(scipy.stats.t.ppf((1 + level) / 2, degrees), rel=1e-9)
+        assert t_quantile(level, degrees) == pytest.approx(scipy.stats.t.ppf((1 + level) / 2, degrees), rel=1e-9)
 
 
 @given(st.lists(st.tuples(FLOATS, FLOATS), min_size=2, max_size=8))

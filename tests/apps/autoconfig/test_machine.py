@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mmssl.apps.autoconfig import machine
+from mmssl import system
 from mmssl.apps.autoconfig.machine import this_machine
 
 LAUNCHER = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -17,7 +17,7 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One process on a machine without a container's limits."""
     for name in LAUNCHER:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(machine, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(system, "CONTROL_GROUP", tmp_path)
 
 
 def test_the_whole_machine_without_limits() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmssl.apps.doctor import gather
-from mmssl.apps.doctor.system import cpu_quota, memory_limit
+from mmssl.system import cpu_quota, memory_limit
 
 
 def test_limits_of_a_container_are_read(tmp_path: Path) -> None:

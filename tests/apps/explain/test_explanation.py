@@ -13,9 +13,9 @@ from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.data.sources.reader import iter_samples
 from mmssl.data.transforms.decode import decode
 from mmssl.data.transforms.tokenizer import train_tokenizer
+from mmssl.errors import UserError
 from mmssl.inference.model import Model
 from mmssl.models.dual_encoder import build_dual_encoder
-from mmssl.types import UserError
 from tests.conftest import TINY_TEXT
 from tests.helpers.tiny_runs import write_pairs
 from tests.helpers.toy_encoder import pack, paint

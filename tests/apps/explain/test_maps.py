@@ -11,8 +11,8 @@ from mmssl.apps.explain.attention import attention_relevance, recorded_attention
 from mmssl.apps.explain.gradcam import activations, gradcam, hirescam
 from mmssl.apps.explain.maps import DEFAULT, METHODS, heat, image_maps, methods_of, token_similarity
 from mmssl.apps.explain.occlusion import covered, occlusion, rise
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.types import UserError
 from tests.apps.explain.conftest import COLUMN, RESNET, ROW, TOWERS, VIT, images_and_texts, small_encoder
 
 

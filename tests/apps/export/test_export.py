@@ -19,7 +19,7 @@ import mmssl
 from mmssl.apps.export import FORMATS, export
 from mmssl.apps.export.hub import push
 from mmssl.apps.export.to_onnx import OnnxEncoder, quantize
-from mmssl.types import UserError
+from mmssl.errors import UserError
 from tests.helpers.export_models import own
 from tests.helpers.open_clip_folders import MODELS, write_open_clip
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from mmssl import MMSSL, Model
 from mmssl.apps.export.classifier import write_classifier
 from mmssl.apps.finetune import Classifier, load_classifier
+from mmssl.errors import UserError
 from mmssl.rng import torch_generator
-from mmssl.types import UserError
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import torch
 from mmssl import Model, load
 from mmssl.apps.finetune import Classifier, interpolate, interpolate_classifiers
 from mmssl.data.transforms.tokenizer import train_tokenizer
+from mmssl.errors import UserError
 from mmssl.models.dual_encoder import build_dual_encoder
-from mmssl.types import UserError
 from tests.conftest import tiny_model_config
 from tests.helpers.tiny_runs import COLORS
 

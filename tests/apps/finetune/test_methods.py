@@ -9,8 +9,8 @@ from mmssl import Model, load
 from mmssl.apps.finetune import METHODS, FineTuneData, FineTuneSettings, fine_tune, gather, load_classifier
 from mmssl.apps.finetune.methods import Method
 from mmssl.data.sources.reader import iter_samples
+from mmssl.errors import UserError
 from mmssl.evaluate.classifiers import fine_tuning as tuning
-from mmssl.types import UserError
 
 FAST = {"rates": (1e-3,), "epochs": 2}
 

@@ -19,7 +19,7 @@ from mmssl.cli.main import main
 from mmssl.data.sources.patterns import expand
 from mmssl.data.sources.reader import iter_samples
 from mmssl.distributed.world import World
-from mmssl.types import UserError
+from mmssl.errors import UserError
 from tests.helpers.export_models import own
 from tests.helpers.tiny_runs import write_pairs
 

@@ -16,8 +16,9 @@ from mmssl.apps.explain.explanation import overlay
 from mmssl.apps.search import Index, exact_nearest
 from mmssl.apps.serve import create_app
 from mmssl.data.transforms.decode import decode
+from mmssl.errors import UserError
 from mmssl.inference.model import Model
-from mmssl.types import Sample, UserError
+from mmssl.types import Sample
 from tests.helpers.export_models import own
 from tests.helpers.uploads import image, sent
 

@@ -14,8 +14,8 @@ import uvicorn
 from mmssl.apps.search import Index
 from mmssl.apps.serve import ServerLimits, create_app
 from mmssl.apps.serve.server import ImpatientProtocol, listen
+from mmssl.errors import UserError
 from mmssl.inference.model import Model
-from mmssl.types import UserError
 from tests.helpers.live_server import connect, rest, serving
 from tests.helpers.uploads import image
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from mmssl.data.health.browse import Entry, contact_sheet, describe, entries, find, pick
-from mmssl.types import Sample, UserError
+from mmssl.errors import UserError
+from mmssl.types import Sample
 from tests.helpers.images import encode, orientation, photo
 from tests.helpers.tars import tar_bytes, write_shards
 

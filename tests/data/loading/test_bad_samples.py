@@ -10,7 +10,7 @@ import pytest
 from mmssl.data.loading.bad_samples import BadSampleBudget
 from mmssl.data.loading.pipeline import LoadedBatch
 from mmssl.data.shards.samples import BadSample
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 
 def made(samples: int, bad: list[int]) -> LoadedBatch:

@@ -15,7 +15,7 @@ from scipy.stats import kstest
 from mmssl.data.order.epoch import Slices, default_slice_bytes, shuffled
 from mmssl.data.order.mixture import Mixture
 from mmssl.data.order.plan import PlannedSource, Position, StreamPlan, default_lanes
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden_order.json"
 Pair = tuple[int, int]

@@ -21,7 +21,8 @@ from mmssl.data.packing.pack import BAD, Encoding, pack
 from mmssl.data.packing.record import RecordError, Records
 from mmssl.data.packing.records import open_records
 from mmssl.data.sources.reader import iter_samples
-from mmssl.types import Sample, UserError
+from mmssl.errors import UserError
+from mmssl.types import Sample
 from tests.helpers.images import encode, orientation, photo
 
 CAPTIONS = [f"caption {i}, with “quotes”" for i in range(12)]

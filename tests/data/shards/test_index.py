@@ -16,7 +16,8 @@ from mmssl.data.shards.index import FOLDER_FILE, fingerprint, index_shards, repo
 from mmssl.data.shards.samples import SampleLimits, parse_sample
 from mmssl.data.shards.shard_index import ShardIndex, index_shard
 from mmssl.data.sources.reader import LocalFiles
-from mmssl.types import Sample, UserError
+from mmssl.errors import UserError
+from mmssl.types import Sample
 from tests.helpers.tars import File, pair, tar_bytes, write_shards
 
 LIMITS = SampleLimits()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmssl.data.sources.patterns import braces, expand, is_remote
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from mmssl.data.shards.samples import BadSample, SampleError, SampleLimits, pars
 from mmssl.data.shards.shard_index import index_shard
 from mmssl.data.sources.reader import LocalFiles, iter_samples
 from mmssl.data.storage.files import Access
-from mmssl.types import UserError
+from mmssl.errors import UserError
 from tests.helpers.tars import File, pair, tar_bytes, write_shards
 
 LIMITS = SampleLimits()

@@ -20,7 +20,7 @@ from mmssl.data.storage.cache import CHUNK, DiskCache
 from mmssl.data.storage.fetch import Fetcher, RetryPolicy
 from mmssl.data.storage.files import Access
 from mmssl.data.storage.remote_index import find_remote_indexes
-from mmssl.types import UserError
+from mmssl.errors import UserError
 from tests.helpers.http_servers import Mischief, serve
 from tests.helpers.tars import pair, tar_bytes, toy_stream, write_shards
 

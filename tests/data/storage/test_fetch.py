@@ -15,7 +15,7 @@ import pytest
 from mmssl.data.storage.fetch import Fetcher, RetryPolicy
 from mmssl.data.storage.filesystem import list_fsspec
 from mmssl.data.storage.http import RemoteFileMissingError
-from mmssl.types import UserError
+from mmssl.errors import UserError
 from tests.helpers.http_servers import Mischief, serve
 
 PATIENT = RetryPolicy(tries=20, backoff_seconds=0.01, stall_seconds=0.5)

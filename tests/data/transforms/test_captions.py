@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import basic_clean, whitespace_clean
 
 from mmssl.data.transforms.captions import check_templates, clean_caption, render_caption
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 FIELDS: dict[str, Any] = {
     "txt": "a red fox",

@@ -14,8 +14,9 @@ from mmssl.data.transforms.captions import render_caption
 from mmssl.data.transforms.decode import Header, Pixels, decode
 from mmssl.data.transforms.render import Renderer
 from mmssl.data.transforms.views import View
+from mmssl.errors import UserError
 from mmssl.rng import generator
-from mmssl.types import Batch, Sample, UserError
+from mmssl.types import Batch, Sample
 from tests.helpers.images import encode, photo
 
 BUSY = ViewConfig(

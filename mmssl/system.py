@@ -1,0 +1,125 @@
+"""What the operating system grants this process: cores, memory, limits, and its place among launched processes.
+
+Every call that exists on some systems only is here.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+def rank() -> int:
+    """This process among all that a launcher started, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes that a launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int:
+    """Number of processes that a launcher started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def allowed_cores() -> list[int]:
+    """Numbers of the cores this process may run on. macOS cannot restrict a process, so all cores count there."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def cores() -> int:
+    """Number of whole cores this process may use. A container may grant the time of fewer than it shows."""
+    count, quota = len(allowed_cores()), cpu_quota(CONTROL_GROUP)
+    return count if quota is None else max(1, min(count, int(quota)))
+
+
+@contextmanager
+def restricted_to(numbers: Sequence[int]) -> Iterator[None]:
+    """Processes started inside inherit these cores. Does nothing where the system cannot restrict a process."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, numbers)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
+def memory() -> int:
+    """Bytes of main memory that this process may use, with what it uses already."""
+    total, limit = int(psutil.virtual_memory().total), memory_limit(CONTROL_GROUP)
+    return total if limit is None else min(total, limit)
+
+
+def available_memory() -> int:
+    """Bytes of main memory that are free for this process."""
+    available = int(psutil.virtual_memory().available)
+    limit, used = memory_limit(CONTROL_GROUP), read_text(CONTROL_GROUP / "memory.current")
+    if limit is not None and used is not None:
+        available = min(available, limit - int(used))
+    return available
+
+
+def peak_memory() -> int:
+    """The most bytes of main memory this process has held.
+
+    Linux's `getrusage` would count what the parent held when it started this process; the kernel's mark of this
+    process alone does not. Windows reports the same by psutil.
+    """
+    status = read_text(Path("/proc/self/status"))
+    if status is not None:
+        mark = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(mark.split()[1]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def open_file_limit() -> int | None:
+    """Soft limit of open files per process. None: the system has no such limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def cpu_quota(folder: Path) -> float | None:
+    """Cores' worth of CPU time that a control group grants (cgroup v2's cpu.max, or v1's quota). None: no limit."""
+    unified = read_text(folder / "cpu.max")
+    if unified is not None:
+        quota, period = unified.split()[:2]
+        return None if quota == "max" else int(quota) / int(period)
+    quota_text, period_text = read_text(folder / "cpu/cpu.cfs_quota_us"), read_text(folder / "cpu/cpu.cfs_period_us")
+    if quota_text is None or period_text is None or int(quota_text) < 0:
+        return None
+    return int(quota_text) / int(period_text)
+
+
+def memory_limit(folder: Path) -> int | None:
+    """Bytes of main memory that a control group grants. None: no limit."""
+    text = read_text(folder / "memory.max") or read_text(folder / "memory/memory.limit_in_bytes")
+    # Version 1 writes a number near 2^63 where there is no limit.
+    return None if text is None or text.strip() == "max" or int(text) >= 1 << 60 else int(text)
+
+
+def read_text(path: Path) -> str | None:
+    """The text of a file. None: it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return None

@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.font_manager import FontEntry, fontManager
 
-from mmssl.plotting import columns, lettering, wrapped
+from mmssl.plotting import columns, text_fonts, wrapped
 
 
 @pytest.mark.parametrize(("text", "width"), [("cat", 3), ("写真", 4), ("cafe\u0301s", 5), ("ねこ cat", 8), ("", 0)])
@@ -31,7 +31,7 @@ def test_installed_fonts_lend_their_letters(monkeypatch: pytest.MonkeyPatch) -> 
     before = list(matplotlib.rcParams["font.family"])
     entries = [*fontManager.ttflist, FontEntry(name="Noto Sans CJK JP")]
     monkeypatch.setattr(fontManager, "ttflist", entries)
-    with lettering():
+    with text_fonts():
         assert matplotlib.rcParams["font.family"][0] == "sans-serif"
         assert "Noto Sans CJK JP" in matplotlib.rcParams["font.family"]
         assert "Malgun Gothic" not in matplotlib.rcParams["font.family"]

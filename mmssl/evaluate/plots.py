@@ -5,16 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from mmssl.data.transforms.decode import Pixels, decode
+from mmssl.data.transforms.decode import decode
 from mmssl.evaluate.datasets import Dataset, read_again
 from mmssl.evaluate.encode import EncodedImages
 from mmssl.evaluate.metrics.classification import Classification
 from mmssl.evaluate.metrics.ranking import Confusion, confusion_matrix
 from mmssl.evaluate.tasks.retrieval import Retrieval
-from mmssl.plotting import GRAY, GREEN, RED, Page, columns, sheet, wrapped
+from mmssl.plotting import GRAY, GREEN, MUTED, RED, TEXT, Page, Pixels, columns, sheet, shrink, wrapped
 from mmssl.rng import generator
 
 GREEN_BAR, GRAY_BAR = "#8fdb9f", "#d5dce3"
@@ -61,9 +60,7 @@ def thumbnails(dataset: Dataset, images: EncodedImages, rows: set[int]) -> Thumb
     found: Thumbnails = {}
     for sample in read_again(dataset):
         if sample.id in row_of:
-            image = Image.fromarray(decode(sample.image))
-            image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-            found[row_of[sample.id]] = np.asarray(image)
+            found[row_of[sample.id]] = shrink(decode(sample.image), THUMBNAIL)
             if len(found) == len(rows):
                 break
     return found
@@ -163,8 +160,8 @@ def draw_retrieval(folder: Path, name: str, dataset: Dataset, encoded: EncodedIm
     title = f"{name}: search among {len(encoded.samples):,} images and {len(found.captions):,} captions"
     height = 1.35
     with sheet(folder / "retrieval.png", 15.2, max(len(queries), len(shown)) * height + 1.0, title) as page:
-        page.text(2.3, 0.65, "caption → best images (its own: green)", color="#57606a")
-        page.text(9.5, 0.65, "image → best captions (its own: green)", color="#57606a")
+        page.text(2.3, 0.65, "caption → best images (its own: green)", color=MUTED)
+        page.text(9.5, 0.65, "image → best captions (its own: green)", color=MUTED)
         for place, (query, rows) in enumerate(zip(queries, best_images, strict=True)):
             y = 0.85 + place * height
             page.text(2.15, y + 0.6, wrapped(found.captions[query], 28, 5), ha="right")
@@ -172,9 +169,9 @@ def draw_retrieval(folder: Path, name: str, dataset: Dataset, encoded: EncodedIm
                 page.image(2.3 + 1.3 * column, y, 1.2, small[row], GREEN if row == owner[query] else GRAY)
         for place, (image, texts) in enumerate(zip(shown, best_captions, strict=True)):
             y = 0.85 + place * height
-            page.image(9.5, y, 1.2, small[image], "#57606a")
+            page.image(9.5, y, 1.2, small[image], MUTED)
             for line, text in enumerate(texts):
-                style = {"color": GREEN, "weight": "bold"} if owner[text] == image else {"color": "#424a53"}
+                style = {"color": GREEN, "weight": "bold"} if owner[text] == image else {"color": TEXT}
                 page.text(10.85, y + 0.12 + 0.24 * line, wrapped(found.captions[text], 60, 1), **style)
 
 

@@ -128,10 +128,7 @@ def saved(prediction: Prediction, image: ImageInput, path: Path) -> Prediction:
     Raises:
         UserError: the drawing cannot be written.
     """
-    try:
-        draw_prediction(path, image, prediction.probabilities)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; name another folder") from None
+    draw_prediction(path, image, prediction.probabilities)
     return replace(prediction, saved=path)
 
 

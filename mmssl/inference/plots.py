@@ -1,23 +1,22 @@
 """An image with the probabilities of its labels, drawn."""
 
 import textwrap
-import warnings
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from mmssl.data.transforms.decode import decode, rgb_pixels
 from mmssl.inference.model import ImageInput
+from mmssl.plotting import BLUE, drawing, hide_spines
 
 SHOWN = 5
 """Labels that are drawn."""
-_BLUE, _GRAY = "#1d4ed8", "#94a3b8"
+_OTHERS = "#94a3b8"
 
 
 def draw_prediction(path: Path, image: ImageInput, probabilities: Mapping[str, float]) -> None:
@@ -26,26 +25,21 @@ def draw_prediction(path: Path, image: ImageInput, probabilities: Mapping[str, f
     Args:
         probabilities: label -> probability, the highest first.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(8, 3.6), dpi=110, facecolor="white", layout="constrained")
-    seen, bars = figure.subplots(1, 2, width_ratios=[1, 1.2])
-    seen.imshow(pixels_of(image))
-    seen.set_axis_off()
     shown = list(islice(probabilities.items(), SHOWN))
-    heights = [value for _, value in shown]
-    bars.barh(range(len(shown)), heights, color=[_BLUE, *[_GRAY] * (len(shown) - 1)])
     names = [textwrap.shorten(label, 32, placeholder=" …") for label, _ in shown]
-    bars.set_yticks(range(len(shown)), names, fontsize=10, parse_math=False)
-    for place, value in enumerate(heights):
-        bars.text(min(value, 0.84) + 0.01, place, f"{value:.1%}", va="center", fontsize=9)
-    bars.set_xlim(0, 1)
-    bars.invert_yaxis()
-    bars.xaxis.set_visible(False)
-    bars.spines[:].set_visible(False)
-    with warnings.catch_warnings():
-        # Labels in scripts that the font lacks are drawn as boxes.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path)
+    heights = [value for _, value in shown]
+    with drawing(path, 8, 3.6) as canvas:
+        left, bars = canvas.subplots(1, 2, width_ratios=[1, 1.2])
+        left.imshow(pixels_of(image))
+        left.set_axis_off()
+        bars.barh(range(len(shown)), heights, color=[BLUE, *[_OTHERS] * (len(shown) - 1)])
+        bars.set_yticks(range(len(shown)), names, fontsize=10, parse_math=False)
+        for place, value in enumerate(heights):
+            bars.text(min(value, 0.84) + 0.01, place, f"{value:.1%}", va="center", fontsize=9)
+        bars.set_xlim(0, 1)
+        bars.invert_yaxis()
+        bars.xaxis.set_visible(False)
+        hide_spines(bars)
 
 
 def pixels_of(image: ImageInput) -> npt.NDArray[np.uint8]:

@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from mmssl.apps.explain.explanation import Explanation, overlay
 from mmssl.apps.explain.neighbours import Neighbour
 from mmssl.data.transforms.decode import DecodeError, Pixels, decode
-from mmssl.plotting import lettering, wrapped
+from mmssl.plotting import text_fonts, wrapped
 from scripts.bench.sanity import CONTRAST, RANDOM, Sanity
 
 ORANGE, BLUE, GRAY = "#c2410c", "#1d4ed8", "#57606a"
 WORDS_SHOWN = 12
 
 
-@lettering()
+@text_fonts()
 def draw_explanation(path: Path, found: Explanation, neighbours: Sequence[tuple[str, Sequence[Neighbour]]]) -> None:
     """The image, its map and the words' scores; below, a row of training pairs for each list of neighbours."""
     rows = 1 + len(neighbours)

@@ -1,30 +1,24 @@
-"""Accuracy by the number of labels, as an image."""
+"""Accuracy by the number of labels, as a plot."""
 
 from pathlib import Path
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from mmssl.apps.finetune.methods import accuracy_interval
 from mmssl.apps.finetune.study import PROBE, UNTRAINED, Study
-from mmssl.errors import UserError
+from mmssl.plotting import FAINT, GREEN, drawing
 
-_COLORS = {UNTRAINED: "#8c959f", PROBE: "#0969da"}
-_OTHERS = ("#1a7f37", "#bc4c00", "#8250df")
+_COLORS = {UNTRAINED: FAINT, PROBE: "#0969da"}
+_OTHERS = (GREEN, "#bc4c00", "#8250df")
 
 
 def draw_study(path: Path, name: str, found: Study) -> None:
-    """Write a PNG: one line a way to classify, its 95 % interval as a band.
+    """Write a PNG: one line per classifier, with its 95 % interval as a band.
 
     Raises:
         UserError: it cannot be written.
     """
-    with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        colors = {**_COLORS, **dict(zip(found.tuned(), _OTHERS, strict=False))}
+    colors = {**_COLORS, **dict(zip(found.tuned(), _OTHERS, strict=False))}
+    with drawing(path, 6.4, 4.0, dpi=150, font_size=9) as canvas:
+        axes = canvas.add_subplot()
         for way, line in found.lines.items():
             means = [found.mean(way, k) for k in line]
             bands = [accuracy_interval(mean) for mean in means]
@@ -38,12 +32,6 @@ def draw_study(path: Path, name: str, found: Study) -> None:
         ticks = sorted({k for line in found.lines.values() for k in line})
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(k) for k in ticks])
-        axes.set_xlabel("labels a class to train on")
-        axes.set_ylabel("accuracy on the test split (%)")
-        axes.set_title(name)
+        axes.set(xlabel="labels per class to train on", ylabel="accuracy on the test split (%)", title=name)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-        try:
-            figure.savefig(path)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from None

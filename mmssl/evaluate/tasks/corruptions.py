@@ -31,7 +31,7 @@ from mmssl.evaluate.encode import Encoder
 from mmssl.evaluate.labels import class_indices
 from mmssl.evaluate.task import TaskContext
 from mmssl.files import write_csv
-from mmssl.plotting import GRAY, sheet
+from mmssl.plotting import GRAY, MUTED, sheet, shrink
 from mmssl.rng import generator, torch_seed
 from mmssl.stats import Interval, Rows, bootstrap
 from mmssl.types import Sample
@@ -236,21 +236,15 @@ def draw(path: Path, name: str, shown: Sample, found: Robustness) -> None:
     left, top, width, height = 2.3, 0.75, 1.25, 1.45
     with sheet(path, left + len(SEVERITIES) * width + 0.2, top + len(CORRUPTIONS) * height + 0.1, title) as page:
         for j, severity in enumerate(SEVERITIES):
-            page.text(left + (j + 0.46) * width, 0.55, f"severity {severity}", ha="center", color="#57606a")
+            page.text(left + (j + 0.46) * width, 0.55, f"severity {severity}", ha="center", color=MUTED)
         for i, corruption in enumerate(CORRUPTIONS):
             y = top + i * height
             page.text(left - 0.15, y + 0.55, corruption.replace("_", " "), ha="right", weight="bold")
             share = f"{100 * float(found.accuracies[i].mean()):.1f} %"
-            page.text(left - 0.15, y + 0.8, share, ha="right", color="#57606a")
+            page.text(left - 0.15, y + 0.8, share, ha="right", color=MUTED)
             for j, severity in enumerate(SEVERITIES):
                 x, accuracy = left + j * width, float(found.accuracies[i, j])
-                page.image(x, y, 1.13, _small(corrupted(shown.image, corruption, severity)))
+                page.image(x, y, 1.13, shrink(corrupted(shown.image, corruption, severity), SAMPLE_SIDE))
                 page.bar(x, y + 1.17, 1.13, 0.18, "#eef1f4")
                 page.bar(x, y + 1.17, 1.13 * min(1.0, accuracy / clean if clean > 0 else 0.0), 0.18, GRAY)
                 page.text(x + 0.565, y + 1.265, f"{100 * accuracy:.1f} %", ha="center", fontsize=8)
-
-
-def _small(pixels: Pixels) -> Pixels:
-    image = Image.fromarray(pixels)
-    image.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE), Image.Resampling.LANCZOS)
-    return np.asarray(image)

@@ -62,7 +62,10 @@ def t_central_probability(t: float, degrees: int) -> float:
 
 
 def t_quantile(level: float, degrees: int) -> float:
-    """The t of Student's distribution (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4) with probability `level` (0 to 1) that |T| < t, by bisection."""
+    """The t with probability `level` (0 to 1) that |T| < t, by bisection.
+
+    Student's distribution as in Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
+    """
     low, high = 0.0, math.pi / 2
     # As many halvings as a float has bits.
     for _ in range(60):

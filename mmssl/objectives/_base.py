@@ -6,8 +6,8 @@ A step runs in this order, each part on the whole of a process's batch or on mic
    for the whole batch as tensors of B rows.
 2. The union of all objectives' `required_passes` runs once.
 3. `predict` maps the encodings of some samples to tensors, sample by sample.
-4. `loss` maps predictions to a sum and the number of terms in it. A `batch_coupled` loss sees the predictions of the whole
-   batch, because each sample's loss depends on the others; any other may be summed over parts of the batch.
+4. `loss` maps predictions to a sum and the number of terms in it. A `batch_coupled` loss sees the predictions of the
+   whole batch, because each sample's loss depends on the others; any other may be summed over parts of the batch.
 5. `finish` lets the objective keep something of the whole batch (a queue).
 """
 

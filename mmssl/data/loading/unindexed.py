@@ -104,8 +104,8 @@ def unindexed_lanes(sources: Sequence[Sequence[str]], batch_size: int, world_siz
         return lanes
     if lanes is not None or not fitting:
         raise UserError(
-            f"{most} shards without an index cannot be read by {world_size} processes in {lanes or 'any number of'} lanes: "
-            "the lanes must be a multiple of the processes and no more than the shards; run `mmssl shards index`"
+            f"{most} shards without an index cannot be read by {world_size} processes in {lanes or 'any number of'} "
+            "lanes: the lanes must be a multiple of the processes and no more than the shards; run `mmssl shards index`"
         )
     return fitting[-1]
 

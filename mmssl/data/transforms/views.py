@@ -96,8 +96,10 @@ class View:
         return dct_reduction(header, min(crop.height, crop.width) / self.image_size, self.mode)
 
     def paint(self, pixels: Pixels, header: Header, crop: Crop, augment_params: AugmentParams[float] | None) -> Tensor:
-        """Render decoded pixels, of full or reduced size, to uint8 [3, image_size, image_size]; without `augment_params`, cut
-        and resized only."""
+        """Render decoded pixels, of full or reduced size, to uint8 [3, image_size, image_size].
+
+        Without `augment_params` it is only cut and resized.
+        """
         image = resize(_cut(pixels, header, crop), self.image_size, self.image_size, self.interpolation)
         if augment_params is None or not augments(self.config):
             return image

@@ -99,7 +99,7 @@ class BrightSide:
 
 def test_the_task_leaves_a_table_and_a_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Halves of different brightness survive noise and blur; each chosen image is encoded clean and 75 times."""
-    monkeypatch.setattr(corruptions, "IMAGES", 4)
+    monkeypatch.setattr(corruptions, "SAMPLES", 4)
     records = []
     for i in range(6):
         pixels = np.full((64, 64, 3), 40, np.uint8)

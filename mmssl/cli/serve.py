@@ -38,8 +38,7 @@ def serve(
     from mmssl.apps.search import Index
 
     try:
-        from mmssl.apps.serve import ServerLimits, create_app
-        from mmssl.apps.serve.server import listen, make_server
+        from mmssl.apps.serve import ServerLimits, create_app, listen, make_server
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'mmssl[serve]'") from None
 

@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from mmssl.apps.serve.server import listen, make_server
+from mmssl.apps.serve import listen, make_server
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 """The application: the page at / and the API under /api."""
 
+import base64
+import hashlib
 from importlib.metadata import version
+from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, Path, Query, Request, UploadFile
@@ -9,32 +12,30 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import StringConstraints
 
 from mmssl.apps.search import Index
-from mmssl.apps.serve.guard import LATER, Guard
 from mmssl.apps.serve.handlers import Method, RefusalError, Service
-from mmssl.apps.serve.limits import ServerLimits
-from mmssl.apps.serve.page import render_page
+from mmssl.apps.serve.limits import BusyError, ServerLimits, Worker
 from mmssl.apps.serve.schemas import ErrorAnswer, Guesses, Hits, Map, ModelFacts, ServerStatus
-from mmssl.apps.serve.worker import BusyError, Worker
+from mmssl.apps.serve.server import RETRY, Guard
 from mmssl.inference.model import Model
 
 Image = Annotated[UploadFile, File(description="JPEG, PNG, WebP, GIF, BMP or TIFF.")]
-READERS = 2
+IMAGE_THREADS = 2
 """Threads that read images from shards."""
 DEFAULT_HITS = 24
-_LARGEST_ROW = 2**53
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": words}
-    for status, words in {
+_MAX_ROW = 2**53
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": description}
+    for status, description in {
         400: "The request cannot be read.",
-        403: "A page of another site asked.",
-        404: "There is no such thing here.",
+        403: "The request comes from a page of another site.",
+        404: "No such page, route or image.",
         408: "The request arrived too slowly.",
         413: "The upload or its image is too large.",
-        415: "The upload is no image.",
+        415: "The upload is not an image.",
         421: "The Host header is not one of this server's names.",
         422: "A field is missing, wrong or too long, or the image is broken.",
         500: "The server failed.",
-        503: "The server is busy; Retry-After says when to ask again.",
+        503: "The server is busy; Retry-After says when to try again.",
     }.items()
 }
 
@@ -43,10 +44,10 @@ def create_app(model: Model, index: Index | None = None, limits: ServerLimits | 
     """A FastAPI application that serves a model.
 
     Args:
-        index: what is searched; without one there is no search.
+        index: the images to search; without it there is no search.
 
     Raises:
-        UserError: another model made the index.
+        UserError: the index was made by another model.
     """
     if index is not None:
         index.check(model)
@@ -56,21 +57,22 @@ def create_app(model: Model, index: Index | None = None, limits: ServerLimits | 
     app = FastAPI(
         title="mmssl",
         version=version("mmssl"),
-        description="Images and texts compared by one model. No route names a file of the server.",
+        description="Compare images and texts with one model. No route takes the path of a file on the server.",
         openapi_url="/api/openapi.json",
         docs_url=None,  # its page would load scripts from another site
         redoc_url=None,
-        responses=PROBLEMS,
+        responses=ERROR_RESPONSES,
     )
     app.add_middleware(Guard, limits=bounds, policy=policy)
     app.add_exception_handler(RefusalError, _refused)
     app.add_exception_handler(BusyError, _busy)
     app.add_exception_handler(RequestValidationError, _invalid)
-    # One thread for the model, whose operations use all cores by themselves; maps do not hold up the rest.
-    thinking = Worker("model", 1, bounds.requests)
+    # One thread for the model: its operations use all cores already. Maps have a thread of their own, so that they do
+    # not delay the other requests.
+    model_worker = Worker("model", 1, bounds.requests)
     _add_facts(app, service, page)
-    _add_search(app, service, thinking, Worker("images", READERS, bounds.requests))
-    _add_uploads(app, service, thinking, Worker("maps", 1, bounds.maps))
+    _add_search(app, service, model_worker, Worker("images", IMAGE_THREADS, bounds.requests))
+    _add_uploads(app, service, model_worker, Worker("maps", 1, bounds.maps))
     return app
 
 
@@ -78,56 +80,56 @@ def _add_facts(app: FastAPI, service: Service, page: str) -> None:
     facts = service.facts()
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def page_() -> HTMLResponse:
+    async def home() -> HTMLResponse:
         return HTMLResponse(page)
 
-    @app.get("/api/health", summary="Whether the server answers")
+    @app.get("/api/health", summary="Check that the server answers")
     async def health() -> ServerStatus:
         return ServerStatus()
 
-    @app.get("/api/model", summary="What is served, and its limits")
+    @app.get("/api/model", summary="The model, the index and the limits")
     async def model() -> ModelFacts:
         return facts
 
 
-def _add_search(app: FastAPI, service: Service, thinking: Worker, reading: Worker) -> None:
+def _add_search(app: FastAPI, service: Service, model_worker: Worker, image_worker: Worker) -> None:
     limits = service.limits
-    some = min(DEFAULT_HITS, limits.hits)
-    words = Query(min_length=1, max_length=limits.text_chars, pattern=r"\S")
-    count = Query(ge=1, le=limits.hits, description="Images to find.")
-    number = Path(ge=0, le=_LARGEST_ROW, description="Number of an image in the index.")
+    default = min(DEFAULT_HITS, limits.hits)
+    text_query = Query(min_length=1, max_length=limits.text_chars, pattern=r"\S")
+    count = Query(ge=1, le=limits.hits, description="Number of images to find.")
+    row_number = Path(ge=0, le=_MAX_ROW, description="Row number of an image in the index.")
 
-    @app.get("/api/search", summary="The images nearest to words")
-    async def search_text(text: Annotated[str, words], k: Annotated[int, count] = some) -> Hits:
-        return await thinking.run(lambda: service.by_text(text, k))
+    @app.get("/api/search", summary="Find the images nearest to a text")
+    async def search_text(text: Annotated[str, text_query], k: Annotated[int, count] = default) -> Hits:
+        return await model_worker.run(lambda: service.by_text(text, k))
 
-    @app.post("/api/search", summary="The images nearest to an uploaded image")
+    @app.post("/api/search", summary="Find the images nearest to an uploaded image")
     async def search_image(
         image: Image,
-        k: Annotated[int, Form(ge=1, le=limits.hits, description="Images to find.")] = some,
+        k: Annotated[int, Form(ge=1, le=limits.hits, description="Number of images to find.")] = default,
     ) -> Hits:
-        return await thinking.run(lambda: service.by_image(image.file, k))
+        return await model_worker.run(lambda: service.by_image(image.file, k))
 
-    @app.get("/api/images/{row}/nearest", summary="The images nearest to one of the index")
-    async def search_row(row: Annotated[int, number], k: Annotated[int, count] = some) -> Hits:
-        return await thinking.run(lambda: service.by_row(row, k))
+    @app.get("/api/images/{row}/nearest", summary="Find the images nearest to an image of the index")
+    async def search_row(row: Annotated[int, row_number], k: Annotated[int, count] = default) -> Hits:
+        return await model_worker.run(lambda: service.by_row(row, k))
 
     @app.get(
         "/api/images/{row}",
-        summary="An image of the index, small",
+        summary="A thumbnail of an image of the index",
         response_class=Response,
         responses={200: {"content": {"image/jpeg": {}}}},
     )
-    async def image(row: Annotated[int, number]) -> Response:
-        content = await reading.run(lambda: service.thumbnail(row))
+    async def image(row: Annotated[int, row_number]) -> Response:
+        content = await image_worker.run(lambda: service.thumbnail(row))
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
 
 
-def _add_uploads(app: FastAPI, service: Service, thinking: Worker, mapping: Worker) -> None:
+def _add_uploads(app: FastAPI, service: Service, model_worker: Worker, map_worker: Worker) -> None:
     limits = service.limits
     label = StringConstraints(min_length=1, max_length=limits.text_chars, pattern=r"\S")
 
-    @app.post("/api/labels", summary="How well each of some labels fits an uploaded image")
+    @app.post("/api/labels", summary="Classify an uploaded image with the given labels")
     async def labels(
         image: Image,
         labels: Annotated[list[Annotated[str, label]], Form(min_length=1, max_length=limits.labels)],
@@ -135,15 +137,15 @@ def _add_uploads(app: FastAPI, service: Service, thinking: Worker, mapping: Work
             str, Form(max_length=limits.text_chars, pattern=r"\{c\}", description="The prompt; {c} is the label.")
         ] = "{c}",
     ) -> Guesses:
-        return await thinking.run(lambda: service.labels(image.file, labels, template))
+        return await model_worker.run(lambda: service.labels(image.file, labels, template))
 
-    @app.post("/api/map", summary="Where in an uploaded image a text comes from")
-    async def map_(
+    @app.post("/api/map", summary="Map a text to places in an uploaded image")
+    async def similarity_map(
         image: Image,
         text: Annotated[str, Form(min_length=1, max_length=limits.text_chars, pattern=r"\S")],
         method: Annotated[Method, Form()] = "rise",
     ) -> Map:
-        return await mapping.run(lambda: service.map(image.file, text, method))
+        return await map_worker.run(lambda: service.map(image.file, text, method))
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
@@ -152,11 +154,35 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _busy(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": "the server is busy; try again"}, 503, LATER)
+    return JSONResponse({"detail": "the server is busy; try again"}, 503, RETRY)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    """Field and reason, without what was sent."""
+    """Name the fields and the reasons, without the values that were sent."""
     assert isinstance(error, RequestValidationError)
     reasons = [f"{'.'.join(map(str, entry['loc'][1:]))}: {entry['msg']}" for entry in error.errors()[:5]]
     return JSONResponse({"detail": "; ".join(reasons)}, 422)
+
+
+def render_page() -> tuple[str, str]:
+    """The HTML document, and the Content-Security-Policy that allows only its own style and script.
+
+    Captions, labels and words reach the page as text, never as HTML.
+    """
+    own, report = files("mmssl.apps.serve") / "assets", files("mmssl.apps.report") / "templates"
+    # The style of the report, and the rules of this page.
+    style = (report / "page.css").read_text(encoding="utf-8") + (own / "page.css").read_text(encoding="utf-8")
+    script = (own / "page.js").read_text(encoding="utf-8")
+    page = (own / "page.html").read_text(encoding="utf-8")
+    page = page.replace("<style></style>", f"<style>{style}</style>").replace(
+        "<script></script>", f"<script>{script}</script>"
+    )
+    policy = (
+        f"default-src 'self'; img-src 'self' data: blob:; style-src {_digest(style)}; script-src {_digest(script)}; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+    )
+    return page, policy
+
+
+def _digest(source: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"

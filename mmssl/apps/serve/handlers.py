@@ -1,4 +1,4 @@
-"""What the routes answer with, without HTTP: each function runs on a thread of a worker."""
+"""The answers of the routes, independent of HTTP. Each method of `Service` runs on a thread of a worker."""
 
 import base64
 import io
@@ -16,20 +16,20 @@ from mmssl.apps.search import Index
 from mmssl.apps.search.images import ShardImages
 from mmssl.apps.search.nearest import Vectors
 from mmssl.apps.serve.limits import ServerLimits
-from mmssl.apps.serve.schemas import Caps, Found, Guess, Guesses, Hits, Map, ModelFacts, WordScore
+from mmssl.apps.serve.schemas import Caps, SearchHit, Guess, Guesses, Hits, Map, ModelFacts, WordScore
 from mmssl.data.transforms.decode import REDUCTIONS, DecodeError, decode, read_header
 from mmssl.inference.model import Model
 
 _START_OF_SCAN = b"\xff\xda"
-"""A marker, which cannot stand within a scan."""
+"""A marker, which cannot occur within a scan."""
 THUMBNAIL = 320
 """Longer side of a thumbnail in pixels."""
 Method = Literal["rise", "occlusion", "similarity"]
-"""Maps that only encode. Those with gradients hook into the layers while images of other requests pass them."""
+"""Maps that need no gradients. Methods with gradients hook into layers that other requests use at the same time."""
 
 
 class RefusalError(Exception):
-    """A request that cannot be served: its HTTP status, and why."""
+    """A request that cannot be served: the HTTP status and the reason."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -38,16 +38,16 @@ class RefusalError(Exception):
 
 
 class Service:
-    """A model and an index, asked for answers."""
+    """A model and an index that answer requests."""
 
     def __init__(self, model: Model, index: Index | None, limits: ServerLimits) -> None:
         self.model = model
         self.index = index
         self.limits = limits
-        self.originals = None if index is None else ShardImages(index)
+        self.images = None if index is None else ShardImages(index)
 
     def facts(self) -> ModelFacts:
-        """What is served."""
+        """Model, index and limits."""
         limits = self.limits
         return ModelFacts(
             vision=self.model.config.vision.name,
@@ -65,30 +65,30 @@ class Service:
         )
 
     def methods(self) -> list[str]:
-        """The maps that can be made of this tower."""
+        """Map methods that this vision tower supports."""
         possible = methods_of(self.model.vision)
         return [name for name in get_args(Method) if name in possible]
 
     def by_text(self, text: str, k: int) -> Hits:
-        """The images nearest to words."""
-        self._searched()
+        """Find the images nearest to a text."""
+        self._require_index()
         return self._nearest(self.model.encode_text(text).numpy(), k)
 
     def by_image(self, upload: BinaryIO, k: int) -> Hits:
-        """The images nearest to an image."""
-        self._searched()
-        return self._nearest(self.model.encode_rendered(self._seen(upload)[None]).numpy(), k)
+        """Find the images nearest to an image."""
+        self._require_index()
+        return self._nearest(self.model.encode_rendered(self._render(upload)[None]).numpy(), k)
 
     def by_row(self, row: int, k: int) -> Hits:
-        """The images nearest to one of them, without itself."""
-        index = self._searched()
+        """Find the images nearest to an image of the index, without the image itself."""
+        index = self._require_index()
         self._check(row)
         hits = self._nearest(index.vector(row)[None], k + 1).hits
         return Hits(hits=[hit for hit in hits if hit.row != row][:k])
 
     def labels(self, upload: BinaryIO, labels: Sequence[str], template: str) -> Guesses:
-        """How well each label fits an image."""
-        image = self.model.encode_rendered(self._seen(upload)[None])
+        """Classify an image with the given labels."""
+        image = self.model.encode_rendered(self._render(upload)[None])
         texts = self.model.encode_text([template.replace("{c}", label) for label in labels])
         similarities = (image @ texts.T)[0]
         probabilities = (self.model.logit_scale * similarities).softmax(-1)
@@ -99,27 +99,27 @@ class Service:
         return Guesses(labels=sorted(guesses, key=lambda guess: -guess.probability))
 
     def map(self, upload: BinaryIO, text: str, method: Method) -> Map:
-        """Where in an image a text comes from."""
+        """Map a text to places in an image."""
         if method not in self.methods():
-            raise RefusalError(422, f"method: this model's vision tower takes {', '.join(self.methods())}")
-        seen = self._seen(upload)
-        image, words = self.model.encode_rendered(seen[None]), self.model.encode_text(text)
+            raise RefusalError(422, f"method: this model's vision tower supports {', '.join(self.methods())}")
+        rendered = self._render(upload)
+        image, words = self.model.encode_rendered(rendered[None])[0], self.model.encode_text(text)
         device = self.model.device
-        found = image_maps(self.model.encoder, seen[None].to(device), words.to(device), method).cpu()
+        found = image_maps(self.model.encoder, rendered[None].to(device), words.to(device), method).cpu()
         return Map(
-            similarity=float(image[0] @ words[0]),
+            similarity=float(image @ words[0]),
             method=method,
             grid=found[0].tolist(),
-            overlay=_data_uri(overlay(seen, heat(found, seen.shape[-1])[0])),
-            words=[WordScore(word=word, fall=fall) for word, fall in word_scores(self.model, text, image[0])],
+            overlay=_data_uri(overlay(rendered, heat(found, rendered.shape[-1])[0])),
+            words=[WordScore(word=word, fall=fall) for word, fall in word_scores(self.model, text, image)],
         )
 
     def thumbnail(self, row: int) -> bytes:
-        """An image of the index, small, as JPEG."""
-        self._searched()
+        """A thumbnail of an image of the index, as JPEG."""
+        self._require_index()
         self._check(row)
-        assert self.originals is not None
-        content = self.originals.read(row)
+        assert self.images is not None
+        content = self.images.read(row)
         if content is None:
             raise RefusalError(404, f"image {row} cannot be read; its shard is not on this machine, or has changed")
         try:
@@ -134,29 +134,34 @@ class Service:
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         return _encoded(image, "JPEG")
 
-    def _searched(self) -> Index:
+    def _require_index(self) -> Index:
         if self.index is None:
-            raise RefusalError(404, "there is no index to search; start the server with one: mmssl serve MODEL INDEX")
+            raise RefusalError(404, "no index to search; start the server with one: mmssl serve MODEL INDEX")
         return self.index
 
     def _check(self, row: int) -> None:
-        if not 0 <= row < len(self._searched()):
-            raise RefusalError(404, f"there is no image {row}")
+        count = len(self._require_index())
+        if not 0 <= row < count:
+            raise RefusalError(404, f"no image {row}; the index has {count}")
+
+    def _shorten(self, caption: str) -> str:
+        limit = self.limits.caption_chars
+        return caption if len(caption) <= limit else f"{caption[: limit - 1]}…"
 
     def _nearest(self, vectors: Vectors, k: int) -> Hits:
-        index = self._searched()
+        index = self._require_index()
         rows, similarities = index.nearest(vectors, min(k, len(index)))
         numbers = rows[0].tolist()
         hits = index.hits(numbers, similarities[0].tolist())
         return Hits(
             hits=[
-                Found(row=row, similarity=hit.similarity, key=hit.key, caption=hit.caption)
+                SearchHit(row=row, similarity=hit.similarity, key=hit.key, caption=self._shorten(hit.caption))
                 for row, hit in zip(numbers, hits, strict=True)
             ]
         )
 
-    def _seen(self, upload: BinaryIO) -> Tensor:
-        """An uploaded image as the model sees it, uint8 [3, S, S]. Its size is known before it is decoded."""
+    def _render(self, upload: BinaryIO) -> Tensor:
+        """Render an uploaded image for the model, uint8 [3, S, S]. Its size is checked before it is decoded."""
         content = upload.read()
         try:
             header = read_header(content, sys.maxsize)
@@ -169,7 +174,7 @@ class Service:
             )
         if max(header.width, header.height) > self.limits.elongation * min(header.width, header.height):
             raise RefusalError(
-                422, f"the image is more than {self.limits.elongation} times as long as it is wide; cut it first"
+                422, f"the image is more than {self.limits.elongation} times as long as it is wide; crop it first"
             )
         if header.format == "JPEG" and content.count(_START_OF_SCAN) > self.limits.scans:
             raise RefusalError(422, f"the JPEG has more than {self.limits.scans} scans; save it anew")

@@ -1,35 +1,69 @@
-"""What a server gives at most, so that no request costs much memory or time."""
+"""Caps on a server's memory and time, and the bounded thread pools that do the slow work."""
 
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """Caps on what a request may hold and on how many are in hand."""
+    """Caps on the content of a request, and on the requests served at once."""
 
     upload_bytes: int = 10 << 20
     """Largest body of a request."""
     pixels: int = 25_000_000
-    """Largest image, width times height. A PNG of the default size takes up to 0.45 GB while it is decoded; one
-    image is decoded at a time."""
+    """Largest image, width times height. Decoding a PNG of this size takes up to 0.45 GB; one image is decoded at a
+    time."""
     elongation: int = 20
-    """Longer side over shorter side: the shorter is brought to the model's, and the longer grows with it."""
+    """Longer side over shorter side. The shorter is scaled to the model's image size, and the longer grows with it."""
     scans: int = 100
-    """Passes of a progressive JPEG over its pixels; ten are usual. A scan may take a few bytes and the time of a whole
-    image."""
+    """Scans of a progressive JPEG; ten are usual. A scan may take a few bytes and the time of a complete image."""
     text_chars: int = 300
     """Longest text, label or prompt."""
+    caption_chars: int = 1000
+    """Captions in answers are cut to this length."""
     labels: int = 100
-    """Labels of one request."""
+    """Labels per request."""
     hits: int = 100
-    """Images found by one request."""
+    """Images found per request."""
     requests: int = 32
-    """Requests in hand at once, uploads that still arrive included; more are told to come back."""
+    """Requests served at once, including uploads that are still arriving. Further ones get status 503."""
     maps: int = 2
-    """Similarity maps wanted at once, the one in the making included; each takes hundreds of forward passes."""
+    """Similarity maps computed or waiting; each takes hundreds of forward passes."""
     body_seconds: float = 20.0
-    """Time in which a request's body must have arrived."""
+    """Time in which the body of a request must arrive."""
     answer_seconds: float = 60.0
-    """Time that an answer may take once the body is there."""
+    """Time for an answer once the body has arrived."""
     hosts: tuple[str, ...] = ()
-    """Names under which the server is reached, beside addresses and localhost."""
+    """Names of the server, beside addresses and localhost."""
+
+
+class BusyError(Exception):
+    """Too much work is waiting."""
+
+
+class Worker:
+    """A thread pool with a bounded queue, for work that would block the event loop."""
+
+    def __init__(self, name: str, threads: int, capacity: int) -> None:
+        """`capacity`: calls running or waiting."""
+        self._pool = ThreadPoolExecutor(threads, name)
+        self._slots = threading.BoundedSemaphore(capacity)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run the work on a thread and return its result. If the caller cancels, the slot is freed at once, or when the
+        work finishes if it already started.
+
+        Raises:
+            BusyError: all slots are taken.
+        """
+        if not self._slots.acquire(blocking=False):
+            raise BusyError
+        future = self._pool.submit(work)
+        future.add_done_callback(lambda _: self._slots.release())
+        return await asyncio.wrap_future(future)

@@ -1,4 +1,4 @@
-"""The JSON that the API gives."""
+"""The JSON answers of the API."""
 
 from pydantic import BaseModel, Field
 
@@ -10,7 +10,7 @@ class ServerStatus(BaseModel):
 
 
 class Caps(BaseModel):
-    """What a request may hold at most."""
+    """Limits on a request."""
 
     upload_bytes: int
     pixels: int
@@ -20,63 +20,63 @@ class Caps(BaseModel):
 
 
 class ModelFacts(BaseModel):
-    """What is served."""
+    """Model, index and limits."""
 
     vision: str = Field(description="The vision tower.")
-    dimensions: int = Field(description="Numbers of a vector.")
-    image_size: int = Field(description="Side in pixels of what the model sees of an image.")
+    dimensions: int = Field(description="Length of an embedding.")
+    image_size: int = Field(description="Side in pixels of the model's input.")
     images: int | None = Field(description="Images in the index; null without one.")
-    methods: list[str] = Field(description="Ways to make a similarity map.")
+    methods: list[str] = Field(description="Methods of similarity maps.")
     limits: Caps
 
 
-class Found(BaseModel):
+class SearchHit(BaseModel):
     """An image of the index."""
 
-    row: int = Field(description="Its number, for /api/images/{row}.")
-    similarity: float = Field(description="Cosine with what was looked for.")
-    key: str = Field(description="Its name inside its shard.")
-    caption: str
+    row: int = Field(description="Row number in the index, for /api/images/{row}.")
+    similarity: float = Field(description="Cosine similarity with the query.")
+    key: str = Field(description="Name of the sample in its shard.")
+    caption: str = Field(description="Cut if it is very long.")
 
 
 class Hits(BaseModel):
     """Images of the index, the nearest first."""
 
-    hits: list[Found]
+    hits: list[SearchHit]
 
 
 class Guess(BaseModel):
-    """A label and how well it fits."""
+    """A label with its probability."""
 
     label: str
     probability: float = Field(description="Among the given labels; they sum to 1.")
-    similarity: float = Field(description="Cosine of the image and the prompt.")
+    similarity: float = Field(description="Cosine similarity of the image and the prompt.")
 
 
 class Guesses(BaseModel):
-    """All labels, the likeliest first."""
+    """All labels, the most probable first."""
 
     labels: list[Guess]
 
 
 class WordScore(BaseModel):
-    """A word and how much the similarity falls without it."""
+    """A word, and the decrease of the similarity when it is left out."""
 
     word: str
     fall: float
 
 
 class Map(BaseModel):
-    """Where in an image a text comes from."""
+    """The places of an image that match a text."""
 
-    similarity: float = Field(description="Cosine of the image and the text.")
+    similarity: float = Field(description="Cosine similarity of the image and the text.")
     method: str
-    grid: list[list[float]] = Field(description="Rows of the map, from the top; more speaks more for the text.")
-    overlay: str = Field(description="What the model sees with the map laid over it, a PNG as a data: URI.")
+    grid: list[list[float]] = Field(description="Rows of the map from the top; higher values support the text more.")
+    overlay: str = Field(description="The model's input with the map laid over it, a PNG as a data: URI.")
     words: list[WordScore]
 
 
 class ErrorAnswer(BaseModel):
-    """Why a request was refused."""
+    """The reason for a refusal."""
 
     detail: str

@@ -1,86 +1,176 @@
-"""The application on a socket: uvicorn, made impatient with clients that send or read nothing."""
+"""The HTTP server: a middleware that refuses bad requests, and the application on a socket."""
 
 import asyncio
+import contextlib
+import ipaddress
+import logging
+import re
 import socket
-from collections.abc import Callable
-from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from fastapi import FastAPI, HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmssl.apps.serve.guard import refuse
+from mmssl.apps.serve.limits import ServerLimits
 from mmssl.errors import UserError
 
-KEEP_ALIVE_SECONDS = 5
-"""Time for which a connection may stay open between requests."""
 CONNECTIONS = 256
 HEAD_BYTES = 16 << 10
+DRAIN_SECONDS = 2.0
+DRAIN_BYTES = 256 << 20
+"""Bytes of a refused body that are read and dropped, so that the client gets to read the answer."""
+CLOSE = {"Connection": "close"}
+RETRY = {"Retry-After": "1"}
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cache-Control": "no-store",
+}
+"""Headers of every answer, beside the Content-Security-Policy."""
+_log = logging.getLogger(__name__)
 
 
-class ImpatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which itself waits for ever for the head of a request and for an answer to be read."""
+class Guard:
+    """ASGI middleware: checks Host, Origin, body size and the number of requests; adds security headers.
 
-    head_seconds = 10.0
-    """Time in which a request's head must have arrived, from the opening of the connection or the head's first byte."""
-    write_seconds = 20.0
-    """Time for which a client may leave an answer unread."""
-    most_connections = CONNECTIONS
-    """Requests of further ones are refused."""
+    Every refusal is JSON, `{"detail": ...}`. starlette's TrustedHostMiddleware is not used: it takes a list of names,
+    cannot accept every IP address, and refuses in plain text.
+    """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._head = _Timer(self.loop)
-        self._unread = _Timer(self.loop)
+    def __init__(self, app: ASGIApp, limits: ServerLimits, policy: str) -> None:
+        """`policy`: the Content-Security-Policy."""
+        self.app = app
+        self.limits = limits
+        self.headers = {"Content-Security-Policy": policy, **SECURITY_HEADERS}
+        self._active = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > self.most_connections:
-            self.app = refuse
-        self._head.start(self.head_seconds, transport.abort)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        # Between requests, also while the rest of a refused body comes in.
-        if self.cycle is None or self.cycle.response_complete:
-            self._head.start(self.head_seconds, self.transport.abort)
-        else:
-            self._head.stop()
+        async def send_secured(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                for name, value in self.headers.items():
+                    headers.setdefault(name, value)
+            await send(message)
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._unread.start(self.write_seconds, self.transport.abort)
+        headers = Headers(scope=scope)
+        problem = self._check(headers)
+        if problem is None:
+            self._active += 1
+            try:
+                problem = await self._serve(scope, _limit_body(receive, self.limits), send_secured)
+            finally:
+                self._active -= 1
+        elif "expect" not in headers:  # such a client waits for permission before it sends the body
+            await _drain(receive)
+        if problem is not None and not started:
+            await problem(scope, receive, send_secured)
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._unread.stop()
+    def _check(self, headers: Headers) -> JSONResponse | None:
+        """The refusal of a request, judging by its headers."""
+        limits = self.limits
+        if not _is_own_host(headers.get("host", ""), limits.hosts):
+            # DNS rebinding: a page of another site, whose name now points to this address, sends its own name.
+            return _problem(421, "unknown Host header; name it when the server is started: --allow-host NAME")
+        origin = headers.get("origin")
+        if origin is not None and not _is_own_host(origin.partition("://")[2], limits.hosts):
+            return _problem(403, "requests from pages of other sites are refused")
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > limits.upload_bytes:
+            return _problem(413, _too_large(limits))
+        if self._active >= limits.requests:
+            return _problem(503, "the server is busy; try again", RETRY)
+        return None
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._head.stop()
-        self._unread.stop()
-        super().connection_lost(exc)
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> JSONResponse | None:
+        """Run the application; the answer to give instead if it fails."""
+        try:
+            async with asyncio.timeout(self.limits.body_seconds + self.limits.answer_seconds):
+                await self.app(scope, receive, send)
+        except TimeoutError:
+            return _problem(503, "the answer took too long; try again", RETRY)
+        except Exception:
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            return _problem(500, "the server failed; its log says why")
+        return None
 
 
-class _Timer:
-    """One call later, unless it is stopped before."""
+def _limit_body(receive: Receive, limits: ServerLimits) -> Receive:
+    """`receive` that raises an HTTPException when the body is too large (413) or arrives too slowly (408)."""
+    received, complete = 0, False
+    deadline = asyncio.get_running_loop().time() + limits.body_seconds
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._handle: asyncio.TimerHandle | None = None
+    async def receive_limited() -> Message:
+        nonlocal received, complete
+        if complete:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, "the request took too long to arrive", CLOSE) from None
+        received += len(message.get("body", b""))
+        complete = not message.get("more_body", False)
+        if received > limits.upload_bytes:
+            if not complete:
+                await _drain(receive)
+            raise HTTPException(413, _too_large(limits), CLOSE)
+        return message
 
-    def start(self, seconds: float, call: Callable[[], object]) -> None:
-        """A timer that runs already goes on as it is."""
-        if self._handle is None:
-            self._handle = self._loop.call_later(seconds, call)
+    return receive_limited
 
-    def stop(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
+
+async def _drain(receive: Receive) -> None:
+    """Read and drop the rest of a body. If the connection were closed first, the client might not see the answer."""
+    dropped = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while dropped < DRAIN_BYTES:
+                message = await receive()
+                dropped += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+
+
+def _too_large(limits: ServerLimits) -> str:
+    return f"the upload has more than {limits.upload_bytes:,} bytes"
+
+
+def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status, {**CLOSE, **(headers or {})})
+
+
+def _is_own_host(authority: str, names: tuple[str, ...]) -> bool:
+    """True if HOST or HOST:PORT is an address, localhost or one of the names. An address cannot be rebound."""
+    host = authority.lower()
+    if not _is_address(host):
+        host = re.sub(r":[0-9]*\Z", "", host)
+    return host == "localhost" or host in names or _is_address(host)
+
+
+def _is_address(host: str) -> bool:
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        ipaddress.ip_address(bare)
+    except ValueError:
+        return False
+    return True
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes any that is free.
+    """A listening socket; port 0 picks a free one.
 
     Raises:
         UserError: the address cannot be used.
@@ -93,22 +183,25 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen on {host}:{port}: {reason}; give another --host or --port") from None
 
 
-def make_server(
-    app: FastAPI, protocol: type[ImpatientProtocol] = ImpatientProtocol, keep_alive: int = KEEP_ALIVE_SECONDS
-) -> uvicorn.Server:
-    """A server; `run(sockets=[...])` serves until it is interrupted."""
+def make_server(app: FastAPI, connections: int = CONNECTIONS) -> uvicorn.Server:
+    """A server; `run(sockets=[...])` serves until it is interrupted.
+
+    Args:
+        connections: with this number open, further requests get status 503.
+    """
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http=protocol,
+            http="h11",
             ws="none",
             lifespan="off",
             log_level="warning",
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            limit_concurrency=connections,
             h11_max_incomplete_event_size=HEAD_BYTES,
-            timeout_keep_alive=keep_alive,
+            timeout_keep_alive=5,
             timeout_graceful_shutdown=5,
         )
     )

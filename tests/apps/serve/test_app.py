@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmssl.apps.explain import explain, image_maps
 from mmssl.apps.explain.explanation import overlay
-from mmssl.apps.search import Index, exact_nearest
+from mmssl.apps.search import Hit, Index, exact_nearest
 from mmssl.apps.serve import create_app
 from mmssl.data.transforms.decode import decode
 from mmssl.errors import UserError
@@ -155,6 +155,14 @@ def test_images_whose_shard_is_gone_or_changed_are_not_shown(
         assert shard not in answer.text
         hits = client.get("/api/search", params={"text": "red", "k": 1}).json()["hits"]
         assert hits[0]["caption"] == samples[hits[0]["row"]].fields["txt"]
+
+
+def test_long_captions_are_cut(model: Model, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caption as long as a book becomes 1,000 characters in an answer."""
+    client = TestClient(create_app(model, index), base_url="http://localhost")
+    monkeypatch.setattr(index, "hits", lambda rows, _: [Hit(0.5, "shard", "key", "ab" * 50_000) for _ in rows])
+    (hit,) = client.get("/api/search", params={"text": "a", "k": 1}).json()["hits"]
+    assert hit["caption"] == "ab" * 499 + "a…"
 
 
 def test_an_index_of_another_model_is_refused(index: Index) -> None:

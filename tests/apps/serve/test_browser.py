@@ -56,7 +56,7 @@ def upload(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("width", "height", "scheme"), [(390, 844, "light"), (390, 844, "dark"), (1600, 1000, "light")]
 )
-def test_searching_and_judging(browser: Any, url: str, upload: Path, width: int, height: int, scheme: str) -> None:
+def test_searching_and_classifying(browser: Any, url: str, upload: Path, width: int, height: int, scheme: str) -> None:
     """Words give hits with their images; a chosen image gives its likes, labels and a map. No request leaves the
     server, nothing is logged, no caption runs, and nothing is wider than the screen."""
     watched = Watched(browser, url, width, height, scheme)
@@ -77,7 +77,7 @@ def test_searching_and_judging(browser: Any, url: str, upload: Path, width: int,
     page.get_by_role("button", name="Find images like it").click()
     page.get_by_role("heading", name="Images like yours").wait_for()
     page.get_by_label("Which of these is it").fill("cat, dog\n<i>car</i>")
-    page.get_by_role("button", name="Judge").click()
+    page.get_by_role("button", name="Classify").click()
     guesses = page.locator("#guesses li")
     guesses.first.wait_for()
     assert guesses.count() == 3
@@ -127,7 +127,7 @@ def test_what_goes_wrong_is_said(browser: Any, url: str, tmp_path: Path) -> None
     page.get_by_text("not a JPEG, PNG").wait_for()
 
 
-def test_without_an_index_the_page_judges_only(browser: Any, model: Model, upload: Path) -> None:
+def test_without_an_index_the_page_classifies_only(browser: Any, model: Model, upload: Path) -> None:
     """There is no search field; labels work."""
     with serving(create_app(model)) as (port, _):
         url = f"http://127.0.0.1:{port}/"
@@ -138,6 +138,6 @@ def test_without_an_index_the_page_judges_only(browser: Any, model: Model, uploa
         page.locator("#file").set_input_files(upload)
         assert page.locator("#similar").is_hidden()
         page.get_by_label("Which of these is it").fill("cat, dog")
-        page.get_by_role("button", name="Judge").click()
+        page.get_by_role("button", name="Classify").click()
         page.locator("#guesses li").first.wait_for()
         watched.check(also=url)

@@ -1,4 +1,4 @@
-"""What is hostile is refused with the right status, as JSON, and costs nothing."""
+"""Hostile requests are refused with the right status, as JSON, at no cost."""
 
 import asyncio
 import threading
@@ -12,8 +12,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mmssl.apps.search import Index
 from mmssl.apps.serve import ServerLimits, create_app
-from mmssl.apps.serve.guard import Guard
-from mmssl.apps.serve.worker import BusyError, Worker
+from mmssl.apps.serve.limits import BusyError, Worker
+from mmssl.apps.serve.server import Guard
 from mmssl.inference.model import Model
 from tests.helpers.uploads import bomb, image, sent
 
@@ -140,6 +140,8 @@ def test_forms_that_are_none_are_refused(client: TestClient) -> None:
         ("127.0.0.1:8000", True),
         ("192.168.1.7", True),
         ("[::1]:8000", True),
+        ("[::1]", True),
+        ("::1", True),
         ("images.example.org", True),
         ("images.example.org:443", True),
         ("evil.example", False),
@@ -147,6 +149,7 @@ def test_forms_that_are_none_are_refused(client: TestClient) -> None:
         ("127.0.0.1.evil.example:8000", False),
         ("localhost:8000@evil.example", False),
         ("[::1", False),
+        ("evil.example:::1", False),
         ("", False),
     ],
 )
@@ -286,7 +289,7 @@ def test_a_worker_takes_no_more_than_it_may() -> None:
     """A call beyond the places is refused. Who gives up frees its place if the work had not begun, else at its end."""
 
     async def scenario() -> None:
-        worker = Worker("test", threads=1, most=2)
+        worker = Worker("test", threads=1, capacity=2)
         begun, finish = threading.Event(), threading.Event()
 
         def hold() -> int:

@@ -15,7 +15,7 @@
 
   async function ask(path, body) {
     const response = await fetch(path, body ? { method: "POST", body } : {}).catch(() => {
-      throw new Error("The server does not answer. Does it still run?");
+      throw new Error("The server does not answer. Is it still running?");
     });
     const answer = await response.json().catch(() => ({ detail: `The server answered with status ${response.status}.` }));
     if (!response.ok) throw new Error(answer.detail);
@@ -131,7 +131,7 @@
     event.preventDefault();
     const labels = [...new Set($("labels").value.split(/[\n,]/).map((label) => label.trim()).filter(Boolean))];
     if (!labels.length) return;
-    work(event.submitter ?? $("labels-form").querySelector("button"), "Judging.", async () => {
+    work(event.submitter ?? $("labels-form").querySelector("button"), "Classifying.", async () => {
       const { labels: guesses } = await ask("/api/labels", form(labels.map((label) => ["labels", label])));
       $("guesses").replaceChildren(...guesses.map((guess) =>
         bar(guess.label, `${(100 * guess.probability).toFixed(1)} %`, guess.probability, (button) => {
@@ -179,7 +179,7 @@
     limits = facts.limits;
     for (const id of ["text", "word"]) $(id).maxLength = limits.text_chars;
     const words = facts.images === null ? "no index, so nothing to search" : `${facts.images.toLocaleString("en")} images`;
-    $("facts").textContent = `${words}; ${facts.vision}, ${facts.image_size} px, vectors of ${facts.dimensions} numbers.`;
+    $("facts").textContent = `${words}; ${facts.vision}, ${facts.image_size} px, embeddings of length ${facts.dimensions}.`;
     if (facts.images === null) {
       for (const id of ["find", "found", "similar"]) $(id).hidden = true;
       $("main").classList.add("alone");

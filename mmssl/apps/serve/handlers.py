@@ -16,7 +16,7 @@ from mmssl.apps.search import Index
 from mmssl.apps.search.images import ShardImages
 from mmssl.apps.search.nearest import Vectors
 from mmssl.apps.serve.limits import ServerLimits
-from mmssl.apps.serve.schemas import Caps, SearchHit, Guess, Guesses, Hits, Map, ModelFacts, WordScore
+from mmssl.apps.serve.schemas import Caps, Guess, Guesses, Hits, Map, ModelFacts, SearchHit, WordScore
 from mmssl.data.transforms.decode import REDUCTIONS, DecodeError, decode, read_header
 from mmssl.inference.model import Model
 

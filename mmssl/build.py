@@ -14,10 +14,7 @@ from mmssl.data.shards.index import Progress
 from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.sources.reader import iter_samples
 from mmssl.data.storage.files import Access
-from mmssl.data.transforms.captions import render_caption
-from mmssl.data.transforms.render import Renderer
-from mmssl.data.transforms.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from mmssl.data.transforms.views import View
+from mmssl.data.transforms import Renderer, Tokenizer, captions, load_tokenizer, train_tokenizer, views
 from mmssl.distributed.world import World
 from mmssl.errors import UserError
 from mmssl.inference.model import load
@@ -80,8 +77,8 @@ def _resolve_start(model: ModelConfig) -> ModelConfig:
 
 def train_tokenizer_on(shards: Sequence[str], templates: Sequence[str], vocab_size: int, max_tokens: int) -> Tokenizer:
     """A tokenizer learnt from every caption template of the samples in full, in file order."""
-    captions = (render_caption(s.fields, [t], None) for s in iter_samples(shards) for t in templates)
-    return train_tokenizer(islice(captions, TOKENIZER_CAPTIONS), vocab_size, max_tokens)
+    rendered = (captions.render_caption(s.fields, [t], None) for s in iter_samples(shards) for t in templates)
+    return train_tokenizer(islice(rendered, TOKENIZER_CAPTIONS), vocab_size, max_tokens)
 
 
 def build_tokenizer(config: Config, learnt: Path) -> Tokenizer:
@@ -166,8 +163,8 @@ def build_loader(
     """
     data, world = config.data, task.world
     size, interpolation = task.encoder.vision.image_size, config.model.vision.interpolation
-    views = {
-        name: View(view, size, data.decode, data.max_pixels, interpolation)
+    renderings = {
+        name: views.View(view, size, data.decode, data.max_pixels, interpolation)
         for name, view in build_views(config, task).items()
     }
     on_gpu = task.encoder.log_logit_scale.device.type != "cpu"
@@ -176,7 +173,7 @@ def build_loader(
         resolve_sources(data.train, data.allow_pipe),
         seed=config.seed,
         batch_size=data.batch_size,
-        render=Renderer(views, data.captions, config.seed, data.max_caption_chars, augment_on_device=later),
+        render=Renderer(renderings, data.captions, config.seed, data.max_caption_chars, augment_on_device=later),
         tokenize=tokenizer.encode,
         lanes=data.lanes,
         shuffle_block=data.shuffle_block,

@@ -95,10 +95,9 @@ def check(
     from mmssl.data.health import report as health_report
     from mmssl.data.health.survey import survey
     from mmssl.data.sources.patterns import expand, is_remote
-    from mmssl.data.transforms.captions import check_templates
-    from mmssl.data.transforms.tokenizer import load_tokenizer
+    from mmssl.data.transforms import captions, load_tokenizer
 
-    check_templates([caption])
+    captions.check_templates([caption])
     names, limits = expand(patterns), _limits(max_member_mib)
     _refuse_unwritable(json_file, image)
     tokens = None if tokenizer is None else load_tokenizer(tokenizer, max_tokens)
@@ -148,9 +147,9 @@ def show(
     """
     from mmssl.data.health import browse as sheets
     from mmssl.data.sources.patterns import expand
-    from mmssl.data.transforms.captions import check_templates
+    from mmssl.data.transforms import captions
 
-    check_templates([caption])
+    captions.check_templates([caption])
     names = expand(patterns)
     out = Path("sheet.png") if out is None and key is None else out
     _refuse_unwritable(out)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.data.transforms.decode import decode
+from mmssl.data.transforms import decoding
 from mmssl.evaluate.datasets import Dataset, read_again
 from mmssl.evaluate.encode import EncodedImages
 from mmssl.evaluate.metrics.classification import Classification
@@ -60,7 +60,7 @@ def thumbnails(dataset: Dataset, images: EncodedImages, rows: set[int]) -> Thumb
     found: Thumbnails = {}
     for sample in read_again(dataset):
         if sample.id in row_of:
-            found[row_of[sample.id]] = shrink(decode(sample.image), THUMBNAIL)
+            found[row_of[sample.id]] = shrink(decoding.decode(sample.image), THUMBNAIL)
             if len(found) == len(rows):
                 break
     return found

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from mmssl.data.shards.samples import IMAGES
-from mmssl.data.transforms.decode import DecodeError
+from mmssl.data.transforms import DecodeError
 from mmssl.errors import UserError
 from mmssl.evaluate.prompts import Templates
 from mmssl.evaluate.tasks.zero_shot import class_weights

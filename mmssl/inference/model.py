@@ -15,9 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmssl.config import ModelConfig
-from mmssl.data.transforms.decode import DecodeError
-from mmssl.data.transforms.tokenizer import Tokenizer, load_tokenizer
-from mmssl.data.transforms.views import EvalView
+from mmssl.data.transforms import DecodeError, EvalView, Tokenizer, load_tokenizer
 from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder, ImageEncoder, build_dual_encoder
 from mmssl.models.pretrained.open_clip import Pretrained, read_open_clip, text_config

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from mmssl.data.transforms.decode import decode, rgb_pixels
+from mmssl.data.transforms import decoding
 from mmssl.inference.model import ImageInput
 from mmssl.plotting import BLUE, drawing, hide_spines
 
@@ -52,7 +52,7 @@ def pixels_of(image: ImageInput) -> npt.NDArray[np.uint8]:
     if isinstance(image, str | Path):
         image = Path(image).read_bytes()
     if isinstance(image, bytes):
-        return decode(image)
+        return decoding.decode(image)
     if isinstance(image, Tensor):
         return image.permute(1, 2, 0).cpu().numpy()
-    return rgb_pixels(image) if isinstance(image, Image.Image) else image
+    return decoding.rgb_pixels(image) if isinstance(image, Image.Image) else image

@@ -21,7 +21,7 @@ from torch import nn
 from mmssl import build
 from mmssl.config import Config, ViewConfig, dump_config
 from mmssl.data.loader import resolve_sources
-from mmssl.data.transforms.tokenizer import Tokenizer
+from mmssl.data.transforms import Tokenizer
 from mmssl.distributed.world import World, current_world
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import open_dataset

@@ -14,7 +14,7 @@ from typing import IO, Literal
 import psutil
 
 from mmssl.data.sources.patterns import expand
-from mmssl.data.transforms.views import DecodeMode
+from mmssl.data.transforms import views
 from mmssl.errors import UserError
 from scripts.bench.data_ours import Settings
 from scripts.bench.photographs import QUALITY, write_shards
@@ -27,7 +27,7 @@ _QUIET_LIMIT = 300.0
 _MEMORY_SAMPLES = 512
 
 Kind = Literal["stream", "normalised", "limit", "open_clip"]
-Case = tuple[Kind, DecodeMode]
+Case = tuple[Kind, views.DecodeMode]
 CASES: tuple[Case, ...] = (
     ("stream", "quality"),
     ("open_clip", "quality"),
@@ -44,7 +44,7 @@ class Rates:
     """Samples per CPU-second of one case, one figure a round."""
 
     kind: Kind
-    mode: DecodeMode
+    mode: views.DecodeMode
     per_cpu_second: list[float]
 
 
@@ -58,7 +58,7 @@ class Comparison:
     """Measured each time."""
     rates: list[Rates]
 
-    def find(self, kind: Kind, mode: DecodeMode) -> list[float]:
+    def find(self, kind: Kind, mode: views.DecodeMode) -> list[float]:
         """The figures of one case; none if it was left out."""
         return next((r.per_cpu_second for r in self.rates if (r.kind, r.mode) == (kind, mode)), [])
 
@@ -190,7 +190,7 @@ def _compare(what: str, shards: list[str], options: Options, log: Path, say: Cal
     return Comparison(what, samples, [Rates(kind, mode, found[kind, mode]) for kind, mode in cases])
 
 
-def _command(kind: Kind, mode: DecodeMode, shards: list[str], options: Options) -> list[str]:
+def _command(kind: Kind, mode: views.DecodeMode, shards: list[str], options: Options) -> list[str]:
     if kind == "open_clip":
         assert options.peer_python is not None
         names = ("image_size", "batch_size", "workers", "warm_up", "batches")
@@ -200,7 +200,7 @@ def _command(kind: Kind, mode: DecodeMode, shards: list[str], options: Options) 
 
 
 def _settings(
-    kind: Literal["stream", "normalised", "limit"], mode: DecodeMode, shards: list[str], options: Options
+    kind: Literal["stream", "normalised", "limit"], mode: views.DecodeMode, shards: list[str], options: Options
 ) -> Settings:
     o = options
     return Settings(kind, shards, mode, o.image_size, o.batch_size, o.workers, o.warm_up, o.batches)

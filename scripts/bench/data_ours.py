@@ -19,12 +19,7 @@ import torch.nn.functional as F
 from mmssl.config import ViewConfig
 from mmssl.data.loader import Source, TrainLoader
 from mmssl.data.sources.reader import iter_samples
-from mmssl.data.transforms.augment_params import draw_params
-from mmssl.data.transforms.captions import render_caption
-from mmssl.data.transforms.decode import read_header
-from mmssl.data.transforms.render import Renderer
-from mmssl.data.transforms.tokenizer import train_tokenizer
-from mmssl.data.transforms.views import DecodeMode, View
+from mmssl.data.transforms import Renderer, augment_params, captions, decoding, train_tokenizer, views
 from mmssl.rng import generator
 
 _CAPTIONS = 2_000
@@ -38,7 +33,7 @@ class Settings:
     kind: Literal["stream", "normalised", "limit", "epochs"]
     """The stream; the same, normalised on this CPU; decoding and resizing alone; memory over epochs."""
     shards: list[str]
-    mode: DecodeMode
+    mode: views.DecodeMode
     image_size: int
     batch_size: int
     workers: int
@@ -78,14 +73,16 @@ def _in_two_parts(settings: Settings, work: Callable[[], object]) -> None:
 
 def _stream(settings: Settings) -> TrainLoader:
     """The training stream with OpenCLIP's changes of images, which are our defaults."""
-    captions = [render_caption(s.fields, ["{txt}"], None) for s in islice(iter_samples(settings.shards), _CAPTIONS)]
-    view = View(ViewConfig(), settings.image_size, settings.mode)
+    texts = [
+        captions.render_caption(s.fields, ["{txt}"], None) for s in islice(iter_samples(settings.shards), _CAPTIONS)
+    ]
+    view = views.View(ViewConfig(), settings.image_size, settings.mode)
     return TrainLoader(
         [Source(settings.shards)],
         seed=0,
         batch_size=settings.batch_size,
         render=Renderer({"main": view}, ["{txt}"], seed=0),
-        tokenize=train_tokenizer(captions, vocab_size=8192, max_tokens=77).encode,
+        tokenize=train_tokenizer(texts, vocab_size=8192, max_tokens=77).encode,
         workers=settings.workers,
     )
 
@@ -115,8 +112,8 @@ def _images(shards: Sequence[str], count: int) -> Iterator[bytes]:
 
 def _planned(image: bytes, number: int, settings: Settings) -> tuple[bytes, int, int, int, int, int, int, int]:
     """An image, the size to decode it at, the factor, and where to cut it."""
-    view, header = View(ViewConfig(), settings.image_size, settings.mode), read_header(image)
-    crop = view.crop(header, draw_params(generator(0, "limit", number)))
+    view, header = views.View(ViewConfig(), settings.image_size, settings.mode), decoding.read_header(image)
+    crop = view.crop(header, augment_params.draw_params(generator(0, "limit", number)))
     reduce = view.reduction(header, crop)
     height, width = -(-header.height // reduce), -(-header.width // reduce)
     top, left, rows, columns = (length // reduce for length in crop.on_grid(reduce, header))

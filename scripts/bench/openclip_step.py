@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmssl.config import Config
-from mmssl.data.transforms.tokenizer import load_tokenizer
+from mmssl.data.transforms import load_tokenizer
 from mmssl.errors import UserError
 from mmssl.types import Batch
 

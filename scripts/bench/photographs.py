@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from mmssl.data.transforms.decode import Pixels
+from mmssl.data.transforms import Pixels
 from mmssl.rng import generator
 
 QUALITY = 90

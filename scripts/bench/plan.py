@@ -27,8 +27,7 @@ from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.shards.shard_index import ShardIndex, offsets_path
 from mmssl.data.sources.indexing import plan_source
 from mmssl.data.sources.patterns import expand
-from mmssl.data.transforms.render import Renderer
-from mmssl.data.transforms.views import View
+from mmssl.data.transforms import Renderer, views
 from mmssl.system import peak_memory
 from scripts.bench.memory import reset_peak
 
@@ -125,7 +124,7 @@ def _begin(folder: Path, batch_size: int, part: float) -> Begin:
     """Begin at a part of the second epoch, at the first one's beginning with part 0."""
     reset_peak()
     before, start, cpu = peak_memory(), time.perf_counter(), time.process_time()
-    view = View(ViewConfig(), _SIDE)
+    view = views.View(ViewConfig(), _SIDE)
     stream = TrainLoader(
         [Source(expand(str(folder)))],
         seed=0,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmssl import Model
-from mmssl.data.transforms.tokenizer import train_tokenizer
+from mmssl.data.transforms import train_tokenizer
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.models.dual_encoder import build_dual_encoder

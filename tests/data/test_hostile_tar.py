@@ -21,7 +21,7 @@ from mmssl.data.shards.samples import BadSample, SampleError, SampleLimits, grou
 from mmssl.data.shards.shard_index import index_shard
 from mmssl.data.shards.tar import Archive, TarError
 from mmssl.data.sources.reader import iter_samples
-from mmssl.data.transforms.render import Renderer
+from mmssl.data.transforms import Renderer
 from mmssl.data.transforms.views import View
 from mmssl.types import Sample
 from tests.helpers.images import png_of

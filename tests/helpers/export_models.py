@@ -6,7 +6,7 @@ import torch
 
 import mmssl
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
-from mmssl.data.transforms.tokenizer import train_tokenizer
+from mmssl.data.transforms import train_tokenizer
 from mmssl.models.dual_encoder import build_dual_encoder
 from tests.conftest import TINY_TEXT
 

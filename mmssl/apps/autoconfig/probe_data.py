@@ -7,8 +7,7 @@ from statistics import median
 
 from mmssl.apps.autoconfig.inputs import Pairs
 from mmssl.data.sources.reader import iter_samples
-from mmssl.data.transforms.captions import clean_caption, render_caption
-from mmssl.data.transforms.decode import DecodeError, read_header
+from mmssl.data.transforms import DecodeError, captions, decoding
 from mmssl.errors import UserError
 
 SHARDS, SAMPLES = 8, 128
@@ -33,12 +32,12 @@ def look_at(shards: Sequence[str], count: int, templates: Sequence[str] = ("{txt
     for shard in shards[::step][:SHARDS]:
         for sample in islice(iter_samples([shard], on_bad=lambda bad: None), SAMPLES):
             try:
-                header = read_header(sample.image)
+                header = decoding.read_header(sample.image)
             except DecodeError:
                 continue
             sides.append(min(header.width, header.height))
-            captions = (render_caption(sample.fields, [template], None) for template in templates)
-            lengths.append(max(count_tokens(clean_caption(caption)) for caption in captions))
+            rendered = (captions.render_caption(sample.fields, [template], None) for template in templates)
+            lengths.append(max(count_tokens(captions.clean_caption(caption)) for caption in rendered))
     if not sides:
         raise UserError(f"no usable pair in {shards[0]}; for a whole report: mmssl shards check PATTERN")
     return Pairs(count, sorted(lengths)[math.ceil(0.95 * len(lengths)) - 1], round(median(sides)))

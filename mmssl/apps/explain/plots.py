@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from mmssl.apps.explain.explanation import Explanation, overlay
 from mmssl.apps.explain.neighbours import Neighbour
-from mmssl.data.transforms.decode import DecodeError, Pixels, decode
+from mmssl.data.transforms import DecodeError, Pixels, decoding
 from mmssl.plotting import text_fonts, wrapped
 from scripts.bench.sanity import CONTRAST, RANDOM, Sanity
 
@@ -86,7 +86,7 @@ def _words(axes: Axes, found: Explanation) -> None:
 def _pixels(image: bytes) -> Pixels:
     """An image of the shards; a grey pixel in place of one that is broken."""
     try:
-        return decode(image)
+        return decoding.decode(image)
     except DecodeError:
         return np.full((1, 1, 3), 208, np.uint8)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mmssl.data.transforms.decode import DecodeError
+from mmssl.data.transforms import DecodeError
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, read_again
 from mmssl.evaluate.labels import class_indices, image_captions

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.apps.export.sample import CAPTIONS, images, largest, needs
-from mmssl.data.transforms.tokenizer import Tokenizer, load_tokenizer
-from mmssl.data.transforms.views import EvalView
+from mmssl.data.transforms import EvalView, Tokenizer, load_tokenizer
 from mmssl.inference.model import Model
 from mmssl.models.dual_encoder import DualEncoder
 

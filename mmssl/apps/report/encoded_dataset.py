@@ -10,7 +10,7 @@ from torch import Tensor
 from mmssl.apps.report.run_reader import RunRecord, read_table
 from mmssl.apps.report.thumbnails import thumbnail
 from mmssl.apps.report.wording import brief
-from mmssl.data.transforms.decode import DecodeError, Pixels
+from mmssl.data.transforms import DecodeError, Pixels
 from mmssl.evaluate.datasets import Dataset, open_dataset, read_again
 from mmssl.evaluate.encode import encode_images, encode_texts
 from mmssl.evaluate.labels import class_indices, image_captions

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mmssl.data.transforms.decode import Pixels, decode
+from mmssl.data.transforms import Pixels, decoding
 
 SIDE = 96
 """Longest side of a small image, in pixels."""
@@ -20,7 +20,7 @@ SHEET_COLUMNS = 25
 
 def thumbnail(image: bytes) -> Pixels:
     """An image shrunk to at most SIDE, uint8 [h, w, 3]. Raises DecodeError."""
-    small = Image.fromarray(decode(image))
+    small = Image.fromarray(decoding.decode(image))
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     return np.asarray(small)
 

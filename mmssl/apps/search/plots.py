@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mmssl.apps.search.index import Hit
 from mmssl.data.sources.reader import iter_samples
-from mmssl.data.transforms.decode import DecodeError, decode
+from mmssl.data.transforms import DecodeError, decoding
 
 _COLUMNS = 5
 _INCHES = 2.4
@@ -47,7 +47,7 @@ def draw_hits(path: Path, query: str, hits: Sequence[Hit], images: Sequence[byte
             axes.set_anchor("N")  # images of a row begin at one height, and their titles end there
             if image is not None:
                 try:
-                    axes.imshow(decode(image))
+                    axes.imshow(decoding.decode(image))
                 except DecodeError as error:
                     reason = textwrap.fill(str(error), 24)
                     axes.text(0.5, 0.5, reason, ha="center", va="center", parse_math=False)

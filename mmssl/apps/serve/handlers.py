@@ -17,7 +17,7 @@ from mmssl.apps.search.images import ShardImages
 from mmssl.apps.search.nearest import Vectors
 from mmssl.apps.serve.limits import ServerLimits
 from mmssl.apps.serve.schemas import Caps, Guess, Guesses, Hits, Map, ModelFacts, SearchHit, WordScore
-from mmssl.data.transforms.decode import REDUCTIONS, DecodeError, decode, read_header
+from mmssl.data.transforms import DecodeError, decoding
 from mmssl.inference.model import Model
 
 _START_OF_SCAN = b"\xff\xda"
@@ -123,12 +123,12 @@ class Service:
         if content is None:
             raise RefusalError(404, f"image {row} cannot be read; its shard is not on this machine, or has changed")
         try:
-            header = read_header(content, sys.maxsize)
+            header = decoding.read_header(content, sys.maxsize)
             if header.width * header.height > self.limits.pixels:
                 raise RefusalError(404, f"image {row} is too large to be shown")
             shrink = max(header.width, header.height) / THUMBNAIL
-            reduce = next((factor for factor in REDUCTIONS if shrink >= factor and header.reducible), 1)
-            image = Image.fromarray(decode(content, header, reduce))
+            reduce = next((factor for factor in decoding.REDUCTIONS if shrink >= factor and header.reducible), 1)
+            image = Image.fromarray(decoding.decode(content, header, reduce))
         except DecodeError:
             raise RefusalError(404, f"image {row} is broken") from None
         image.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -164,7 +164,7 @@ class Service:
         """Render an uploaded image for the model, uint8 [3, S, S]. Its size is checked before it is decoded."""
         content = upload.read()
         try:
-            header = read_header(content, sys.maxsize)
+            header = decoding.read_header(content, sys.maxsize)
         except DecodeError as error:
             raise RefusalError(415, str(error)) from None
         if header.width * header.height > self.limits.pixels:

@@ -15,8 +15,7 @@ from mmssl.data.sources.catalog import Catalog
 from mmssl.data.sources.patterns import is_remote
 from mmssl.data.sources.reader import LocalFiles, iter_samples
 from mmssl.data.storage.fetch import RetryPolicy
-from mmssl.data.transforms.captions import render_caption
-from mmssl.data.transforms.decode import DecodeError, Pixels, decode, read_header
+from mmssl.data.transforms import DecodeError, Pixels, captions, decoding
 from mmssl.errors import UserError
 from mmssl.rng import generator
 from mmssl.types import Sample
@@ -81,7 +80,7 @@ def find(shards: Sequence[str], key: str, limits: SampleLimits | None = None) ->
 def describe(sample: Sample) -> str:
     """All that is known of a sample, as text."""
     try:
-        header = read_header(sample.image)
+        header = decoding.read_header(sample.image)
         image = f"{header.format}, {header.width} x {header.height} pixels, {len(sample.image):,} bytes"
         if header.orientation != 1:
             image += f", EXIF orientation {header.orientation}"
@@ -97,8 +96,8 @@ def entries(samples: Iterable[Sample], templates: Sequence[str] = ("{txt}",)) ->
     shown = []
     for sample in samples:
         try:
-            caption = render_caption(sample.fields, templates, None)
-            shown.append(Entry(decode(sample.image), caption))
+            caption = captions.render_caption(sample.fields, templates, None)
+            shown.append(Entry(decoding.decode(sample.image), caption))
         except (DecodeError, UserError) as error:
             shown.append(Entry(None, f"{sample.key}: {error}"))
     return shown

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from mmssl.data.transforms.decode import Pixels
+from mmssl.data.transforms import Pixels
 
 Ints = npt.NDArray[np.int64]
 

@@ -16,7 +16,7 @@ from mmssl.data.health import statistics as measure
 from mmssl.data.health.duplicates import connect, near_duplicates, same, words_of
 from mmssl.data.health.statistics import Figures
 from mmssl.data.health.survey import Survey
-from mmssl.data.transforms.tokenizer import Tokenizer
+from mmssl.data.transforms import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from mmssl.data.health.duplicates import Ints, connect
 from mmssl.data.health.survey import Survey
 from mmssl.data.shards.samples import BadSample
-from mmssl.data.transforms.tokenizer import Tokenizer
+from mmssl.data.transforms import Tokenizer
 
 Figures = dict[str, Any]
 """Name -> number, list, or name -> number."""

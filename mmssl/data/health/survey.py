@@ -14,8 +14,7 @@ import numpy.typing as npt
 from mmssl.data.health.duplicates import thumbnail
 from mmssl.data.shards.samples import BadSample, SampleLimits
 from mmssl.data.sources.reader import iter_samples
-from mmssl.data.transforms.captions import clean_caption, render_caption
-from mmssl.data.transforms.decode import MAX_PIXELS, REDUCTIONS, DecodeError, Header, Pixels, decode, read_header
+from mmssl.data.transforms import DecodeError, Pixels, captions, decoding
 from mmssl.errors import UserError
 from mmssl.types import Sample
 
@@ -60,7 +59,7 @@ class _Seen:
     """One sample's part of a survey."""
 
     caption: str
-    header: Header
+    header: decoding.Header
     digest: bytes
     thumbnail: Pixels
 
@@ -74,7 +73,7 @@ def survey(
     *,
     template: str = "{txt}",
     limits: SampleLimits | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = decoding.MAX_PIXELS,
     first: int | None = None,
     problems: Sequence[str] = (),
     threads: int | None = None,
@@ -122,11 +121,11 @@ def _take(found: Survey, sample: Sample, seen: _Seen | str) -> None:
 def _look(sample: Sample, template: str, max_pixels: int) -> _Seen | str:
     """What a sample is like, or why it cannot be used."""
     try:
-        caption = clean_caption(render_caption(sample.fields, [template], None))
-        header = read_header(sample.image, max_pixels)
+        caption = captions.clean_caption(captions.render_caption(sample.fields, [template], None))
+        header = decoding.read_header(sample.image, max_pixels)
         side = min(header.width, header.height)
-        reduce = next((r for r in REDUCTIONS if side >= r * _SEEN_SIDE), 1)
-        small = thumbnail(decode(sample.image, header, reduce))
+        reduce = next((r for r in decoding.REDUCTIONS if side >= r * _SEEN_SIDE), 1)
+        small = thumbnail(decoding.decode(sample.image, header, reduce))
     except (DecodeError, UserError) as error:
         return str(error)
     if not caption:

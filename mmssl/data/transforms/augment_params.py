@@ -1,4 +1,4 @@
-"""The random numbers of an image's rendering, drawn before anything is done, so that they can be used anywhere."""
+"""Random numbers of one rendering of an image, drawn first so that augmentation can run on any device."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Column = npt.NDArray[np.float64]
-"""One number of each of n renderings, [n]."""
+"""One parameter of n renderings, [n]."""
 T = TypeVar("T")
 U = TypeVar("U", float, Column)
 
@@ -18,10 +18,10 @@ _CROP_ATTEMPTS = 10
 
 
 class AugmentParams(NamedTuple, Generic[T]):
-    """All the randomness of one rendering (T is float) or of several (T is Column): numbers uniform in [0, 1).
+    """All random numbers of one rendering (T is float) or of several (T is Column), uniform in [0, 1).
 
-    Every number is drawn whether it is used or not, in this order. So a generator gives the same crop
-    whatever else a view does, and turning one operation on does not change the others.
+    Every number is always drawn, in this order. So the crop does not depend on the other augmentations, and enabling
+    one of them does not affect the rest.
     """
 
     crop_area: tuple[T, ...]
@@ -57,36 +57,36 @@ class AugmentParams(NamedTuple, Generic[T]):
 
 
 SCALARS = len(AugmentParams._fields) - 2
-"""Numbers of a rendering beside the attempts at a crop."""
+"""Number of parameters per rendering, without those of the crop attempts."""
 
 
 def draw_params(rng: np.random.Generator) -> AugmentParams[float]:
-    """Draw one rendering's numbers; always takes the same count of them from `rng`."""
+    """Draw the parameters of one rendering. Always takes the same count of numbers from `rng`."""
     numbers: list[float] = rng.random(2 * _CROP_ATTEMPTS + SCALARS).tolist()
     areas, ratios = numbers[:_CROP_ATTEMPTS], numbers[_CROP_ATTEMPTS : 2 * _CROP_ATTEMPTS]
     return AugmentParams(tuple(areas), tuple(ratios), *numbers[2 * _CROP_ATTEMPTS :])
 
 
-def to_rows(augment_params: Sequence[AugmentParams[float]]) -> Tensor:
-    """What comes after the crops of n renderings, float64 [n, SCALARS]."""
-    return torch.tensor([one[2:] for one in augment_params], dtype=torch.float64)
+def to_rows(params: Sequence[AugmentParams[float]]) -> Tensor:
+    """Stack the parameters of n renderings, without the crop attempts: float64 [n, SCALARS]."""
+    return torch.tensor([one[2:] for one in params], dtype=torch.float64)
 
 
 def from_rows(rows: Tensor) -> AugmentParams[Column]:
-    """What `to_rows` put together, number by number."""
+    """Split rows of `to_rows` into one column per parameter."""
     return AugmentParams((), (), *rows.numpy().T)
 
 
-def select(augment_params: AugmentParams[Column], chosen: npt.NDArray[np.bool_]) -> AugmentParams[Column]:
-    """The numbers of those renderings that are `chosen`, bool [n]."""
-    return AugmentParams((), (), *(column[chosen] for column in augment_params[2:]))
+def select(params: AugmentParams[Column], chosen: npt.NDArray[np.bool_]) -> AugmentParams[Column]:
+    """Parameters of the renderings where `chosen`, bool [n], is True."""
+    return AugmentParams((), (), *(column[chosen] for column in params[2:]))
 
 
 def between(bounds: tuple[float, float], u: U) -> U:
-    """The number at fraction `u` of the way between the bounds."""
+    """Interpolate linearly between the bounds at fraction `u`."""
     return bounds[0] + (bounds[1] - bounds[0]) * u
 
 
 def between_log(bounds: tuple[float, float], u: float) -> float:
-    """The same for the logarithm: equal chances for x and 1/x."""
+    """Interpolate between the logarithms of the bounds: x and 1/x are equally likely."""
     return math.exp(between((math.log(bounds[0]), math.log(bounds[1])), u))

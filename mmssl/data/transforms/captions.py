@@ -1,4 +1,4 @@
-"""Caption templates and the clean-up of captions."""
+"""Caption templates and caption cleaning."""
 
 import html
 import re
@@ -15,34 +15,34 @@ _NAME = re.compile(r"[^.\[\]!:]+")
 
 
 def render_caption(fields: Mapping[str, Any], templates: Sequence[str], rng: np.random.Generator | None) -> str:
-    """A sample's caption from one of the templates, such as `{txt}` or `{label}: {tags}`.
+    """Render a sample's caption from one of the templates, such as `{txt}` or `{label}: {tags}`.
 
-    A field is named in braces; `{{` and `}}` are plain braces. Fields are looked up by their whole name and
-    never further: there is no attribute, index or format, so data cannot reach anything else.
+    A field is named in braces; `{{` and `}}` are literal braces. Only whole field names are looked up: attributes,
+    indices and formats are refused, so data cannot reach anything else.
 
     Args:
         fields: the sample's fields. A list renders its items joined by ", ".
-        rng: draws the template, and of a list field a non-empty subset in random order. Without it the first
-            template is used, and lists in full.
+        rng: draws the template, and for each list field a non-empty subset in random order. None: the first
+            template and full lists.
 
     Raises:
-        UserError: the template names a field that the sample lacks, or is malformed.
+        UserError: the template is malformed, or names a field that the sample lacks.
     """
     template = templates[0 if rng is None else int(rng.integers(len(templates)))]
     return _SLOT.sub(lambda slot: _fill(slot, template, fields, rng), template)
 
 
 def check_templates(templates: Sequence[str]) -> None:
-    """Raises UserError for a malformed template: a single brace, or anything but a plain name in braces."""
+    """Raise UserError for a malformed template: a single brace, or anything but a plain name in braces."""
     for template in templates:
         for slot in _SLOT.finditer(template):
             _name(slot, template)
 
 
 def clean_caption(text: str) -> str:
-    """The caption as OpenCLIP cleans it: mended mojibake, HTML entities resolved, white space collapsed.
+    """Clean a caption as OpenCLIP does: repair mojibake, resolve HTML entities, collapse white space.
 
-    Mending (ftfy) is left out where it could change nothing, on plain ASCII.
+    The repair (ftfy) is skipped for plain ASCII, which it would not change.
     """
     if not text.isascii():
         text = ftfy.fix_text(text)
@@ -67,7 +67,7 @@ def _fill(slot: re.Match[str], template: str, fields: Mapping[str, Any], rng: np
 
 
 def _name(slot: re.Match[str], template: str) -> str | None:
-    """The field's name, or None for a doubled brace."""
+    """Field name of a slot; None for a doubled brace."""
     if slot.group() in ("{{", "}}"):
         return None
     name: str | None = slot.group(1)

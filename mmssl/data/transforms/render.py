@@ -1,14 +1,14 @@
-"""Samples to what a model trains on: every view of the image, and a caption."""
+"""Samples to training inputs: every view of the image, and a caption."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from mmssl.data.transforms.augment import augments
+from mmssl.data.transforms.augment import has_augmentations
 from mmssl.data.transforms.augment_params import AugmentParams, draw_params, to_rows
 from mmssl.data.transforms.captions import check_templates, render_caption
-from mmssl.data.transforms.decode import DecodeError, decode, read_header
+from mmssl.data.transforms.decoding import DecodeError, decode, read_header
 from mmssl.data.transforms.views import View, empty_images
 from mmssl.errors import UserError
 from mmssl.rng import generator
@@ -17,20 +17,20 @@ from mmssl.types import Sample
 
 @dataclass(frozen=True)
 class Rendered:
-    """Rendered samples, in their order."""
+    """Rendered samples, in input order."""
 
     views: dict[str, Tensor]
     """View name -> uint8 [n, 3, S, S]; the rows of bad samples are black."""
     texts: list[str]
-    """Captions; those of bad samples are empty."""
+    """Captions; empty for bad samples."""
     bad: list[tuple[int, str]]
-    """Row and reason of every sample that could not be used."""
+    """Row and error of every unusable sample."""
     augment_params: dict[str, Tensor]
-    """View name -> numbers of its images' changes, float64 [n, SCALARS], where these are left to others."""
+    """View name -> augmentation parameters, float64 [n, SCALARS], for views that are augmented on the device."""
 
 
 class Renderer:
-    """Renders samples; (seed, epoch, sample id) fixes the result, whatever the workers and the batch."""
+    """Renders samples. The result depends on (seed, epoch, sample id) alone, not on workers or batches."""
 
     def __init__(
         self,
@@ -40,7 +40,9 @@ class Renderer:
         max_caption_chars: int = 20_000,
         augment_on_device: bool = False,
     ) -> None:
-        """With `augment_on_device`, images are cut and resized only, and what was drawn for them comes beside.
+        """
+        Args:
+            augment_on_device: only crop and resize, and return the augmentation parameters.
 
         Raises:
             UserError: a malformed caption template.
@@ -50,15 +52,15 @@ class Renderer:
         self.templates = list(templates)
         self.seed = seed
         self.max_caption_chars = max_caption_chars
-        self.left = {name for name, view in views.items() if augment_on_device and augments(view.config)}
+        self.on_device = {name for name, view in views.items() if augment_on_device and has_augmentations(view.config)}
 
     def __call__(self, samples: Sequence[Sample], epoch: int) -> Rendered:
-        """Render samples for an epoch; what cannot be used is listed, never raised."""
+        """Render samples for an epoch. Unusable samples are listed, never raised."""
         views = {name: empty_images(len(samples), view.image_size) for name, view in self.views.items()}
         bad: dict[int, str] = {}
-        # All the small work before the images: decoding empties the processor's caches every time.
+        # Captions and parameters come first: decoding an image evicts everything from the CPU caches.
         texts = [self._caption(row, sample, epoch, bad) for row, sample in enumerate(samples)]
-        augment_params = {
+        params = {
             name: [draw_params(generator(self.seed, "view", name, epoch, sample.id)) for sample in samples]
             for name in self.views
         }
@@ -66,7 +68,7 @@ class Renderer:
             if row in bad or not views:
                 continue
             try:
-                painted = self._paint(sample.image, {name: augment_params[name][row] for name in views})
+                painted = self._paint(sample.image, {name: params[name][row] for name in views})
             except DecodeError as error:
                 bad[row], texts[row] = str(error), ""
                 continue
@@ -75,11 +77,11 @@ class Renderer:
         for row in bad:
             for view in views.values():
                 view[row] = 0
-        left = {name: to_rows(augment_params[name]) for name in self.views if name in self.left}
-        return Rendered(views, texts, sorted(bad.items()), left)
+        on_device = {name: to_rows(params[name]) for name in self.views if name in self.on_device}
+        return Rendered(views, texts, sorted(bad.items()), on_device)
 
     def _caption(self, row: int, sample: Sample, epoch: int, bad: dict[int, str]) -> str:
-        # Few captions are drawn, and a generator takes 16 microseconds to make.
+        # Most captions need no randomness, and creating a generator takes 16 microseconds.
         is_drawn = len(self.templates) > 1 or any(isinstance(v, (list, tuple)) for v in sample.fields.values())
         rng = generator(self.seed, "caption", epoch, sample.id) if is_drawn else None
         try:
@@ -95,13 +97,13 @@ class Renderer:
             return ""
         return text
 
-    def _paint(self, image: bytes, augment_params: dict[str, AugmentParams[float]]) -> dict[str, Tensor]:
-        """Every view of one image, which is decoded once, at the smallest size that serves them all."""
+    def _paint(self, image: bytes, params: dict[str, AugmentParams[float]]) -> dict[str, Tensor]:
+        """Every view of one image, decoded once, at the smallest size that serves all views."""
         header = read_header(image, min(view.max_pixels for view in self.views.values()))
-        crops = {name: view.crop(header, augment_params[name]) for name, view in self.views.items()}
+        crops = {name: view.crop(header, params[name]) for name, view in self.views.items()}
         reduce = min(view.reduction(header, crops[name]) for name, view in self.views.items())
         pixels = decode(image, header, reduce)
         return {
-            name: view.paint(pixels, header, crops[name], None if name in self.left else augment_params[name])
+            name: view.paint(pixels, header, crops[name], None if name in self.on_device else params[name])
             for name, view in self.views.items()
         }

@@ -1,4 +1,4 @@
-"""Captions to token ids: a Hugging Face fast tokenizer, loaded or learnt."""
+"""Captions to token ids: a Hugging Face fast tokenizer, loaded or trained."""
 
 import gzip
 import importlib.util
@@ -8,16 +8,19 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mmssl.data.transforms.captions import clean_caption
 from mmssl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -26,7 +29,7 @@ SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-"""BERT's special tokens; a learnt tokenizer gives them the ids 0 to 4."""
+"""BERT's special tokens; a trained tokenizer gives them the ids 0 to 4."""
 _CONTINUES = "##"
 _CHUNK = 1000
 _PUNCTUATION = f"[{re.escape(string.punctuation)}]"
@@ -36,22 +39,22 @@ _CLIP_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class Tokenizer:
-    """Cleans captions, cuts them to `max_tokens` (the end token stays) and pads a batch to its longest."""
+    """Cleans captions, truncates them to `max_tokens` (the end token stays) and pads a batch to its longest."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> None:
-        """Raises UserError when the tokenizer has no padding token."""
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_tokens: int) -> None:
+        """Raise UserError if the tokenizer has no padding token."""
         if tokenizer.pad_token_id is None:
             raise UserError(
                 f"tokenizer {tokenizer.name_or_path!r} has no padding token; add pad_token to its tokenizer_config.json"
             )
         self.max_tokens = max_tokens
         self.vocab_size = len(tokenizer)
-        """How many token ids there are, special ones included."""
+        """Number of token ids, including special tokens."""
         self.pad_id: int = tokenizer.pad_token_id
         self.cls_id: int | None = _first(tokenizer.cls_token_id, tokenizer.bos_token_id)
-        """The token at the beginning of a caption, if there is one."""
+        """Token at the start of every caption, if any."""
         self.sep_id: int | None = _first(tokenizer.sep_token_id, tokenizer.eos_token_id)
-        """The token at the end of a caption, if there is one."""
+        """Token at the end of every caption, if any."""
         self.mask_id: int | None = tokenizer.mask_token_id
         self.special_ids: list[int] = sorted(set(tokenizer.all_special_ids))
         self._hugging_face = tokenizer
@@ -60,7 +63,7 @@ class Tokenizer:
         self._backend.enable_padding(pad_id=self.pad_id, pad_token=tokenizer.pad_token)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids, int64 [B, L], and True where one is no padding, bool [B, L]."""
+        """Token ids, int64 [B, L], and a mask, bool [B, L], that is False on padding."""
         if not texts:
             return torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.bool)
         rows = self._backend.encode_batch_fast([clean_caption(text) for text in texts])
@@ -69,8 +72,10 @@ class Tokenizer:
         return torch.from_numpy(tokens), torch.from_numpy(mask)
 
     def drop_punctuation(self) -> None:
-        """From now on, and when saved, lower-case captions and drop their punctuation before all else: SigLIP's
-        canonical form (big_vision)."""
+        """Lower-case captions and drop their punctuation first: SigLIP's canonical form (big_vision).
+
+        This lasts, and is saved with the tokenizer.
+        """
         steps = [
             normalizers.Replace("_", " "),
             normalizers.Replace(tokenizers.Regex(_PUNCTUATION), ""),
@@ -82,9 +87,9 @@ class Tokenizer:
         self._backend.normalizer = normalizers.Sequence([*steps, *([] if own is None else [own])])
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each caption, beginning and end included, were it not cut."""
+        """Number of tokens of each caption without truncation, including its start and end tokens."""
         ends, found = self._backend.num_special_tokens_to_add(False), []
-        for start in range(0, len(texts), _CHUNK):  # an encoding takes some kilobytes
+        for start in range(0, len(texts), _CHUNK):  # each encoding takes a few kilobytes
             rows = self._backend.encode_batch_fast([clean_caption(text) for text in texts[start : start + _CHUNK]])
             found += [
                 sum(row.attention_mask) + sum(sum(rest.attention_mask) - ends for rest in row.overflowing)
@@ -100,10 +105,10 @@ class Tokenizer:
 
     @property
     def continues_word(self) -> Tensor:
-        """True where a token continues the word of the token before it, bool [vocab_size].
+        """True for tokens that continue the word of the token before them, bool [vocab_size].
 
-        Read off the vocabulary's own mark: "##" on what continues (WordPiece), or a mark on what begins a
-        word (byte-level BPE and SentencePiece). Vocabularies with neither have words of one token.
+        Taken from the marks in the vocabulary: "##" on continuing tokens (WordPiece), or a mark on tokens that begin
+        a word (byte-level BPE and SentencePiece). Without such marks, every token is a word.
         """
         vocabulary = self.vocabulary
         marks = Counter(token[:1] for token in vocabulary)
@@ -120,21 +125,23 @@ class Tokenizer:
         return continues
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer as Hugging Face's files; `load_tokenizer` and AutoTokenizer read them."""
+        """Write Hugging Face's tokenizer files, for `load_tokenizer` and AutoTokenizer."""
         self._hugging_face.save_pretrained(str(folder))
         config = folder / "tokenizer_config.json"
         record = json.loads(config.read_text(encoding="utf-8"))
-        if record.get("tokenizer_class") == "TokenizersBackend":  # a name that transformers 4 does not know
+        if record.get("tokenizer_class") == "TokenizersBackend":  # unknown to transformers 4
             record["tokenizer_class"] = "PreTrainedTokenizerFast"
             config.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def load_tokenizer(name_or_folder: str, max_tokens: int) -> Tokenizer:
-    """The fast tokenizer of a local folder or of a hub name, or `clip`; the local cache is asked before the network.
+    """Load a fast tokenizer from a local folder or the hub, or OpenAI's for `clip`. The local cache is tried first.
 
     Raises:
-        UserError: there is none, or it has no fast form or no padding token.
+        UserError: the tokenizer is missing, or has no fast form or no padding token.
     """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     if name_or_folder == "clip":
         return Tokenizer(_clip_tokenizer(max_tokens), max_tokens)
     folder = Path(name_or_folder)
@@ -160,35 +167,36 @@ def load_tokenizer(name_or_folder: str, max_tokens: int) -> Tokenizer:
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int, max_tokens: int) -> Tokenizer:
-    """Learn a lower-cased WordPiece tokenizer in BERT's form: "##" marks pieces that continue a word.
+    """Train a lower-cased WordPiece tokenizer in BERT's form: "##" marks tokens that continue a word.
 
-    The same captions give the same tokenizer. Its alphabet is at most a quarter of `vocab_size` characters;
-    words with rarer ones become [UNK].
+    Deterministic. The alphabet has at most `vocab_size // 4` characters; words with rarer characters become [UNK].
 
     Raises:
-        UserError: the captions hold no word.
+        UserError: the captions contain no words.
     """
     words = _count_words(captions)
     if not words:
-        raise UserError("cannot learn a tokenizer: the captions hold no words; check data.captions and the shards")
+        raise UserError("cannot train a tokenizer: the captions contain no words; check data.captions and the shards")
     letters = Counter[str]()
     for word, count in words.items():
         for letter in word:
             letters[letter] += count
     ranked = sorted(letters, key=lambda letter: (-letters[letter], letter))
     alphabet = set(ranked[: vocab_size // 4])
-    # The trainer numbers the continuing letters in the order of a hash map that changes from run to run. Naming
-    # them as special tokens fixes their ids, and so which of two equally frequent merges wins.
+    # The trainer numbers continuing letters in the order of a hash map, which differs between runs. As special tokens
+    # they get fixed ids, which also decide between equally frequent merges.
     fixed = [*SPECIAL_TOKENS.values(), *(_CONTINUES + letter for letter in sorted(alphabet))]
-    learner = tokenizers.Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS["unk_token"]))
-    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS["unk_token"]))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, show_progress=False)
-    learner.train_from_iterator(_repeat(words, alphabet), trainer)
-    return Tokenizer(_bert_tokenizer(learner.get_vocab(), max_tokens), max_tokens)
+    backend.train_from_iterator(_repeat(words, alphabet), trainer)
+    return Tokenizer(_bert_tokenizer(backend.get_vocab(), max_tokens), max_tokens)
 
 
-def _clip_tokenizer(max_tokens: int) -> PreTrainedTokenizerFast:
-    """OpenAI's CLIP tokenizer (Radford et al. 2021), from the list of merges that comes with open_clip."""
+def _clip_tokenizer(max_tokens: int) -> "PreTrainedTokenizerFast":
+    """OpenAI's CLIP tokenizer (Radford et al. 2021), from the merges shipped with open_clip."""
+    from transformers import PreTrainedTokenizerFast
+
     package = importlib.util.find_spec("open_clip")
     assert package is not None
     assert package.origin is not None
@@ -211,7 +219,7 @@ def _clip_tokenizer(max_tokens: int) -> PreTrainedTokenizerFast:
 
 
 def _byte_letters() -> list[str]:
-    """A letter for each byte: those that print stand for themselves and come first (as in GPT-2's vocabulary)."""
+    """A letter for each byte, as in GPT-2's vocabulary: printing bytes come first and stand for themselves."""
     printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printing]
     return [chr(byte) for byte in printing] + [chr(256 + place) for place in range(len(others))]
@@ -231,14 +239,16 @@ def _count_words(captions: Iterable[str]) -> Counter[str]:
 
 
 def _repeat(words: Counter[str], alphabet: set[str]) -> Iterator[str]:
-    """Every word as often as it was counted, some at a time."""
+    """Every word as often as it was counted, in lines of up to 1,000 words."""
     for word, count in words.items():
         if alphabet.issuperset(word):
             for start in range(0, count, _CHUNK):
                 yield " ".join([word] * min(_CHUNK, count - start))
 
 
-def _bert_tokenizer(vocabulary: dict[str, int], max_tokens: int) -> PreTrainedTokenizerFast:
+def _bert_tokenizer(vocabulary: dict[str, int], max_tokens: int) -> "PreTrainedTokenizerFast":
+    from transformers import PreTrainedTokenizerFast
+
     special = SPECIAL_TOKENS
     model = models.WordPiece(vocabulary, unk_token=special["unk_token"], continuing_subword_prefix=_CONTINUES)
     backend = tokenizers.Tokenizer(model)

@@ -1,4 +1,4 @@
-"""Encoded images to the squares a model sees: random renderings to train on, a fixed one to judge by."""
+"""Encoded images to model inputs: random views for training, a fixed view for evaluation."""
 
 import math
 from typing import Literal, NamedTuple
@@ -10,23 +10,23 @@ from PIL import Image
 from torch import Tensor
 
 from mmssl.config import ViewConfig
-from mmssl.data.transforms.augment import augment, augments
+from mmssl.data.transforms.augment import augment, has_augmentations
 from mmssl.data.transforms.augment_params import AugmentParams, between, between_log, draw_params, from_rows, to_rows
-from mmssl.data.transforms.decode import MAX_PIXELS, REDUCTIONS, Header, Pixels, decode, read_header, rgb_pixels
+from mmssl.data.transforms.decoding import MAX_PIXELS, REDUCTIONS, Header, Pixels, decode, read_header, rgb_pixels
 
 Interpolation = Literal["bicubic", "bilinear"]
 DecodeMode = Literal["quality", "fast"]
-"""`quality` keeps a JPEG's pixels within 1/255 of the full decode on average; `fast` decodes it at the
-smallest size that keeps 3/4 of the output's side, or more."""
+"""`quality` stays within 1/255 of the full JPEG decode on average; `fast` decodes a JPEG at the smallest size that
+leaves at least 3/4 of the output's side."""
 
 _FAST_MARGIN = 0.75
 _QUALITY_MARGIN = 2.0
-_LONGEST = 20
-"""Longer side over shorter side, up to which an image is resized whole before its middle is cut out."""
+_MAX_ASPECT_RATIO = 20
+"""Longer images are cut to this aspect ratio before they are resized."""
 
 
 class Crop(NamedTuple):
-    """A rectangle of an image, in pixels of its full size."""
+    """A rectangle of an image, in pixels of the full-size image."""
 
     top: int
     left: int
@@ -34,7 +34,7 @@ class Crop(NamedTuple):
     width: int
 
     def on_grid(self, reduce: int, header: Header) -> "Crop":
-        """The crop with its edges moved to multiples of `reduce`, where a reduced decode can cut exactly."""
+        """Move the edges to multiples of `reduce`, so that a reduced decode can be cropped exactly."""
         top, left = round(self.top / reduce), round(self.left / reduce)
         bottom = min(round((self.top + self.height) / reduce), header.height // reduce)
         right = min(round((self.left + self.width) / reduce), header.width // reduce)
@@ -42,7 +42,7 @@ class Crop(NamedTuple):
 
 
 class View:
-    """One named random rendering of images: crop, resize and flip, then changes of shape and colour."""
+    """A random view of images for training: crop, resize, flip, then the other augmentations."""
 
     def __init__(
         self,
@@ -62,28 +62,28 @@ class View:
         """Render an encoded image to uint8 [3, image_size, image_size].
 
         Raises:
-            DecodeError: the image cannot be used.
+            DecodeError: the image is unusable.
         """
         header = read_header(image, self.max_pixels)
-        augment_params = draw_params(rng)
-        crop = self.crop(header, augment_params)
-        return self.paint(decode(image, header, self.reduction(header, crop)), header, crop, augment_params)
+        params = draw_params(rng)
+        crop = self.crop(header, params)
+        return self.paint(decode(image, header, self.reduction(header, crop)), header, crop, params)
 
-    def crop(self, header: Header, augment_params: AugmentParams[float]) -> Crop:
+    def crop(self, header: Header, params: AugmentParams[float]) -> Crop:
         """The random resized crop of Inception (Szegedy et al. 2015).
 
-        An area and a shape are tried ten times; else it is the greatest centred crop of an allowed shape.
+        Ten pairs of area and aspect ratio are tried; if none fits, it is the largest centred crop of an allowed ratio.
         """
         width, height = header.width, header.height
         low, high = self.config.crop_ratio
-        for u, v in zip(augment_params.crop_area, augment_params.crop_ratio, strict=True):
+        for u, v in zip(params.crop_area, params.crop_ratio, strict=True):
             area = width * height * between(self.config.crop_scale, u)
             ratio = between_log((low, high), v)
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 return Crop(
-                    int(augment_params.crop_top * (height - h + 1)),
-                    int(augment_params.crop_left * (width - w + 1)),
+                    int(params.crop_top * (height - h + 1)),
+                    int(params.crop_left * (width - w + 1)),
                     h,
                     w,
                 )
@@ -92,22 +92,22 @@ class View:
         return Crop((height - h) // 2, (width - w) // 2, h, w)
 
     def reduction(self, header: Header, crop: Crop) -> int:
-        """The factor by which the image may be decoded smaller for this crop."""
+        """The DCT reduction (1, 2, 4 or 8) at which the image may be decoded for this crop."""
         return dct_reduction(header, min(crop.height, crop.width) / self.image_size, self.mode)
 
-    def paint(self, pixels: Pixels, header: Header, crop: Crop, augment_params: AugmentParams[float] | None) -> Tensor:
+    def paint(self, pixels: Pixels, header: Header, crop: Crop, params: AugmentParams[float] | None) -> Tensor:
         """Render decoded pixels, of full or reduced size, to uint8 [3, image_size, image_size].
 
-        Without `augment_params` it is only cut and resized.
+        Without `params`, only crop and resize.
         """
         image = resize(_cut(pixels, header, crop), self.image_size, self.image_size, self.interpolation)
-        if augment_params is None or not augments(self.config):
+        if params is None or not has_augmentations(self.config):
             return image
-        return augment(image[None], self.config, from_rows(to_rows([augment_params])))[0]
+        return augment(image[None], self.config, from_rows(to_rows([params])))[0]
 
 
 class EvalView:
-    """The fixed rendering of evaluation and inference."""
+    """The fixed view of evaluation and inference."""
 
     def __init__(
         self,
@@ -117,8 +117,11 @@ class EvalView:
         max_pixels: int = MAX_PIXELS,
         interpolation: Interpolation = "bicubic",
     ) -> None:
-        """`shortest` resizes the shorter side to `image_size` and cuts out the centre, as OpenCLIP does;
-        `squash` resizes both sides and keeps everything."""
+        """
+        Args:
+            fit: `shortest` resizes the shorter side to `image_size` and crops the centre, as OpenCLIP does; `squash`
+                resizes both sides without cropping.
+        """
         self.image_size = image_size
         self.fit = fit
         self.mode = mode
@@ -133,8 +136,8 @@ class EvalView:
                 [3, H, W].
 
         Raises:
-            DecodeError: an encoded image that cannot be used.
-            ValueError: an array or tensor of another type or shape.
+            DecodeError: an encoded image is unusable.
+            ValueError: an array or tensor has a wrong dtype or shape.
         """
         if isinstance(image, bytes):
             header = read_header(image, self.max_pixels)
@@ -148,7 +151,7 @@ class EvalView:
             return resize(pixels, side, side, self.interpolation)
         pixels = _middle(pixels)
         short = min(header.height, header.width)
-        long = min(max(header.height, header.width), _LONGEST * short)
+        long = min(max(header.height, header.width), _MAX_ASPECT_RATIO * short)
         height, width = (int(side * min(length, long) / short) for length in (header.height, header.width))
         top, left = round((height - side) / 2), round((width - side) / 2)
         resized = resize(pixels, height, width, self.interpolation)
@@ -156,12 +159,12 @@ class EvalView:
 
 
 def dct_reduction(header: Header, shrink: float, mode: DecodeMode) -> int:
-    """The DCT reduction for a crop whose shorter side is `shrink` times the output's.
+    """The DCT reduction for a crop whose shorter side is `shrink` times the output's side.
 
-    Fast mode takes the greatest that leaves 3/4 of the output's side. Quality mode halves, and only where
-    twice the output's side is left: over 60 drawings and 12 photographs the result then differed from that of
-    a full decode by 0.2 and 0.7 of 255 on average, by 1.24 at most, on gravel. Quarters reach 2.4 on some
-    drawings and are not used.
+    Fast mode takes the largest that leaves 3/4 of the output's side. Quality mode halves, and only where twice the
+    output's side is left: on 60 drawings and 12 photographs the result then differed from a full decode by 0.2 and
+    0.7 of 255 on average, and by at most 1.24 (a photograph of gravel). Quarters differed by up to 2.4 and are not
+    used.
     """
     if not header.reducible:
         return 1
@@ -171,16 +174,17 @@ def dct_reduction(header: Header, shrink: float, mode: DecodeMode) -> int:
 
 
 def _middle(pixels: Pixels) -> Pixels:
-    """The middle of an image that is longer than `_LONGEST` times its shorter side.
+    """The middle of an image beyond the largest aspect ratio.
 
-    Nobody sees the rest, and a line of 60,000 pixels would be enlarged to gigabytes."""
-    most = _LONGEST * min(pixels.shape[:2])
+    The centre crop drops the rest anyway, and a strip of 60,000 pixels would be enlarged to gigabytes.
+    """
+    most = _MAX_ASPECT_RATIO * min(pixels.shape[:2])
     top, left = (max(0, length - most) // 2 for length in pixels.shape[:2])
     return pixels[top : top + most, left : left + most]
 
 
 def _cut(pixels: Pixels, header: Header, crop: Crop) -> Pixels:
-    """The crop, given at full size, out of pixels that may be decoded at a reduced size."""
+    """Cut a crop, given in full-size pixels, out of pixels that may be decoded at a reduced size."""
     sizes = ((-(-header.height // factor), -(-header.width // factor)) for factor in (1, *reversed(REDUCTIONS)))
     reduce = 2 ** list(sizes).index(pixels.shape[:2])
     top, left, height, width = (length // reduce for length in crop.on_grid(reduce, header))
@@ -188,10 +192,10 @@ def _cut(pixels: Pixels, header: Header, crop: Crop) -> Pixels:
 
 
 def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation = "bicubic") -> Tensor:
-    """With antialiasing, on bytes: uint8 [h, w, 3] -> uint8 [3, height, width]."""
-    if min(pixels.strides) < 0:  # which torch does not take
+    """Resize with antialiasing: uint8 [h, w, 3] -> uint8 [3, height, width]."""
+    if min(pixels.strides) < 0:  # unsupported by torch
         pixels = np.ascontiguousarray(pixels)
-    # A crop goes as it lies: torch packs it faster than NumPy does.
+    # Crops stay strided: torch packs them faster than NumPy does.
     planes = torch.from_numpy(pixels).permute(2, 0, 1)
     if planes.shape[1:] != (height, width):
         planes = F.interpolate(planes[None], size=(height, width), mode=interpolation, antialias=True)[0]
@@ -199,10 +203,10 @@ def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation
 
 
 def empty_images(count: int, side: int) -> Tensor:
-    """Memory for images, uint8 [count, 3, side, side].
+    """Uninitialised memory for images, uint8 [count, 3, side, side].
 
-    NumPy's, which comes in huge pages where Linux has them: fresh small ones for a batch of 256 take 61 microseconds a
-    image, huge ones 23.
+    NumPy allocates huge pages where Linux has them. Faulting in a batch of 256 takes 23 microseconds per image with
+    huge pages and 61 with small ones.
     """
     return torch.from_numpy(np.empty((count, 3, side, side), dtype=np.uint8))
 

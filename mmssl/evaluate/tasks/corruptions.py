@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mmssl.data.transforms.decode import Pixels
-from mmssl.data.transforms.views import EvalView
+from mmssl.data.transforms import EvalView, Pixels
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, read_again
 from mmssl.evaluate.encode import Encoder

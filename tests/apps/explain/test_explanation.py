@@ -11,8 +11,8 @@ from mmssl.apps.explain.plots import draw_explanation
 from mmssl.cli.main import main
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.data.sources.reader import iter_samples
-from mmssl.data.transforms.decode import decode
-from mmssl.data.transforms.tokenizer import train_tokenizer
+from mmssl.data.transforms import train_tokenizer
+from mmssl.data.transforms.decoding import decode
 from mmssl.errors import UserError
 from mmssl.inference.model import Model
 from mmssl.models.dual_encoder import build_dual_encoder

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmssl import Model, load
 from mmssl.apps.finetune import FineTuneData, gather
-from mmssl.data.transforms.tokenizer import train_tokenizer
+from mmssl.data.transforms import train_tokenizer
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.rng import generator
 from tests.conftest import tiny_model_config

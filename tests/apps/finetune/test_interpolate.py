@@ -7,7 +7,7 @@ import torch
 
 from mmssl import Model, load
 from mmssl.apps.finetune import Classifier, interpolate, interpolate_classifiers
-from mmssl.data.transforms.tokenizer import train_tokenizer
+from mmssl.data.transforms import train_tokenizer
 from mmssl.errors import UserError
 from mmssl.models.dual_encoder import build_dual_encoder
 from tests.conftest import tiny_model_config

@@ -15,7 +15,7 @@ from mmssl.apps.explain import explain, image_maps
 from mmssl.apps.explain.explanation import overlay
 from mmssl.apps.search import Hit, Index, exact_nearest
 from mmssl.apps.serve import create_app
-from mmssl.data.transforms.decode import decode
+from mmssl.data.transforms.decoding import decode
 from mmssl.errors import UserError
 from mmssl.inference.model import Model
 from mmssl.types import Sample

@@ -11,7 +11,7 @@ from PIL import Image
 from mmssl.data.health.report import HealthReport, check, draw
 from mmssl.data.health.statistics import batch_statistics
 from mmssl.data.health.survey import Survey, survey
-from mmssl.data.transforms.tokenizer import train_tokenizer
+from mmssl.data.transforms import train_tokenizer
 from tests.helpers.images import encode, photo, png_of
 from tests.helpers.tars import tar_bytes
 

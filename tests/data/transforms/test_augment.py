@@ -1,4 +1,4 @@
-"""Changes of shape and colour against torchvision, Pillow, colorsys and loops."""
+"""Augmentations against torchvision, Pillow, colorsys and loops."""
 
 import colorsys
 import math
@@ -21,7 +21,7 @@ STRENGTH = (0.4, 0.3, 0.2, 0.1)
 
 
 def augment_params(**values: float) -> AugmentParams[Column]:
-    """One rendering's draws, which turn every operation off and sit in the middle of every range, but for `values`."""
+    """Parameters that turn every operation off and sit in the middle of every range, except for `values`."""
     names = (
         "flip",
         "affine",
@@ -62,7 +62,7 @@ def jittered(x: Tensor, strength: tuple[float, float, float, float], **values: f
 
 
 def test_every_number_is_drawn_every_time() -> None:
-    """A draw takes all its numbers from the generator, in the order of the fields, used or not; a table keeps them."""
+    """Every draw takes all numbers from the generator, in the order of the fields; rows keep them."""
     once, two = np.random.default_rng(3), np.random.default_rng(3)
     first, second = draw_params(once), draw_params(once)
     numbers = two.random(2 * (20 + len(AugmentParams._fields) - 2))
@@ -119,9 +119,9 @@ def test_a_full_turn_of_hue_changes_nothing() -> None:
 def test_gray_invert_and_solarize_equal_torchvision() -> None:
     """Gray is Rec. 601 luma on three planes; the negative is 255 - x; solarize negates from 128 up."""
     x = image()
-    gray = one(augment.change_colours, x, ViewConfig(gray=1), gray=0)
+    gray = one(augment.adjust_colours, x, ViewConfig(gray=1), gray=0)
     assert (gray - tv.rgb_to_grayscale(x / 255, 3) * 255).abs().max() < 0.05
-    negative = one(augment.change_colours, x, ViewConfig(invert=1), invert=0)
+    negative = one(augment.adjust_colours, x, ViewConfig(invert=1), invert=0)
     torch.testing.assert_close(negative, 255 - x)
     byte = x.to(torch.uint8)
     torch.testing.assert_close(one(augment.solarize, x).to(torch.uint8), tv.solarize(byte, threshold=128))
@@ -131,7 +131,7 @@ def test_colours_are_clamped_once() -> None:
     """Values pushed out of range by the jitter saturate; they never wrap around."""
     config = ViewConfig(color_jitter=1, color_jitter_strength=(0.9, 0.9, 0.9, 0.5))
     for u in (0.0, 0.999):
-        out = one(augment.change_colours, image(), config, jitter=0, brightness=u, contrast=u, saturation=u, hue=u)
+        out = one(augment.adjust_colours, image(), config, jitter=0, brightness=u, contrast=u, saturation=u, hue=u)
         assert 0 <= out.min() <= out.max() <= 255
 
 
@@ -247,14 +247,14 @@ def test_augment_leaves_its_input_alone() -> None:
 
 
 @pytest.mark.parametrize("chance", [0.15, 0.5, 1.0])
-@pytest.mark.parametrize("changed", [0.6, 1.0])
+@pytest.mark.parametrize("share", [0.6, 1.0])
 @pytest.mark.parametrize("fill", ["mirror", "white"])
-def test_a_batch_is_changed_as_its_images_are(chance: float, changed: float, fill: Literal["mirror", "white"]) -> None:
+def test_a_batch_is_augmented_as_its_images_are(chance: float, share: float, fill: Literal["mirror", "white"]) -> None:
     """Together or one by one, each image is the same to 1/255, whatever was drawn for the others."""
     rng = np.random.default_rng(7)
     images = torch.from_numpy(rng.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8))
     images[:12] = image(32).to(torch.uint8)
-    config = ViewConfig(**dict.fromkeys(OPERATIONS, chance), flip=chance, augment=changed, affine_fill=fill)
+    config = ViewConfig(**dict.fromkeys(OPERATIONS, chance), flip=chance, augment=share, affine_fill=fill)
     drawn = [draw_params(rng) for _ in images]
     together = augment.augment(images, config, from_rows(to_rows(drawn)))
     alone = torch.cat(

@@ -11,7 +11,7 @@ from mmssl.data.loading.parts import compose
 from mmssl.data.transforms import render
 from mmssl.data.transforms.augment import finish_views
 from mmssl.data.transforms.captions import render_caption
-from mmssl.data.transforms.decode import Header, Pixels, decode
+from mmssl.data.transforms.decoding import Header, Pixels, decode
 from mmssl.data.transforms.render import Renderer
 from mmssl.data.transforms.views import View
 from mmssl.errors import UserError
@@ -96,9 +96,9 @@ def test_a_view_renders_as_it_does_alone() -> None:
         assert torch.equal(renderer()([sample], epoch=5).views["simclr_a"][0], expected)
 
 
-def test_images_may_be_changed_later() -> None:
-    """Cut and resized first, in parts of any make-up, then changed in batches with the draws that came along: each view
-    is the one rendered at once, to 1/255, and a view without changes comes without draws."""
+def test_views_may_be_augmented_on_the_device() -> None:
+    """Views that are cropped first and augmented later, in other batches, equal those rendered at once to 1/255; a view
+    without augmentations comes without parameters."""
     views = {"main": View(ViewConfig(), 32), "busy": View(BUSY, 24)}
     at_once = Renderer(views, ["{txt}"], 0)(samples(), epoch=3)
     later = pickle.loads(pickle.dumps(Renderer(views, ["{txt}"], 0, augment_on_device=True)))

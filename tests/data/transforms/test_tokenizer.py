@@ -1,4 +1,4 @@
-"""The tokenizer against transformers' own, and the learnt one against its promises."""
+"""The tokenizer against transformers' own, and the trained one against its promises."""
 
 import pickle
 from pathlib import Path
@@ -30,8 +30,8 @@ def minilm() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def learnt() -> Tokenizer:
-    """A tokenizer learnt from the test's captions."""
+def trained() -> Tokenizer:
+    """A tokenizer trained from the test's captions."""
     return train_tokenizer(CAPTIONS * 3, 120, 12)
 
 
@@ -50,7 +50,7 @@ def test_ids_equal_transformers(minilm: Tokenizer) -> None:
     assert (tokens.dtype, mask.dtype) == (torch.int64, torch.bool)
 
 
-@pytest.mark.parametrize("name", ["minilm", "learnt"])
+@pytest.mark.parametrize("name", ["minilm", "trained"])
 def test_padding_and_truncation(name: str, request: pytest.FixtureRequest) -> None:
     """A batch is as long as its longest caption, at most max_tokens; rows begin and end with their marks."""
     tokenizer: Tokenizer = request.getfixturevalue(name)
@@ -108,29 +108,29 @@ def test_continues_word_of_byte_level_bpe(tmp_path: Path) -> None:
     assert not tokenizer.continues_word[tokenizer.pad_id]
 
 
-def test_learnt_vocabulary(learnt: Tokenizer, tmp_path: Path) -> None:
+def test_trained_vocabulary(trained: Tokenizer, tmp_path: Path) -> None:
     """The vocabulary is BERT's: special tokens first, at most the asked size, lower case, "##" pieces."""
-    learnt.save(tmp_path)
+    trained.save(tmp_path)
     vocabulary = AutoTokenizer.from_pretrained(str(tmp_path)).get_vocab()
     assert [vocabulary[token] for token in SPECIAL_TOKENS.values()] == [0, 1, 2, 3, 4]
-    assert len(vocabulary) == learnt.vocab_size <= 120
+    assert len(vocabulary) == trained.vocab_size <= 120
     assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
     words = set(vocabulary) - set(SPECIAL_TOKENS.values())
     assert all(word == word.lower() for word in words)
     assert {"harbour", "snow", "the"} <= words
     assert any(word.startswith("##") for word in words)
     continues = {index for word, index in vocabulary.items() if word.startswith("##")}
-    assert set(learnt.continues_word.nonzero().flatten().tolist()) == continues
+    assert set(trained.continues_word.nonzero().flatten().tolist()) == continues
 
 
-def test_learnt_words_are_known(learnt: Tokenizer) -> None:
-    """No caption it was learnt from has an unknown word; a character never seen makes one."""
-    tokens, _ = learnt.encode(CAPTIONS)
+def test_trained_words_are_known(trained: Tokenizer) -> None:
+    """No caption it was trained from has an unknown word; a character never seen makes one."""
+    tokens, _ = trained.encode(CAPTIONS)
     assert 1 not in tokens
-    assert 1 in learnt.encode(["日本"])[0]
+    assert 1 in trained.encode(["日本"])[0]
 
 
-@pytest.mark.parametrize("name", ["minilm", "learnt"])
+@pytest.mark.parametrize("name", ["minilm", "trained"])
 def test_saving_and_pickling_keep_everything(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """A tokenizer that was saved and loaded, or sent to another process, gives the same ids."""
     tokenizer: Tokenizer = request.getfixturevalue(name)
@@ -149,9 +149,9 @@ def test_saving_and_pickling_keep_everything(name: str, request: pytest.FixtureR
         )
 
 
-def test_saved_class_name_is_known_everywhere(learnt: Tokenizer, tmp_path: Path) -> None:
+def test_saved_class_name_is_known_everywhere(trained: Tokenizer, tmp_path: Path) -> None:
     """The saved files name a class that every version of transformers has."""
-    learnt.save(tmp_path)
+    trained.save(tmp_path)
     assert '"tokenizer_class": "PreTrainedTokenizerFast"' in (tmp_path / "tokenizer_config.json").read_text()
 
 
@@ -183,5 +183,5 @@ def test_unusable_tokenizers_are_explained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no usable tokenizer") as caught:
         load_tokenizer(str(tmp_path), 8)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="hold no words"):
+    with pytest.raises(UserError, match="contain no words"):
         train_tokenizer(["", " \n"], 100, 8)

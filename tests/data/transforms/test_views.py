@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from mmssl.config import ViewConfig
 from mmssl.data.transforms.augment_params import draw_params
-from mmssl.data.transforms.decode import Header, read_header
+from mmssl.data.transforms.decoding import Header, read_header
 from mmssl.data.transforms.views import EvalView, View
 from tests.helpers.images import encode, mean_difference, orientation, photo, psnr
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmssl.data.transforms.decode import Pixels
+from mmssl.data.transforms import Pixels
 from mmssl.errors import UserError
 from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset

@@ -13,7 +13,7 @@ from PIL import Image
 import mmssl
 from mmssl.build import build_encoder, build_tokenizer, resolve
 from mmssl.config import dump_config, load_config, parse_config
-from mmssl.data.transforms.tokenizer import load_tokenizer
+from mmssl.data.transforms import load_tokenizer
 from mmssl.errors import UserError
 from tests.helpers.open_clip_folders import MODELS, PREPROCESSING, TEXTS, write_open_clip
 

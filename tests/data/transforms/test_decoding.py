@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mmssl.data.transforms.decode import DecodeError, Header, decode, read_header
+from mmssl.data.transforms.decoding import DecodeError, Header, decode, read_header
 from tests.helpers.images import encode, mean_difference, orientation, photo, png_of, psnr
 
 JPEGS = [
@@ -248,7 +248,7 @@ def test_flipped_bits(format: str) -> None:
 
 
 def test_large_16_bit_images_need_little_memory() -> None:
-    """Nine bytes a pixel at most, with three for what it becomes and those of Pillow's own copies."""
+    """Nine bytes per pixel at most, with three for what it becomes and those of Pillow's own copies."""
     wide = np.random.default_rng(0).integers(0, 65536, (600, 1000), dtype=np.uint16)
     image = encode(Image.fromarray(wide), "PNG")
     tracemalloc.start()
@@ -271,6 +271,6 @@ def test_large_16_bit_images_need_little_memory() -> None:
     ids=["empty", "start of JPEG", "PostScript", "pickle", "SVG", "zeros"],
 )
 def test_other_things_are_refused(image: bytes) -> None:
-    """What is no plain raster image is refused by its first bytes; nothing that runs programs is tried."""
+    """Other formats are refused by their first bytes; no reader that runs programs is tried."""
     with pytest.raises(DecodeError):
         decode(image)

@@ -18,8 +18,7 @@ from PIL import Image
 from mmssl.data.packing.record import Fields, RecordError, Records
 from mmssl.data.shards.index import index_shards
 from mmssl.data.shards.samples import SampleLimits
-from mmssl.data.transforms.decode import MAX_PIXELS, REDUCTIONS, DecodeError, decode, read_header
-from mmssl.data.transforms.views import dct_reduction, resize
+from mmssl.data.transforms import DecodeError, decoding, views
 from mmssl.errors import UserError
 
 Bad = list[tuple[str, str]]
@@ -44,7 +43,7 @@ class Encoding:
     """`keep` leaves the bytes of images that are not shrunk as they are."""
     quality: int = 90
     """Of JPEG and WebP, 1 to 100."""
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = decoding.MAX_PIXELS
     """Larger images are refused."""
 
 
@@ -284,18 +283,20 @@ def _members(image: bytes, fields: Fields, encoding: Encoding) -> dict[str, byte
 
 def _image(image: bytes, encoding: Encoding) -> tuple[str, bytes]:
     """Extension and bytes of an image, which has been decoded at least once."""
-    header = read_header(image, encoding.max_pixels)
+    header = decoding.read_header(image, encoding.max_pixels)
     short, side = min(header.width, header.height), encoding.resize
     shrink = side is not None and short > side
     wanted = header.format if encoding.format == "keep" else encoding.format.upper()
     if not shrink and wanted == header.format:
-        decode(image, header, max(REDUCTIONS))
+        decoding.decode(image, header, max(decoding.REDUCTIONS))
         return _EXTENSIONS[header.format], image
-    pixels = decode(image, header, dct_reduction(header, short / side, "quality") if side is not None else 1)
+    pixels = decoding.decode(
+        image, header, views.dct_reduction(header, short / side, "quality") if side is not None else 1
+    )
     if shrink:
         assert side is not None
         height, width = (max(1, round(length * side / short)) for length in (header.height, header.width))
-        pixels = resize(pixels, height, width).permute(1, 2, 0).contiguous().numpy()
+        pixels = views.resize(pixels, height, width).permute(1, 2, 0).contiguous().numpy()
     wanted = wanted if encoding.format != "keep" else _REENCODED.get(wanted, "PNG")
     buffer = io.BytesIO()
     try:

@@ -1,7 +1,7 @@
 """Encoded images to RGB pixels: JPEG by libjpeg-turbo (simplejpeg), every other format by Pillow.
 
-Nothing in here can run code: formats are told apart by their first bytes and only plain raster formats are
-read (Pillow's own `Image.open` would also try formats that call external programs).
+Formats are recognised by their first bytes, and only plain raster formats are read: Pillow's `Image.open` would also
+try formats that call external programs.
 """
 
 import io
@@ -27,7 +27,7 @@ Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 178_956_970
 """Default cap on an image's size in pixels (Pillow's own warning threshold)."""
 REDUCTIONS = (8, 4, 2)
-"""Factors by which JPEG can be decoded smaller, the greatest first (DCT scaling)."""
+"""Factors by which a JPEG can be decoded smaller (DCT scaling), largest first."""
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
@@ -45,30 +45,30 @@ _EXIF_SHORT = 3
 
 
 class DecodeError(ValueError):
-    """An image that cannot be used. The message is one line that says why."""
+    """An unusable image. The message is one line with the reason."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of an image before it is decoded."""
+    """Format and size of an image, known before decoding."""
 
     format: str
     """JPEG, PNG, WEBP, GIF, BMP or TIFF."""
     width: int
-    """Pixels from left to right as displayed, that is after the EXIF orientation."""
+    """Displayed width in pixels, after the EXIF orientation."""
     height: int
-    """Pixels from top to bottom as displayed."""
+    """Displayed height in pixels."""
     orientation: int = 1
     """EXIF orientation still to be applied, 1 to 8."""
     reducible: bool = False
-    """Whether it can be decoded at 1/2, 1/4 or 1/8 of its size."""
+    """True if the image can be decoded at 1/2, 1/4 or 1/8 of its size."""
 
 
 def read_header(image: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """Format, displayed size and orientation of an encoded image, without decoding it.
+    """Read format, displayed size and orientation of an encoded image, without decoding it.
 
     Raises:
-        DecodeError: no known format, a broken header, or more than `max_pixels` pixels.
+        DecodeError: unknown format, broken header, no pixels, or more than `max_pixels`.
     """
     header = _jpeg_header(image) if image[:3] == b"\xff\xd8\xff" else None
     if header is None:
@@ -79,20 +79,20 @@ def read_header(image: bytes, max_pixels: int = MAX_PIXELS) -> Header:
             f"more than the limit of {max_pixels:,} (data.max_pixels)"
         )
     if header.width < 1 or header.height < 1:
-        raise DecodeError(f"the image has {header.width} x {header.height} pixels, so nothing to see")
+        raise DecodeError(f"the image has {header.width} x {header.height} pixels; at least 1 x 1 is needed")
     return header
 
 
 def decode(image: bytes, header: Header | None = None, reduce: int = 1) -> Pixels:
-    """RGB pixels, uint8 [height, width, 3], upright, transparency laid on white, first frame of an animation.
+    """Decode to upright RGB, uint8 [height, width, 3]: transparency over white, first frame of an animation.
 
     Args:
-        header: what `read_header` gave for this image; read with the default pixel cap when not given.
-        reduce: 2, 4 or 8 asks for 1/2, 1/4 or 1/8 of the size (rounded up), which JPEG decodes faster.
-            Formats that cannot (`header.reducible`) and damaged JPEGs come at their full size.
+        header: from `read_header`. None: it is read here, with the default pixel cap.
+        reduce: 2, 4 or 8 decode a JPEG faster at 1/2, 1/4 or 1/8 of its size, rounded up. Other formats (see
+            `header.reducible`) and damaged JPEGs are decoded at full size.
 
     Raises:
-        DecodeError: the data is broken or cut, or holds a kind of pixel that has no RGB form.
+        DecodeError: the data is broken or truncated, or its pixels have no RGB form.
     """
     header = read_header(image) if header is None else header
     pixels = _decode_jpeg(image, header, reduce) if header.reducible else None
@@ -102,10 +102,10 @@ def decode(image: bytes, header: Header | None = None, reduce: int = 1) -> Pixel
 
 
 def rgb_pixels(image: Image.Image) -> Pixels:
-    """RGB pixels of a Pillow image, uint8 [height, width, 3]; transparency is laid on white.
+    """RGB pixels of a Pillow image, uint8 [height, width, 3], with transparency over white.
 
     Raises:
-        DecodeError: floating-point pixels, whose range is unknown.
+        DecodeError: the pixels are floats of unknown range.
     """
     if image.mode.startswith("I"):
         return _from_16_bits(np.asarray(image))
@@ -120,9 +120,9 @@ def rgb_pixels(image: Image.Image) -> Pixels:
 
 
 def _from_16_bits(gray: npt.NDArray[np.integer[Any]]) -> Pixels:
-    """RGB of 16-bit gray [H, W]; Pillow's own conversion clips at 255.
+    """RGB of 16-bit gray [H, W]. Pillow's own conversion would clip at 255.
 
-    Some rows at a time: whole images of wider numbers would take many times their memory.
+    Works on a few rows at a time: int32 copies of a whole image would take many times its memory.
     """
     narrow = np.empty(gray.shape, np.uint8)
     for top in range(0, len(gray), _ROWS):
@@ -132,7 +132,7 @@ def _from_16_bits(gray: npt.NDArray[np.integer[Any]]) -> Pixels:
 
 
 def _jpeg_header(image: bytes) -> Header | None:
-    """None for the JPEGs that libjpeg-turbo cannot turn into RGB by itself, or whose header it doubts."""
+    """Header of a JPEG; None if libjpeg-turbo rejects it or cannot convert it to RGB."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(image)
     except ValueError:
@@ -146,7 +146,7 @@ def _jpeg_header(image: bytes) -> Header | None:
 
 
 def _jpeg_orientation(image: bytes) -> int:
-    """Walks the JPEG markers before the pixel data up to an EXIF block."""
+    """EXIF orientation from the JPEG markers before the pixel data."""
     at = 2
     while at + 4 <= len(image) and image[at] == 0xFF:
         marker = image[at + 1]
@@ -163,7 +163,7 @@ def _jpeg_orientation(image: bytes) -> int:
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """The orientation entry of the first EXIF directory; 1 (upright) where it is missing or nonsense."""
+    """Orientation of the first EXIF directory; 1 (upright) if it is missing or invalid."""
     order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
     if order is None:
         return 1
@@ -174,13 +174,13 @@ def _exif_orientation(tiff: bytes) -> int:
             tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, at + 2 + 12 * entry)
             if tag == _EXIF_ORIENTATION:
                 return value if kind == _EXIF_SHORT and 1 <= value <= 8 else 1
-    except struct.error:  # the directory runs past its end; the image itself may be sound
+    except struct.error:  # the directory is truncated; the image itself may be fine
         return 1
     return 1
 
 
 def _open(image: bytes) -> Image.Image:
-    """The image opened by the Pillow reader its first bytes ask for; pixels are not read yet."""
+    """Open an image with the Pillow reader that matches its first bytes. Pixels are not read yet."""
     is_webp = image[:4] == b"RIFF" and image[8:12] == b"WEBP"
     head = b"WEBP" if is_webp else image[:8]
     readers = [reader for signature, reader in _SIGNATURES if head.startswith(signature)]
@@ -189,7 +189,7 @@ def _open(image: bytes) -> Image.Image:
             f"not a JPEG, PNG, WebP, GIF, BMP or TIFF image: {len(image)} bytes starting with {image[:8]!r}"
         )
     try:
-        # The reader itself rather than Image.open: the pixel cap is the caller's, not Pillow's global one.
+        # Not Image.open: the pixel cap is the caller's, not Pillow's global one.
         return readers[0](io.BytesIO(image))
     except Exception as error:  # Pillow's readers raise any kind of exception on broken bytes
         raise _broken(error) from error
@@ -199,7 +199,7 @@ def _pillow_header(image: Image.Image) -> Header:
     width, height = image.size
     exif = image.info.get("exif")
     orientation = 1
-    # Pillow turns a TIFF upright by itself. EXIF after a PNG's pixels is unknown until they are decoded.
+    # Pillow applies the orientation of a TIFF itself. EXIF after a PNG's pixels is unknown before decoding.
     if isinstance(exif, bytes) and image.format != "TIFF":
         orientation = _exif_orientation(exif.removeprefix(b"Exif\x00\x00"))
     if orientation >= 5:
@@ -208,7 +208,7 @@ def _pillow_header(image: Image.Image) -> Header:
 
 
 def _decode_jpeg(image: bytes, header: Header, reduce: int) -> Pixels | None:
-    """None where libjpeg-turbo met something wrong: Pillow then judges whether the image is whole."""
+    """Pixels by libjpeg-turbo; None on any error, since Pillow may still decode the image."""
     assert reduce == 1 or reduce in REDUCTIONS, reduce
     sides = (header.height, header.width) if header.orientation < 5 else (header.width, header.height)
     height, width = (-(-side // reduce) for side in sides)
@@ -237,10 +237,10 @@ def _broken(error: Exception) -> DecodeError:
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """EXIF 2.32, tag 0x0112: where the first row and column of the stored pixels are displayed."""
+    """Apply the EXIF orientation (EXIF 2.32, tag 0x0112)."""
     if orientation == 1:
         return pixels
-    if orientation >= 5:  # rows are stored as columns
+    if orientation >= 5:  # stored transposed
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]

@@ -56,7 +56,7 @@ class Batch:
 
     def slice(self, start: int, stop: int) -> Batch:
         """Samples [start, stop) as a batch of views on the same memory."""
-        assert {f.name for f in fields(self)} == {"views", "tokens", "token_mask", "ids", "keys", "draws"}
+        assert {f.name for f in fields(self)} == {"views", "tokens", "token_mask", "ids", "keys", "augment_params"}
         return Batch(
             views={name: view[start:stop] for name, view in self.views.items()},
             tokens=self.tokens[start:stop],

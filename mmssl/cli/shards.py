@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
-    from mmssl.data.packing.pack import Format
+    from mmssl.data.packing.packer import Format
     from mmssl.data.shards.samples import SampleLimits
     from mmssl.data.shards.shard_index import ShardIndex
 
@@ -199,8 +199,8 @@ def pack(
 
     Example: mmssl shards pack photos/ --out shards/ --split train=0.95 --split val=0.05 --resize 512
     """
-    from mmssl.data.packing.pack import Encoding
-    from mmssl.data.packing.pack import pack as write
+    from mmssl.data.packing.packer import Encoding
+    from mmssl.data.packing.packer import pack as write
     from mmssl.data.packing.records import open_records
 
     encoding = Encoding(resize=resize, format=_format(format), quality=quality)

@@ -7,7 +7,7 @@ from glob import escape, has_magic
 from pathlib import Path
 
 from mmssl import system
-from mmssl.data.packing.pack import BAD, Encoding, pack
+from mmssl.data.packing.packer import BAD, Encoding, pack
 from mmssl.data.packing.records import TABLES, open_records
 from mmssl.data.shards.index import Progress
 from mmssl.data.shards.samples import SampleLimits

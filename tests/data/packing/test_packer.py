@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mmssl.data.packing.pack import BAD, Encoding, pack
 from PIL import Image
 
+from mmssl.data.packing.packer import BAD, Encoding, pack
 from mmssl.data.packing.record import RecordError, Records
 from mmssl.data.packing.records import open_records
 from mmssl.data.sources.reader import iter_samples

@@ -15,7 +15,7 @@ from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.sources.reader import iter_samples
 from mmssl.data.storage.files import Access
 from mmssl.data.transforms import Renderer, Tokenizer, captions, load_tokenizer, train_tokenizer, views
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.inference.model import load
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder

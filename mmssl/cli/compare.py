@@ -51,7 +51,7 @@ def compare(
     Every sample is judged by both. Intervals are of a bootstrap of these pairs; a difference is called real where its
     test leaves no more than 5 % for a false alarm among all figures together (McNemar or sign flips, Holm).
     """
-    from mmssl.distributed.world import process_group
+    from mmssl.distributed import process_group
     from mmssl.evaluate import suite
     from mmssl.evaluate.compare import compare_results, to_json, verdicts
     from mmssl.evaluate.console import format_differences

@@ -15,7 +15,7 @@ from rich.text import Text
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
-    from mmssl.distributed.world import World
+    from mmssl.distributed import World
     from mmssl.evaluate.datasets import Dataset
     from mmssl.evaluate.feature_cache import FeatureCache
     from mmssl.evaluate.results import Metrics
@@ -92,7 +92,7 @@ def evaluate(
     accelerate launch --num_processes N -m mmssl eval MODEL DATA...
     """
     from mmssl.apps.report import card_beside
-    from mmssl.distributed.world import process_group
+    from mmssl.distributed import process_group
     from mmssl.evaluate import suite
     from mmssl.evaluate.metrics import shift as shifted
 

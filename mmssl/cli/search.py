@@ -127,7 +127,7 @@ def embed(
     """
     from mmssl.apps.autoconfig.data import resolve_shards
     from mmssl.apps.search import Index, embed_shards
-    from mmssl.distributed.world import process_group
+    from mmssl.distributed import process_group
 
     with process_group() as world:
         loaded = _load(model, device, quiet=world.rank != 0)

@@ -4,7 +4,7 @@ from torch import nn
 
 from mmssl.build import build_objectives, objective_options, placeholder_vocabulary, resolve
 from mmssl.config import Config, dump_config
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.objectives import find_objective
 from mmssl.objectives._task import TrainingTask, encoder_passes
 from mmssl.train.cost import StepCosts, predicted_cost, untrained_task

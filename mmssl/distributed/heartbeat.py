@@ -1,4 +1,4 @@
-"""Noticing that another process of a run is gone: the others wait for it in a collective, some of them for ever."""
+"""Detection of lost processes. Without it, the other ranks may wait for them in a collective forever."""
 
 import os
 import re
@@ -15,9 +15,9 @@ from mmssl.distributed.world import World
 from mmssl.errors import UserError
 
 BEAT_SECONDS = 2.0
-"""Each process gives a sign of life this often."""
+"""Interval at which each process reports that it is alive."""
 PATIENCE_SECONDS = 45.0
-"""A process that gave none for so long is gone."""
+"""A process without a report for this long is lost."""
 EXIT_CODE = 2
 
 _BROKEN = re.compile(
@@ -27,7 +27,7 @@ _BROKEN = re.compile(
 
 @contextmanager
 def peer_loss_as_user_error(world: World, remedy: str) -> Iterator[None]:
-    """What a collective raises because another process is gone becomes one line for the user.
+    """Replace the errors that collectives raise when another process is lost by one line.
 
     Raises:
         UserError: a collective failed.
@@ -41,21 +41,21 @@ def peer_loss_as_user_error(world: World, remedy: str) -> Iterator[None]:
         if world.size == 1 or not broken:
             raise
         raise UserError(
-            f"another process of this run is gone (its own last lines may say why); {remedy} "
+            f"another process of this run is gone (see its last lines of output); {remedy} "
             f"[{' '.join(str(error).split())[:200]}]"
         ) from error
 
 
 class Heartbeat:
-    """While entered, a thread gives this process's signs of life and looks for those of the others.
+    """A thread that reports this process as alive and checks the reports of the others.
 
-    When one is missing for `PATIENCE_SECONDS`, the thread says so and ends this process, whatever it waits for.
+    If a process is silent for `PATIENCE_SECONDS`, the thread prints an error and ends this process.
     """
 
     def __init__(self, world: World, remedy: str, end: Callable[[int], object] = os._exit) -> None:
         self._world, self._remedy, self._end = world, remedy, end
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._store = dist.distributed_c10d._get_default_store() if self._on else None
 
     @property
@@ -76,7 +76,7 @@ class Heartbeat:
         self._thread.join()
         if kind is None:
             self._beat("done")
-            # The store may live in the first process to end: none ends before all have stopped looking at it.
+            # The store may live in the process that ends first, so all stop reading it before any ends.
             self._world.barrier()
 
     def _run(self) -> None:
@@ -88,7 +88,7 @@ class Heartbeat:
                 self._beat(str(number))
                 missing = self._missing(seen)
             except (RuntimeError, OSError):
-                missing = "the process that all meet at"
+                missing = "the process that hosts the rendezvous"
             if missing is not None:
                 print(
                     f"error (process {self._world.rank}): {missing} is gone; {self._remedy}",
@@ -103,11 +103,11 @@ class Heartbeat:
         self._store.set(_key(self._world.rank), word)
 
     def _missing(self, seen: dict[int, tuple[bytes, float]]) -> str | None:
-        """The first process whose last sign of life is too old, in words."""
+        """Description of the first process whose last report is too old."""
         assert self._store is not None
         now = time.monotonic()
         for rank in range(self._world.size):
-            # Asking for a key that is not there would wait for it.
+            # `get` would block on a key that does not exist.
             word = self._store.get(_key(rank)) if self._store.check([_key(rank)]) else b""
             before, since = seen.setdefault(rank, (word, now))
             if word != before:

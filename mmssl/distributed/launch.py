@@ -1,25 +1,23 @@
-"""Processes on CPUs: what `accelerate launch --cpu --num_processes N` is asked for, and does not do."""
+"""Start of several CPU processes, which `accelerate launch --cpu --num_processes N` fails to do."""
 
 import os
 import sys
 from collections.abc import Sequence
 
 import psutil
-import torch.distributed.run
-from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from mmssl import system
 from mmssl.errors import UserError
 
 
 def missing_processes() -> int | None:
-    """The number of processes an enclosing `accelerate launch --cpu` was asked for but did not start, if so.
+    """Number of processes requested from an enclosing `accelerate launch --cpu` that started only one; None otherwise.
 
-    Without MPI, Accelerate (seen in 1.15) starts one process for `--cpu --num_processes N` and says nothing; it sets
-    MASTER_ADDR only where N > 1, and a launcher that does start N sets WORLD_SIZE.
+    Without MPI, Accelerate (seen in 1.15) silently starts one process for `--cpu --num_processes N`. It sets
+    MASTER_ADDR only if N > 1, and a launcher that does start N processes sets WORLD_SIZE.
 
     Raises:
-        UserError: processes are missing and their number cannot be found.
+        UserError: processes are missing and their number is unknown.
     """
     environment = os.environ
     on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
@@ -29,7 +27,7 @@ def missing_processes() -> int | None:
     if not on_cpu or "MASTER_ADDR" not in environment or launched_by_mpi:
         return None
     parent = psutil.Process().parent()
-    count = _asked_for(parent.cmdline() if parent is not None else [])
+    count = _num_processes(parent.cmdline() if parent is not None else [])
     if count is None:
         raise UserError(
             "accelerate launch --cpu starts one process only; use: torchrun --nproc_per_node N -m mmssl train CONFIG"
@@ -38,25 +36,31 @@ def missing_processes() -> int | None:
 
 
 def torchrun_arguments(count: int, module: str, arguments: Sequence[str]) -> list[str]:
-    """What torchrun is given to run `python -m MODULE ARGUMENTS` as `count` processes on this machine."""
-    # Without the dashes it takes `--run` for an abbreviation of its own options, also behind the module.
+    """Arguments with which torchrun runs `python -m MODULE ARGUMENTS` as `count` processes on this machine."""
+    # Without `--`, torchrun reads `--run` as an abbreviation of its own options, even after the module.
     return ["--standalone", "--nproc_per_node", str(count), "-m", "--", module, *arguments]
 
 
 def start_processes(count: int, module: str, arguments: Sequence[str]) -> None:
-    """Run `python -m MODULE ARGUMENTS` as `count` processes on this machine; exits with the first failure's code, or
-    with 128 plus the signal that stopped it."""
+    """Run `python -m MODULE ARGUMENTS` as `count` processes on this machine.
+
+    Exits with the smallest code of the failed processes, or with 128 plus the number of the signal that stopped it.
+    """
+    import torch.distributed.run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(system.allowed_cores()) // count)))
     try:
         torch.distributed.run.main(torchrun_arguments(count, module, arguments))
-    except torch.distributed.elastic.multiprocessing.errors.ChildFailedError as error:
+    except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values() if failure.exitcode > 0]
         sys.exit(min(codes, default=1))
-    except SignalException as error:  # the processes had theirs, and have saved
+    except SignalException as error:  # the processes got it too, and have saved
         sys.exit(128 + error.sigval)
 
 
-def _asked_for(command: Sequence[str]) -> int | None:
+def _num_processes(command: Sequence[str]) -> int | None:
     for i, word in enumerate(command):
         name, _, value = word.replace("-", "_").partition("=")
         if name == "__num_processes":

@@ -1,6 +1,6 @@
-"""Talk between ranks. Without an initialised process group there is one rank and every call is a no-op.
+"""Communication between ranks. Without an initialised process group there is one rank and every call is a no-op.
 
-Rank and world are plain values here, so that whatever needs them can be built and tested in one process.
+A `World` is a plain value that is passed on, so that code which needs it can be built and tested in one process.
 """
 
 import json
@@ -20,39 +20,41 @@ from mmssl import system
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of this run. Satisfies `mmssl.losses.ranks.Ranks`. All ranks call its methods alike."""
+    """The ranks of this run, which share each global batch. Every rank calls the same methods in the same order."""
 
     rank: int = 0
+    """This process, from 0."""
     size: int = 1
-    even: bool = False
-    """Every rank brings equally many rows to each exchange, so they need not tell each other how many."""
+    """Number of processes."""
+    equal_batches: bool = False
+    """All ranks have the same number of rows in each exchange, so they need not exchange the numbers first."""
     ring: bool = False
-    """Losses let features go round the ranks part by part, in place of gathering them all."""
+    """Losses send features round the ranks one part at a time instead of gathering all of them."""
 
     def gather(self, rows: Tensor) -> tuple[Tensor, int]:
-        """All ranks' rows [n, ...] in rank order [N, ...], and where this rank's begin. n may differ.
+        """All ranks' rows [n, ...] in rank order [N, ...], and the index of this rank's first row. n may differ.
 
-        Differentiable: the gradient of a rank's rows is the sum of what every rank's loss sends back to them.
+        Differentiable: the gradient of a rank's rows is the sum of the gradients from every rank's loss.
         """
         if self.size == 1:
             return rows, 0
-        sizes = [len(rows)] * self.size if self.even else self._sizes(rows)
+        sizes = [len(rows)] * self.size if self.equal_batches else self._sizes(rows)
         gathered: Tensor = _Gather.apply(rows, sizes, self.rank)
         return gathered, sum(sizes[: self.rank])
 
     def ring_shift(self, *rows: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-        """Begin to send rows [n, ...] to the rank before this one, round the ring; several tensors of as many rows.
+        """Begin to send tensors of n rows each to the previous rank of the ring.
 
-        The result waits for those [m, ...] of the rank after. Carries no gradient.
+        Calling the result waits for the m rows of the next rank. Carries no gradient.
         """
         if self.size == 1:
             return lambda: rows
         count = torch.tensor([len(rows[0])], device=rows[0].device)
-        arriving = len(rows[0]) if self.even else int(self._swap([count], 1)()[0])
+        arriving = len(rows[0]) if self.equal_batches else int(self._swap([count], 1)()[0])
         return self._swap(rows, arriving)
 
     def logsumexp(self, x: Tensor) -> Tensor:
-        """Elementwise log of the sum over ranks of exp(x). Differentiable, likewise."""
+        """Elementwise log of the sum over ranks of exp(x). Differentiable, as `gather`."""
         if self.size == 1:
             return x
         result: Tensor = _LogSumExp.apply(x)
@@ -63,7 +65,7 @@ class World:
         return x.detach() if self.size == 1 else _sum(x.detach())
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
-        """`value` of rank `source` on every rank: anything that JSON holds; nothing is unpickled."""
+        """`value` of rank `source` on every rank. It travels as JSON; nothing is unpickled."""
         if self.size == 1:
             return value
         device = _message_device()
@@ -82,7 +84,7 @@ class World:
             dist.barrier()
 
     def _swap(self, leaving: Sequence[Tensor], count: int) -> Callable[[], tuple[Tensor, ...]]:
-        """Send to the rank before, receive `count` rows a tensor from the rank after; the result waits."""
+        """Send to the previous rank, receive `count` rows per tensor from the next; calling the result waits."""
         before, after = (self.rank - 1) % self.size, (self.rank + 1) % self.size
         sent = [x.contiguous() for x in leaving]
         received = tuple(x.new_empty(count, *x.shape[1:]) for x in leaving)
@@ -96,19 +98,25 @@ class World:
         return [int(size) for size in sizes.tolist()]
 
 
-def current_world(even: bool = False, ring: bool = False) -> World:
-    """The ranks of the initialised process group, or the one rank there is without it."""
+SINGLE_PROCESS = World()
+"""One process holds the whole batch."""
+
+
+def current_world(equal_batches: bool = False, ring: bool = False) -> World:
+    """The ranks of the initialised process group; a single rank without one."""
     if dist.is_available() and dist.is_initialized():
-        return World(dist.get_rank(), dist.get_world_size(), even, ring)
-    return World()
+        return World(dist.get_rank(), dist.get_world_size(), equal_batches, ring)
+    return SINGLE_PROCESS
 
 
 @contextmanager
 def process_group() -> Iterator[World]:
-    """The processes that a launcher such as torchrun started together, which talk on the CPU until the end of the
-    block; the one there is without a launcher."""
+    """Connect the processes that a launcher such as torchrun started, on the CPU, until the end of the block.
+
+    Without a launcher this is a single process.
+    """
     if system.world_size() == 1:
-        yield World()
+        yield SINGLE_PROCESS
         return
     dist.init_process_group("gloo")
     try:
@@ -118,7 +126,7 @@ def process_group() -> Iterator[World]:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that FSDP2 split over the ranks, the same on each (all call alike); any other as it is."""
+    """The full tensor, gathered on every rank, if FSDP2 sharded it (a collective call); otherwise the tensor itself."""
     if not isinstance(tensor, DTensor):
         return tensor
     full: Tensor = tensor.full_tensor()
@@ -126,7 +134,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that FSDP2 split, on the same memory; any other as it is."""
+    """This rank's shard, in the same memory, if FSDP2 sharded the tensor; otherwise the tensor itself."""
     if not isinstance(tensor, DTensor):
         return tensor
     own: Tensor = tensor.to_local()
@@ -135,14 +143,14 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def copy_into(target: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor, the same on every rank, to `target`, of which this rank may hold a part."""
+    """Copy a full tensor, equal on all ranks, into `target`, which FSDP2 may have sharded."""
     if isinstance(target, DTensor):
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
     target.copy_(value)
 
 
 def _await(works: Sequence[dist.Work], sent: list[Tensor], received: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What arrived; what is sent must live until then."""
+    """Wait, and return `received`. The argument `sent` keeps its tensors alive until then."""
     for work in works:
         work.wait()
     return received
@@ -159,7 +167,7 @@ def _sum(x: Tensor) -> Tensor:
 
 
 def _tensor_device(x: Tensor) -> torch.device:
-    """Where a tensor's message is sent from: NCCL knows no CPU."""
+    """The device that a tensor is sent from. NCCL cannot send from a CPU."""
     return _message_device() if x.device.type == "cpu" else x.device
 
 
@@ -171,11 +179,11 @@ class _Gather(torch.autograd.Function):
         padded = rows.contiguous()
         if len(rows) < longest:
             padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
-        everyone = rows.new_empty(len(sizes) * longest, *rows.shape[1:])
-        dist.all_gather_into_tensor(everyone, padded)
+        gathered = rows.new_empty(len(sizes) * longest, *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, padded)
         if min(sizes) == longest:
-            return everyone
-        return torch.cat([everyone[r * longest : r * longest + size] for r, size in enumerate(sizes)])
+            return gathered
+        return torch.cat([gathered[r * longest : r * longest + size] for r, size in enumerate(sizes)])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mmssl import system
 from mmssl.data.shards.samples import BadSample
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.types import Sample
 

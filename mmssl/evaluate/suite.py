@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.data.shards.samples import BadSample
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, open_dataset, read, training_split
 from mmssl.evaluate.encode import ALONE, EncodedImages, Encoder, Progress, encode_images, from_all

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.evaluate.datasets import Dataset, training_split
 from mmssl.evaluate.encode import EncodedImages, Encoder, Progress
 from mmssl.evaluate.results import Metrics

@@ -1,9 +1,24 @@
-"""Losses: pure functions from tensors to a scalar, without configuration or state.
+"""Losses: pure functions from tensors to a scalar.
 
-A loss that compares samples with each other takes `ranks` (see `mmssl.losses.ranks`). Its value on each rank
-is that rank's *share*: the mean of the shares over ranks is the loss of the global batch, and so, since DDP
-averages gradients, the averaged gradient is the one that one process would have found on the whole batch.
-
-A loss that is a mean over items that do not see each other (masked tokens, masked patches, caption tokens,
-queries) returns `(sum, count)`: micro-batches add up, and `ranks.share` makes a share of the sums.
+A loss over pairs takes `world` and returns this rank's share: the mean of the shares over ranks is the loss of the
+global batch. A loss over independent items returns (sum, count).
 """
+
+from mmssl.losses.contrastive import SIGLIP_BIAS, SIGLIP_LOG_SCALE, info_nce, moco, nt_xent, siglip
+from mmssl.losses.logits import correct_matches
+from mmssl.losses.prediction import NO_TARGET, masked_language, masked_patches, next_token, normalise_patches
+
+__all__ = [
+    "NO_TARGET",
+    "SIGLIP_BIAS",
+    "SIGLIP_LOG_SCALE",
+    "correct_matches",
+    "info_nce",
+    "masked_language",
+    "masked_patches",
+    "moco",
+    "next_token",
+    "normalise_patches",
+    "nt_xent",
+    "siglip",
+]

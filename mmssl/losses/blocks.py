@@ -1,20 +1,24 @@
-"""Sums over a matrix of logits scale * left @ right.T [n, N] that exists one block at a time, in two buffers whose size
-does not grow with it, and their gradients for the two sides."""
+"""Sums over a matrix of logits scale * left @ right.T [n, N], and their gradients for the two sides.
+
+The matrix exists one block at a time, in two buffers whose size does not grow with it.
+"""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from mmssl.distributed import World
+
 SMALLEST_EXPONENT = -60.0
-"""Exponents are cut here. exp(-60) is below every sum's rounding, and what lies further down makes subnormal
-numbers: a CPU multiplies them some 20 times slower, and for a confident model the matrix is full of them."""
+"""Smaller exponents are set to this. exp(-60) is below the rounding of every sum, and much smaller ones make
+subnormal numbers: a CPU multiplies them about 20 times slower, and a confident model's matrix is full of them."""
 LEFT_OUT = -1e30
-"""Logit of what takes no part in a sum. Not -inf, whose difference with itself is not a number."""
+"""Logit of an entry left out of a sum. Not -inf, because -inf minus -inf is not a number."""
 
 
 def block_shape(device: torch.device) -> tuple[int, int]:
-    """Rows and columns of a block: on a CPU what its caches hold, elsewhere what keeps the device busy."""
+    """Rows and columns of a block: small enough for the caches of a CPU, large enough to keep a GPU busy."""
     return (1024, 2048) if device.type == "cpu" else (4096, 8192)
 
 
@@ -41,9 +45,9 @@ def add_logsumexp_gradients(
     without_diagonal: bool,
     gradients: "Gradients",
 ) -> None:
-    """Add what the log-sum-exps' gradients are to a matrix's two sides.
+    """Add the gradients of the log-sum-exps for the two sides of a matrix to `gradients`.
 
-    `by_row` and `by_column`: the whole log-sum-exp of each row or column, and the gradient of it.
+    `by_row` and `by_column`: the complete log-sum-exp of each row or column, and its gradient.
     """
     (row_lse, row_gradient), (column_lse, column_gradient) = by_row, by_column
     for rows in blocks.row_slices():
@@ -55,14 +59,19 @@ def add_logsumexp_gradients(
             if without_diagonal:
                 values.zero_()
             values.add_(diagonal_gradient[crossed])
-            gradients.add(logits, rows, columns)
+            gradients.add(blocks, logits, rows, columns)
 
 
-def add_sigmoid_losses(blocks: "Blocks", bias: Tensor, gradients: "Gradients | None") -> tuple[Tensor, Tensor]:
-    """Sum of the sigmoid losses of a matrix, and its gradient for the bias (zero without `gradients`, which is given
-    those for the two sides)."""
+def add_sigmoid_losses(
+    blocks: "Blocks", bias: Tensor, gradients: "Gradients | None", factor: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sum of the sigmoid losses of a matrix, and its gradient for the bias.
+
+    Adds the gradients for the two sides to `gradients`; without it the gradient for the bias is zero. `factor`
+    multiplies all gradients.
+    """
     losses, zero = blocks.left.new_zeros(len(blocks.left)), blocks.left.new_zeros(())
-    of_bias = torch.zeros_like(losses)
+    bias_gradient = torch.zeros_like(losses)
     for rows in blocks.row_slices():
         for columns, logits, scratch in blocks.along(rows):
             # The loss of a pair is softplus(z), z = logit of a negative and -logit of a positive.
@@ -72,9 +81,11 @@ def add_sigmoid_losses(blocks: "Blocks", bias: Tensor, gradients: "Gradients | N
             if gradients is not None:
                 logits.clamp_(min=SMALLEST_EXPONENT).sigmoid_()
                 positives.neg_()
-                of_bias[rows] += logits.sum(1)
-                gradients.add(logits, rows, columns)
-    return losses.sum(), of_bias.sum()
+                if factor is not None:
+                    logits.mul_(factor)
+                bias_gradient[rows] += logits.sum(1)
+                gradients.add(blocks, logits, rows, columns)
+    return losses.sum(), bias_gradient.sum()
 
 
 class Blocks:
@@ -110,32 +121,37 @@ class Gradients:
 
     def __init__(self, left: Tensor, right: Tensor, scale: Tensor, needed: Sequence[bool]) -> None:
         self.inputs, self.needed = (left, right, scale), needed
-        # The scale's gradient is read off one side's.
+        # The scale's gradient is computed from that of one side.
         self.left = torch.zeros_like(left) if needed[0] or (needed[2] and not needed[1]) else None
         self.right = torch.zeros_like(right) if needed[1] else None
 
-    def add(self, block: Tensor, rows: slice, columns: slice) -> None:
-        left, right, _ = self.inputs
+    def add(self, blocks: Blocks, gradient: Tensor, rows: slice, columns: slice) -> None:
+        """Add what the gradient of one block of logits contributes."""
         if self.left is not None:
-            self.left[rows].addmm_(block, right[columns])
+            self.left[rows].addmm_(gradient, blocks.right[columns])
         if self.right is not None:
-            self.right[columns].addmm_(block.T, left[rows])
+            self.right[columns].addmm_(gradient.T, blocks.left[rows])
 
-    def finished(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Call once: until here the gradients lack the factor `scale`."""
+    def pass_on(self, world: World) -> None:
+        """Send the sum for the right side on round the ring, with its columns."""
+        if self.right is not None:
+            (self.right,) = world.ring_shift(self.right)()
+
+    def finish(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The three gradients. Call once: before, the sums lack the factor `scale`."""
         left, right, scale = self.inputs
-        of_scale = None
+        scale_gradient = None
         if self.needed[2]:
             summed, side = (self.right, right) if self.left is None else (self.left, left)
-            of_scale = torch.einsum("nd,nd->n", summed, side).sum()
+            scale_gradient = torch.einsum("nd,nd->n", summed, side).sum()
         for summed in (self.left, self.right):
             if summed is not None:
                 summed.mul_(scale)
-        return (self.left if self.needed[0] else None), self.right, of_scale
+        return (self.left if self.needed[0] else None), self.right, scale_gradient
 
 
 def _logsumexp(logits: Tensor, dim: int, scratch: Tensor) -> Tensor:
-    """Over `dim`, with the exponentials written to `scratch`, which may be `logits` itself."""
+    """Log-sum-exp over `dim`; the exponentials are written to `scratch`, which may be `logits` itself."""
     largest = logits.amax(dim, keepdim=True)
     exponentials = _exp_(torch.sub(logits, largest, out=scratch))
     return largest.squeeze(dim) + exponentials.sum(dim).log()

@@ -1,16 +1,23 @@
-"""Symmetric InfoNCE between images and texts (CLIP, arXiv:2103.00020).
+"""Losses that compare each sample with all others of the global batch, and MoCo's loss against a queue.
 
-NT-Xent between two views of the same things (SimCLR, arXiv:2002.05709, equation 1 and algorithm 1).
-InfoNCE of queries against a queue of earlier keys (MoCo, arXiv:1911.05722, algorithm 1).
+InfoNCE (CLIP, arXiv:2103.00020), sigmoid loss (SigLIP, arXiv:2303.15343), NT-Xent (SimCLR, arXiv:2002.05709,
+equation 1 and algorithm 1), MoCo (arXiv:1911.05722, algorithm 1).
 """
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmssl.losses.logits import Form, logsumexps
-from mmssl.losses.precision import in_float32
-from mmssl.losses.ranks import ALONE, Ranks, share
+from mmssl.distributed import SINGLE_PROCESS, World
+from mmssl.losses.common import in_float32, share
+from mmssl.losses.logits import Form, logsumexps, sigmoid_loss
+
+SIGLIP_LOG_SCALE = math.log(10)
+"""SigLIP's t at the first step: the scale is exp(t)."""
+SIGLIP_BIAS = -10.0
+"""SigLIP's bias at the first step. Nearly all pairs are negatives, and with this bias the loss starts low."""
 
 
 @in_float32
@@ -19,14 +26,14 @@ def info_nce(
     text_features: Tensor,
     logit_scale: Tensor,
     *,
-    world: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
     form: Form = "auto",
 ) -> Tensor:
     """This rank's share of the mean over all pairs of -(log p(text | image) + log p(image | text)) / 2.
 
     `image_features` and `text_features` [n, D] are this rank's pairs, L2-normalised by the caller;
-    `logit_scale` is the factor of their products (exp(s), not s), a scalar. The candidates for each image are
-    all ranks' texts, and the other way round. The blocked form never holds the matrix of logits.
+    `logit_scale` multiplies their dot products (exp(s), not s), a scalar. The candidates for each image are
+    all ranks' texts, and vice versa.
     """
     by_image, by_text, positives = logsumexps(image_features, text_features, logit_scale, world=world, form=form)
     losses = ((by_image - positives) + (by_text - positives)) / 2
@@ -34,10 +41,29 @@ def info_nce(
 
 
 @in_float32
-def nt_xent(
-    first: Tensor, second: Tensor, temperature: float = 0.1, *, world: Ranks = ALONE, form: Form = "auto"
+def siglip(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    *,
+    world: World = SINGLE_PROCESS,
+    form: Form = "auto",
 ) -> Tensor:
-    """This rank's share of the mean over all 2N views of -log p(the other view of the same thing).
+    """This rank's share of the sum over all N x N pairs of -log sigmoid(+-logit), divided by N.
+
+    The sign is + for the N true pairs. `image_features` and `text_features` [n, D] are this rank's pairs,
+    L2-normalised by the caller; `logit_scale` (exp(t), not t) and `logit_bias` are scalars.
+    """
+    total = sigmoid_loss(image_features, text_features, logit_scale, logit_bias, world=world, form=form)
+    return share(total, len(image_features), world)
+
+
+@in_float32
+def nt_xent(
+    first: Tensor, second: Tensor, temperature: float = 0.1, *, world: World = SINGLE_PROCESS, form: Form = "auto"
+) -> Tensor:
+    """This rank's share of the mean over all 2N views of -log p(the other view of the same sample).
 
     `first` and `second` [n, D] are this rank's two views, L2-normalised by the caller. The candidates for a
     view are all ranks' other 2N - 1 views.
@@ -46,9 +72,9 @@ def nt_xent(
     to_second, to_first, positives = logsumexps(first, second, scale, world=world, form=form)
     among_first, _, _ = logsumexps(first, first, scale, world=world, form=form, without_diagonal=True)
     among_second, _, _ = logsumexps(second, second, scale, world=world, form=form, without_diagonal=True)
-    of_first = to_second.logaddexp(among_first) - positives
-    of_second = to_first.logaddexp(among_second) - positives
-    return share((of_first + of_second).sum() / 2, len(positives), world)
+    first_losses = to_second.logaddexp(among_first) - positives
+    second_losses = to_first.logaddexp(among_second) - positives
+    return share((first_losses + second_losses).sum() / 2, len(positives), world)
 
 
 @in_float32

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 
 
 class _OverProcesses(nn.BatchNorm2d):

@@ -22,7 +22,7 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from mmssl.config import ObjectiveConfig, ViewConfig
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.vision import Encoded, VisionTower

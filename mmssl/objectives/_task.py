@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.config import ObjectiveConfig
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.vision import Encoded
 from mmssl.objectives._base import EncoderPass, Inputs, Objective, Output, Predictions

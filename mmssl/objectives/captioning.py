@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.distributed.world import World
-from mmssl.losses.language import next_token
+from mmssl.distributed import World
+from mmssl.losses import next_token
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._base import (
     IMAGE,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.heads import PlaceHead
 from mmssl.objectives._base import (

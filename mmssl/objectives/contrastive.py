@@ -3,9 +3,8 @@
 from pydantic import Field
 from torch import Tensor
 
-from mmssl.distributed.world import World
-from mmssl.losses.contrastive import info_nce
-from mmssl.losses.logits import pick_their_own
+from mmssl.distributed import World
+from mmssl.losses import correct_matches, info_nce
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._base import (
     IMAGE,
@@ -78,4 +77,4 @@ def matching_accuracy(rows: Tensor, columns: Tensor, world: World) -> tuple[Tens
     """How many of this process's first rows [n, D] lie nearest to their own column [n, D] of the global batch, and how
     many were asked."""
     rows = rows[:ACCURACY_ROWS]
-    return pick_their_own(rows, columns, world=world).sum(), len(rows)
+    return correct_matches(rows, columns, world=world).sum(), len(rows)

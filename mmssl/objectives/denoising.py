@@ -4,8 +4,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mmssl.distributed.world import World
-from mmssl.losses.reconstruction import masked_patches
+from mmssl.distributed import World
+from mmssl.losses import masked_patches
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.heads import PlaceHead, patchify
 from mmssl.objectives._base import (

@@ -5,8 +5,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.distributed.world import World
-from mmssl.losses.reconstruction import masked_patches, normalise_patches
+from mmssl.distributed import World
+from mmssl.losses import masked_patches, normalise_patches
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.heads import DecoderSize, PatchDecoder, PlaceHead, patchify, unpatchify
 from mmssl.models.vision import VisionTower

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.losses.language import NO_TARGET, masked_language
+from mmssl.losses import NO_TARGET, masked_language
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.text import TextTower, pretrained_mlm_head
 from mmssl.objectives._base import (

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.config import ViewConfig
-from mmssl.distributed.world import World
-from mmssl.losses.contrastive import moco
+from mmssl.distributed import World
+from mmssl.losses import moco
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.heads import mlp, unit
 from mmssl.objectives._base import (

@@ -4,7 +4,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._base import (
     EncoderPass,

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from mmssl.distributed.world import World
-from mmssl.losses.siglip import INITIAL_BIAS, INITIAL_LOG_SCALE, siglip
+from mmssl.distributed import World
+from mmssl.losses import SIGLIP_BIAS, SIGLIP_LOG_SCALE, siglip
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._base import (
     IMAGE,
@@ -31,8 +31,8 @@ class Siglip(Objective):
 
     def __init__(self, options: ObjectiveOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
         super().__init__()
-        nn.init.constant_(encoder.log_logit_scale, INITIAL_LOG_SCALE)
-        self.bias = nn.Parameter(torch.tensor(INITIAL_BIAS))
+        nn.init.constant_(encoder.log_logit_scale, SIGLIP_LOG_SCALE)
+        self.bias = nn.Parameter(torch.tensor(SIGLIP_BIAS))
 
     def required_passes(self) -> tuple[EncoderPass, ...]:
         return IMAGE, TEXT

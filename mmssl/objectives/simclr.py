@@ -5,8 +5,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmssl.config import ViewConfig
-from mmssl.distributed.world import World
-from mmssl.losses.contrastive import nt_xent
+from mmssl.distributed import World
+from mmssl.losses import nt_xent
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.heads import mlp, unit
 from mmssl.objectives._base import (

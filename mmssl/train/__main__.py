@@ -3,7 +3,7 @@
 import sys
 
 from mmssl.cli.main import main
-from mmssl.distributed.launch import missing_processes, start_processes
+from mmssl.distributed import missing_processes, start_processes
 
 if __name__ == "__main__":
     count = missing_processes()

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmssl.distributed.world import copy_into
+from mmssl.distributed import copy_into
 from mmssl.errors import UserError
 from mmssl.files import sha256, sync
 

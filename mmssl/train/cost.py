@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmssl.build import build_objectives, describe_vocabulary, objective_options, placeholder_vocabulary
 from mmssl.config import Config, ObjectiveConfig
 from mmssl.data.transforms import load_tokenizer
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.models.lora import add_adapters
 from mmssl.objectives._base import Vocabulary

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.evaluate.metrics.embedding import effective_rank
 from mmssl.objectives import reference
 from mmssl.objectives._base import IMAGE, Inputs

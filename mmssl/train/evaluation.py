@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from mmssl.config import Config
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import open_dataset

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from mmssl.config import OptimConfig, TrainConfig
-from mmssl.distributed.world import full_tensor, local_tensor
+from mmssl.distributed import full_tensor, local_tensor
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._task import TrainingTask
 

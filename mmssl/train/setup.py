@@ -22,7 +22,7 @@ from mmssl import build
 from mmssl.config import Config, ViewConfig, dump_config
 from mmssl.data.loader import resolve_sources
 from mmssl.data.transforms import Tokenizer
-from mmssl.distributed.world import World, current_world
+from mmssl.distributed import World, current_world
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.files import atomic_write
@@ -72,7 +72,7 @@ def set_up(config: Config, resume: bool, rewound: bool) -> Setup:
     """
     config = build.resolve(config)
     accelerator = build_accelerator(config)
-    ours = current_world(even=True, ring=config.train.exchange == "ring")
+    ours = current_world(equal_batches=True, ring=config.train.exchange == "ring")
     check(config, ours.size, resume)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmssl.data.loader import TrainLoader
-from mmssl.distributed.world import full_tensor
+from mmssl.distributed import full_tensor
 from mmssl.errors import UserError
 from mmssl.objectives._task import TrainingTask
 from mmssl.train import checkpoint

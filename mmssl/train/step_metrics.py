@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mmssl.config import Config
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.train.diagnostics import Alarms
 from mmssl.train.loggers import ProgressBar, Record, StepLog

@@ -14,8 +14,7 @@ import torch
 from mmssl.apps.report.card import write_card
 from mmssl.config import Config
 from mmssl.data.transforms import finish_views
-from mmssl.distributed.heartbeat import Heartbeat, peer_loss_as_user_error
-from mmssl.distributed.world import full_tensor
+from mmssl.distributed import Heartbeat, full_tensor, peer_loss_as_user_error
 from mmssl.errors import UserError
 from mmssl.evaluate.results import Metrics
 from mmssl.files import write_json

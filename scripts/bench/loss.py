@@ -10,12 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmssl.losses.contrastive import info_nce
-from mmssl.losses.logits import Form
-from mmssl.losses.siglip import siglip
+from mmssl.losses import info_nce, siglip
 from mmssl.system import peak_memory
 
 Loss = Literal["contrastive", "siglip"]
+Form = Literal["auto", "plain", "blocked"]
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 

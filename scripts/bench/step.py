@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmssl import build
 from mmssl.config import Config, ObjectiveConfig
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.objectives._mix_spec import ALL, parse_mix
 from mmssl.objectives._task import weight_at

@@ -18,7 +18,7 @@ from mmssl.cli.evaluate import print_results, progress_bar
 from mmssl.cli.main import main
 from mmssl.config import TaskName, parse_config
 from mmssl.data.transforms import train_tokenizer
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate.registry import TASKS
 from mmssl.models.dual_encoder import build_dual_encoder

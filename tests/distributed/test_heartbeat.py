@@ -2,9 +2,9 @@
 
 import pytest
 
+from mmssl.distributed import World
 from mmssl.distributed import heartbeat as peers
 from mmssl.distributed.heartbeat import EXIT_CODE, Heartbeat, peer_loss_as_user_error
-from mmssl.distributed.world import World
 from mmssl.errors import UserError
 from tests.helpers.ranks import on_ranks
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmssl.distributed.world import World, current_world
-from mmssl.losses.ranks import ALONE
+from mmssl.distributed import World, current_world
 from tests.helpers.ranks import on_ranks
 
 SIZES = (2, 0, 3)
@@ -24,14 +23,14 @@ def _talk(ranks: World) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for name, size, group in (
         ("uneven", SIZES[ranks.rank], ranks),
-        ("even", 2, replace(ranks, even=True)),
+        ("even", 2, replace(ranks, equal_batches=True)),
         ("counted even", 2, ranks),
     ):
         rows = _rows(ranks.rank, size).requires_grad_()
         everyone, offset = group.gather(rows)
         ((ranks.rank + 1) * everyone.square()).sum().backward()
         said[name] = {"all": everyone.detach().numpy(), "offset": offset, "gradient": rows.grad.numpy()}
-    for name, size, group in (("uneven", SIZES[ranks.rank], ranks), ("even", 2, replace(ranks, even=True))):
+    for name, size, group in (("uneven", SIZES[ranks.rank], ranks), ("even", 2, replace(ranks, equal_batches=True))):
         rows = _rows(ranks.rank, size)
         first = group.ring_shift(rows, rows[:, 0])
         # A second exchange begins before the first has arrived.
@@ -118,8 +117,8 @@ def test_without_a_process_group_there_is_one_rank() -> None:
     """No call needs a process group: one rank gathers itself."""
     alone = current_world()
     rows = torch.randn(3, 2, requires_grad=True)
-    assert alone == World(rank=0, world_size=1)
-    for ranks in (alone, ALONE):
+    assert alone == World(rank=0, size=1)
+    for ranks in (alone, World()):
         assert (ranks.rank, ranks.size) == (0, 1)
         everyone, offset = ranks.gather(rows)
         assert everyone is rows

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.objectives import find_objective
 from mmssl.objectives._base import Vocabulary

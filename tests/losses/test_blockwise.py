@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmssl.losses import blockwise as blocked
+from mmssl.losses import blockwise
 from mmssl.losses.blocks import LEFT_OUT
 from tests.helpers.features import gradients, unit_rows
 
@@ -41,7 +41,7 @@ def test_logsumexps_are_those_of_the_matrix(example: Arguments, without_diagonal
     hidden.diagonal(offset).fill_(without_diagonal)
     summed = logits.masked_fill(hidden, LEFT_OUT)
     expected = summed.logsumexp(1), summed.logsumexp(0), logits.diagonal(offset)
-    found = blocked.logsumexps(left, right, scale, offset, without_diagonal, block)
+    found = blockwise.logsumexps(left, right, scale, offset, without_diagonal, block)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     # Sines weigh every output differently.
     weighted = [sum((x * torch.arange(1.0, len(x) + 1).sin()).sum() for x in xs) for xs in (found, expected)]
@@ -58,7 +58,7 @@ def test_sigmoid_loss_is_that_of_the_matrix(example: Arguments) -> None:
     signs = torch.full_like(logits, -1)
     signs.diagonal(offset).fill_(1)
     expected = -F.logsigmoid(signs * logits).sum()
-    found = blocked.sigmoid_loss(left, right, scale, bias, offset, block)
+    found = blockwise.sigmoid_loss(left, right, scale, bias, offset, block)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     inputs = [left, right, scale, bias]
     torch.testing.assert_close(gradients(3 * found, inputs), gradients(3 * expected, inputs), rtol=1e-9, atol=1e-10)
@@ -73,18 +73,18 @@ def test_gradients_agree_with_finite_differences(block: tuple[int, int], without
         unit_rows(9, 3, seed=1),
         torch.tensor(2.0, dtype=torch.float64).requires_grad_(),
     )
-    assert torch.autograd.gradcheck(lambda *x: blocked.logsumexps(*x, 2, without_diagonal, block), inputs)
+    assert torch.autograd.gradcheck(lambda *x: blockwise.logsumexps(*x, 2, without_diagonal, block), inputs)
     bias = torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *x: blocked.sigmoid_loss(*x, 2, block), (*inputs, bias))
+    assert torch.autograd.gradcheck(lambda *x: blockwise.sigmoid_loss(*x, 2, block), (*inputs, bias))
 
 
 def _info_nce_parts(*inputs: Tensor) -> Tensor:
-    rows, columns, diagonal = blocked.logsumexps(*inputs[:3], block=(16, 32))
+    rows, columns, diagonal = blockwise.logsumexps(*inputs[:3], block=(16, 32))
     return (rows + columns - 2 * diagonal).mean()
 
 
 def _sigmoid_loss(*inputs: Tensor) -> Tensor:
-    return blocked.sigmoid_loss(*inputs, block=(16, 32)) / len(inputs[0])
+    return blockwise.sigmoid_loss(*inputs, block=(16, 32)) / len(inputs[0])
 
 
 BOTH = pytest.mark.parametrize("loss", [_info_nce_parts, _sigmoid_loss])
@@ -179,6 +179,6 @@ def test_no_gradient_is_computed_under_no_grad() -> None:
     products = []
     for train in (False, True):
         with _Watch() as watch, torch.set_grad_enabled(train):
-            blocked.sigmoid_loss(*inputs, *scalars, block=(16, 32))
+            blockwise.sigmoid_loss(*inputs, *scalars, block=(16, 32))
         products.append(watch.products)
     assert products == [2, 6]

@@ -7,7 +7,7 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
-from mmssl.losses.contrastive import info_nce
+from mmssl.losses import info_nce
 from mmssl.losses.logits import Form
 from tests.helpers.features import gradients, unit_rows
 

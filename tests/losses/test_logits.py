@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmssl.losses.logits import Form, choose
+from mmssl.losses.logits import Form, choose_form
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ from mmssl.losses.logits import Form, choose
 )
 def test_auto_goes_by_the_number_of_logits(form: Form, rows: int, columns: int, device: str, chosen: Form) -> None:
     """A named form is obeyed; `auto` is plain for small matrices, and on a GPU for larger ones too."""
-    assert choose(form, rows, columns, torch.device(device)) == chosen
+    assert choose_form(form, rows, columns, torch.device(device)) == chosen

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightly.loss import NTXentLoss
 
-from mmssl.losses.contrastive import moco
+from mmssl.losses import moco
 from tests.helpers.features import gradients, unit_rows
 
 

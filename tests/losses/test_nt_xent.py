@@ -7,7 +7,7 @@ import torch
 from lightly.loss import NTXentLoss as LightlyNTXent
 from pytorch_metric_learning.losses import NTXentLoss as MetricLearningNTXent
 
-from mmssl.losses.contrastive import nt_xent
+from mmssl.losses import nt_xent
 from mmssl.losses.logits import Form
 from tests.helpers.features import gradients, unit_rows
 

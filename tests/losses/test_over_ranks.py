@@ -13,14 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from mmssl.distributed.world import World
-from mmssl.losses import blockwise as blocked
-from mmssl.losses import ring
-from mmssl.losses.contrastive import info_nce, moco, nt_xent
-from mmssl.losses.logits import Form, pick_their_own
-from mmssl.losses.ranks import ALONE, Ranks, share
-from mmssl.losses.reconstruction import masked_patches
-from mmssl.losses.siglip import siglip
+from mmssl.distributed import World
+from mmssl.losses import blockwise, info_nce, masked_patches, moco, nt_xent, siglip
+from mmssl.losses.common import share
+from mmssl.losses.logits import Form, correct_matches
 from tests.helpers.ranks import on_ranks
 
 FORMS: tuple[Form, ...] = ("plain", "blocked")
@@ -43,7 +39,7 @@ class Towers(nn.Module):
         self.scale = nn.Parameter(torch.tensor(2.5, dtype=dtype))
         self.bias = nn.Parameter(torch.tensor(-3.0, dtype=dtype))
 
-    def forward(self, name: str, batch: dict[str, Tensor], world: Ranks) -> Tensor:
+    def forward(self, name: str, batch: dict[str, Tensor], world: World) -> Tensor:
         left = F.normalize(self.left(batch["left"]), dim=1)
         right = F.normalize(self.right(batch["right"]), dim=1)
         # Every parameter takes part in every loss, or DDP would wait for those that do not.
@@ -57,7 +53,7 @@ def _loss(
     scale: Tensor,
     bias: Tensor,
     batch: dict[str, Tensor],
-    world: Ranks,
+    world: World,
 ) -> Tensor:
     loss, _, way = name.partition(" ")
     form: Form = "auto" if way in ("", "ring") else "plain" if way == "plain" else "blocked"
@@ -81,14 +77,12 @@ def _batch(size: int, dtype: torch.dtype) -> dict[str, Tensor]:
     return {**batch, "mask": torch.arange(size) % 3 != 1, "queue": queue}
 
 
-def _outcome(name: str, module: nn.Module, batch: dict[str, Tensor], world: Ranks) -> dict[str, Any]:
+def _outcome(name: str, module: nn.Module, batch: dict[str, Tensor], world: World) -> dict[str, Any]:
     module.zero_grad()
     # Blocks smaller than any rank's part, so that their borders fall everywhere.
     with ExitStack() as stack:
-        for room in (blocked, ring):
-            stack.enter_context(mock.patch.object(room, "block_shape", return_value=(2, 3)))
+        stack.enter_context(mock.patch.object(blockwise, "block_shape", return_value=(2, 3)))
         if name.endswith("ring"):
-            assert isinstance(world, World)
             world = replace(world, ring=True)
             stack.enter_context(mock.patch.object(World, "gather", side_effect=AssertionError("gathered")))
         value = module(name, batch, world)
@@ -127,7 +121,7 @@ def test_shares_and_gradients_are_those_of_one_process(world_size: int, name: st
         for spread, sizes in SIZES.items():
             batch = _batch(sum(sizes[:world_size]), DTYPES[dtype])
             plain = name.replace("blocked", "plain").replace("ring", "plain")
-            expected = _outcome(plain, Towers(DTYPES[dtype]), batch, ALONE)
+            expected = _outcome(plain, Towers(DTYPES[dtype]), batch, World())
             found = [outcomes[dtype, spread, name] for outcomes in _over_ranks(world_size)]
             np.testing.assert_allclose(
                 np.mean([outcome["loss"] for outcome in found]), expected["loss"], rtol=tolerance
@@ -143,7 +137,7 @@ def _picks(world: World, over_a_ring: bool) -> list[bool]:
     start, size = sum(SIZES["uneven"][: world.rank]), SIZES["uneven"][world.rank]
     left, right = (_batch(12, torch.float32)[side][start : start + size, :5] for side in ("left", "right"))
     # Correlated, so that about half find their own.
-    mine = pick_their_own(0.3 * left + right, right, world=replace(world, ring=over_a_ring))
+    mine = correct_matches(0.3 * left + right, right, world=replace(world, ring=over_a_ring))
     found: list[bool] = mine.tolist()
     return found
 
@@ -162,7 +156,7 @@ def _unequal_upstream(world: World, name: str) -> Any:
     """Each rank's share times its own factor, backward without DDP."""
     module, batch = Towers(torch.float64), _batch(9, torch.float64)
     mine = {k: v[3 * world.rank : 3 * world.rank + 3] for k, v in batch.items()}
-    world = replace(world, ring=name.endswith("ring"), even=True)
+    world = replace(world, ring=name.endswith("ring"), equal_batches=True)
     ((world.rank + 1) * module(name, mine, world)).backward()
     return torch.cat([parameter.grad.flatten() for parameter in module.parameters()]).numpy()
 

@@ -7,8 +7,8 @@ import torch
 from open_clip.loss import SigLipLoss
 from torch import Tensor
 
+from mmssl.losses import SIGLIP_BIAS, SIGLIP_LOG_SCALE, siglip
 from mmssl.losses.logits import Form
-from mmssl.losses.siglip import INITIAL_BIAS, INITIAL_LOG_SCALE, siglip
 from tests.helpers.features import gradients, unit_rows
 
 FORMS = ("plain", "blocked", "auto")
@@ -47,10 +47,10 @@ def test_agrees_with_the_definition_as_loops(form: Form) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_starts_as_the_paper_does(form: Form) -> None:
     """exp(t0) = 10, b0 = -10: orthogonal pairs cost ln(1 + e^10) if true and ln(1 + e^-10) if not."""
-    assert math.exp(INITIAL_LOG_SCALE) == pytest.approx(10)
-    assert INITIAL_BIAS == -10
+    assert math.exp(SIGLIP_LOG_SCALE) == pytest.approx(10)
+    assert SIGLIP_BIAS == -10
     first, second = torch.eye(16, dtype=torch.float64).split(8)
-    loss = siglip(first, second, _scalar(INITIAL_LOG_SCALE).exp(), _scalar(INITIAL_BIAS), form=form)
+    loss = siglip(first, second, _scalar(SIGLIP_LOG_SCALE).exp(), _scalar(SIGLIP_BIAS), form=form)
     expected = math.log1p(math.exp(10)) + 7 * math.log1p(math.exp(-10))
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 

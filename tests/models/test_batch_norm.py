@@ -7,7 +7,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.models.batch_norm import synchronize_batch_norm
 from tests.helpers.ranks import on_ranks
 

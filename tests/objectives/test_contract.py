@@ -10,7 +10,7 @@ from accelerate import DistributedDataParallelKwargs
 from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.config import ObjectiveConfig
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.objectives import objective_names
 from mmssl.objectives._task import TrainingTask
 from mmssl.train.parallel import configure_ddp

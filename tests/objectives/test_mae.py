@@ -6,7 +6,7 @@ from torch import nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.models.heads import PatchDecoder, patchify, unpatchify

@@ -6,7 +6,7 @@ import pytest
 import torch
 from open_clip.loss import CoCaLoss, SigLipLoss
 
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.models.heads import unit
 from mmssl.objectives._task import TrainingTask
 from mmssl.objectives.moco import Moco

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmssl.build import build_objectives, placeholder_vocabulary
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives import find_objective
 from mmssl.objectives._task import TrainingTask

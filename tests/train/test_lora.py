@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import mmssl
 from mmssl.cli.show import describe
 from mmssl.config import Config, LoraConfig, parse_config
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.models.lora import add_adapters
 from mmssl.objectives._task import TrainingTask
@@ -122,7 +122,7 @@ def adapted_mixer() -> TrainingTask:
 def on_one_rank(world: World) -> dict[str, np.ndarray]:
     """One process's step under DDP on its half of the batch; the averaged gradient."""
     module = adapted_mixer()
-    module.world = replace(world, even=True)
+    module.world = replace(world, equal_batches=True)
     rows = ROWS // world.size
     part = batch().slice(world.rank * rows, (world.rank + 1) * rows)
     backward(DistributedDataParallel(module), module, part, {"contrastive": 1.0}, 0.0, (1, "step", 2), None, Plain())

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.objectives import find_objective
 from mmssl.objectives._base import Vocabulary
@@ -101,7 +101,7 @@ def on_one_rank(world: World) -> list[dict[str, np.ndarray]]:
 def part_of_a_step(world: World, micro_batch: int | None, ring: bool) -> dict[str, np.ndarray]:
     """One process's step under DDP on its part of the batch; the averaged gradient."""
     module = task(0.3)
-    module.world = replace(world, even=True, ring=ring)
+    module.world = replace(world, equal_batches=True, ring=ring)
     rows = ROWS // world.size
     part = batch().slice(world.rank * rows, (world.rank + 1) * rows)
     model = DistributedDataParallel(module)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmssl.config import parse_config
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.train.loggers import StepLog, _Remaining
 from mmssl.train.optim import Length

@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmssl.distributed.world import World
-from mmssl.losses.contrastive import info_nce
-from mmssl.losses.siglip import siglip
+from mmssl.distributed import World
+from mmssl.losses import info_nce, siglip
 from mmssl.objectives import reference
 from mmssl.rng import RowRandom
 from mmssl.train.diagnostics import Alarms, guessing_loss, objective_gradients, objective_images, write_image_grid

@@ -11,7 +11,7 @@ from mmssl.apps.search.index import FORMAT, PARTS, RECORD, SAME, part, probe, re
 from mmssl.data.shards.samples import BadSample
 from mmssl.data.sources.patterns import is_remote
 from mmssl.data.sources.reader import iter_samples
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate.encode import ALONE, encode_images
 from mmssl.inference.model import Model

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.evaluate.datasets import Dataset, read_again
 from mmssl.evaluate.encode import ALONE, Progress, RenderingEncoder
 from mmssl.evaluate.metrics.ranking import share

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.evaluate.encode import ALONE, EncodedImages, Encoder, Progress, encode_texts
 from mmssl.evaluate.labels import image_captions
 from mmssl.evaluate.metrics import ranking as metrics

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.evaluate.datasets import Dataset
 from mmssl.evaluate.encode import ALONE, EncodedImages, Encoder, Progress, encode_texts
 from mmssl.evaluate.labels import class_indices

@@ -18,7 +18,7 @@ from mmssl.apps.search.nearest import Graph
 from mmssl.cli.main import main
 from mmssl.data.sources.patterns import expand
 from mmssl.data.sources.reader import iter_samples
-from mmssl.distributed.world import World
+from mmssl.distributed import World
 from mmssl.errors import UserError
 from tests.helpers.export_models import own
 from tests.helpers.tiny_runs import write_pairs

@@ -1,4 +1,4 @@
-"""The number format that losses compute in."""
+"""The parts that every loss shares: float32 arithmetic, and the mean over all ranks."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -7,12 +7,10 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from mmssl.distributed import World
+
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def _widen(x: object) -> object:
-    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def in_float32(loss: Callable[P, R]) -> Callable[P, R]:
@@ -31,3 +29,16 @@ def in_float32(loss: Callable[P, R]) -> Callable[P, R]:
             return loss(*wide_args, **wide_kwargs)  # type: ignore[arg-type]
 
     return widened
+
+
+def share(total: Tensor, count: Tensor | int, world: World) -> Tensor:
+    """This rank's share of the mean over all ranks' items; the mean of the shares over ranks is that mean.
+
+    `total` is the sum over this rank's items and `count` their number. Zero if no rank has an item.
+    """
+    count = count if isinstance(count, Tensor) else total.new_full((), count)
+    return total * (world.size / world.sum(count).clamp(min=1))
+
+
+def _widen(x: object) -> object:
+    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16) else x

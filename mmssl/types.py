@@ -47,7 +47,7 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device) -> Batch:
-        """A copy with every tensor but the draws on `device` (asynchronously where memory is pinned)."""
+        """A copy with every tensor but `augment_params` on `device` (asynchronously where memory is pinned)."""
         return replace(
             self,
             views={name: view.to(device, non_blocking=True) for name, view in self.views.items()},

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.config import Config, load_config
-from mmssl.data.sources.patterns import expand
+from mmssl.data import expand
 from mmssl.errors import UserError
 from scripts.bench.peer import PEER_CACHE, make_environment
 

@@ -18,8 +18,7 @@ from mmssl.api import full_key
 from mmssl.apps.autoconfig.data import prepare
 from mmssl.apps.autoconfig.training import next_commands
 from mmssl.config import load_config
-from mmssl.data.sources.patterns import expand
-from mmssl.data.sources.reader import iter_samples
+from mmssl.data import expand, iter_samples
 from mmssl.errors import UserError
 from tests.cli.test_main import fails, main_ok
 from tests.helpers.color_pairs import TINY, write_table

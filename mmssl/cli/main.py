@@ -68,7 +68,7 @@ def train_tokenizer(
 ) -> None:
     """Learn a WordPiece tokenizer from the captions of shards."""
     from mmssl.build import train_tokenizer_on
-    from mmssl.data.sources.patterns import expand
+    from mmssl.data import expand
 
     tokenizer = train_tokenizer_on(expand(shards), captions or ["{txt}"], vocab_size, max_tokens=77)
     tokenizer.save(out)

@@ -14,8 +14,8 @@ from mmssl.errors import UserError
 
 if TYPE_CHECKING:
     from mmssl.data.packing.packer import Format
-    from mmssl.data.shards.samples import SampleLimits
-    from mmssl.data.shards.shard_index import ShardIndex
+    from mmssl.data.shards import SampleLimits
+    from mmssl.data.shards import ShardIndex
 
 shards_app = typer.Typer(
     help="Index, check, look at and make shards: tars of KEY.jpg (png, webp, ...) with KEY.txt, KEY.json.",
@@ -49,10 +49,10 @@ def index(
 
     Example: mmssl shards index '/data/pairs/*.tar'
     """
-    from mmssl.data.shards.index import report
-    from mmssl.data.sources.indexing import make_index
-    from mmssl.data.sources.patterns import expand
-    from mmssl.data.storage.files import Access
+    from mmssl.data.shards import describe_problems
+    from mmssl.data.sources import make_index
+    from mmssl.data import expand
+    from mmssl.data.storage import Access
 
     names = expand(patterns)
     with _bar("indexing", "shards") as tick:
@@ -60,7 +60,7 @@ def index(
     print(
         f"{len(found):,} shards, {sum(i.samples for i in found):,} samples, {sum(i.bytes for i in found) / 1e9:.3g} GB"
     )
-    lost = report(found)
+    lost = describe_problems(found)
     if lost is not None:
         print(f"{lost}\nfor a whole report: mmssl shards check PATTERN")
     unwritten = sorted({str(Path(i.shard).parent) for i in found if i.offsets is not None and "://" not in i.shard})
@@ -94,7 +94,8 @@ def check(
     """
     from mmssl.data.health import report as health_report
     from mmssl.data.health.survey import survey
-    from mmssl.data.sources.patterns import expand, is_remote
+    from mmssl.data import expand
+    from mmssl.data.shards import is_remote
     from mmssl.data.transforms import captions, load_tokenizer
 
     captions.check_templates([caption])
@@ -146,7 +147,7 @@ def show(
     mmssl shards show '/data/pairs/*.tar' --key 000012345
     """
     from mmssl.data.health import browse as sheets
-    from mmssl.data.sources.patterns import expand
+    from mmssl.data import expand
     from mmssl.data.transforms import captions
 
     captions.check_templates([caption])
@@ -248,14 +249,14 @@ def _bar(what: str, unit: str) -> Iterator[_Tick]:
 
 
 def _limits(max_member_mib: float) -> "SampleLimits":
-    from mmssl.data.shards.samples import SampleLimits
+    from mmssl.data.shards import SampleLimits
 
     return SampleLimits(max_member_bytes=int(max_member_mib * 2**20))
 
 
 def _indexed(shards: Sequence[str], max_member_mib: float) -> "list[ShardIndex]":
     """The index of local shards, made where it is missing."""
-    from mmssl.data.shards.index import index_shards
+    from mmssl.data.shards import index_shards
 
     with _bar("indexing", "shards") as tick:
         return index_shards(shards, _limits(max_member_mib), progress=tick)

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmssl.config import SourceConfig
-from mmssl.data.loading.bad_samples import BadSampleBudget
 from mmssl.data.loading.parts import PartBuilder, Render
-from mmssl.data.loading.pipeline import PartJoiner, Pipeline, Tokenize
+from mmssl.data.loading.pipeline import BadSampleBudget, PartJoiner, Pipeline, Tokenize
 from mmssl.data.loading.unindexed import NOT_PROMISED, UnindexedBuilder, UnindexedPlan, unindexed_lanes
 from mmssl.data.loading.workers import InlineWorkers, ProcessWorkers, ThreadWorkers, Workers, split_tasks
 from mmssl.data.order.plan import PlannedSource, Position, StreamPlan, default_lanes
-from mmssl.data.shards.index import Progress, report
+from mmssl.data.shards.index import Progress, describe_problems
 from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.shards.shard_index import ShardIndex
-from mmssl.data.sources.catalog import Catalog
-from mmssl.data.sources.indexing import index_source, plan_source
+from mmssl.data.sources.catalog import Catalog, index_source, plan_source
 from mmssl.data.sources.patterns import expand
 from mmssl.data.storage.files import Access
 from mmssl.errors import UserError
@@ -207,7 +205,7 @@ class TrainLoader:
     ) -> tuple[Catalog | None, list[PlannedSource]]:
         """What is indexed and how it is planned, if all is; says what is lost."""
         known = [[index for index in source if index is not None] for source in indexes]
-        found = report([index for source in known for index in source])
+        found = describe_problems([index for source in known for index in source])
         if found is not None:
             say("%s", found)
         missing = [

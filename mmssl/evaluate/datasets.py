@@ -13,9 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from mmssl.data.shards.samples import BadSample
-from mmssl.data.sources.patterns import expand
-from mmssl.data.sources.reader import iter_samples
+from mmssl.data import expand, iter_samples
+from mmssl.data.shards import BadSample
 from mmssl.errors import UserError
 from mmssl.evaluate.prompts import Templates, read_classnames, read_templates
 from mmssl.types import Sample

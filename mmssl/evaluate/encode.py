@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmssl import system
-from mmssl.data.shards.samples import BadSample
+from mmssl.data.shards import BadSample
 from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.types import Sample

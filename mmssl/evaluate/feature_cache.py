@@ -16,9 +16,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mmssl.data.shards.samples import BadSample
-from mmssl.data.sources.patterns import is_remote
-from mmssl.data.storage.fetch import Fetcher
+from mmssl.data.shards import BadSample, is_remote
+from mmssl.data.storage import Fetcher
 from mmssl.errors import UserError
 from mmssl.evaluate.encode import EncodedImages
 from mmssl.files import atomic_write

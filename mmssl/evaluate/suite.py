@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmssl.data.shards.samples import BadSample
+from mmssl.data.shards import BadSample
 from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, open_dataset, read, training_split

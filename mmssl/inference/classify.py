@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from mmssl.data.shards.samples import IMAGES
+from mmssl.data.shards import IMAGES
 from mmssl.data.transforms import DecodeError
 from mmssl.errors import UserError
 from mmssl.evaluate.prompts import Templates

@@ -20,7 +20,7 @@ from torch import nn
 
 from mmssl import build
 from mmssl.config import Config, ViewConfig, dump_config
-from mmssl.data.loader import resolve_sources
+from mmssl.data import resolve_sources
 from mmssl.data.transforms import Tokenizer
 from mmssl.distributed import World, current_world
 from mmssl.errors import UserError

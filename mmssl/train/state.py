@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmssl.data.loader import TrainLoader
+from mmssl.data import TrainLoader
 from mmssl.distributed import full_tensor
 from mmssl.errors import UserError
 from mmssl.objectives._task import TrainingTask

@@ -13,7 +13,7 @@ from typing import IO, Literal
 
 import psutil
 
-from mmssl.data.sources.patterns import expand
+from mmssl.data import expand
 from mmssl.data.transforms import views
 from mmssl.errors import UserError
 from scripts.bench.data_ours import Settings

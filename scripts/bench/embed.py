@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmssl.data.sources.patterns import is_remote
+from mmssl.data.shards import is_remote
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, read
 from mmssl.evaluate.encode import encode_images

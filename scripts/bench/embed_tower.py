@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmssl.apps.search import embed_shards
-from mmssl.data.sources.reader import iter_samples
+from mmssl.data import iter_samples
 from mmssl.errors import UserError
 from mmssl.inference.model import Model
 

@@ -20,13 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from mmssl.config import ViewConfig
-from mmssl.data.loader import Source, TrainLoader
-from mmssl.data.order.plan import Position, StreamPlan, default_lanes
-from mmssl.data.shards.index import FOLDER_FILE, folder_json, index_shards
-from mmssl.data.shards.samples import SampleLimits
-from mmssl.data.shards.shard_index import ShardIndex, offsets_path
-from mmssl.data.sources.indexing import plan_source
-from mmssl.data.sources.patterns import expand
+from mmssl.data import Source, TrainLoader
+from mmssl.data.order import Position, StreamPlan, default_lanes
+from mmssl.data.shards import FOLDER_FILE, index_shards
+from mmssl.data.shards.index import folder_json
+from mmssl.data.shards import SampleLimits
+from mmssl.data.shards import ShardIndex, offsets_path
+from mmssl.data.sources import plan_source
+from mmssl.data import expand
 from mmssl.data.transforms import Renderer, views
 from mmssl.system import peak_memory
 from scripts.bench.memory import reset_peak

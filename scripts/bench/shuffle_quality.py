@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmssl.data.order.plan import Position, StreamPlan
+from mmssl.data.order import Position, StreamPlan
 
 NEAR = 5
 """Samples of a source at most this far apart are neighbours."""

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.data.order.plan import Position, StreamPlan, default_lanes
-from mmssl.data.shards.index import index_shards
-from mmssl.data.shards.samples import SampleLimits
-from mmssl.data.sources.indexing import plan_source
-from mmssl.data.sources.patterns import expand
+from mmssl.data import expand
+from mmssl.data.order import Position, StreamPlan, default_lanes
+from mmssl.data.shards import SampleLimits, index_shards
+from mmssl.data.sources import plan_source
 from scripts.bench.plan import _begin, _write_set, bench_plan
 
 BATCH = 16

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mmssl.config import SourceConfig
-from mmssl.data.loader import Source, TrainLoader, resolve_sources
+from mmssl.data import Source, TrainLoader, resolve_sources
 from mmssl.data.loading.workers import split_tasks
 from mmssl.errors import UserError
 from mmssl.types import Batch, Sample

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmssl.data.order import PlannedSource, Position, StreamPlan
 from mmssl.data.order.epoch import Slices, default_slice_bytes
-from mmssl.data.order.plan import PlannedSource, Position, StreamPlan
 from scripts.bench.shuffle_quality import shuffle_quality, upcoming
 from tests.helpers.docs_blocks import blocks
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmssl.data.shards.samples import BadSample
+from mmssl.data.shards import BadSample
 from mmssl.errors import UserError
 from mmssl.evaluate import suite
 from mmssl.evaluate.encode import EncodedImages

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from mmssl.data.loader import Source, TrainLoader
+from mmssl.data import Source, TrainLoader
 from mmssl.types import Sample
 
 File = tuple[str, bytes]

@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from mmssl.config import ModelConfig, OptimConfig, VisionConfig
-from mmssl.data.loader import TrainLoader
+from mmssl.data import TrainLoader
 from mmssl.distributed import World, full_tensor, local_tensor
 from mmssl.errors import UserError
 from mmssl.models.dual_encoder import build_dual_encoder

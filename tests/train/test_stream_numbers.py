@@ -7,8 +7,7 @@ import pytest
 
 from mmssl.build import train_tokenizer_on
 from mmssl.config import parse_config
-from mmssl.data.shards.index import index_shards
-from mmssl.data.shards.samples import SampleLimits
+from mmssl.data.shards import SampleLimits, index_shards
 from mmssl.train.trainer import train
 from tests.helpers.http_servers import Mischief, serve
 from tests.helpers.tars import tar_bytes

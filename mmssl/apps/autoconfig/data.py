@@ -8,12 +8,14 @@ from pathlib import Path
 
 from mmssl import system
 from mmssl.data.packing.packer import BAD, Encoding, pack
-from mmssl.data.packing.records import TABLES, open_records
-from mmssl.data.shards.index import Progress
-from mmssl.data.shards.samples import SampleLimits
-from mmssl.data.sources.indexing import index_source
-from mmssl.data.sources.patterns import expand, is_remote
-from mmssl.data.storage.files import Access
+from mmssl.data.shards import TABLES
+from mmssl.data.packing.records import open_records
+from mmssl.data.shards import Progress
+from mmssl.data.shards import SampleLimits
+from mmssl.data.sources import index_source
+from mmssl.data import expand
+from mmssl.data.shards import is_remote
+from mmssl.data.storage import Access
 from mmssl.errors import UserError
 
 LEAST = 8

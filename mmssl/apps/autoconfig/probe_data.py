@@ -6,7 +6,7 @@ from itertools import islice
 from statistics import median
 
 from mmssl.apps.autoconfig.inputs import Pairs
-from mmssl.data.sources.reader import iter_samples
+from mmssl.data import iter_samples
 from mmssl.data.transforms import DecodeError, captions, decoding
 from mmssl.errors import UserError
 

@@ -22,7 +22,7 @@ from mmssl.apps.search import embed_shards
 from mmssl.apps.search.index import read_record
 from mmssl.build import objective_options
 from mmssl.config import Config, load_config, parse_config, set_key
-from mmssl.data.sources.patterns import expand
+from mmssl.data import expand
 from mmssl.errors import UserError
 from mmssl.inference.model import Model, load
 from mmssl.train.setup import PACKED, is_available

@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmssl.apps.doctor.finding import Finding
-from mmssl.data.shards.index import FOLDER_FILE
-from mmssl.data.shards.samples import SampleLimits
-from mmssl.data.shards.shard_index import offsets_path
-from mmssl.data.sources.patterns import expand, is_remote
-from mmssl.data.storage.fetch import Fetcher, RetryPolicy
-from mmssl.data.storage.remote_index import find_remote_indexes
+from mmssl.data import expand
+from mmssl.data.shards import FOLDER_FILE, SampleLimits, is_remote, offsets_path
+from mmssl.data.storage import Fetcher, RetryPolicy, find_remote_indexes
 from mmssl.errors import UserError
 
 SAMPLED = 4

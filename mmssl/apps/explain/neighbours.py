@@ -6,9 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from mmssl.data.shards.samples import BadSample
-from mmssl.data.sources.patterns import expand
-from mmssl.data.sources.reader import iter_samples
+from mmssl.data import expand, iter_samples
+from mmssl.data.shards import BadSample
 from mmssl.errors import UserError
 from mmssl.evaluate.encode import encode_images, encode_texts
 from mmssl.evaluate.labels import image_captions

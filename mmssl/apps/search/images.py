@@ -5,16 +5,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from mmssl.apps.search.index import Index
-from mmssl.data.shards.samples import SampleLimits, groups
-from mmssl.data.shards.shard_index import windowed
-from mmssl.data.shards.tar import Archive, TarError
-from mmssl.data.sources.patterns import is_remote
+from mmssl.data.shards import image_ranges, is_remote
 
 SHARDS = 32
 """Shards whose tables of contents stay in memory."""
-
-Places = dict[str, tuple[int, int]]
-"""Key of a sample -> first byte and size of its image."""
 
 
 class ShardImages:
@@ -22,7 +16,7 @@ class ShardImages:
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self._places = lru_cache(SHARDS)(_places)
+        self._places = lru_cache(SHARDS)(image_ranges)
 
     def read(self, row: int) -> bytes | None:
         """The encoded image of a row; None where its shard is no local file, is gone, or no longer has it."""
@@ -40,17 +34,3 @@ class ShardImages:
         except OSError:
             return None
         return content if len(content) == size else None
-
-
-def _places(shard: str, mtime_ns: int, size: int) -> Places:
-    """The table of contents of a shard as it was at a time; of a damaged one, what stands before the damage."""
-    found: Places = {}
-    with Path(shard).open("rb", buffering=0) as file:
-        try:
-            for group in groups(Archive(windowed(file.fileno()), size), SampleLimits(), need_text=False):
-                member = group.image()
-                if group.defect is None and member is not None:
-                    found[group.key] = (member.data, member.size)
-        except TarError:
-            return found
-    return found

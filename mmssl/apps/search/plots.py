@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mmssl.apps.search.index import Hit
-from mmssl.data.sources.reader import iter_samples
+from mmssl.data import iter_samples
 from mmssl.data.transforms import DecodeError, decoding
 
 _COLUMNS = 5

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mmssl.data.shards.samples import IMAGES
+from mmssl.data.shards import IMAGES
 from mmssl.errors import UserError
 from mmssl.inference.model import ImageInput, Model
 

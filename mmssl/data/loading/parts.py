@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mmssl.data.order.plan import Position, SampleRun, StreamPlan
 from mmssl.data.shards.samples import BadSample, SampleError, SampleLimits, parse_sample
+from mmssl.data.shards.urls import is_remote
 from mmssl.data.sources.catalog import Catalog, SampleLocation
-from mmssl.data.sources.patterns import is_remote
 from mmssl.data.storage.blocks import Span
 from mmssl.data.storage.files import Access, Files
 from mmssl.errors import UserError

@@ -1,23 +1,29 @@
 """Batches made ahead of the training loop: parts from workers, joined in order and tokenised."""
 
+import json
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mmssl.data import transforms
+from mmssl.data.loading.parts import BAD_IN_A_ROW
 from mmssl.data.loading.workers import BatchPositions, Wait, Workers
 from mmssl.data.order.plan import Position
 from mmssl.data.shards.samples import BadSample
+from mmssl.data.transforms.views import empty_images
+from mmssl.errors import UserError
 from mmssl.types import Batch
 
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
 """Captions -> token ids int64 [B, L] and mask bool [B, L]."""
+_FIRST = 1_000
+"""The fraction of bad samples counts after so many."""
 _log = logging.getLogger(__name__)
 
 
@@ -76,7 +82,7 @@ class PartJoiner:
             return views[0]
         count, side = sum(len(view) for view in views), views[0].shape[-1]
         if not self._pin_memory:
-            return torch.cat(list(views), out=transforms.views.empty_images(count, side))
+            return torch.cat(list(views), out=empty_images(count, side))
         return torch.cat(list(views), out=torch.empty(count, 3, side, side, dtype=torch.uint8, pin_memory=True))
 
 
@@ -143,3 +149,51 @@ class Pipeline:
             if since > 0
         ]
         return "; ".join(reading) or "every worker is decoding or waiting"
+
+
+class BadSampleBudget:
+    """Writes bad samples down and stops the stream when they are too many."""
+
+    def __init__(self, max_fraction: float, log: Path | None) -> None:
+        self._max_fraction = max_fraction
+        self._log = log
+        self._samples = 0
+        self._bad = 0
+        self._in_a_row = 0
+        self._last: BadSample | None = None
+
+    def count(self, made: LoadedBatch) -> None:
+        """Count a batch.
+
+        Raises:
+            UserError: more than the fraction of all samples so far, or 100 in a row, were bad.
+        """
+        self._write(made)
+        self._samples += len(made.batch)
+        self._bad += len(made.bad)
+        previous = -1
+        for place, bad in made.bad:
+            self._last = bad
+            self._in_a_row = self._in_a_row + 1 if place == previous + 1 else 1
+            previous = place
+            if self._in_a_row >= BAD_IN_A_ROW:
+                raise UserError(f"{BAD_IN_A_ROW} samples in a row could not be used, the last one {self._name(bad)}")
+        if previous != len(made.batch) - 1:
+            self._in_a_row = 0
+        if self._samples >= _FIRST and self._bad > self._max_fraction * self._samples:
+            assert self._last is not None
+            raise UserError(
+                f"{self._bad} of {self._samples} samples could not be used, more than data.bad_samples="
+                f"{self._max_fraction}; the last one {self._name(self._last)}"
+            )
+
+    def _name(self, bad: BadSample) -> str:
+        where = "" if self._log is None else f"; all are in {self._log}"
+        return f"is {bad.key!r} of {bad.shard} ({bad.error}){where}; run `mmssl shards check` on these shards"
+
+    def _write(self, made: LoadedBatch) -> None:
+        if self._log is None or not made.bad:
+            return
+        with self._log.open("a", encoding="utf-8") as file:
+            # At once: other processes write to the same file.
+            file.write("".join(json.dumps(asdict(bad)) + "\n" for _, bad in made.bad))

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from mmssl.data.loading.parts import BAD_IN_A_ROW, BatchPart, PartTask, Render, compose
 from mmssl.data.order.epoch import shuffled
-from mmssl.data.order.mixture import Mixture
-from mmssl.data.order.plan import STATE_VERSION, Position
+from mmssl.data.order.plan import STATE_VERSION, Mixture, Position
 from mmssl.data.shards.samples import BadSample, SampleLimits
-from mmssl.data.sources.reader import read_shard
 from mmssl.data.storage.fetch import Fetcher
 from mmssl.data.storage.files import Access, Files
+from mmssl.data.storage.sequential import read_shard
 from mmssl.errors import UserError
 from mmssl.rng import torch_seed
 from mmssl.types import Sample

@@ -15,9 +15,8 @@ from mmssl.data.packing.record import (
 )
 from mmssl.data.packing.tables import ArrowRecords, ParquetRecords, RowRecords
 from mmssl.data.shards.samples import IMAGES
+from mmssl.data.shards.urls import TABLES
 from mmssl.errors import UserError
-
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 def open_records(

@@ -1,0 +1,21 @@
+"""Shards: what a tar holds, and where each sample stands in it."""
+
+from mmssl.data.shards.index import FOLDER_FILE, Progress, describe_problems, index_shards
+from mmssl.data.shards.samples import IMAGES, BadSample, SampleLimits
+from mmssl.data.shards.shard_index import ShardIndex, image_ranges, offsets_path
+from mmssl.data.shards.urls import TABLES, is_remote
+
+__all__ = [
+    "FOLDER_FILE",
+    "IMAGES",
+    "TABLES",
+    "BadSample",
+    "Progress",
+    "SampleLimits",
+    "ShardIndex",
+    "describe_problems",
+    "image_ranges",
+    "index_shards",
+    "is_remote",
+    "offsets_path",
+]

@@ -18,7 +18,7 @@ from typing import Any
 
 from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.shards.shard_index import LeftOut, ShardIndex, index_shard, offsets_path
-from mmssl.data.sources.patterns import is_remote
+from mmssl.data.shards.urls import is_remote
 from mmssl.files import atomic_write
 
 FOLDER_FILE = "mmssl-index.json"
@@ -65,7 +65,7 @@ def fingerprint(indexes: Sequence[ShardIndex]) -> str:
     return digest.hexdigest()
 
 
-def report(indexes: Sequence[ShardIndex]) -> str | None:
+def describe_problems(indexes: Sequence[ShardIndex]) -> str | None:
     """One line that counts and names what was left out of the shards, or None when all is well."""
     lost = [f"{index.shard}: {out.key!r} ({out.reason})" for index in indexes for out in index.left_out]
     wrong = [f"{index.shard}: {problem}" for index in indexes for problem in index.problems]

@@ -109,6 +109,23 @@ def index_archive(shard: str, archive: Archive, mtime_ns: int, limits: SampleLim
     )
 
 
+def image_ranges(shard: str, mtime_ns: int, size: int) -> dict[str, tuple[int, int]]:
+    """First byte and size of each sample's image in a local shard, by key; of a damaged one, up to the damage.
+
+    `mtime_ns` and `size` are those of the file when it was looked up, so that a cache of the results notices changes.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    with Path(shard).open("rb", buffering=0) as file:
+        try:
+            for group in groups(Archive(windowed(file.fileno()), size), SampleLimits(), need_text=False):
+                member = group.image()
+                if group.defect is None and member is not None:
+                    found[group.key] = (member.data, member.size)
+        except TarError:
+            return found
+    return found
+
+
 def _collect(archive: Archive, limits: SampleLimits, found: list[Group]) -> Iterator[str]:
     """Append every group to `found`; yield the shard's own problems."""
     if archive.size == 0:

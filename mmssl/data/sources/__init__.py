@@ -1,0 +1,6 @@
+"""Sources: from the patterns a user writes to numbered samples."""
+
+from mmssl.data.sources.catalog import Catalog, index_source, make_index, plan_source
+from mmssl.data.sources.patterns import expand
+
+__all__ = ["Catalog", "expand", "index_source", "make_index", "plan_source"]

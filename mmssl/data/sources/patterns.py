@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 
-from mmssl.data.packing.records import TABLES
+from mmssl.data.shards.urls import TABLES, is_remote, is_web
 from mmssl.data.storage.filesystem import list_fsspec
-from mmssl.data.storage.http import is_web
 from mmssl.errors import UserError
 
 _MAX_NAMES = 2_000_000
@@ -41,11 +40,6 @@ def expand(spec: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
         if first == second:
             raise UserError(f"shard {first} is named twice; name each once (weights of sources repeat data)")
     return names
-
-
-def is_remote(shard: str) -> bool:
-    """Whether a shard is a URL or a command rather than a local path."""
-    return shard.startswith("pipe:") or "://" in shard
 
 
 def braces(pattern: str) -> Iterator[str]:

@@ -9,8 +9,9 @@ from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from mmssl.data.shards.urls import is_web
 from mmssl.data.storage.filesystem import open_fsspec, write_fsspec
-from mmssl.data.storage.http import PIECE, ReadInterruptedError, RemoteFile, is_web, open_web
+from mmssl.data.storage.http import PIECE, ReadInterruptedError, RemoteFile, open_web
 from mmssl.errors import UserError
 
 _log = logging.getLogger(__name__)

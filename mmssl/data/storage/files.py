@@ -1,16 +1,18 @@
 """Where a worker reads shards: local files, or remote ones ahead of time."""
 
+import os
+from collections import OrderedDict
 from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmssl.data.shards.samples import SampleError
 from mmssl.data.shards.shard_index import ShardIndex
-from mmssl.data.sources.patterns import is_remote
-from mmssl.data.sources.reader import LocalFiles
-from mmssl.data.storage.blocks import RemoteReader, Span
-from mmssl.data.storage.cache import DiskCache
+from mmssl.data.shards.urls import is_remote
+from mmssl.data.storage.blocks import DiskCache, RemoteReader, Span
 from mmssl.data.storage.fetch import Fetcher, RetryPolicy
+from mmssl.errors import UserError
 
 _OPEN_FILES = 256
 """Shards that the workers of a process hold open together: a quarter of the files that Linux lets a process open."""
@@ -87,3 +89,49 @@ class Files:
             cache = None if access.cache_dir is None else DiskCache(access.cache_dir, access.cache_bytes)
             self._remote = RemoteReader(self.fetcher, cache)
         return self._remote
+
+
+class LocalFiles:
+    """Positioned reads of local files, the most recently used of which stay open. Not for sharing between
+    threads."""
+
+    def __init__(self, most: int = 64) -> None:
+        """At most so many files stay open."""
+        self._most = most
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def read(self, shard: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a shard.
+
+        Raises:
+            UserError: the file cannot be opened.
+            SampleError: the bytes cannot be read.
+        """
+        file = self._file(shard)
+        try:
+            content = os.pread(file, stop - start, start)
+            while len(content) < stop - start:
+                more = os.pread(file, stop - start - len(content), start + len(content))
+                if not more:
+                    raise SampleError(f"the shard ends at byte {start + len(content)}; it changed since it was indexed")
+                content += more
+        except OSError as error:
+            raise SampleError(f"bytes {start} to {stop} cannot be read: {error.strerror}") from None
+        return content
+
+    def close(self) -> None:
+        """Close every file."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _file(self, shard: str) -> int:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        try:
+            self._open[shard] = os.open(shard, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"shard {shard} cannot be opened: {error.strerror}; restore it and resume") from None
+        if len(self._open) > self._most:
+            os.close(self._open.popitem(last=False)[1])
+        return self._open[shard]

@@ -47,11 +47,6 @@ _PASSING = (408, 425, 429, *range(500, 600))
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
-def is_web(url: str) -> bool:
-    """Whether a web server holds the file."""
-    return url.startswith(("http://", "https://"))
-
-
 @contextmanager
 def open_web(url: str, start: int, stop: int | None, stall_seconds: float) -> Iterator[RemoteFile]:
     """A file from byte `start` to `stop`, or to its end; from its beginning where the server ignores ranges.

@@ -10,6 +10,7 @@ import numpy as np
 from mmssl.data.shards.index import FOLDER_FILE, Progress, folder_json, index_from_json, index_to_json
 from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.shards.shard_index import Offsets, ShardIndex, checksum
+from mmssl.data.shards.urls import beside, file_name, in_folder
 from mmssl.data.storage.fetch import Fetcher
 from mmssl.data.storage.http import RemoteFileMissingError
 from mmssl.data.storage.sequential import index_forward
@@ -21,10 +22,10 @@ _THREADS = 16
 def find_remote_indexes(shards: Sequence[str], limits: SampleLimits, fetcher: Fetcher) -> list[ShardIndex | None]:
     """The index of each remote shard, None where none lies beside it: the folder's file, else the shard's
     offsets alone."""
-    folders = sorted({_folder(shard) for shard in shards})
+    folders = sorted({in_folder(shard, FOLDER_FILE) for shard in shards})
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="mmssl-index") as pool:
         kept = dict(zip(folders, pool.map(lambda folder: _read_folder(folder, fetcher), folders), strict=True))
-        return list(pool.map(lambda shard: _find(shard, kept[_folder(shard)], limits, fetcher), shards))
+        return list(pool.map(lambda shard: _find(shard, kept[in_folder(shard, FOLDER_FILE)], limits, fetcher), shards))
 
 
 def index_remote_shards(
@@ -43,9 +44,11 @@ def index_remote_shards(
             made.append(index)
             if progress is not None:
                 progress(len(made), len(shards))
-    for folder in sorted({_folder(shard) for shard in shards}):
+    for folder in sorted({in_folder(shard, FOLDER_FILE) for shard in shards}):
         entries = _read_folder(folder, fetcher)
-        entries.update((_name(i.shard), index_to_json(i)) for i in made if _folder(i.shard) == folder)
+        entries.update(
+            (file_name(i.shard), index_to_json(i)) for i in made if in_folder(i.shard, FOLDER_FILE) == folder
+        )
         fetcher.write(folder, folder_json(entries))
     return made
 
@@ -55,22 +58,6 @@ def remote_offsets(index: ShardIndex, fetcher: Fetcher) -> Offsets:
     if index.offsets is not None:
         return index.offsets
     return _parse_offsets(f"{index.shard}.idx", b"".join(fetcher.stream(beside(index.shard, ".idx"))))
-
-
-def beside(shard: str, suffix: str) -> str:
-    """The URL with `suffix` after its path, before its query."""
-    path, question, query = shard.partition("?")
-    return f"{path}{suffix}{question}{query}"
-
-
-def _name(shard: str) -> str:
-    return shard.partition("?")[0].rpartition("/")[2]
-
-
-def _folder(shard: str) -> str:
-    """The URL of the folder's file."""
-    path, question, query = shard.partition("?")
-    return f"{path.rpartition('/')[0]}/{FOLDER_FILE}{question}{query}"
 
 
 def _read_folder(url: str, fetcher: Fetcher) -> dict[str, Any]:
@@ -86,7 +73,7 @@ def _read_folder(url: str, fetcher: Fetcher) -> dict[str, Any]:
 
 
 def _find(shard: str, entries: dict[str, Any], limits: SampleLimits, fetcher: Fetcher) -> ShardIndex | None:
-    entry = entries.get(_name(shard))
+    entry = entries.get(file_name(shard))
     try:
         if entry is not None:
             return index_from_json(shard, entry)

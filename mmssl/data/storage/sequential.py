@@ -1,20 +1,80 @@
 """Shards read from beginning to end: files, remote files, and what a command prints."""
 
 import io
+import itertools
+import logging
 import subprocess
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from mmssl.data.shards.samples import Group, SampleLimits, groups
+from mmssl.data.shards.samples import BadSample, Group, SampleError, SampleLimits, group_sample, groups
 from mmssl.data.shards.shard_index import ShardIndex, index_archive
-from mmssl.data.shards.tar import Archive
-from mmssl.data.sources.patterns import is_remote
+from mmssl.data.shards.tar import Archive, TarError
+from mmssl.data.shards.urls import is_remote
 from mmssl.data.storage.fetch import Fetcher
 from mmssl.errors import UserError
+from mmssl.types import Sample
 
 _PIECE = 1 << 20
 _ENDLESS = 1 << 62
+_log = logging.getLogger(__name__)
+
+
+def iter_samples(
+    shards: Sequence[str],
+    limits: SampleLimits | None = None,
+    *,
+    need_text: bool = True,
+    on_bad: Callable[[BadSample], None] | None = None,
+) -> Iterator[Sample]:
+    """Every usable sample of shards, local or remote, once, in the order of the files, numbered from 0.
+
+    With `need_text` a sample needs a caption beside its image, as for training; without, an image is
+    enough. Unusable ones are skipped and given to `on_bad`; `key` is empty where it concerns the rest of a
+    shard.
+    """
+    report, fetcher, numbers = on_bad or _warn, Fetcher(), itertools.count()
+    for shard in shards:
+        for found, _ in read_shard(shard, limits or SampleLimits(), fetcher, lambda key: next(numbers), need_text):
+            if isinstance(found, Sample):
+                yield found
+            else:
+                report(found)
+
+
+def read_shard(
+    shard: str, limits: SampleLimits, fetcher: Fetcher, number: Callable[[str], int], need_text: bool = True
+) -> Iterator[tuple[Sample | BadSample, int]]:
+    """Every sample of a shard from its beginning to its end, or what is wrong with it, and the byte where it ends.
+
+    Args:
+        number: the id of the sample with a key; asked in order for those that an index calls usable.
+
+    Raises:
+        UserError: the shard is out of reach.
+    """
+    end = 0
+    try:
+        for group, content in read_groups(shard, limits, fetcher, need_text):
+            end = group.end
+            if group.defect is not None:
+                yield BadSample(shard, group.key, group.defect), end
+                continue
+            try:
+                found: Sample | BadSample = group_sample(number(group.key), shard, group, content)
+            except SampleError as error:
+                found = BadSample(shard, group.key, str(error))
+            yield found, end
+    except TarError as error:
+        yield BadSample(shard, "", f"{error}; the rest of the shard is not used"), end
+        return
+    if end == 0:
+        yield BadSample(shard, "", "the shard holds no sample"), end
+
+
+def _warn(bad: BadSample) -> None:
+    _log.warning("%s: sample %r is skipped: %s", bad.shard, bad.key, bad.error)
 
 
 def index_forward(shard: str, fetcher: Fetcher, limits: SampleLimits) -> ShardIndex:

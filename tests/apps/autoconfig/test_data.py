@@ -8,8 +8,7 @@ import pytest
 
 from mmssl.apps.autoconfig.data import LEAST, held_out_share, is_shards, prepare, resolve_shards
 from mmssl.apps.autoconfig.probe_data import count_tokens, look_at
-from mmssl.data.sources.patterns import expand
-from mmssl.data.sources.reader import iter_samples
+from mmssl.data import expand, iter_samples
 from mmssl.errors import UserError
 from tests.helpers.color_pairs import write_table
 from tests.helpers.tiny_runs import write_pairs

@@ -14,8 +14,7 @@ from mmssl.apps.doctor.shards import (
     read,
     spread,
 )
-from mmssl.data.shards.index import index_shards
-from mmssl.data.shards.samples import SampleLimits
+from mmssl.data.shards import SampleLimits, index_shards
 from tests.helpers.http_servers import serve
 from tests.helpers.tiny_runs import write_pairs
 

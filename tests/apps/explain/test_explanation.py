@@ -10,7 +10,7 @@ from mmssl.apps.explain import Neighbour, explain, nearest, word_scores
 from mmssl.apps.explain.plots import draw_explanation
 from mmssl.cli.main import main
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
-from mmssl.data.sources.reader import iter_samples
+from mmssl.data import iter_samples
 from mmssl.data.transforms import train_tokenizer
 from mmssl.data.transforms.decoding import decode
 from mmssl.errors import UserError

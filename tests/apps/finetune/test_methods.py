@@ -8,7 +8,7 @@ import torch
 from mmssl import Model, load
 from mmssl.apps.finetune import METHODS, FineTuneData, FineTuneSettings, fine_tune, gather, load_classifier
 from mmssl.apps.finetune.methods import Method
-from mmssl.data.sources.reader import iter_samples
+from mmssl.data import iter_samples
 from mmssl.errors import UserError
 from mmssl.evaluate.classifiers import fine_tuning as tuning
 

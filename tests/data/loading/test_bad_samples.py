@@ -7,9 +7,9 @@ from typing import cast
 
 import pytest
 
-from mmssl.data.loading.bad_samples import BadSampleBudget
+from mmssl.data.loading import BadSampleBudget
 from mmssl.data.loading.pipeline import LoadedBatch
-from mmssl.data.shards.samples import BadSample
+from mmssl.data.shards import BadSample
 from mmssl.errors import UserError
 
 

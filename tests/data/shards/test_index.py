@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from mmssl.data.shards import FOLDER_FILE, SampleLimits, ShardIndex, describe_problems, index_shards
 from mmssl.data.shards import index as index_module
-from mmssl.data.shards.index import FOLDER_FILE, fingerprint, index_shards, report
-from mmssl.data.shards.samples import SampleLimits, parse_sample
-from mmssl.data.shards.shard_index import ShardIndex, index_shard
-from mmssl.data.sources.reader import LocalFiles
+from mmssl.data.shards.index import fingerprint
+from mmssl.data.shards.samples import parse_sample
+from mmssl.data.shards.shard_index import index_shard
+from mmssl.data.storage import LocalFiles
 from mmssl.errors import UserError
 from mmssl.types import Sample
 from tests.helpers.tars import File, pair, tar_bytes, write_shards
@@ -260,8 +261,8 @@ def test_faults_of_shards_are_named(tmp_path: Path) -> None:
 def test_report_counts_and_names(tmp_path: Path) -> None:
     """All well: nothing to say; else one line with the counts and the first names."""
     good, bad = write_shards(tmp_path, [2]), write(tmp_path, [("a.jpg", b""), *pair("b")], "bad.tar")
-    assert report(index_shards(good, LIMITS)) is None
-    line = report(index_shards([*good, bad], LIMITS))
+    assert describe_problems(index_shards(good, LIMITS)) is None
+    line = describe_problems(index_shards([*good, bad], LIMITS))
     assert line == f"1 unusable samples left out, 0 damaged shards: {bad}: 'a' (no text)"
 
 

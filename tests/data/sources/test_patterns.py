@@ -8,7 +8,9 @@ from braceexpand import braceexpand
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmssl.data.sources.patterns import braces, expand, is_remote
+from mmssl.data import expand
+from mmssl.data.shards import is_remote
+from mmssl.data.sources.patterns import braces
 from mmssl.errors import UserError
 
 

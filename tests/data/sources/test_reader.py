@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.data.shards.samples import BadSample, SampleError, SampleLimits, parse_sample
+from mmssl.data import iter_samples
+from mmssl.data.shards import BadSample, SampleLimits
+from mmssl.data.shards.samples import SampleError, parse_sample
 from mmssl.data.shards.shard_index import index_shard
-from mmssl.data.sources.reader import LocalFiles, iter_samples
-from mmssl.data.storage.files import Access
+from mmssl.data.storage import Access, LocalFiles
 from mmssl.errors import UserError
 from tests.helpers.tars import File, pair, tar_bytes, write_shards
 

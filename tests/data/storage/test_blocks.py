@@ -10,16 +10,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from mmssl.data.shards.index import FOLDER_FILE, fingerprint, index_shards
-from mmssl.data.shards.samples import SampleLimits
-from mmssl.data.shards.shard_index import ShardIndex
-from mmssl.data.sources.indexing import make_index
-from mmssl.data.sources.reader import iter_samples
-from mmssl.data.storage.blocks import RemoteReader, Span
-from mmssl.data.storage.cache import CHUNK, DiskCache
-from mmssl.data.storage.fetch import Fetcher, RetryPolicy
-from mmssl.data.storage.files import Access
-from mmssl.data.storage.remote_index import find_remote_indexes
+from mmssl.data import iter_samples
+from mmssl.data.shards import FOLDER_FILE, SampleLimits, ShardIndex, index_shards
+from mmssl.data.shards.index import fingerprint
+from mmssl.data.sources import make_index
+from mmssl.data.storage import Access, Fetcher, RetryPolicy, find_remote_indexes
+from mmssl.data.storage.blocks import CHUNK, DiskCache, RemoteReader, Span
 from mmssl.errors import UserError
 from tests.helpers.http_servers import Mischief, serve
 from tests.helpers.tars import pair, tar_bytes, toy_stream, write_shards

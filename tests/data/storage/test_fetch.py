@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from mmssl.data.storage.fetch import Fetcher, RetryPolicy
+from mmssl.data.storage import Fetcher, RetryPolicy
 from mmssl.data.storage.filesystem import list_fsspec
 from mmssl.data.storage.http import RemoteFileMissingError
 from mmssl.errors import UserError

@@ -1,0 +1,36 @@
+"""Names of shards: local paths, URLs and commands."""
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+"""Extensions of tables, which are packed into shards and cannot be read as shards."""
+
+
+def is_remote(shard: str) -> bool:
+    """Whether a shard is a URL or a command rather than a local path."""
+    return is_command(shard) or "://" in shard
+
+
+def is_command(shard: str) -> bool:
+    """Whether a shard is the output of a command."""
+    return shard.startswith("pipe:")
+
+
+def is_web(url: str) -> bool:
+    """Whether a web server holds the file."""
+    return url.startswith(("http://", "https://"))
+
+
+def beside(shard: str, suffix: str) -> str:
+    """The URL with `suffix` after its path, before its query."""
+    path, question, query = shard.partition("?")
+    return f"{path}{suffix}{question}{query}"
+
+
+def in_folder(shard: str, name: str) -> str:
+    """The URL of the file `name` in the shard's folder, with the shard's query."""
+    path, question, query = shard.partition("?")
+    return f"{path.rpartition('/')[0]}/{name}{question}{query}"
+
+
+def file_name(shard: str) -> str:
+    """The last component of a URL's path."""
+    return shard.partition("?")[0].rpartition("/")[2]

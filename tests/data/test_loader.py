@@ -348,7 +348,7 @@ def test_a_stalled_worker_is_reported_with_shard_and_byte(
         hang.wait(20)
         return Path(shard).read_bytes()[start:stop]
 
-    monkeypatch.setattr("mmssl.data.sources.reader.LocalFiles.read", read)
+    monkeypatch.setattr("mmssl.data.storage.files.LocalFiles.read", read)
     timer = threading.Timer(0.5, hang.set)
     timer.start()
     with toy_stream(shards, workers=1, stall_seconds=0.1) as stream:

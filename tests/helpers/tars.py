@@ -51,7 +51,7 @@ class ToyRendered:
     views: dict[str, Tensor]
     texts: list[str]
     bad: list[tuple[int, str]]
-    draws: dict[str, Tensor] = field(default_factory=dict)
+    augment_params: dict[str, Tensor] = field(default_factory=dict)
 
 
 def toy_render(samples: Sequence[Sample], epoch: int) -> ToyRendered:

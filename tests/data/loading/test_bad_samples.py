@@ -22,19 +22,19 @@ def made(samples: int, bad: list[int]) -> LoadedBatch:
 
 def test_the_fraction_is_judged_at_1000_samples_whatever_the_last_batch_was(tmp_path: Path) -> None:
     """Too many bad samples at the start are an error also where the batch that completes the thousand has none."""
-    judge = BadSampleBudget(0.01, tmp_path / "bad.jsonl")
-    judge.take(made(500, list(range(0, 100, 5))))
+    budget = BadSampleBudget(0.01, tmp_path / "bad.jsonl")
+    budget.count(made(500, list(range(0, 100, 5))))
     with pytest.raises(UserError, match=r"20 of 1000 samples .* the last one is 'k95' of s") as error:
-        judge.take(made(500, []))
+        budget.count(made(500, []))
     assert "\n" not in str(error.value)
     assert len([json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]) == 20
 
 
 def test_a_row_of_bad_samples_goes_over_from_batch_to_batch() -> None:
     """A hundred in a row stop the stream; a single good one in between starts the count again."""
-    judge = BadSampleBudget(1.0, None)
-    judge.take(made(60, list(range(60))))
-    judge.take(made(60, [*range(39), *range(40, 60)]))
-    judge.take(made(60, list(range(60))))
+    budget = BadSampleBudget(1.0, None)
+    budget.count(made(60, list(range(60))))
+    budget.count(made(60, [*range(39), *range(40, 60)]))
+    budget.count(made(60, list(range(60))))
     with pytest.raises(UserError, match="100 samples in a row"):
-        judge.take(made(60, list(range(20))))
+        budget.count(made(60, list(range(20))))

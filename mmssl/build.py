@@ -9,10 +9,8 @@ from pydantic import ValidationError
 
 from mmssl import system
 from mmssl.config import Config, ModelConfig, ObjectiveConfig, ViewConfig
-from mmssl.data import TrainLoader, resolve_sources
-from mmssl.data.shards import Progress
-from mmssl.data.shards import SampleLimits
-from mmssl.data import iter_samples
+from mmssl.data import TrainLoader, iter_samples, resolve_sources
+from mmssl.data.shards import Progress, SampleLimits
 from mmssl.data.storage import Access
 from mmssl.data.transforms import Renderer, Tokenizer, captions, load_tokenizer, train_tokenizer, views
 from mmssl.distributed import World

@@ -14,8 +14,7 @@ from mmssl.errors import UserError
 
 if TYPE_CHECKING:
     from mmssl.data.packing.packer import Format
-    from mmssl.data.shards import SampleLimits
-    from mmssl.data.shards import ShardIndex
+    from mmssl.data.shards import SampleLimits, ShardIndex
 
 shards_app = typer.Typer(
     help="Index, check, look at and make shards: tars of KEY.jpg (png, webp, ...) with KEY.txt, KEY.json.",
@@ -49,9 +48,9 @@ def index(
 
     Example: mmssl shards index '/data/pairs/*.tar'
     """
+    from mmssl.data import expand
     from mmssl.data.shards import describe_problems
     from mmssl.data.sources import make_index
-    from mmssl.data import expand
     from mmssl.data.storage import Access
 
     names = expand(patterns)
@@ -92,9 +91,9 @@ def check(
 
     Example: mmssl shards check '/data/pairs/*.tar' --image health.png
     """
+    from mmssl.data import expand
     from mmssl.data.health import report as health_report
     from mmssl.data.health.survey import survey
-    from mmssl.data import expand
     from mmssl.data.shards import is_remote
     from mmssl.data.transforms import captions, load_tokenizer
 
@@ -146,8 +145,8 @@ def show(
     Examples: mmssl shards show '/data/pairs/*.tar' --out sheet.png;
     mmssl shards show '/data/pairs/*.tar' --key 000012345
     """
-    from mmssl.data.health import browse as sheets
     from mmssl.data import expand
+    from mmssl.data.health import browse as sheets
     from mmssl.data.transforms import captions
 
     captions.check_templates([caption])

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from mmssl.config import ViewConfig
-from mmssl.data import Source, TrainLoader
-from mmssl.data import iter_samples
+from mmssl.data import Source, TrainLoader, iter_samples
 from mmssl.data.transforms import Renderer, augment_params, captions, decoding, train_tokenizer, views
 from mmssl.rng import generator
 

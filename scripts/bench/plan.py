@@ -20,14 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from mmssl.config import ViewConfig
-from mmssl.data import Source, TrainLoader
+from mmssl.data import Source, TrainLoader, expand
 from mmssl.data.order import Position, StreamPlan, default_lanes
-from mmssl.data.shards import FOLDER_FILE, index_shards
+from mmssl.data.shards import FOLDER_FILE, SampleLimits, ShardIndex, index_shards, offsets_path
 from mmssl.data.shards.index import folder_json
-from mmssl.data.shards import SampleLimits
-from mmssl.data.shards import ShardIndex, offsets_path
 from mmssl.data.sources import plan_source
-from mmssl.data import expand
 from mmssl.data.transforms import Renderer, views
 from mmssl.system import peak_memory
 from scripts.bench.memory import reset_peak

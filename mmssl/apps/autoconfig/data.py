@@ -7,14 +7,11 @@ from glob import escape, has_magic
 from pathlib import Path
 
 from mmssl import system
-from mmssl.data.packing.packer import BAD, Encoding, pack
-from mmssl.data.shards import TABLES
-from mmssl.data.packing.records import open_records
-from mmssl.data.shards import Progress
-from mmssl.data.shards import SampleLimits
-from mmssl.data.sources import index_source
 from mmssl.data import expand
-from mmssl.data.shards import is_remote
+from mmssl.data.packing.packer import BAD, Encoding, pack
+from mmssl.data.packing.records import open_records
+from mmssl.data.shards import TABLES, Progress, SampleLimits, is_remote
+from mmssl.data.sources import index_source
 from mmssl.data.storage import Access
 from mmssl.errors import UserError
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mmssl.apps.search.index import FORMAT, PARTS, RECORD, SAME, part, probe, read_record, write_part
-from mmssl.data.shards import BadSample
-from mmssl.data.shards import is_remote
 from mmssl.data import iter_samples
+from mmssl.data.shards import BadSample, is_remote
 from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate.encode import ALONE, encode_images

@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmssl.data.shards.index import index_shards
 from mmssl.data.shards.samples import SampleError, SampleLimits, parse_sample
-from mmssl.data.sources.catalog import Catalog
 from mmssl.data.shards.urls import is_remote
+from mmssl.data.sources.catalog import Catalog
+from mmssl.data.storage.fetch import RetryPolicy
 from mmssl.data.storage.files import LocalFiles
 from mmssl.data.storage.sequential import iter_samples
-from mmssl.data.storage.fetch import RetryPolicy
 from mmssl.data.transforms import DecodeError, Pixels, captions, decoding
 from mmssl.errors import UserError
 from mmssl.rng import generator

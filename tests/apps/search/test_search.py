@@ -16,8 +16,7 @@ import mmssl
 from mmssl.apps.search import Index, embed_shards, encode_query, exact_nearest
 from mmssl.apps.search.nearest import Graph
 from mmssl.cli.main import main
-from mmssl.data import expand
-from mmssl.data import iter_samples
+from mmssl.data import expand, iter_samples
 from mmssl.distributed import World
 from mmssl.errors import UserError
 from tests.helpers.export_models import own

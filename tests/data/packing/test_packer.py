@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mmssl.data import iter_samples
 from mmssl.data.packing.packer import BAD, Encoding, pack
 from mmssl.data.packing.record import RecordError, Records
 from mmssl.data.packing.records import open_records
-from mmssl.data import iter_samples
 from mmssl.errors import UserError
 from mmssl.types import Sample
 from tests.helpers.images import encode, orientation, photo

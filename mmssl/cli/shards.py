@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
-    from mmssl.data.packing.packer import Format
+    from mmssl.data.packing import Format
     from mmssl.data.shards import SampleLimits, ShardIndex
 
 shards_app = typer.Typer(
@@ -92,8 +92,7 @@ def check(
     Example: mmssl shards check '/data/pairs/*.tar' --image health.png
     """
     from mmssl.data import expand
-    from mmssl.data.health import report as health_report
-    from mmssl.data.health.survey import survey
+    from mmssl.data.health import check_health, draw_report, survey_shards
     from mmssl.data.shards import is_remote
     from mmssl.data.transforms import captions, load_tokenizer
 
@@ -107,7 +106,7 @@ def check(
         total = first if total is None else min(first, total)
     problems = [f"{i.shard}: {problem}" for i in known for problem in i.problems]
     with _bar("looking at", "samples") as tick:
-        found = survey(
+        found = survey_shards(
             names,
             template=caption,
             limits=limits,
@@ -115,13 +114,13 @@ def check(
             problems=problems,
             progress=lambda done: tick(done, total),
         )
-    health = health_report.check(found, tokenizer=tokens, image_size=image_size, batch_size=batch_size)
+    health = check_health(found, tokenizer=tokens, image_size=image_size, batch_size=batch_size)
     if json_file is not None:
         with _writing(json_file):
             json_file.write_text(health.json(), encoding="utf-8")
     if image is not None:
         with _writing(image):
-            health_report.draw(found, health, image, tokens)
+            draw_report(found, health, image, tokens)
     print(health.text())
 
 
@@ -146,7 +145,7 @@ def show(
     mmssl shards show '/data/pairs/*.tar' --key 000012345
     """
     from mmssl.data import expand
-    from mmssl.data.health import browse as sheets
+    from mmssl.data.health import browse
     from mmssl.data.transforms import captions
 
     captions.check_templates([caption])
@@ -154,15 +153,15 @@ def show(
     out = Path("sheet.png") if out is None and key is None else out
     _refuse_unwritable(out)
     with Console(stderr=True).status("reading"):
-        samples = [sheets.find(names, key)] if key is not None else sheets.pick(names, count, seed)
+        samples = [browse.find(names, key)] if key is not None else browse.pick(names, count, seed)
         if not samples:
             raise UserError(f"no sample of {names[0]} can be used; run: mmssl shards check PATTERN")
         if out is not None:
-            sheet = sheets.contact_sheet(sheets.entries(samples, [caption]), min(columns, len(samples)), side)
+            sheet = browse.contact_sheet(browse.entries(samples, [caption]), min(columns, len(samples)), side)
             with _writing(out):
                 sheet.save(out, "PNG")
     if key is not None:
-        print(sheets.describe(samples[0]))
+        print(browse.describe(samples[0]))
     if out is not None:
         print(out)
 
@@ -199,9 +198,8 @@ def pack(
 
     Example: mmssl shards pack photos/ --out shards/ --split train=0.95 --split val=0.05 --resize 512
     """
-    from mmssl.data.packing.packer import Encoding
-    from mmssl.data.packing.packer import pack as write
-    from mmssl.data.packing.records import open_records
+    from mmssl.data.packing import Encoding, open_records
+    from mmssl.data.packing import pack as write
 
     encoding = Encoding(resize=resize, format=_format(format), quality=quality)
     records = open_records(source, image_column, caption_column, key_column)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from mmssl import system
 from mmssl.data import expand
-from mmssl.data.packing.packer import BAD, Encoding, pack
-from mmssl.data.packing.records import open_records
+from mmssl.data.packing import BAD, Encoding, open_records, pack
 from mmssl.data.shards import TABLES, Progress, SampleLimits, is_remote
 from mmssl.data.sources import index_source
 from mmssl.data.storage import Access

@@ -1,4 +1,4 @@
-"""Samples to look at: a sheet of images with their captions, or one sample by its key."""
+"""Single samples: a contact sheet of images with captions, or one sample by its key."""
 
 import json
 import textwrap
@@ -21,24 +21,24 @@ from mmssl.errors import UserError
 from mmssl.rng import generator
 from mmssl.types import Sample
 
-_LINES = 3
+_CAPTION_LINES = 3
 _FONT_SIZE = 12
 _MARGIN = 8
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One image of a sheet; None where it cannot be decoded."""
+class SheetEntry:
+    """One image of a contact sheet."""
 
     pixels: Pixels | None
-    """uint8 [H, W, 3]."""
+    """uint8 [H, W, 3]; None if the image cannot be decoded."""
     caption: str
 
 
 def pick(shards: Sequence[str], count: int, seed: int = 0, limits: SampleLimits | None = None) -> list[Sample]:
-    """`count` samples drawn evenly from all of the shards, in file order.
+    """Draw `count` samples uniformly from all shards, in file order.
 
-    Local shards are read where the samples stand, by their index; remote ones from beginning to end.
+    Local shards are read at random positions by their index, remote ones sequentially.
     """
     rng, limits = generator(seed, "pick"), limits or SampleLimits()
     if any(is_remote(shard) for shard in shards):
@@ -56,7 +56,7 @@ def pick(shards: Sequence[str], count: int, seed: int = 0, limits: SampleLimits 
 
 
 def _reservoir(samples: Iterable[Sample], count: int, rng: np.random.Generator) -> list[Sample]:
-    """One pass, with no more than `count` samples in memory."""
+    """Draw `count` samples in one pass, with at most `count` in memory."""
     chosen: list[Sample] = []
     for number, sample in enumerate(samples):
         if number < count:
@@ -67,19 +67,19 @@ def _reservoir(samples: Iterable[Sample], count: int, rng: np.random.Generator) 
 
 
 def find(shards: Sequence[str], key: str, limits: SampleLimits | None = None) -> Sample:
-    """The first sample with a key, given as it stands in the tar or as `shard:key`.
+    """Find the first sample with a key, given as in the tar or as `shard:key`.
 
     Raises:
-        UserError: no sample has it.
+        UserError: no sample has this key.
     """
     for sample in iter_samples(shards, limits):
         if key in (sample.key, f"{sample.shard}:{sample.key}"):
             return sample
-    raise UserError(f"no sample {key!r} in {len(shards)} shards; keys look like {_first_key(shards, limits)!r}")
+    raise UserError(f"no sample {key!r} in {len(shards)} shards; keys look like {_example_key(shards, limits)!r}")
 
 
 def describe(sample: Sample) -> str:
-    """All that is known of a sample, as text."""
+    """Key, image format and fields of a sample as text."""
     try:
         header = decoding.read_header(sample.image)
         image = f"{header.format}, {header.width} x {header.height} pixels, {len(sample.image):,} bytes"
@@ -92,23 +92,23 @@ def describe(sample: Sample) -> str:
     return "\n".join(lines)
 
 
-def entries(samples: Iterable[Sample], templates: Sequence[str] = ("{txt}",)) -> list[Entry]:
-    """Samples with the first template's caption; what cannot be used shows its error instead."""
+def entries(samples: Iterable[Sample], templates: Sequence[str] = ("{txt}",)) -> list[SheetEntry]:
+    """Entries of a contact sheet with the first template's captions; unusable samples show their error."""
     shown = []
     for sample in samples:
         try:
             caption = captions.render_caption(sample.fields, templates, None)
-            shown.append(Entry(decoding.decode(sample.image), caption))
+            shown.append(SheetEntry(decoding.decode(sample.image), caption))
         except (DecodeError, UserError) as error:
-            shown.append(Entry(None, f"{sample.key}: {error}"))
+            shown.append(SheetEntry(None, f"{sample.key}: {error}"))
     return shown
 
 
-def contact_sheet(entries: Sequence[Entry], columns: int = 8, side: int = 160) -> Image.Image:
-    """Images fitted into squares of `side` pixels, a few lines of caption under each."""
+def contact_sheet(entries: Sequence[SheetEntry], columns: int = 8, side: int = 160) -> Image.Image:
+    """Draw images fitted into squares of `side` pixels, each with a few lines of its caption below."""
     font = ImageFont.load_default(_FONT_SIZE)
     rows = max(1, -(-len(entries) // columns))
-    width, height = side + _MARGIN, side + _MARGIN + _LINES * (_FONT_SIZE + 3)
+    width, height = side + _MARGIN, side + _MARGIN + _CAPTION_LINES * (_FONT_SIZE + 3)
     sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), "white")
     canvas = ImageDraw.Draw(sheet)
     for number, entry in enumerate(entries):
@@ -116,19 +116,19 @@ def contact_sheet(entries: Sequence[Entry], columns: int = 8, side: int = 160) -
         if entry.pixels is None:
             canvas.rectangle((left, top, left + side - 1, top + side - 1), outline="red")
         else:
-            image = _fit(entry.pixels, side)
+            image = _fit_into(entry.pixels, side)
             sheet.paste(image, (left + (side - image.width) // 2, top + (side - image.height) // 2))
-        lines = textwrap.wrap(entry.caption, width=side // 6, max_lines=_LINES, placeholder=" ...")
+        lines = textwrap.wrap(entry.caption, width=side // 6, max_lines=_CAPTION_LINES, placeholder=" ...")
         canvas.multiline_text((left, top + side + 2), "\n".join(lines), fill="black", font=font, spacing=2)
     return sheet
 
 
-def _fit(pixels: Pixels, side: int) -> Image.Image:
+def _fit_into(pixels: Pixels, side: int) -> Image.Image:
     image = Image.fromarray(np.ascontiguousarray(pixels))
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _first_key(shards: Sequence[str], limits: SampleLimits | None) -> str:
-    return next((sample.key for sample in iter_samples(shards, limits)), "nothing: there is no usable sample")
+def _example_key(shards: Sequence[str], limits: SampleLimits | None) -> str:
+    return next((sample.key for sample in iter_samples(shards, limits)), "nothing: no sample is usable")

@@ -1,4 +1,4 @@
-"""What a surveyed data set is like, in figures by subject. Values are JSON's."""
+"""Statistics of a surveyed dataset by subject. All values are JSON types."""
 
 import unicodedata
 from collections import Counter
@@ -13,23 +13,23 @@ from mmssl.data.health.survey import Survey
 from mmssl.data.shards.samples import BadSample
 from mmssl.data.transforms import Tokenizer
 
-Figures = dict[str, Any]
+Statistics = dict[str, Any]
 """Name -> number, list, or name -> number."""
 Floats = npt.NDArray[np.float64]
 
 TINY = 32
-"""An image whose shorter side has fewer pixels shows too little."""
+"""Shorter side in pixels below which an image shows too little."""
 HUGE = 16_000_000
-"""An image with more pixels costs far more to decode than a model sees of it."""
+"""Pixels above which decoding an image costs far more than a model sees of it."""
 LONG = 4
-"""An image whose longer side is more than so many times the shorter loses most of itself to the centre crop."""
+"""Aspect ratio above which the centre crop loses most of an image."""
 MASK_RATES = (0.15, 0.3, 0.4)
-"""Shares of masked words for which the captions without a target are counted."""
+"""Fractions of masked words at which captions without a target are counted."""
 _EXAMPLES = 5
 
 
-def sample_statistics(survey: Survey) -> Figures:
-    """How many samples there are, and what is left out."""
+def sample_statistics(survey: Survey) -> Statistics:
+    """Counts of usable samples, and of those left out by reason."""
     per_shard = Counter(survey.shards)
     keys = Counter(key[len(shard) + 1 :] for key, shard in zip(survey.keys, survey.shards, strict=True))
     again = [key for key, count in keys.items() if count > 1]
@@ -45,11 +45,11 @@ def sample_statistics(survey: Survey) -> Figures:
     }
 
 
-def image_statistics(survey: Survey, image_size: int) -> Figures:
-    """Formats and sizes, and shares of the images.
+def image_statistics(survey: Survey, image_size: int) -> Statistics:
+    """Formats, sizes, and fractions of unsuitable images.
 
-    These are tiny (shorter side below 32 px), huge (more than 16 megapixels), enlarged to the model's `image_size`,
-    shrunk to a quarter of their side or less, or long (more than 4 times their width).
+    Images are tiny (shorter side below 32 px), huge (more than 16 megapixels), enlarged to the model's `image_size`,
+    shrunk to a quarter of their side or less, or long (aspect ratio above 4).
     """
     if not len(survey):
         return {}
@@ -67,8 +67,8 @@ def image_statistics(survey: Survey, image_size: int) -> Figures:
     }
 
 
-def image_copy_statistics(survey: Survey, copies: Ints, near: Ints) -> Figures:
-    """Copies are counted without the first of each group."""
+def image_copy_statistics(survey: Survey, copies: Ints, near: Ints) -> Statistics:
+    """Counts of duplicate images, without the first of each group."""
     exact = connect(len(survey), copies)
     both = connect(len(survey), copies, near)
     groups, sizes = np.unique(both, return_counts=True)
@@ -86,27 +86,27 @@ def image_copy_statistics(survey: Survey, copies: Ints, near: Ints) -> Figures:
     }
 
 
-def caption_statistics(survey: Survey, tokenizer: Tokenizer | None) -> Figures:
-    """Lengths, scripts, and the share that masked language modelling would leave without a target."""
+def caption_statistics(survey: Survey, tokenizer: Tokenizer | None) -> Statistics:
+    """Lengths, scripts, and the fraction that masked language modelling leaves without a target."""
     if not len(survey):
         return {"most repeated": {}, "scripts of letters": {}}
     unit, lengths = "words" if tokenizer is None else "tokens", length_statistics(survey, tokenizer)
     words = np.array([len(caption.split()) for caption in survey.captions])
-    figures: Figures = {f"{unit}, quantiles 1 50 99 %": _quantiles(lengths)}
+    found: Statistics = {f"{unit}, quantiles 1 50 99 %": _quantiles(lengths)}
     if tokenizer is not None:
-        figures["cut"] = float(np.mean(lengths > tokenizer.max_tokens))
-    figures |= {
+        found["cut"] = float(np.mean(lengths > tokenizer.max_tokens))
+    found |= {
         "not plain ASCII": float(np.mean([not caption.isascii() for caption in survey.captions])),
         "scripts of letters": _shares(_scripts(survey.captions)),
     }
     for rate in MASK_RATES:
-        # Each word is masked by itself, as BERT does.
-        figures[f"no masked word at a rate of {rate:g}"] = float(np.mean((1 - rate) ** words))
-    return figures
+        # Words are masked independently, as in BERT.
+        found[f"no masked word at a rate of {rate:g}"] = float(np.mean((1 - rate) ** words))
+    return found
 
 
-def caption_copy_statistics(survey: Survey, alike: Ints) -> Figures:
-    """Repeated captions, counted without the first of each group."""
+def caption_copy_statistics(survey: Survey, alike: Ints) -> Statistics:
+    """Counts of repeated captions, without the first of each group."""
     counts = Counter(survey.captions)
     near = _extra(connect(len(survey), alike))
     exact = len(survey) - len(counts)
@@ -117,11 +117,11 @@ def caption_copy_statistics(survey: Survey, alike: Ints) -> Figures:
     }
 
 
-def batch_statistics(count: int, groups: Ints, batch_size: int) -> Figures:
-    """Pairs of a batch whose images or captions are copies, yet are told apart by a contrastive loss.
+def batch_statistics(count: int, groups: Ints, batch_size: int) -> Statistics:
+    """False negatives of a contrastive batch: pairs whose images or captions are copies.
 
-    For a batch drawn without regard to groups of sizes n_g among N samples: B (B - 1) / 2 * sum n_g (n_g - 1) /
-    (N (N - 1)) pairs are expected.
+    A uniformly drawn batch of B among N samples, with groups of n_g copies, contains on average
+    B (B - 1) / 2 * sum n_g (n_g - 1) / (N (N - 1)) such pairs.
     """
     if count < 2:
         return {}
@@ -136,21 +136,21 @@ def batch_statistics(count: int, groups: Ints, batch_size: int) -> Figures:
 
 
 def length_statistics(survey: Survey, tokenizer: Tokenizer | None) -> Floats:
-    """Length of each caption: tokens with a tokenizer, else words."""
+    """Length of each caption in tokens, or in words without a tokenizer."""
     if tokenizer is None:
         return np.array([len(caption.split()) for caption in survey.captions], dtype=np.float64)
     return np.array(tokenizer.lengths(survey.captions), dtype=np.float64)
 
 
 def _reason(bad: BadSample) -> str:
-    """The kind of an error: without the numbers and names that make each one different."""
+    """Kind of an error, without the numbers and names of the sample."""
     return (
         bad.error.partition(":")[0].partition(" (")[0] if not bad.error.startswith(".") else bad.error.partition(" ")[2]
     )
 
 
 def _extra(groups: Ints) -> int:
-    """Items beyond the first of their group."""
+    """Number of items beyond the first of their group."""
     return len(groups) - len(np.unique(groups))
 
 
@@ -164,7 +164,7 @@ def _quantiles(values: npt.NDArray[Any]) -> list[float]:
 
 
 def _scripts(captions: Sequence[str]) -> Counter[str]:
-    """Letters of LATIN, CYRILLIC, CJK ...: the first word of a letter's Unicode name."""
+    """Number of letters per script (LATIN, CYRILLIC, CJK ...), the first word of a letter's Unicode name."""
     characters, scripts = Counter[str](), Counter[str]()
     for caption in captions:
         characters.update(caption)

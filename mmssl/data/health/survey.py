@@ -1,4 +1,4 @@
-"""One pass over every sample of shards: what its image and its caption are like."""
+"""One pass over all samples of shards that collects what the health report needs."""
 
 import hashlib
 import os
@@ -19,20 +19,20 @@ from mmssl.errors import UserError
 from mmssl.types import Sample
 
 _BATCH = 64
-_SEEN_SIDE = 48
-"""A reduced decode keeps at least this many pixels a side: enough for a thumbnail."""
+_DECODED_SIDE = 48
+"""Smallest side in pixels after a reduced decode: enough for a thumbnail."""
 
 
 @dataclass
 class Survey:
-    """What was seen of N usable samples, in file order, and of the others."""
+    """Properties of N usable samples, in file order, and the unusable ones."""
 
     keys: list[str] = field(default_factory=list)
-    """`shard:key` of each."""
+    """`shard:key` of each sample."""
     shards: list[str] = field(default_factory=list)
-    """The shard of each."""
+    """Shard of each sample."""
     captions: list[str] = field(default_factory=list)
-    """The first template's caption of each, cleaned."""
+    """Cleaned caption of each sample."""
     formats: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     """Width and height of each image."""
@@ -40,11 +40,11 @@ class Survey:
     digests: list[bytes] = field(default_factory=list)
     """BLAKE2b-128 of each encoded image."""
     thumbnails: list[Pixels] = field(default_factory=list)
-    """uint8 [12, 12, 3] each."""
+    """Thumbnail of each image, uint8 [12, 12, 3]."""
     bad: list[BadSample] = field(default_factory=list)
-    """Samples that training would leave out, or replace, and why."""
+    """Samples that training would skip or replace, with their errors."""
     problems: list[str] = field(default_factory=list)
-    """What is wrong with whole shards, where their index tells."""
+    """Problems of whole shards, from their index."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -55,8 +55,8 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """One sample's part of a survey."""
+class _SampleInfo:
+    """Properties of one usable sample."""
 
     caption: str
     header: decoding.Header
@@ -64,11 +64,11 @@ class _Seen:
     thumbnail: Pixels
 
 
-Looked = list[tuple[Sample, _Seen | str]]
-Look = Callable[[list[Sample]], Looked]
+Inspected = list[tuple[Sample, _SampleInfo | str]]
+Inspect = Callable[[list[Sample]], Inspected]
 
 
-def survey(
+def survey_shards(
     shards: Sequence[str],
     *,
     template: str = "{txt}",
@@ -79,10 +79,12 @@ def survey(
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Survey:
-    """Read, decode and caption the samples of shards, all of them or the `first` so many.
+    """Read and decode the samples of shards.
 
-    `problems` are those of whole shards that an index found; `progress` is called with the number of samples read so
-    far.
+    Args:
+        first: number of samples to read. None: all.
+        problems: problems of whole shards, as found by indexing.
+        progress: called with the number of samples read so far.
 
     Raises:
         UserError: a shard cannot be opened.
@@ -91,46 +93,46 @@ def survey(
     samples = islice(iter_samples(shards, limits, on_bad=found.bad.append), first)
     done, workers = 0, threads or os.cpu_count() or 1
 
-    def look(batch: list[Sample]) -> Looked:
-        return [(sample, _look(sample, template, max_pixels)) for sample in batch]
+    def inspect(batch: list[Sample]) -> Inspected:
+        return [(sample, _inspect(sample, template, max_pixels)) for sample in batch]
 
     with ThreadPoolExecutor(workers) as pool:
-        for batch in _ahead(pool, look, _batches(samples), 2 * workers):
-            for sample, seen in batch:
-                _take(found, sample, seen)
+        for batch in _run_ahead(pool, inspect, _batches(samples), 2 * workers):
+            for sample, info in batch:
+                _add(found, sample, info)
             done += len(batch)
             if progress is not None:
                 progress(done)
     return found
 
 
-def _take(found: Survey, sample: Sample, seen: _Seen | str) -> None:
-    if isinstance(seen, str):
-        found.bad.append(BadSample(sample.shard, sample.key, seen))
+def _add(found: Survey, sample: Sample, info: _SampleInfo | str) -> None:
+    if isinstance(info, str):
+        found.bad.append(BadSample(sample.shard, sample.key, info))
         return
     found.keys.append(f"{sample.shard}:{sample.key}")
     found.shards.append(sample.shard)
-    found.captions.append(seen.caption)
-    found.formats.append(seen.header.format)
-    found.sizes.append((seen.header.width, seen.header.height))
+    found.captions.append(info.caption)
+    found.formats.append(info.header.format)
+    found.sizes.append((info.header.width, info.header.height))
     found.image_bytes.append(len(sample.image))
-    found.digests.append(seen.digest)
-    found.thumbnails.append(seen.thumbnail)
+    found.digests.append(info.digest)
+    found.thumbnails.append(info.thumbnail)
 
 
-def _look(sample: Sample, template: str, max_pixels: int) -> _Seen | str:
-    """What a sample is like, or why it cannot be used."""
+def _inspect(sample: Sample, template: str, max_pixels: int) -> _SampleInfo | str:
+    """Properties of a sample, or the error that makes it unusable."""
     try:
         caption = captions.clean_caption(captions.render_caption(sample.fields, [template], None))
         header = decoding.read_header(sample.image, max_pixels)
         side = min(header.width, header.height)
-        reduce = next((r for r in decoding.REDUCTIONS if side >= r * _SEEN_SIDE), 1)
+        reduce = next((r for r in decoding.REDUCTIONS if side >= r * _DECODED_SIDE), 1)
         small = thumbnail(decoding.decode(sample.image, header, reduce))
     except (DecodeError, UserError) as error:
         return str(error)
     if not caption:
         return "the caption is empty"
-    return _Seen(caption, header, hashlib.blake2b(sample.image, digest_size=16).digest(), small)
+    return _SampleInfo(caption, header, hashlib.blake2b(sample.image, digest_size=16).digest(), small)
 
 
 def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
@@ -139,9 +141,9 @@ def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
         yield batch
 
 
-def _ahead(pool: Executor, work: Look, batches: Iterable[list[Sample]], ahead: int) -> Iterator[Looked]:
-    """Results in order, with a few batches in work ahead: the rest of the shards stays unread."""
-    pending: deque[Future[Looked]] = deque()
+def _run_ahead(pool: Executor, work: Inspect, batches: Iterable[list[Sample]], ahead: int) -> Iterator[Inspected]:
+    """Results in order. At most `ahead` batches are in work, so that shards are not read far ahead."""
+    pending: deque[Future[Inspected]] = deque()
     for batch in batches:
         pending.append(pool.submit(work, batch))
         if len(pending) > ahead:

@@ -1,4 +1,4 @@
-"""Images with captions into WebDataset shards: in parallel, and resumable shard by shard."""
+"""Packing records into WebDataset shards: in parallel, and resumable shard by shard."""
 
 import hashlib
 import io
@@ -15,14 +15,13 @@ from typing import Literal
 
 from PIL import Image
 
-from mmssl.data.packing.record import Fields, RecordError, Records
-from mmssl.data.shards.index import index_shards
-from mmssl.data.shards.samples import SampleLimits
+from mmssl.data.packing.records import Fields, RecordError, Records
+from mmssl.data.shards import SampleLimits, index_shards
 from mmssl.data.transforms import DecodeError, decoding, views
 from mmssl.errors import UserError
 
 Bad = list[tuple[str, str]]
-"""Key and reason of each record that was left out."""
+"""Key and error of each record that was left out."""
 Format = Literal["keep", "jpeg", "png", "webp"]
 
 MANIFEST = "mmssl-pack.json"
@@ -30,46 +29,49 @@ BAD = "bad_samples.jsonl"
 _PARTIAL = ".partial"
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 _REENCODED = {"JPEG": "JPEG", "WEBP": "WEBP"}
-"""A resized image that keeps its format; all others become PNG."""
+"""Formats that a resized image keeps; all others become PNG."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What becomes of the images' bytes."""
+    """Image encoding in the shards."""
 
     resize: int | None = None
-    """Larger images are shrunk so that their shorter side has so many pixels."""
+    """Shorter side in pixels to which larger images are shrunk. None: no limit."""
     format: Format = "keep"
-    """`keep` leaves the bytes of images that are not shrunk as they are."""
+    """`keep` copies the bytes of images that are not shrunk."""
     quality: int = 90
-    """Of JPEG and WebP, 1 to 100."""
+    """Quality of JPEG and WebP, 1 to 100."""
     max_pixels: int = decoding.MAX_PIXELS
-    """Larger images are refused."""
+    """Images with more pixels are left out."""
 
 
 @dataclass
 class Packed:
-    """What a packing did."""
+    """Result of a packing."""
 
     shards: dict[str, list[Path]] = field(default_factory=dict)
     """Split -> its shards."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Split -> samples of its shards."""
+    """Split -> number of samples in its shards."""
     samples: int = 0
-    """Samples written now."""
+    """Samples written by this call."""
     kept: int = 0
-    """Shards that stood there from an interrupted packing."""
+    """Shards that existed from an interrupted packing."""
     bad: Bad = field(default_factory=list)
-    """What was left out now; the file bad_samples.jsonl has it of all runs."""
+    """Records left out by this call. The file bad_samples.jsonl lists those of all calls."""
 
 
 @dataclass(frozen=True)
-class _Job:
+class _ShardPlan:
     """One shard to write."""
 
     split: str
     path: Path
-    numbers: Sequence[int]
+    records: Sequence[int]
+    """Indices of its records, in order."""
+    repeated: frozenset[int]
+    """Those whose key already occurred."""
 
 
 def pack(
@@ -84,44 +86,46 @@ def pack(
 ) -> Packed:
     """Write SPLIT-00000.tar, SPLIT-00001.tar ... and their index.
 
-    A record belongs to a split, and stands in its place there, by a hash of its key: adding records moves no other to
-    another split. Records of one image follow the first of them. Called again after an interruption it goes on with
-    the shards that are missing.
+    A hash of its key decides the split of a record and its position there, so adding records moves no other record to
+    another split. Records that share an image stay in one split. After an interruption, call this again to write the
+    missing shards.
 
     Args:
-        splits: name -> share of the records; by default all are `train`.
-        progress: called with the records done and their number.
+        splits: name -> fraction of the records. Default: all in `train`.
+        progress: called with the number of records done and the total.
 
     Raises:
-        UserError: the folder holds shards of another packing, or cannot be written.
+        UserError: the folder contains shards of another packing, or cannot be written.
     """
     encoding, splits, keys = encoding or Encoding(), dict(splits or {"train": 1.0}), records.keys()
-    jobs = _plan(records, keys, splits, shard_samples, out)
+    shards = _plan_shards(records, keys, splits, shard_samples, out)
     options = (records.identity(), sorted(splits.items()), shard_samples, encoding)
-    _prepare(out, _fingerprint(keys, options), {job.path.name for job in jobs})
-    missing = [job for job in jobs if not job.path.exists()]
-    packed = Packed(kept=len(jobs) - len(missing))
-    pace = _Pace(len(keys) - sum(len(job.numbers) for job in missing), len(keys), progress)
+    _prepare(out, _fingerprint(keys, options), {shard.path.name for shard in shards})
+    missing = [shard for shard in shards if not shard.path.exists()]
+    packed = Packed(kept=len(shards) - len(missing))
+    counter = _Progress(len(keys) - sum(len(shard.records) for shard in missing), len(keys), progress)
 
-    def work(job: _Job) -> None:
-        written, bad = _write_shard(records, keys, job, encoding, pace.tick)
-        with pace.lock:
+    def work(shard: _ShardPlan) -> None:
+        written, bad = _write_shard(records, keys, shard, encoding, counter.tick)
+        with counter.lock:
             packed.samples += written
             packed.bad += bad
-            _finish(out, job, written, bad)
+            _finish(out, shard, written, bad)
 
     try:
-        _in_threads(work, missing, threads or os.cpu_count() or 1, pace.stopped)
+        _run_in_threads(work, missing, threads or os.cpu_count() or 1, counter.stopped)
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}; what is done stays, call again to go on") from None
+        raise UserError(
+            f"{out} cannot be written: {error.strerror}; finished shards are kept, call again to continue"
+        ) from None
     for name in splits:
-        packed.shards[name] = [job.path for job in jobs if job.split == name and job.path.exists()]
+        packed.shards[name] = [shard.path for shard in shards if shard.split == name and shard.path.exists()]
         packed.counts[name] = sum(i.samples for i in index_shards(list(map(str, packed.shards[name])), SampleLimits()))
     return packed
 
 
-class _Pace:
-    """Counts the records that threads have done, and stops the threads."""
+class _Progress:
+    """Counts finished records over threads, and stops the threads."""
 
     def __init__(self, done: int, total: int, progress: Callable[[int, int], None] | None) -> None:
         self.lock = Lock()
@@ -131,7 +135,7 @@ class _Pace:
         self._progress = progress
 
     def tick(self) -> None:
-        """One more is done. Raises CancelledError when it is time to stop."""
+        """Count one record. Raises CancelledError after `stopped` is set."""
         if self.stopped.is_set():
             raise CancelledError
         with self.lock:
@@ -140,22 +144,24 @@ class _Pace:
                 self._progress(self._done, self._total)
 
 
-def _in_threads(work: Callable[[_Job], None], jobs: Sequence[_Job], threads: int, stopped: Event) -> None:
-    """Do all jobs. The first error stops the others, by `stopped`, and is raised."""
+def _run_in_threads(
+    work: Callable[[_ShardPlan], None], shards: Sequence[_ShardPlan], threads: int, stopped: Event
+) -> None:
+    """Do the work for all shards. The first error stops the others, through `stopped`, and is raised."""
     failed: list[BaseException] = []
 
-    def guarded(job: _Job) -> None:
+    def guarded(shard: _ShardPlan) -> None:
         if stopped.is_set():
             return
         try:
-            work(job)
+            work(shard)
         except BaseException as error:
             failed.append(error)
             stopped.set()
 
     with ThreadPoolExecutor(threads) as pool:
         try:
-            list(pool.map(guarded, jobs))
+            list(pool.map(guarded, shards))
         except BaseException:
             stopped.set()
             raise
@@ -163,26 +169,27 @@ def _in_threads(work: Callable[[_Job], None], jobs: Sequence[_Job], threads: int
         raise failed[0]
 
 
-def _plan(
+def _plan_shards(
     records: Records, keys: Sequence[str], splits: Mapping[str, float], shard_samples: int, out: Path
-) -> list[_Job]:
-    """The shards to write. Records whose key came before are marked by a negative number, -1 - number."""
+) -> list[_ShardPlan]:
+    """The shards to write."""
     first: dict[str, int] = {}
-    jobs = []
-    for name, numbers in _numbers_of_splits(records.owners(), splits).items():
-        if not records.ordered:  # mix them, where they can be read in any order
+    shards = []
+    for name, numbers in _split_records(records.owners(), splits).items():
+        if not records.ordered:  # shuffle records that can be read in any order
             numbers.sort(key=lambda number: (_hash(f"order {keys[number]}"), number))
-        marked = [n if first.setdefault(keys[n], n) == n else -1 - n for n in numbers]
-        chunks = [marked[start : start + shard_samples] for start in range(0, len(marked), shard_samples)]
-        jobs += [_Job(name, out / f"{name}-{i:05}.tar", chunk) for i, chunk in enumerate(chunks)]
-    return jobs
+        chunks = [numbers[start : start + shard_samples] for start in range(0, len(numbers), shard_samples)]
+        for i, chunk in enumerate(chunks):
+            repeated = frozenset(n for n in chunk if first.setdefault(keys[n], n) != n)
+            shards.append(_ShardPlan(name, out / f"{name}-{i:05}.tar", chunk, repeated))
+    return shards
 
 
-def _numbers_of_splits(keys: Sequence[str], splits: Mapping[str, float]) -> dict[str, list[int]]:
-    """Record numbers of each split."""
+def _split_records(keys: Sequence[str], splits: Mapping[str, float]) -> dict[str, list[int]]:
+    """Indices of the records of each split."""
     total = sum(splits.values())
     if not 0 < total < math.inf or min(splits.values()) < 0:
-        raise UserError(f"the shares of the splits {dict(splits)} must be positive numbers")
+        raise UserError(f"the fractions of the splits {dict(splits)} must be positive numbers")
     found: dict[str, list[int]] = {name: [] for name in splits}
     for number, key in enumerate(keys):
         place, end = _hash(key) / 2**64 * total, 0.0
@@ -195,20 +202,20 @@ def _numbers_of_splits(keys: Sequence[str], splits: Mapping[str, float]) -> dict
 
 
 def _prepare(out: Path, fingerprint: str, shards: set[str]) -> None:
-    """Make the folder ready for this packing, and for no other."""
+    """Prepare the folder for this packing; refuse one with shards of another packing."""
     manifest, bad = out / MANIFEST, out / BAD
     try:
         out.mkdir(parents=True, exist_ok=True)
         known = json.loads(manifest.read_text(encoding="utf-8")).get("fingerprint") if manifest.exists() else None
         if known != fingerprint and (known is not None or any(out.glob("*.tar"))):
-            raise UserError(f"{out} holds shards of other records or options; choose another folder, or remove them")
+            raise UserError(f"{out} contains shards of other records or options; choose another folder, or remove them")
         for left in out.glob(f"*{_PARTIAL}"):
             left.unlink()
         manifest.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
-        if bad.exists():  # what is written again is found again
+        if bad.exists():  # records of missing shards will be listed again
             lines = bad.read_text(encoding="utf-8").splitlines(keepends=True)
-            standing = {name for name in shards if (out / name).exists()}
-            bad.write_text("".join(line for line in lines if json.loads(line)["shard"] in standing), encoding="utf-8")
+            existing = {name for name in shards if (out / name).exists()}
+            bad.write_text("".join(line for line in lines if json.loads(line)["shard"] in existing), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}; pick another folder") from None
 
@@ -225,15 +232,15 @@ def _hash(text: str) -> int:
 
 
 def _write_shard(
-    records: Records, keys: Sequence[str], job: _Job, encoding: Encoding, tick: Callable[[], None]
+    records: Records, keys: Sequence[str], shard: _ShardPlan, encoding: Encoding, tick: Callable[[], None]
 ) -> tuple[int, Bad]:
-    """Write one tar under a passing name. Returns the samples written and what was left out."""
+    """Write one tar under its partial name. Returns the number of samples and the records left out."""
     written, bad = 0, []
-    with tarfile.open(_passing(job.path), "w") as tar:
-        for number in job.numbers:
-            key = keys[number if number >= 0 else -1 - number]
+    with tarfile.open(_partial_path(shard.path), "w") as tar:
+        for number in shard.records:
+            key = keys[number]
             try:
-                if number < 0:
+                if number in shard.repeated:
                     raise RecordError("its key was used before")
                 members = _members(*records.load(number), encoding)
                 for extension, content in members.items():
@@ -247,19 +254,19 @@ def _write_shard(
     return written, bad
 
 
-def _finish(out: Path, job: _Job, written: int, bad: Bad) -> None:
-    """Give a shard its name; note first what is missing in it. A shard without samples is not kept."""
+def _finish(out: Path, shard: _ShardPlan, written: int, bad: Bad) -> None:
+    """Record what is missing in a shard, then give it its final name. A shard without samples is deleted."""
     with (out / BAD).open("a", encoding="utf-8") as file:
         for key, error in bad:
-            record = {"shard": job.path.name, "key": key, "error": error}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            entry = {"shard": shard.path.name, "key": key, "error": error}
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
     if written:
-        _passing(job.path).replace(job.path)
+        _partial_path(shard.path).replace(shard.path)
     else:
-        _passing(job.path).unlink()
+        _partial_path(shard.path).unlink()
 
 
-def _passing(path: Path) -> Path:
+def _partial_path(path: Path) -> Path:
     return path.with_name(path.name + _PARTIAL)
 
 
@@ -268,12 +275,12 @@ def _members(image: bytes, fields: Fields, encoding: Encoding) -> dict[str, byte
 
     Raises:
         DecodeError: the image cannot be decoded.
-        RecordError: the caption is empty, or the image too large for its format.
+        RecordError: the caption is empty, or the image is too large for its format.
     """
     caption = str(fields["txt"]).strip()
     if not caption:
         raise RecordError("the caption is empty")
-    extension, content = _image(image, encoding)
+    extension, content = _encode_image(image, encoding)
     members = {extension: content, "txt": caption.encode("utf-8", "replace")}
     others = {name: value for name, value in fields.items() if name != "txt"}
     if others:
@@ -281,8 +288,8 @@ def _members(image: bytes, fields: Fields, encoding: Encoding) -> dict[str, byte
     return members
 
 
-def _image(image: bytes, encoding: Encoding) -> tuple[str, bytes]:
-    """Extension and bytes of an image, which has been decoded at least once."""
+def _encode_image(image: bytes, encoding: Encoding) -> tuple[str, bytes]:
+    """Extension and bytes of an image. It is always decoded, so broken images are found."""
     header = decoding.read_header(image, encoding.max_pixels)
     short, side = min(header.width, header.height), encoding.resize
     shrink = side is not None and short > side

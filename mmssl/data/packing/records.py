@@ -1,59 +1,61 @@
-"""What can be packed into shards: a folder of images, a table of paths and captions, a Hugging Face data set."""
+"""Sources of images and captions that can be packed: the interface, and folders of images."""
 
 import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from mmssl.data.packing.record import (
-    CAPTION_COLUMNS,
-    Fields,
-    RecordError,
-    Records,
-    as_text,
-    find_caption,
-    read_file,
-    record_key,
-)
-from mmssl.data.packing.tables import ArrowRecords, ParquetRecords, RowRecords
-from mmssl.data.shards.samples import IMAGES
-from mmssl.data.shards.urls import TABLES
+from mmssl.data.shards import IMAGES
 from mmssl.errors import UserError
 
+Fields = dict[str, Any]
 
-def open_records(
-    source: Path,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    key_column: str | None = None,
-) -> Records:
-    """The records of a folder, a table or a Hugging Face data set saved with `save_to_disk`.
-
-    Raises:
-        UserError: there is no such thing, or a column cannot be found.
-    """
-    columns = (image_column, caption_column, key_column)
-    if source.is_dir():
-        if (source / "dataset_dict.json").is_file():
-            splits = json.loads((source / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
-            raise UserError(f"{source} holds several splits; name one: {', '.join(str(source / s) for s in splits)}")
-        if (source / "state.json").is_file():
-            return ArrowRecords(source, columns)
-        return _FolderRecords(source)
-    if not source.is_file():
-        raise UserError(f"{source} does not exist; give a folder of images, a {', '.join(TABLES)} file or a data set")
-    if source.suffix not in TABLES:
-        raise UserError(f"{source} is none of {', '.join(TABLES)}; give one of these, or a folder of images")
-    return ParquetRecords(source, columns) if source.suffix == ".parquet" else RowRecords(source, columns)
+CAPTION_COLUMNS = ("caption", "text", "txt", "captions", "description", "title", "sentence")
+"""Names of a caption in a table or a JSON file, in order of preference."""
 
 
-class _FolderRecords(Records):
-    """Images anywhere below a folder, each with NAME.txt or NAME.json beside it."""
+class RecordError(ValueError):
+    """One unusable record."""
+
+
+class Records(ABC):
+    """Images with captions, readable one by one from several threads."""
+
+    ordered: bool = False
+    """True if reading out of order is slow."""
+
+    @abstractmethod
+    def keys(self) -> list[str]:
+        """Key of each record, without dots. Unique unless the source repeats a key."""
+
+    def owners(self) -> list[str]:
+        """For each record, the key of the first record with the same image: they belong to one split."""
+        return self.keys()
+
+    def identity(self) -> str:
+        """A cheap fingerprint of the source's content."""
+        return ""
+
+    @abstractmethod
+    def load(self, number: int) -> tuple[bytes, Fields]:
+        """Read the encoded image and the fields, including `txt`.
+
+        Raises:
+            RecordError: the record is missing or invalid.
+        """
+
+
+class FolderRecords(Records):
+    """Images anywhere below a folder, each with NAME.txt or NAME.json next to it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         files = (path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in IMAGES and path.is_file())
         self._paths = sorted(files)
         if not self._paths:
-            raise UserError(f"{folder} holds no image; the extensions are {', '.join(IMAGES)}")
+            raise UserError(f"{folder} contains no images; the extensions are {', '.join(IMAGES)}")
 
     def keys(self) -> list[str]:
         return [record_key(path.relative_to(self._folder).with_suffix("").as_posix()) for path in self._paths]
@@ -67,15 +69,55 @@ class _FolderRecords(Records):
             except (ValueError, RecursionError) as error:
                 raise RecordError(f"{beside.name} is damaged: {error}") from None
             if not isinstance(tree, dict):
-                raise RecordError(f"{beside.name} holds no object")
+                raise RecordError(f"{beside.name} is not a JSON object")
             fields = tree
         if (beside := path.with_suffix(".txt")).is_file():
             fields["txt"] = as_text(read_file(beside), beside.name)
         elif "txt" not in fields:
             found = next((name for name in CAPTION_COLUMNS if name in fields), None)
             if found is None:
-                raise RecordError(
-                    f"no caption: neither {path.stem}.txt nor {path.stem}.json with a caption is beside it"
-                )
+                raise RecordError(f"no caption: {path.stem}.txt and a caption in {path.stem}.json are both missing")
             fields["txt"] = find_caption(fields[found])
         return read_file(path), fields
+
+
+def record_key(name: str) -> str:
+    """Turn a name into a WebDataset key: no dots, which would end the key, and no invalid characters."""
+    return name.encode("utf-8", "replace").decode().strip("/").replace(".", "_").replace("\0", "_") or "_"
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file. Raises RecordError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: an invalid file name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RecordError(f"{str(path)!r} cannot be read: {reason}") from None
+
+
+def as_text(content: bytes, name: str) -> str:
+    """Decode the text of a file. Raises RecordError if it is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{name} is not UTF-8 (byte {error.start})") from None
+
+
+def find_caption(value: Any) -> str:
+    """A caption, or the first of a list. Raises RecordError for anything else."""
+    if isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    if not isinstance(value, str):
+        raise RecordError(f"the caption is {type(value).__name__}, not text")
+    return value
+
+
+def plain_value(value: Any) -> Any:
+    """Convert a value to plain JSON types; bytes are dropped."""
+    if isinstance(value, Mapping):
+        return {str(name): plain_value(item) for name, item in value.items() if not isinstance(item, bytes)}
+    if isinstance(value, (list, tuple)):
+        return [plain_value(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)

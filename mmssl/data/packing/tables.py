@@ -1,4 +1,4 @@
-"""Tables of images and captions: CSV, TSV, JSONL, Parquet, and Hugging Face data sets on disk."""
+"""Tables of images and captions: CSV, TSV, JSONL, Parquet, and Hugging Face datasets on disk."""
 
 import csv
 import hashlib
@@ -11,9 +11,10 @@ from threading import Lock, local
 from typing import Any
 from weakref import WeakValueDictionary
 
-from mmssl.data.packing.record import (
+from mmssl.data.packing.records import (
     CAPTION_COLUMNS,
     Fields,
+    FolderRecords,
     RecordError,
     Records,
     find_caption,
@@ -21,6 +22,7 @@ from mmssl.data.packing.record import (
     read_file,
     record_key,
 )
+from mmssl.data.shards import TABLES
 from mmssl.errors import UserError
 
 IMAGE_COLUMNS = (
@@ -36,18 +38,44 @@ IMAGE_COLUMNS = (
     "filename",
     "path",
 )
-"""Names under which the image's column is looked for, in this order."""
+"""Names of the image column, in order of preference."""
 KEY_COLUMNS = ("__key__", "key", "id")
-"""Names under which the key's column is looked for; without one the row's number is the key."""
+"""Names of the key column, in order of preference. Without one, the row number is the key."""
 _FOOTER_BYTES = 1 << 20
-"""The end of a Parquet file, where it says what stands in it."""
+"""Bytes at the end of a Parquet file that contain its metadata."""
 
 Columns = tuple[str | None, str | None, str | None]
-"""Names of the image's, the caption's and the key's column; None where they are to be found out."""
+"""Names of the image, caption and key column. None: found by name."""
+
+
+def open_records(
+    source: Path,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    key_column: str | None = None,
+) -> Records:
+    """Open a folder of images, a table, or a Hugging Face dataset saved with `save_to_disk`.
+
+    Raises:
+        UserError: the source or a column is missing.
+    """
+    columns = (image_column, caption_column, key_column)
+    if source.is_dir():
+        if (source / "dataset_dict.json").is_file():
+            splits = json.loads((source / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+            raise UserError(f"{source} has several splits; name one: {', '.join(str(source / s) for s in splits)}")
+        if (source / "state.json").is_file():
+            return ArrowRecords(source, columns)
+        return FolderRecords(source)
+    if not source.is_file():
+        raise UserError(f"{source} does not exist; give a folder of images, a {', '.join(TABLES)} file or a dataset")
+    if source.suffix not in TABLES:
+        raise UserError(f"{source} is not a {', '.join(TABLES)} file; give one of these, or a folder of images")
+    return ParquetRecords(source, columns) if source.suffix == ".parquet" else RowRecords(source, columns)
 
 
 class TableRecords(Records):
-    """Rows with a column for the image (a path, or its bytes), one for the caption, and others."""
+    """Rows with an image column (paths or bytes), a caption column, and others."""
 
     def __init__(self, source: Path, names: Sequence[str], columns: Columns) -> None:
         image, caption, key = columns
@@ -80,13 +108,13 @@ class TableRecords(Records):
         return [first.setdefault(p, k) for p, k in zip(self.column(self._image), self.keys(), strict=True)]
 
     def has_paths(self) -> bool:
-        """Whether the image's column holds paths alone, which can be compared without reading images."""
+        """True if the image column holds only paths, which can be compared without reading images."""
         return False
 
     def load(self, number: int) -> tuple[bytes, Fields]:
         row = self.row(number)
         image = row.get(self._image)
-        # An image's path stays with it, so that whoever finds the sample finds the file.
+        # The path is kept as a field, so that the file of a sample can be found.
         left_out = {self._caption} if isinstance(image, str) else {self._caption, self._image}
         fields = {name: plain_value(value) for name, value in row.items() if name not in left_out}
         caption = row.get(self._caption)
@@ -95,12 +123,12 @@ class TableRecords(Records):
         return self._read_image(image), fields | {"txt": find_caption(caption)}
 
     def _read_image(self, value: Any) -> bytes:
-        if isinstance(value, Mapping):  # the image column of a Hugging Face data set
+        if isinstance(value, Mapping):  # the image column of a Hugging Face dataset
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes):
             return value
         if not isinstance(value, str) or not value:
-            raise RecordError(f"column {self._image!r} holds no path and no bytes")
+            raise RecordError(f"column {self._image!r} holds neither a path nor bytes")
         folder = self._source if self._source.is_dir() else self._source.parent
         return read_file(folder / value)
 
@@ -120,7 +148,7 @@ class RowRecords(TableRecords):
         except (OSError, ValueError, RecursionError, csv.Error) as error:
             raise UserError(f"{source} cannot be read: {' '.join(str(error).split())}") from None
         if not self._rows or not all(isinstance(row, dict) for row in self._rows):
-            raise UserError(f"{source} holds no rows with named columns")
+            raise UserError(f"{source} has no rows with named columns")
         super().__init__(source, list(self._rows[0]), columns)
         self._identity = _digest(source.read_bytes())
 
@@ -128,7 +156,7 @@ class RowRecords(TableRecords):
         return len(self._rows)
 
     def row(self, number: int) -> Mapping[str, Any]:
-        # A row with more cells than the header has them under None.
+        # DictReader stores surplus values under None.
         return {name: value for name, value in self._rows[number].items() if isinstance(name, str)}
 
     def identity(self) -> str:
@@ -142,7 +170,7 @@ class RowRecords(TableRecords):
 
 
 class ArrowRecords(TableRecords):
-    """A folder written by Hugging Face's `save_to_disk`: Arrow streams, read where they lie."""
+    """A folder written by Hugging Face's `save_to_disk`: memory-mapped Arrow streams."""
 
     def __init__(self, source: Path, columns: Columns) -> None:
         arrow = _pyarrow()
@@ -152,7 +180,7 @@ class ArrowRecords(TableRecords):
             streams = [arrow.ipc.open_stream(arrow.memory_map(str(source / name))) for name in names]
             self._table = arrow.concat_tables([stream.read_all() for stream in streams])
         except (OSError, ValueError, TypeError, KeyError, arrow.ArrowException) as error:
-            raise UserError(f"{source} is no whole data set of save_to_disk ({error!r}); save it again") from None
+            raise UserError(f"{source} is not a complete dataset of save_to_disk ({error!r}); save it again") from None
         super().__init__(source, self._table.column_names, columns)
 
     def __len__(self) -> int:
@@ -163,14 +191,14 @@ class ArrowRecords(TableRecords):
         return row
 
     def identity(self) -> str:
-        return _digest(self._state)  # which holds the library's own fingerprint
+        return _digest(self._state)  # contains the fingerprint of the datasets library
 
     def column(self, name: str) -> list[Any]:
         return list(self._table.column(name).to_pylist())
 
 
 class ParquetRecords(TableRecords):
-    """A Parquet file, read a row group at a time."""
+    """A Parquet file, read one row group at a time."""
 
     ordered = True
 
@@ -207,7 +235,7 @@ class ParquetRecords(TableRecords):
 
 
 class _RowGroups:
-    """Row groups in memory: those that threads are at, each one once."""
+    """Cache of the row groups that threads are reading, each held once."""
 
     def __init__(self, read: Callable[[int], Any]) -> None:
         self._read = read
@@ -216,7 +244,7 @@ class _RowGroups:
         self._held: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
     def at(self, number: int) -> Any:
-        """A row group, which the calling thread is at from now on."""
+        """A row group, held until the calling thread reads another one."""
         if getattr(self._mine, "number", None) != number:
             with self._lock:
                 found = self._held.get(number)
@@ -233,7 +261,7 @@ def _pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError:
         raise UserError(
-            "reading Parquet and Hugging Face data sets needs pyarrow: pip install 'mmssl[parquet]'"
+            "reading Parquet and Hugging Face datasets needs pyarrow: pip install 'mmssl[parquet]'"
         ) from None
     return pyarrow
 

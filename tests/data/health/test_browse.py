@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmssl.data.health.browse import Entry, contact_sheet, describe, entries, find, pick
+from mmssl.data.health.browse import SheetEntry, contact_sheet, describe, entries, find, pick
 from mmssl.errors import UserError
 from mmssl.types import Sample
 from tests.helpers.images import encode, orientation, photo
@@ -86,4 +86,4 @@ def test_entries_show_what_is_wrong() -> None:
 def test_empty_sheet() -> None:
     """Without entries the sheet is blank; any script can be a caption."""
     assert (np.asarray(contact_sheet([])) == 255).all()
-    contact_sheet([Entry(None, "日本語 $x$ \n\n ü 🦊")], columns=1)
+    contact_sheet([SheetEntry(None, "日本語 $x$ \n\n ü 🦊")], columns=1)

@@ -11,7 +11,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from skimage import data
 
-from mmssl.data.health.duplicates import connect, near_duplicates, same, thumbnail, words_of
+from mmssl.data.health.duplicates import connect, equal_pairs, near_duplicates, sorted_words, thumbnail
 from tests.helpers.images import encode
 
 
@@ -65,8 +65,8 @@ def test_few_images(count: int) -> None:
 
 def test_same_ties_to_the_first() -> None:
     """Every repetition is tied to the first item with its key."""
-    assert same(["a", "b", "a", "c", "b", "a"]).tolist() == [[0, 2], [1, 4], [0, 5]]
-    assert same([]).shape == (0, 2)
+    assert equal_pairs(["a", "b", "a", "c", "b", "a"]).tolist() == [[0, 2], [1, 4], [0, 5]]
+    assert equal_pairs([]).shape == (0, 2)
 
 
 @given(st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=40))
@@ -83,7 +83,7 @@ def test_connect_gives_connected_components(pairs: list[tuple[int, int]]) -> Non
 
 def test_words_of_ignore_order_case_and_punctuation() -> None:
     """Captions with the same words are near; those without words count as they stand."""
-    assert words_of("A red FOX, jumping!") == words_of("jumping: a fox (red)")
-    assert words_of("a red fox") != words_of("a red red fox")
-    assert words_of("!!") != words_of("??")
-    assert words_of("Straße") == words_of("STRASSE")
+    assert sorted_words("A red FOX, jumping!") == sorted_words("jumping: a fox (red)")
+    assert sorted_words("a red fox") != sorted_words("a red red fox")
+    assert sorted_words("!!") != sorted_words("??")
+    assert sorted_words("Straße") == sorted_words("STRASSE")

@@ -1,4 +1,4 @@
-"""The health report: every count against a data set made to have it."""
+"""The health report: every count against a dataset made to have it."""
 
 import json
 import math
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmssl.data.health.report import HealthReport, check, draw
+from mmssl.data.health.report import HealthReport, check_health, draw_report
 from mmssl.data.health.statistics import batch_statistics
-from mmssl.data.health.survey import Survey, survey
+from mmssl.data.health.survey import Survey, survey_shards
 from mmssl.data.transforms import train_tokenizer
 from tests.helpers.images import encode, photo, png_of
 from tests.helpers.tars import tar_bytes
@@ -23,7 +23,7 @@ def image(seed: int, size: tuple[int, int] = (64, 64), format: str = "PNG") -> b
 
 
 def sound(count: int = 40) -> dict[str, bytes]:
-    """Members of a data set with nothing wrong: long captions, all different."""
+    """Members of a dataset with nothing wrong: long captions, all different."""
     words = ["red", "old", "small", "fox", "tree", "house", "river", "stone"]
     members = {}
     for i in range(count):
@@ -37,16 +37,16 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
     path.write_bytes(tar_bytes(members.items()))
 
 
-def judge(folder: Path, members: dict[str, bytes], **options: int) -> tuple[Survey, HealthReport]:
+def survey_and_check(folder: Path, members: dict[str, bytes], **options: int) -> tuple[Survey, HealthReport]:
     """Write one shard and check it."""
     write_tar(folder / "a.tar", members)
-    found = survey([str(folder / "a.tar")], threads=2)
-    return found, check(found, **{"image_size": 32, "batch_size": 8, **options})
+    found = survey_shards([str(folder / "a.tar")], threads=2)
+    return found, check_health(found, **{"image_size": 32, "batch_size": 8, **options})
 
 
-def test_a_sound_data_set_needs_nothing(tmp_path: Path) -> None:
+def test_a_sound_dataset_needs_nothing(tmp_path: Path) -> None:
     """Without faults the report ends by saying so."""
-    _, health = judge(tmp_path, sound())
+    _, health = survey_and_check(tmp_path, sound())
     assert health.advice == ()
     assert health.text().endswith("nothing to fix")
     assert health.samples["usable"] == 40
@@ -70,7 +70,7 @@ def test_losses_are_counted_by_reason(tmp_path: Path) -> None:
             "x6.txt": b"broken",
         }
     )
-    found, health = judge(tmp_path, members)
+    found, health = survey_and_check(tmp_path, members)
     assert {bad.key for bad in found.bad} == {"x1", "x2", "x3", "x4", "x5", "x6"}
     assert sum(health.samples["left out"].values()) == 6
     assert health.samples["left out"]["no text"] == health.samples["left out"]["no image"] == 1
@@ -86,7 +86,7 @@ def test_copies_of_images(tmp_path: Path) -> None:
     members |= {"y0.png": image(0), "y0.txt": captions["s000"]}  # the same pair again
     members |= {"y1.png": image(1), "y1.txt": b"quite another caption for the same image"}
     members |= {"y2.jpg": image(2, (60, 60), "JPEG"), "y2.txt": b"a smaller copy in another format of number two"}
-    _, health = judge(tmp_path, members)
+    _, health = survey_and_check(tmp_path, members)
     assert health.images["exact copies"] == 2
     assert health.images["exact copies under another caption"] == 1
     assert health.images["near copies"] == 1
@@ -96,11 +96,11 @@ def test_copies_of_images(tmp_path: Path) -> None:
 
 
 def test_sizes_and_shapes(tmp_path: Path) -> None:
-    """Tiny, enlarged, too large and long images are shares of all."""
+    """Tiny, enlarged, too large and long images are reported as fractions."""
     members = {}
     for i, size in enumerate([(20, 20), (40, 40), (300, 300), (100, 600)] * 5):
         members |= {f"s{i:02}.png": image(i, size), f"s{i:02}.txt": f"number {i} of some twenty".encode()}
-    _, health = judge(tmp_path, members, image_size=64)
+    _, health = survey_and_check(tmp_path, members, image_size=64)
     shares = {name: health.images[name] for name in ("tiny", "enlarged", "shrunk to a quarter or less", "long", "huge")}
     assert shares == {"tiny": 0.25, "enlarged": 0.5, "shrunk to a quarter or less": 0.25, "long": 0.25, "huge": 0}
     assert [any(word in line for line in health.advice) for word in ("below 32 px", "as long as wide")] == [True, True]
@@ -112,16 +112,16 @@ def test_captions(tmp_path: Path) -> None:
     members = {}
     for i, caption in enumerate(captions):
         members |= {f"s{i}.png": image(i), f"s{i}.txt": caption.encode()}
-    found, health = judge(tmp_path, members)
-    figures = health.captions
-    assert figures["not plain ASCII"] == 0.2
-    assert figures["scripts of letters"]["CYRILLIC"] == pytest.approx(7 / (7 + 18 + 10))
-    assert figures["exact repetitions"] == 1
-    assert figures["near repetitions (same words)"] == 1
-    assert figures["most repeated"] == {"red fox": 2}
-    assert figures["no masked word at a rate of 0.3"] == pytest.approx((4 * 0.7**2 + 0.7**10) / 5)
+    found, health = survey_and_check(tmp_path, members)
+    found_statistics = health.captions
+    assert found_statistics["not plain ASCII"] == 0.2
+    assert found_statistics["scripts of letters"]["CYRILLIC"] == pytest.approx(7 / (7 + 18 + 10))
+    assert found_statistics["exact repetitions"] == 1
+    assert found_statistics["near repetitions (same words)"] == 1
+    assert found_statistics["most repeated"] == {"red fox": 2}
+    assert found_statistics["no masked word at a rate of 0.3"] == pytest.approx((4 * 0.7**2 + 0.7**10) / 5)
     tokenizer = train_tokenizer(captions, 100, 6)
-    cut = check(found, tokenizer=tokenizer).captions
+    cut = check_health(found, tokenizer=tokenizer).captions
     assert cut["cut"] == 0.2
     assert cut["tokens, quantiles 1 50 99 %"][2] > 6
 
@@ -136,17 +136,17 @@ def test_expected_false_negatives_by_simulation() -> None:
         same = (batch[:, None] == batch[None]).sum(1) - 1
         pairs.append(same.sum() / 2)
         touched.append((same > 0).mean())
-    figures = batch_statistics(len(groups), groups, 16)
-    assert figures["expected pairs of copies"] == pytest.approx(np.mean(pairs), rel=0.04)
-    assert figures["samples that meet a copy"] == pytest.approx(np.mean(touched), rel=0.05)
+    found_statistics = batch_statistics(len(groups), groups, 16)
+    assert found_statistics["expected pairs of copies"] == pytest.approx(np.mean(pairs), rel=0.04)
+    assert found_statistics["samples that meet a copy"] == pytest.approx(np.mean(touched), rel=0.05)
 
 
 def test_class_captions_make_false_negatives(tmp_path: Path) -> None:
-    """A data set whose captions name one of a few classes is warned about."""
+    """A dataset whose captions name one of a few classes is warned about."""
     members = {}
     for i in range(40):
         members |= {f"s{i:02}.png": image(i), f"s{i:02}.txt": f"a photo of class {i % 4}".encode()}
-    _, health = judge(tmp_path, members)
+    _, health = survey_and_check(tmp_path, members)
     assert health.batches["expected pairs of copies"] == pytest.approx(8 * 7 / 2 * 9 / 39)
     assert any("meet a copy" in line for line in health.advice)
 
@@ -155,7 +155,7 @@ def test_keys_of_several_shards(tmp_path: Path) -> None:
     """The same key in two shards is reported."""
     write_tar(tmp_path / "a.tar", sound(3))
     write_tar(tmp_path / "b.tar", sound(2))
-    health = check(survey([str(tmp_path / "a.tar"), str(tmp_path / "b.tar")]))
+    health = check_health(survey_shards([str(tmp_path / "a.tar"), str(tmp_path / "b.tar")]))
     assert health.samples["shards"] == 2
     assert health.samples["keys in several shards"] == 2
     assert health.samples["samples of a shard, fewest to most"] == [2, 3]
@@ -163,26 +163,28 @@ def test_keys_of_several_shards(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_json_and_image(tmp_path: Path) -> None:
-    """The report is JSON with the same figures; the image is a PNG, also of data in scripts no font has."""
+    """The report is JSON with the same statistics; the image is a PNG, also of data in scripts no font has."""
     members = sound(5) | {"z.png": image(9), "z.txt": "$日本語$ {x} & <b>".encode() * 2}
     members |= {"zz.png": image(10), "zz.txt": "$日本語$ {x} & <b>".encode() * 2}
-    found, health = judge(tmp_path, members)
+    found, health = survey_and_check(tmp_path, members)
     record = json.loads(health.json())
     assert record["samples"]["usable"] == 7
     assert record["advice"] == list(health.advice)
-    assert not any(isinstance(v, float) and not math.isfinite(v) for f in health.figures().values() for v in f.values())
-    draw(found, health, tmp_path / "health.png")
+    assert not any(
+        isinstance(v, float) and not math.isfinite(v) for f in health.statistics().values() for v in f.values()
+    )
+    draw_report(found, health, tmp_path / "health.png")
     with Image.open(tmp_path / "health.png") as drawn:
         assert drawn.format == "PNG"
         assert min(drawn.size) > 500
 
 
 def test_nothing_usable(tmp_path: Path) -> None:
-    """A data set without a usable sample gives a report, advice and an image, not a crash."""
-    found, health = judge(tmp_path, {"a.txt": b"alone", "b.png": b"broken", "b.txt": b"x"})
+    """A dataset without a usable sample gives a report, advice and an image, not a crash."""
+    found, health = survey_and_check(tmp_path, {"a.txt": b"alone", "b.png": b"broken", "b.txt": b"x"})
     assert health.samples["usable"] == 0
     assert any("no sample is usable" in line for line in health.advice)
-    draw(found, health, tmp_path / "health.png")
+    draw_report(found, health, tmp_path / "health.png")
     assert (tmp_path / "health.png").stat().st_size > 0
 
 
@@ -190,7 +192,7 @@ def test_first_samples_and_progress(tmp_path: Path) -> None:
     """A survey can be cut short; progress counts up to what was read; the order is that of the file."""
     write_tar(tmp_path / "a.tar", sound())
     seen: list[int] = []
-    found = survey([str(tmp_path / "a.tar")], first=25, progress=seen.append, threads=3)
+    found = survey_shards([str(tmp_path / "a.tar")], first=25, progress=seen.append, threads=3)
     assert [key.rpartition(":")[2] for key in found.keys] == [f"s{i:03}" for i in range(25)]
     assert seen[-1] == 25
 
@@ -201,7 +203,7 @@ def test_large_jpegs_are_seen_reduced(tmp_path: Path) -> None:
     write_tar(
         tmp_path / "a.tar", {"a.jpg": large, "a.txt": b"x", "b.png": encode(photo(480, 480), "PNG"), "b.txt": b"y"}
     )
-    found = survey([str(tmp_path / "a.tar")])
+    found = survey_shards([str(tmp_path / "a.tar")])
     assert found.sizes == [(480, 480)] * 2
     difference = np.abs(found.thumbnails[0].astype(int) - found.thumbnails[1])
     assert difference.mean() < 2

@@ -19,8 +19,8 @@ from PIL import Image
 
 from mmssl.data import iter_samples
 from mmssl.data.packing.packer import BAD, Encoding, pack
-from mmssl.data.packing.record import RecordError, Records
-from mmssl.data.packing.records import open_records
+from mmssl.data.packing.records import RecordError, Records
+from mmssl.data.packing.tables import open_records
 from mmssl.errors import UserError
 from mmssl.types import Sample
 from tests.helpers.images import encode, orientation, photo
@@ -157,7 +157,7 @@ class Plain(Records):
 
 
 def test_splits_by_hash(tmp_path: Path) -> None:
-    """Splits hold their shares, every record is in exactly one, and more records move none to another split."""
+    """Splits have their fractions, every record is in exactly one, and adding records moves none to another split."""
     shares = {"train": 0.8, "val": 0.15, "test": 0.05}
     small = pack(Plain(300), tmp_path / "a", splits=shares, shard_samples=100)
     large = pack(Plain(600), tmp_path / "b", splits=shares, shard_samples=100)
@@ -284,7 +284,7 @@ def test_bad_records_are_named(tmp_path: Path) -> None:
 
 
 def test_rows_without_images_are_named(tmp_path: Path) -> None:
-    """A row whose file is missing, or that names none, is left out with the reason."""
+    """A row without an image file is left out with the reason."""
     content = [
         *rows(tmp_path),
         {"file_name": "img/none.png", "caption": "x"},
@@ -315,7 +315,7 @@ def test_rows_without_images_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_resizing_and_reencoding(given: str, wanted: str, resize: int | None, extension: str, tmp_path: Path) -> None:
-    """Images are shrunk to the shorter side and written in the format asked for, upright."""
+    """Images are shrunk to the shorter side and written upright in the requested format."""
     root = tmp_path / "in"
     root.mkdir()
     options = {"exif": orientation(6)} if given == "JPEG" else {}
@@ -333,7 +333,7 @@ def test_resizing_and_reencoding(given: str, wanted: str, resize: int | None, ex
 
 
 def test_a_image_too_large_for_its_format_is_left_out(tmp_path: Path) -> None:
-    """WebP ends at 16,383 pixels a side: one panorama does not stop the packing."""
+    """WebP is limited to 16,383 pixels per side: one panorama does not stop the packing."""
     (tmp_path / "in").mkdir()
     for name, width in (("wide", 16_384), ("small", 16)):
         (tmp_path / "in" / f"{name}.png").write_bytes(encode(Image.new("RGB", (width, 4)), "PNG"))
@@ -348,7 +348,7 @@ def test_a_image_too_large_for_its_format_is_left_out(tmp_path: Path) -> None:
 def test_row_groups_are_read_once_however_many_threads_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Threads that are at different row groups do not push each other's out of memory."""
+    """Threads that read different row groups do not evict each other's."""
     rows = [{"image": image(i % 12), "caption": f"caption {i}"} for i in range(160)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet", row_group_size=10)
     whole, groups = pq.ParquetFile.read_row_group, Counter[int]()
@@ -384,7 +384,7 @@ def test_small_images_are_not_touched(tmp_path: Path) -> None:
     assert found["large"] != large
 
 
-def test_sources_that_do_not_serve(tmp_path: Path) -> None:
+def test_unusable_sources_are_explained(tmp_path: Path) -> None:
     """Missing, empty, foreign and damaged sources end in one line that says what to give."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "x.txt").write_text("x")
@@ -397,12 +397,12 @@ def test_sources_that_do_not_serve(tmp_path: Path) -> None:
     (tmp_path / "several" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     for name, words in {
         "absent": "does not exist",
-        "empty": "holds no image",
-        "x.txt": "is none of",
+        "empty": "contains no images",
+        "x.txt": "is not a",
         "bad.jsonl": "cannot be read",
         "none.csv": "no rows",
         "bad.parquet": "cannot be read",
-        "arrow": "no whole data set",
+        "arrow": "not a complete dataset",
         "several": r"several splits; name one: .*train, .*test",
     }.items():
         with pytest.raises(UserError, match=words) as caught:
@@ -411,7 +411,7 @@ def test_sources_that_do_not_serve(tmp_path: Path) -> None:
 
 
 def test_nothing_leaves_the_folder(tmp_path: Path) -> None:
-    """Keys that climb out of the archive are made harmless."""
+    """Keys cannot escape the archive."""
     content = rows(tmp_path)
     content[0]["id"], content[1]["id"] = "../../etc/passwd", "/abs/olute"
     (tmp_path / "t.jsonl").write_text(

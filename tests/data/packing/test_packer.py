@@ -126,16 +126,16 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     """Columns of any name serve when named; the others and the image's path go into the JSON; a missing one is
     explained."""
     for row in (content := rows(tmp_path)):
-        row |= {"image": row.pop("file_name"), "words": row.pop("caption"), "code": f"k.{row['n']}"}
+        row |= {"photo": row.pop("file_name"), "words": row.pop("caption"), "code": f"k.{row['n']}"}
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in content))
-    with pytest.raises(UserError, match=r"no image column .*its columns are n, image, words, code"):
+    with pytest.raises(UserError, match=r"no image column .*its columns are n, photo, words, code"):
         open_records(path)
     with pytest.raises(UserError, match=r"no caption column \('text'\)"):
-        open_records(path, "image", "text")
-    packed = pack(open_records(path, "image", "words", "code"), tmp_path / "out")
+        open_records(path, "photo", "text")
+    packed = pack(open_records(path, "photo", "words", "code"), tmp_path / "out")
     samples = {sample.key: sample.fields for sample in read(packed.shards["train"])}
-    assert samples["k_3"] == {"txt": CAPTIONS[3], "n": 3, "image": content[3]["image"], "code": "k.3"}
+    assert samples["k_3"] == {"txt": CAPTIONS[3], "n": 3, "photo": content[3]["photo"], "code": "k.3"}
 
 
 class Plain(Records):

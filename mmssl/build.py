@@ -1,6 +1,7 @@
-"""From a configuration to objects: the one room that does this."""
+"""The only module that turns a configuration into objects: the plan of a run, and the parts built from it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -8,22 +9,67 @@ import torch
 from pydantic import ValidationError
 
 from mmssl import system
-from mmssl.config import Config, ModelConfig, ObjectiveConfig, ViewConfig
-from mmssl.data import TrainLoader, iter_samples, resolve_sources
-from mmssl.data.shards import Progress, SampleLimits
+from mmssl.config import Config, ModelConfig, ObjectiveConfig, TaskName, ViewConfig
+from mmssl.data import Source, TrainLoader, iter_samples, resolve_sources
+from mmssl.data.shards import SampleLimits
 from mmssl.data.storage import Access
 from mmssl.data.transforms import Renderer, Tokenizer, captions, load_tokenizer, train_tokenizer, views
 from mmssl.distributed import World
 from mmssl.errors import UserError
+from mmssl.evaluate.datasets import Dataset, open_dataset
 from mmssl.inference.model import load
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmssl.models.lora import add_adapters
 from mmssl.objectives import find_objective
 from mmssl.objectives._base import Objective, ObjectiveOptions, Vocabulary
-from mmssl.objectives._task import TrainingTask
+from mmssl.objectives._task import TrainingTask, first_gap
 
 TOKENIZER_CAPTIONS = 1_000_000
-"""A tokenizer is learnt from the first so many captions."""
+"""Largest number of captions that a tokenizer is trained on."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run, resolved and checked once. Everything a run is made of is built from parts of its plan."""
+
+    config: Config
+    """With every option of the objectives written out, and with the towers of `model.start`."""
+    sources: list[Source]
+    """The training shards, patterns expanded."""
+    objectives: dict[str, ObjectiveOptions]
+    """Objective name -> its schedule and its own options, typed."""
+    suites: dict[str, tuple[Dataset, list[TaskName]]]
+    """Name -> an opened evaluation dataset and the tasks to run on it."""
+
+
+def resolve(config: Config) -> RunPlan:
+    """Check everything that needs no model and no device, and write out what follows from it.
+
+    Raises:
+        UserError: an unknown objective or option, schedules that leave steps without an objective, a bad start model,
+            or missing shards or evaluation datasets.
+    """
+    config, objectives = complete_config(config)
+    check_schedules(objectives)
+    sources = resolve_sources(config.data.train, config.data.allow_pipe)
+    suites = {
+        name: (open_dataset(entry.data, name=name, slice_by=entry.slice_by), entry.task)
+        for name, entry in config.evaluate.suites.items()
+    }
+    return RunPlan(config, sources, objectives, suites)
+
+
+def complete_config(config: Config) -> tuple[Config, dict[str, ObjectiveOptions]]:
+    """The configuration with every objective's options and the towers of `model.start` written out; needs no data.
+
+    Returns: the configuration, and each objective's typed options.
+
+    Raises:
+        UserError: an unknown objective or option, or a bad start model.
+    """
+    options = objective_options(config)
+    entries = {name: ObjectiveConfig.model_validate(typed.model_dump(mode="json")) for name, typed in options.items()}
+    return config.model_copy(update={"objectives": entries, "model": _resolve_start(config.model)}), options
 
 
 def objective_options(config: Config) -> dict[str, ObjectiveOptions]:
@@ -45,26 +91,30 @@ def objective_options(config: Config) -> dict[str, ObjectiveOptions]:
     return options
 
 
-def resolve(config: Config) -> Config:
-    """The configuration with every objective's own options written out, and the towers of what the model starts from.
+def check_schedules(objectives: Mapping[str, ObjectiveConfig]) -> None:
+    """Refuse schedules with steps at which no objective acts.
 
     Raises:
-        UserError: an unknown objective or option, or a start that cannot be had.
+        UserError: names the first such point of the training.
     """
-    dumped = {name: options.model_dump(mode="json") for name, options in objective_options(config).items()}
-    entries = {name: ObjectiveConfig.model_validate(options) for name, options in dumped.items()}
-    return config.model_copy(update={"objectives": entries, "model": _resolve_start(config.model)})
+    gap = first_gap(objectives.values())
+    if gap is not None:
+        raise UserError(
+            f"objectives: after {gap:.0%} of the training there are steps at which none acts; let one act from start=0 "
+            f"to end=1 without ramp and every, for example contrastive"
+        )
 
 
 def _resolve_start(model: ModelConfig) -> ModelConfig:
-    """The towers of `model.start`, locked as told. Those of a run that goes on are written out already."""
-    if model.start is None or model.text.name != model.start:
+    """The configuration with the towers of `model.start`, unless they are written out already."""
+    if not model.needs_towers:
         return model
     kept = {"lock", "unlocked_layers", "lora"}
     given = [f"vision.{name}" for name in model.vision.model_fields_set - kept]
-    given += [f"text.{name}" for name in model.text.model_fields_set - kept - {"name", "max_tokens"}]
+    given += [f"text.{name}" for name in model.text.model_fields_set - kept - {"max_tokens"}]
     if given:
         raise UserError(f"model.{min(given)} cannot be set beside model.start={model.start}, which brings its towers")
+    assert model.start is not None
     source = load(model.start)
     found = source.self_contained()
     vision = found.vision.model_copy(update={name: getattr(model.vision, name) for name in kept})
@@ -74,36 +124,36 @@ def _resolve_start(model: ModelConfig) -> ModelConfig:
 
 
 def train_tokenizer_on(shards: Sequence[str], templates: Sequence[str], vocab_size: int, max_tokens: int) -> Tokenizer:
-    """A tokenizer learnt from every caption template of the samples in full, in file order."""
+    """A tokenizer trained on every caption template of the samples, in file order."""
     rendered = (captions.render_caption(s.fields, [t], None) for s in iter_samples(shards) for t in templates)
     return train_tokenizer(islice(rendered, TOKENIZER_CAPTIONS), vocab_size, max_tokens)
 
 
-def build_tokenizer(config: Config, learnt: Path) -> Tokenizer:
-    """The text tower's tokenizer; one to be learnt is read from `learnt` if it is there, else learnt from the captions.
+def build_tokenizer(plan: RunPlan, folder: Path) -> Tokenizer:
+    """The text tower's tokenizer. One to be trained is read from `folder` if it is there, else trained on the captions.
 
     Raises:
-        UserError: there is no usable tokenizer.
+        UserError: the tokenizer cannot be loaded or trained.
     """
-    text = config.model.text
+    config, text = plan.config, plan.config.model.text
     source = text.tokenizer or text.name
     assert source is not None
-    if learnt.is_dir() and (source == "train" or config.model.start is not None):
-        return load_tokenizer(str(learnt), text.max_tokens)
+    if folder.is_dir() and (source == "train" or config.model.start is not None):
+        return load_tokenizer(str(folder), text.max_tokens)
     if source != "train":
         return load_tokenizer(source, text.max_tokens)
-    shards = [shard for source in resolve_sources(config.data.train, config.data.allow_pipe) for shard in source.shards]
+    shards = [shard for source in plan.sources for shard in source.shards]
     return train_tokenizer_on(shards, config.data.captions, text.vocab_size, text.max_tokens)
 
 
 def build_encoder(config: Config, tokenizer: Tokenizer, say: Callable[[str], None] | None = None) -> DualEncoder:
-    """The dual encoder of a resolved configuration, with the weights that it starts from, and with its adapters.
+    """The dual encoder of a completed configuration, with its start weights and adapters.
 
     Args:
-        say: told, a line each, which weights of `model.start` were taken over and which were left out.
+        say: gets a line for each note on the weights loaded from `model.start`.
 
     Raises:
-        UserError: a tower cannot be built, or what to start from cannot be had.
+        UserError: a tower cannot be built, or the start model cannot be loaded.
     """
     encoder = build_dual_encoder(config.model, tokenizer.vocab_size, tokenizer.pad_id)
     if config.model.start is not None:
@@ -117,13 +167,13 @@ def build_encoder(config: Config, tokenizer: Tokenizer, say: Callable[[str], Non
 
 
 def describe_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
-    """What objectives need to know of a tokenizer."""
+    """The facts about a tokenizer that objectives need."""
     special = tuple(tokenizer.special_ids)
     return Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, special, tokenizer.continues_word, tokenizer.max_tokens)
 
 
 def placeholder_vocabulary(size: int, max_tokens: int) -> Vocabulary:
-    """Stands for a vocabulary that is still to be learnt, to count weights with."""
+    """A stand-in for a vocabulary that is not trained yet, to count weights with."""
     return Vocabulary(size, 4, tuple(range(5)), torch.zeros(size, dtype=torch.bool), max_tokens)
 
 
@@ -138,40 +188,41 @@ def build_objectives(
     return {name: find_objective(name)(entry, encoder, vocabulary) for name, entry in options.items()}
 
 
-def build_task(config: Config, encoder: DualEncoder, tokenizer: Tokenizer, world: World) -> TrainingTask:
-    """The dual encoder with the configured objectives."""
-    return TrainingTask(
-        encoder, build_objectives(objective_options(config), encoder, describe_vocabulary(tokenizer)), world
-    )
+def build_task(
+    options: Mapping[str, ObjectiveOptions], encoder: DualEncoder, tokenizer: Tokenizer, world: World
+) -> TrainingTask:
+    """The dual encoder with these objectives."""
+    return TrainingTask(encoder, build_objectives(options, encoder, describe_vocabulary(tokenizer)), world)
 
 
 def build_views(config: Config, task: TrainingTask) -> dict[str, ViewConfig]:
-    """Every rendering that training needs: the configured ones and those the objectives ask for."""
-    asked = {k: v for name in task.objectives for k, v in task.objective(name).views().items()}
-    return {**asked, **config.data.views}
+    """Every view that training needs: the configured ones and those the objectives ask for."""
+    required = {k: v for name in task.objectives for k, v in task.objective(name).views().items()}
+    return {**required, **config.data.views}
 
 
-def build_loader(
-    config: Config, task: TrainingTask, tokenizer: Tokenizer, bad_samples: Path, progress: Progress | None = None
-) -> TrainLoader:
-    """The training stream of this process.
+def build_loader(plan: RunPlan, task: TrainingTask, tokenizer: Tokenizer, bad_samples: Path) -> TrainLoader:
+    """The training batches of this process.
+
+    Args:
+        bad_samples: log of the samples that could not be used.
 
     Raises:
         UserError: shards are missing or unusable, or the batch does not fit them.
     """
-    data, world = config.data, task.world
+    config, data, world = plan.config, plan.config.data, task.world
     size, interpolation = task.encoder.vision.image_size, config.model.vision.interpolation
     renderings = {
         name: views.View(view, size, data.decode, data.max_pixels, interpolation)
         for name, view in build_views(config, task).items()
     }
     on_gpu = task.encoder.log_logit_scale.device.type != "cpu"
-    later = data.augment_on == "device" or (data.augment_on == "auto" and on_gpu)
+    on_device = data.augment_on == "device" or (data.augment_on == "auto" and on_gpu)
     return TrainLoader(
-        resolve_sources(data.train, data.allow_pipe),
+        plan.sources,
         seed=config.seed,
         batch_size=data.batch_size,
-        render=Renderer(renderings, data.captions, config.seed, data.max_caption_chars, augment_on_device=later),
+        render=Renderer(renderings, data.captions, config.seed, data.max_caption_chars, augment_on_device=on_device),
         tokenize=tokenizer.encode,
         lanes=data.lanes,
         shuffle_block=data.shuffle_block,
@@ -185,7 +236,6 @@ def build_loader(
         max_bad_fraction=data.bad_samples,
         bad_log=bad_samples,
         pin_memory=torch.cuda.is_available(),
-        index_progress=progress,
     )
 
 

@@ -1,4 +1,4 @@
-"""The records that flow between rooms."""
+"""Records that packages pass to each other."""
 
 from __future__ import annotations  # so that `mmssl --help`, which needs UserError, does without torch
 
@@ -15,7 +15,7 @@ class Sample:
     """One record of a shard, still encoded."""
 
     id: int
-    """Position in the data set (all shards in name order, each in file order): the key of its randomness."""
+    """Position in the dataset (all shards in name order, each in file order): the key of its randomness."""
     shard: str
     """Path or URL of the tar it came from."""
     key: str
@@ -41,13 +41,13 @@ class Batch:
     keys: list[str]
     """`shard:key` of each sample, for messages."""
     augment_params: dict[str, Tensor] = field(default_factory=dict)
-    """View name -> the random numbers of its images' changes, float64 [B, n], where these are still to be made."""
+    """View name -> parameters of augmentations still to be applied on the device, float64 [B, n]."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to(self, device: torch.device) -> Batch:
-        """A copy with every tensor but `augment_params` on `device` (asynchronously where memory is pinned)."""
+        """A copy with every tensor but `augment_params` on `device` (asynchronously from pinned memory)."""
         return replace(
             self,
             views={name: view.to(device, non_blocking=True) for name, view in self.views.items()},

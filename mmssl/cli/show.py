@@ -1,9 +1,11 @@
 """What a configuration would do, in words: needs no data, no weights and no GPU."""
 
+from collections.abc import Mapping
+
 from torch import nn
 
-from mmssl.build import build_objectives, objective_options, placeholder_vocabulary, resolve
-from mmssl.config import Config, dump_config
+from mmssl.build import build_objectives, complete_config, placeholder_vocabulary
+from mmssl.config import Config, ObjectiveConfig, dump_config
 from mmssl.distributed import World
 from mmssl.objectives import find_objective
 from mmssl.objectives._task import TrainingTask, encoder_passes
@@ -20,8 +22,8 @@ def describe(config: Config) -> str:
     Raises:
         UserError: a tower cannot be built as configured.
     """
-    config = resolve(config)
-    task = untrained_task(config)
+    config, objectives = complete_config(config)
+    task = untrained_task(config, objectives)
     lines = [dump_config(config).rstrip(), "", "parameters"]
     encoder = task.encoder
     parts: list[tuple[str, nn.Module]] = [
@@ -43,17 +45,17 @@ def describe(config: Config) -> str:
         users = [n for n in task.objectives if forward in task.objective(n).required_passes()]
         masked = f" seeing {forward.mask} only" if forward.tower == "vision" and forward.mask else ""
         lines.append(f"  {forward.tower} tower on {forward.input}{masked}: for {', '.join(users)}")
-    lines.append(f"  predicted cost of a step: {_cost(config, task)}")
+    lines.append(f"  predicted cost of a step: {_cost(config, objectives, task)}")
     return "\n".join(lines)
 
 
-def _cost(config: Config, task: TrainingTask) -> str:
+def _cost(config: Config, objectives: Mapping[str, ObjectiveConfig], task: TrainingTask) -> str:
     """What an average step costs, beside one of contrastive alone on the same towers."""
     text = config.model.text
     vocabulary = placeholder_vocabulary(text.vocab_size, text.max_tokens)
     plain = build_objectives({"contrastive": find_objective("contrastive").Options()}, task.encoder, vocabulary)
     alone = predicted_cost(TrainingTask(task.encoder, plain, World()), plain)
-    cost = StepCosts(task).mean(objective_options(config))
+    cost = StepCosts(task).mean(objectives)
     return f"{cost / alone:.2f} x contrastive alone ({cost / 1e9:.3g} GFLOP a pair)"
 
 

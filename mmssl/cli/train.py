@@ -81,7 +81,7 @@ def _by_configuration(config: str | None, changes: list[str], resume: Path | Non
     from mmssl.apps.autoconfig.training import index_packed
     from mmssl.train.trainer import train as run
 
-    finished = run(_settings(config, changes, resume), resume=resume is not None, rewound=rewind)
+    finished = run(_settings(config, changes, resume), resume=resume is not None, rewind=rewind)
     index_packed(finished)
     return finished
 

@@ -8,12 +8,13 @@ from mmssl.config.data import DataConfig, SourceConfig, ViewConfig
 from mmssl.config.evaluate import EvaluateConfig, SuiteConfig, TaskName
 from mmssl.config.load import dump_config, known_keys, load_config, parse_config, parse_override, read_tree, set_key
 from mmssl.config.model import LoraConfig, ModelConfig, TextConfig, VisionConfig
-from mmssl.config.train import MixerConfig, ObjectiveConfig, OptimConfig, TrainConfig
+from mmssl.config.train import Length, MixerConfig, ObjectiveConfig, OptimConfig, TrainConfig
 
 __all__ = [
     "Config",
     "DataConfig",
     "EvaluateConfig",
+    "Length",
     "LoraConfig",
     "MixerConfig",
     "ModelConfig",

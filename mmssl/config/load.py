@@ -113,6 +113,10 @@ def _upgrade(tree: dict[str, Any]) -> None:
         for key, value in removed.items():
             if isinstance(tree.get(section), dict) and tree[section].get(key) == value:
                 del tree[section][key]
+    model = tree.get("model")
+    if isinstance(model, dict) and isinstance(model.get("text"), dict) and model.get("start") is not None:
+        if model["text"].get("name") == model["start"]:  # stood for "the towers of start"
+            del model["text"]["name"]
     _rename(tree)
 
 

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from mmssl.config.base import ConfigBase
 
+_ONE_TEXT_TOWER = "model.text needs exactly one of `name` (pretrained) and `config` (random weights)"
+
 
 class LoraConfig(ConfigBase):
     """Low-rank adapters of one tower (Hu et al. 2022): its own weights stay, only the adapters are trained."""
@@ -81,9 +83,9 @@ class TextConfig(ConfigBase):
     @model_validator(mode="after")
     def _check(self) -> "TextConfig":
         _no_free_layers("text", self.lora, self.unlocked_layers)
-        if (self.name is None) == (self.config is None):
-            raise ValueError("model.text needs exactly one of `name` (pretrained) and `config` (random weights)")
-        if self.name is None and self.tokenizer is None:
+        if self.name is not None and self.config is not None:
+            raise ValueError(_ONE_TEXT_TOWER)
+        if self.config is not None and self.tokenizer is None:
             raise ValueError("model.text.tokenizer is missing; give a folder or hub name, or 'train' to learn one")
         return self
 
@@ -105,7 +107,7 @@ class ModelConfig(ConfigBase):
     `unlocked_layers`, `lora` and `text.max_tokens` can then be set."""
     vision: VisionConfig = VisionConfig()
     """The vision tower."""
-    text: TextConfig
+    text: TextConfig = TextConfig()
     """The text tower."""
     embed_dim: int = Field(512, ge=1)
     """Size of the shared space."""
@@ -116,12 +118,13 @@ class ModelConfig(ConfigBase):
     max_logit_scale: float = Field(100.0, gt=0)
     """The logit scale is clamped here."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _towers_of_start(cls, values: Any) -> Any:
-        """Without a text tower of its own, a model has that of what it starts from."""
-        if isinstance(values, dict) and values.get("start") is not None:
-            text = values.get("text") or {}
-            if isinstance(text, dict) and text.get("name") is None and text.get("config") is None:
-                values = {**values, "text": {**text, "name": values["start"]}}
-        return values
+    @property
+    def needs_towers(self) -> bool:
+        """True until the towers of `start` are written out."""
+        return self.start is not None and self.text.name is None and self.text.config is None
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.start is None and self.text.name is None and self.text.config is None:
+            raise ValueError(_ONE_TEXT_TOWER)
+        return self

@@ -3,6 +3,8 @@
 `objectives` and `mixer`: what is trained for, and in which balance.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -36,6 +38,21 @@ class OptimConfig(ConfigBase):
     """Learning rate at the end, relative to the peak."""
     clip_norm: float | None = Field(None, gt=0)
     """Largest norm of the whole gradient."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """Length of a run: a number of steps, or of minutes spent in training steps (without evaluation and saving)."""
+
+    steps: int | None
+    minutes: float | None
+
+    def fraction(self, step: int, seconds: float) -> float:
+        """Fraction of the run that is done, 0 to 1, after `step` steps that took `seconds`."""
+        if self.steps is not None:
+            return min(step / self.steps, 1.0)
+        assert self.minutes is not None
+        return min(seconds / (60 * self.minutes), 1.0)
 
 
 class TrainConfig(ConfigBase):
@@ -89,6 +106,15 @@ class TrainConfig(ConfigBase):
                 f"train needs exactly one of steps, epochs, samples and minutes ({found}); set the others to null"
             )
         return self
+
+    def length(self, batch_size: int, samples_per_epoch: int) -> Length:
+        """Length of the run; a partial batch counts as a step."""
+        if self.minutes is not None:
+            return Length(None, self.minutes)
+        if self.steps is not None:
+            return Length(self.steps, None)
+        samples = self.samples if self.samples is not None else (self.epochs or 0) * samples_per_epoch
+        return Length(max(1, math.ceil(samples / batch_size)), None)
 
 
 class ObjectiveConfig(BaseModel):

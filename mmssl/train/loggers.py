@@ -1,8 +1,9 @@
-"""Where a run's numbers go: step logs, Accelerate's trackers, and the progress bar."""
+"""Outputs of a run's metrics: files with one line per step, Accelerate's trackers, and the progress bar."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from mmssl.config import Config, Length
 from mmssl.files import atomic_write
 from mmssl.objectives import reference
+from mmssl.train.diagnostics import Alarms
+from mmssl.train.state import RunState
 
 Record = dict[str, float | int | str]
 
 
 class StepLog:
-    """A file of one JSON object a step; on resuming, lines of steps to come are cut off."""
+    """A file with one JSON object per step; on resuming, the lines of later steps are cut off."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         kept = []
@@ -30,7 +34,7 @@ class StepLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; a number that JSON cannot hold becomes null."""
+        """Append one record; numbers that JSON cannot hold become null."""
         safe = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._file.write(json.dumps(safe) + "\n")
         self._file.flush()
@@ -43,10 +47,10 @@ class StepLog:
 
 
 class _Remaining(ProgressColumn):
-    """Time left, from the part done since the start."""
+    """Time left, estimated from the fraction done since the start."""
 
     def render(self, task: Task) -> Text:
-        # A resumed run did a part of it before.
+        # A resumed run did some of it before.
         done, before = task.completed, task.fields["before"]
         if done <= before:
             return Text("ETA --:--")
@@ -56,13 +60,13 @@ class _Remaining(ProgressColumn):
 
 
 class ProgressBar:
-    """A bar with loss, accuracy in the batch, samples/s, share of time spent waiting for data, and time left.
+    """A bar with loss, accuracy in the batch, samples per second, fraction of time spent on waiting for data, time left.
 
-    On a terminal it is redrawn in place; elsewhere a line is printed every 20th of the run.
+    On a terminal it is redrawn in place; elsewhere it prints a line every 20th of the run.
     """
 
     def __init__(self, console: Console, shown: bool, done: float = 0.0) -> None:
-        """`done`: the part of the run that was done before."""
+        """`done`: fraction of the run that was done before."""
         self._live = shown and console.is_terminal
         self._plain = shown and not console.is_terminal
         self._console = console
@@ -90,13 +94,56 @@ class ProgressBar:
         """Print a line above the bar."""
         self._console.print(line, soft_wrap=True, highlight=False)
 
-    def update(self, record: Record, progress: float) -> None:
-        """Show a step's record; `progress` is the part done."""
+    def update(self, record: Record, fraction: float) -> None:
+        """Show a step's record; `fraction` of the run is done."""
         numbers = _numbers(record)
-        self._bar.update(self._task, completed=progress, step=record["step"], numbers=numbers)
-        if self._plain and int(progress * 20) >= self._lines:
-            self._lines = int(progress * 20) + 1
-            self._console.print(f"step {record['step']} ({progress:.0%}): {numbers}", soft_wrap=True)
+        self._bar.update(self._task, completed=fraction, step=record["step"], numbers=numbers)
+        if self._plain and int(fraction * 20) >= self._lines:
+            self._lines = int(fraction * 20) + 1
+            self._console.print(f"step {record['step']} ({fraction:.0%}): {numbers}", soft_wrap=True)
+
+
+class RunLogger:
+    """Writes each step to metrics.jsonl, Accelerate's trackers and the progress bar, on the main process only."""
+
+    def __init__(
+        self, config: Config, run: RunState, length: Length, console: Console, track: Callable[..., None], main: bool
+    ) -> None:
+        """`track`: the accelerator's `log`. Files are opened when the logger is entered."""
+        self._run_dir, self._run, self._length, self._track, self._main = config.run_dir, run, length, track, main
+        self._names = ["metrics", *(["sample_ids"] if config.train.log_samples else [])] if main else []
+        self._files: dict[str, StepLog] = {}
+        self._bar = ProgressBar(console, main, length.fraction(run.step, run.seconds))
+        self._alarms = Alarms(config.data.batch_size, config.model.max_logit_scale, run.alarms)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "RunLogger":
+        for name in self._names:
+            log = StepLog(self._run_dir / f"{name}.jsonl", self._run.step)
+            self._files[name] = self._stack.enter_context(log)
+        self._stack.enter_context(self._bar)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def log(self, step: int, record: Record, ids: Callable[[], list[int]] | None) -> None:
+        """Write the record of one step, with its alarms.
+
+        Args:
+            ids: gives the sample ids of the global batch, if they are logged.
+        """
+        if not self._main:
+            return
+        fraction = self._length.fraction(step, self._run.seconds)
+        alarms = self._alarms.look(record, fraction)
+        for alarm in alarms:
+            self._bar.say(f"warning: {alarm}")
+        self._files["metrics"].write({**record, "alarm": "; ".join(alarms)} if alarms else record)
+        if ids is not None:
+            self._files["sample_ids"].write({"step": step, "ids": ids()})
+        self._track({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step)
+        self._bar.update(record, fraction)
 
 
 def _numbers(record: dict[str, Any]) -> str:

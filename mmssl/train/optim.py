@@ -1,19 +1,14 @@
-"""The optimizer's parameter groups, and the learning rate as a function of the step.
-
-Exponential moving average of the dual encoder's weights.
-How long a run lasts, and how much of it is done.
-"""
+"""The optimizer and its parameter groups, the learning-rate schedule, one update, and the average of the weights."""
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from mmssl.config import OptimConfig, TrainConfig
+from mmssl.config import OptimConfig
 from mmssl.distributed import full_tensor, local_tensor
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._task import TrainingTask
@@ -29,7 +24,7 @@ _EMBEDDINGS = (
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:
-    """AdamW groups by tower and by weight decay from the mixer's named parameters; the schedule scales `lr_peak`.
+    """AdamW groups by tower and by weight decay from the task's named parameters; the schedule scales `lr_peak`.
 
     Biases, norms, the temperature and embeddings of position, class and segment are not decayed.
     """
@@ -39,16 +34,10 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimCon
         if not parameter.requires_grad:
             continue
         tower = next((t for t in ("vision", "text") if name.startswith(f"encoder.{t}.")), "rest")
-        decays = parameter.ndim > 1 and not any(local_tensor in name for local_tensor in _EMBEDDINGS)
-        group = groups.setdefault(
-            (tower, decays),
-            {
-                "params": [],
-                "lr": peaks[tower],
-                "lr_peak": peaks[tower],
-                "weight_decay": config.weight_decay if decays else 0.0,
-            },
-        )
+        decays = parameter.ndim > 1 and not any(part in name for part in _EMBEDDINGS)
+        decay, peak = (config.weight_decay if decays else 0.0), peaks[tower]
+        new: dict[str, Any] = {"params": [], "lr": peak, "lr_peak": peak, "weight_decay": decay}
+        group = groups.setdefault((tower, decays), new)
         group["params"].append(parameter)
     return list(groups.values())
 
@@ -60,28 +49,26 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: OptimConf
     )
 
 
-def lr_factor(config: OptimConfig, progress: float, step: int, steps: int | None) -> float:
+def lr_factor(config: OptimConfig, fraction: float, step: int, steps: int | None) -> float:
     """Learning rate of update `step` (from 0) relative to its peak; the curve is OpenCLIP's.
 
     Args:
-        progress: the part of the training done before this update, 0 to 1.
+        fraction: fraction of the training done before this update, 0 to 1.
         steps: length of the training in updates, or None where it is measured in minutes.
     """
     if steps is None:
-        ramp, warmup = progress, config.warmup
+        ramp, warmup = fraction, config.warmup
     else:
-        ramp, warmup = (
-            (step + 1) / steps,
-            min(config.warmup if config.warmup < 1 else config.warmup / steps, 1.0),
-        )
+        ramp = (step + 1) / steps
+        warmup = min(config.warmup if config.warmup < 1 else config.warmup / steps, 1.0)
     if ramp < warmup:
         return ramp / warmup
     if config.schedule == "constant":
         return 1.0
     if config.schedule == "wsd":
-        left = min((1 - progress) / config.decay, 1.0)
+        left = min((1 - fraction) / config.decay, 1.0)
     else:
-        rest = min(max((progress - warmup) / max(1 - warmup, 1e-9), 0.0), 1.0)
+        rest = min(max((fraction - warmup) / max(1 - warmup, 1e-9), 0.0), 1.0)
         left = 0.5 * (1 + math.cos(math.pi * rest))
     return config.final_lr + (1 - config.final_lr) * max(left, 0.0)
 
@@ -142,28 +129,3 @@ class Ema:
                 own.lerp_(other, pull)
             else:
                 own.copy_(other)
-
-
-@dataclass(frozen=True)
-class Length:
-    """A number of steps, or of minutes spent in training steps (evaluating and saving not counted)."""
-
-    steps: int | None
-    minutes: float | None
-
-    def progress(self, step: int, seconds: float) -> float:
-        """The part done, 0 to 1, after `step` steps that took `seconds`."""
-        if self.steps is not None:
-            return min(step / self.steps, 1.0)
-        assert self.minutes is not None
-        return min(seconds / (60 * self.minutes), 1.0)
-
-
-def training_length(config: TrainConfig, batch_size: int, samples_per_epoch: int) -> Length:
-    """The length a configuration asks for; a part of a batch counts as a step."""
-    if config.minutes is not None:
-        return Length(None, config.minutes)
-    if config.steps is not None:
-        return Length(config.steps, None)
-    samples = config.samples if config.samples is not None else (config.epochs or 0) * samples_per_epoch
-    return Length(max(1, math.ceil(samples / batch_size)), None)

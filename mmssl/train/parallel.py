@@ -1,7 +1,4 @@
-"""FSDP2 through Accelerate's own configuration: every block of both towers is sharded as a unit of its own.
-
-Weights that a step may leave without a gradient, of which DistributedDataParallel must know.
-"""
+"""Settings of FSDP2 and DistributedDataParallel that follow from the model and its objectives."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -17,21 +14,21 @@ from mmssl.models.batch_norm import has_local_statistics
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives._task import TrainingTask
 from mmssl.train.cost import synthetic_batch
-from mmssl.train.step import backward
+from mmssl.train.step import Step, backward
 
 
 def prepare_sharding(accelerator: Accelerator, task: TrainingTask) -> None:
-    """Complete what `accelerate launch` was told of FSDP2, before `accelerator.prepare`.
+    """Complete the FSDP2 settings of `accelerate launch`, before `accelerator.prepare`.
 
     Weights stay in float32 and autocast does the casting, as without FSDP2: a temperature in bfloat16 would be off by
-    a percent. Units are the towers' blocks, unless the launcher names a policy.
+    a percent. Each block of a tower is a unit, unless the launcher names a policy.
 
     Raises:
-        UserError: FSDP version 1 or DeepSpeed was asked for, or an objective cannot be trained so.
+        UserError: the launcher asks for FSDP version 1 or DeepSpeed, or an objective does not work with FSDP2.
     """
     if accelerator.distributed_type == "DEEPSPEED":
         raise UserError(
-            "DeepSpeed hides weights and optimizer in its own pickled checkpoints; use FSDP2, which shards as ZeRO-3 "
+            "DeepSpeed keeps weights and optimizer in its own pickled checkpoints; use FSDP2, which shards as ZeRO-3 "
             "does: accelerate launch --use_fsdp --fsdp_version 2"
         )
     if accelerator.distributed_type != "FSDP":
@@ -41,12 +38,12 @@ def prepare_sharding(accelerator: Accelerator, task: TrainingTask) -> None:
     for name in task.objectives:
         if task.objective(name).has_own_encoder:
             raise UserError(
-                f"objectives.{name} runs an encoder beside the forward pass, where FSDP2 has its weights in parts; "
-                f"leave the objective or --use_fsdp out"
+                f"objectives.{name} runs an encoder outside the forward pass, where FSDP2 keeps its weights sharded; "
+                f"leave out the objective or --use_fsdp"
             )
     plugin = accelerator.state.fsdp_plugin
     plugin.mixed_precision_policy = None
-    # FSDP2 splits weights along their memory.
+    # FSDP2 shards weights along their memory layout.
     task.to(memory_format=torch.contiguous_format)
     if plugin.auto_wrap_policy is None:
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
@@ -66,7 +63,7 @@ def block_classes(encoder: DualEncoder) -> list[str]:
 
 
 def without_scalars(module: nn.Module) -> None:
-    """Make vectors of one element of scalar parameters, in place: FSDP2 refuses scalars."""
+    """Turn scalar parameters into vectors of one element, in place: FSDP2 refuses scalars."""
     for child in module.modules():
         for name, parameter in child.named_parameters(recurse=False):
             if parameter.ndim == 0:
@@ -83,37 +80,35 @@ def _repeated(tower: nn.Module) -> Iterator[nn.Module]:
                 yield module
 
 
-PAIRS = 2
-TOKENS = 8
-
-
 def configure_ddp(accelerator: Accelerator, task: TrainingTask, schedules: Mapping[str, ObjectiveConfig]) -> None:
     """Complete the arguments of DistributedDataParallel, before `accelerator.prepare`.
 
-    It looks for weights without a gradient only where there may be some: the search walks the whole graph at every
-    step. It sends buffers from process 0 only where processes may hold different ones: queues may be as large as the
-    model.
+    The search for weights without a gradient walks the whole graph at every step, so it is on only if there may be
+    such weights. Buffers, which may be as large as the model, are sent from process 0 only if processes may hold
+    different ones.
     """
     if task.world.size == 1 or accelerator.distributed_type == "FSDP":
         return
     handler = accelerator.ddp_handler
     assert handler is not None
     handler.broadcast_buffers = has_local_statistics(task)
-    acting = {name: schedule for name, schedule in schedules.items() if schedule.weight > 0}
-    handler.find_unused_parameters = any(map(is_intermittent, acting.values())) or bool(
-        without_gradient(task, {name: schedule.weight for name, schedule in acting.items()}, accelerator)
+    active = {name: schedule for name, schedule in schedules.items() if schedule.weight > 0}
+    handler.find_unused_parameters = any(map(is_intermittent, active.values())) or bool(
+        without_gradient(task, {name: schedule.weight for name, schedule in active.items()}, accelerator)
     )
 
 
 def is_intermittent(schedule: ObjectiveConfig) -> bool:
-    """Whether there are steps at which an objective does not act; a ramp begins at weight 0."""
+    """True if an objective is inactive at some steps; a ramp begins at weight 0."""
     return schedule.start > 0 or schedule.end < 1 or schedule.ramp > 0 or schedule.every > 1
 
 
 def without_gradient(task: TrainingTask, weights: Mapping[str, float], accelerator: Accelerator) -> list[str]:
-    """Names of the trained weights that a step leaves without a gradient in which all these objectives act: found by
-    one on pairs made up. Towers of other libraries may own weights that their forward does not use."""
+    """Names of the trained weights that get no gradient in a step with all these objectives, found on synthetic pairs.
+
+    Towers of other libraries may own weights that their forward pass does not use.
+    """
     task = copy.deepcopy(task)  # Steps change queues and running statistics.
-    batch = synthetic_batch(task, weights, PAIRS, TOKENS)
-    backward(task.train(), task, batch, weights, 0.5, (0, "unused"), None, accelerator)
+    batch = synthetic_batch(task, weights, samples=2, tokens=8)
+    backward(task.train(), Step(task, batch, weights, fraction=0.5, seed=(0, "unused")), accelerator)
     return [name for name, parameter in task.named_parameters() if parameter.requires_grad and parameter.grad is None]

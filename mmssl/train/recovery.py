@@ -1,6 +1,6 @@
-"""`--rewind`: after a run stopped at data it could not learn from, go back to before it and on past it.
+"""Stopping and going on: updates that are not finite, `--rewind` past bad batches, and signals.
 
-SIGTERM and SIGINT ask a run to save and stop; a later one stops it at once.
+SIGTERM and SIGINT make a run save and stop; a later signal stops it at once.
 """
 
 import json
@@ -13,11 +13,16 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from mmssl.config import Config
 from mmssl.errors import UserError
 from mmssl.files import atomic_write
 from mmssl.train import checkpoint
+from mmssl.train.state import RunState
 
 _NOTE = "rewound.json"
+SCALE_STEPS = 16
+"""Further updates in a row that may be skipped under fp16: the gradient scale starts at 2 ** 16, and each overflow
+halves it."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,39 @@ class BadStep:
     """`shard:key` of this process's samples."""
 
 
+class NonFiniteGuard:
+    """Counts skipped updates and stops the run after too many in a row."""
+
+    def __init__(self, config: Config, run: RunState, rank: int, scaled: bool) -> None:
+        """`scaled`: a gradient scaler is in use (fp16)."""
+        self._run_dir, self._run, self._rank = config.run_dir, run, rank
+        self._limit = config.train.nonfinite_limit + (SCALE_STEPS if scaled else 0)
+        self._bad: list[BadStep] = []
+
+    def count(self, step: int, keys: list[str], finite: bool) -> None:
+        """Count one step; `keys` names this process's samples."""
+        self._run.skipped += not finite
+        self._run.skipped_in_row = 0 if finite else self._run.skipped_in_row + 1
+        self._bad = [] if finite else [*self._bad, BadStep(step, keys)]
+
+    def check(self) -> None:
+        """Stop the run if too many updates in a row were skipped.
+
+        Raises:
+            UserError: names the file with the samples of these steps.
+        """
+        if self._run.skipped_in_row < self._limit:
+            return
+        path = write_bad_steps(self._run_dir, self._rank, self._bad)
+        raise UserError(
+            f"the loss or gradient was not finite at {self._run.skipped_in_row} steps in a row up to "
+            f"{self._bad[-1].step}; their samples are named in {path}; leave them out with --resume RUN --rewind, or "
+            f"lower optim.lr or use train.precision=bf16 and --resume from the last checkpoint"
+        )
+
+
 def write_bad_steps(run_dir: Path, rank: int, steps: Sequence[BadStep]) -> Path:
-    """Keep what a run stopped at."""
+    """Write the steps at which a run stopped, with their samples."""
     path = run_dir / f"nonfinite-step-{steps[-1].step}-rank-{rank}.json"
     record = [{"step": bad.step, "keys": bad.keys} for bad in steps]
     atomic_write(path, json.dumps({"steps": record}, indent=1).encode())
@@ -38,14 +74,14 @@ def write_bad_steps(run_dir: Path, rank: int, steps: Sequence[BadStep]) -> Path:
 
 
 def rewind(run_dir: Path) -> str:
-    """Make the run go on from its last good checkpoint before the bad data, and past that data, when it is resumed.
+    """Prepare a run to resume from its last checkpoint before the bad batches and to skip them.
 
-    Later checkpoints are deleted. One process calls it, before any restores.
+    Deletes later checkpoints. One process calls it, before any process restores.
 
     Returns: a line for the user.
 
     Raises:
-        UserError: there is nothing to rewind, the run went on past it, or there is no checkpoint to go back to.
+        UserError: the run did not stop at bad data, went on past it, or has no checkpoint from before it.
     """
     notes = sorted(run_dir.glob("nonfinite-step-*-rank-0.json"), key=lambda path: path.stat().st_mtime)
     if not notes:
@@ -76,7 +112,7 @@ def rewind(run_dir: Path) -> str:
 
 
 def batches_past(run_dir: Path, step: int) -> int:
-    """Batches to leave out when the checkpoint of `step` is restored."""
+    """Number of batches to skip when the checkpoint of `step` is restored."""
     note = run_dir / _NOTE
     if not note.is_file():
         return 0
@@ -85,16 +121,22 @@ def batches_past(run_dir: Path, step: int) -> int:
 
 
 SAME_SECONDS = 2.0
-"""Signals so close together are one request: batch systems send them to every process, and launchers pass theirs on."""
+"""Signals closer together than this, in seconds, are one request: batch systems send them to every process, and
+launchers forward theirs."""
 
 
 class StopRequest:
-    """While entered, remembers the first signal instead of dying of it."""
+    """Context manager that records the first signal instead of ending the process."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._when = 0.0
         self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """True once a signal has arrived."""
+        return self.signal is not None
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,6 +1,6 @@
-"""One step's gradient: of the whole global batch, exactly, whatever the micro-batch and the number of processes."""
+"""The gradient of one step. It is exactly that of the global batch for any micro-batch and number of processes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from mmssl.types import Batch
 
 @dataclass
 class Tally:
-    """Sums and counts by name, added up over micro-batches on the device, then over processes."""
+    """Sums and counts by name, added up on the device over micro-batches, then over processes."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
 
@@ -32,63 +32,76 @@ class Tally:
         return torch.stack(list(self.sums.values()))
 
 
-def backward(
-    model: nn.Module,
-    task: TrainingTask,
-    batch: Batch,
-    weights: Mapping[str, float],
-    progress: float,
-    seed: tuple[int | str, ...],
-    micro_batch: int | None,
-    accelerator: Any,
-    watch: Callable[[Inputs], None] | None = None,
-) -> Tally:
+@dataclass(frozen=True)
+class Step:
+    """What one training step is computed from."""
+
+    task: TrainingTask
+    batch: Batch
+    """This process's part, on the device; of the same size on every process."""
+    weights: Mapping[str, float]
+    """Objective -> weight; inactive objectives are absent."""
+    fraction: float
+    """Fraction of the training that is done, 0 to 1."""
+    seed: tuple[int | str, ...]
+    """Key of this step's randomness."""
+    micro_batch: int | None = None
+    """Samples whose activations are held at a time; None: all."""
+
+    @property
+    def start(self) -> int:
+        """Position of this process's first sample in the global batch."""
+        return self.task.world.rank * len(self.batch)
+
+    def random(self, name: str) -> RowRandom:
+        """The randomness of one objective."""
+        rows, world = len(self.batch), self.task.world
+        generator = torch_generator(*self.seed, "objective", name, device=self.batch.tokens.device)
+        return RowRandom(generator, self.start, self.start + rows, rows * world.size)
+
+    def reseed(self, row: int) -> None:
+        """Seed dropout and drop-path for the samples from `row` of the batch, so that both passes draw the same."""
+        torch.manual_seed(torch_seed(*self.seed, "dropout", self.start + row))
+
+    def chunks(self) -> list[tuple[int, int]]:
+        """Bounds of the micro-batches."""
+        rows = len(self.batch)
+        size = self.micro_batch or rows
+        return [(a, min(a + size, rows)) for a in range(0, rows, size)]
+
+
+def backward(model: nn.Module, step: Step, accelerator: Any, diagnose: Callable[[Inputs], None] | None = None) -> Tally:
     """Add the gradient of the weighted total over the global batch to the parameters.
 
     Args:
-        model: `mixer` as prepared by Accelerate.
-        batch: this process's part, of the same size on every process, on the device.
-        weights: objective -> weight; those that rest are absent.
-        progress: the part of the training that is done, 0 to 1.
-        seed: words that key this step's randomness.
-        micro_batch: samples held with their activations at a time; None: all.
-        watch: is given what the step was computed from, once its gradient is there.
+        model: `step.task` as prepared by Accelerate.
+        diagnose: called with the step's inputs once the gradient is computed.
 
     Returns: each objective's loss and metrics on this process, as sums and counts.
     """
-    world = task.world
-    rows = len(batch)
-    start = world.rank * rows
-
-    def random(name: str) -> RowRandom:
-        generator = torch_generator(*seed, "objective", name, device=batch.tokens.device)
-        return RowRandom(generator, start, start + rows, rows * world.size)
-
-    _reseed(seed, start)
+    task, weights = step.task, step.weights
+    step.reseed(0)
     with accelerator.autocast():
-        inputs = task.inputs(batch, weights, random, progress)
+        inputs = task.inputs(step.batch, weights, step.random, step.fraction)
     tally = Tally()
     active = _count(task, inputs, weights, tally)
-    chunks = list(_chunks(rows, micro_batch))
-    cached: dict[str, Predictions] = {}
-    if len(chunks) > 1:
-        cached = _cache_gradients(model, task, inputs, active, chunks, start, seed, accelerator, tally)
+    chunks = step.chunks()
+    cached = _cache_gradients(model, step, inputs, active, accelerator, tally) if len(chunks) > 1 else {}
     for a, b in chunks:
-        last = b == rows
-        _reseed(seed, start + a)
-        with nullcontext() if last else accelerator.no_sync(model):
+        step.reseed(a)
+        with nullcontext() if b == len(step.batch) else accelerator.no_sync(model):
             with accelerator.autocast():
                 total, outputs = model(_rows(inputs, a, b), active, _cached_rows(cached, a, b))
             accelerator.backward(total)
         _record(tally, outputs)
-    if watch is not None:
-        watch(inputs)
+    if diagnose is not None:
+        diagnose(inputs)
     task.on_step_end(inputs, weights)
     return tally
 
 
 def _count(task: TrainingTask, inputs: Inputs, weights: Mapping[str, float], tally: Tally) -> dict[str, Weighted]:
-    """Count the terms of each objective's loss: on this process into the tally, over all to make means of sums."""
+    """Count the terms of each objective's loss: those of this process for the tally, those of all for the means."""
     counts = torch.stack([task.objective(name).num_terms(inputs) for name in weights])
     for name, count in zip(weights, counts, strict=True):
         tally.add(f"{name}.loss", torch.zeros_like(count), count)
@@ -100,23 +113,16 @@ def _count(task: TrainingTask, inputs: Inputs, weights: Mapping[str, float], tal
 
 
 def _cache_gradients(
-    model: nn.Module,
-    task: TrainingTask,
-    inputs: Inputs,
-    active: Mapping[str, Weighted],
-    chunks: list[tuple[int, int]],
-    start: int,
-    seed: tuple[int | str, ...],
-    accelerator: Any,
-    tally: Tally,
+    model: nn.Module, step: Step, inputs: Inputs, active: Mapping[str, Weighted], accelerator: Any, tally: Tally
 ) -> dict[str, Predictions]:
-    """First pass of GradCache (Gao et al. 2021): coupled objectives' gradients with respect to their predictions."""
+    """First pass of GradCache (Gao et al. 2021): gradients of batch-coupled losses with respect to predictions."""
+    task, chunks = step.task, step.chunks()
     batch_coupled = {name: weighted for name, weighted in active.items() if task.objective(name).batch_coupled}
     if not batch_coupled:
         return {}
     parts = []
     for a, b in chunks:
-        _reseed(seed, start + a)
+        step.reseed(a)
         with torch.no_grad(), accelerator.autocast():
             # Through the wrapped module, which may have to gather the weights first.
             parts.append(model(_rows(inputs, a, b), batch_coupled, only_predict=True))
@@ -141,22 +147,12 @@ def _gradient(leaf: Tensor, chunks: int) -> Tensor:
     return leaf.grad / chunks if leaf.ndim == 0 else leaf.grad
 
 
-def _chunks(rows: int, size: int | None) -> Iterator[tuple[int, int]]:
-    for a in range(0, rows, size or rows):
-        yield a, min(a + (size or rows), rows)
-
-
 def _rows(inputs: Inputs, a: int, b: int) -> Inputs:
     return {name: tensor[a:b] for name, tensor in inputs.items()}
 
 
 def _cached_rows(cached: Mapping[str, Predictions], a: int, b: int) -> Cached:
     return {n: {k: g if g.ndim == 0 else g[a:b] for k, g in kept.items()} for n, kept in cached.items()}
-
-
-def _reseed(seed: tuple[int | str, ...], position: int) -> None:
-    """Dropout and drop-path of the samples from `position` in the global batch draw the same in both passes."""
-    torch.manual_seed(torch_seed(*seed, "dropout", position))
 
 
 def _record(tally: Tally, outputs: Mapping[str, Output]) -> None:

@@ -1,34 +1,26 @@
-"""A step's numbers: added up over the processes on the device, and read one step late, so that it never waits."""
+"""Metrics of a step: added up over the processes on the device, and read one step late so that nothing waits."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from mmssl.config import Config
 from mmssl.distributed import World
-from mmssl.errors import UserError
-from mmssl.train.diagnostics import Alarms
-from mmssl.train.loggers import ProgressBar, Record, StepLog
-from mmssl.train.optim import Length
-from mmssl.train.recovery import BadStep, write_bad_steps
+from mmssl.train.loggers import Record, RunLogger
+from mmssl.train.recovery import NonFiniteGuard
 from mmssl.train.state import RunState
 from mmssl.train.step import Tally
 from mmssl.types import Batch
 
 STREAM = ("mb_per_s", "bad_samples", "retries")
-"""What the streams of all processes did together: encoded megabytes a second, samples that a stand-in replaced and
-remote reads taken up again since the processes started."""
-SCALE_STEPS = 16
-"""Under fp16 so many more updates in a row may be skipped: the gradient's scale starts at 2 ** 16, and each overflow
-halves it."""
+"""Sums over the loaders of all processes: encoded megabytes per second, and since the processes started, samples
+replaced by a stand-in and remote reads that were retried."""
 
 
 class AsyncCopy:
-    """A tensor on its way to the host: the copy begins at once, and waiting for it waits for nothing launched later."""
+    """An asynchronous copy of a tensor to the host. Waiting for it waits for nothing launched later."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._copy = tensor.to("cpu", non_blocking=True)
@@ -43,45 +35,34 @@ class AsyncCopy:
         return self._copy
 
 
-@dataclass
+@dataclass(frozen=True)
 class PendingStep:
-    """A step whose numbers are still on the device."""
+    """A step whose metrics are still on the device."""
 
     step: int
     weights: Mapping[str, float]
     names: list[str]
-    numbers: AsyncCopy
+    sums: AsyncCopy
     """Sum and count of each name, over all processes."""
     record: Record
     keys: list[str]
     ids: AsyncCopy | None
 
 
-@dataclass
 class StepMetrics:
-    """Adds up, reads and logs the numbers of steps."""
+    """Adds up the metrics of steps over the processes, and reads them one step late.
 
-    config: Config
-    accelerator: Accelerator
-    world: World
-    run: RunState
-    length: Length
-    logs: Mapping[str, StepLog]
-    bar: ProgressBar
-    stop: bool = False
-    """The processes agreed to save and stop."""
-    save: bool = False
-    """The processes agreed to save."""
-    pending: PendingStep | None = None
-    limit: int = field(init=False)
-    """Updates in a row that may be skipped."""
-    alarms: Alarms = field(init=False)
-    bad: list[BadStep] = field(default_factory=list)
-    """The steps in a row up to now whose gradient was not finite, as far as this process saw them."""
+    Attributes:
+        stop: the processes agreed to save and stop.
+        save: the processes agreed to save.
+    """
 
-    def __post_init__(self) -> None:
-        self.limit = self.config.train.nonfinite_limit + (0 if self.accelerator.scaler is None else SCALE_STEPS)
-        self.alarms = Alarms(self.config.data.batch_size, self.config.model.max_logit_scale, self.run.alarms)
+    def __init__(self, world: World, run: RunState, logger: RunLogger, guard: NonFiniteGuard, log_ids: bool) -> None:
+        """`log_ids`: gather the sample ids of every global batch."""
+        self._world, self._run, self._logger, self._guard, self._log_ids = world, run, logger, guard, log_ids
+        self._pending: PendingStep | None = None
+        self.stop = False
+        self.save = False
 
     def reduce(
         self,
@@ -89,42 +70,38 @@ class StepMetrics:
         weights: Mapping[str, float],
         record: Record,
         batch: Batch,
-        told: Mapping[str, tuple[float, float]],
+        host_values: Mapping[str, tuple[float, float]],
     ) -> PendingStep:
-        """Start adding up a step's numbers over the processes, with what they must agree on.
+        """Start to add up a step's metrics over the processes. Waits for nothing.
 
         Args:
             tally: with `gradient_norm`.
-            told: sums and counts that this process's host knows: `seconds`, `save` and `stop`, of which any process's
-                wish counts, what its stream did (`STREAM`), and figures of its own.
+            host_values: (sum, count) pairs known on the CPU: `seconds`, `save` and `stop` (a request of any process
+                counts), loader counters (`STREAM`), and further metrics.
         """
         device = batch.tokens.device
-        host = torch.tensor(list(told.values()))
+        host = torch.tensor(list(host_values.values()))
         host = host.pin_memory() if device.type == "cuda" else host
-        numbers = self.world.sum(torch.cat([tally.stacked(), host.to(device, non_blocking=True)]))
-        ids = AsyncCopy(self.world.gather(batch.ids)[0]) if self.config.train.log_samples else None
-        names = [*tally.sums, *told]
-        return PendingStep(self.run.step + 1, weights, names, AsyncCopy(numbers), record, batch.keys, ids)
+        sums = self._world.sum(torch.cat([tally.stacked(), host.to(device, non_blocking=True)]))
+        ids = AsyncCopy(self._world.gather(batch.ids)[0]) if self._log_ids else None
+        names = [*tally.sums, *host_values]
+        return PendingStep(self._run.step + 1, weights, names, AsyncCopy(sums), record, batch.keys, ids)
 
-    def read(self) -> None:
-        """Take in the pending step's numbers: log them, and learn what the processes agreed on.
+    def read(self, next_step: PendingStep | None = None) -> None:
+        """Read the pending step: log it, and take over what the processes agreed on. `next_step` is pending from then on.
 
         Raises:
             UserError: too many updates in a row were not finite.
         """
-        if self.pending is None:
+        step, self._pending = self._pending, next_step
+        if step is None:
             return
-        step, self.pending = self.pending, None
-        run = self.run
-        sums = dict(zip(step.names, step.numbers.wait().tolist(), strict=True))
-        run.seconds += sums.pop("seconds")[0]
+        sums = dict(zip(step.names, step.sums.wait().tolist(), strict=True))
+        self._run.seconds += sums.pop("seconds")[0]
         self.stop, self.save = sums.pop("stop")[0] > 0, sums.pop("save")[0] > 0
         stream = {name: sums.pop(name)[0] for name in STREAM}
         values = {name: total / count if count else math.nan for name, (total, count) in sums.items()}
-        finite = math.isfinite(values["gradient_norm"])
-        run.skipped += not finite
-        run.skipped_in_row = 0 if finite else run.skipped_in_row + 1
-        self.bad = [] if finite else [*self.bad, BadStep(step.step, step.keys)]
+        self._guard.count(step.step, step.keys, math.isfinite(values["gradient_norm"]))
         # A loss without a term, as of masked words where no caption had any, adds nothing to the total.
         losses = {name: values[f"{name}.loss"] for name in step.weights if sums[f"{name}.loss"][1]}
         record: Record = {
@@ -135,29 +112,9 @@ class StepMetrics:
             "bad_samples": round(stream["bad_samples"]),
             "retries": round(stream["retries"]),
             **values,
-            "seconds": round(run.seconds, 3),
-            "skipped_updates": run.skipped,
+            "seconds": round(self._run.seconds, 3),
+            "skipped_updates": self._run.skipped,
         }
-        if self.world.rank == 0:
-            self._log(step, record)
-        if run.skipped_in_row >= self.limit:
-            self._give_up()
-
-    def _log(self, step: PendingStep, record: Record) -> None:
-        progress = self.length.progress(step.step, self.run.seconds)
-        alarms = self.alarms.look(record, progress)
-        for alarm in alarms:
-            self.bar.say(f"warning: {alarm}")
-        self.logs["metrics"].write({**record, "alarm": "; ".join(alarms)} if alarms else record)
-        if step.ids is not None:
-            self.logs["sample_ids"].write({"step": step.step, "ids": step.ids.wait().tolist()})
-        self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step.step)
-        self.bar.update(record, progress)
-
-    def _give_up(self) -> None:
-        path = write_bad_steps(self.config.run_dir, self.world.rank, self.bad)
-        raise UserError(
-            f"the loss or gradient was not finite at {self.run.skipped_in_row} steps in a row up to "
-            f"{self.bad[-1].step}; their samples are named in {path}; leave them out with --resume RUN --rewind, or "
-            f"lower optim.lr or use train.precision=bf16 and --resume from the last checkpoint"
-        )
+        ids = step.ids
+        self._logger.log(step.step, record, None if ids is None else lambda: ids.wait().tolist())
+        self._guard.check()

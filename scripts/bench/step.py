@@ -29,7 +29,7 @@ from mmssl.system import peak_memory
 from mmssl.train.cost import predicted_cost
 from mmssl.train.optim import build_optimizer, update
 from mmssl.train.setup import build_accelerator
-from mmssl.train.step import backward
+from mmssl.train.step import Step, backward
 from mmssl.types import Batch
 from scripts.bench.openclip_step import OPEN_CLIP, TEXT_CONFIG, TOKENIZER, WEIGHTS, OpenClip
 
@@ -155,7 +155,8 @@ def _in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
 
 def _write_inputs(config: Config, mixes: Sequence[Config], folder: Path) -> None:
     """Write weights of the towers, and batches with every view that any of the mixes needs."""
-    tokenizer = build.build_tokenizer(config, folder / TOKENIZER)
+    plan = build.resolve(config)
+    tokenizer = build.build_tokenizer(plan, folder / TOKENIZER)
     tokenizer.save(folder / TOKENIZER)
     torch.manual_seed(torch_seed(config.seed, "weights"))
     encoder = build.build_encoder(config, tokenizer)
@@ -163,9 +164,9 @@ def _write_inputs(config: Config, mixes: Sequence[Config], folder: Path) -> None
     encoder.text.encoder.config.save_pretrained(folder / TEXT_CONFIG)
     together = {name: options for mix in mixes for name, options in mix.objectives.items()}
     config = config.model_copy(update={"objectives": together})
-    task = build.build_task(config, encoder, tokenizer, World())
+    task = build.build_task(plan.objectives, encoder, tokenizer, World())
     tensors: dict[str, Tensor] = {}
-    with build.build_loader(config, task, tokenizer, folder / "bad_samples.jsonl") as stream:
+    with build.build_loader(plan, task, tokenizer, folder / "bad_samples.jsonl") as stream:
         for i, batch in enumerate(islice(stream, BATCHES)):
             tensors |= {f"{i}/view/{name}": view for name, view in batch.views.items()}
             tensors |= {f"{i}/tokens": batch.tokens, f"{i}/token_mask": batch.token_mask, f"{i}/ids": batch.ids}
@@ -205,14 +206,15 @@ class _Ours:
     def __init__(self, config: Config, folder: Path) -> None:
         self.config = config
         self.accelerator = build_accelerator(config)
-        self.schedules = build.objective_options(config)
-        words = build.build_tokenizer(config, folder / TOKENIZER)
+        plan = build.resolve(config)
+        self.schedules = plan.objectives
+        words = build.build_tokenizer(plan, folder / TOKENIZER)
         torch.manual_seed(torch_seed(config.seed, "weights"))
         encoder = build.build_encoder(config, words)
         encoder.load_state_dict(load_file(folder / WEIGHTS))
-        self.task = build.build_task(config, encoder, words, World())
+        self.task = build.build_task(plan.objectives, encoder, words, World())
         # Counted on a mixer of its own: counting runs steps, which change queues and statistics.
-        self.flops = predicted_cost(build.build_task(config, encoder, words, World()), list(self.schedules))
+        self.flops = predicted_cost(build.build_task(plan.objectives, encoder, words, World()), list(self.schedules))
         encoder.zero_grad()
         self.task.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.task.named_parameters(), config.optim)
@@ -232,12 +234,7 @@ class _Ours:
         seed = (self.config.seed, "step", number)
         tally = backward(
             self.model,
-            self.task,
-            inputs.to(self.accelerator.device),
-            weights,
-            0.5,
-            seed,
-            micro_batch,
+            Step(self.task, inputs.to(self.accelerator.device), weights, 0.5, seed, micro_batch),
             self.accelerator,
         )
         update(self.accelerator, self.task, self.optimizer, self.prepared, self.config.optim.clip_norm)

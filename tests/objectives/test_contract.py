@@ -14,7 +14,7 @@ from mmssl.distributed import World
 from mmssl.objectives import objective_names
 from mmssl.objectives._task import TrainingTask
 from mmssl.train.parallel import configure_ddp
-from mmssl.train.step import Tally, backward
+from mmssl.train.step import Step, Tally, backward
 from tests.helpers.objective_batch import RESNET, ROWS, Plain, batch, part, tiny_task
 from tests.helpers.ranks import on_ranks
 
@@ -50,7 +50,7 @@ def step(task: TrainingTask, name: str, optimizer: torch.optim.Optimizer, i: int
 
 def gradient(task: TrainingTask, name: str, i: int, micro_batch: int | None = None) -> Tally:
     given = batch(task, i % BATCHES.get(name, 1))
-    return backward(task, task, given, {name: 1.0}, 0.5, (0, "step", i), micro_batch, Plain())
+    return backward(task, Step(task, given, {name: 1.0}, 0.5, (0, "step", i), micro_batch), Plain())
 
 
 def gradients(task: TrainingTask) -> dict[str, np.ndarray]:
@@ -117,7 +117,7 @@ def under_ddp(world: World, name: str) -> dict[str, np.ndarray]:
     for i in range(2):
         task.zero_grad()
         mine = part(batch(task, i % BATCHES.get(name, 1)), world)
-        backward(model, task, mine, {name: 1.0}, 0.5, (0, "step", i), None, Plain())
+        backward(model, Step(task, mine, {name: 1.0}, 0.5, (0, "step", i)), Plain())
     return gradients(task)
 
 
@@ -135,7 +135,7 @@ def search_beside_contrastive(world: World, name: str) -> list[bool]:
     model = DistributedDataParallel(task, **accelerator.ddp_handler.to_kwargs())
     for i in range(2):
         mine = part(batch(task, i), world)
-        backward(model, task, mine, dict.fromkeys(task.objectives, 1.0), 0.5, (0, "step", i), None, Plain())
+        backward(model, Step(task, mine, dict.fromkeys(task.objectives, 1.0), 0.5, (0, "step", i)), Plain())
     return searches
 
 

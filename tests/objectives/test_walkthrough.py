@@ -11,7 +11,7 @@ import torch
 
 import mmssl.objectives
 from mmssl.objectives import objective_names
-from mmssl.train.step import backward
+from mmssl.train.step import Step, backward
 from tests.helpers.docs_blocks import blocks
 from tests.helpers.objective_batch import Plain, batch, tiny_task
 
@@ -37,7 +37,7 @@ def test_the_pages_objective_is_found_and_learns(added: str) -> None:
     losses = []
     for step in range(30):
         weights = {"contrastive": 1.0, added: 1.0}
-        tally = backward(task, task, batch(task), weights, 0.5, (0, "step", step), 5, Plain())
+        tally = backward(task, Step(task, batch(task), weights, 0.5, (0, "step", step), 5), Plain())
         optimizer.step()
         optimizer.zero_grad()
         total, count = tally.sums[f"{added}.loss"]

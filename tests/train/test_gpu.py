@@ -15,7 +15,7 @@ from mmssl.config import OptimConfig, ViewConfig
 from mmssl.data.transforms.augment import augment
 from mmssl.data.transforms.augment_params import draw_params, from_rows, to_rows
 from mmssl.train.optim import build_optimizer, update
-from mmssl.train.step import backward
+from mmssl.train.step import Step, backward
 from mmssl.train.step_metrics import AsyncCopy
 from scripts.bench.loss import bench_loss
 from tests.helpers.objective_batch import Plain, batch, tiny_task
@@ -121,7 +121,7 @@ def test_a_step_makes_the_host_wait_for_nothing(names: list[str]) -> None:
     for step in range(2):
         torch.cuda.set_sync_debug_mode("error" if step == 1 else "default")
         try:
-            backward(task, task, given, dict.fromkeys(names, 1.0), 0.5, (0, "step", step), 5, accelerator)
+            backward(task, Step(task, given, dict.fromkeys(names, 1.0), 0.5, (0, "step", step), 5), accelerator)
             update(accelerator, task, optimizer, optimizer, 1.0)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -19,7 +19,7 @@ from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.models.lora import add_adapters
 from mmssl.objectives._task import TrainingTask
-from mmssl.train.step import backward
+from mmssl.train.step import Step, backward
 from mmssl.train.trainer import train
 from tests.conftest import tiny_model_config
 from tests.helpers.objective_batch import Plain
@@ -125,14 +125,14 @@ def on_one_rank(world: World) -> dict[str, np.ndarray]:
     module.world = replace(world, equal_batches=True)
     rows = ROWS // world.size
     part = batch().slice(world.rank * rows, (world.rank + 1) * rows)
-    backward(DistributedDataParallel(module), module, part, {"contrastive": 1.0}, 0.0, (1, "step", 2), None, Plain())
+    backward(DistributedDataParallel(module), Step(module, part, {"contrastive": 1.0}, 0.0, (1, "step", 2)), Plain())
     return {name: gradient.numpy() for name, gradient in gradients(module).items()}
 
 
 def test_two_processes_give_the_whole_batchs_gradient() -> None:
     """Under DDP the adapters' gradients are those of one process on the whole batch, to 1e-5 of the largest entry."""
     module = adapted_mixer()
-    backward(module, module, batch(), {"contrastive": 1.0}, 0.0, (1, "step", 2), None, Accelerator(cpu=True))
+    backward(module, Step(module, batch(), {"contrastive": 1.0}, 0.0, (1, "step", 2)), Accelerator(cpu=True))
     expected = gradients(module)
     assert any("lora_A" in name for name in expected)
     for found in on_ranks(2, on_one_rank):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from mmssl.train.memory import _largest_that_runs, fit_micro_batch, free_memory
+from mmssl.train.cost import _largest_that_runs, fit_micro_batch, free_memory
 from tests.train.test_step import task
 
 

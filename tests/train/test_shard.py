@@ -26,7 +26,7 @@ from mmssl.train.checkpoint import load_checkpoint
 from mmssl.train.optim import Ema, build_optimizer, update
 from mmssl.train.parallel import block_classes, prepare_sharding
 from mmssl.train.state import RunState, Trained, restore, save
-from mmssl.train.step import backward
+from mmssl.train.step import Step, backward
 from tests.conftest import tiny_model_config
 from tests.helpers import objective_batch as problem
 from tests.helpers.ranks import on_ranks
@@ -91,7 +91,7 @@ def shard(module: TrainingTask, accelerator: Sharded) -> nn.Module:
 def one_step(module: TrainingTask, model: nn.Module, accelerator: Any, step: int, micro_batch: int | None) -> None:
     rows = ROWS // module.world.size
     mine = batch().slice(module.world.rank * rows, (module.world.rank + 1) * rows)
-    backward(model, module, mine, {"contrastive": 1.0}, 0.5, (1, "step", step), micro_batch, accelerator)
+    backward(model, Step(module, mine, {"contrastive": 1.0}, 0.5, (1, "step", step), micro_batch), accelerator)
 
 
 CASES = [("timm", None), ("timm", 2), ("timm", 5), ("open_clip", 2)]
@@ -138,7 +138,7 @@ def objectives_on_one_rank(world: World, names: list[str]) -> dict[str, dict[str
         for step in range(2):
             module.zero_grad()
             mine = problem.part(problem.batch(module, step), world)
-            backward(model, module, mine, {name: 1.0}, 0.5, (0, "step", step), 4, accelerator)
+            backward(model, Step(module, mine, {name: 1.0}, 0.5, (0, "step", step), 4), accelerator)
         whole_ones = {n: full_tensor(p.grad) for n, p in module.named_parameters() if p.grad is not None}
         found[name] = {n: gradient.flatten().numpy() for n, gradient in whole_ones.items()}
     return found
@@ -154,7 +154,7 @@ def test_every_objectives_gradient_is_that_of_one_process() -> None:
         for step in range(2):
             module.zero_grad()
             given = problem.batch(module, step)
-            backward(module, module, given, {name: 1.0}, 0.5, (0, "step", step), None, problem.Plain())
+            backward(module, Step(module, given, {name: 1.0}, 0.5, (0, "step", step)), problem.Plain())
         expected = {n: p.grad.flatten() for n, p in module.named_parameters() if p.grad is not None}
         assert_same(found[name], expected)
 

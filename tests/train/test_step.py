@@ -16,7 +16,7 @@ from mmssl.objectives import find_objective
 from mmssl.objectives._base import Vocabulary
 from mmssl.objectives._task import TrainingTask
 from mmssl.rng import RowRandom, torch_generator, torch_seed
-from mmssl.train.step import backward
+from mmssl.train.step import Step, backward
 from mmssl.types import Batch
 from tests.conftest import tiny_model_config
 from tests.helpers import objective_batch as problem
@@ -78,7 +78,7 @@ def test_any_micro_batch_gives_the_whole_batchs_gradient(micro_batch: int | None
     expected_loss, expected = by_hand(module, range(0, ROWS, micro_batch or ROWS))
     module.zero_grad()
     tally = backward(
-        module, module, batch(), {"contrastive": 1.0}, 0.0, (1, "step", 2), micro_batch, Accelerator(cpu=True)
+        module, Step(module, batch(), {"contrastive": 1.0}, 0.0, (1, "step", 2), micro_batch), Accelerator(cpu=True)
     )
     total, count = tally.sums["contrastive.loss"]
     assert float(total / count) == pytest.approx(expected_loss, rel=1e-5)
@@ -105,7 +105,7 @@ def part_of_a_step(world: World, micro_batch: int | None, ring: bool) -> dict[st
     rows = ROWS // world.size
     part = batch().slice(world.rank * rows, (world.rank + 1) * rows)
     model = DistributedDataParallel(module)
-    backward(model, module, part, {"contrastive": 1.0}, 0.0, (1, "step", 2), micro_batch, Plain())
+    backward(model, Step(module, part, {"contrastive": 1.0}, 0.0, (1, "step", 2), micro_batch), Plain())
     return {name: gradient.numpy() for name, gradient in gradients(module).items()}
 
 
@@ -161,7 +161,7 @@ def test_a_mix_has_the_whole_batchs_gradient_too(names: tuple[str, ...], micro_b
     losses, expected = mix_by_hand(names, range(0, ROWS, micro_batch or ROWS))
     module = problem.tiny_task(list(names), dropout=0.3)
     weights = {name: WEIGHTS[name] for name in names}
-    tally = backward(module, module, problem.batch(module), weights, 0.5, (1, "step", 2), micro_batch, Plain())
+    tally = backward(module, Step(module, problem.batch(module), weights, 0.5, (1, "step", 2), micro_batch), Plain())
     for name, loss in losses.items():
         total, count = tally.sums[f"{name}.loss"]
         assert float(total / count) == pytest.approx(loss, rel=1e-5)
@@ -173,7 +173,7 @@ def mix_on_one_rank(world: World, names: tuple[str, ...], micro_batch: int) -> d
     weights = {name: WEIGHTS[name] for name in names}
     mine = problem.part(problem.batch(module), world)
     model = DistributedDataParallel(module, find_unused_parameters=True)
-    backward(model, module, mine, weights, 0.5, (1, "step", 2), micro_batch, Plain())
+    backward(model, Step(module, mine, weights, 0.5, (1, "step", 2), micro_batch), Plain())
     return {name: gradient.numpy() for name, gradient in gradients(module).items()}
 
 
@@ -190,7 +190,7 @@ def test_weight_scales_the_gradient() -> None:
     results = []
     for weight in (1.0, 2.0):
         module = task(0.0)
-        backward(module, module, batch(), {"contrastive": weight}, 0.0, (1, "step", 2), None, Accelerator(cpu=True))
+        backward(module, Step(module, batch(), {"contrastive": weight}, 0.0, (1, "step", 2)), Accelerator(cpu=True))
         results.append(gradients(module))
     for name in results[0]:
         torch.testing.assert_close(2 * results[0][name], results[1][name])

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmssl.apps.ablate.mixes import parse_mixes, slug
-from mmssl.build import objective_options
+from mmssl.build import check_schedules, objective_options, resolve
 from mmssl.config import Config, load_config, parse_config
 from mmssl.errors import UserError
 from mmssl.objectives._mix_spec import Mix
 from mmssl.train.cost import StepCosts, untrained_task
-from mmssl.train.setup import check, check_schedules
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def make_plan(
         raise UserError(f"--seeds {','.join(map(str, seeds))} names a seed twice; name each once")
     if not config.evaluate.suites:
         raise UserError("evaluate.suites is empty, so the mixes cannot be compared; add a suite to the configuration")
-    check(config, 1, resume=True)
+    resolve(config)
     if threads is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"threads": threads})})
     baseline: PlannedMix | None = None
@@ -137,11 +136,11 @@ def _plan_mix(
     tree["train"] |= length
     tree["mixer"] |= _unwatched(config)
     settings = parse_config(tree, where=f"mix {mix.name!r}")
-    check_schedules(settings)
     schedules = objective_options(settings)
+    check_schedules(schedules)
     resolved = {name: options.model_dump(mode="json") for name, options in schedules.items()}
     settings = parse_config(tree | {"objectives": resolved}, where=f"mix {mix.name!r}")
-    costs = StepCosts(untrained_task(settings))
+    costs = StepCosts(untrained_task(settings, schedules))
     if minutes is not None:
         cost = costs.mean(schedules)
     else:

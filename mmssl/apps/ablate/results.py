@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmssl.apps.ablate.plan import AblationPlan, AblationRun, PlannedMix
+from mmssl.config import Length
 from mmssl.errors import UserError
 from mmssl.evaluate.compare import Outcomes, read_outcomes
 from mmssl.evaluate.results import MAIN_METRICS, Metrics
-from mmssl.train.optim import Length
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _read(planned: PlannedMix, cell: AblationRun) -> MixResults:
     for i, step in enumerate(steps):
         # A step's record has a loss for each objective that acted.
         acted = [name for name in planned.mix.objectives if f"{name}.loss" in step]
-        operations += batch * planned.costs.of(acted, length.progress(i, seconds))
+        operations += batch * planned.costs.of(acted, length.fraction(i, seconds))
         seconds = step["seconds"]
     spent = Spent(
         minutes=seconds / 60,

@@ -17,11 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mmssl import system
 from mmssl.apps.ablate.plan import AblationPlan, AblationRun
-from mmssl.config import dump_config
+from mmssl.config import Length, dump_config
 from mmssl.errors import UserError
 from mmssl.files import atomic_write
 from mmssl.train.checkpoint import list_checkpoints
-from mmssl.train.optim import Length
 
 POLL_SECONDS = 0.3
 LAST_BYTES = 65_536
@@ -122,7 +121,7 @@ def fraction_done(cell: AblationRun) -> float:
     except ValueError:
         return 0.0
     train = cell.config.train
-    return Length(train.steps, train.minutes).progress(record["step"], record["seconds"])
+    return Length(train.steps, train.minutes).fraction(record["step"], record["seconds"])
 
 
 def _start(plan: AblationPlan, cell: AblationRun, slot: Slot) -> Running:

@@ -6,8 +6,7 @@ from accelerate import Accelerator
 from mmssl.apps.autoconfig import Machine, Pairs, choose
 from mmssl.apps.autoconfig.presets import LARGE, MEDIUM, SMALL, Towers
 from mmssl.config import Config, parse_config, set_key
-from mmssl.train.cost import untrained_task
-from mmssl.train.memory import fit_micro_batch
+from mmssl.train.cost import fit_micro_batch, untrained_task
 
 TOKENS = 32
 

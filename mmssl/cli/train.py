@@ -78,11 +78,11 @@ def train(
 
 
 def _by_configuration(config: str | None, changes: list[str], resume: Path | None, rewind: bool) -> "Finished":
-    from mmssl.apps.autoconfig.training import index_packed
+    from mmssl.apps.autoconfig.training import after_training
     from mmssl.train.trainer import train as run
 
     finished = run(_settings(config, changes, resume), resume=resume is not None, rewind=rewind)
-    index_packed(finished)
+    after_training(finished)
     return finished
 
 

@@ -114,9 +114,9 @@ def _upgrade(tree: dict[str, Any]) -> None:
             if isinstance(tree.get(section), dict) and tree[section].get(key) == value:
                 del tree[section][key]
     model = tree.get("model")
-    if isinstance(model, dict) and isinstance(model.get("text"), dict) and model.get("start") is not None:
-        if model["text"].get("name") == model["start"]:  # stood for "the towers of start"
-            del model["text"]["name"]
+    text = model.get("text") if isinstance(model, dict) else None
+    if isinstance(model, dict) and isinstance(text, dict) and text.get("name") == model.get("start") is not None:
+        del text["name"]  # it meant: the towers of `start`, not written out yet
     _rename(tree)
 
 

@@ -123,7 +123,7 @@ def _vocabulary(config: Config) -> tuple[Vocabulary, int]:
 
 
 def synthetic_batch(task: TrainingTask, objectives: Iterable[str], samples: int, tokens: int) -> Batch:
-    """Noise as images in every view that these objectives read, and captions of ordinary tokens, on the task's device."""
+    """Noise as images in every view that these objectives read, and ordinary captions, on the task's device."""
     device = task.encoder.log_logit_scale.device
     generator = torch_generator("synthetic batch")
     chosen = [task.objective(name) for name in objectives]

@@ -60,7 +60,7 @@ class _Remaining(ProgressColumn):
 
 
 class ProgressBar:
-    """A bar with loss, accuracy in the batch, samples per second, fraction of time spent on waiting for data, time left.
+    """A bar with loss, batch accuracy, samples per second, fraction of time spent waiting for data, and time left.
 
     On a terminal it is redrawn in place; elsewhere it prints a line every 20th of the run.
     """

@@ -88,7 +88,7 @@ class StepMetrics:
         return PendingStep(self._run.step + 1, weights, names, AsyncCopy(sums), record, batch.keys, ids)
 
     def read(self, next_step: PendingStep | None = None) -> None:
-        """Read the pending step: log it, and take over what the processes agreed on. `next_step` is pending from then on.
+        """Read and log the pending step, with the requests of all processes. From then on `next_step` is pending.
 
         Raises:
             UserError: too many updates in a row were not finite.

@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from mmssl.build import objective_options, resolve
+from mmssl.build import complete_config, objective_options
 from mmssl.config import ObjectiveConfig, dump_config, parse_config
 from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
@@ -65,8 +65,7 @@ def test_the_resolved_configuration_holds_each_objectives_defaults() -> None:
         "train": {"steps": 1},
         "objectives": {"mae": {"mask_ratio": 0.5}, "simclr": {}},
     }
-    config = resolve(parse_config(tree, "here"))
-    options = objective_options(config)
+    config, options = complete_config(parse_config(tree, "here"))
     assert (options["mae"].weight, options["simclr"].weight) == (0.1, 1.0)
     again = parse_config(yaml.safe_load(dump_config(config)), "there")
-    assert objective_options(resolve(again)) == options
+    assert complete_config(again) == (config, options)

@@ -19,14 +19,13 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
+from mmssl.build import resolve
 from mmssl.config import Config, parse_config
 from mmssl.errors import UserError
-from mmssl.objectives._task import TrainingTask
-from mmssl.train import trainer as engine
 from mmssl.train.recovery import BadStep, rewind, write_bad_steps
-from mmssl.train.step import Tally, backward
-from mmssl.train.trainer import train
-from mmssl.types import Batch
+from mmssl.train.setup import set_up
+from mmssl.train.step import Step, Tally, backward
+from mmssl.train.trainer import Trainer, train
 from tests.helpers.tiny_runs import run_tree, write_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -142,10 +141,10 @@ def test_a_full_disk_is_an_error_and_the_run_goes_on(shards: Path, finished: Pat
 def poisoned(bad_ids: set[int]) -> Any:
     """The step's `backward`, whose gradient is not a number for batches with one of these samples."""
 
-    def replaced(model: Any, task: TrainingTask, batch: Batch, *arguments: Any) -> Tally:
-        tally = backward(model, task, batch, *arguments)
-        if bad_ids & set(batch.ids.tolist()):
-            weight = next(p for p in task.parameters() if p.grad is not None)
+    def replaced(model: Any, step: Step, *arguments: Any) -> Tally:
+        tally = backward(model, step, *arguments)
+        if bad_ids & set(step.batch.ids.tolist()):
+            weight = next(p for p in step.task.parameters() if p.grad is not None)
             assert weight.grad is not None
             weight.grad.fill_(torch.nan)
         return tally
@@ -154,27 +153,31 @@ def poisoned(bad_ids: set[int]) -> Any:
 
 
 def test_rewind_goes_on_past_the_bad_data(
-    shards: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    shards: Path, finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that stops at steps 4 and 5 names their samples; rewound, it goes on from step 3 with the data of step 6,
-    also when it is resumed once more; without a stop at bad data there is nothing to rewind."""
+    """A run that stops at steps 4 and 5 names their samples. Rewound, it goes on from step 3 with the data of step 6,
+    also when it is resumed once more. Without a stop at bad data, rewinding is an error."""
     ids = [record["ids"] for record in lines(finished / "sample_ids.jsonl")]
     run = tmp_path / "run"
-    monkeypatch.setattr(engine, "backward", poisoned({ids[3][0], ids[4][0]}))
+    bad = poisoned({ids[3][0], ids[4][0]})
+
+    def train_badly(resume: bool = False, rewind: bool = False, **changes: Any) -> None:
+        Trainer(set_up(resolve(config(shards, run, **changes)), resume, rewind), backward=bad).run()
+
     with pytest.raises(UserError, match="--rewind"):
-        train(config(shards, run, train__nonfinite_limit=2))
+        train_badly(train__nonfinite_limit=2)
     named = json.loads((run / "nonfinite-step-5-rank-0.json").read_text())["steps"]
     assert [(bad["step"], len(bad["keys"])) for bad in named] == [(4, 8), (5, 8)]
     with pytest.raises(UserError, match="not finite"):
-        train(config(shards, run, train__nonfinite_limit=2), resume=True)
-    train(config(shards, run, train__nonfinite_limit=2, train__steps=5), resume=True, rewound=True)
+        train_badly(resume=True, train__nonfinite_limit=2)
+    train_badly(resume=True, rewind=True, train__nonfinite_limit=2, train__steps=5)
     assert "batches of steps 4 to 5 are left out" in capfd.readouterr().err
     assert [record["ids"] for record in lines(run / "sample_ids.jsonl")] == [*ids[:3], *ids[5:7]]
     shutil.rmtree(run / "checkpoints" / "step-000000005")
-    train(config(shards, run, train__steps=6), resume=True)
+    train_badly(resume=True, train__steps=6)
     assert [record["ids"] for record in lines(run / "sample_ids.jsonl")] == [*ids[:3], *ids[5:8]]
     with pytest.raises(UserError, match="did not stop at bad data"):
-        train(config(shards, run), resume=True, rewound=True)
+        train_badly(resume=True, rewind=True)
 
 
 def test_a_run_that_went_on_is_not_rewound(tmp_path: Path) -> None:

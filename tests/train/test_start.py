@@ -1,4 +1,4 @@
-"""What of a launcher's settings a run takes over, and what not."""
+"""Checks before a run starts, and the launcher settings a run accepts."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from mmssl.build import resolve
 from mmssl.config import parse_config
 from mmssl.errors import UserError
-from mmssl.train.setup import build_accelerator, check
+from mmssl.train.setup import build_accelerator
 from tests.helpers.tiny_runs import run_tree, write_pairs
 
 
@@ -19,8 +20,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_process_builds_the_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`accelerate launch --use_fsdp` tells transformers to leave weights out on all processes but one; it is told
-    otherwise before any tower is built."""
+    """`accelerate launch --use_fsdp` tells transformers to leave weights out on all processes but one; the run
+    overrides it before any tower is built."""
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     build_accelerator(parse_config(run_tree(tmp_path, tmp_path / "run"), "test"))
     assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
@@ -51,10 +52,10 @@ def test_accumulation_by_the_launcher_is_refused(tmp_path: Path, monkeypatch: py
 def test_steps_without_an_objective_are_refused(
     objectives: dict[str, Any], gap: str | None, shards: Path, tmp_path: Path
 ) -> None:
-    """Before anything is built; schedules that follow on each other are none."""
+    """The plan of a run is refused if an objective is missing at some step; schedules may follow on each other."""
     config = parse_config(run_tree(shards, tmp_path / "run", objectives=objectives), "test")
     if gap is None:
-        check(config, 1, resume=False)
+        assert set(resolve(config).objectives) == set(objectives)
         return
     with pytest.raises(UserError, match=f"after {gap} of the training there are steps at which none acts"):
-        check(config, 1, resume=False)
+        resolve(config)

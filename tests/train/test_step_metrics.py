@@ -1,4 +1,4 @@
-"""What is read of a step, and when a run gives up."""
+"""The record of a step, and the point at which a run gives up."""
 
 import json
 import math
@@ -10,30 +10,35 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
-from mmssl.config import parse_config
+from mmssl.config import Length, parse_config
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.train.loggers import StepLog, _Remaining
-from mmssl.train.optim import Length
+from mmssl.train.loggers import RunLogger, _Remaining
+from mmssl.train.recovery import NonFiniteGuard
 from mmssl.train.state import RunState
 from mmssl.train.step import Tally
 from mmssl.train.step_metrics import STREAM, StepMetrics
 from mmssl.types import Batch
 from tests.helpers.tiny_runs import run_tree
 
-TOLD = {**dict.fromkeys((*STREAM, "save", "stop"), (0.0, 0.0)), "seconds": (2.0, 0.0), "mlm.time_share": (0.5, 1.0)}
+HOST_VALUES = {
+    **dict.fromkeys((*STREAM, "save", "stop"), (0.0, 0.0)),
+    "seconds": (2.0, 0.0),
+    "mlm.time_share": (0.5, 1.0),
+}
 
 
 @contextmanager
-def numbers(run: Path, scaler: object = None) -> Iterator[StepMetrics]:
-    """Those of a run of 100 steps, with a log and nothing else around them."""
+def step_metrics(run: Path, scaled: bool = False) -> Iterator[StepMetrics]:
+    """The metrics of a run of 100 steps, with a log and no trackers."""
     config = parse_config(run_tree(run, run, train__log_samples=False), "test")
-    quiet = SimpleNamespace(say=print, update=lambda *_: None)
-    accelerator = SimpleNamespace(scaler=scaler, log=lambda *_, **__: None)
-    with StepLog(run / "metrics.jsonl", 0) as log:
-        settings: Any = (config, accelerator, World(), RunState(), Length(100, None), {"metrics": log}, quiet)
-        yield StepMetrics(*settings)
+    state = RunState()
+    guard = NonFiniteGuard(config, state, 0, scaled)
+    console, length = Console(quiet=True), Length(100, None)
+    with RunLogger(config, state, length, console, track=lambda *_, **__: None, main=True) as logger:
+        yield StepMetrics(World(), state, logger, guard, log_ids=False)
 
 
 def step(reader: StepMetrics, norm: float, masked: int = 1) -> None:
@@ -45,14 +50,13 @@ def step(reader: StepMetrics, norm: float, masked: int = 1) -> None:
     tokens = torch.zeros(1, 1, dtype=torch.int64)
     batch = Batch({}, tokens, tokens.bool(), torch.arange(1), ["shard:key"])
     weights = {"contrastive": 1.0, "mlm": 0.5}
-    reader.pending = reader.reduce(tally, weights, {"samples_per_s": 1.0, "data_wait": 0.0}, batch, TOLD)
-    reader.run.step += 1
+    reader.read(reader.reduce(tally, weights, {"samples_per_s": 1.0, "data_wait": 0.0}, batch, HOST_VALUES))
     reader.read()
 
 
 def test_sums_become_means_and_the_total(tmp_path: Path) -> None:
     """Sums over counts; the loss is their weighted sum, to which a loss without a term adds nothing."""
-    with numbers(tmp_path) as reader:
+    with step_metrics(tmp_path) as reader:
         step(reader, 1.5)
         step(reader, 1.5, masked=0)
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
@@ -61,11 +65,11 @@ def test_sums_become_means_and_the_total(tmp_path: Path) -> None:
     assert (second["loss"], second["mlm.loss"]) == (2.0, None)
 
 
-@pytest.mark.parametrize(("scaler", "most"), [(None, 5), (object(), 5 + 16)])
-def test_a_scaler_may_skip_more(tmp_path: Path, scaler: object, most: int) -> None:
+@pytest.mark.parametrize(("scaled", "most"), [(False, 5), (True, 5 + 16)])
+def test_a_scaler_may_skip_more(tmp_path: Path, scaled: bool, most: int) -> None:
     """Five updates in a row that are not finite end a run; under fp16 sixteen more, from 2 ** 16 to 1, are allowed for
     the search of the gradient's scale. One finite update in between begins the count anew."""
-    with numbers(tmp_path, scaler) as reader:
+    with step_metrics(tmp_path, scaled) as reader:
         for _ in range(most - 1):
             step(reader, math.inf)
         step(reader, 1.0)

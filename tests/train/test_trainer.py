@@ -10,7 +10,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mmssl
+from mmssl.build import resolve
 from mmssl.config import Config, parse_config
 from mmssl.errors import UserError
-from mmssl.train import setup
-from mmssl.train import trainer as engine
-from mmssl.train.step_metrics import StepMetrics
-from mmssl.train.trainer import train
+from mmssl.train.recovery import StopRequest
+from mmssl.train.setup import set_up
+from mmssl.train.trainer import Trainer, _exhaustion_as_user_error, train
 from tests.helpers.tiny_runs import run_tree, write_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +39,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(shards: Path, run: Path, **changes: Any) -> Config:
     return parse_config(run_tree(shards, run, **changes), "test")
+
+
+def trainer(config: Config, **seams: Any) -> Trainer:
+    """A trainer of a new run, with other parts than `train` gives it."""
+    return Trainer(set_up(resolve(config), resume=False, rewind=False), **seams)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -60,7 +64,7 @@ def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:
-    """Configuration, one metrics line a step, the last checkpoints, figures of the final evaluation, and the model."""
+    """Configuration, one line of metrics per step, the last checkpoints, metrics of the final evaluation, the model."""
     records = metrics(finished)
     assert [r["step"] for r in records] == list(range(1, 9))
     assert all({"loss", "lr", "samples_per_s", "data_wait", "contrastive.accuracy"} <= r.keys() for r in records)
@@ -76,7 +80,6 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         "model.safetensors",
         "config.json",
         "tokenizer",
-        "README.md",
     }
 
 
@@ -151,30 +154,26 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path, shards: Path, t
     assert [json.loads(line)["step"] for line in evaluations] == [8]
 
 
-def test_a_save_that_is_due_by_the_clock_happens_once(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a clock of one second a look, three looks a step and a save every twelve seconds: wished for at step 5,
-    agreed upon at step 6, and not again until the end."""
-    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=partial(next, itertools.count())))
+def test_a_save_that_is_due_by_the_clock_happens_once(shards: Path, tmp_path: Path) -> None:
+    """A clock that advances one second per call, three calls per step, and a save every twelve seconds: requested at
+    step 5, agreed on at step 6, and not again until the end."""
+    clock = partial(next, itertools.count())
     changes = {"train__checkpoint_steps": None, "train__checkpoint_minutes": 0.2, "train__keep": 9, "train__steps": 9}
-    train(config(shards, tmp_path / "run", evaluate={}, **changes))
+    trainer(config(shards, tmp_path / "run", evaluate={}, **changes), clock=clock).run()
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved == ["step-000000006", "step-000000009"]
 
 
-def test_a_stop_that_another_process_was_asked_for_counts_here(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class StopWithoutSignal(StopRequest):
+    """The request of a process that got no signal itself."""
+
+    requested = True
+
+
+def test_a_stop_requested_by_another_process_counts_here(shards: Path, tmp_path: Path) -> None:
     """A process that got no signal itself does not report a finished run."""
-    read = StepMetrics.read
-
-    def agreed(numbers: StepMetrics) -> None:
-        read(numbers)
-        numbers.stop = numbers.run.step >= 3
-
-    monkeypatch.setattr(StepMetrics, "read", agreed)
-    ended = train(config(shards, tmp_path / "run", evaluate={}))
+    settings = config(shards, tmp_path / "run", evaluate={})
+    ended = trainer(settings, stop_request=StopWithoutSignal()).run()
     assert (ended.signal, ended.results) == (signal.SIGTERM, {})
     assert not (tmp_path / "run" / "model").exists()
 
@@ -184,22 +183,22 @@ def test_a_device_out_of_memory_says_what_to_do(tmp_path: Path) -> None:
     said = r"out of memory \(Tried to allocate 2 GiB\).*train.micro_batch=auto"
     with (
         pytest.raises(UserError, match=said),
-        engine._exhaustion_as_user_error(tmp_path, "go on with: mmssl train --resume RUN"),
+        _exhaustion_as_user_error(tmp_path, "go on with: mmssl train --resume RUN"),
     ):
         raise torch.OutOfMemoryError("Tried to allocate 2 GiB\nmore")
 
 
 @pytest.mark.parametrize(("before", "found", "expected"), [(None, 4, 4), (2, 4, 2), (8, 4, 4)])
 def test_a_resumed_run_keeps_its_micro_batch_if_it_fits(
-    before: int | None, found: int, expected: int, finished: Path, shards: Path, tmp_path: Path, monkeypatch: Any
+    before: int | None, found: int, expected: int, finished: Path, shards: Path, tmp_path: Path
 ) -> None:
     """`auto` keeps what the checkpoint has, where that is not more than fits now."""
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     path = run / "checkpoints" / "step-000000008" / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "micro_batch": before}))
-    monkeypatch.setattr(setup, "fitting_micro_batch", lambda *_: (found, "as told"))
-    built = setup.set_up(config(shards, run, train__micro_batch="auto"), resume=True, rewound=False)
+    plan = resolve(config(shards, run, train__micro_batch="auto"))
+    built = set_up(plan, resume=True, rewind=False, fit=lambda *_: (found, "as the test says"))
     assert built.trained.run.micro_batch == expected
 
 

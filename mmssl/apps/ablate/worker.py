@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from mmssl import system
+from mmssl.apps.report import write_card
 from mmssl.config import load_config
 from mmssl.errors import UserError
 from mmssl.files import write_json
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if finished.signal is not None:
         return 128 + finished.signal
+    write_card(config.run_dir)
     gpu = torch.cuda.is_available()
     write_json(
         given.record,

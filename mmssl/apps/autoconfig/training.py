@@ -18,6 +18,7 @@ from mmssl.apps.autoconfig.data import HELD_OUT, Prepared, Source, prepare
 from mmssl.apps.autoconfig.inputs import Machine, Pairs, Start
 from mmssl.apps.autoconfig.machine import this_machine
 from mmssl.apps.autoconfig.probe_data import look_at
+from mmssl.apps.report import write_card
 from mmssl.apps.search import embed_shards
 from mmssl.apps.search.index import read_record
 from mmssl.build import objective_options
@@ -74,7 +75,7 @@ def train_on(
         _tell_of_gpus(machine, console)
         tree = _tree(choices)
     finished = train(_config(tree, prepared.train, run, given))
-    index_packed(finished)
+    after_training(finished)
     return finished
 
 
@@ -91,6 +92,13 @@ def start_from(source: str, model: Model | None = None) -> Start:
     library, _, name = source.partition(":")
     parameters = sum(p.numel() for p in model.encoder.parameters())
     return Start(source, trained=library != "open_clip" or "/" in name, parameters=parameters)
+
+
+def after_training(finished: Finished) -> None:
+    """Complete a finished run: its model card, and the index of the pairs packed for it."""
+    if finished.signal is None and _is_first():
+        write_card(finished.run_dir)
+    index_packed(finished)
 
 
 def index_packed(finished: Finished) -> None:

@@ -5,6 +5,7 @@ from accelerate import Accelerator
 
 from mmssl.apps.autoconfig import Machine, Pairs, choose
 from mmssl.apps.autoconfig.presets import LARGE, MEDIUM, SMALL, Towers
+from mmssl.build import objective_options
 from mmssl.config import Config, parse_config, set_key
 from mmssl.train.cost import fit_micro_batch, untrained_task
 
@@ -31,7 +32,8 @@ def config_of(towers: Towers) -> Config:
 def test_parameters_and_activations_are_as_stated(towers: Towers) -> None:
     """Weights are counted on the built towers, activations by `train.micro_batch=auto`'s measurement in fp32: what is
     stated is not less, and not more than a quarter too much."""
-    task = untrained_task(config_of(towers))
+    config = config_of(towers)
+    task = untrained_task(config, objective_options(config))
     parameters = sum(p.numel() for p in task.parameters())
     assert parameters <= towers.parameters <= 1.25 * parameters
     _, why = fit_micro_batch(task, 4, TOKENS, {"contrastive": 1.0}, Accelerator(cpu=True), 2**40)

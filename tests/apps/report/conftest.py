@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mmssl.apps.report import write_card
 from mmssl.config import parse_config
 from mmssl.train.trainer import train
 from tests.helpers.tiny_runs import run_tree, write_pairs
@@ -29,6 +30,7 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "found": {"data": str(shards / "*.tar"), "task": "retrieval"},
     }
     train(parse_config(run_tree(shards, run, train__steps=30, evaluate__suites=suites, evaluate__every=10), "test"))
+    write_card(run)
     (run / "explain").mkdir()
     (run / "explain" / "sanity.json").write_text(json.dumps(SANITY))
     return run

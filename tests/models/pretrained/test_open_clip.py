@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 
 import mmssl
-from mmssl.build import build_encoder, build_tokenizer, resolve
+from mmssl.build import RunPlan, build_encoder, build_tokenizer, complete_config
 from mmssl.config import dump_config, load_config, parse_config
 from mmssl.data.transforms import load_tokenizer
 from mmssl.errors import UserError
@@ -166,21 +166,21 @@ def test_training_starts_from_a_whole_model(tmp_path: Path) -> None:
     source = f"local-dir:{tmp_path / 'theirs'}"
     tree = {"run_dir": str(tmp_path / "run"), "data": {"train": "x.tar"}, "train": {"steps": 1}}
     config = parse_config({**tree, "model": {"start": source, "vision": {"lock": True}}}, "here")
-    full = resolve(config)
+    full, objectives = complete_config(config)
     assert full.model.vision.lock
     assert full.model.vision.image_size == 32
     assert full.model.text.tokenizer == "clip"
     told: list[str] = []
-    encoder = build_encoder(full, build_tokenizer(full, tmp_path / "none"), told.append)
+    encoder = build_encoder(full, build_tokenizer(RunPlan(full, [], objectives, {}), tmp_path / "none"), told.append)
     assert any(f"{len(encoder.state_dict())} weights" in line for line in told), told
     wanted = mmssl.load(source).encoder.state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in encoder.state_dict().items())
     assert not any(p.requires_grad for p in encoder.vision.parameters())
     (tmp_path / "config.yaml").write_text(dump_config(full))
-    assert resolve(load_config(tmp_path / "config.yaml")) == full
+    assert complete_config(load_config(tmp_path / "config.yaml"))[0] == full
     changed = parse_config({**tree, "model": {"start": source, "vision": {"image_size": 64}}}, "here")
     with pytest.raises(UserError, match="model.vision.image_size"):
-        resolve(changed)
+        complete_config(changed)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from mmssl import system
 from mmssl.config import Config, ModelConfig, ObjectiveConfig, TaskName, ViewConfig
-from mmssl.data import Source, TrainLoader, iter_samples, resolve_sources
+from mmssl.data import LoaderConfig, Source, TrainLoader, iter_samples, resolve_sources
 from mmssl.data.shards import SampleLimits
 from mmssl.data.storage import Access
 from mmssl.data.transforms import Renderer, Tokenizer, captions, load_tokenizer, train_tokenizer, views
@@ -218,12 +218,9 @@ def build_loader(plan: RunPlan, task: TrainingTask, tokenizer: Tokenizer, bad_sa
     }
     on_gpu = task.encoder.log_logit_scale.device.type != "cpu"
     on_device = data.augment_on == "device" or (data.augment_on == "auto" and on_gpu)
-    return TrainLoader(
-        plan.sources,
+    options = LoaderConfig(
         seed=config.seed,
         batch_size=data.batch_size,
-        render=Renderer(renderings, data.captions, config.seed, data.max_caption_chars, augment_on_device=on_device),
-        tokenize=tokenizer.encode,
         lanes=data.lanes,
         shuffle_block=data.shuffle_block,
         slice_mib=data.slice_mib,
@@ -237,6 +234,8 @@ def build_loader(plan: RunPlan, task: TrainingTask, tokenizer: Tokenizer, bad_sa
         bad_log=bad_samples,
         pin_memory=torch.cuda.is_available(),
     )
+    renderer = Renderer(renderings, data.captions, config.seed, data.max_caption_chars, augment_on_device=on_device)
+    return TrainLoader(plan.sources, options, renderer, tokenizer.encode)
 
 
 def default_workers() -> int:

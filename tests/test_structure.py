@@ -29,7 +29,7 @@ OWNERS = {
     "open_clip": ("models/", "evaluate/prompts.py", "export/", "bench/"),
     "timm": ("models/vision.py", "models/vision_build.py", "models/pixels.py", "export/"),
     "transformers": ("models/", "data/tokens.py", "train/start.py", "export/"),
-    "webdataset": ("data/",),
+    "braceexpand": ("data/sources/",),
     "yaml": ("config/",),
     "imagecorruptions": ("evaluate/corruptions.py",),
     "matplotlib": (

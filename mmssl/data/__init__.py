@@ -1,7 +1,7 @@
 """Image-text data: from shards to batches, in an order that can be computed and resumed."""
 
-from mmssl.data.loader import LoaderCounters, Source, TrainLoader, resolve_sources
+from mmssl.data.loader import LoaderConfig, LoaderCounters, Source, TrainLoader, resolve_sources
 from mmssl.data.sources.patterns import expand
 from mmssl.data.storage.sequential import iter_samples
 
-__all__ = ["LoaderCounters", "Source", "TrainLoader", "expand", "iter_samples", "resolve_sources"]
+__all__ = ["LoaderConfig", "LoaderCounters", "Source", "TrainLoader", "expand", "iter_samples", "resolve_sources"]

@@ -25,7 +25,6 @@ PACKAGES = (
     "tokenizers",
     "timm",
     "open_clip_torch",
-    "webdataset",
     "numpy",
     "pillow",
     "simplejpeg",

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from mmssl.config import ViewConfig
-from mmssl.data import Source, TrainLoader, iter_samples
+from mmssl.data import LoaderConfig, Source, TrainLoader, iter_samples
 from mmssl.data.transforms import Renderer, augment_params, captions, decoding, train_tokenizer, views
 from mmssl.rng import generator
 
@@ -78,11 +78,9 @@ def _stream(settings: Settings) -> TrainLoader:
     view = views.View(ViewConfig(), settings.image_size, settings.mode)
     return TrainLoader(
         [Source(settings.shards)],
-        seed=0,
-        batch_size=settings.batch_size,
-        render=Renderer({"main": view}, ["{txt}"], seed=0),
-        tokenize=train_tokenizer(texts, vocab_size=8192, max_tokens=77).encode,
-        workers=settings.workers,
+        LoaderConfig(seed=0, batch_size=settings.batch_size, workers=settings.workers),
+        Renderer({"main": view}, ["{txt}"], seed=0),
+        train_tokenizer(texts, vocab_size=8192, max_tokens=77).encode,
     )
 
 

@@ -20,10 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from mmssl.config import ViewConfig
-from mmssl.data import Source, TrainLoader, expand
+from mmssl.data import LoaderConfig, Source, TrainLoader, expand
 from mmssl.data.order import Position, StreamPlan, default_lanes
 from mmssl.data.shards import FOLDER_FILE, SampleLimits, ShardIndex, index_shards, offsets_path
-from mmssl.data.shards.index import folder_json
 from mmssl.data.sources import plan_source
 from mmssl.data.transforms import Renderer, views
 from mmssl.system import peak_memory
@@ -125,10 +124,9 @@ def _begin(folder: Path, batch_size: int, part: float) -> Begin:
     view = views.View(ViewConfig(), _SIDE)
     stream = TrainLoader(
         [Source(expand(str(folder)))],
-        seed=0,
-        batch_size=batch_size,
-        render=Renderer({"main": view}, ["{txt}"], seed=0),
-        tokenize=_tokenize,
+        LoaderConfig(seed=0, batch_size=batch_size),
+        Renderer({"main": view}, ["{txt}"], seed=0),
+        _tokenize,
     )
     if part > 0:
         depth = int(part * stream.batches_per_epoch) * batch_size // default_lanes(batch_size)
@@ -150,12 +148,14 @@ def _write_set(folder: Path, per_shard: int, shards: int) -> None:
     shard = folder / "one" / "shard.tar"
     _write_shard(shard, per_shard)
     index_shards([str(shard)], SampleLimits())
-    (entry,) = json.loads((shard.parent / FOLDER_FILE).read_text())["shards"].values()
+    index = json.loads((shard.parent / FOLDER_FILE).read_text())
+    (entry,) = index["shards"].values()
     names = [f"{number:06}.tar" for number in range(shards)]
     for name in names:
         (folder / name).symlink_to(shard)
         offsets_path(str(folder / name)).symlink_to(offsets_path(str(shard)))
-    (folder / FOLDER_FILE).write_bytes(folder_json(dict.fromkeys(names, entry)))
+    index["shards"] = dict.fromkeys(names, entry)
+    (folder / FOLDER_FILE).write_text(json.dumps(index))
 
 
 def _write_shard(path: Path, samples: int) -> None:

@@ -1,4 +1,4 @@
-"""The stream hands out the plan's batches, whole and in order, whoever makes them and whatever goes wrong."""
+"""The stream hands out the plan's batches, whole and in order, whoever builds them and whatever goes wrong."""
 
 import json
 import logging
@@ -16,10 +16,13 @@ import torch
 
 from mmssl.config import SourceConfig
 from mmssl.data import Source, TrainLoader, resolve_sources
+from mmssl.data.loading.parts import PartTask
 from mmssl.data.loading.workers import split_tasks
+from mmssl.data.storage import Access, LocalFiles
+from mmssl.data.transforms.render import Rendered
 from mmssl.errors import UserError
 from mmssl.types import Batch, Sample
-from tests.helpers.tars import ToyRendered, pair, tar_bytes, toy_render, toy_stream, toy_tokenize, write_shards
+from tests.helpers.tars import pair, tar_bytes, toy_loader, toy_render, toy_stream, write_shards
 
 COUNTS = [13, 1, 30, 0, 22]
 
@@ -249,7 +252,7 @@ class Failing:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def __call__(self, samples: Sequence[Sample], epoch: int) -> ToyRendered:
+    def __call__(self, samples: Sequence[Sample], epoch: int) -> Rendered:
         if any(s.key == "0-5" for s in samples):
             raise self.error
         return toy_render(samples, epoch)
@@ -262,9 +265,7 @@ def test_errors_of_workers_come_out_where_the_batch_is_asked_for(
 ) -> None:
     """The very error is raised, batches before it are handed out, and nothing is left running."""
     before = threading.active_count()
-    stream = TrainLoader(
-        [Source(shards)], seed=0, batch_size=8, render=Failing(error), tokenize=toy_tokenize, workers=workers
-    )
+    stream = toy_loader([Source(shards)], Failing(error), workers=workers)
     with pytest.raises(type(error)) as raised:
         ids_of(stream, 100)
     assert raised.value is error
@@ -275,9 +276,7 @@ def test_errors_of_workers_come_out_where_the_batch_is_asked_for(
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_errors_of_processes_come_out_as_themselves(shards: list[str]) -> None:
     """A UserError crosses the process border as one line."""
-    render = Failing(UserError("a line"))
-    options = {"seed": 0, "batch_size": 8, "workers": 1, "worker_kind": "process"}
-    stream = TrainLoader([Source(shards)], render=render, tokenize=toy_tokenize, **options)  # type: ignore[arg-type]
+    stream = toy_loader([Source(shards)], Failing(UserError("a line")), workers=1, worker_kind="process")
     with pytest.raises(UserError, match=r"^a line$"):
         ids_of(stream, 100)
 
@@ -301,13 +300,13 @@ def test_worker_threads_use_one_core_each(shards: list[str]) -> None:
     """Torch's number of threads is 1 inside the workers and unchanged outside."""
     inside: set[int] = set()
 
-    def render(samples: Sequence[Sample], epoch: int) -> ToyRendered:
+    def render(samples: Sequence[Sample], epoch: int) -> Rendered:
         inside.add(torch.get_num_threads())
         return toy_render(samples, epoch)
 
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    with TrainLoader([Source(shards)], seed=0, batch_size=8, render=render, tokenize=toy_tokenize, workers=2) as stream:
+    with toy_loader([Source(shards)], render, workers=2) as stream:
         ids_of(stream, 3)
         assert torch.get_num_threads() == 3
     torch.set_num_threads(before)
@@ -318,40 +317,30 @@ def test_prefetching_is_bounded(shards: list[str]) -> None:
     """A loop that takes one batch finds no more than `batches_ahead` + 1 others made."""
     made: list[int] = []
 
-    def render(samples: Sequence[Sample], epoch: int) -> ToyRendered:
+    def render(samples: Sequence[Sample], epoch: int) -> Rendered:
         made.append(len(samples))
         return toy_render(samples, epoch)
 
-    with TrainLoader(
-        [Source(shards)],
-        seed=0,
-        batch_size=8,
-        render=render,
-        tokenize=toy_tokenize,
-        workers=1,
-        batches_ahead=2,
-    ) as stream:
+    with toy_loader([Source(shards)], render, workers=1, batches_ahead=2) as stream:
         next(stream)
         for _ in range(20):
             time.sleep(0.01)
         assert sum(made) <= 3 * 8
 
 
-def test_a_stalled_worker_is_reported_with_shard_and_byte(
-    shards: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stalled_worker_is_reported_with_shard_and_byte(shards: list[str], caplog: pytest.LogCaptureFixture) -> None:
     """While a read hangs, the log names the worker, the shard and the byte; then the stream goes on."""
     caplog.set_level(logging.WARNING)
     hang = threading.Event()
 
-    def read(self: object, shard: str, start: int, stop: int) -> bytes:
-        hang.wait(20)
-        return Path(shard).read_bytes()[start:stop]
+    class HangingFiles(LocalFiles):
+        def read(self, shard: str, start: int, stop: int) -> bytes:
+            hang.wait(20)
+            return super().read(shard, start, stop)
 
-    monkeypatch.setattr("mmssl.data.storage.files.LocalFiles.read", read)
     timer = threading.Timer(0.5, hang.set)
     timer.start()
-    with toy_stream(shards, workers=1, stall_seconds=0.1) as stream:
+    with toy_stream(shards, workers=1, stall_seconds=0.1, access=Access(open_local=HangingFiles)) as stream:
         next(stream)
     timer.join()
     assert "no batch for" in caplog.text
@@ -364,7 +353,7 @@ def test_mixture_counts_and_epochs(tmp_path: Path) -> None:
     a, b = write_shards(tmp_path / "a", [40]), write_shards(tmp_path / "b", [20])
     epochs: dict[str, set[int]] = {}
 
-    def render(samples: Sequence[Sample], epoch: int) -> ToyRendered:
+    def render(samples: Sequence[Sample], epoch: int) -> Rendered:
         for sample in samples:
             where = f"{sample.shard}:{sample.key}"
             assert epoch not in epochs.setdefault(where, set())
@@ -372,9 +361,8 @@ def test_mixture_counts_and_epochs(tmp_path: Path) -> None:
         return toy_render(samples, epoch)
 
     sources = [Source(a, 1.0), Source(b, 3.0)]
-    options = {"seed": 0, "batch_size": 16, "lanes": 4}
-    stream = TrainLoader(sources, render=render, tokenize=toy_tokenize, **options)  # type: ignore[arg-type]
-    threaded = TrainLoader(sources, render=toy_render, tokenize=toy_tokenize, workers=3, **options)  # type: ignore[arg-type]
+    stream = toy_loader(sources, render, batch_size=16, lanes=4)
+    threaded = toy_loader(sources, batch_size=16, lanes=4, workers=3)
     for _ in range(30):
         batch, other = next(stream), next(threaded)
         assert batch.keys == other.keys
@@ -432,4 +420,5 @@ def test_workers_get_whole_lanes_where_there_are_enough(
     start: int, stop: int, depth: int, workers: int, cuts: list[tuple[int, int]]
 ) -> None:
     """Cuts fall between lanes unless a worker would have none."""
-    assert split_tasks(start, stop, depth, workers) == cuts
+    tasks = split_tasks(PartTask(64, start, stop), depth, workers)
+    assert tasks == [PartTask(64, *cut) for cut in cuts]

@@ -4,14 +4,16 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from mmssl.data import Source, TrainLoader
+from mmssl.data import LoaderConfig, Source, TrainLoader
+from mmssl.data.loading.parts import Render
+from mmssl.data.transforms.render import Rendered
 from mmssl.types import Sample
 
 File = tuple[str, bytes]
@@ -44,22 +46,12 @@ def write_shards(folder: Path, counts: Sequence[int], size: int = 40) -> list[st
     return paths
 
 
-@dataclass
-class ToyRendered:
-    """What `toy_render` gives."""
-
-    views: dict[str, Tensor]
-    texts: list[str]
-    bad: list[tuple[int, str]]
-    augment_params: dict[str, Tensor] = field(default_factory=dict)
-
-
-def toy_render(samples: Sequence[Sample], epoch: int) -> ToyRendered:
+def toy_render(samples: Sequence[Sample], epoch: int) -> Rendered:
     """A 2 x 2 image of each image's hash and the epoch; images that begin with `broken` are bad."""
     digests = [hashlib.blake2b(s.image + bytes([epoch]), digest_size=12).digest() for s in samples]
     pixels = torch.tensor([list(digest) for digest in digests], dtype=torch.uint8).view(-1, 3, 2, 2)
     bad = [(row, "it is broken") for row, s in enumerate(samples) if s.image.startswith(b"broken")]
-    return ToyRendered({"main": pixels}, [str(s.fields.get("txt", "")) for s in samples], bad)
+    return Rendered({"main": pixels}, [str(s.fields.get("txt", "")) for s in samples], bad, {})
 
 
 def toy_tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -69,17 +61,13 @@ def toy_tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
     return tokens, tokens != 0
 
 
-def toy_stream(shards: Sequence[str], **options: object) -> TrainLoader:
-    """A stream over one source, with blocks of three slices of 4 KiB."""
-    settings = {
-        "render": toy_render,
-        "tokenize": toy_tokenize,
-        "seed": 0,
-        "batch_size": 8,
-        "lanes": 4,
-        "shuffle_block": 3,
-        "slice_mib": 4096 / 2**20,
-        **options,
-    }
+def toy_loader(sources: Sequence[Source], render: Render = toy_render, **options: Any) -> TrainLoader:
+    """A stream with seed 0 and batches of 8, if `options` of the `LoaderConfig` do not differ."""
+    return TrainLoader(sources, LoaderConfig(**{"seed": 0, "batch_size": 8, **options}), render, toy_tokenize)
+
+
+def toy_stream(shards: Sequence[str], **options: Any) -> TrainLoader:
+    """A stream over one source, with 4 lanes and blocks of three slices of 4 KiB."""
+    settings = {"lanes": 4, "shuffle_block": 3, "slice_mib": 4096 / 2**20, **options}
     with patch("mmssl.data.order.epoch.SHUFFLE_UNIT", 4096):
-        return TrainLoader([Source(shards)], **settings)  # type: ignore[arg-type]
+        return toy_loader([Source(shards)], **settings)

@@ -1,13 +1,11 @@
-"""One part of a batch: which samples, their bytes, their rendering, and a stand-in for each that is bad."""
+"""Parts of a batch by the plan: which samples, their bytes, their rendering, and a stand-in for each bad one."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mmssl.data.order.plan import Position, SampleRun, StreamPlan
@@ -16,46 +14,20 @@ from mmssl.data.shards.urls import is_remote
 from mmssl.data.sources.catalog import Catalog, SampleLocation
 from mmssl.data.storage.blocks import Span
 from mmssl.data.storage.files import Access, Files
+from mmssl.data.transforms.render import Rendered
 from mmssl.errors import UserError
 from mmssl.types import Sample
 
 BAD_IN_A_ROW = 100
-"""So many unusable samples in a row stop the stream."""
-
-
-class RenderedSamples(Protocol):
-    """What a rendering of n samples gives; the rows of `bad` samples hold anything."""
-
-    @property
-    def views(self) -> dict[str, Tensor]:
-        """View name -> uint8 [n, 3, H, W]."""
-
-    @property
-    def texts(self) -> list[str]:
-        """n captions."""
-
-    @property
-    def bad(self) -> list[tuple[int, str]]:
-        """Index and error of each sample that could not be rendered."""
-
-    @property
-    def augment_params(self) -> dict[str, Tensor]:
-        """View name -> numbers of its images' changes, float64 [n, ...], where these are still to be made."""
-
-
-class Render(Protocol):
-    """Decodes and augments samples; must be picklable for process workers and safe to call from several
-    threads."""
-
-    def __call__(self, samples: Sequence[Sample], epoch: int) -> RenderedSamples:
-        """Render samples for an epoch."""
+"""Consecutive unusable samples that stop the stream."""
+Render = Callable[[Sequence[Sample], int], Rendered]
+"""Renders samples for an epoch. Picklable for process workers, and safe to call from several threads."""
 
 
 @dataclass(frozen=True)
 class PartTask:
-    """Samples [start, stop) of the global batch that begins at `position`."""
+    """Samples [start, stop) of every global batch of `batch_size` samples."""
 
-    position: Position
     batch_size: int
     start: int
     stop: int
@@ -63,7 +35,7 @@ class PartTask:
 
 @dataclass
 class BatchPart:
-    """Rendered samples of a task, n of them."""
+    """The n rendered samples of a task."""
 
     views: dict[str, Tensor]
     augment_params: dict[str, Tensor]
@@ -75,150 +47,147 @@ class BatchPart:
     bytes: int = 0
     """Bytes read."""
     retries: int = 0
-    """Remote reads taken up again."""
+    """Remote reads that were resumed."""
     bad: list[tuple[int, BadSample]] = field(default_factory=list)
-    """Place in the part, and what was wrong there before a stand-in took it."""
+    """Slot in the part and the bad sample that was replaced there."""
 
 
-class ReadMonitor:
-    """Where a worker reads at the moment; lives in shared memory so that the training process can tell."""
+class PartAssembly:
+    """A part while it is made: samples by slot, their renderings, and the bad samples met."""
 
-    def __init__(self, workers: int) -> None:
-        self.rows: Tensor = torch.zeros(workers, 3, dtype=torch.int64)
-        self.rows.share_memory_()  # type: ignore[no-untyped-call]
+    def __init__(self, render: Render, slots: int) -> None:
+        self.samples: list[Sample | None] = [None] * slots
+        self.bad: list[tuple[int, BadSample]] = []
+        self._render = render
+        self._pieces: list[tuple[list[int], list[int], Rendered]] = []
+        """Slots, rows of the rendering, the rendering."""
 
-    def row(self, worker: int) -> NDArray[np.int64]:
-        """The worker's shard number, byte and start (monotonic nanoseconds, 0 when it does not read)."""
-        row: NDArray[np.int64] = self.rows[worker].numpy()
-        return row
+    def render(self, epoch: int, slots: Sequence[int]) -> dict[int, BadSample]:
+        """Render the samples in `slots`. Returns those that failed, by slot."""
+        samples = [sample for slot in slots if (sample := self.samples[slot]) is not None]
+        if not samples:
+            return {}
+        rendered = self._render(samples, epoch)
+        failed = {slots[row]: BadSample(samples[row].shard, samples[row].key, error) for row, error in rendered.bad}
+        rows = [row for row, slot in enumerate(slots) if slot not in failed]
+        if rows:
+            self._pieces.append(([slots[row] for row in rows], rows, rendered))
+        return failed
+
+    def finish(self, sources: list[int], read_bytes: int, retries: int) -> BatchPart:
+        """The part, once every slot is rendered."""
+        samples = [sample for sample in self.samples if sample is not None]
+        assert len(samples) == len(self.samples)
+        views, augment_params, texts = compose(self._pieces, len(samples))
+        return BatchPart(
+            views,
+            augment_params,
+            texts,
+            ids=[sample.id for sample in samples],
+            keys=[f"{sample.shard}:{sample.key}" for sample in samples],
+            sources=sources,
+            bytes=read_bytes,
+            retries=retries,
+            bad=sorted(self.bad, key=lambda bad: bad[0]),
+        )
 
 
 class PartBuilder:
-    """Makes parts. Without state of its own, so any worker may make any part."""
+    """Builds parts by a plan. Stateless, so any worker may build any part."""
 
     def __init__(
         self, plan: StreamPlan, catalog: Catalog, render: Render, limits: SampleLimits, access: Access
     ) -> None:
         self.plan = plan
-        self.catalog = catalog
-        self.render = render
-        self.limits = limits
         self.access = access
         self.shards = [index.shard for index in catalog.shards]
+        self._catalog = catalog
+        self._render = render
+        self._limits = limits
         self._remote = [catalog.is_remote(source) for source in range(len(catalog.sources))]
 
-    def part(self, task: PartTask, files: Files, watch: NDArray[np.int64]) -> BatchPart:
-        """Read and render a task's samples.
+    def part(self, position: Position, task: PartTask, files: Files) -> BatchPart:
+        """Read and render a task's samples of the batch that begins at `position`.
 
         Raises:
-            UserError: a shard is gone, or no stand-in could be found for a bad sample.
+            UserError: a shard is gone, or no stand-in was found for a bad sample.
         """
-        runs = self.plan.runs(task.position, task.batch_size, task.start, task.stop)
-        retries = files.retries
+        runs = self.plan.runs(position, task.batch_size, task.start, task.stop)
+        retries, read_bytes = files.retries, 0
         for run in runs:
             if self._remote[run.source]:
-                self._expect(files, run)
-        part = _PartBuild(self, task.stop - task.start, files, watch).part(runs)
-        part.retries = files.retries - retries
-        return part
-
-    def _expect(self, files: Files, run: SampleRun) -> None:
-        """Fetch the blocks of a run and the one after them ahead of their use."""
-        order = self.plan.order(run.source, run.epoch)
-        first, last = (order.block_number(run.lane, depth) for depth in (run.start, run.stop - 1))
-        reader, what = (run.source, run.lane), (run.epoch, first, last)
-        if files.has_prefetched(reader, what):
-            return
-        locations = self.catalog.locations(run.source, order.block_samples(run.lane, first, last + 1))
-        found = [(self.catalog.shards[place.shard], place) for place in locations]
-        spans = [Span(shard, place.start, place.stop) for shard, place in found if is_remote(shard.shard)]
-        files.prefetch(reader, what, spans)
-
-
-class _PartBuild:
-    """One part in the making."""
-
-    def __init__(self, parent: PartBuilder, count: int, files: Files, watch: NDArray[np.int64]) -> None:
-        self._parent = parent
-        self._files = files
-        self._watch = watch
-        self._samples: list[Sample | None] = [None] * count
-        self._bad: dict[int, BadSample] = {}
-        self._pieces: list[tuple[list[int], list[int], RenderedSamples]] = []
-        """Places in the part, rows of the rendering, the rendering."""
-        self._bytes = 0
-
-    def part(self, runs: Sequence[SampleRun]) -> BatchPart:
-        for run in runs:
-            locations = self._parent.catalog.locations(run.source, self._parent.plan.ids(run))
-            for slot, place in zip(run.slots.tolist(), locations, strict=True):
-                self._read(slot, place)
-        for epoch in sorted({run.epoch for run in runs}):
-            self._render(epoch, [slot for run in runs if run.epoch == epoch for slot in run.slots.tolist()])
-        for run in runs:
-            for step, slot in enumerate(run.slots.tolist()):
-                if slot in self._bad:
-                    self._stand_in(run, run.start + step, slot)
-        samples = [sample for sample in self._samples if sample is not None]
-        assert len(samples) == len(self._samples)
-        sources = [0] * len(self._parent.plan.sources)
+                self._prefetch(files, run)
+        assembly, bad = PartAssembly(self._render, task.stop - task.start), dict[int, BadSample]()
+        sources = [0] * len(self.plan.sources)
         for run in runs:
             sources[run.source] += len(run.slots)
-        views, augment_params, texts = compose(self._pieces, len(samples))
-        ids, keys = [s.id for s in samples], [f"{s.shard}:{s.key}" for s in samples]
-        return BatchPart(views, augment_params, texts, ids, keys, sources, self._bytes, bad=sorted(self._bad.items()))
+            locations = self._catalog.locations(run.source, self.plan.ids(run))
+            for slot, location in zip(run.slots.tolist(), locations, strict=True):
+                found = self._read(location, files)
+                if isinstance(found, Sample):
+                    assembly.samples[slot] = found
+                    read_bytes += location.stop - location.start
+                else:
+                    bad[slot] = found
+        for epoch in sorted({run.epoch for run in runs}):
+            slots = [slot for run in runs if run.epoch == epoch for slot in run.slots.tolist() if slot not in bad]
+            bad |= assembly.render(epoch, slots)
+        for run in runs:
+            for depth, slot in enumerate(run.slots.tolist(), start=run.start):
+                if slot in bad:
+                    read_bytes += self._stand_in(assembly, run, depth, (slot, bad[slot]), files)
+        assembly.bad = list(bad.items())
+        return assembly.finish(sources, read_bytes, files.retries - retries)
 
-    def _read(self, slot: int, place: SampleLocation) -> str | None:
-        """Fill a slot; the error where that fails."""
-        index = self._parent.catalog.shards[place.shard]
-        shard = index.shard
-        self._watch[:] = place.shard, place.start, time.monotonic_ns()
-        try:
-            content = self._files.read(index, place.start, place.stop)
-            self._samples[slot] = parse_sample(place.id, shard, content, self._parent.limits)
-            self._bytes += len(content)
-        except SampleError as error:
-            self._bad.setdefault(slot, BadSample(shard, error.key or f"#{place.ordinal}", str(error)))
-            return str(error)
-        finally:
-            self._watch[2] = 0
-        return None
-
-    def _render(self, epoch: int, slots: list[int]) -> None:
-        slots = [slot for slot in slots if slot not in self._bad]
-        samples = [sample for slot in slots if (sample := self._samples[slot]) is not None]
-        if not samples:
+    def _prefetch(self, files: Files, run: SampleRun) -> None:
+        """Start fetching the blocks of a run and the block after them."""
+        order = self.plan.order(run.source, run.epoch)
+        first, last = (order.block_number(run.lane, depth) for depth in (run.start, run.stop - 1))
+        reader, blocks = (run.source, run.lane), (run.epoch, first, last)
+        if files.has_prefetched(reader, blocks):
             return
-        rendered = self._parent.render(samples, epoch)
-        for row, error in rendered.bad:
-            self._bad[slots[row]] = BadSample(samples[row].shard, samples[row].key, error)
-        good = [row for row, slot in enumerate(slots) if slot not in self._bad]
-        self._pieces.append(([slots[row] for row in good], good, rendered))
+        locations = self._catalog.locations(run.source, order.block_samples(run.lane, first, last + 1))
+        found = [(self._catalog.shards[location.shard], location) for location in locations]
+        spans = [Span(index, location.start, location.stop) for index, location in found if is_remote(index.shard)]
+        files.prefetch(reader, blocks, spans)
 
-    def _stand_in(self, run: SampleRun, depth: int, slot: int) -> None:
-        plan, catalog = self._parent.plan, self._parent.catalog
-        tried = 0
-        for number in plan.stand_ins(run, depth, BAD_IN_A_ROW):
+    def _read(self, location: SampleLocation, files: Files) -> Sample | BadSample:
+        index = self._catalog.shards[location.shard]
+        files.reading[:] = location.shard, location.start, time.monotonic_ns()
+        try:
+            content = files.read(index, location.start, location.stop)
+            return parse_sample(location.id, index.shard, content, self._limits)
+        except SampleError as error:
+            return BadSample(index.shard, error.key or f"#{location.ordinal}", str(error))
+        finally:
+            files.reading[2] = 0
+
+    def _stand_in(
+        self, assembly: PartAssembly, run: SampleRun, depth: int, bad: tuple[int, BadSample], files: Files
+    ) -> int:
+        """Replace the bad sample of a slot by a good one. Returns the bytes read."""
+        slot, replaced = bad
+        tried, read_bytes = 0, 0
+        for number in self.plan.stand_ins(run, depth, BAD_IN_A_ROW):
             tried += 1
-            if self._read(slot, catalog.locations(run.source, np.array([number]))[0]) is not None:
+            (location,) = self._catalog.locations(run.source, np.array([number]))
+            found = self._read(location, files)
+            if isinstance(found, BadSample):
                 continue
-            sample = self._samples[slot]
-            assert sample is not None
-            rendered = self._parent.render([sample], run.epoch)
-            if not rendered.bad:
-                self._pieces.append(([slot], [0], rendered))
-                return
-        bad = self._bad[slot]
+            assembly.samples[slot] = found
+            read_bytes += location.stop - location.start
+            if not assembly.render(run.epoch, [slot]):
+                return read_bytes
         raise UserError(
-            f"none of {tried} samples can stand in for {bad.key!r} of {bad.shard} ({bad.error}); "
+            f"none of {tried} samples can stand in for {replaced.key!r} of {replaced.shard} ({replaced.error}); "
             "run `mmssl shards check` on these shards"
         )
 
 
 def compose(
-    pieces: Sequence[tuple[list[int], list[int], RenderedSamples]], count: int
+    pieces: Sequence[tuple[list[int], list[int], Rendered]], count: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
-    """The pieces' rows in the order of their places: views, draws and texts."""
+    """Views, augmentation parameters and texts of all pieces, in the order of their slots."""
     slots, rows, rendered = pieces[0]
     if slots == rows == list(range(count)) and len(rendered.texts) == count:
         return rendered.views, rendered.augment_params, rendered.texts
@@ -228,9 +197,9 @@ def compose(
     )
     texts = [""] * count
     for slots, rows, rendered in pieces:
-        for whole, found in ((views, rendered.views), (augment_params, rendered.augment_params)):
+        for composed, found in ((views, rendered.views), (augment_params, rendered.augment_params)):
             for name, values in found.items():
-                whole[name][slots] = values[rows]
+                composed[name][slots] = values[rows]
         for slot, row in zip(slots, rows, strict=True):
             texts[slot] = rendered.texts[row]
     return views, augment_params, texts

@@ -1,4 +1,4 @@
-"""Batches made ahead of the training loop: parts from workers, joined in order and tokenised."""
+"""Batches prepared ahead of the training loop: parts from workers, joined in order and tokenized; bad samples."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmssl.data.loading.parts import BAD_IN_A_ROW
-from mmssl.data.loading.workers import BatchPositions, Wait, Workers
+from mmssl.data.loading.workers import Wait, Workers
 from mmssl.data.order.plan import Position
 from mmssl.data.shards.samples import BadSample
 from mmssl.data.transforms.views import empty_images
@@ -23,19 +23,19 @@ from mmssl.types import Batch
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
 """Captions -> token ids int64 [B, L] and mask bool [B, L]."""
 _FIRST = 1_000
-"""The fraction of bad samples counts after so many."""
+"""Samples after which the fraction of bad ones is checked."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """A batch and what it took."""
+    """A batch and its loading statistics."""
 
     batch: Batch
     after: Position
-    """Where the stream stands once the batch is handed out."""
+    """Position of the stream after the batch."""
     bad: list[tuple[int, BadSample]]
-    """Place in the batch, and what a stand-in replaces there."""
+    """Row in the batch and the bad sample that was replaced there."""
     bytes: int
     retries: int
     sources: tuple[int, ...]
@@ -43,14 +43,14 @@ class LoadedBatch:
 
 
 class PartJoiner:
-    """Makes one batch of its parts."""
+    """Joins parts to a batch."""
 
     def __init__(self, tokenize: Tokenize, pin_memory: bool) -> None:
         self._tokenize = tokenize
         self._pin_memory = pin_memory
 
     def join(self, parts: Wait, after: Position) -> LoadedBatch:
-        """Wait for the parts and put them together in order."""
+        """Wait for the parts, then join them in order."""
         found = parts()
         tokens, mask = self._tokenize([text for part in found for text in part.texts])
         batch = Batch(
@@ -87,34 +87,22 @@ class PartJoiner:
 
 
 class Pipeline:
-    """Keeps up to `ahead` batches in the making beside the one that is asked for; none with `ahead` 0."""
+    """Keeps up to `ahead` batches in preparation beside the requested one; none with `ahead` 0."""
 
     def __init__(
-        self,
-        workers: Workers,
-        joiner: PartJoiner,
-        plan: BatchPositions,
-        batch_size: int,
-        first: Position,
-        *,
-        ahead: int,
-        shards: Sequence[str],
-        stall_seconds: float,
+        self, workers: Workers, joiner: PartJoiner, first: Position, *, ahead: int, stall_seconds: float
     ) -> None:
         self._workers = workers
         self._joiner = joiner
-        self._plan = plan
-        self._batch_size = batch_size
         self._position = first
         self._ahead = ahead
-        self._shards = shards
         self._stall_seconds = stall_seconds
         self._pending: deque[Future[LoadedBatch]] = deque()
         # One thread: batches are joined in order.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mmssl-join") if ahead > 0 else None
 
     def next(self) -> LoadedBatch:
-        """The next batch; errors of the workers come out here."""
+        """The next batch. Errors of the workers are raised here."""
         if self._pool is None:
             return self._joiner.join(*self._request())
         while len(self._pending) <= self._ahead:
@@ -123,11 +111,11 @@ class Pipeline:
         waited = 0.0
         while not wait([future], timeout=self._stall_seconds).done:
             waited += self._stall_seconds
-            _log.warning("no batch for %.0f s: %s", waited, self._stalled())
+            _log.warning("no batch for %.0f s: %s", waited, self._describe_stall())
         return future.result()
 
     def close(self) -> None:
-        """Drop what is in the making and join every thread and process."""
+        """Drop pending batches and join every thread and process."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
         self._workers.close()
@@ -135,24 +123,24 @@ class Pipeline:
             self._pool.shutdown(wait=True)
 
     def _request(self) -> tuple[Wait, Position]:
-        start = self._plan.start(self._position, self._batch_size)
-        self._position = self._plan.after(start, self._batch_size)
+        plan, batch_size = self._workers.builder.plan, self._workers.tasks[0].batch_size
+        start = plan.start(self._position, batch_size)
+        self._position = plan.after(start, batch_size)
         return self._workers.request(start), self._position
 
-    def _stalled(self) -> str:
-        """What each worker waits for."""
-        now = time.monotonic_ns()
-        rows = self._workers.watch.rows.tolist()
-        reading = [
-            f"worker {worker} reads {self._shards[shard]} at byte {byte} since {(now - since) / 1e9:.0f} s"
-            for worker, (shard, byte, since) in enumerate(rows)
+    def _describe_stall(self) -> str:
+        """The read that each worker waits for."""
+        now, shards = time.monotonic_ns(), self._workers.builder.shards
+        reads = [
+            f"worker {worker} reads {shards[shard]} at byte {byte} since {(now - since) / 1e9:.0f} s"
+            for worker, (shard, byte, since) in enumerate(self._workers.reading.tolist())
             if since > 0
         ]
-        return "; ".join(reading) or "every worker is decoding or waiting"
+        return "; ".join(reads) or "every worker is decoding or waiting"
 
 
 class BadSampleBudget:
-    """Writes bad samples down and stops the stream when they are too many."""
+    """Logs bad samples and stops the stream when there are too many."""
 
     def __init__(self, max_fraction: float, log: Path | None) -> None:
         self._max_fraction = max_fraction
@@ -162,23 +150,23 @@ class BadSampleBudget:
         self._in_a_row = 0
         self._last: BadSample | None = None
 
-    def count(self, made: LoadedBatch) -> None:
-        """Count a batch.
+    def count(self, loaded: LoadedBatch) -> None:
+        """Count the bad samples of a batch.
 
         Raises:
             UserError: more than the fraction of all samples so far, or 100 in a row, were bad.
         """
-        self._write(made)
-        self._samples += len(made.batch)
-        self._bad += len(made.bad)
+        self._write(loaded)
+        self._samples += len(loaded.batch)
+        self._bad += len(loaded.bad)
         previous = -1
-        for place, bad in made.bad:
+        for row, bad in loaded.bad:
             self._last = bad
-            self._in_a_row = self._in_a_row + 1 if place == previous + 1 else 1
-            previous = place
+            self._in_a_row = self._in_a_row + 1 if row == previous + 1 else 1
+            previous = row
             if self._in_a_row >= BAD_IN_A_ROW:
                 raise UserError(f"{BAD_IN_A_ROW} samples in a row could not be used, the last one {self._name(bad)}")
-        if previous != len(made.batch) - 1:
+        if previous != len(loaded.batch) - 1:
             self._in_a_row = 0
         if self._samples >= _FIRST and self._bad > self._max_fraction * self._samples:
             assert self._last is not None
@@ -191,9 +179,9 @@ class BadSampleBudget:
         where = "" if self._log is None else f"; all are in {self._log}"
         return f"is {bad.key!r} of {bad.shard} ({bad.error}){where}; run `mmssl shards check` on these shards"
 
-    def _write(self, made: LoadedBatch) -> None:
-        if self._log is None or not made.bad:
+    def _write(self, loaded: LoadedBatch) -> None:
+        if self._log is None or not loaded.bad:
             return
         with self._log.open("a", encoding="utf-8") as file:
-            # At once: other processes write to the same file.
-            file.write("".join(json.dumps(asdict(bad)) + "\n" for _, bad in made.bad))
+            # In one write: other processes append to the same file.
+            file.write("".join(json.dumps(asdict(bad)) + "\n" for _, bad in loaded.bad))

@@ -1,104 +1,81 @@
-"""Who makes the parts of a batch: the caller itself, threads, or processes; the order is the plan's."""
+"""Workers that build the parts of a batch: the caller itself, threads or processes. The plan fixes the order."""
 
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mmssl.data.loading.parts import BatchPart, PartTask, ReadMonitor
+from mmssl.data.loading.parts import BatchPart, PartBuilder, PartTask
+from mmssl.data.loading.unindexed import UnindexedBuilder
 from mmssl.data.order.plan import Position
-from mmssl.data.storage.files import Access, Files
 from mmssl.errors import UserError
 
-Cuts = list[tuple[int, int]]
-"""The parts of a batch: first sample and end of each, in the global batch."""
+Builder = PartBuilder | UnindexedBuilder
 Wait = Callable[[], list[BatchPart]]
-"""Waits for the parts of a batch that were requested."""
+"""Waits for the requested parts of a batch."""
 
 
-class BatchPositions(Protocol):
-    """Where batches begin and end."""
-
-    def start(self, position: Position, batch_size: int) -> Position:
-        """Where the next batch begins."""
-
-    def after(self, position: Position, batch_size: int) -> Position:
-        """Where the batch that begins at `position` ends."""
-
-
-class Builder(Protocol):
-    """Makes parts: an `PartBuilder` by a plan, a `Streamer` without one."""
-
-    @property
-    def plan(self) -> BatchPositions:
-        """Where batches begin and end."""
-
-    @property
-    def access(self) -> Access:
-        """How shards are reached."""
-
-    def part(self, task: PartTask, files: Files, watch: NDArray[np.int64]) -> BatchPart:
-        """Read and render a task's samples."""
+def split_tasks(task: PartTask, depth: int, workers: int) -> list[PartTask]:
+    """Split a rank's samples between workers: complete lanes of `depth` samples where there are enough."""
+    start, count = task.start, task.stop - task.start
+    bounds = [start + count * worker // workers for worker in range(workers + 1)]
+    if count >= workers * depth:
+        inner = (min(max(round(b / depth) * depth, start), task.stop) for b in bounds[1:-1])
+        bounds = [start, *inner, task.stop]
+    return [PartTask(task.batch_size, a, b) for a, b in pairwise(bounds) if a < b]
 
 
-class Workers(Protocol):
-    """Makes the parts of one batch after another."""
+class Workers(ABC):
+    """Builds the parts of one batch after another, one worker per task."""
 
-    watch: ReadMonitor
+    def __init__(self, builder: Builder, tasks: list[PartTask]) -> None:
+        self.builder = builder
+        self.tasks = tasks
+        self.reading: Tensor = torch.zeros(len(tasks), 3, dtype=torch.int64)
+        """Shard number, byte and start (monotonic nanoseconds, 0 when idle) of each worker's read, int64 [workers, 3].
+        In shared memory, so that the training process sees it."""
+        self.reading.share_memory_()  # type: ignore[no-untyped-call]
 
+    @abstractmethod
     def request(self, position: Position) -> Wait:
-        """Begin the batch at `position`. Requests are made, and then waited for, in the order of the plan."""
+        """Start the batch at `position`. Requests are made, and waited for, in the order of the plan."""
 
+    @abstractmethod
     def close(self) -> None:
         """Stop working and free everything."""
 
 
-def split_tasks(start: int, stop: int, depth: int, workers: int) -> Cuts:
-    """Cut a rank's samples [start, stop) of a batch of lanes `depth` samples deep: whole lanes where there
-    are enough."""
-    bounds = [start + (stop - start) * worker // workers for worker in range(workers + 1)]
-    if stop - start >= workers * depth:
-        bounds = [start, *(min(max(round(b / depth) * depth, start), stop) for b in bounds[1:-1]), stop]
-    return [(a, b) for a, b in pairwise(bounds) if a < b]
+class InlineWorkers(Workers):
+    """No workers: parts are built in the caller, when they are waited for."""
 
-
-class InlineWorkers:
-    """No workers: parts are made where they are waited for."""
-
-    def __init__(self, maker: Builder, batch_size: int, cuts: Cuts) -> None:
-        self.watch = ReadMonitor(1)
-        self._maker = maker
-        self._batch_size = batch_size
-        self._cuts = cuts
-        self._files = maker.access.open()
+    def __init__(self, builder: Builder, tasks: list[PartTask]) -> None:
+        super().__init__(builder, tasks)
+        self._files = [builder.access.open(len(tasks), row.numpy()) for row in self.reading]
 
     def request(self, position: Position) -> Wait:
-        """The work is done when the result is called."""
-        tasks = [PartTask(position, self._batch_size, start, stop) for start, stop in self._cuts]
-        return lambda: [self._maker.part(task, self._files, self.watch.row(0)) for task in tasks]
+        """The parts are built by calling the result."""
+        pairs = list(zip(self.tasks, self._files, strict=True))
+        return lambda: [self.builder.part(position, task, files) for task, files in pairs]
 
     def close(self) -> None:
         """Close the files."""
-        self._files.close()
+        for files in self._files:
+            files.close()
 
 
-class ThreadWorkers:
-    """One thread for each part; decoding and resizing release Python's lock."""
+class ThreadWorkers(InlineWorkers):
+    """One thread per part; decoding and resizing release Python's lock."""
 
-    def __init__(self, maker: Builder, batch_size: int, cuts: Cuts) -> None:
-        self.watch = ReadMonitor(len(cuts))
-        self._maker = maker
-        self._batch_size = batch_size
-        self._cuts = cuts
-        self._files = [maker.access.open(len(cuts)) for _ in cuts]
-        # One pool a part: a part's files are then used by one thread only.
-        self._pools = [ThreadPoolExecutor(1, thread_name_prefix=f"mmssl-part-{i}") for i in range(len(cuts))]
+    def __init__(self, builder: Builder, tasks: list[PartTask]) -> None:
+        super().__init__(builder, tasks)
+        # One pool per part: the files of a part are then used by one thread only.
+        self._pools = [ThreadPoolExecutor(1, thread_name_prefix=f"mmssl-part-{i}") for i in range(len(tasks))]
         threads = torch.get_num_threads()
         for pool in self._pools:
             pool.submit(_use_one_core).result()
@@ -106,41 +83,38 @@ class ThreadWorkers:
 
     def request(self, position: Position) -> Wait:
         """Queue the parts of a batch."""
-        tasks = [PartTask(position, self._batch_size, start, stop) for start, stop in self._cuts]
         futures = [
-            pool.submit(self._maker.part, task, files, self.watch.row(worker))
-            for worker, (pool, task, files) in enumerate(zip(self._pools, tasks, self._files, strict=True))
+            pool.submit(self.builder.part, position, task, files)
+            for pool, task, files in zip(self._pools, self.tasks, self._files, strict=True)
         ]
         return lambda: [future.result() for future in futures]
 
     def close(self) -> None:
-        """Drop what is queued and join the threads."""
+        """Drop queued parts, join the threads and close the files."""
         for pool in self._pools:
             pool.shutdown(wait=False, cancel_futures=True)
         for files in self._files:
             files.stop()
-        for pool, files in zip(self._pools, self._files, strict=True):
+        for pool in self._pools:
             pool.shutdown(wait=True)
-            files.close()
+        super().close()
 
 
 def _use_one_core() -> None:
-    """Keep torch from starting a team of threads inside this one. Reading the number back makes it stick."""
+    """Keep torch from starting more threads inside this one. Reading the number back makes it take effect."""
     torch.set_num_threads(1)
     assert torch.get_num_threads() == 1
 
 
-class ProcessWorkers:
-    """One process for each part, started afresh (spawn), so that Python's lock stays with the training
-    loop."""
+class ProcessWorkers(Workers):
+    """One spawned process per part, so that Python's lock stays with the training loop."""
 
-    def __init__(self, maker: Builder, batch_size: int, cuts: Cuts, first: Position, ahead: int) -> None:
-        self.watch = ReadMonitor(len(cuts))
-        self._count = len(cuts)
+    def __init__(self, builder: Builder, tasks: list[PartTask], first: Position, ahead: int) -> None:
+        super().__init__(builder, tasks)
         loader = DataLoader(
-            _Parts(maker, batch_size, cuts, first, self.watch),
+            _Parts(builder, tasks, first, self.reading),
             batch_size=None,
-            num_workers=len(cuts),
+            num_workers=len(tasks),
             collate_fn=_same,
             prefetch_factor=ahead,
             multiprocessing_context="spawn",
@@ -148,7 +122,7 @@ class ProcessWorkers:
         self._parts: Iterator[BatchPart | UserError] | None = iter(loader)
 
     def request(self, position: Position) -> Wait:
-        """The processes go on by themselves; waiting takes the next part of each."""
+        """The processes work ahead by themselves; waiting takes the next part of each."""
         return self._take
 
     def close(self) -> None:
@@ -158,7 +132,7 @@ class ProcessWorkers:
     def _take(self) -> list[BatchPart]:
         assert self._parts is not None
         taken = []
-        for _ in range(self._count):
+        for _ in self.tasks:
             part = next(self._parts)
             if isinstance(part, UserError):
                 raise part
@@ -169,31 +143,30 @@ class ProcessWorkers:
 class _Parts(IterableDataset[BatchPart | UserError]):
     """The parts of one worker process, batch after batch."""
 
-    def __init__(self, maker: Builder, batch_size: int, cuts: Cuts, first: Position, watch: ReadMonitor) -> None:
-        self._maker = maker
-        self._batch_size = batch_size
-        self._cuts = cuts
+    def __init__(self, builder: Builder, tasks: list[PartTask], first: Position, reading: Tensor) -> None:
+        self._builder = builder
+        self._tasks = tasks
         self._first = first
-        self._watch = watch
+        self._reading = reading
 
     def __iter__(self) -> Iterator[BatchPart | UserError]:
         info = get_worker_info()
         assert info is not None
-        # A terminal and a scheduler signal these processes too; the training needs them until it has saved.
+        # Terminals and schedulers signal these processes too; training needs them until it has saved.
         for request in (signal.SIGINT, signal.SIGTERM):
             signal.signal(request, signal.SIG_IGN)
-        start, stop = self._cuts[info.id]
-        plan, files, watch = self._maker.plan, self._maker.access.open(), self._watch.row(info.id)
+        task, plan = self._tasks[info.id], self._builder.plan
+        files = self._builder.access.open(reading=self._reading[info.id].numpy())
         position = self._first
         while True:
-            position = plan.start(position, self._batch_size)
+            position = plan.start(position, task.batch_size)
             try:
-                yield self._maker.part(PartTask(position, self._batch_size, start, stop), files, watch)
+                yield self._builder.part(position, task, files)
             except UserError as error:
                 # As a value: an exception would reach the parent wrapped in a traceback.
                 yield error
                 return
-            position = plan.after(position, self._batch_size)
+            position = plan.after(position, task.batch_size)
 
 
 def _same(part: Any) -> Any:

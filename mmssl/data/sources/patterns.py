@@ -1,25 +1,27 @@
-"""From what a user writes to a list of shards: braces, globs, folders, URLs."""
+"""Patterns of shards: braces, globs, folders and URLs, expanded to a list of names."""
 
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
+
+from braceexpand import braceexpand
 
 from mmssl.data.shards.urls import TABLES, is_remote, is_web
 from mmssl.data.storage.filesystem import list_fsspec
 from mmssl.errors import UserError
 
 _MAX_NAMES = 2_000_000
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?")
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 
 
 def expand(spec: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
     """Shards named by a pattern or a list of patterns, sorted by name.
 
-    A pattern is a path or URL with braces (`{00000..00009}`, `{a,b}`) and, where the file system can list,
-    globs (`*`, `?`, `[...]`, `**`). A local folder stands for the `.tar` files in it.
+    A pattern is a path or URL with braces (`{00000..00009}`, `{a,b}`). File systems that can list also take globs (`*`,
+    `?`, `[...]`, `**`). A local folder means the `.tar` files in it.
 
     Raises:
         UserError: nothing matches, a named local shard is missing or is a table, a shard is named twice, or a
@@ -28,76 +30,48 @@ def expand(spec: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
     patterns = [spec] if isinstance(spec, str) else list(spec)
     names = [name for pattern in patterns for name in _expand_one(pattern, allow_pipe)]
     if not names:
-        raise UserError(f"no shards are named ({spec!r}); give a path, a pattern or a list of them")
+        raise UserError(f"no shards are given ({spec!r}); give a path, a pattern or a list of them")
     table = next((name for name in names if not is_remote(name) and Path(name).suffix in TABLES), None)
     if table is not None:
         raise UserError(
-            f"{table} is a table and no shard; name .tar files, or make some of it: mmssl shards pack {table} --out "
-            f"FOLDER"
+            f"{table} is a table, not a shard; give .tar files, or pack it: mmssl shards pack {table} --out FOLDER"
         )
     names.sort()
     for first, second in itertools.pairwise(names):
         if first == second:
-            raise UserError(f"shard {first} is named twice; name each once (weights of sources repeat data)")
+            raise UserError(f"shard {first} is given twice; give it once (to repeat data, use source weights)")
     return names
 
 
-def braces(pattern: str) -> Iterator[str]:
-    """Expand `{a,b}` and `{00..10..2}` like a shell; a brace that is neither stays as it is."""
-    opening = _first_group(pattern)
-    if opening is None:
-        yield pattern
-        return
-    start, stop, options = opening
-    for option in options:
-        for tail in braces(pattern[stop:]):
-            for head in braces(option):
-                yield pattern[:start] + head + tail
+def expand_braces(pattern: str) -> list[str]:
+    """Expand `{a,b}`, `{00..10..2}` and `{a..c}` like a shell. Text with unbalanced braces stays as it is.
 
-
-def _first_group(pattern: str) -> tuple[int, int, Sequence[str]] | None:
-    for start in (match.start() for match in re.finditer(r"\{", pattern)):
-        depth, cuts = 0, [start]
-        for position in range(start, len(pattern)):
-            character = pattern[position]
-            depth += {"{": 1, "}": -1}.get(character, 0)
-            if (character == "," and depth == 1) or depth == 0:
-                cuts.append(position)
-            if depth == 0:
-                break
-        else:
-            continue
-        bounds = _RANGE.fullmatch(pattern[start + 1 : cuts[-1]])
-        if bounds is not None:
-            return start, cuts[-1] + 1, _numbers(bounds, pattern)
-        if len(cuts) > 2:
-            return start, cuts[-1] + 1, [pattern[a + 1 : b] for a, b in itertools.pairwise(cuts)]
-    return None
-
-
-def _numbers(bounds: re.Match[str], pattern: str) -> list[str]:
-    first, last, step = bounds[1], bounds[2], max(1, int(bounds[3] or 1))
-    low, high = int(first), int(last)
-    if abs(high - low) // step >= _MAX_NAMES:
-        raise UserError(f"pattern {pattern} names more than {_MAX_NAMES:,} shards; shorten the range")
-    has_zeros = any(len(text.lstrip("-")) > 1 and text.lstrip("-")[0] == "0" for text in (first, last))
-    width = max(len(first), len(last)) if has_zeros else 0
-    numbers = range(low, high + 1, step) if low <= high else range(low, high - 1, -step)
-    return [f"{number:0{width}d}" for number in numbers]
+    Raises:
+        UserError: more than two million names.
+    """
+    too_many = UserError(f"pattern {pattern} names more than {_MAX_NAMES:,} shards; shorten its ranges")
+    # Before the expansion, which holds all numbers of a range in memory.
+    for low, high, step in _RANGE.findall(pattern):
+        if abs(int(high) - int(low)) // (int(step or 1) or 1) >= _MAX_NAMES:
+            raise too_many
+    try:
+        names = list(itertools.islice(braceexpand(pattern, escape=False), _MAX_NAMES + 1))
+    except ValueError:
+        return [pattern]
+    if len(names) > _MAX_NAMES:
+        raise too_many
+    return names
 
 
 def _expand_one(pattern: str, allow_pipe: bool) -> list[str]:
     if pattern.startswith("pipe:"):
         if not allow_pipe:
             raise UserError(f"{pattern!r} would run a command; set data.allow_pipe=true to allow that")
-        return list(braces(pattern))
-    # Unlike pathlib, os.path takes names that are too long, as patterns with many braces are, for no files.
+        return expand_braces(pattern)
+    # os.path, unlike pathlib, accepts names that are too long, such as patterns with many braces.
     if not is_remote(pattern) and os.path.isfile(_path(pattern)):  # noqa: PTH113
         return [str(_path(pattern))]
-    names = list(itertools.islice(braces(pattern), _MAX_NAMES + 1))
-    if len(names) > _MAX_NAMES:
-        raise UserError(f"pattern {pattern} names more than {_MAX_NAMES:,} shards; shorten its ranges")
-    return [shard for name in names for shard in (_remote(name) if is_remote(name) else _local(name))]
+    return [shard for name in expand_braces(pattern) for shard in (_remote(name) if is_remote(name) else _local(name))]
 
 
 def _local(name: str) -> list[str]:
@@ -106,8 +80,8 @@ def _local(name: str) -> list[str]:
         found = [str(child) for child in sorted(path.glob("*.tar")) if child.is_file()]
         if not found:
             raise UserError(
-                f"folder {name} holds no .tar file; give the folder of the shards, or make some of its images: mmssl "
-                f"shards pack {name} --out FOLDER"
+                f"folder {name} has no .tar file; give the folder of the shards, or pack its images: "
+                f"mmssl shards pack {name} --out FOLDER"
             )
         return found
     if os.path.isfile(path):  # noqa: PTH113
@@ -126,14 +100,14 @@ def _path(name: str) -> Path:
     try:
         return Path(name).expanduser()
     except RuntimeError:
-        raise UserError(f"shard {name}: there is no such user's folder; write the path in full") from None
+        raise UserError(f"shard {name}: unknown home folder; write the full path") from None
 
 
 def _remote(name: str) -> list[str]:
     protocol, _, path = name.partition("://")
     if protocol == "file":
         return _local(path)
-    # HTTP has no listing, and a question mark there begins a query.
+    # HTTP cannot list files, and a question mark starts a query.
     if is_web(name):
         if "*" in name:
             raise UserError(f"{name}: a web server does not list files; use braces such as {{00000..00099}}")

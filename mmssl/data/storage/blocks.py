@@ -52,6 +52,8 @@ class DiskCache:
         self._max_bytes = max_bytes
         self._room = 0
         self._warned = False
+        self.sweeps = 0
+        """Times the folder was listed to remove old files."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -89,6 +91,7 @@ class DiskCache:
     def sweep(self) -> int:
         """Remove the files used longest ago if all together are too large. Returns the bytes that may be written before
         the next look: a sixteenth of what is free, for others write too."""
+        self.sweeps += 1
         files = []
         for path in self._folder.glob("*/*"):
             with suppress(OSError):  # another process removed it

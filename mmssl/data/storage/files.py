@@ -1,11 +1,14 @@
-"""Where a worker reads shards: local files, or remote ones ahead of time."""
+"""The files of a worker: local ones, and remote ones that are fetched ahead of their use."""
 
 import os
 from collections import OrderedDict
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mmssl.data.shards.samples import SampleError
 from mmssl.data.shards.shard_index import ShardIndex
@@ -15,88 +18,14 @@ from mmssl.data.storage.fetch import Fetcher, RetryPolicy
 from mmssl.errors import UserError
 
 _OPEN_FILES = 256
-"""Shards that the workers of a process hold open together: a quarter of the files that Linux lets a process open."""
-
-
-@dataclass(frozen=True)
-class Access:
-    """How shards are reached; goes to every worker."""
-
-    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
-    cache_dir: Path | None = None
-    """Folder that keeps what was read of remote shards."""
-    cache_bytes: int = 100 << 30
-
-    def open(self, sharing: int = 1) -> "Files":
-        """What one worker reads with, of `sharing` that do so in this process."""
-        return Files(self, max(4, min(64, _OPEN_FILES // sharing)))
-
-
-class Files:
-    """Reads of shards for one worker. Not for sharing between threads."""
-
-    def __init__(self, access: Access, open_files: int) -> None:
-        self._access = access
-        self._local = LocalFiles(open_files)
-        self._remote: RemoteReader | None = None
-        self._expected: dict[Hashable, Hashable] = {}
-        self.fetcher = Fetcher(access.retry_policy)
-        self.streams: dict[Hashable, Generator[Any, None, None]] = {}
-        """What is read from beginning to end, a part at a time."""
-
-    @property
-    def retries(self) -> int:
-        """Remote reads that had to be taken up again."""
-        return self.fetcher.retries
-
-    def read(self, shard: ShardIndex, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a shard.
-
-        Raises:
-            UserError: the shard is gone, changed or out of reach.
-            SampleError: these bytes of a local shard cannot be read.
-        """
-        if is_remote(shard.shard):
-            return self._reach().read(shard, start, stop)
-        return self._local.read(shard.shard, start, stop)
-
-    def has_prefetched(self, reader: Hashable, what: Hashable) -> bool:
-        """Whether `what` is the last thing that `reader` expected."""
-        return self._expected.get(reader) == what
-
-    def prefetch(self, reader: Hashable, what: Hashable, spans: Sequence[Span]) -> None:
-        """Begin to fetch the remote bytes that `reader` reads next."""
-        self._expected[reader] = what
-        self._reach().prefetch(reader, spans)
-
-    def stop(self) -> None:
-        """Give up what is being fetched, where it breaks off; may be called from another thread."""
-        self.fetcher.stop()
-
-    def close(self) -> None:
-        """Close every file, connection and stream."""
-        self.stop()
-        for stream in self.streams.values():
-            stream.close()
-        self.streams.clear()
-        self._local.close()
-        if self._remote is not None:
-            self._remote.close()
-
-    def _reach(self) -> RemoteReader:
-        if self._remote is None:
-            access = self._access
-            cache = None if access.cache_dir is None else DiskCache(access.cache_dir, access.cache_bytes)
-            self._remote = RemoteReader(self.fetcher, cache)
-        return self._remote
+"""Shards that all workers of a process keep open together: a quarter of the limit on Linux (1,024)."""
 
 
 class LocalFiles:
-    """Positioned reads of local files, the most recently used of which stay open. Not for sharing between
-    threads."""
+    """Positioned reads of local files. The most recently used ones stay open. Not thread-safe."""
 
     def __init__(self, most: int = 64) -> None:
-        """At most so many files stay open."""
+        """At most `most` files stay open."""
         self._most = most
         self._open: OrderedDict[str, int] = OrderedDict()
 
@@ -135,3 +64,82 @@ class LocalFiles:
         if len(self._open) > self._most:
             os.close(self._open.popitem(last=False)[1])
         return self._open[shard]
+
+
+@dataclass(frozen=True)
+class Access:
+    """Options of reading shards; every worker gets a copy."""
+
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
+    cache_dir: Path | None = None
+    """Folder that caches remote shards."""
+    cache_bytes: int = 100 << 30
+
+    open_local: Callable[[int], LocalFiles] = LocalFiles
+    """Opens local files, at most the given number at a time."""
+
+    def open(self, sharing: int = 1, reading: NDArray[np.int64] | None = None) -> "Files":
+        """The files of one worker, of `sharing` workers in this process, which reports its reads in `reading`."""
+        open_files = max(4, min(64, _OPEN_FILES // sharing))
+        return Files(self, open_files, np.zeros(3, dtype=np.int64) if reading is None else reading)
+
+
+class Files:
+    """Reads of shards for one worker. Not thread-safe."""
+
+    def __init__(self, access: Access, open_files: int, reading: NDArray[np.int64]) -> None:
+        self._access = access
+        self._local = access.open_local(open_files)
+        self._remote: RemoteReader | None = None
+        self._expected: dict[Hashable, Hashable] = {}
+        self.reading = reading
+        """Shard number, byte and start (monotonic nanoseconds, 0 when idle) of the current read, int64 [3]."""
+        self.fetcher = Fetcher(access.retry_policy)
+        self.streams: dict[Hashable, Generator[Any, None, None]] = {}
+        """Open streams over shards without an index."""
+
+    @property
+    def retries(self) -> int:
+        """Remote reads that were resumed."""
+        return self.fetcher.retries
+
+    def read(self, shard: ShardIndex, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a shard.
+
+        Raises:
+            UserError: the shard is gone, changed or out of reach.
+            SampleError: these bytes of a local shard cannot be read.
+        """
+        if is_remote(shard.shard):
+            return self._reach().read(shard, start, stop)
+        return self._local.read(shard.shard, start, stop)
+
+    def has_prefetched(self, reader: Hashable, blocks: Hashable) -> bool:
+        """Whether `blocks` are the last ones that `reader` prefetched."""
+        return self._expected.get(reader) == blocks
+
+    def prefetch(self, reader: Hashable, blocks: Hashable, spans: Sequence[Span]) -> None:
+        """Start fetching the remote bytes that `reader` reads next."""
+        self._expected[reader] = blocks
+        self._reach().prefetch(reader, spans)
+
+    def stop(self) -> None:
+        """Do not resume fetches that break off from now on. May be called from another thread."""
+        self.fetcher.stop()
+
+    def close(self) -> None:
+        """Close every file, connection and stream."""
+        self.stop()
+        for stream in self.streams.values():
+            stream.close()
+        self.streams.clear()
+        self._local.close()
+        if self._remote is not None:
+            self._remote.close()
+
+    def _reach(self) -> RemoteReader:
+        if self._remote is None:
+            access = self._access
+            cache = None if access.cache_dir is None else DiskCache(access.cache_dir, access.cache_bytes)
+            self._remote = RemoteReader(self.fetcher, cache)
+        return self._remote

@@ -1,4 +1,4 @@
-"""Samples come out of shards whole, or as an error that names them."""
+"""Files give samples, or an error that names the sample."""
 
 from functools import partial
 from pathlib import Path

@@ -6,8 +6,8 @@ import fsspec
 import pytest
 
 from mmssl.data import expand
-from mmssl.data.sources.patterns import expand_braces
 from mmssl.data.shards import is_remote
+from mmssl.data.sources.patterns import expand_braces
 from mmssl.errors import UserError
 
 

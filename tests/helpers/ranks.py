@@ -3,6 +3,7 @@
 import multiprocessing
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,19 @@ from mmssl.distributed import World, current_world
 
 
 def on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `function(processes, *arguments)` returned on each of `world` fresh processes, in rank order.
+    """Results of `function(world, *arguments)` on each of `world_size` fresh processes, in rank order.
 
     `function` is a module's own (it travels by name); it returns anything but tensors.
     """
     # A server that has imported everything once forks the ranks, so that a rank starts in no time.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mmssl.train.trainer"])
-    with tempfile.TemporaryDirectory() as folder, context.Pool(world_size) as pool:
-        jobs = [(Path(folder) / "meet", rank, world_size, function, arguments) for rank in range(world_size)]
-        # Each job waits for all others to join, so no worker can take two.
-        return pool.starmap(_run, jobs, chunksize=1)
+    # An executor, unlike a pool, raises an error when a process dies.
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(world_size, context) as pool:
+        # Each rank waits for all others to join, so no process can take two.
+        meet = Path(folder) / "meet"
+        ranks = [pool.submit(_run, meet, rank, world_size, function, arguments) for rank in range(world_size)]
+        return [rank.result() for rank in ranks]
 
 
 def _run(meet: Path, rank: int, world_size: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""Image-text data: from shards to batches, in an order that can be computed and resumed."""
+"""Image-text data: from shards to training batches, in a deterministic order that can be resumed."""
 
 from mmssl.data.loader import LoaderConfig, LoaderCounters, Source, TrainLoader, resolve_sources
 from mmssl.data.sources.patterns import expand

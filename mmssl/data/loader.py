@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mmssl.config import SourceConfig
 from mmssl.data.loading.parts import PartBuilder, PartTask, Render
 from mmssl.data.loading.pipeline import BadSampleBudget, PartJoiner, Pipeline, Tokenize
-from mmssl.data.loading.unindexed import NOT_PROMISED, UnindexedBuilder, UnindexedPlan, unindexed_lanes
+from mmssl.data.loading.unindexed import NO_INDEX_WARNING, UnindexedBuilder, UnindexedPlan, unindexed_lanes
 from mmssl.data.loading.workers import InlineWorkers, ProcessWorkers, ThreadWorkers, Workers, split_tasks
 from mmssl.data.order.plan import PlannedSource, Position, StreamPlan, default_lanes
 from mmssl.data.shards.index import Progress, describe_problems
@@ -49,7 +49,7 @@ class LoaderCounters:
 
     samples: int = 0
     bytes: int = 0
-    """Encoded bytes read."""
+    """Bytes of encoded samples read."""
     retries: int = 0
     """Remote reads that broke off and were resumed."""
     bad_samples: int = 0
@@ -86,7 +86,7 @@ class LoaderConfig:
     """JSON Lines file that lists the bad samples."""
     batches_ahead: int = 2
     stall_seconds: float = 60.0
-    """Waiting time after which the log says what the workers read."""
+    """Waiting time after which the log lists the reads of the workers."""
     pin_memory: bool = False
 
 
@@ -133,7 +133,7 @@ class TrainLoader:
 
     @property
     def samples(self) -> int:
-        """Usable samples of all sources."""
+        """Number of usable samples of all sources."""
         return self._builder.plan.samples
 
     @property
@@ -211,7 +211,7 @@ class TrainLoader:
     def _index(
         self, indexes: Sequence[Sequence[ShardIndex | None]], log: Callable[..., None]
     ) -> tuple[Catalog | None, list[PlannedSource]]:
-        """The catalog and the planned sources; None and nothing where a shard has no index. Problems are logged."""
+        """The catalog and the planned sources; None and no sources if a shard has no index. Logs problems."""
         known = [[index for index in source if index is not None] for source in indexes]
         problems = describe_problems([index for source in known for index in source])
         if problems is not None:
@@ -223,7 +223,7 @@ class TrainLoader:
             if index is None
         ]
         if missing:
-            log(NOT_PROMISED, len(missing), missing[0])
+            log(NO_INDEX_WARNING, len(missing), missing[0])
             return None, []
         pairs = zip(self._sources, known, strict=True)
         planned = [plan_source(found, source.weight, self._config.slice_mib) for source, found in pairs]

@@ -1,4 +1,4 @@
-"""Loading: batches made ahead of time by threads or processes."""
+"""Loading: batches prepared ahead of time by threads or processes."""
 
 from mmssl.data.loading.parts import PartBuilder
 from mmssl.data.loading.pipeline import BadSampleBudget, Pipeline

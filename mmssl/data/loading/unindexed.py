@@ -31,7 +31,7 @@ _UNKNOWN = (
     "the number of samples is unknown because the shards have no index; run `mmssl shards index` on them, "
     "or set the length in train.steps"
 )
-NOT_PROMISED = (
+NO_INDEX_WARNING = (
     "%d shards have no index (first: %s) and are read from beginning to end: the order changes with the number of "
     "processes, a resume repeats or skips samples, and epochs have no length; run `mmssl shards index` to fix this"
 )
@@ -97,14 +97,15 @@ def unindexed_lanes(sources: Sequence[Sequence[str]], batch_size: int, world_siz
     Raises:
         UserError: no such number exists, or `lanes` is not one.
     """
-    most = min(len(shards) for shards in sources)
-    fitting = [n for n in range(world_size, min(64, most) + 1, world_size) if batch_size % n == 0]
-    if lanes is not None and lanes % world_size == 0 and lanes <= most:
+    shard_count = min(len(shards) for shards in sources)
+    fitting = [n for n in range(world_size, min(64, shard_count) + 1, world_size) if batch_size % n == 0]
+    if lanes is not None and lanes % world_size == 0 and lanes <= shard_count:
         return lanes
     if lanes is not None or not fitting:
         raise UserError(
-            f"{most} shards without an index cannot be read by {world_size} processes in {lanes or 'any number of'} "
-            "lanes: the lanes must be a multiple of the processes and no more than the shards; run `mmssl shards index`"
+            f"{shard_count} shards without an index cannot be read by {world_size} processes in "
+            f"{lanes or 'any number of'} lanes: the lanes must be a multiple of the processes and no more than the "
+            "shards; run `mmssl shards index`"
         )
     return fitting[-1]
 
@@ -209,7 +210,7 @@ def _pop_random(buffer: list[T], rng: random.Random) -> T:
 
 
 def _next_sample(stream: Iterator[Found], slot: int, assembly: PartAssembly, files: Files) -> tuple[Sample, int]:
-    """The next good sample of a stream and its pass over the shards; bad ones are noted."""
+    """The next good sample of a stream and its pass over the shards; bad ones are recorded."""
     for _ in range(BAD_IN_A_ROW):
         files.reading[2] = time.monotonic_ns()
         found, epoch = next(stream)

@@ -1,4 +1,4 @@
-"""Order: which sample comes when, as arithmetic. Nothing here reads a file."""
+"""Order: the sequence of the training samples, computed from integers. Nothing here reads a file."""
 
 from mmssl.data.order.plan import PlannedSource, Position, StreamPlan, default_lanes
 

@@ -1,8 +1,8 @@
 """The order of one source in one epoch.
 
-A slice is a run of neighbouring samples of one shard. An epoch permutes the slices of a source; end to end
-they are one line of samples, cut into lanes of equal length. A lane shuffles blocks of a few consecutive
-slices. The sample at any depth of any lane is thus computed, never remembered.
+A slice is a run of neighbouring samples of one shard. An epoch permutes the slices of a source and joins them to one
+sequence of samples, which is divided into lanes of equal length. A lane shuffles blocks of a few consecutive slices.
+So the sample at any depth of any lane is computed, not stored.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from mmssl.rng import Word, generator
 Ints = NDArray[np.int64]
 
 SHUFFLE_UNIT = 8 << 20
-"""Blocks are measured in units of so many bytes."""
+"""Bytes per shuffling unit; blocks are counted in these units."""
 _SINGLE = 64 << 20
-"""Sets of at most this many bytes are shuffled sample by sample."""
+"""Sources of at most this many bytes are shuffled sample by sample."""
 
 
 def shuffled(count: int, *words: Word) -> Ints:
@@ -33,10 +33,10 @@ def shuffled(count: int, *words: Word) -> Ints:
 
 
 def default_slice_bytes(total: int, remote: bool = False) -> int:
-    """Slice size for a set of `total` bytes: single samples up to 64 MiB, then a millionth of the set.
+    """Slice size in bytes for a source of `total` bytes: single samples up to 64 MiB, then a millionth of the source.
 
-    At least 16 KiB, which is mostly a single sample again, and 8 MiB at most. Remote slices are some 4,096 of
-    4 to 8 MiB, for the sake of the number of requests.
+    At least 16 KiB, mostly still a single sample, and at most 8 MiB. Remote sources have about 4,096 slices of 4 to
+    8 MiB, to limit the number of requests.
     """
     if total <= _SINGLE:
         return 1
@@ -48,11 +48,11 @@ class Slices:
     """Runs of neighbouring samples, int64 [M] each."""
 
     first: Ints
-    """Number of the first sample within the source."""
+    """Number of the first sample in the source."""
     length: Ints
 
     def unit(self, total: int) -> int:
-        """Slices of a unit of shuffling, in a set of `total` bytes."""
+        """Slices per shuffling unit, in a source of `total` bytes."""
         return max(1, SHUFFLE_UNIT * len(self.first) // total)
 
     @staticmethod
@@ -82,30 +82,29 @@ class EpochOrder:
 
     def addresses(self, lane: int, start: int, stop: int) -> Ints:
         """Sample numbers at depths [start, stop) of a lane, int64 [stop - start]."""
-        parts = []
+        pieces = []
         while start < stop:
             ids, offset = self.block(lane, start)
-            part = ids[offset : offset + stop - start]
-            parts.append(part)
-            start += len(part)
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+            piece = ids[offset : offset + stop - start]
+            pieces.append(piece)
+            start += len(piece)
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
     def block(self, lane: int, depth: int) -> tuple[Ints, int]:
-        """The sample numbers shuffled together with the one at `depth`, in order, and its place among
-        them."""
+        """The sample numbers of the block that contains `depth`, in order, and the position of `depth` among them."""
         begin, _ = self._lane(lane)
         number = self.block_number(lane, depth)
         low = max(begin, int(self._bounds[self._slice_at(begin) + number * self._block]))
         return self._block_ids(lane, number), begin + depth - low
 
     def block_number(self, lane: int, depth: int) -> int:
-        """Which block of its lane holds the sample at `depth`."""
+        """The block of the lane that contains the sample at `depth`."""
         begin, stop = self._lane(lane)
         assert 0 <= depth < stop - begin, f"depth {depth} is outside of lane {lane}"
         return (self._slice_at(begin + depth) - self._slice_at(begin)) // self._block
 
     def block_samples(self, lane: int, first: int, last: int) -> Ints:
-        """The sample numbers of blocks first to last of a lane, those beyond its end left out."""
+        """The sample numbers of blocks `first` to `last` of a lane, or to its end."""
         begin, stop = self._lane(lane)
         final = (self._slice_at(stop - 1) - self._slice_at(begin)) // self._block
         return np.concatenate([self._block_ids(lane, number) for number in range(first, min(last, final) + 1)])
@@ -121,7 +120,7 @@ class EpochOrder:
         begin, stop = self._lane(lane)
         head = self._slice_at(begin) + number * self._block
         tail = min(head + self._block, len(self._first))
-        # A slice on the border of two lanes is shared between them.
+        # A slice on the border of two lanes is split between them.
         low = np.maximum(self._bounds[head:tail], begin)
         high = np.minimum(self._bounds[head + 1 : tail + 1], stop)
         length = np.maximum(high - low, 0)

@@ -1,6 +1,6 @@
-"""The order of the training samples as a pure function of integers; nothing here reads a file.
+"""The order of the training samples, a pure function of integers.
 
-The state of the stream is an epoch and a depth: every lane stands at the same depth.
+The state of the stream is an epoch and a depth: all lanes are at the same depth.
 """
 
 import hashlib
@@ -36,23 +36,23 @@ def default_lanes(batch_size: int) -> int:
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """What the plan knows of a source."""
+    """A source as the plan sees it."""
 
     slices: Slices
     weight: float
     fingerprint: str
     unit: int = 1
-    """Slices of a unit of shuffling."""
+    """Slices per shuffling unit."""
 
     @property
     def samples(self) -> int:
-        """Samples of the source."""
+        """Number of samples."""
         return int(self.slices.length.sum())
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where the stream stands: the next batch begins at `depth` of every lane."""
+    """A position of the stream: the next batch starts at `depth` of every lane."""
 
     epoch: int = 0
     depth: int = 0
@@ -60,7 +60,7 @@ class Position:
 
 @dataclass(frozen=True)
 class SampleRun:
-    """Consecutive depths [start, stop) of a source's lane, all of one epoch of that source."""
+    """Consecutive depths [start, stop) in a lane of a source, within one epoch of that source."""
 
     source: int
     epoch: int
@@ -68,11 +68,11 @@ class SampleRun:
     start: int
     stop: int
     slots: Ints
-    """Their places in the rank's batch, int64 [stop - start]."""
+    """Their rows in the part of the batch, int64 [stop - start]."""
 
 
 class StreamPlan:
-    """The order of the whole stream: which samples make up every batch of every epoch."""
+    """The order of the stream: the samples of every batch of every epoch."""
 
     def __init__(self, sources: Sequence[PlannedSource], *, seed: int, lanes: int, block: int) -> None:
         self.sources = tuple(sources)
@@ -88,16 +88,16 @@ class StreamPlan:
 
     @property
     def samples(self) -> int:
-        """Usable samples of all sources."""
+        """Number of usable samples of all sources."""
         return sum(source.samples for source in self.sources)
 
     @property
     def lane_length(self) -> int:
-        """Depth of an epoch: samples of all sources a lane, without the remainder."""
+        """Depth of an epoch: samples of all sources per lane, rounded down."""
         return self.samples // self.lanes
 
     def check(self, batch_size: int) -> None:
-        """Refuse a batch that the data cannot fill with different samples."""
+        """Raises UserError when the data cannot fill a batch with different samples."""
         if batch_size % self.lanes:
             raise UserError(
                 f"data.batch_size={batch_size} is not divisible by the stream's {self.lanes} lanes; "
@@ -105,7 +105,7 @@ class StreamPlan:
             )
         depth = batch_size // self.lanes
         for source, length in enumerate(self._lane_lengths):
-            most = depth if self._mixture is None else self._most(source, depth)
+            most = depth if self._mixture is None else self._max_count(source, depth)
             if length < most or length == 0:
                 raise UserError(
                     f"data.batch_size={batch_size} takes {most * self.lanes} samples of a source that has "
@@ -113,11 +113,11 @@ class StreamPlan:
                 )
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """Whole batches of an epoch (of a mixture: of as many samples as its sources have together)."""
+        """Complete batches per epoch; an epoch of a mixture has as many samples as all its sources."""
         return self.lane_length // (batch_size // self.lanes)
 
     def start(self, position: Position, batch_size: int) -> Position:
-        """Where the next batch begins: one source drops the tail of its epoch, a mixture has none."""
+        """The start of the next batch. A single source drops the tail of its epoch; a mixture has no tail."""
         depth = batch_size // self.lanes
         if self._mixture is not None:
             extra, rest = divmod(position.depth, self.lane_length)
@@ -125,12 +125,12 @@ class StreamPlan:
         return position if position.depth + depth <= self.lane_length else Position(position.epoch + 1, 0)
 
     def after(self, position: Position, batch_size: int) -> Position:
-        """Where the batch that begins at `position` ends: that of a mixture may end in the next epoch."""
+        """The end of the batch that begins at `position`; in a mixture it may be in the next epoch."""
         end = Position(position.epoch, position.depth + batch_size // self.lanes)
         return end if self._mixture is None else self.start(end, batch_size)
 
     def resume(self, position: Position) -> Position:
-        """Where a new beginning goes on: at the very position."""
+        """The position to resume at: exactly this one."""
         return position
 
     def runs(self, position: Position, batch_size: int, start: int, stop: int) -> list[SampleRun]:
@@ -151,8 +151,7 @@ class StreamPlan:
         return self.order(run.source, run.epoch).addresses(run.lane, run.start, run.stop)
 
     def stand_ins(self, run: SampleRun, depth: int, most: int) -> Iterator[int]:
-        """Sample numbers to use instead of the one at `depth`: half a block away, so rarely of the same
-        batch."""
+        """Sample numbers to replace the one at `depth`: half a block away, so rarely in the same batch."""
         ids, place = self.order(run.source, run.epoch).block(run.lane, depth)
         length = self._lane_lengths[run.source]
         for step in range(min(most, len(ids) - 1)):
@@ -163,7 +162,7 @@ class StreamPlan:
             yield int(self.order(run.source, run.epoch).addresses(lane, other, other + 1)[0])
 
     def state(self, position: Position) -> dict[str, int | str]:
-        """The position as a few integers and the fingerprint of what they mean."""
+        """The position as integers, with the fingerprint of the data and the order they refer to."""
         return {
             "version": STATE_VERSION,
             "fingerprint": self.fingerprint,
@@ -174,15 +173,14 @@ class StreamPlan:
         }
 
     def position(self, state: Mapping[str, Any]) -> Position:
-        """The position a state stands for.
+        """The position of a state.
 
         Raises:
             UserError: the state belongs to other data, another seed or another order.
         """
         if "fingerprint" not in state:
             raise UserError(
-                "the stream cannot be resumed: the shards had no index when its state was written, so it has no place "
-                "in their plan; start another run"
+                "the stream cannot be resumed: its state was written when the shards had no index; start a new run"
             )
         for key, own in self.state(Position()).items():
             if key not in ("epoch", "depth") and state.get(key) != own:
@@ -220,7 +218,7 @@ class StreamPlan:
                 yield SampleRun(source, source_epoch, lane, start, start + count, own[:count])
                 own, done = own[count:], done + count
 
-    def _most(self, source: int, depth: int) -> int:
+    def _max_count(self, source: int, depth: int) -> int:
         assert self._mixture is not None
         length = len(self._mixture.pattern)
         before = [self._mixture.count(source, 0, slot) for slot in range(length + depth + 1)]
@@ -232,10 +230,9 @@ def _rebuild(sources: Sequence[PlannedSource], seed: int, lanes: int, block: int
 
 
 class Mixture:
-    """Which source each depth of a lane reads: a pattern of T slots, repeated, with exact shares in every
-    lane.
+    """The source at each depth of a lane: a repeated pattern of T slots, with exact fractions in every lane.
 
-    Lane l begins at slot l mod T, so that also one row across the lanes is close to the shares.
+    Lane l starts at slot l mod T, so that a row across the lanes is also close to the fractions.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
@@ -246,7 +243,7 @@ class Mixture:
         self._before = np.concatenate([np.zeros((len(quotas), 1), np.int64), np.cumsum(is_source, axis=1)], axis=1)
 
     def count(self, source: int, lane: int, depth: int) -> int:
-        """How often `source` is read in the first `depth` depths of a lane."""
+        """The number of times `source` is read in the first `depth` depths of a lane."""
         shift = lane % len(self.pattern)
         return self._prefix(source, depth + shift) - self._prefix(source, shift)
 
@@ -260,16 +257,15 @@ class Mixture:
 
 
 def _quotas(weights: Sequence[float]) -> list[int]:
-    """Whole numbers in the proportion of the weights; the nearest of sum 4,096 where the exact ones are
-    larger."""
-    # By way of its digits: 0.3 is 3/10, not the nearest binary fraction.
+    """Integers in proportion to the weights: exact if their sum is at most 4,096, else the nearest of that sum."""
+    # From the decimal digits: 0.3 is 3/10, not the nearest binary fraction.
     exact = [Fraction(repr(float(weight))) for weight in weights]
-    shares = [weight / sum(exact) for weight in exact]
-    length = lcm(*(share.denominator for share in shares))
+    fractions = [weight / sum(exact) for weight in exact]
+    length = lcm(*(fraction.denominator for fraction in fractions))
     if length <= _MAX_PATTERN:
-        return [int(share * length) for share in shares]
-    quotas = [max(1, int(share * _MAX_PATTERN)) for share in shares]
-    by_remainder = sorted(range(len(shares)), key=lambda i: quotas[i] - shares[i] * _MAX_PATTERN)
+        return [int(fraction * length) for fraction in fractions]
+    quotas = [max(1, int(fraction * _MAX_PATTERN)) for fraction in fractions]
+    by_remainder = sorted(range(len(fractions)), key=lambda i: quotas[i] - fractions[i] * _MAX_PATTERN)
     for source in by_remainder[: max(0, _MAX_PATTERN - sum(quotas))]:
         quotas[source] += 1
     return quotas

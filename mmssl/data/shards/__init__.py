@@ -1,4 +1,4 @@
-"""Shards: what a tar holds, and where each sample stands in it."""
+"""Shards: the members of a tar, its samples, and the index of their offsets."""
 
 from mmssl.data.shards.index import FOLDER_FILE, Progress, describe_problems, index_shards
 from mmssl.data.shards.samples import IMAGES, BadSample, SampleLimits

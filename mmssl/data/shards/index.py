@@ -1,8 +1,7 @@
-"""Where each sample of a shard stands: built from the tar headers alone, kept beside the shards.
+"""The index of local shards: the offset of each sample, read from the tar headers and stored beside the shards.
 
-`NAME.tar.idx` holds N + 1 little-endian uint64: where each sample's first header stands, then the end of the
-last sample (the layout Megatron-Energon writes). `mmssl-index.json`, one a folder, holds counts, sizes and
-what is left out.
+`NAME.tar.idx` holds N + 1 little-endian uint64: the offset of each sample's first header, then the end of the last
+sample (the layout of Megatron-Energon). `mmssl-index.json`, one per folder, holds counts, sizes and excluded samples.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ from mmssl.files import atomic_write
 FOLDER_FILE = "mmssl-index.json"
 _VERSION = 1
 _TOGETHER = 256
-"""Indexes are written in groups of so many: little is lost when indexing is interrupted."""
+"""Indexes written at a time, so that an interruption loses little work."""
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
@@ -34,11 +33,10 @@ Progress = Callable[[int, int], None]
 def index_shards(
     shards: Sequence[str], limits: SampleLimits, *, processes: int = 0, progress: Progress | None = None
 ) -> list[ShardIndex]:
-    """The index of local shards, from the files beside them where those still fit, else made anew and
-    written.
+    """The index of local shards. It is read from the files beside them if they are up to date, else made and written.
 
-    A folder that cannot be written is no error: the index then lives in memory. `processes` > 0 reads the
-    headers in that many processes, else in threads.
+    If the folder is read-only, the index stays in memory. `processes` > 0 reads the headers in that many processes,
+    0 in threads.
     """
     kept = {folder: _read_folder(folder) for folder in {Path(shard).parent for shard in shards}}
     done = {shard: index for shard in shards if (index := _still_fits(shard, kept, limits)) is not None}
@@ -55,18 +53,18 @@ def index_shards(
 
 
 def fingerprint(indexes: Sequence[ShardIndex]) -> str:
-    """BLAKE2b-64 of the shards' names, sizes, offsets and exclusions, wherever the folder stands."""
+    """BLAKE2b-64 of the names, sizes, offsets and excluded samples of shards, independent of their folder."""
     digest = hashlib.blake2b(digest_size=8)
     for index in indexes:
         left_out = [out.ordinal for out in index.left_out]
-        # Without the token of a signed address.
+        # Without the token of a signed URL.
         name = index.shard.partition("?")[0] if is_remote(index.shard) else index.shard
         digest.update(repr((Path(name).name, index.bytes, index.checksum, left_out)).encode())
     return digest.hexdigest()
 
 
 def describe_problems(indexes: Sequence[ShardIndex]) -> str | None:
-    """One line that counts and names what was left out of the shards, or None when all is well."""
+    """One line about excluded samples and damaged shards, or None without any."""
     lost = [f"{index.shard}: {out.key!r} ({out.reason})" for index in indexes for out in index.left_out]
     wrong = [f"{index.shard}: {problem}" for index in indexes for problem in index.problems]
     if not lost and not wrong:
@@ -76,7 +74,7 @@ def describe_problems(indexes: Sequence[ShardIndex]) -> str | None:
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:
-    """The folder's entries by file name; none when there is no file or it is damaged."""
+    """The folder's entries by file name; empty if the file is missing or damaged."""
     try:
         tree = json.loads((folder / FOLDER_FILE).read_text(encoding="utf-8"))
         return dict(tree["shards"]) if tree["version"] == _VERSION else {}
@@ -85,7 +83,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 
 
 def _still_fits(shard: str, kept: Mapping[Path, dict[str, Any]], limits: SampleLimits) -> ShardIndex | None:
-    """The kept index of a shard if the file has not changed since and its offsets are there."""
+    """The stored index of a shard if the shard has not changed since and its offsets exist."""
     path = Path(shard)
     entry = kept[path.parent].get(path.name)
     try:
@@ -101,7 +99,7 @@ def _still_fits(shard: str, kept: Mapping[Path, dict[str, Any]], limits: SampleL
 
 
 def index_to_json(index: ShardIndex) -> dict[str, Any]:
-    """A shard's entry of its folder's file."""
+    """The entry of a shard in its folder's file."""
     return {
         "bytes": index.bytes,
         "mtime_ns": index.mtime_ns,
@@ -115,7 +113,7 @@ def index_to_json(index: ShardIndex) -> dict[str, Any]:
 
 
 def index_from_json(shard: str, entry: Mapping[str, Any]) -> ShardIndex:
-    """An entry of a folder's file. Raises ValueError, TypeError or KeyError where it is damaged."""
+    """Parse an entry of a folder's file. Raises ValueError, TypeError or KeyError if it is damaged."""
     left_out = tuple(LeftOut(int(i), str(key), str(reason)) for i, key, reason in entry["left_out"])
     if any(not 0 <= out.ordinal < int(entry["groups"]) for out in left_out):
         raise ValueError(f"the index of {shard} is damaged")
@@ -146,7 +144,7 @@ def _index_all(shards: Sequence[str], limits: SampleLimits, processes: int) -> I
 
 
 def _write_all(made: Sequence[ShardIndex], kept: Mapping[Path, dict[str, Any]]) -> Iterator[ShardIndex]:
-    """Write the indexes to their folders; those that are in a file now come back without their offsets."""
+    """Write indexes to their folders. Written ones are returned without their offsets."""
     folders: dict[Path, list[ShardIndex]] = {}
     for index in made:
         folders.setdefault(Path(index.shard).parent, []).append(index)
@@ -161,7 +159,7 @@ def _write_all(made: Sequence[ShardIndex], kept: Mapping[Path, dict[str, Any]]) 
 
 
 def _write(folder: Path, made: Sequence[ShardIndex], kept: dict[str, Any]) -> None:
-    """Write offsets and the folder's file, in which other shards keep their entries."""
+    """Write the offsets and update the folder's file."""
     for index in made:
         assert index.offsets is not None
         atomic_write(offsets_path(index.shard), index.offsets.astype("<u8").tobytes())
@@ -171,5 +169,5 @@ def _write(folder: Path, made: Sequence[ShardIndex], kept: dict[str, Any]) -> No
 
 
 def folder_json(entries: Mapping[str, Any]) -> bytes:
-    """The content of a folder's file, by the names of the shards."""
+    """The content of a folder's file; `entries` by shard name."""
     return json.dumps({"version": _VERSION, "shards": entries}, indent=1).encode()

@@ -1,7 +1,4 @@
-"""From the files of a tar to samples: which members belong together, and why some cannot be used.
-
-From the bytes of a sample's members to the sample.
-"""
+"""Samples of a tar: members grouped by key, reasons why a group is unusable, and parsing of its bytes."""
 
 import json
 from collections.abc import Iterator
@@ -14,26 +11,25 @@ from mmssl.types import Sample
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 TEXTS = ("txt", "json")
 USED = (*IMAGES, *TEXTS, "cls")
-"""Extensions that are read. Every other member (`.npy`, `.pyd`, `.pth` ...) is left alone: nothing decodes
-it."""
+"""Extensions that are read. Other members (`.npy`, `.pyd`, `.pth` ...) are never decoded."""
 
 
 @dataclass(frozen=True)
 class SampleLimits:
-    """What is refused before it is read into memory."""
+    """Size limits, checked before a sample is read into memory."""
 
     max_member_bytes: int = 64 << 20
-    """Larger members make their sample unusable."""
+    """A larger member makes its sample unusable."""
 
     @property
     def max_sample_bytes(self) -> int:
-        """Largest stretch of a tar that one sample may span."""
+        """Largest span of a tar, in bytes, that one sample may have."""
         return 4 * self.max_member_bytes
 
 
 @dataclass
 class Group:
-    """The adjacent members of a tar that share a key."""
+    """Adjacent members of a tar with the same key."""
 
     key: str
     start: int
@@ -41,7 +37,7 @@ class Group:
     members: dict[str, Member] = field(default_factory=dict)
     """Extension (lower case, without the leading dot) -> member."""
     defect: str | None = None
-    """Why the group is no usable sample, or None."""
+    """Reason why the group is unusable, or None."""
 
     def image(self) -> Member | None:
         """The first member that is an image."""
@@ -49,7 +45,7 @@ class Group:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """`a/b.seg.png` -> (`a/b`, `seg.png`): WebDataset's key and extension; None where a file has neither."""
+    """`a/b.seg.png` -> (`a/b`, `seg.png`): WebDataset's key and extension, or None for other names."""
     name = name.removeprefix("./")
     slash = name.rfind("/") + 1
     stem, dot, extension = name[slash:].partition(".")
@@ -57,7 +53,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def groups(archive: Archive, limits: SampleLimits, need_text: bool = True) -> Iterator[Group]:
-    """Every group of an archive in order, unusable ones with their `defect`.
+    """All groups of an archive in order. Unusable ones have a `defect`.
 
     Raises:
         TarError: after the last group that could be found, where the archive is damaged or cut.
@@ -127,7 +123,7 @@ class BadSample:
 
 
 class SampleError(ValueError):
-    """The bytes of a sample are not what the index promised, or a member cannot be parsed."""
+    """The bytes of a sample do not match the index, or a member cannot be parsed."""
 
     def __init__(self, message: str, key: str | None = None) -> None:
         super().__init__(message)
@@ -138,7 +134,7 @@ def parse_sample(number: int, shard: str, content: bytes, limits: SampleLimits, 
     """The sample whose tar members fill `content`.
 
     Raises:
-        SampleError: it holds no usable sample.
+        SampleError: `content` has no usable sample.
     """
     archive = Archive(lambda offset, count: content[offset : offset + count], len(content))
     try:
@@ -199,6 +195,6 @@ def _parse_json(content: bytes) -> dict[str, Any]:
 
 
 def _label(text: str) -> int | str:
-    """A class number; other labels stay text."""
+    """A class number as int; other labels as text."""
     label = text.strip()
     return int(label) if label.removeprefix("-").isdecimal() and len(label) < 19 else label

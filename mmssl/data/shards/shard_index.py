@@ -1,4 +1,4 @@
-"""One shard: where its samples stand, found by reading nothing but the tar headers."""
+"""The index of one shard: the offsets of its samples, found by reading only the tar headers."""
 
 import hashlib
 import os
@@ -15,45 +15,45 @@ from mmssl.errors import UserError
 
 _WINDOW = 16 << 10
 _TAIL = 1 << 20
-"""How far the bytes after the end marker are looked at."""
+"""Bytes after the end marker that are checked for data."""
 
 Offsets = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A sample that is never read, and why."""
+    """An excluded sample, and the reason."""
 
     ordinal: int
-    """Its place in the shard, counting every group."""
+    """Position in the shard, counting every group."""
     key: str
     reason: str
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What is known of one shard without reading its samples."""
+    """The index of one shard."""
 
     shard: str
     bytes: int
-    """Size of the file."""
+    """Size of the file in bytes."""
     mtime_ns: int
-    """Time of its last change."""
+    """Modification time of the file."""
     groups: int
-    """Samples, unusable ones included."""
+    """Number of samples, including unusable ones."""
     left_out: tuple[LeftOut, ...]
     problems: tuple[str, ...]
-    """What is wrong with the shard as a whole, for example that it is cut."""
+    """Problems of the shard itself, such as truncation."""
     checksum: str
     """BLAKE2b-128 of the offsets' bytes."""
     max_member_bytes: int
-    """The limit it was made under."""
+    """The limit that was used to make the index."""
     offsets: Offsets | None = None
-    """[groups + 1], when they are not kept in a file."""
+    """[groups + 1], if they are not stored in a file."""
 
     @property
     def samples(self) -> int:
-        """Usable samples."""
+        """Number of usable samples."""
         return self.groups - len(self.left_out)
 
     def ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -69,7 +69,7 @@ class ShardIndex:
         return self.usable(offsets)
 
     def usable(self, offsets: Offsets) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First byte and end of each usable sample, by offsets that must be the indexed ones."""
+        """First byte and end of each usable sample. Raises UserError if `offsets` differ from the indexed ones."""
         if len(offsets) != self.groups + 1 or checksum(offsets) != self.checksum:
             raise UserError(f"shard {self.shard} changed while it was in use; start again with --resume")
         bounds = offsets.astype(np.int64)
@@ -110,9 +110,9 @@ def index_archive(shard: str, archive: Archive, mtime_ns: int, limits: SampleLim
 
 
 def image_ranges(shard: str, mtime_ns: int, size: int) -> dict[str, tuple[int, int]]:
-    """First byte and size of each sample's image in a local shard, by key; of a damaged one, up to the damage.
+    """First byte and size of the image of each sample in a local shard, by key; up to the damage if it is damaged.
 
-    `mtime_ns` and `size` are those of the file when it was looked up, so that a cache of the results notices changes.
+    `mtime_ns` and `size` describe the file, so that a cache of the results notices when it changes.
     """
     found: dict[str, tuple[int, int]] = {}
     with Path(shard).open("rb", buffering=0) as file:
@@ -127,7 +127,7 @@ def image_ranges(shard: str, mtime_ns: int, size: int) -> dict[str, tuple[int, i
 
 
 def _collect(archive: Archive, limits: SampleLimits, found: list[Group]) -> Iterator[str]:
-    """Append every group to `found`; yield the shard's own problems."""
+    """Append every group to `found`; yield the problems of the shard itself."""
     if archive.size == 0:
         yield "the file is empty"
         return
@@ -144,7 +144,7 @@ def _collect(archive: Archive, limits: SampleLimits, found: list[Group]) -> Iter
 
 
 def windowed(file: int) -> ReadAt:
-    """Positioned reads that fetch a window at a time, for neighbouring headers of small members."""
+    """Positioned reads through a window of 16 KiB: the headers of small members are close to each other."""
     window, begin = b"", 0
 
     def read(offset: int, count: int) -> bytes:
@@ -167,7 +167,7 @@ def offsets_path(shard: str) -> Path:
 
 
 def _read_offsets(index: ShardIndex) -> Offsets | None:
-    """The file of offsets, None when it is gone or not the one that was indexed."""
+    """The stored offsets, or None if the file is missing or does not match the index."""
     try:
         offsets: Offsets = np.fromfile(offsets_path(index.shard), dtype="<u8")
     except OSError:

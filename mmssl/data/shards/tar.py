@@ -1,7 +1,6 @@
-"""Reading tar headers: which members stand where, without trusting a byte of them.
+"""A reader of tar headers that trusts no byte of them: names, offsets and sizes of the members.
 
-Regular members of ustar, GNU (long names) and pax archives are understood; every other kind is refused by
-name.
+It reads regular members of ustar, GNU (long names) and pax archives. Every other kind is refused by name.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 
 BLOCK = 512
 _MAX_EXTENSION_BYTES = 1 << 20
-"""Long names and pax records larger than this are taken for damage."""
+"""Longer names and pax records count as damage."""
 _REFUSED = {
     b"1": "hard link",
     b"2": "symbolic link",
@@ -22,30 +21,30 @@ _REFUSED = {
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 
 ReadAt = Callable[[int, int], bytes]
-"""`read(offset, count)` gives `count` bytes, or fewer at the end of the archive."""
+"""`read(offset, count)` returns `count` bytes, or fewer at the end of the archive."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file inside a tar. Offsets are bytes from where the walk's archive begins."""
+    """A file inside a tar. Offsets count bytes from the start of the archive."""
 
     name: str
     start: int
-    """Its first header, long-name and pax headers included."""
+    """Offset of its first header, including long-name and pax headers."""
     data: int
-    """Its first byte."""
+    """Offset of its first byte."""
     size: int
     refused: str | None = None
-    """Why it must not be used, or None."""
+    """Reason to refuse the member, or None."""
 
     @property
     def end(self) -> int:
-        """Where the next header stands."""
+        """Offset of the next header."""
         return self.data + padded(self.size)
 
 
 class TarError(ValueError):
-    """The archive cannot be read any further. `name` is the member concerned, where it is known."""
+    """The archive cannot be read further. `name` is the damaged member, if known."""
 
     def __init__(self, message: str, offset: int, name: str | None = None) -> None:
         super().__init__(f"{message} at byte {offset}")
@@ -65,10 +64,10 @@ class Archive:
         self.read = read
         self.size = size
         self.end = 0
-        """Where the walk stands: after the last member once it is over."""
+        """Current offset: after the last member once all are read."""
 
     def members(self) -> Iterator[Member]:
-        """Every file in order; folders are passed over.
+        """All files in order, without folders.
 
         Stops at the end marker (a block of zeros) or at the end of the bytes.
 
@@ -82,7 +81,7 @@ class Archive:
                 yield member
 
     def _member(self, start: int) -> Member | None:
-        """The file whose first header stands at `start`, None at the end."""
+        """The file whose first header is at `start`, or None at the end."""
         position, long_name, pax = start, None, {}
         while (block := self._block(position)) is not None:
             kind, count, data = block[156:157], _number(block[124:136], position), position + BLOCK
@@ -108,7 +107,7 @@ class Archive:
         return None
 
     def _block(self, position: int) -> bytes | None:
-        """The header at `position`; None where the archive ends."""
+        """The header at `position`, or None at the end of the archive."""
         if position >= self.size:
             return None
         block = self.read(position, BLOCK)
@@ -133,7 +132,7 @@ def _check_sum(block: bytes, position: int) -> None:
 
 
 def _number(field: bytes, position: int) -> int:
-    """Octal digits, or GNU's base-256 for what does not fit."""
+    """Octal digits, or GNU's base-256 for larger numbers."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.partition(b"\0")[0].strip() or b"0"

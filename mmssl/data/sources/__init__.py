@@ -1,4 +1,4 @@
-"""Sources: from the patterns a user writes to numbered samples."""
+"""Sources: from patterns of shards to numbered samples."""
 
 from mmssl.data.sources.catalog import Catalog, index_source, make_index, plan_source
 from mmssl.data.sources.patterns import expand

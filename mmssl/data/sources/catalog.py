@@ -1,4 +1,4 @@
-"""All samples of all sources, numbered: from a sample's number to its bytes."""
+"""Sources of shards: their indexes, their slices, and a catalog that locates each sample by its number."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from mmssl.data.order.plan import PlannedSource
 from mmssl.data.shards.index import Progress, describe_problems, fingerprint, index_shards
 from mmssl.data.shards.samples import SampleLimits
 from mmssl.data.shards.shard_index import ShardIndex
-from mmssl.data.shards.urls import is_remote
+from mmssl.data.shards.urls import is_command, is_remote
 from mmssl.data.storage.fetch import Fetcher, RetryPolicy
 from mmssl.data.storage.files import Access
 from mmssl.data.storage.remote_index import find_remote_indexes, index_remote_shards, remote_offsets
@@ -26,24 +26,23 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SampleLocation:
-    """Where a sample stands."""
+    """The location of a sample: bytes [start, stop) of a shard."""
 
     id: int
-    """Its number over all sources."""
+    """Number over all sources."""
     shard: int
     """Number of its shard in the catalog."""
     ordinal: int
-    """Its number among the usable samples of the shard."""
+    """Number among the usable samples of the shard."""
     start: int
     stop: int
 
 
 class Catalog:
-    """The shards of all sources in order. Numbers of samples count usable ones: shards in name order, each in
-    file order."""
+    """All shards of all sources. Usable samples are numbered by shard name, then in file order."""
 
     def __init__(self, sources: Sequence[Sequence[ShardIndex]], retry_policy: RetryPolicy) -> None:
-        self._patience = retry_policy
+        self._retry_policy = retry_policy
         self._fetcher = Fetcher(retry_policy)
         self.sources = tuple(tuple(source) for source in sources)
         self.shards = [index for source in self.sources for index in source]
@@ -54,14 +53,14 @@ class Catalog:
         self._ranges = lru_cache(kept)(self._ranges_of)
 
     def __reduce__(self) -> tuple[type["Catalog"], tuple[Sequence[Sequence[ShardIndex]], RetryPolicy]]:
-        return Catalog, (self.sources, self._patience)
+        return Catalog, (self.sources, self._retry_policy)
 
     def is_remote(self, source: int) -> bool:
         """Whether any shard of a source is remote."""
         return any(is_remote(index.shard) for index in self.sources[source])
 
     def locations(self, source: int, numbers: Ints) -> list[SampleLocation]:
-        """Where the samples of a source stand."""
+        """The locations of samples of a source."""
         ids = numbers + self._bases[source]
         shards = np.searchsorted(self._bounds, ids, side="right") - 1
         return [self._location(int(i), int(shard)) for i, shard in zip(ids, shards, strict=True)]
@@ -79,9 +78,9 @@ class Catalog:
 def index_source(
     shards: Sequence[str], limits: SampleLimits, access: Access, progress: Progress | None = None
 ) -> list[ShardIndex | None]:
-    """The index of each shard; None for a remote one that has none beside it."""
+    """The index of each shard; None for a remote one without an index beside it."""
     local = [shard for shard in shards if not is_remote(shard)]
-    remote = [shard for shard in shards if is_remote(shard) and not shard.startswith("pipe:")]
+    remote = [shard for shard in shards if is_remote(shard) and not is_command(shard)]
     found: dict[str, ShardIndex | None] = {i.shard: i for i in index_shards(local, limits, progress=progress)}
     indexes = find_remote_indexes(remote, limits, Fetcher(access.retry_policy))
     found.update(zip(remote, indexes, strict=True))
@@ -91,14 +90,14 @@ def index_source(
 def make_index(
     shards: Sequence[str], limits: SampleLimits, access: Access, processes: int = 0, progress: Progress | None = None
 ) -> list[ShardIndex]:
-    """Index local and remote shards anew where that is needed, and keep the index beside them.
+    """Index local and remote shards where needed, and store the index beside them.
 
     Raises:
         UserError: a shard is out of reach or is a command, or a remote file system cannot be written.
     """
-    commands = [shard for shard in shards if shard.startswith("pipe:")]
+    commands = [shard for shard in shards if is_command(shard)]
     if commands:
-        raise UserError(f"{commands[0]!r} is a command, which has no index; name files")
+        raise UserError(f"{commands[0]!r} is a command, which cannot be indexed; give files")
     remote = [shard for shard in shards if is_remote(shard)]
     local = [shard for shard in shards if not is_remote(shard)]
     found = {i.shard: i for i in index_shards(local, limits, processes=processes, progress=progress)}
@@ -115,7 +114,7 @@ def plan_source(indexes: Sequence[ShardIndex], weight: float, slice_mib: float |
     counts, sizes = [index.samples for index in indexes], [index.bytes for index in indexes]
     if sum(counts) == 0:
         found = describe_problems(indexes) or "they are empty"
-        raise UserError(f"no usable sample in {indexes[0].shard} and its {len(counts) - 1} fellows: {found}")
+        raise UserError(f"no usable sample in {indexes[0].shard} and {len(counts) - 1} more shards: {found}")
     remote = any(is_remote(index.shard) for index in indexes)
     default = default_slice_bytes(sum(sizes), remote)
     slice_bytes = default if slice_mib is None else max(1, int(slice_mib * 2**20))

@@ -1,4 +1,4 @@
-"""Patterns of shards: braces, globs, folders and URLs, expanded to a list of names."""
+"""Patterns of shards, expanded to a list of names: braces, globs, folders and URLs."""
 
 import itertools
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from mmssl.data.shards.urls import TABLES, is_remote, is_web
+from mmssl.data.shards.urls import TABLES, is_command, is_remote, is_web
 from mmssl.data.storage.filesystem import list_fsspec
 from mmssl.errors import UserError
 
@@ -64,9 +64,9 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _expand_one(pattern: str, allow_pipe: bool) -> list[str]:
-    if pattern.startswith("pipe:"):
+    if is_command(pattern):
         if not allow_pipe:
-            raise UserError(f"{pattern!r} would run a command; set data.allow_pipe=true to allow that")
+            raise UserError(f"{pattern!r} would run a command; set data.allow_pipe=true to allow it")
         return expand_braces(pattern)
     # os.path, unlike pathlib, accepts names that are too long, such as patterns with many braces.
     if not is_remote(pattern) and os.path.isfile(_path(pattern)):  # noqa: PTH113
@@ -88,7 +88,7 @@ def _local(name: str) -> list[str]:
         return [str(path)]
     if not has_magic(name):
         raise UserError(f"shard {name} does not exist; correct the path (the current folder is {Path.cwd()})")
-    # Path.glob takes no absolute patterns.
+    # Path.glob does not accept absolute patterns.
     matches = glob(str(path), recursive=True)  # noqa: PTH207
     found = sorted(match for match in matches if Path(match).is_file())
     if not found:

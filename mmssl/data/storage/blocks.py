@@ -1,5 +1,4 @@
-"""Remote shards read in chunks: ahead of their use, many at a time, and kept on a local disk where that is
-wanted."""
+"""Remote shards in chunks: fetched ahead of their use, many per request, and optionally cached on a local disk."""
 
 import hashlib
 import logging
@@ -18,19 +17,18 @@ from mmssl.errors import UserError
 from mmssl.files import atomic_write
 
 CHUNK = 1 << 20
-"""Bytes of a piece; the last one of a shard may be shorter."""
+"""Bytes per chunk; the last chunk of a shard may be shorter."""
 _CHECKSUM_BYTES = 4
-_log = logging.getLogger(__name__)
-
 _MOST = 16
-"""Chunks fetched in one request."""
+"""Chunks per request."""
 _SPARE = 64
-"""Chunks kept in memory beyond those that are expected to be read."""
+"""Chunks kept in memory beside the prefetched ones."""
 _FETCHES = 4
 """Requests in flight."""
 
 Chunk = tuple[str, int]
 """URL and number of a chunk."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,24 +41,23 @@ class Span:
 
 
 class DiskCache:
-    """Chunks of remote shards as files of a folder, those used longest ago removed above a size. For many
-    processes."""
+    """A folder of chunks that many processes share. Above a size, the least recently used ones are removed."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Raises UserError when the folder cannot be made."""
+        """Raises UserError when the folder cannot be created."""
         self._folder = folder
         self._max_bytes = max_bytes
-        self._room = 0
+        self._free_bytes = 0
         self._warned = False
         self.sweeps = 0
         """Times the folder was listed to remove old files."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"data.cache_dir={folder} cannot be made: {error.strerror}; name another folder") from None
+            raise UserError(f"data.cache_dir={folder} cannot be created: {error.strerror}; name another folder") from None
 
     def get(self, shard: ShardIndex, number: int) -> bytes | None:
-        """A chunk, if it is here whole and unharmed."""
+        """A chunk, or None if it is missing or damaged."""
         path = self._path(shard, number)
         try:
             content = path.read_bytes()
@@ -69,12 +66,12 @@ class DiskCache:
         chunk, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
         if len(chunk) != min(CHUNK, shard.bytes - number * CHUNK) or checksum != _checksum(chunk):
             return None
-        with suppress(OSError):  # a file of another user's
+        with suppress(OSError):  # the file belongs to another user
             os.utime(path)
         return chunk
 
     def put(self, shard: ShardIndex, number: int, chunk: bytes) -> None:
-        """Keep a chunk."""
+        """Store a chunk."""
         path = self._path(shard, number)
         try:
             path.parent.mkdir(exist_ok=True)
@@ -84,13 +81,13 @@ class DiskCache:
                 _log.warning("%s cannot keep a chunk of %s: %s", self._folder, shard.shard, error.strerror)
             self._warned = True
             return
-        self._room -= len(chunk) + _CHECKSUM_BYTES
-        if self._room < 0:
-            self._room = self.sweep()
+        self._free_bytes -= len(chunk) + _CHECKSUM_BYTES
+        if self._free_bytes < 0:
+            self._free_bytes = self.sweep()
 
     def sweep(self) -> int:
-        """Remove the files used longest ago if all together are too large. Returns the bytes that may be written before
-        the next look: a sixteenth of what is free, for others write too."""
+        """Remove the least recently used files if the folder is too large. Returns the bytes that may be written before
+        the next sweep: a sixteenth of the free space, because other processes write too."""
         self.sweeps += 1
         files = []
         for path in self._folder.glob("*/*"):
@@ -99,7 +96,7 @@ class DiskCache:
                 files.append((status.st_mtime_ns, status.st_size, path))
         kept = sum(size for _, size, _ in files)
         if kept > self._max_bytes:
-            # Some room beyond, so that looks are few: they take a second where there are 100,000 files.
+            # 5 % below the limit, so that sweeps are rare: one takes a second with 100,000 files.
             for _, size, path in sorted(files):
                 if kept <= 0.95 * self._max_bytes:
                     break
@@ -109,7 +106,7 @@ class DiskCache:
         return max(self._max_bytes // 256, (self._max_bytes - kept) // 16)
 
     def _path(self, shard: ShardIndex, number: int) -> Path:
-        # The index tells one content of a URL from another.
+        # The checksum of the index changes with the content of the URL.
         words = repr((shard.shard, shard.bytes, shard.checksum, number)).encode()
         name = hashlib.blake2b(words, digest_size=16).hexdigest()
         return self._folder / name[:2] / name
@@ -130,7 +127,7 @@ class RemoteReader:
         self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="mmssl-fetch")
 
     def prefetch(self, reader: Hashable, spans: Sequence[Span]) -> None:
-        """Begin to fetch what `reader` reads next; what it expected before is no longer needed."""
+        """Start fetching the bytes that `reader` reads next. This replaces its previous request."""
         chunks: dict[Chunk, ShardIndex] = {}
         for span in spans:
             for number in range(span.start // CHUNK, -(-span.stop // CHUNK)):
@@ -142,7 +139,7 @@ class RemoteReader:
         self._forget()
 
     def read(self, shard: ShardIndex, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a shard, waiting for them if need be."""
+        """Bytes [start, stop) of a shard; waits until they are fetched."""
         numbers = range(start // CHUNK, -(-stop // CHUNK))
         missing = [(shard.shard, number) for number in numbers if (shard.shard, number) not in self._chunks]
         for run in _runs(missing):
@@ -154,7 +151,7 @@ class RemoteReader:
         return content[begin : begin + stop - start]
 
     def close(self) -> None:
-        """Drop what is being fetched."""
+        """Cancel all fetches."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._chunks.clear()
 
@@ -169,7 +166,7 @@ class RemoteReader:
             self._chunks[shard.shard, number] = (future, place)
 
     def _load(self, shard: ShardIndex, numbers: Sequence[int]) -> list[bytes]:
-        """Consecutive chunks, from the disk where they are there, else in as few requests as possible."""
+        """Consecutive chunks, from the disk cache or in as few requests as possible."""
         cached = [None if self._cache is None else self._cache.get(shard, number) for number in numbers]
         wanted = [(shard.shard, number) for number, content in zip(numbers, cached, strict=True) if content is None]
         fetched = {}
@@ -185,7 +182,7 @@ class RemoteReader:
         return [fetched[number] if content is None else content for number, content in pairs]
 
     def _forget(self) -> None:
-        """Drop the chunks that nobody expects, but for the last ones used."""
+        """Drop chunks that no reader has prefetched, except the most recently used ones."""
         needed = frozenset().union(*self._expected.values())
         spare = [chunk for chunk in self._chunks if chunk not in needed]
         for chunk in spare[: max(0, len(spare) - _SPARE)]:
@@ -193,7 +190,7 @@ class RemoteReader:
 
 
 def _runs(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
-    """Cut sorted chunks into runs of neighbours, `_MOST` long at most."""
+    """Split sorted chunks into runs of neighbours, at most `_MOST` long."""
     run: list[Chunk] = []
     for chunk in chunks:
         if run and (chunk != (run[-1][0], run[-1][1] + 1) or len(run) == _MOST):

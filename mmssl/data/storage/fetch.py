@@ -1,4 +1,4 @@
-"""Bytes of remote files: retries go on at the byte reached, and the file must stay the same one."""
+"""Bytes of remote files. Retries resume at the current byte, and a file that changes is an error."""
 
 import http.client
 import itertools
@@ -19,35 +19,35 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long a remote file is waited for."""
+    """Limits of retries and waiting for remote files."""
 
     tries: int = 8
-    """Tries in a row that bring less than 64 KiB before a read is given up."""
+    """Consecutive attempts with less than 64 KiB of progress before a read fails."""
     backoff_seconds: float = 0.5
-    """Pause after the first of them; it doubles each time, up to half a minute."""
+    """Pause after the first failed attempt; it doubles each time, up to 30 seconds."""
     stall_seconds: float = 30.0
-    """A connection that brings less than 64 KiB in this time is dropped."""
+    """A connection that delivers less than 64 KiB in this time is dropped."""
 
 
 class Fetcher:
     """Reads remote files over HTTP or fsspec. Safe to share between threads."""
 
     def __init__(self, retry_policy: RetryPolicy | None = None) -> None:
-        self._patience = retry_policy or RetryPolicy()
+        self._retry_policy = retry_policy or RetryPolicy()
         self._tags: dict[str, str] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self.retries = 0
-        """Reads that had to be taken up again."""
+        """Reads that were resumed."""
 
     def __reduce__(self) -> tuple[type["Fetcher"], tuple[RetryPolicy]]:
-        return Fetcher, (self._patience,)
+        return Fetcher, (self._retry_policy,)
 
     def read(self, url: str, start: int, stop: int, size: int) -> bytes:
         """Bytes [start, stop) of a file that has `size` bytes.
 
         Raises:
-            UserError: the file is gone or another one, the server does not serve ranges, or it was given up.
+            UserError: the file is missing or changed, the server does not support ranges, or all retries failed.
         """
         content = bytearray()
         for piece in self._persist(url, start, stop, size):
@@ -55,7 +55,7 @@ class Fetcher:
         return bytes(content)
 
     def write(self, url: str, content: bytes) -> None:
-        """Write a whole file.
+        """Write a file.
 
         Raises:
             UserError: the file system cannot be written.
@@ -65,35 +65,35 @@ class Fetcher:
         write_fsspec(url, content)
 
     def stop(self) -> None:
-        """Let reads that break off end with a CancelledError from now on, instead of being taken up again."""
+        """Raise CancelledError for reads that break off from now on, instead of resuming them."""
         self._stopped.set()
 
     def size(self, url: str) -> int:
         """Bytes of a file.
 
         Raises:
-            UserError: like `read`, or the server does not tell.
+            UserError: like `read`, or the server does not report it.
         """
         for failures in itertools.count(1):
             try:
                 with self._open(url, 0, 1) as opened:
                     if opened.size is not None:
                         return opened.size
-                raise UserError(f"{url}: the server does not tell its size; copy the shards to a disk")
+                raise UserError(f"{url}: the server does not report its size; copy the shards to a disk")
             except (ReadInterruptedError, OSError, http.client.HTTPException) as error:
                 self._pause(url, 0, failures, error)
         raise AssertionError
 
     def stream(self, url: str) -> Generator[bytes, None, None]:
-        """A whole file, piece by piece, whatever its size.
+        """A complete file, piece by piece.
 
         Raises:
-            UserError: like `read`; `RemoteFileMissingError` if there is no such file.
+            UserError: like `read`; `RemoteFileMissingError` if it does not exist.
         """
         return self._persist(url, 0, None, None)
 
     def _persist(self, url: str, start: int, stop: int | None, size: int | None) -> Generator[bytes, None, None]:
-        """Pieces of [start, stop), opening the file again wherever it breaks off."""
+        """Pieces of [start, stop); reopens the file where a read breaks off."""
         position, failures = start, 0
         while stop is None or position < stop:
             before = position
@@ -113,11 +113,11 @@ class Fetcher:
 
     def _open(self, url: str, start: int, stop: int | None) -> AbstractContextManager[RemoteFile]:
         if is_web(url):
-            return open_web(url, start, stop, self._patience.stall_seconds)
+            return open_web(url, start, stop, self._retry_policy.stall_seconds)
         return open_fsspec(url, start, stop)
 
     def _check(self, url: str, opened: RemoteFile, size: int | None) -> int | None:
-        """The size of the file, which must be the one it had before."""
+        """The size of the file. Raises UserError if the size or the ETag has changed."""
         if size is not None and opened.size is not None and size != opened.size:
             raise UserError(f"{url} has {opened.size} bytes, expected {size}: it changed; index it again")
         if opened.tag is not None:
@@ -128,24 +128,24 @@ class Fetcher:
         return opened.size if size is None else size
 
     def _pause(self, url: str, position: int, failures: int, error: Exception) -> None:
-        retry_policy = self._patience
+        policy = self._retry_policy
         reason = " ".join(str(error).split()) or type(error).__name__
-        if failures >= retry_policy.tries:
+        if failures >= policy.tries:
             raise UserError(
                 f"{url} cannot be read at byte {position} after {failures} tries: {reason}; "
                 "check the network and your access, and resume"
             )
         with self._lock:
             self.retries += 1
-        asked = error.pause if isinstance(error, ReadInterruptedError) else 0.0
-        seconds = min(30.0, max(asked, retry_policy.backoff_seconds * 2.0 ** max(0, failures - 1)))
+        requested = error.pause if isinstance(error, ReadInterruptedError) else 0.0
+        seconds = min(30.0, max(requested, policy.backoff_seconds * 2.0 ** max(0, failures - 1)))
         _log.warning("%s broke off at byte %d (%s); trying again in %.1f s", url, position, reason, seconds)
         if self._stopped.wait(seconds):
             raise CancelledError
 
 
 def _from(opened: RemoteFile, position: int, stop: int | None) -> Iterator[bytes]:
-    """The pieces' bytes in [position, stop)."""
+    """The bytes of the pieces in [position, stop)."""
     skip = position - opened.begin
     for piece in opened.pieces:
         kept = piece[skip:] if skip < len(piece) else b""

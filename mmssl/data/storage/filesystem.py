@@ -1,7 +1,7 @@
-"""Files on fsspec's file systems: s3://, gs:// and whatever has a driver.
+"""Files on the file systems of fsspec: s3://, gs:// and all others with a driver.
 
-Nothing of them is kept here: fsspec itself keeps one file system for all threads, and their caches of listings are
-emptied before they are asked, for what they tell of a file may be old.
+Stateless: fsspec caches one file system per process. Its listing cache is invalidated before each lookup, because
+listings can be stale.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ def open_fsspec(url: str, start: int, stop: int | None) -> Iterator[RemoteFile]:
     """A file from byte `start` to `stop`, or to its end.
 
     Raises:
-        UserError: the file is missing or may not be read, or there is no driver.
-        BrokenOffError, OSError: something that may pass.
+        UserError: the file is missing or access is denied, or no driver is installed.
+        ReadInterruptedError, OSError: a temporary failure.
     """
     filesystem, path = _driver(url)
     try:
-        with _passing():
+        with _retryable():
             filesystem.invalidate_cache(path)
             info = filesystem.info(path)
     except FileNotFoundError:
@@ -33,13 +33,13 @@ def open_fsspec(url: str, start: int, stop: int | None) -> Iterator[RemoteFile]:
     except PermissionError as error:
         raise RemoteFileMissingError(f"{url} cannot be read ({_line(error)}); check your access") from None
     if info.get("size") is None:
-        raise UserError(f"{url}: its driver does not tell its size; copy the shards to a disk")
+        raise UserError(f"{url}: its driver does not report its size; copy the shards to a disk")
     tag, size = info.get("ETag") or info.get("etag"), int(info["size"])
     end = size if stop is None else stop
 
     def pieces() -> Iterator[bytes]:
         for position in range(start, end, _PIECE):
-            with _passing():
+            with _retryable():
                 piece = filesystem.cat_file(path, start=position, end=min(end, position + _PIECE))
             yield piece
 
@@ -47,14 +47,14 @@ def open_fsspec(url: str, start: int, stop: int | None) -> Iterator[RemoteFile]:
 
 
 def write_fsspec(url: str, content: bytes) -> None:
-    """Write a whole file.
+    """Write a file.
 
     Raises:
         UserError: the file system cannot be written.
     """
     try:
         filesystem, path = _driver(url)
-        with _passing():
+        with _retryable():
             filesystem.pipe_file(path, content)
     except (OSError, ReadInterruptedError) as error:
         raise UserError(f"{url} cannot be written ({_line(error)}); check your access") from None
@@ -68,33 +68,33 @@ def list_fsspec(pattern: str) -> list[str]:
     """
     try:
         filesystem, root = _driver(pattern)
-        with _passing():
+        with _retryable():
             return sorted(str(filesystem.unstrip_protocol(match)) for match in filesystem.glob(root))
     except (OSError, ReadInterruptedError) as error:
         raise UserError(f"{pattern} cannot be listed ({_line(error)}); check the address and your access") from None
 
 
 def _driver(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the path in it."""
+    """The file system of a URL, and the path in it."""
     try:
-        with _passing(ImportError, ValueError):
+        with _retryable(ImportError, ValueError):
             filesystem, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         protocol = url.partition("://")[0]
-        raise UserError(f"{url}: there is no driver for {protocol}:// ({_line(error)}); install it") from None
+        raise UserError(f"{url}: no driver for {protocol}:// ({_line(error)}); install it") from None
     return filesystem, path
 
 
 @contextmanager
-def _passing(*lasting: type[Exception]) -> Iterator[None]:
-    """Drivers raise errors of many kinds; all may pass but those named, a missing file and a refused access."""
+def _retryable(*permanent: type[Exception]) -> Iterator[None]:
+    """Map driver errors: all can be retried, except missing files, denied access and the types in `permanent`."""
     try:
         yield
     except Exception as error:
-        # gcsfs has no PermissionError: it says so in words, or by an HTTP status.
+        # gcsfs does not raise PermissionError; its message or HTTP status shows denied access.
         if str(error).startswith("Forbidden") or getattr(error, "code", None) in (401, 403):
             raise PermissionError(_line(error)) from error
-        if isinstance(error, (OSError, *lasting)):
+        if isinstance(error, (OSError, *permanent)):
             raise
         raise ReadInterruptedError(f"{type(error).__name__}: {_line(error)}") from error
 

@@ -1,7 +1,4 @@
-"""A remote file being read, and the reasons why one cannot be.
-
-Files on web servers, over HTTP and HTTPS.
-"""
+"""Files on web servers, over HTTP and HTTPS, and the errors of remote files."""
 
 import http.client
 import re
@@ -17,19 +14,19 @@ from mmssl.errors import UserError
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file being read."""
+    """An open remote file."""
 
     begin: int
-    """Where its bytes begin."""
+    """Offset of the first byte of `pieces`."""
     size: int | None
-    """Bytes of the whole file, where the server tells."""
+    """Bytes of the complete file, if the server reports them."""
     tag: str | None
-    """Changes with the content, where the server tells."""
+    """Version tag of the content (ETag), if the server reports one."""
     pieces: Iterator[bytes]
 
 
 class ReadInterruptedError(Exception):
-    """A read ended early for a reason that may pass. `pause` is what the server asked for, in seconds."""
+    """A read ended early for a temporary reason. `pause` is the delay the server requested, in seconds."""
 
     def __init__(self, message: str, pause: float = 0.0) -> None:
         super().__init__(message)
@@ -37,23 +34,23 @@ class ReadInterruptedError(Exception):
 
 
 class RemoteFileMissingError(UserError):
-    """There is no such file, or it may not be read: object stores say the one where they mean the other."""
+    """The file is missing or access is denied; object stores do not distinguish the two."""
 
 
 PIECE = 64 << 10
-"""Bytes read at a time at most, and the least that a connection must bring before it is called stalled."""
-_PASSING = (408, 425, 429, *range(500, 600))
-"""Answers that may be another one later."""
+"""Most bytes per read, and least bytes a connection must deliver in time not to count as stalled."""
+_TEMPORARY = (408, 425, 429, *range(500, 600))
+"""HTTP status codes of temporary failures."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
 @contextmanager
 def open_web(url: str, start: int, stop: int | None, stall_seconds: float) -> Iterator[RemoteFile]:
-    """A file from byte `start` to `stop`, or to its end; from its beginning where the server ignores ranges.
+    """A file from byte `start` to `stop` or its end; from byte 0 if the server ignores ranges.
 
     Raises:
-        UserError: the file is missing, may not be read, or the server does not serve ranges.
-        BrokenOffError: the server refuses for the moment, or a connection stalls.
+        UserError: the file is missing, access is denied, or the server does not support ranges.
+        ReadInterruptedError: the server refuses temporarily, or the connection stalls.
     """
     headers = {"Accept-Encoding": "identity", "User-Agent": "mmssl"}
     if start > 0 or stop is not None:
@@ -64,7 +61,7 @@ def open_web(url: str, start: int, stop: int | None, stall_seconds: float) -> It
         with error:
             raise _refusal(url, error, start) from None
     except http.client.InvalidURL as error:
-        raise UserError(f"{url} is no address ({error}); write spaces as %20") from None
+        raise UserError(f"{url} is not a valid URL ({error}); write spaces as %20") from None
     with response:
         yield _opened(url, response, start, stop, stall_seconds)
 
@@ -85,9 +82,9 @@ def _opened(
 
 
 def _refusal(url: str, error: urllib.error.HTTPError, start: int) -> Exception:
-    if error.code in _PASSING:
-        asked = error.headers.get("Retry-After", "")
-        return ReadInterruptedError(f"HTTP {error.code}", float(asked) if asked.isdigit() else 0.0)
+    if error.code in _TEMPORARY:
+        requested = error.headers.get("Retry-After", "")
+        return ReadInterruptedError(f"HTTP {error.code}", float(requested) if requested.isdigit() else 0.0)
     if error.code in (404, 410):
         return RemoteFileMissingError(f"{url} does not exist (HTTP {error.code}); correct the address")
     if error.code == 416:
@@ -99,7 +96,7 @@ def _refusal(url: str, error: urllib.error.HTTPError, start: int) -> Exception:
 def _pieces(response: http.client.HTTPResponse, stall_seconds: float) -> Iterator[bytes]:
     waited, received = 0.0, 0
     while True:
-        # The time that the reader takes between two pieces is no stall.
+        # Only waiting for the server counts, not the time that the caller takes between two pieces.
         begin = time.monotonic()
         piece = response.read1(PIECE)
         waited += time.monotonic() - begin

@@ -1,4 +1,4 @@
-"""The index of remote shards: read from where it lies beside them."""
+"""The index of remote shards, stored beside them."""
 
 import json
 from collections.abc import Sequence
@@ -20,8 +20,7 @@ _THREADS = 16
 
 
 def find_remote_indexes(shards: Sequence[str], limits: SampleLimits, fetcher: Fetcher) -> list[ShardIndex | None]:
-    """The index of each remote shard, None where none lies beside it: the folder's file, else the shard's
-    offsets alone."""
+    """The index of each remote shard: the entry in the folder's file, else the shard's own offsets, else None."""
     folders = sorted({in_folder(shard, FOLDER_FILE) for shard in shards})
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="mmssl-index") as pool:
         kept = dict(zip(folders, pool.map(lambda folder: _read_folder(folder, fetcher), folders), strict=True))

@@ -1,4 +1,4 @@
-"""Shards read from beginning to end: files, remote files, and what a command prints."""
+"""Shards read from beginning to end: local files, remote files and the output of commands."""
 
 import io
 import itertools
@@ -28,11 +28,10 @@ def iter_samples(
     need_text: bool = True,
     on_bad: Callable[[BadSample], None] | None = None,
 ) -> Iterator[Sample]:
-    """Every usable sample of shards, local or remote, once, in the order of the files, numbered from 0.
+    """All usable samples of local or remote shards, in file order, numbered from 0.
 
-    With `need_text` a sample needs a caption beside its image, as for training; without, an image is
-    enough. Unusable ones are skipped and given to `on_bad`; `key` is empty where it concerns the rest of a
-    shard.
+    With `need_text` a sample needs a caption, as for training; without, an image is enough. Unusable samples are
+    skipped and passed to `on_bad` (default: logged); an empty `key` means the rest of a shard.
     """
     report, fetcher, numbers = on_bad or _warn, Fetcher(), itertools.count()
     for shard in shards:
@@ -46,10 +45,10 @@ def iter_samples(
 def read_shard(
     shard: str, limits: SampleLimits, fetcher: Fetcher, number: Callable[[str], int], need_text: bool = True
 ) -> Iterator[tuple[Sample | BadSample, int]]:
-    """Every sample of a shard from its beginning to its end, or what is wrong with it, and the byte where it ends.
+    """All samples of a shard in order, good or bad, each with the byte where it ends.
 
     Args:
-        number: the id of the sample with a key; asked in order for those that an index calls usable.
+        number: gives the id for a key; called in order for the samples that an index would include.
 
     Raises:
         UserError: the shard is out of reach.
@@ -78,7 +77,7 @@ def _warn(bad: BadSample) -> None:
 
 
 def index_forward(shard: str, fetcher: Fetcher, limits: SampleLimits) -> ShardIndex:
-    """The index of a remote shard, for which it is read as a whole.
+    """The index of a remote shard, which is read completely.
 
     Raises:
         UserError: the shard is out of reach.
@@ -91,11 +90,11 @@ def index_forward(shard: str, fetcher: Fetcher, limits: SampleLimits) -> ShardIn
 def read_groups(
     shard: str, limits: SampleLimits, fetcher: Fetcher, need_text: bool
 ) -> Generator[tuple[Group, bytes], None, None]:
-    """Every group of a shard with its bytes, from its first header on; none for those with a defect.
+    """All groups of a shard with their bytes from the first header; no bytes for those with a defect.
 
     Raises:
         UserError: the shard is out of reach.
-        TarError: it is damaged; what was found before has been given.
+        TarError: it is damaged; the groups before the damage were yielded.
     """
     is_file = not is_remote(shard)
     with closing(_pieces(shard, fetcher)) as pieces:
@@ -108,7 +107,7 @@ def read_groups(
 
 
 class _Window:
-    """Reads at offsets of a stream that only goes forward: as far back as nothing was forgotten."""
+    """Reads at offsets of a forward-only stream, back to the bytes that were forgotten."""
 
     def __init__(self, pieces: Iterator[bytes], most: int) -> None:
         self._pieces = pieces
@@ -117,13 +116,13 @@ class _Window:
         self._content = bytearray()
 
     def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes, fewer at the end, none where they were forgotten."""
+        """`count` bytes: fewer at the end, none if they were forgotten."""
         while self._begin + len(self._content) < offset + count:
             piece = next(self._pieces, None)
             if piece is None:
                 break
             self._content += piece
-            # What is further back belongs to a sample that is refused for its size.
+            # Bytes further back belong to a sample that is refused for its size.
             self.forget(offset - self._most)
         if offset < self._begin:
             return b""
@@ -151,10 +150,10 @@ def _pieces(shard: str, fetcher: Fetcher) -> Generator[bytes, None, None]:
 
 
 def _pipe(command: str) -> Generator[bytes, None, None]:
-    """What a shell command prints.
+    """The output of a shell command.
 
     Raises:
-        UserError: it failed.
+        UserError: the command failed.
     """
     with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
         assert isinstance(process.stdout, io.BufferedReader)

@@ -275,7 +275,7 @@ def test_drivers_that_tell_too_little_or_do_not_start(store: Store, monkeypatch:
     """A file of unknown size is refused; a driver that fails when it starts may succeed later; both in one line."""
     store.pipe_file("/x.tar", CONTENT)
     monkeypatch.setattr(Store, "info", lambda self, path: {"size": None})
-    with pytest.raises(UserError, match="does not tell its size"):
+    with pytest.raises(UserError, match="does not report its size"):
         Fetcher(SHORT).size("store://x.tar")
     monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: dict[str, str]()["no credentials"])
     with pytest.raises(UserError, match="after 4 tries: KeyError: 'no credentials'; check"):

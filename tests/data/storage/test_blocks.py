@@ -291,7 +291,7 @@ def test_several_processes_keep_a_cache_below_its_size(tmp_path: Path) -> None:
 
 
 def test_a_cache_of_another_user_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces that may be read and not touched are read; a folder that cannot be made is named."""
+    """Readable chunks are used even if their time cannot be set; a folder that cannot be created is named."""
     cache, shard = DiskCache(tmp_path, 2 * CHUNK), some_file(tmp_path, CHUNK)
     cache.put(shard, 0, bytes(CHUNK))
 
@@ -300,7 +300,7 @@ def test_a_cache_of_another_user_is_used(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("os.utime", utime)
     assert cache.get(shard, 0) == bytes(CHUNK)
-    with pytest.raises(UserError, match=r"data\.cache_dir=.* cannot be made: Not a directory"):
+    with pytest.raises(UserError, match=r"data\.cache_dir=.* cannot be created: Not a directory"):
         DiskCache(tmp_path / "x.tar" / "cache", CHUNK)
 
 

@@ -54,7 +54,8 @@ class DiskCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"data.cache_dir={folder} cannot be created: {error.strerror}; name another folder") from None
+            message = f"data.cache_dir={folder} cannot be created: {error.strerror}; choose another folder"
+            raise UserError(message) from None
 
     def get(self, shard: ShardIndex, number: int) -> bytes | None:
         """A chunk, or None if it is missing or damaged."""

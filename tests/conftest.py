@@ -1,40 +1,54 @@
-"""What several rooms' tests share: tiny towers, a vocabulary, and one browser."""
+"""Fixtures of all tests, and the `core` marker."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
-from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
 from tests.helpers.browser import browser
+from tests.helpers.models import tiny_model_config
 
 __all__ = ["browser"]
+TESTS = Path(__file__).parent
+CORE = (
+    "apps/ablate/test_plan.py",
+    "apps/ablate/test_verdict.py",
+    "apps/autoconfig/test_choose.py",
+    "bench/test_loss.py",
+    "config",
+    "data/loading/test_bad_samples.py",
+    "data/order",
+    "data/shards",
+    "data/sources/test_patterns.py",
+    "data/test_hostile_tar.py",
+    "data/test_quality.py",
+    "data/transforms",
+    "evaluate/classifiers/test_logistic_regression.py",
+    "evaluate/metrics",
+    "evaluate/test_compare.py",
+    "evaluate/test_prompts.py",
+    "inference",
+    "losses",
+    "models/test_batch_norm.py",
+    "objectives/test_mix_spec.py",
+    "objectives/test_task.py",
+    "test_plotting.py",
+    "test_stats.py",
+    "test_structure.py",
+    "train/test_optim.py",
+    "train/test_step_metrics.py",
+)
+"""Folders and files whose fast tests get the marker `core`: pure functions, without training, network or processes."""
 
-TINY_TEXT = {
-    "model_type": "bert",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 77,
-}
 
-
-def tiny_model_config(dropout: float = 0.0, drop_path: float = 0.0) -> ModelConfig:
-    """A two-layer ViT on 16 px and a two-layer BERT."""
-    text = {**TINY_TEXT, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    options = {
-        "patch_size": 4,
-        "depth": 2,
-        "embed_dim": 32,
-        "num_heads": 2,
-        "drop_path_rate": drop_path,
-        "proj_drop_rate": dropout,
-    }
-    return ModelConfig(
-        vision=VisionConfig(name="timm:vit_tiny_patch16_224", image_size=16, options=options),
-        text=TextConfig(config=text, tokenizer="train", pooling="mean"),
-        embed_dim=24,
-    )
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the core tests."""
+    for item in items:
+        path = item.path.relative_to(TESTS).as_posix()
+        core = any(path == entry or path.startswith(f"{entry}/") for entry in CORE)
+        if core and not any(item.get_closest_marker(name) for name in ("slow", "gpu", "browser")):
+            item.add_marker("core")
 
 
 @pytest.fixture(autouse=True)

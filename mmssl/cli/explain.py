@@ -77,7 +77,7 @@ def bench_explain(
     from mmssl.apps.explain.sampling import drawn_pairs
     from mmssl.evaluate.datasets import open_dataset
     from mmssl.files import write_json
-    from scripts.bench.sanity import sanity
+    from scripts.bench.explain import sanity
 
     loaded = load_on(model, device)
     with Console(stderr=True).status("covering patches"):

@@ -1,4 +1,4 @@
-"""The training stream beside OpenCLIP's own, on the same shards with the same changes of images, per CPU-second."""
+"""Samples per CPU-second of the training loader and of OpenCLIP's, on the same shards with the same augmentations."""
 
 import json
 import statistics
@@ -16,11 +16,11 @@ import psutil
 from mmssl.data import expand
 from mmssl.data.transforms import views
 from mmssl.errors import UserError
-from scripts.bench.data_ours import Settings
+from scripts.bench.mmssl_loader import LoaderSettings
 from scripts.bench.photographs import QUALITY, write_shards
 
-PEER_SIDE = Path(__file__).with_name("data_peer.py")
-OURS = "scripts.bench.data_ours"
+PEER_SIDE = Path(__file__).with_name("openclip_loader.py")
+OURS = "scripts.bench.mmssl_loader"
 _LOOK_SECONDS = 0.05
 _QUIET_LOOKS = 4
 _QUIET_LIMIT = 300.0
@@ -41,7 +41,7 @@ _NAMES = {"stream": "mmssl", "normalised": "mmssl, normalised on the CPU", "limi
 
 @dataclass(frozen=True)
 class Rates:
-    """Samples per CPU-second of one case, one figure a round."""
+    """Samples per CPU-second of one case, one value per round."""
 
     kind: Kind
     mode: views.DecodeMode
@@ -49,22 +49,22 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LoaderComparison:
     """All cases on the same shards."""
 
     shards: str
-    """What they are, in words."""
+    """Description of the shards."""
     samples: int
     """Measured each time."""
     rates: list[Rates]
 
     def find(self, kind: Kind, mode: views.DecodeMode) -> list[float]:
-        """The figures of one case; none if it was left out."""
+        """Values of one case; empty if it was left out."""
         return next((r.per_cpu_second for r in self.rates if (r.kind, r.mode) == (kind, mode)), [])
 
     def text(self) -> str:
         """A table: medians with their range over rounds, and the ratios of the rounds."""
-        lines = [f"{self.shards}; {self.samples:,} samples a measurement; median [least, most] of the rounds"]
+        lines = [f"{self.shards}; {self.samples:,} samples per measurement; median [least, most] of the rounds"]
         lines.append(f"{'':38} {'samples per CPU-second':>24} {'times open_clip':>20} {'of the limit':>13}")
         theirs = self.find("open_clip", "quality")
         for rates in self.rates:
@@ -81,7 +81,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a process that runs the stream holds after each epoch, in bytes."""
+    """Memory of a process that runs the loader, after each epoch, in bytes."""
 
     samples: int
     """Of an epoch."""
@@ -102,7 +102,7 @@ class Memory:
 class DataReport:
     """Everything measured."""
 
-    comparisons: list[Comparison]
+    comparisons: list[LoaderComparison]
     memory: Memory | None
 
     def text(self) -> str:
@@ -111,13 +111,13 @@ class DataReport:
         return "\n\n".join(parts)
 
     def json(self) -> str:
-        """All figures."""
+        """All measurements as JSON."""
         return json.dumps(asdict(self), indent=1)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure."""
+    """Options of the measurement."""
 
     peer_python: str | None
     """Interpreter of OpenCLIP's environment; None leaves OpenCLIP out."""
@@ -152,7 +152,7 @@ def bench_data(
         UserError: shards are missing, or a side failed.
     """
     say = progress or (lambda what: None)
-    comparisons: list[Comparison] = []
+    comparisons: list[LoaderComparison] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for what, paths in _sets(folder, sides, shards, options, say):
@@ -178,7 +178,7 @@ def _sets(
         yield f"photographs of {side} px (shorter side), quality {options.quality}, {mean / 1e3:.0f} kB each", paths
 
 
-def _compare(what: str, shards: list[str], options: Options, log: Path, say: Callable[[str], None]) -> Comparison:
+def _compare(what: str, shards: list[str], options: Options, log: Path, say: Callable[[str], None]) -> LoaderComparison:
     cases = [case for case in CASES if case[0] != "open_clip" or options.peer_python is not None]
     found: Mapping[Case, list[float]] = {case: [] for case in cases}
     samples = options.batch_size * options.batches
@@ -187,7 +187,7 @@ def _compare(what: str, shards: list[str], options: Options, log: Path, say: Cal
             say(f"{what}: round {number + 1} of {options.rounds}, {kind} {mode}")
             command = _command(kind, mode, shards, options)
             found[kind, mode].append(samples / _cpu_seconds(command, log))
-    return Comparison(what, samples, [Rates(kind, mode, found[kind, mode]) for kind, mode in cases])
+    return LoaderComparison(what, samples, [Rates(kind, mode, found[kind, mode]) for kind, mode in cases])
 
 
 def _command(kind: Kind, mode: views.DecodeMode, shards: list[str], options: Options) -> list[str]:
@@ -201,12 +201,12 @@ def _command(kind: Kind, mode: views.DecodeMode, shards: list[str], options: Opt
 
 def _settings(
     kind: Literal["stream", "normalised", "limit"], mode: views.DecodeMode, shards: list[str], options: Options
-) -> Settings:
+) -> LoaderSettings:
     o = options
-    return Settings(kind, shards, mode, o.image_size, o.batch_size, o.workers, o.warm_up, o.batches)
+    return LoaderSettings(kind, shards, mode, o.image_size, o.batch_size, o.workers, o.warm_up, o.batches)
 
 
-def _ours(settings: Settings) -> list[str]:
+def _ours(settings: LoaderSettings) -> list[str]:
     return [sys.executable, "-m", OURS, settings.json()]
 
 
@@ -227,7 +227,7 @@ def _cpu_seconds(command: Sequence[str], log: Path) -> float:
 
 def _watch(folder: Path, options: Options) -> Memory:
     shards = write_shards(folder / "memory", 256, _MEMORY_SAMPLES)
-    settings = Settings("epochs", shards, "quality", options.image_size, 32, options.workers, 0, options.epochs)
+    settings = LoaderSettings("epochs", shards, "quality", options.image_size, 32, options.workers, 0, options.epochs)
     done = subprocess.run(_ours(settings), stdout=subprocess.PIPE, text=True, check=True)
     return Memory(_MEMORY_SAMPLES, json.loads(done.stdout.splitlines()[-1]))
 

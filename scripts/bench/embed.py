@@ -1,4 +1,4 @@
-"""Images a second from shards to features, beside clip_benchmark's own loop on the same model and shards."""
+"""Images per second from shards to features, beside clip_benchmark's own loop on the same model and shards."""
 
 import contextlib
 import copy
@@ -40,7 +40,7 @@ class EmbedBench:
 
     @property
     def ratios(self) -> list[float]:
-        """Our throughput as a multiple of theirs, a round each."""
+        """Our throughput as a multiple of theirs, one per round."""
         return [theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=True)]
 
     def text(self) -> str:
@@ -56,7 +56,7 @@ class EmbedBench:
 
 
 def bench_embed(model: Model, dataset: Dataset, *, batch_size: int, workers: int, rounds: int) -> EmbedBench:
-    """Embed all images of a data set by both, in turn, after an unmeasured pass of each.
+    """Embed all images of a dataset by both, in turn, after an unmeasured pass of each.
 
     Args:
         workers: processes of clip_benchmark's loader, at most one a shard: it gives each worker whole shards.
@@ -79,7 +79,7 @@ def bench_embed(model: Model, dataset: Dataset, *, batch_size: int, workers: int
 
 
 def ours(model: Model, dataset: Dataset, batch_size: int) -> Embed:
-    """What `mmssl eval` does with the images of a data set: features [N, D]."""
+    """The features [N, D] of all images, as `mmssl eval` computes them."""
 
     def embed() -> Tensor:
         return encode_images(model, read(dataset, lambda bad: None), batch_size=batch_size).features
@@ -108,7 +108,7 @@ def theirs(model: Model, dataset: Dataset, folder: Path, batch_size: int, worker
 
     def embed() -> Tensor:
         with warnings.catch_warnings():
-            # webdataset wants to be told that shards are not shuffled.
+            # webdataset requires an explicit setting for unshuffled shards.
             warnings.filterwarnings("ignore", message=r"WebDataset\(shardshuffle")
             data = builder.build_wds_dataset("wds", transform, split="test", data_dir=str(folder))
         loader: Any = DataLoader(

@@ -1,4 +1,4 @@
-"""How much of the vision tower's own speed is left when images come from shards and vectors go to an index."""
+"""Speed of `mmssl embed` as a fraction of the vision tower's own speed."""
 
 import statistics
 import tempfile
@@ -34,7 +34,7 @@ class TowerBench:
 
     @property
     def ratios(self) -> list[float]:
-        """What part of the tower's speed embedding keeps, a round each."""
+        """Fraction of the tower's speed that embedding reaches, one per round."""
         return [tower / embed for embed, tower in zip(self.embed, self.tower, strict=True)]
 
     def text(self) -> str:
@@ -82,13 +82,13 @@ def _render(model: Model, shards: Sequence[str], batch_size: int) -> list[Tensor
 
 
 def _embed(model: Model, shards: Sequence[str], batch_size: int) -> int:
-    """What `mmssl embed` does; the number of images."""
+    """Run `mmssl embed`; returns the number of images."""
     with tempfile.TemporaryDirectory() as folder:
         return embed_shards(model, shards, Path(folder) / "index", batch_size=batch_size).images
 
 
 def _encode(model: Model, ready: Sequence[Tensor], images: int) -> None:
-    """Encode so many images, the same batches again and again."""
+    """Encode a number of images, repeating the same batches."""
     for batch in cycle(ready):
         model.encode_rendered(batch[:images])
         images -= len(batch)

@@ -20,7 +20,7 @@ LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure."""
+    """One case to measure."""
 
     loss: Loss
     form: Form | Literal["open_clip"]
@@ -28,11 +28,11 @@ class Case:
     dim: int
     device: str
     threads: int | None
-    """CPU threads; None: what torch takes by itself."""
+    """CPU threads; None: torch's default."""
 
 
 @dataclass(frozen=True)
-class Measurement:
+class LossMeasurement:
     """One forward and backward in a process of its own."""
 
     seconds: float
@@ -44,12 +44,12 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LossComparison:
     """Measurements of ours and of open_clip, taken in turn; none of theirs where they were left out."""
 
     case: Case
-    ours: list[Measurement]
-    theirs: list[Measurement]
+    ours: list[LossMeasurement]
+    theirs: list[LossMeasurement]
 
 
 def bench_loss(
@@ -62,7 +62,7 @@ def bench_loss(
     device: str = "cpu",
     threads: int | None = None,
     peer_up_to: int = 16384,
-) -> list[Comparison]:
+) -> list[LossComparison]:
     """Measure ours and open_clip's loss `rounds` times in turn at each batch size, float32.
 
     Each measurement has a fresh process. open_clip holds several [N, N] matrices (4.2 GB at N = 16,384), so
@@ -72,7 +72,7 @@ def bench_loss(
     for batch in batches:
         case = Case(loss, form, batch, dim, device, threads)
         peer = Case(loss, "open_clip", batch, dim, device, threads)
-        comparison = Comparison(case, [], [])
+        comparison = LossComparison(case, [], [])
         for _ in range(rounds):
             comparison.ours.append(_in_fresh_process(case))
             if batch <= peer_up_to:
@@ -81,7 +81,7 @@ def bench_loss(
     return comparisons
 
 
-def table(comparisons: Sequence[Comparison]) -> str:
+def table(comparisons: Sequence[LossComparison]) -> str:
     """The comparisons as text: medians, and the ratio's range over rounds in brackets."""
     lines = [f"{'batch':>8} {'':9} {'seconds':>8} {'extra MiB':>10} {'loss':>12} {'gradient norm':>14}"]
     for comparison in comparisons:
@@ -96,7 +96,7 @@ def table(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(lines)
 
 
-def _medians(measurements: Sequence[Measurement]) -> str:
+def _medians(measurements: Sequence[LossMeasurement]) -> str:
     seconds = statistics.median(m.seconds for m in measurements)
     extra = statistics.median(m.extra_bytes for m in measurements) / 2**20
     first = measurements[0]
@@ -107,12 +107,12 @@ def _ratio(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
 
 
-def _in_fresh_process(case: Case) -> Measurement:
+def _in_fresh_process(case: Case) -> LossMeasurement:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measure, (case,))
 
 
-def _measure(case: Case) -> Measurement:
+def _measure(case: Case) -> LossMeasurement:
     if case.threads is not None:
         torch.set_num_threads(case.threads)
     loss = _open_clip(case.loss) if case.form == "open_clip" else _ours(case.loss, case.form)
@@ -125,7 +125,7 @@ def _measure(case: Case) -> Measurement:
     extra = _peak_bytes(case.device) - before
     gradients = [feature.grad for feature in features if feature.grad is not None]
     norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
-    return Measurement(seconds, extra, value, norm)
+    return LossMeasurement(seconds, extra, value, norm)
 
 
 def _run(loss: LossFunction, features: tuple[Tensor, ...]) -> float:

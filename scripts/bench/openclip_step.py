@@ -19,7 +19,7 @@ from mmssl.types import Batch
 OPEN_CLIP = "open_clip"
 """Names this side."""
 WEIGHTS, TEXT_CONFIG, TOKENIZER = "weights.safetensors", "text", "tokenizer"
-"""What both sides are built from, in one folder."""
+"""Files in one folder from which both sides are built."""
 _POOLERS = {"cls": "cls_last_hidden_state_pooler", "auto": "cls_last_hidden_state_pooler", "mean": "mean_pooler"}
 
 

@@ -26,7 +26,6 @@ from mmssl.data.shards import FOLDER_FILE, SampleLimits, ShardIndex, index_shard
 from mmssl.data.sources import plan_source
 from mmssl.data.transforms import Renderer, views
 from mmssl.system import peak_memory
-from scripts.bench.memory import reset_peak
 
 SAMPLE_BYTES = 100_000
 """Of the samples whose order is planned: 10 million of them are 1 TB."""
@@ -59,7 +58,7 @@ class Begin:
 
 @dataclass(frozen=True)
 class PlanCost:
-    """What a large plan costs."""
+    """Cost of a large plan."""
 
     samples: int
     shards: int
@@ -70,7 +69,7 @@ class PlanCost:
     """In the middle of an epoch."""
 
     def text(self) -> str:
-        """The figures as lines."""
+        """The measurements as lines."""
         rows: list[tuple[str, Order | Begin]] = [
             ("plan of an epoch, first batch's numbers", self.order),
             ("new run: index files, plan, first batch", self.fresh),
@@ -102,13 +101,20 @@ def _in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Resul
         return pool.apply(function, arguments)
 
 
+def _reset_peak() -> None:
+    """Reset Linux's record of peak memory to the memory held now; elsewhere the record stays."""
+    record = Path("/proc/self/clear_refs")
+    if record.is_file():
+        record.write_text("5")
+
+
 def _order(per_shard: int, shards: int, batch_size: int) -> Order:
     size = per_shard * SAMPLE_BYTES
     entries = [
         ShardIndex(f"{i:06}.tar", size, 0, per_shard, (), (), "", SampleLimits().max_member_bytes)
         for i in range(shards)
     ]
-    reset_peak()
+    _reset_peak()
     before, start, cpu = peak_memory(), time.perf_counter(), time.process_time()
     plan = StreamPlan([plan_source(entries, 1.0, None)], seed=0, lanes=default_lanes(batch_size), block=8)
     numbers = [plan.ids(run) for run in plan.runs(Position(), batch_size, 0, batch_size)]
@@ -117,9 +123,9 @@ def _order(per_shard: int, shards: int, batch_size: int) -> Order:
     return Order(seconds, cpu_seconds, peak_memory() - before)
 
 
-def _begin(folder: Path, batch_size: int, part: float) -> Begin:
-    """Begin at a part of the second epoch, at the first one's beginning with part 0."""
-    reset_peak()
+def _begin(folder: Path, batch_size: int, fraction: float) -> Begin:
+    """Start at a fraction of the second epoch, or with fraction 0 at the start of the first."""
+    _reset_peak()
     before, start, cpu = peak_memory(), time.perf_counter(), time.process_time()
     view = views.View(ViewConfig(), _SIDE)
     stream = TrainLoader(
@@ -128,8 +134,8 @@ def _begin(folder: Path, batch_size: int, part: float) -> Begin:
         Renderer({"main": view}, ["{txt}"], seed=0),
         _tokenize,
     )
-    if part > 0:
-        depth = int(part * stream.batches_per_epoch) * batch_size // default_lanes(batch_size)
+    if fraction > 0:
+        depth = int(fraction * stream.batches_per_epoch) * batch_size // default_lanes(batch_size)
         stream.load_state_dict({**stream.state_dict(), "epoch": 1, "depth": depth})
     with stream:
         batch = next(stream)
@@ -138,7 +144,7 @@ def _begin(folder: Path, batch_size: int, part: float) -> Begin:
 
 
 def _tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
-    """One token a caption: what a tokenizer costs does not depend on the plan."""
+    """One token per caption: the cost of a tokenizer does not depend on the plan."""
     return torch.zeros(len(texts), 1, dtype=torch.int64), torch.ones(len(texts), 1, dtype=torch.bool)
 
 

@@ -1,4 +1,4 @@
-"""How long a search among many stored vectors takes, and how many of the true neighbours it finds."""
+"""Time of a search among many stored embeddings, and its recall of the true neighbours."""
 
 import tempfile
 import time
@@ -17,53 +17,53 @@ Queries = npt.NDArray[np.float32]
 QUERIES = 50
 CENTRES = 20_000
 ROWS = 16_384
-"""Vectors that are made at once."""
+"""Vectors generated at once."""
 
 
 @dataclass(frozen=True)
-class GraphFigures:
-    """What the graph costs and finds."""
+class GraphTimes:
+    """Cost and recall of the graph."""
 
     build_seconds: float
     ms: float
-    """Milliseconds a query, through the graph on the disk; median over the queries."""
+    """Milliseconds per query, through the graph on the disk; median over the queries."""
     slowest_ms: float
     recall: float
-    """Part of the 10 true neighbours that it finds."""
+    """Fraction of the 10 true neighbours that it finds."""
     bytes: int
 
     def text(self) -> str:
         """As a line."""
         return (
-            f"graph: {self.ms:.1f} ms a query (median), {self.slowest_ms:.1f} ms the slowest, recall@10 "
+            f"graph: {self.ms:.1f} ms per query (median), {self.slowest_ms:.1f} ms the slowest, recall@10 "
             f"{self.recall:.3f}; built in {self.build_seconds:.0f} s, {self.bytes / 2**30:.2f} GiB"
         )
 
 
 @dataclass(frozen=True)
-class SearchFigures:
-    """What was measured."""
+class SearchTimes:
+    """Measurements of both searches."""
 
     vectors: int
     dim: int
     threads: int
     exact_ms: float
-    """Milliseconds a query, comparing with every vector; median over the queries."""
+    """Milliseconds per query, comparing with every vector; median over the queries."""
     slowest_ms: float
-    graph: GraphFigures | None
+    graph: GraphTimes | None
 
     def text(self) -> str:
         """As lines."""
         lines = [
             f"{self.vectors:,} vectors of {self.dim} dimensions, {self.threads} CPU threads; {QUERIES} queries one at "
             f"a time, the nearest 10",
-            f"exact: {self.exact_ms:.1f} ms a query (median), {self.slowest_ms:.1f} ms the slowest",
+            f"exact: {self.exact_ms:.1f} ms per query (median), {self.slowest_ms:.1f} ms the slowest",
         ]
         return "\n".join(lines if self.graph is None else [*lines, self.graph.text()])
 
 
-def bench_search(vectors: int = 1_000_000, dim: int = 512, graph: bool = True) -> SearchFigures:
-    """Search among made-up unit vectors that lie in clusters, as images' do.
+def bench_search(vectors: int = 1_000_000, dim: int = 512, graph: bool = True) -> SearchTimes:
+    """Search among synthetic unit vectors that lie in clusters, as those of images do.
 
     Args:
         graph: build the graph and measure it too.
@@ -76,18 +76,18 @@ def bench_search(vectors: int = 1_000_000, dim: int = 512, graph: bool = True) -
         queries = _queries(stored)
         seconds, truth = _timed(queries, lambda query: exact_nearest(query, [stored], 10, unit=True)[0])
         measured = _graph(stored, queries, truth, Path(place) / "graph.usearch") if graph else None
-    return SearchFigures(
+    return SearchTimes(
         vectors, dim, torch.get_num_threads(), 1000 * float(np.median(seconds)), 1000 * max(seconds), measured
     )
 
 
-def _graph(stored: Vectors, queries: Queries, truth: list[set[int]], path: Path) -> GraphFigures:
+def _graph(stored: Vectors, queries: Queries, truth: list[set[int]], path: Path) -> GraphTimes:
     start = time.perf_counter()
     graph = Graph.build([stored], stored.shape[1], path)
     built = time.perf_counter() - start
     seconds, near = _timed(queries, lambda query: graph.nearest(query, 10)[0])
     shared = sum(len(found & true) for found, true in zip(near, truth, strict=True))
-    return GraphFigures(
+    return GraphTimes(
         built,
         1000 * float(np.median(seconds)),
         1000 * max(seconds),

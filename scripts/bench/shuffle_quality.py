@@ -1,4 +1,4 @@
-"""How well a plan mixes the data, compared with a uniform shuffle."""
+"""Mixing of a plan, compared with a uniform shuffle."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

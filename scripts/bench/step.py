@@ -39,17 +39,17 @@ BATCHES = 4
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Some steps of one side in a process of its own."""
+class StepMeasurement:
+    """Measured steps of one side in a process of its own."""
 
     seconds: float
-    """Of an average step."""
+    """Mean seconds per step."""
     peak_bytes: int
-    """Most memory of the process (on a GPU: most that was allocated there)."""
+    """Peak memory of the process (on a GPU: peak allocation there)."""
     loss: float
     """Of the first step, before any update."""
     flops: float
-    """Floating-point operations a sample, forward and backward; 0 where they were not counted."""
+    """Floating-point operations per sample, forward and backward; 0 if not counted."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class StepBench:
     """Measurements by side, in turn."""
 
     batch_size: int
-    sides: dict[str, list[Measurement]]
+    sides: dict[str, list[StepMeasurement]]
 
     def text(self, peak_tflops: float | None = None) -> str:
         """A table: medians over rounds, and ratios to the first side with their range in brackets.
 
         Args:
-            peak_tflops: what the device can do at best at this precision, for the model FLOPs utilisation.
+            peak_tflops: peak TFLOP/s of the device at this precision, for the model FLOPs utilisation.
         """
         first = next(iter(self.sides))
         width = max(len(name) for name in self.sides) + 2
@@ -86,10 +86,10 @@ class StepBench:
 
 
 class _Side(Protocol):
-    """What is measured."""
+    """One side of the comparison."""
 
     flops: float
-    """Operations a sample, or 0."""
+    """Operations per sample, or 0."""
 
     def prepare(self, batch: Batch) -> Any:
         """A batch as this side's data workers hand it out; not timed."""
@@ -99,8 +99,8 @@ class _Side(Protocol):
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What a measuring process is told."""
+class _StepJob:
+    """Job of a measuring process."""
 
     config: Config
     side: str
@@ -119,7 +119,7 @@ def bench_step(
         mixes: as `mmssl.objectives._mix_spec` reads them; `all` is the configuration's own mix.
         peer: also measure open_clip, which needs towers it can build: `open_clip:MODEL` and `model.text.config`.
         rounds: measurements of each side.
-        steps: timed steps a measurement; an objective that acts on every k-th step wants a multiple of k.
+        steps: timed steps per measurement; an objective that acts on every k-th step wants a multiple of k.
 
     Raises:
         UserError: an unknown objective, data or towers that cannot be used.
@@ -132,10 +132,10 @@ def bench_step(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _in_fresh_process(_write_inputs, config, list(sides.values()), folder)
-        jobs = {mix: _Job(changed, mix, folder, steps, warmup=1) for mix, changed in sides.items()}
+        jobs = {mix: _StepJob(changed, mix, folder, steps, warmup=1) for mix, changed in sides.items()}
         if peer:
-            jobs[OPEN_CLIP] = _Job(config, OPEN_CLIP, folder, steps, warmup=1)
-        measured: dict[str, list[Measurement]] = {side: [] for side in jobs}
+            jobs[OPEN_CLIP] = _StepJob(config, OPEN_CLIP, folder, steps, warmup=1)
+        measured: dict[str, list[StepMeasurement]] = {side: [] for side in jobs}
         for _ in range(rounds):
             for side, job in jobs.items():
                 measured[side].append(_in_fresh_process(_measure, job))
@@ -185,7 +185,7 @@ def read_batches(path: Path) -> list[Batch]:
     return batches
 
 
-def _measure(job: _Job) -> Measurement:
+def _measure(job: _StepJob) -> StepMeasurement:
     if job.config.train.threads is not None:
         torch.set_num_threads(job.config.train.threads)
     batches = read_batches(job.folder / "batches.safetensors")
@@ -197,7 +197,7 @@ def _measure(job: _Job) -> Measurement:
         losses.append(float(side.step(i, inputs)))  # also waits for the device
         seconds.append(time.perf_counter() - start)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
-    return Measurement(statistics.mean(seconds[job.warmup :]), peak, losses[0], side.flops)
+    return StepMeasurement(statistics.mean(seconds[job.warmup :]), peak, losses[0], side.flops)
 
 
 class _Ours:
@@ -213,7 +213,7 @@ class _Ours:
         encoder = build.build_encoder(config, words)
         encoder.load_state_dict(load_file(folder / WEIGHTS))
         self.task = build.build_task(plan.objectives, encoder, words, World())
-        # Counted on a mixer of its own: counting runs steps, which change queues and statistics.
+        # Counted on a separate task: counting runs steps, which change queues and statistics.
         self.flops = predicted_cost(build.build_task(plan.objectives, encoder, words, World()), list(self.schedules))
         encoder.zero_grad()
         self.task.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,12 +1,10 @@
 """The comparison with OpenCLIP's trainer: equal towers, a test that is read rightly, an honest table."""
 
-import importlib.util
 import io
 import json
-import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -16,19 +14,9 @@ from torch import Tensor
 
 from mmssl.config import load_config
 from mmssl.models.dual_encoder import build_dual_encoder
+from scripts.bench import compare_openclip, openclip_trainer
 
 ROOT = Path(__file__).parents[2]
-
-
-def script(name: str) -> ModuleType:
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -37,12 +25,11 @@ def parameters(module: torch.nn.Module) -> int:
 
 def test_towers_are_of_the_same_size(tmp_path: Path) -> None:
     """OpenCLIP gets our vision trunk to the parameter, and as many text layers of the same shape."""
-    compare, peer = script("compare_openclip"), script("openclip_peer")
     config = load_config(ROOT / "configs" / "quickstart.yaml")
-    for name, content in compare.peer_model(config, None).items():
+    for name, content in compare_openclip.peer_model(config, None).items():
         (tmp_path / name).write_text(json.dumps(content))
-    peer.add_models(str(tmp_path))
-    theirs = open_clip.create_model(compare.MODEL)
+    openclip_trainer.add_models(str(tmp_path))
+    theirs = open_clip.create_model(compare_openclip.MODEL)
     ours = build_dual_encoder(config.model, vocab_size=1000, pad_id=0)
 
     assert parameters(theirs.visual.trunk) == parameters(ours.vision.trunk)
@@ -74,7 +61,6 @@ class ColourModel(torch.nn.Module):
 @pytest.mark.parametrize("named", [True, False], ids=["classnames", "json labels"])
 def test_a_perfect_model_scores_as_many_as_are_labelled_rightly(tmp_path: Path, named: bool) -> None:
     """Labels, class names and templates are read as in both layouts: 3 of 4 images are right, one label is wrong."""
-    peer = script("openclip_peer")
     order = ["blue", "red", "green"]
     (tmp_path / "classnames.txt").write_text("\n".join(order) + "\n")
     (tmp_path / "templates.txt").write_text("{c}\nthe {c} one\n")
@@ -99,14 +85,13 @@ def test_a_perfect_model_scores_as_many_as_are_labelled_rightly(tmp_path: Path, 
         "classnames": str(tmp_path / "classnames.txt") if named else None,
         "templates": str(tmp_path / "templates.txt"),
     }
-    assert peer.accuracy(ColourModel(), preprocess, tokenizer, test) == 0.75
+    assert openclip_trainer.accuracy(ColourModel(), preprocess, tokenizer, test) == 0.75
 
 
 def test_the_table_shows_the_ratio_of_the_means(capsys: pytest.CaptureFixture[str]) -> None:
     """Means over the seeds that both sides finished; a seed of one side alone is left out."""
-    compare = script("compare_openclip")
     scores = {"mmssl-0": 0.3, "open_clip-0": 0.1, "mmssl-1": 0.5, "open_clip-1": 0.3, "mmssl-2": 0.9}
-    compare.report(
+    compare_openclip.report(
         {name: {"acc1": {"style": score}} for name, score in scores.items()},
         seeds=[0, 1, 2],
         tests=[SimpleNamespace(name="style")],

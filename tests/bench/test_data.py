@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mmssl.errors import UserError
-from scripts.bench.data import Comparison, Memory, Options, Rates, _cpu_seconds, bench_data
+from scripts.bench.data import LoaderComparison, Memory, Options, Rates, _cpu_seconds, bench_data
 from scripts.bench.photographs import QUALITY, photographs, write_shards
 from tests.helpers.images import photo
 
@@ -73,7 +73,7 @@ def test_ratios_are_of_the_same_round() -> None:
         Rates("open_clip", "quality", [100.0, 100.0, 300.0]),
         Rates("limit", "quality", [800.0, 625.0, 1000.0]),
     ]
-    ours, theirs = Comparison("shards", 10, rates).text().splitlines()[2:4]
+    ours, theirs = LoaderComparison("shards", 10, rates).text().splitlines()[2:4]
     assert ours.split() == ["mmssl,", "quality", "500", "[400,", "900]", "4.00", "[3.00,", "5.00]", "80%"]
     assert theirs.split() == ["open_clip", "100", "[100,", "300]"]
 

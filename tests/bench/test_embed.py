@@ -12,7 +12,7 @@ from mmssl.evaluate.datasets import open_dataset
 from mmssl.models.dual_encoder import build_dual_encoder
 from scripts.bench.embed import EmbedBench, bench_embed
 from scripts.bench.embed_tower import TowerBench, bench_tower
-from tests.conftest import tiny_model_config
+from tests.helpers.models import tiny_model_config
 from tests.helpers.tiny_runs import write_pairs
 
 pytest.importorskip("clip_benchmark")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.bench.loss import Case, Comparison, Loss, Measurement, bench_loss, table
+from scripts.bench.loss import Case, Loss, LossComparison, LossMeasurement, bench_loss, table
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "siglip"])
@@ -17,7 +17,7 @@ def test_both_sides_find_the_same_loss_and_gradient(loss: Loss) -> None:
 def test_the_table_gives_medians_and_ratios_with_their_range() -> None:
     """Ratios are ours to theirs, round by round."""
     case = Case("contrastive", "auto", 64, 8, "cpu", 1)
-    ours = [Measurement(s, 2**20, 4.0, 1.0) for s in (1.0, 2.0, 3.0)]
-    theirs = [Measurement(s, 2**22, 4.0, 1.0) for s in (4.0, 4.0, 4.0)]
-    text = table([Comparison(case, ours, theirs)])
+    ours = [LossMeasurement(s, 2**20, 4.0, 1.0) for s in (1.0, 2.0, 3.0)]
+    theirs = [LossMeasurement(s, 2**22, 4.0, 1.0) for s in (4.0, 4.0, 4.0)]
+    text = table([LossComparison(case, ours, theirs)])
     assert "time 0.500 [0.250, 0.750], memory 0.250 [0.250, 0.250]" in text

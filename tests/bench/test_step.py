@@ -7,7 +7,7 @@ import pytest
 
 from mmssl.config import Config, parse_config
 from mmssl.errors import UserError
-from scripts.bench.step import Measurement, StepBench, bench_step
+from scripts.bench.step import StepBench, StepMeasurement, bench_step
 from tests.helpers.tiny_runs import run_tree, write_pairs
 
 VISION = {
@@ -51,8 +51,8 @@ def test_mixes_are_measured_beside_the_first(tmp_path: Path) -> None:
 
 def test_the_table_gives_medians_and_ratios_with_their_range() -> None:
     """Speeds, memory and utilisation follow from seconds, batch and operations."""
-    ours = [Measurement(s, 100 * 2**20, 2.5, 1e9) for s in (0.5, 0.4, 0.6)]
-    theirs = [Measurement(s, 200 * 2**20, 2.5, 0.0) for s in (1.0, 1.0, 0.9)]
+    ours = [StepMeasurement(s, 100 * 2**20, 2.5, 1e9) for s in (0.5, 0.4, 0.6)]
+    theirs = [StepMeasurement(s, 200 * 2**20, 2.5, 0.0) for s in (1.0, 1.0, 0.9)]
     text = StepBench(100, {"ours": ours, "theirs": theirs}).text(peak_tflops=2.0)
     assert "0.500      200.0       100    2.500000  0.20 TFLOP/s, MFU 10.0%" in text
     assert "theirs / ours: step time x 2.000 [1.500, 2.500], peak memory x 2.000 [2.000, 2.000]" in text

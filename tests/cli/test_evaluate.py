@@ -22,7 +22,7 @@ from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate.registry import TASKS
 from mmssl.models.dual_encoder import build_dual_encoder
-from tests.conftest import tiny_model_config
+from tests.helpers.models import tiny_model_config
 from tests.helpers.tiny_runs import COLORS, run_tree, write_pairs
 
 

@@ -58,6 +58,9 @@ def test_commands_exist(block: Block) -> None:
         words = commands.arguments(line)
         if words is not None and "..." not in words:
             commands.check(words)
+        words = commands.bench_arguments(line)
+        if words is not None and "..." not in words:
+            commands.check(words, commands.bench_app)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -72,6 +75,10 @@ def test_what_the_text_names_exists(page: Path) -> None:
             words = words[words.index("mmssl") + 1 :]
             known = commands.options_of(words)
             assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, code
+        bench = commands.bench_arguments(code) if code.startswith("python -m ") else None
+        if bench:
+            known = commands.options_of(bench, commands.bench_app)
+            assert {word.partition("=")[0] for word in bench if word.startswith("--")} <= known, code
         key = re.match(r"((?:\w+\.)+\w+)([=:]|$)", code)
         # `model.vision` alone may be an attribute on a page whose Python has a `model`.
         if key is not None and key[1].split(".")[0] in SECTIONS - (set() if key[2] else names):

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mmssl.rng import generator
-from tests.conftest import TINY_TEXT
+from tests.helpers.models import TINY_TEXT
 from tests.helpers.tiny_runs import COLORS
 
 TINY: dict[str, Any] = {

@@ -16,7 +16,8 @@ from tests.helpers.docs_blocks import ROOT
 
 NAMES = ("mmssl", ".venv/bin/mmssl")
 MODULES = {"mmssl": (), "mmssl.train": ("train",)}
-"""What `-m NAME` starts, as verbs of `mmssl`."""
+"""Verbs of `mmssl` that `-m NAME` starts."""
+BENCH = "scripts.bench"
 _SHELL = re.compile(r"[$`;&|<>()]")
 _NOT_OF_ONE_WORD = re.compile(r"'[^']*'|\"[^\"]*\"|#.*")
 
@@ -49,6 +50,12 @@ def arguments(line: str) -> list[str] | None:
     return None
 
 
+def bench_arguments(line: str) -> list[str] | None:
+    """The words behind `-m scripts.bench` in a line of shell code; None if it does not call it."""
+    words = shlex.split(line, comments=True)
+    return words[words.index(BENCH) + 1 :] if BENCH in words else None
+
+
 def is_plain(line: str) -> bool:
     """Whether a line does nothing but call `mmssl`, so that it needs no shell."""
     words = shlex.split(line, comments=True)
@@ -69,14 +76,14 @@ def run(line: str) -> None:
     assert not end.value.code, f"{line} ended with {end.value.code}"
 
 
-def check(words: list[str]) -> None:
-    """Parse the words behind `mmssl`, and their KEY=VALUE against the configuration.
+def check(words: list[str], program: typer.Typer = app) -> None:
+    """Parse the words behind `mmssl` or another program, and their KEY=VALUE against the configuration.
 
     Raises:
         UsageError of typer's click: an unknown verb or option, or an argument is missing.
         UserError: a key or value that no configuration has.
     """
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(program)
     words = list(words)
     while hasattr(command, "commands"):
         assert words, "no verb is given"
@@ -103,13 +110,13 @@ def check_overrides(config: str | None, overrides: list[str]) -> None:
         objective_options(load_config(path, [word for word in overrides if word not in ("...", "KEY=VALUE")]))
 
 
-def options_of(words: list[str]) -> set[str]:
+def options_of(words: list[str], program: typer.Typer = app) -> set[str]:
     """Names of the options that a verb knows, of which the first words are given.
 
     Raises:
         AssertionError: there is no such verb.
     """
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(program)
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         if re.fullmatch(r"[a-z_-]+", words[0]) is None:
             break

@@ -8,7 +8,7 @@ import mmssl
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.data.transforms import train_tokenizer
 from mmssl.models.dual_encoder import build_dual_encoder
-from tests.conftest import TINY_TEXT
+from tests.helpers.models import TINY_TEXT
 
 
 def own(pooling: str = "mean", projection: str = "linear", vision: str = "timm:resnet10t") -> mmssl.Model:

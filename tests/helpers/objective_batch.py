@@ -13,7 +13,7 @@ from mmssl.objectives import find_objective
 from mmssl.objectives._base import Vocabulary
 from mmssl.objectives._task import TrainingTask
 from mmssl.types import Batch
-from tests.conftest import tiny_model_config
+from tests.helpers.models import tiny_model_config
 
 ALONE = World()
 ROWS = 12

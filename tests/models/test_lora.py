@@ -12,7 +12,7 @@ from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmssl.models.lora import CalledAttention, add_adapters, merged, without_adapters
 from mmssl.rng import torch_generator
-from tests.conftest import tiny_model_config
+from tests.helpers.models import tiny_model_config
 
 SMALL = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
 CLIP_TEXT = {"model_type": "open_clip", "context_length": 16, "width": 32, "heads": 2, "layers": 2}

@@ -15,7 +15,7 @@ from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmssl.models.text import build_text, pool
 from mmssl.models.vision_factory import build_vision
-from tests.conftest import TINY_TEXT, tiny_model_config
+from tests.helpers.models import TINY_TEXT, tiny_model_config
 
 SMALL = {"layers": 2, "width": 64, "head_width": 32}
 

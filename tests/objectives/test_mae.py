@@ -16,7 +16,7 @@ from mmssl.objectives._task import encoder_passes
 from mmssl.objectives.contrastive import Contrastive, ContrastiveOptions
 from mmssl.objectives.mae import Mae, MaeOptions
 from mmssl.rng import RowRandom
-from tests.conftest import TINY_TEXT
+from tests.helpers.models import TINY_TEXT
 from tests.helpers.objective_batch import batch, tiny_task, vocabulary
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE = 32, 2, 2, 8, 32

@@ -14,7 +14,7 @@ from mmssl.models.text import build_text
 from mmssl.objectives._base import Vocabulary
 from mmssl.objectives.mlm import SPARE, Mlm, MlmHead, MlmOptions, choose_words, corrupt
 from mmssl.rng import RowRandom
-from tests.conftest import TINY_TEXT, tiny_model_config
+from tests.helpers.models import TINY_TEXT, tiny_model_config
 from tests.helpers.objective_batch import vocabulary
 
 ROWS, LENGTH, WORDS, MASK = 400, 40, 1000, 4

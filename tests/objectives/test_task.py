@@ -11,7 +11,7 @@ from mmssl.models.dual_encoder import DualEncoder
 from mmssl.objectives import find_objective, objective_names
 from mmssl.objectives._base import IMAGE, TEXT, Vocabulary
 from mmssl.objectives._task import encoder_passes, weight_at
-from tests.conftest import TINY_TEXT
+from tests.helpers.models import TINY_TEXT
 
 
 def test_a_weight_starts_ramps_rests_and_ends() -> None:

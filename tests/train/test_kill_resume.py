@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.test_compare_openclip import ROOT, script
+from scripts import kill_resume
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_logs_are_read_to_their_last_whole_line_and_compared_by_step(tmp_path: Path) -> None:
     """A line cut by a kill is not read; a step with other samples, in another order, or beyond the end differs."""
-    kill = script("kill_resume")
     lines = [json.dumps({"step": step, "ids": [step, step + 1]}) for step in (1, 2, 3)]
     (tmp_path / "sample_ids.jsonl").write_text("\n".join(lines)[:-4])
-    found = kill.read_ids(tmp_path)
+    found = kill_resume.read_ids(tmp_path)
     assert found == {1: [1, 2], 2: [2, 3]}
-    assert kill.read_ids(tmp_path / "none") == {}
-    assert kill.differing(found, {1: [1, 2], 2: [2, 3], 3: [3, 4]}) == 0
-    assert kill.differing(found, {1: [2, 1], 2: [2, 3]}) == 1
-    assert kill.differing(found, {1: [1, 2]}) == 1
+    assert kill_resume.read_ids(tmp_path / "none") == {}
+    assert kill_resume.differing(found, {1: [1, 2], 2: [2, 3], 3: [3, 4]}) == 0
+    assert kill_resume.differing(found, {1: [2, 1], 2: [2, 3]}) == 1
+    assert kill_resume.differing(found, {1: [1, 2]}) == 1
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from mmssl.models.lora import add_adapters
 from mmssl.objectives._task import TrainingTask
 from mmssl.train.step import Step, backward
 from mmssl.train.trainer import train
-from tests.conftest import tiny_model_config
+from tests.helpers.models import tiny_model_config
 from tests.helpers.objective_batch import Plain
 from tests.helpers.ranks import on_ranks
 from tests.helpers.tiny_runs import run_tree, write_pairs

@@ -27,8 +27,8 @@ from mmssl.train.optim import Ema, build_optimizer, update
 from mmssl.train.parallel import block_classes, prepare_sharding
 from mmssl.train.state import RunState, Trained, restore, save
 from mmssl.train.step import Step, backward
-from tests.conftest import tiny_model_config
 from tests.helpers import objective_batch as problem
+from tests.helpers.models import tiny_model_config
 from tests.helpers.ranks import on_ranks
 from tests.train.test_step import ROWS, assert_same, batch, by_hand
 

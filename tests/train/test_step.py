@@ -18,8 +18,8 @@ from mmssl.objectives._task import TrainingTask
 from mmssl.rng import RowRandom, torch_generator, torch_seed
 from mmssl.train.step import Step, backward
 from mmssl.types import Batch
-from tests.conftest import tiny_model_config
 from tests.helpers import objective_batch as problem
+from tests.helpers.models import tiny_model_config
 from tests.helpers.objective_batch import Plain
 from tests.helpers.ranks import on_ranks
 

@@ -12,7 +12,7 @@ from mmssl.apps.explain.explanation import Explanation, overlay
 from mmssl.apps.explain.neighbours import Neighbour
 from mmssl.data.transforms import DecodeError, Pixels, decoding
 from mmssl.plotting import text_fonts, wrapped
-from scripts.bench.sanity import CONTRAST, RANDOM, Sanity
+from scripts.bench.explain import CONTRAST, RANDOM, Sanity
 
 ORANGE, BLUE, GRAY = "#c2410c", "#1d4ed8", "#57606a"
 WORDS_SHOWN = 12

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
-from tests.conftest import TINY_TEXT
+from tests.helpers.models import TINY_TEXT
 
 ROW, COLUMN = 2, 5
 """The only patch (of 8 x 8) that the toy looks at."""

@@ -16,7 +16,8 @@ from mmssl.data.transforms.decoding import decode
 from mmssl.errors import UserError
 from mmssl.inference.model import Model
 from mmssl.models.dual_encoder import build_dual_encoder
-from tests.conftest import TINY_TEXT
+from scripts.bench.__main__ import app as bench_app
+from tests.helpers.models import TINY_TEXT
 from tests.helpers.tiny_runs import write_pairs
 from tests.helpers.toy_encoder import pack, paint
 
@@ -121,7 +122,7 @@ def test_an_empty_caption_is_refused(model: Model) -> None:
 
 
 def test_the_commands_write_images(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`mmssl explain` and `mmssl bench explain` on a saved model: PNGs, words and a table."""
+    """`mmssl explain` and `python -m scripts.bench explain` on a saved model: PNGs, words and a table."""
     shards = write_pairs(tmp_path)
     model.save(tmp_path / "run" / "model")
     sample = next(iter_samples([str(tmp_path / "0.tar")]))
@@ -144,7 +145,8 @@ def test_the_commands_write_images(model: Model, tmp_path: Path, capsys: pytest.
     assert "<b>$red</b>" in printed
     assert "nearest training captions" in printed
     assert out.read_bytes().startswith(b"\x89PNG")
-    main_ok(["bench", "explain", run, str(shards / "*.tar"), "--out", str(tmp_path / "sane"), "--images", "6"])
+    bench = ["explain", run, str(shards / "*.tar"), "--out", str(tmp_path / "sane"), "--images", "6"]
+    bench_app(bench, standalone_mode=False)
     assert "random order" in capsys.readouterr().out
     assert (tmp_path / "sane" / "sanity.json").is_file()
     assert (tmp_path / "sane" / "deletion.png").read_bytes().startswith(b"\x89PNG")

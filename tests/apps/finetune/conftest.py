@@ -14,7 +14,7 @@ from mmssl.apps.finetune import FineTuneData, gather
 from mmssl.data.transforms import train_tokenizer
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.rng import generator
-from tests.conftest import tiny_model_config
+from tests.helpers.models import tiny_model_config
 from tests.helpers.tiny_runs import COLORS
 from tests.helpers.toy_encoder import pack
 

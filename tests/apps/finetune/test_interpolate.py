@@ -10,7 +10,7 @@ from mmssl.apps.finetune import Classifier, interpolate, interpolate_classifiers
 from mmssl.data.transforms import train_tokenizer
 from mmssl.errors import UserError
 from mmssl.models.dual_encoder import build_dual_encoder
-from tests.conftest import tiny_model_config
+from tests.helpers.models import tiny_model_config
 from tests.helpers.tiny_runs import COLORS
 
 

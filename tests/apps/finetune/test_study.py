@@ -13,7 +13,7 @@ from mmssl.evaluate import registry as tasks
 from mmssl.evaluate import suite
 from mmssl.evaluate.classifiers import logistic_regression as probe
 from mmssl.models.dual_encoder import build_dual_encoder
-from tests.conftest import tiny_model_config
+from tests.helpers.models import tiny_model_config
 
 
 def test_the_lines_are_what_each_command_gives_alone(

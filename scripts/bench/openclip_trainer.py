@@ -1,7 +1,7 @@
 """OpenCLIP's side of compare_openclip.py; runs in OpenCLIP's own environment and knows nothing of mmssl.
 
-    python openclip_peer.py train MODELS TIMES ARGUMENT...     OpenCLIP's trainer, timed
-    python openclip_peer.py eval MODELS NAME CHECKPOINT TESTS   prints JSON {test: acc1}
+    python openclip_trainer.py train MODELS TIMES ARGUMENT...     OpenCLIP's trainer, timed
+    python openclip_trainer.py eval MODELS NAME CHECKPOINT TESTS   prints JSON {test: acc1}
 
 MODELS holds model configs and tower.json, the timm model (with its options) that they call `peer_tower`.
 TESTS is JSON {test: {"shards": [...], "classnames": file or null, "templates": file}}.

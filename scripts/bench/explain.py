@@ -1,4 +1,4 @@
-"""Whether explanations can be believed: do they follow the weights, and do they find what the similarity rests on?"""
+"""Tests of explanation maps: dependence on the weights, and deletion curves."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ class Sanity:
     default: str
     """The default method."""
     fractions: list[float]
-    """Share of the patches covered at each point of the curves."""
+    """Fraction of the patches covered at each point of the curves."""
     curves: dict[str, Curve]
     """By method, and of two controls: random order, and the contrast of the image (which knows no model)."""
     shuffled: dict[str, Follows]
@@ -112,7 +112,7 @@ def sanity(
 
 
 def shuffled(encoder: DualEncoder) -> DualEncoder:
-    """A copy whose every parameter has its values in random order: the same sizes of weights, nothing learnt."""
+    """A copy whose every parameter has its values in random order: the same sizes of weights, nothing learned."""
     other = copy.deepcopy(encoder)
     generator = torch_generator("shuffled weights")
     with torch.no_grad():

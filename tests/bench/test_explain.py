@@ -6,7 +6,7 @@ import torch
 from scipy.stats import spearmanr
 
 from mmssl.models.dual_encoder import DualEncoder
-from scripts.bench.sanity import (
+from scripts.bench.explain import (
     CONTRAST,
     RANDOM,
     STEPS,

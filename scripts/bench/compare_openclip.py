@@ -1,14 +1,14 @@
 """Train mmssl and OpenCLIP 3.3's own trainer in turn, on the same shards, with towers of the same size, for
 the same minutes on this machine, and compare their zero-shot accuracy.
 
-    python scripts/compare_openclip.py --minutes 15 --seeds 0 1 2 --train 'shards/train/*.tar' \\
+    python -m scripts.bench.compare_openclip --minutes 15 --seeds 0 1 2 --train 'shards/train/*.tar' \\
         --test style=shards/emoji-unseen-style concepts=shards/emoji-unseen-concepts
 
 OpenCLIP lives in an environment of its own (made on first use, or given by --peer-python). Its model is built
 from our configuration: the same timm model and image size; a text tower of the same width, layers, heads
 and context with OpenCLIP's own tokenizer. Before each of its runs its speed is measured, and the number of
 steps is chosen so that its cosine schedule ends when the minutes end; start-up counts for neither. Finished
-cells are kept in --out and skipped.
+runs are kept in --out and skipped.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from typing import Any
 from mmssl.config import Config, load_config
 from mmssl.data import expand
 from mmssl.errors import UserError
-from scripts.bench.peer import PEER_CACHE, make_environment
+from scripts.bench.openclip_env import PEER_CACHE, make_environment
 
 MODEL = "peer"
-PEER_SIDE = Path(__file__).with_name("openclip_peer.py")
+PEER_SIDE = Path(__file__).with_name("openclip_trainer.py")
 PASSES_PER_EPOCH = 8  # the sets are small; longer epochs spare OpenCLIP the pauses between them
 
 
@@ -47,13 +47,13 @@ class Test:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast OpenCLIP trains."""
+    """Speed of OpenCLIP's trainer."""
 
     precision: str
     workers: int
     step_seconds: float
     startup_seconds: float
-    """What the first epoch takes above its steps."""
+    """Seconds that the first epoch takes beyond its steps."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def measure(peer: Peer, precision: str, workers: int, seconds: float) -> Speed:
 
 
 def fastest(peer: Peer, precisions: Sequence[str], workers: Sequence[int], seconds: float) -> Speed:
-    """The fastest way to run OpenCLIP here."""
+    """The fastest of the settings for OpenCLIP on this machine."""
     speeds = [measure(peer, p, w, seconds) for p in precisions for w in workers if w <= len(peer.shards)]
     for s in speeds:
         print(
@@ -156,7 +156,7 @@ def fastest(peer: Peer, precisions: Sequence[str], workers: Sequence[int], secon
     return min(speeds, key=lambda s: s.step_seconds)
 
 
-def cell_peer(peer: Peer, speed: Speed, seed: int, minutes: float, tests: Sequence[Test]) -> dict[str, object]:
+def run_peer(peer: Peer, speed: Speed, seed: int, minutes: float, tests: Sequence[Test]) -> dict[str, object]:
     """One run of OpenCLIP."""
     speed = measure(peer, speed.precision, speed.workers, min(60.0, minutes * 15))
     steps = max(1, round((minutes * 60 - speed.startup_seconds) / speed.step_seconds))
@@ -175,7 +175,7 @@ def cell_peer(peer: Peer, speed: Speed, seed: int, minutes: float, tests: Sequen
     }
 
 
-def cell_ours(args: argparse.Namespace, peer: Peer, seed: int, tests: Sequence[Test]) -> dict[str, object]:
+def run_ours(args: argparse.Namespace, peer: Peer, seed: int, tests: Sequence[Test]) -> dict[str, object]:
     """One run of mmssl, on batches of the peer's size."""
     work = peer.work
     folder = work / f"mmssl-{seed}"
@@ -193,8 +193,8 @@ def cell_ours(args: argparse.Namespace, peer: Peer, seed: int, tests: Sequence[T
         out = work / f"mmssl-{seed}.{test.name}.json"
         command = [sys.executable, "-m", "mmssl", "eval", str(folder), test.spec, "--task", "zero_shot"]
         run([*command, "--templates", test.templates, "--json", str(out)], out.with_suffix(".log"))
-        (figures,) = json.loads(out.read_text()).values()
-        acc1[test.name] = figures["acc1"]
+        (metrics,) = json.loads(out.read_text()).values()
+        acc1[test.name] = metrics["acc1"]
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     return {"acc1": acc1, "steps": last["step"], "samples": last["step"] * peer.batch}
 
@@ -293,7 +293,7 @@ def make_peer(args: argparse.Namespace, config: Config) -> Peer:
 
 
 def kept_results(path: Path, args: argparse.Namespace, config: Config) -> dict[str, Any]:
-    """What is kept of an earlier call, or nothing yet: `settings`, and `cells` by `SIDE-SEED`.
+    """Results of an earlier call, or an empty table: `settings`, and `cells` by `SIDE-SEED`.
 
     Raises:
         UserError: it was made with other settings.
@@ -309,7 +309,7 @@ def kept_results(path: Path, args: argparse.Namespace, config: Config) -> dict[s
 
 
 def main() -> None:
-    """Measure speed, run the missing cells, print the table."""
+    """Measure the speed, do the missing runs, print the table."""
     args = parse()
     config = load_config(args.config, [f"data.train={json.dumps(args.train)}", *length(args.minutes), *args.set])
     peer = make_peer(args, config)
@@ -322,10 +322,10 @@ def main() -> None:
             continue
         start = time.strftime("%H:%M")
         if side == "mmssl":
-            cell = cell_ours(args, peer, seed, tests)
+            cell = run_ours(args, peer, seed, tests)
         else:
             speed = speed or fastest(peer, args.peer_precisions, args.peer_workers, min(15.0, args.minutes * 15))
-            cell = cell_peer(peer, speed, seed, args.minutes, tests)
+            cell = run_peer(peer, speed, seed, args.minutes, tests)
         cells[f"{side}-{seed}"] = cell
         results.write_text(json.dumps(kept, indent=1))
         print(f"{start} {side} seed {seed}: {cell}", flush=True)

@@ -1,4 +1,4 @@
-"""mmssl's side of `mmssl bench data`, and the limit: `python -m scripts.bench.data_ours SETTINGS`.
+"""mmssl's side of `python -m scripts.bench data`, and the limit: `python -m scripts.bench.mmssl_loader SETTINGS`.
 
 Prints `ready` after the warm-up and `done` after the measured batches, and waits for a line of input each time, so
 that the CPU time in between can be read from outside.
@@ -22,12 +22,12 @@ from mmssl.data.transforms import Renderer, augment_params, captions, decoding, 
 from mmssl.rng import generator
 
 _CAPTIONS = 2_000
-"""Captions that the tokenizer is learnt from."""
+"""Captions on which the tokenizer is trained."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to do."""
+class LoaderSettings:
+    """LoaderSettings of one measuring process."""
 
     kind: Literal["stream", "normalised", "limit", "epochs"]
     """The stream; the same, normalised on this CPU; decoding and resizing alone; memory over epochs."""
@@ -42,13 +42,13 @@ class Settings:
     """Batches measured; number of epochs with `epochs`."""
 
     def json(self) -> str:
-        """The form in which a process is given them."""
+        """The settings as JSON, an argument of the process."""
         return json.dumps(asdict(self))
 
 
 def main() -> None:
-    """Do what the settings say."""
-    settings = Settings(**json.loads(sys.argv[1]))
+    """Run one measurement."""
+    settings = LoaderSettings(**json.loads(sys.argv[1]))
     torch.set_num_threads(1)
     if settings.kind == "limit":
         _in_two_parts(settings, _bare_batches(settings).__next__)
@@ -62,7 +62,7 @@ def main() -> None:
             _in_two_parts(settings, stream.__next__)
 
 
-def _in_two_parts(settings: Settings, work: Callable[[], object]) -> None:
+def _in_two_parts(settings: LoaderSettings, work: Callable[[], object]) -> None:
     for word, count in (("ready", settings.warm_up), ("done", settings.batches)):
         for _ in range(count):
             work()
@@ -70,8 +70,8 @@ def _in_two_parts(settings: Settings, work: Callable[[], object]) -> None:
         sys.stdin.readline()
 
 
-def _stream(settings: Settings) -> TrainLoader:
-    """The training stream with OpenCLIP's changes of images, which are our defaults."""
+def _stream(settings: LoaderSettings) -> TrainLoader:
+    """The training loader with OpenCLIP's augmentations, which are our defaults."""
     texts = [
         captions.render_caption(s.fields, ["{txt}"], None) for s in islice(iter_samples(settings.shards), _CAPTIONS)
     ]
@@ -85,13 +85,13 @@ def _stream(settings: Settings) -> TrainLoader:
 
 
 def _normalise(images: torch.Tensor) -> torch.Tensor:
-    """What the vision tower does on the device: uint8 to float32, less the mean, by the deviation."""
+    """Normalisation, as the vision tower does it on the device: uint8 to float32, less the mean, by the deviation."""
     mean, deviation = torch.full((1, 3, 1, 1), 118.0), torch.full((1, 3, 1, 1), 68.0)
     return images.float().sub_(mean).div_(deviation)
 
 
-def _bare_batches(settings: Settings) -> Iterator[None]:
-    """Nothing but decoding, cutting and resizing, by the same libraries, on samples that are in memory."""
+def _bare_batches(settings: LoaderSettings) -> Iterator[None]:
+    """Decoding, cropping and resizing alone, with the same libraries, on samples in memory."""
     count = settings.batch_size * settings.batches
     planned = [_planned(image, number, settings) for number, image in enumerate(_images(settings.shards, count))]
     endless = cycle(planned)
@@ -107,8 +107,8 @@ def _images(shards: Sequence[str], count: int) -> Iterator[bytes]:
     return (sample.image for sample in islice(iter_samples(shards), count))
 
 
-def _planned(image: bytes, number: int, settings: Settings) -> tuple[bytes, int, int, int, int, int, int, int]:
-    """An image, the size to decode it at, the factor, and where to cut it."""
+def _planned(image: bytes, number: int, settings: LoaderSettings) -> tuple[bytes, int, int, int, int, int, int, int]:
+    """An image, its decoded size, the reduction factor and the crop."""
     view, header = views.View(ViewConfig(), settings.image_size, settings.mode), decoding.read_header(image)
     crop = view.crop(header, augment_params.draw_params(generator(0, "limit", number)))
     reduce = view.reduction(header, crop)

@@ -1,7 +1,7 @@
-"""OpenCLIP's side of `mmssl bench data`; runs in OpenCLIP's own environment and knows nothing of mmssl.
+"""OpenCLIP's side of `python -m scripts.bench data`; runs in OpenCLIP's own environment and knows nothing of mmssl.
 
-    python data_peer.py '{"shards": [...], "image_size": 224, "batch_size": 256, "workers": 1, "warm_up": 2,
-                          "batches": 6}'
+    python openclip_loader.py '{"shards": [...], "image_size": 224, "batch_size": 256, "workers": 1, "warm_up": 2,
+                                "batches": 6}'
 
 Its trainer's own loader, as its main() makes it. Prints `ready` after the batches of the warm-up and `done` after the
 measured ones; waits for a line of input each time, so that the CPU time in between can be read from outside.

@@ -1,4 +1,4 @@
-"""What the site has beyond the Markdown of docs/: pages made from the code, and files that docs link to.
+"""Pages of the site beyond the Markdown of docs/: generated from the code, and files that docs link to.
 
 `hooks` of mkdocs.yml names this file. Pages are written so that their links work where Markdown is read in the
 repository; a link that leaves docs/ leads to a page of the site that shows the file.
@@ -16,8 +16,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATED: dict[str, Callable[[], str]] = {"configuration": configuration, "command line": command_line}
-"""What `<!-- generated: NAME -->` in a page stands for."""
-MOVED = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
+"""Functions that fill in `<!-- generated: NAME -->`."""
+MOVED = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 """Files outside docs/ that have a page of their own."""
 
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#|//)([^)\s#]+)(?=[)#])")
@@ -50,6 +50,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         page.meta["search"] = {"exclude": True}  # what is searched for is explained on other pages
     else:
         source = "CHANGELOG.md" if uri == "changelog.md" else f"docs/{uri}"
+    if uri == "contributing.md":
+        source, markdown = "CONTRIBUTING.md", _text("CONTRIBUTING.md")
     markdown = relink(markdown, source, uri)
     if uri == "index.md":
         readme = relink(_text("README.md").partition("\n")[2], "README.md", uri)
@@ -90,7 +92,7 @@ def _linked(source: str) -> Iterator[str]:
 
 
 def _uri(path: str) -> str:
-    """Where the site has a file of the repository."""
+    """Path in the site of a file of the repository."""
     if path in MOVED:
         return MOVED[path]
     if path.startswith("docs/"):

@@ -48,7 +48,7 @@ MANY_PARAMETERS = 15
 DOOR_NAMES = 12
 
 LAYERS = (
-    ("types", "errors", "rng", "system", "lazy"),
+    ("types", "errors", "rng", "system"),
     ("files", "stats", "plotting"),
     ("config",),
     ("distributed",),

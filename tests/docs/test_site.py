@@ -63,7 +63,8 @@ def test_the_reference_stands_in_the_site(site: Path) -> None:
         "reference/configuration.html": ["data.shuffle_block", "objectives.mlm.mask_ratio"],
         "reference/command-line.html": ["mmssl shards pack", "--push-to-hub"],
         "reference/python.html": ["encode_image", "exact_nearest", "UserError"],
-        "index.html": ["Two commands", "quickstart-examples.png"],
+        "index.html": ["Quick start", "quickstart-examples.png"],
+        "contributing.html": ["Front doors", "custom_objective"],
     }.items():
         text = (site / page).read_text(encoding="utf-8")
         assert [word for word in words if word not in text] == []
@@ -79,7 +80,10 @@ def test_the_search_finds_explanations_and_no_source_files(site: Path) -> None:
 
 def test_links_work_in_the_repository_too() -> None:
     """Every relative link of README and docs names a file that exists."""
-    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]:
+    for page in [
+        *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+        *(ROOT / "docs").rglob("*.md"),
+    ]:
         text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         for target in re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -6,7 +6,7 @@ A comment right before a block says what a test does with it; without one the bl
     <!-- test: slow -->                                         it runs with the slow tests only
     <!-- test: with train.steps=500 -> train.steps=2 -->        this text is replaced first; or `with a -> b, c -> d`
 
-Several of these are joined by semicolons. docs/contributing.md tells writers the same.
+Several of these are joined by semicolons. CONTRIBUTING.md tells writers the same.
 """
 
 import os
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = ("bash", "python", "yaml")
 REASONS = r"needs (a GPU|\d+ GPUs|several machines|a network)\b.*|takes (a|\d+) (minute|hour)s?\b.*|runs until .*"
 """Why a block may be skipped: hardware, network, or length."""

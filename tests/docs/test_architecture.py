@@ -13,7 +13,7 @@ def test_every_folder_has_a_line_in_the_tree() -> None:
     block = re.search(r"^```\nmmssl/\n(.*?)^scripts/", PAGE, re.DOTALL | re.MULTILINE)
     assert block is not None
     named, above = set(), ""
-    for indent, name in re.findall(r"^( +)(\w+)/ ", block[1], re.MULTILINE):
+    for indent, name in re.findall(r"^( +)(\w+)/\s", block[1], re.MULTILINE):
         above = name if len(indent) == 2 else above
         named.add(name if len(indent) == 2 else f"{above}/{name}")
     assert named == {folder.relative_to(PACKAGE).as_posix() for folder in FOLDERS} - {"."}

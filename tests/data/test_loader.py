@@ -1,4 +1,4 @@
-"""The stream hands out the plan's batches, whole and in order, whoever builds them and whatever goes wrong."""
+"""The loader returns the batches of the plan, complete and in order, for any workers and after any error."""
 
 import json
 import logging
@@ -53,8 +53,7 @@ def shards(tmp_path: Path) -> list[str]:
 def test_global_batches_are_the_same_for_any_world_and_threads(
     shards: list[str], world_size: int, workers: int
 ) -> None:
-    """Ids, keys and pixels of 20 batches, over two ends of epochs, joined over the ranks, equal those of one
-    rank."""
+    """Ids, keys and pixels of 12 batches, across the ends of epochs, are the same joined over ranks as on one rank."""
     alone = toy_stream(shards, batch_size=12)
     ranks = [
         toy_stream(shards, batch_size=12, rank=r, world_size=world_size, workers=workers) for r in range(world_size)
@@ -70,8 +69,7 @@ def test_global_batches_are_the_same_for_any_world_and_threads(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_processes_make_the_batches_that_threads_make(shards: list[str]) -> None:
-    """Two worker processes give the same batches, resume from a state, outlive the signals that a whole group of
-    processes is sent, and end with the stream."""
+    """Two worker processes give the same batches, resume from a state, ignore signals, and end with the stream."""
     with toy_stream(shards, workers=2) as threads:
         expected = [next(threads) for _ in range(20)]
     with toy_stream(shards, workers=2, worker_kind="process") as processes:
@@ -89,14 +87,14 @@ def test_processes_make_the_batches_that_threads_make(shards: list[str]) -> None
 
 
 def toy_state_after(shards: list[str], batches: int) -> dict[str, int | str]:
-    """The state of a stream that handed out so many batches."""
+    """The state of a stream after a number of batches."""
     stream = toy_stream(shards)
     ids_of(stream, batches)
     return stream.state_dict()
 
 
 def test_batches_hold_the_samples_they_name(shards: list[str]) -> None:
-    """Ids count the data set in order; keys, pixels, tokens and masks belong to those samples."""
+    """Ids number the dataset in order; keys, pixels, tokens and masks belong to those samples."""
     keys = [f"{shards[s]}:{s}-{i}" for s, count in enumerate(COUNTS) for i in range(count)]
     stream = toy_stream(shards)
     seen = []
@@ -115,8 +113,7 @@ def test_batches_hold_the_samples_they_name(shards: list[str]) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_after_every_batch_continues_the_order(shards: list[str], workers: int) -> None:
-    """At every step, in a new stream and in the same one, prefetched batches are not counted as handed
-    out."""
+    """The state after each batch resumes a new stream or the same one; prefetched batches are not skipped."""
     with toy_stream(shards, workers=workers) as stream:
         states = [json.dumps(stream.state_dict())]
         whole = []
@@ -132,7 +129,7 @@ def test_resuming_after_every_batch_continues_the_order(shards: list[str], worke
 
 
 def test_state_goes_over_to_another_world_and_batch_size(shards: list[str]) -> None:
-    """One rank's state resumes two ranks, and a batch of another size on the lanes of the state."""
+    """The state of one rank resumes two ranks, or another batch size with the lanes of the state."""
     with toy_stream(shards, batch_size=8) as stream:
         ids_of(stream, 3)
         state = stream.state_dict()
@@ -151,7 +148,7 @@ def test_state_goes_over_to_another_world_and_batch_size(shards: list[str]) -> N
 
 
 def test_moved_shards_resume_and_changed_ones_do_not(tmp_path: Path) -> None:
-    """The state knows the data by content: another folder is fine, another sample is not."""
+    """The state identifies the data by content: another folder is accepted, another sample is not."""
     first, moved = write_shards(tmp_path / "a", COUNTS), write_shards(tmp_path / "b", COUNTS)
     stream = toy_stream(first)
     ids_of(stream, 2)
@@ -175,8 +172,7 @@ def broken_shards(folder: Path, bad: set[int], count: int = 64) -> list[str]:
 
 
 def test_bad_samples_get_the_same_stand_ins_everywhere(tmp_path: Path) -> None:
-    """Whatever the world and workers, a bad sample's place holds the same good one, and the loss is written
-    down."""
+    """For any world size and workers, a bad sample is replaced by the same good one, and it is logged."""
     bad = {3, 17, 18, 40}
     shards = broken_shards(tmp_path / "a", bad)
     expected = None
@@ -204,8 +200,7 @@ def test_bad_samples_get_the_same_stand_ins_everywhere(tmp_path: Path) -> None:
 
 
 def test_samples_whose_text_or_bytes_are_bad_get_stand_ins_too(tmp_path: Path) -> None:
-    """A caption that is not UTF-8 is found by the reader, before any rendering, even where all of a part
-    are."""
+    """Captions that are not UTF-8 are found before rendering, even if all captions of a part are bad."""
     files = [f for i in range(16) for f in ((f"{i}.jpg", b"i%d" % i), (f"{i}.txt", b"\xff" if i < 8 else b"good"))]
     path = tmp_path / "x.tar"
     path.write_bytes(tar_bytes(files))
@@ -220,8 +215,7 @@ def test_samples_whose_text_or_bytes_are_bad_get_stand_ins_too(tmp_path: Path) -
 
 
 def test_too_many_bad_samples_stop_the_stream(tmp_path: Path) -> None:
-    """Above the fraction after 1,000 samples, 100 in a row at once, and none that can stand in: each one
-    clear line."""
+    """Three one-line errors: too large a fraction after 1,000 samples, 100 in a row, and no usable stand-in."""
     log = tmp_path / "bad.jsonl"
     options = {"max_bad_fraction": 0.05, "workers": 2, "bad_log": log}
     some = toy_stream(broken_shards(tmp_path / "a", set(range(0, 64, 16))), **options)
@@ -238,7 +232,7 @@ def test_too_many_bad_samples_stop_the_stream(tmp_path: Path) -> None:
 
 
 def test_index_exclusions_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What the index leaves out is said at the start, by the first rank alone."""
+    """Samples excluded by the index are logged at the start, by the first rank only."""
     path = tmp_path / "x.tar"
     path.write_bytes(tar_bytes([*(f for i in range(8) for f in pair(str(i))), ("alone.jpg", b"")]))
     for rank in range(2):
@@ -263,7 +257,7 @@ class Failing:
 def test_errors_of_workers_come_out_where_the_batch_is_asked_for(
     shards: list[str], workers: int, error: Exception
 ) -> None:
-    """The very error is raised, batches before it are handed out, and nothing is left running."""
+    """The original error is raised after the batches before it, and no thread is left running."""
     before = threading.active_count()
     stream = toy_loader([Source(shards)], Failing(error), workers=workers)
     with pytest.raises(type(error)) as raised:
@@ -275,7 +269,7 @@ def test_errors_of_workers_come_out_where_the_batch_is_asked_for(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_errors_of_processes_come_out_as_themselves(shards: list[str]) -> None:
-    """A UserError crosses the process border as one line."""
+    """A UserError of a worker process is raised as one line."""
     stream = toy_loader([Source(shards)], Failing(UserError("a line")), workers=1, worker_kind="process")
     with pytest.raises(UserError, match=r"^a line$"):
         ids_of(stream, 100)
@@ -283,8 +277,7 @@ def test_errors_of_processes_come_out_as_themselves(shards: list[str]) -> None:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_closing_leaves_no_thread(shards: list[str], workers: int) -> None:
-    """Closed in the middle of prefetching, by `with` or twice, every thread is joined; the stream can go on
-    after."""
+    """Closing during prefetching, by `with` or twice, joins every thread; the stream can continue afterwards."""
     before = threading.active_count()
     with toy_stream(shards, workers=workers) as stream:
         first = ids_of(stream, 2)
@@ -297,7 +290,7 @@ def test_closing_leaves_no_thread(shards: list[str], workers: int) -> None:
 
 
 def test_worker_threads_use_one_core_each(shards: list[str]) -> None:
-    """Torch's number of threads is 1 inside the workers and unchanged outside."""
+    """torch uses 1 thread inside the workers; outside, the number is unchanged."""
     inside: set[int] = set()
 
     def render(samples: Sequence[Sample], epoch: int) -> Rendered:
@@ -314,7 +307,7 @@ def test_worker_threads_use_one_core_each(shards: list[str]) -> None:
 
 
 def test_prefetching_is_bounded(shards: list[str]) -> None:
-    """A loop that takes one batch finds no more than `batches_ahead` + 1 others made."""
+    """After one batch is taken, at most `batches_ahead` + 1 batches are rendered in total."""
     made: list[int] = []
 
     def render(samples: Sequence[Sample], epoch: int) -> Rendered:
@@ -329,7 +322,7 @@ def test_prefetching_is_bounded(shards: list[str]) -> None:
 
 
 def test_a_stalled_worker_is_reported_with_shard_and_byte(shards: list[str], caplog: pytest.LogCaptureFixture) -> None:
-    """While a read hangs, the log names the worker, the shard and the byte; then the stream goes on."""
+    """While a read hangs, the log names the worker, the shard and the byte; then the stream continues."""
     caplog.set_level(logging.WARNING)
     hang = threading.Event()
 
@@ -348,8 +341,7 @@ def test_a_stalled_worker_is_reported_with_shard_and_byte(shards: list[str], cap
 
 
 def test_mixture_counts_and_epochs(tmp_path: Path) -> None:
-    """Sources keep their shares, their ids do not overlap, and repeats of a source are rendered for another
-    epoch."""
+    """Sources keep their fractions, ids do not overlap, and repeats of a source are rendered for another epoch."""
     a, b = write_shards(tmp_path / "a", [40]), write_shards(tmp_path / "b", [20])
     epochs: dict[str, set[int]] = {}
 
@@ -373,8 +365,8 @@ def test_mixture_counts_and_epochs(tmp_path: Path) -> None:
     assert {len(seen) for where, seen in epochs.items() if where.startswith(b[0])} == {18}
 
 
-def test_counters_tell_samples_bytes_and_waiting(shards: list[str]) -> None:
-    """Bytes are those of the members and their headers, samples those handed out."""
+def test_counters_count_samples_bytes_and_waiting(shards: list[str]) -> None:
+    """Bytes count members and their headers; samples count those in returned batches."""
     stream = toy_stream(shards)
     ids_of(stream, 3)
     counters = stream.counters()
@@ -384,8 +376,8 @@ def test_counters_tell_samples_bytes_and_waiting(shards: list[str]) -> None:
     assert counters.wait_seconds > 0
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path, shards: list[str]) -> None:
-    """Batches larger than the data, indivisible ones and shards without samples are errors of one line."""
+def test_batches_and_shards_that_do_not_fit_are_refused(tmp_path: Path, shards: list[str]) -> None:
+    """Batches larger than the data, indivisible batches and shards without samples are one-line errors."""
     with pytest.raises(UserError, match="takes 128 samples of a source that has 66"):
         toy_stream(shards, batch_size=128)
     with pytest.raises(UserError, match="not divisible by 3 processes"):
@@ -397,7 +389,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, shards: list[str]) -> None
 
 
 def test_sources_of_a_configuration(shards: list[str]) -> None:
-    """Plain patterns together are one source; weighted entries are their own."""
+    """All plain patterns are one source; each weighted entry is a source of its own."""
     folder = str(Path(shards[0]).parent)
     assert resolve_sources(folder) == [Source(shards)]
     assert resolve_sources(shards[:2]) == [Source(shards[:2])]
@@ -419,6 +411,6 @@ def test_sources_of_a_configuration(shards: list[str]) -> None:
 def test_workers_get_whole_lanes_where_there_are_enough(
     start: int, stop: int, depth: int, workers: int, cuts: list[tuple[int, int]]
 ) -> None:
-    """Cuts fall between lanes unless a worker would have none."""
+    """Samples are split between lanes unless a worker would get none."""
     tasks = split_tasks(PartTask(64, start, stop), depth, workers)
     assert tasks == [PartTask(64, *cut) for cut in cuts]

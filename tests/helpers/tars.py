@@ -31,7 +31,7 @@ def tar_bytes(files: Iterable[File], fmt: int = tarfile.USTAR_FORMAT) -> bytes:
 
 
 def pair(key: str, size: int = 40) -> list[File]:
-    """An image's and a caption's file; the image's bytes are `size` long and tell the key."""
+    """The files of an image and a caption. The image is the key, padded to `size` bytes."""
     return [(f"{key}.jpg", key.encode().ljust(size, b".")), (f"{key}.txt", f"caption of {key}".encode())]
 
 

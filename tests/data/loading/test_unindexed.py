@@ -1,4 +1,4 @@
-"""Samples of shards without an index are shuffled like WebDataset shuffles them."""
+"""Samples of shards without an index are shuffled in the same order as by WebDataset."""
 
 import random
 
@@ -16,7 +16,7 @@ def test_the_buffer_shuffles_like_webdataset(count: int) -> None:
 
 
 def test_the_shuffled_order_is_the_golden_one() -> None:
-    """The order for a seed is the one of earlier versions."""
+    """The order for a seed is the recorded one."""
     order = list(shuffle_buffer(iter(range(2000)), random.Random(0)))
     assert sorted(order) == list(range(2000))
     assert order[:8] == [216, 98, 194, 227, 107, 10, 132, 248]

@@ -27,7 +27,7 @@ def planned(counts: list[int], slice_bytes: int = 3, weight: float = 1.0) -> Pla
 
 
 def take(plan: StreamPlan, position: Position, batch_size: int, world_size: int = 1, workers: int = 1) -> list[Pair]:
-    """(source, sample) of a global batch, put together from the ranks' and workers' parts."""
+    """(source, sample) of a global batch, joined from the parts of ranks and workers."""
     batch: list[Pair] = []
     for rank in range(world_size):
         low, high = batch_size * rank // world_size, batch_size * (rank + 1) // world_size
@@ -65,8 +65,7 @@ def batches(plan: StreamPlan, batch_size: int, count: int, position: Position = 
 def test_every_sample_at_most_once_an_epoch_and_the_tail_as_promised(
     counts: list[int], lanes: int, block: int, slice_bytes: int, depth: int, seed: int
 ) -> None:
-    """Over a grid of everything: an epoch repeats nothing and drops fewer than B + L samples, others each
-    epoch."""
+    """For all settings, an epoch repeats no sample and drops fewer than B + L, different ones each epoch."""
     plan = StreamPlan([planned(counts, slice_bytes)], seed=seed, lanes=lanes, block=block)
     size, total = lanes * depth, sum(counts)
     per_epoch = plan.batches_per_epoch(size)
@@ -89,8 +88,7 @@ def test_every_sample_at_most_once_an_epoch_and_the_tail_as_promised(
 def test_global_batches_do_not_depend_on_world_and_workers(
     counts: list[int], lanes: int, second: bool, world_size: int, workers: int
 ) -> None:
-    """Cut among any ranks and workers, also inside lanes, the parts make up the same batches; mixtures
-    too."""
+    """Split among any ranks and workers, also inside lanes, the parts form the same batches; in mixtures too."""
     sources = [planned(counts)] + ([planned([30], weight=0.5)] if second else [])
     plan = StreamPlan(sources, seed=1, lanes=lanes, block=2)
     position = Position()
@@ -103,8 +101,8 @@ def test_global_batches_do_not_depend_on_world_and_workers(
 @pytest.mark.parametrize("size", [8, 12, 16])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_resuming_at_every_step_goes_on_with_the_same_order(mixed: bool, size: int) -> None:
-    """A new plan and the state as JSON give the rest of the uninterrupted order, into the next epoch; also where a
-    batch of a mixture holds the end of one epoch and the beginning of the next."""
+    """A new plan and a JSON state give the rest of the uninterrupted order, into the next epoch; also if a batch of
+    a mixture spans two epochs."""
     sources = [planned([20, 33, 5]), *([planned([17], weight=3.0)] if mixed else [])]
     plan = StreamPlan(sources, seed=3, lanes=4, block=3)
     whole, position = batches(plan, size, 20), Position()
@@ -128,7 +126,7 @@ def test_another_batch_size_goes_on_where_the_first_stopped() -> None:
 
 
 def test_epochs_and_seeds_differ() -> None:
-    """The order of another epoch or seed shares next to nothing with the first, and loses another tail."""
+    """Another epoch or seed has a different order and drops a different tail."""
     plan, other = (StreamPlan([planned([997], 5)], seed=seed, lanes=8, block=4) for seed in (0, 1))
     count = plan.batches_per_epoch(64)
     first, second = (batches(plan, 64, count, Position(epoch, 0)) for epoch in (0, 1))
@@ -140,7 +138,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_order_is_the_golden_one() -> None:
-    """The order written down in the repository, of one source and of a mixture: no generator may drift."""
+    """The order of one source and of a mixture equals the recorded one: no random generator may change."""
     golden = json.loads(GOLDEN.read_text())
     one = StreamPlan([planned([7, 30, 0, 11, 25], 4)], seed=golden["seed"], lanes=3, block=2)
     two = StreamPlan([planned([40], 4, 2.0), planned([9, 4], 1, 1.0)], seed=golden["seed"], lanes=3, block=2)
@@ -150,7 +148,7 @@ def test_order_is_the_golden_one() -> None:
 
 
 def test_slices_cover_every_sample_once() -> None:
-    """Runs lie end to end, none empty, none across shards, each of about the asked size."""
+    """Slices are contiguous, not empty, within one shard, and close to the requested size."""
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 50, 200)
     sizes = counts * rng.integers(1, 1000, 200)
@@ -230,8 +228,7 @@ def test_mixed_batches_are_close_to_the_shares(lanes: int) -> None:
 
 
 def test_mixture_reads_each_source_once_per_its_own_epoch() -> None:
-    """A small source with a large weight goes round several times, each time every sample (but N mod L)
-    once."""
+    """A small source with a large weight repeats; each time it gives every sample (but N mod L) once."""
     plan = StreamPlan([planned([103], weight=1.0), planned([26], weight=2.0)], seed=0, lanes=4, block=2)
     seen: list[list[int]] = [[], []]
     for batch in batches(plan, 12, 60):
@@ -278,13 +275,13 @@ def test_defaults() -> None:
 
 
 def test_plan_survives_pickling() -> None:
-    """A process worker's copy gives the same batches."""
+    """The copy in a worker process gives the same batches."""
     plan = StreamPlan([planned([50]), planned([9])], seed=2, lanes=3, block=2)
     assert batches(pickle.loads(pickle.dumps(plan)), 6, 9) == batches(plan, 6, 9)
 
 
 def test_batches_that_do_not_fit_are_refused() -> None:
-    """A batch larger than the data, or not divisible by the lanes, is a UserError that says so."""
+    """A batch larger than the data, or not divisible by the lanes, is a UserError."""
     plan = StreamPlan([planned([30])], seed=0, lanes=4, block=2)
     plan.check(28)
     with pytest.raises(UserError, match="takes 32 samples of a source that has 30"):
@@ -310,9 +307,9 @@ def test_batches_that_do_not_fit_are_refused() -> None:
     ],
 )
 def test_foreign_states_are_refused(change: dict[str, object], says: str) -> None:
-    """A state of other data, another seed or with nonsense in it is a UserError, not a wrong order."""
+    """A state of other data, of another seed or with invalid values is a UserError, not a wrong order."""
     plan = StreamPlan([planned([30])], seed=0, lanes=4, block=2)
     with pytest.raises(UserError, match=says):
         plan.position({**plan.state(Position(1, 2)), **change})
-    with pytest.raises(UserError, match="had no index when its state was written"):
+    with pytest.raises(UserError, match="written when the shards had no index"):
         plan.position({key: value for key, value in plan.state(Position()).items() if key != "fingerprint"})

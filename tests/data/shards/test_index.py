@@ -1,5 +1,4 @@
-"""The index finds every sample and every fault from the headers, and never outlives the shard it
-describes."""
+"""The index finds every sample and every defect from the headers, and is remade when its shard changes."""
 
 import json
 import os
@@ -24,7 +23,7 @@ LIMITS = SampleLimits()
 
 
 def write(folder: Path, files: list[File], name: str = "x.tar", fmt: int = tarfile.USTAR_FORMAT) -> str:
-    """One shard of these files."""
+    """A shard with these files."""
     path = folder / name
     path.write_bytes(tar_bytes(files, fmt))
     return str(path)
@@ -98,7 +97,7 @@ def test_kept_index_is_read_back_and_not_made_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lost", ["00000.tar.idx", FOLDER_FILE])
 def test_deleted_or_damaged_index_is_rebuilt(tmp_path: Path, lost: str) -> None:
-    """Removing or damaging either file changes nothing but the time it takes."""
+    """Removing or damaging either file only costs time."""
     shards = write_shards(tmp_path, [3, 2])
     made = index_shards(shards, LIMITS)
     expected = [samples_of(i) for i in made]
@@ -112,7 +111,7 @@ def test_deleted_or_damaged_index_is_rebuilt(tmp_path: Path, lost: str) -> None:
 
 
 def test_changed_shard_is_indexed_again(tmp_path: Path) -> None:
-    """Another size or another time of change makes the kept index stale."""
+    """A different size or modification time makes the stored index stale."""
     (shard,) = write_shards(tmp_path, [3])
     index_shards([shard], LIMITS)
     write(tmp_path, [f for i in range(4) for f in pair(f"new-{i}")], "00000.tar")
@@ -124,14 +123,14 @@ def test_changed_shard_is_indexed_again(tmp_path: Path) -> None:
 
 
 def test_other_limits_make_another_index(tmp_path: Path) -> None:
-    """What was left out under one limit is not left out under a larger one."""
+    """A sample excluded under one limit is included under a larger one."""
     shard = write(tmp_path, [*pair("big", 5000), *pair("small")])
     assert "more than the limit of 4000" in reasons(index_shards([shard], SampleLimits(4000))[0])["big"]
     assert index_shards([shard], SampleLimits(6000))[0].samples == 2
 
 
 def test_folder_that_cannot_be_written_keeps_the_index_in_memory(tmp_path: Path) -> None:
-    """No file is left behind and the ranges are there all the same."""
+    """No file is left behind, and the index works from memory."""
     (shard,) = write_shards(tmp_path, [3])
     Path(f"{shard}.idx").mkdir()
     (found,) = index_shards([shard], LIMITS)
@@ -140,8 +139,7 @@ def test_folder_that_cannot_be_written_keeps_the_index_in_memory(tmp_path: Path)
 
 
 def test_an_interrupted_index_keeps_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Indexes are written in groups: a failure in the seventh shard leaves the first six to the next
-    attempt."""
+    """Indexes are written in groups: after a failure in the seventh shard, the first six are kept."""
     monkeypatch.setattr("mmssl.data.shards.index._TOGETHER", 3)
     shards = write_shards(tmp_path, [1] * 8)
     (tmp_path / "00006.tar").unlink()
@@ -163,8 +161,7 @@ def test_two_processes_give_the_index_of_one(tmp_path: Path) -> None:
 
 
 def test_faults_of_samples_are_named(tmp_path: Path) -> None:
-    """Incomplete pairs, repeated and scattered keys, oversize members: each left out with its reason, the
-    rest kept."""
+    """Incomplete pairs, repeated keys, scattered keys and large members are excluded with a reason, the rest kept."""
     files = [
         *pair("good"),
         ("no-text.jpg", b"i"),
@@ -213,7 +210,7 @@ def test_sample_that_spans_too_much_is_left_out(tmp_path: Path) -> None:
     ],
 )
 def test_members_that_are_no_files_are_refused(tmp_path: Path, kind: bytes, reason: str) -> None:
-    """A link or device in a sample leaves it out; a folder is nothing to speak of."""
+    """A sample with a link or a device is excluded; folders are ignored."""
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as tar:
         for name in ("a.jpg", "a.txt", "b.jpg", "b.txt"):
@@ -232,14 +229,14 @@ def test_members_that_are_no_files_are_refused(tmp_path: Path, kind: bytes, reas
 
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x"])
 def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
-    """Absolute names and `..` are named and left out."""
+    """Samples with absolute names or `..` are excluded and named."""
     found = index_shard(write(tmp_path, [*pair(name), *pair("good")]), LIMITS)
     assert [s.key for s in samples_of(found)] == ["good"]
     assert all("leaves the folder" in reason for reason in reasons(found).values())
 
 
 def test_faults_of_shards_are_named(tmp_path: Path) -> None:
-    """Empty, without end marker, with bytes after it, no tar at all: each is said; whole samples are kept."""
+    """Empty, cut, overlong and non-tar files are reported; complete samples are kept."""
     whole = tar_bytes([*pair("a"), *pair("b")])
     end = 8 * 512
     cases = {
@@ -262,7 +259,7 @@ def test_faults_of_shards_are_named(tmp_path: Path) -> None:
 
 
 def test_report_counts_and_names(tmp_path: Path) -> None:
-    """All well: nothing to say; else one line with the counts and the first names."""
+    """Good shards give None; others one line with the counts and the first names."""
     good, bad = write_shards(tmp_path, [2]), write(tmp_path, [("a.jpg", b""), *pair("b")], "bad.tar")
     assert describe_problems(index_shards(good, LIMITS)) is None
     line = describe_problems(index_shards([*good, bad], LIMITS))
@@ -270,7 +267,7 @@ def test_report_counts_and_names(tmp_path: Path) -> None:
 
 
 def test_fingerprint_tells_data_not_place(tmp_path: Path) -> None:
-    """A moved folder has the same fingerprint; another sample, size or exclusion has another."""
+    """A moved folder has the same fingerprint; another sample, size or exclusion changes it."""
     shards = write_shards(tmp_path / "a", [3, 2])
     first = fingerprint(index_shards(shards, LIMITS))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -282,7 +279,7 @@ def test_fingerprint_tells_data_not_place(tmp_path: Path) -> None:
 
 
 def test_shard_that_cannot_be_read_is_an_error_of_one_line(tmp_path: Path) -> None:
-    """A folder in the place of a shard is named."""
+    """A folder instead of a shard is an error that names it."""
     (tmp_path / "x.tar").mkdir()
     with pytest.raises(UserError, match=r"x\.tar cannot be read"):
         index_shards([str(tmp_path / "x.tar")], LIMITS)

@@ -42,7 +42,7 @@ def test_braces_expand_like_in_a_shell(pattern: str, names: list[str]) -> None:
 
 
 def test_every_way_to_name_local_shards(folder: Path) -> None:
-    """A brace, a glob, a folder, a list, a file URL and a plain path all name the files."""
+    """Braces, globs, folders, lists, file URLs and plain paths give the same files."""
     every = [str(folder / name) for name in ("a-000.tar", "a-001.tar", "b.tar")]
     assert expand(f"{folder}/a-{{000..001}}.tar") == every[:2]
     assert expand(f"{folder}/*.tar") == every
@@ -53,14 +53,14 @@ def test_every_way_to_name_local_shards(folder: Path) -> None:
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_itself(tmp_path: Path) -> None:
-    """An existing file wins over the pattern its name spells."""
+    """An existing file takes precedence over the pattern in its name."""
     path = tmp_path / "set[1]{a,b}.tar"
     path.touch()
     assert expand(str(path)) == [str(path)]
 
 
 def test_a_long_list_in_braces_is_no_file_name(folder: Path) -> None:
-    """More letters than a file's name may have."""
+    """A pattern longer than the longest file name is expanded."""
     names = [f"shard-{number:05d}" for number in range(40)]
     for name in names:
         (folder / f"{name}.tar").touch()
@@ -68,7 +68,7 @@ def test_a_long_list_in_braces_is_no_file_name(folder: Path) -> None:
 
 
 def test_names_are_sorted_whatever_their_order(folder: Path) -> None:
-    """The numbering of samples does not depend on how the list was written."""
+    """The numbering of samples does not depend on the order of the list."""
     assert expand([f"{folder}/b.tar", f"{folder}/a-000.tar"]) == expand([f"{folder}/a-000.tar", f"{folder}/b.tar"])
 
 
@@ -92,7 +92,7 @@ def test_names_are_sorted_whatever_their_order(folder: Path) -> None:
     ],
 )
 def test_errors_name_the_problem_in_one_line(folder: Path, pattern: str, names: str) -> None:
-    """What matches nothing, is missing or not allowed is a UserError of one line."""
+    """Patterns that match nothing, are missing or not allowed are one-line UserErrors."""
     (folder / "empty").mkdir()
     (folder / "pairs.csv").touch()
     with pytest.raises(UserError, match=names) as error:
@@ -101,7 +101,7 @@ def test_errors_name_the_problem_in_one_line(folder: Path, pattern: str, names: 
 
 
 def test_no_pattern_and_shards_named_twice_are_refused(folder: Path) -> None:
-    """An empty list names nothing; overlapping patterns would repeat samples."""
+    """An empty list and overlapping patterns are errors."""
     with pytest.raises(UserError, match="no shards"):
         expand([])
     with pytest.raises(UserError, match=r"b\.tar is given twice"):
@@ -109,7 +109,7 @@ def test_no_pattern_and_shards_named_twice_are_refused(folder: Path) -> None:
 
 
 def test_urls(folder: Path) -> None:
-    """Web addresses keep their question marks; other file systems are listed; pipes need leave."""
+    """Web addresses keep their query; other file systems are listed; pipes are expanded if allowed."""
     assert expand("https://example.org/{0..1}.tar?token=a*".replace("*", "")) == [
         "https://example.org/0.tar?token=a",
         "https://example.org/1.tar?token=a",

@@ -1,5 +1,4 @@
-"""The stream over remote shards: the same batches as from disk, or one clear line; a cache that stays
-small."""
+"""Remote shards give the same batches as local ones, or a one-line error; the cache stays below its limit."""
 
 import json
 import logging
@@ -41,7 +40,7 @@ def urls(url: str) -> list[str]:
 @pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("wrong", [{}, {"fail": 3, "cut": 5, "cut_after": 100_000, "stall": 2}], ids=str)
 def test_remote_batches_are_the_local_ones(shards: list[str], workers: int, wrong: dict[str, int]) -> None:
-    """Over an epoch and into the next, whatever breaks off on the way."""
+    """Batches equal the local ones across the end of an epoch, whatever connections break."""
     local = toy_stream(shards)
     mischief = Mischief(**wrong)  # type: ignore[arg-type]
     with (
@@ -59,7 +58,7 @@ def test_remote_batches_are_the_local_ones(shards: list[str], workers: int, wron
 def test_local_shards_beside_remote_ones_are_read_from_the_disk_alone(
     shards: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One source may hold both: only what is remote is fetched ahead."""
+    """One source may have both; only remote shards are fetched ahead."""
     whole, fetched = Fetcher.read, set[str]()
 
     def read(self: Fetcher, url: str, start: int, stop: int, size: int) -> bytes:
@@ -74,7 +73,7 @@ def test_local_shards_beside_remote_ones_are_read_from_the_disk_alone(
 
 
 def test_remote_state_is_the_local_one(shards: list[str]) -> None:
-    """A run on local copies resumes on the server: the fingerprint is of content, not of place."""
+    """A run on local copies resumes on the server: the fingerprint depends on content, not on location."""
     local = toy_stream(shards)
     next(local)
     with serve(Path(shards[0]).parent) as url, toy_stream(urls(url), access=ACCESS) as remote:
@@ -95,7 +94,7 @@ def test_remote_state_is_the_local_one(shards: list[str]) -> None:
 def test_a_server_that_stays_broken_stops_the_stream(
     shards: list[str], workers: int, wrong: dict[str, int], says: str
 ) -> None:
-    """One clear line with the shard's address, and no thread is left behind."""
+    """A one-line error with the address of the shard; no thread is left running."""
     before = threading.active_count()
     with serve(Path(shards[0]).parent, Mischief(**wrong)) as url:  # type: ignore[arg-type]
         stream = toy_stream(urls(url), workers=workers, access=ACCESS)
@@ -106,7 +105,7 @@ def test_a_server_that_stays_broken_stops_the_stream(
 
 
 def test_a_shard_that_changes_on_the_server_stops_the_stream(shards: list[str]) -> None:
-    """In the middle of training another file of the same size takes its place: no sample of it is used."""
+    """If a file is replaced by one of the same size during training, no sample of the new file is used."""
     with serve(Path(shards[0]).parent) as url, toy_stream(urls(url), access=ACCESS, slice_mib=0.1) as stream:
         next(stream)
         for shard in shards:
@@ -118,8 +117,7 @@ def test_a_shard_that_changes_on_the_server_stops_the_stream(shards: list[str]) 
 
 
 def test_offsets_alone_are_an_index(shards: list[str]) -> None:
-    """Without the folder's file the .idx files suffice; without either there is none; damaged ones are
-    named."""
+    """Without the folder's file the .idx files suffice; without both there is no index; damaged ones are errors."""
     folder = Path(shards[0]).parent
     expected = index_shards(shards, SampleLimits())
     (folder / FOLDER_FILE).unlink()
@@ -143,8 +141,7 @@ def test_offsets_alone_are_an_index(shards: list[str]) -> None:
 
 
 def test_indexing_remote_shards_writes_their_index_beside_them(shards: list[str]) -> None:
-    """The files equal those of local shards; entries of other shards stay; a web server or a command has no
-    index."""
+    """The files equal those of local shards and keep other entries; web servers and commands are refused."""
     memory = fsspec.filesystem("memory")
     local = index_shards(shards, SampleLimits())
     for shard in shards:
@@ -169,7 +166,7 @@ def test_indexing_remote_shards_writes_their_index_beside_them(shards: list[str]
 
 
 def test_damage_of_a_remote_shard_is_in_its_index(tmp_path: Path) -> None:
-    """Read forward, a cut shard and an incomplete pair are found as they are on disk."""
+    """Sequential reading finds a cut shard and an incomplete pair, as on disk."""
     shard = bare_shards(tmp_path, [3, 1])[0]
     content = Path(shard).read_bytes()
     memory = fsspec.filesystem("memory")
@@ -184,7 +181,7 @@ def test_damage_of_a_remote_shard_is_in_its_index(tmp_path: Path) -> None:
 
 
 def test_a_query_stays_behind_the_suffix(shards: list[str]) -> None:
-    """Signed addresses: the token follows the name of the index as it follows that of the shard."""
+    """The query of a signed address is also used for the index."""
     mischief = Mischief()
     with serve(Path(shards[0]).parent, mischief) as url:
         (found,) = find_remote_indexes([f"{url}/00000.tar?token=1"], SampleLimits(), Fetcher(ACCESS.retry_policy))
@@ -198,14 +195,13 @@ def test_a_query_stays_behind_the_suffix(shards: list[str]) -> None:
 
 
 def some_file(folder: Path, size: int) -> ShardIndex:
-    """A served file of numbered bytes that need be no shard."""
+    """The index of a served file of numbered bytes, not a real shard."""
     (folder / "x.tar").write_bytes(b"".join(i.to_bytes(8, "big") for i in range(size // 8)))
     return ShardIndex("x.tar", size, 0, 0, (), (), "", 0)
 
 
 def test_chunks_are_fetched_once_ahead_and_in_few_requests(tmp_path: Path) -> None:
-    """Expected spans are fetched in long requests; reading them sends no more; what is not expected is
-    fetched too."""
+    """Prefetched spans take few requests and no more when read; other spans are fetched when read."""
     size = 20 * CHUNK
     shard, mischief = some_file(tmp_path, size), Mischief()
     content = (tmp_path / "x.tar").read_bytes()
@@ -227,7 +223,7 @@ def test_chunks_are_fetched_once_ahead_and_in_few_requests(tmp_path: Path) -> No
 
 
 def test_cache_keeps_chunks_on_disk_and_stays_below_its_size(tmp_path: Path) -> None:
-    """A second reader asks the server nothing; a damaged file is fetched again; the oldest go first."""
+    """A second reader sends no request; a damaged chunk is fetched again; the oldest are removed first."""
     (tmp_path / "www").mkdir()
     size, mischief = 6 * CHUNK + 104, Mischief()
     some_file(tmp_path / "www", size)
@@ -335,7 +331,7 @@ def test_other_file_systems(shards: list[str], spoilt: bool, monkeypatch: pytest
 
 
 def test_iter_samples_reads_remote_shards(shards: list[str]) -> None:
-    """In order, each once, without any index."""
+    """All samples in order, once each, without an index."""
     expected = list(iter_samples(shards))
     for path in Path(shards[0]).parent.glob("*i*"):
         path.unlink()
@@ -345,7 +341,7 @@ def test_iter_samples_reads_remote_shards(shards: list[str]) -> None:
 
 
 def bare_shards(folder: Path, counts: list[int]) -> list[str]:
-    """Shards without an index, with something wrong in the first."""
+    """Shards without an index; the first has bad samples."""
     shards = write_shards(folder, counts)
     files = [*pair("0-0"), ("alone.jpg", b""), *pair("0-1"), ("big.jpg", bytes(9000)), ("big.txt", b""), *pair("0-2")]
     Path(shards[0]).write_bytes(tar_bytes(files)[:-600])
@@ -354,8 +350,7 @@ def bare_shards(folder: Path, counts: list[int]) -> list[str]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_without_an_index_are_streamed(tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Whole shards a lane, over and over; one line says what is lost; what is wrong in them is counted and
-    named."""
+    """Lanes read complete shards, repeatedly; one line warns of it; bad samples are counted and logged."""
     bare_shards(tmp_path, [3, 20, 20, 20])
     log = tmp_path / "bad.jsonl"
     seen: dict[str, int] = {}
@@ -379,7 +374,7 @@ def test_shards_without_an_index_are_streamed(tmp_path: Path, workers: int, capl
 
 
 def test_streamed_shards_resume_with_another_order(tmp_path: Path) -> None:
-    """A state is accepted, and the stream begins anew; the same state gives the same beginning."""
+    """A state restarts the stream in a new order, which the same state reproduces."""
     shards = bare_shards(tmp_path, [3, 20, 20, 20])
     commands = [f"pipe:cat {shard}" for shard in shards]
     with toy_stream(commands, lanes=2, max_bad_fraction=1.0) as stream:
@@ -395,7 +390,7 @@ def test_streamed_shards_resume_with_another_order(tmp_path: Path) -> None:
 
 
 def test_streamed_shards_need_enough_shards_and_working_commands(tmp_path: Path) -> None:
-    """Fewer shards than processes, a failing command, nothing but bad samples: each one clear line."""
+    """Too few shards, a failing command and only bad samples are one-line errors."""
     shards = bare_shards(tmp_path, [3, 20])
     commands = [f"pipe:cat {shard}" for shard in shards]
     with pytest.raises(UserError, match="2 shards without an index cannot be read by 4 processes"):
@@ -437,7 +432,7 @@ def test_closing_ends_commands(tmp_path: Path) -> None:
 
 
 def test_a_slow_server_is_reported_while_it_stalls(shards: list[str], caplog: pytest.LogCaptureFixture) -> None:
-    """Which shard breaks off at which byte is in the log."""
+    """The log names the shard and the byte at which it broke off."""
     caplog.set_level(logging.WARNING)
     with (
         serve(Path(shards[0]).parent, Mischief(stall=1, cut_after=70_000)) as url,
@@ -448,7 +443,7 @@ def test_a_slow_server_is_reported_while_it_stalls(shards: list[str], caplog: py
 
 
 def test_a_command_that_stalls_is_reported_with_the_byte(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of a shard without an index, too, the log names the shard and the byte after the last whole sample."""
+    """For a shard without an index, the log names the shard and the byte after the last complete sample."""
     caplog.set_level(logging.WARNING)
     (shard,) = write_shards(tmp_path, [20])
     command = f"pipe:head -c 10000 {shard}; sleep 1; tail -c +10001 {shard}"

@@ -41,7 +41,7 @@ def test_fields_hold_every_text_member() -> None:
     ("text", "label"), [("-1", -1), ("cat", "cat"), ("", ""), ("9" * 30, "9" * 30), ("1_0", "1_0")]
 )
 def test_labels_that_are_no_numbers_stay_text(text: str, label: int | str) -> None:
-    """Nothing but plain digits becomes a class number."""
+    """Only plain digits become a class number."""
     assert parse_sample(0, "x", sample_bytes(*pair("a"), ("a.cls", text.encode())), LIMITS).fields["cls"] == label
 
 
@@ -59,14 +59,14 @@ def test_labels_that_are_no_numbers_stay_text(text: str, label: int | str) -> No
     ],
 )
 def test_members_that_cannot_be_parsed_are_sample_errors(files: list[File], says: str) -> None:
-    """Damaged text is an error of its sample, of one line, never another exception."""
+    """Damaged text is a one-line SampleError, never another exception."""
     with pytest.raises(SampleError, match=says) as error:
         parse_sample(0, "x", sample_bytes(*files), LIMITS)
     assert "\n" not in str(error.value)
 
 
 def test_a_shard_that_changed_under_the_index_is_noticed(tmp_path: Path) -> None:
-    """Bytes that are no sample any more, or are gone, are errors of the sample."""
+    """Changed or missing bytes of a sample are a SampleError."""
     (shard,) = write_shards(tmp_path, [3])
     starts, stops = index_shard(shard, LIMITS).ranges()
     content = Path(shard).read_bytes()
@@ -109,7 +109,7 @@ def test_many_workers_share_the_files_that_a_process_may_open(tmp_path: Path) ->
 
 
 def test_a_shard_without_samples_is_named(tmp_path: Path) -> None:
-    """Read from beginning to end, an archive of other files, or of none, does not go unnoticed."""
+    """An archive without samples or without files is reported."""
     for name, files in (("empty", []), ("other", [("README", b"text")])):
         (tmp_path / f"{name}.tar").write_bytes(tar_bytes(files))
         bad: list[BadSample] = []
@@ -118,7 +118,7 @@ def test_a_shard_without_samples_is_named(tmp_path: Path) -> None:
 
 
 def test_iter_samples_gives_what_the_index_gives(tmp_path: Path) -> None:
-    """The same samples with the same numbers as by index and range, and the same ones left out by name."""
+    """The same samples, numbers and exclusions as by index and range."""
     files = [
         *pair("a"),
         ("b.jpg", b"i"),
@@ -150,8 +150,7 @@ def test_iter_samples_gives_what_the_index_gives(tmp_path: Path) -> None:
 
 
 def test_iter_samples_without_texts_and_with_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Labelled images need no caption; a cut shard gives what is whole, and says so in the log by
-    default."""
+    """Labelled images need no caption; a cut shard gives its complete samples and is logged by default."""
     path = tmp_path / "x.tar"
     path.write_bytes(tar_bytes([("a.webp", b"i"), ("a.cls", b"3"), ("b.png", b"j" * 700)])[:2600])
     (sample,) = iter_samples([str(path)], need_text=False)

@@ -4,19 +4,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmssl.api import MMSSL
-    from mmssl.inference.model import Model, load
+    from mmssl.inference import Model, load
 
 __all__ = ["MMSSL", "Model", "load"]
 
-_ROOMS = {"MMSSL": "api", "Model": "inference.model", "load": "inference.model"}
+_HOMES = {"MMSSL": "api", "Model": "inference", "load": "inference"}
 
 
 def __getattr__(name: str) -> Any:
     """The names above, imported when they are first asked for: `import mmssl` alone loads no library."""
-    if name not in _ROOMS:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"mmssl.{_ROOMS[name]}"), name)
+    value = getattr(import_module(f"mmssl.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

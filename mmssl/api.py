@@ -12,8 +12,17 @@ from mmssl.apps.finetune.classifier import Classifier, is_classifier, load_class
 from mmssl.config import Config, known_keys, read_tree
 from mmssl.errors import UserError
 from mmssl.evaluate.results import Metrics
-from mmssl.inference import Classify, Prediction, list_images, predict, zero_shot
-from mmssl.inference.model import ImageInput, Model, as_image_list, load
+from mmssl.inference import (
+    Classify,
+    ImageInput,
+    Model,
+    Prediction,
+    as_image_list,
+    list_images,
+    load,
+    predict,
+    zero_shot,
+)
 from mmssl.models.text import TextTower
 from mmssl.models.vision import VisionTower
 

@@ -17,7 +17,7 @@ from mmssl.data.transforms import Renderer, Tokenizer, captions, load_tokenizer,
 from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, open_dataset
-from mmssl.inference.model import load
+from mmssl.inference import load
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmssl.models.lora import add_adapters
 from mmssl.objectives import find_objective

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmssl.evaluate.datasets import Dataset
     from mmssl.evaluate.feature_cache import FeatureCache
     from mmssl.evaluate.results import Metrics
-    from mmssl.inference.model import Model
+    from mmssl.inference import Model
 
 Data = Annotated[
     list[str],
@@ -183,7 +183,7 @@ def load_on(model: str, device: str | None) -> "Model":
     Raises:
         UserError: there is no such model or device.
     """
-    from mmssl.inference.model import load
+    from mmssl.inference import load
 
     return move(load(model), device)
 

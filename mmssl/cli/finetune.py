@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mmssl.apps.finetune.datasets import FineTuneData
     from mmssl.apps.finetune.methods import FineTuneSettings, Method, Tuned
     from mmssl.apps.finetune.study import Study
-    from mmssl.inference.model import Model
+    from mmssl.inference import Model
     from mmssl.stats import Interval
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmssl.apps.search import Hit
-    from mmssl.inference.model import Model
+    from mmssl.inference import Model
 
 ModelName = Annotated[
     str,

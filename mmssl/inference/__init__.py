@@ -1,5 +1,26 @@
-"""What images show: the probabilities of labels, and a drawing of them."""
+"""Inference with a trained model: loading it, encoding images and texts, and classifying images by labels."""
 
-from mmssl.inference.classify import Classify, Prediction, list_images, predict, zero_shot
+from mmssl.inference.classify import (
+    Classify,
+    Prediction,
+    ZeroShotClassifier,
+    label_probabilities,
+    list_images,
+    predict,
+    zero_shot,
+)
+from mmssl.inference.model import ImageInput, Model, as_image_list, load
 
-__all__ = ["Classify", "Prediction", "list_images", "predict", "zero_shot"]
+__all__ = [
+    "Classify",
+    "ImageInput",
+    "Model",
+    "Prediction",
+    "ZeroShotClassifier",
+    "as_image_list",
+    "label_probabilities",
+    "list_images",
+    "load",
+    "predict",
+    "zero_shot",
+]

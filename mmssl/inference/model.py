@@ -1,4 +1,4 @@
-"""The importable result: a trained dual encoder with its tokenizer and preprocessing."""
+"""A trained dual encoder with its tokenizer and preprocessing, and how to load one from anywhere."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmssl.config import ModelConfig
-from mmssl.data.transforms import DecodeError, EvalView, Tokenizer, load_tokenizer
+from mmssl.data.transforms import DecodeError, EvalView, Tokenizer, decoding, load_tokenizer
 from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder, ImageEncoder, build_dual_encoder
 from mmssl.models.pretrained.open_clip import Pretrained, read_open_clip, text_config
@@ -31,12 +31,12 @@ ImageInput = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
 
 
 class Model:
-    """Images and texts to unit vectors of one space, and zero-shot classification with them."""
+    """Encodes images and texts as unit vectors in one space, and classifies images zero-shot."""
 
     def __init__(
         self, encoder: DualEncoder, tokenizer: Tokenizer, config: ModelConfig, notes: Sequence[str] = ()
     ) -> None:
-        """`notes`: where the weights come from and what of them was left out, a line each."""
+        """`notes`: the origin of the weights and what was left out, one line each."""
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.config = config
@@ -55,7 +55,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.encoder.log_logit_scale.device
 
     @property
@@ -72,8 +72,8 @@ class Model:
         """Unit vectors [N, D], float32 on the CPU, of one image or a list of them.
 
         Raises:
-            UserError: a file cannot be read, or is no image.
-            DecodeError: an image that is no file cannot be decoded.
+            UserError: a file cannot be read or decoded.
+            DecodeError: an image that is not a file cannot be decoded.
         """
         inputs = as_image_list(images)
         rows = []
@@ -84,11 +84,11 @@ class Model:
         return torch.cat(rows) if rows else torch.empty(0, self.config.embed_dim)
 
     def render(self, image: ImageInput) -> Tensor:
-        """What the model sees of an image: uint8 [3, S, S].
+        """An image as the model sees it: uint8 [3, S, S].
 
         Raises:
-            UserError: the file cannot be read, or is no image.
-            DecodeError: an image that is no file cannot be decoded.
+            UserError: the file cannot be read or decoded.
+            DecodeError: an image that is not a file cannot be decoded.
         """
         if not isinstance(image, (str, Path)):
             return self.view(image)
@@ -97,7 +97,7 @@ class Model:
         except OSError as error:
             raise UserError(f"cannot read image {image}: {error.strerror}") from None
         except DecodeError as error:
-            raise UserError(f"{image} is no image that can be used: {error}") from None
+            raise UserError(f"{image} is not a usable image: {error}") from None
 
     def encode_rendered(self, images: Tensor) -> Tensor:
         """Unit vectors [N, D], float32 on the CPU, of rendered images [N, 3, S, S]."""
@@ -116,17 +116,16 @@ class Model:
 
     def classify(self, image: ImageInput, labels: Sequence[str], template: str = "{c}") -> dict[str, float]:
         """Probability of each label for one image, highest first."""
-        texts = self.encode_text([template.replace("{c}", label) for label in labels])
-        logits = self.logit_scale * self.encode_image(image) @ texts.T
-        ranked = sorted(zip(labels, logits.softmax(-1)[0].tolist(), strict=True), key=lambda pair: -pair[1])
-        return dict(ranked)
+        from mmssl.inference.classify import ZeroShotClassifier  # imports this module
+
+        return ZeroShotClassifier(self, labels, (template,))([image])[0]
 
     def image_module(self) -> ImageEncoder:
-        """A copy of what turns rendered images into unit vectors, to train further."""
+        """A copy of the image encoder (rendered images to unit vectors), to be trained further."""
         return ImageEncoder(self.encoder)
 
     def fingerprint(self) -> str:
-        """Changes with whatever turns images into features: weights, rendering, and the kind of device."""
+        """A digest of everything that determines image features: weights, rendering, and the kind of device."""
         weights = {**self.vision.state_dict(), **self.encoder.image_projection.state_dict(prefix="projection.")}
         digest = hashlib.blake2b(digest_size=16)
         digest.update(repr((self.config.vision, self.config.projection, vars(self.view), self.device.type)).encode())
@@ -136,8 +135,7 @@ class Model:
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Write model.safetensors, config.json and tokenizer/: all that `load` needs, on any machine without
-        a network.
+        """Write model.safetensors, config.json and tokenizer/; `load` needs nothing else, and no network.
 
         Raises:
             UserError: the folder cannot be written.
@@ -155,7 +153,7 @@ class Model:
             raise UserError(f"{folder} cannot be written: {reason}; free some space, or pick another folder") from None
 
     def self_contained(self) -> ModelConfig:
-        """The configuration without names that would have to be looked up elsewhere; its tokenizer is `tokenizer/`."""
+        """The configuration without names of other models or files; its tokenizer is `tokenizer/`."""
         mean, std = self.vision.statistics
         vision = self.config.vision.model_copy(
             update={
@@ -188,8 +186,24 @@ def as_image_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]
     return list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
 
 
+def pixels_of(image: ImageInput) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """RGB pixels [H, W, 3] of an image in any form.
+
+    Raises:
+        DecodeError: it cannot be decoded.
+        OSError: the file cannot be read.
+    """
+    if isinstance(image, str | Path):
+        image = Path(image).read_bytes()
+    if isinstance(image, bytes):
+        return decoding.decode(image)
+    if isinstance(image, Tensor):
+        return image.permute(1, 2, 0).cpu().numpy()
+    return decoding.rgb_pixels(image) if isinstance(image, Image.Image) else image
+
+
 def load(source: str | Path) -> Model:
-    """A model of one's own or of another library; `notes` of what it returns says what was taken over.
+    """Load a model of this or of another library. Its `notes` say what was loaded.
 
     Args:
         source: a run folder or its `model/` folder; `open_clip:MODEL/TAG` or `open_clip:MODEL/FILE`; `local-dir:FOLDER`
@@ -197,7 +211,7 @@ def load(source: str | Path) -> Model:
             `transformers:NAME` of the hub.
 
     Raises:
-        UserError: there is no model, or its files do not fit together.
+        UserError: the model is missing, or its files do not fit together.
     """
     words = str(source)
     library, _, name = words.partition(":")

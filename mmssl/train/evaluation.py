@@ -13,7 +13,7 @@ from mmssl.errors import UserError
 from mmssl.evaluate import suite
 from mmssl.evaluate.results import Metrics
 from mmssl.files import atomic_write
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.train.state import RunState
 
 

@@ -18,7 +18,7 @@ from mmssl.distributed import Heartbeat, full_tensor, peer_loss_as_user_error
 from mmssl.errors import UserError
 from mmssl.evaluate.results import Metrics
 from mmssl.files import write_json
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.models.lora import merged, without_adapters
 from mmssl.objectives._base import Inputs
 from mmssl.objectives._task import weight_at

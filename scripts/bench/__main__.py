@@ -157,7 +157,7 @@ def embed(
 ) -> None:
     """Images per second from shards to features, beside clip_benchmark's own loop on the same model and shards."""
     from mmssl.evaluate.datasets import open_dataset
-    from mmssl.inference.model import load
+    from mmssl.inference import load
     from scripts.bench.embed import bench_embed
     from scripts.bench.embed_tower import bench_tower
 

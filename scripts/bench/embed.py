@@ -22,7 +22,7 @@ from mmssl.data.shards import is_remote
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, read
 from mmssl.evaluate.encode import encode_images
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 
 Embed = Callable[[], Tensor]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmssl.apps.search import embed_shards
 from mmssl.data import iter_samples
 from mmssl.errors import UserError
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 
 READY_BATCHES = 8
 """Batches of images that are kept rendered; the tower sees them again and again."""

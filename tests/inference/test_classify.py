@@ -1,4 +1,4 @@
-"""Where predictions are drawn, and which images a folder holds. No model is needed."""
+"""Drawings of predictions, and the images of a folder. No model is needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from mmssl.errors import UserError
-from mmssl.inference import list_images, predict
-from mmssl.inference.model import ImageInput
+from mmssl.inference import ImageInput, list_images, predict
 
 
 def coin(images: Sequence[ImageInput]) -> list[dict[str, float]]:

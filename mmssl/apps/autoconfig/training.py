@@ -25,7 +25,7 @@ from mmssl.build import objective_options
 from mmssl.config import Config, load_config, parse_config, set_key
 from mmssl.data import expand
 from mmssl.errors import UserError
-from mmssl.inference.model import Model, load
+from mmssl.inference import Model, load
 from mmssl.train.setup import PACKED, is_available
 from mmssl.train.trainer import Finished, train
 

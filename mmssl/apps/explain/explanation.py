@@ -8,7 +8,7 @@ from torch import Tensor
 from mmssl.apps.explain.maps import DEFAULT, heat, image_maps
 from mmssl.apps.explain.word_scores import word_scores
 from mmssl.errors import UserError
-from mmssl.inference.model import ImageInput, Model
+from mmssl.inference import ImageInput, Model
 
 
 @dataclass(frozen=True)

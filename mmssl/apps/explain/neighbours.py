@@ -11,7 +11,7 @@ from mmssl.data.shards import BadSample
 from mmssl.errors import UserError
 from mmssl.evaluate.encode import encode_images, encode_texts
 from mmssl.evaluate.labels import image_captions
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.types import Sample
 
 

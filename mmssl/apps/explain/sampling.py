@@ -8,7 +8,7 @@ from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, read_again
 from mmssl.evaluate.labels import class_indices, image_captions
 from mmssl.evaluate.tasks.zero_shot import class_weights, dataset_templates
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.rng import generator
 from mmssl.types import Sample
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 
 
 def word_scores(model: Model, caption: str, image: Tensor) -> list[tuple[str, float]]:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from mmssl.apps.export import to_onnx, to_open_clip, to_sentence_transformers, to_timm, to_transformers
 from mmssl.apps.export.card import write_card
 from mmssl.errors import UserError
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 
 __all__ = ["FORMATS", "TOLERANCE", "Exported", "Format", "export"]
 

@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from pathlib import Path
 
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 
 
 def write_card(model: Model, kind: str, lines: str, folder: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import UserError
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.rng import torch_generator
 
 CAPTIONS = ("a", "a red apple on a table", "two dogs run along the beach, seen from above", " ".join(["word"] * 200))

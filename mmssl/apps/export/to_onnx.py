@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmssl.apps.export.sample import CAPTIONS, images, largest, needs
 from mmssl.data.transforms import EvalView, Tokenizer, load_tokenizer
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.models.dual_encoder import DualEncoder
 
 IMAGE, TEXT, CONFIG = "image.onnx", "text.onnx", "config.json"

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmssl.apps.export.sample import CAPTIONS, images, largest, normalized, state
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.models.pretrained.key_mapping import to_open_clip
 from mmssl.models.text_open_clip import OpenClipText
 

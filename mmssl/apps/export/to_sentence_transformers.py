@@ -9,7 +9,7 @@ from transformers import CLIPTextModel
 
 from mmssl.apps.export.sample import CAPTIONS, largest, needs, state
 from mmssl.apps.export.to_transformers import clip_text, text_problems
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.models.text_open_clip import OpenClipText
 
 _POOLING = {"cls": "cls", "mean": "mean", "eos": "lasttoken"}

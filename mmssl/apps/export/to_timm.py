@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmssl.apps.export.sample import images, largest, normalized, state
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig
 
 from mmssl.apps.export.sample import CAPTIONS, images, largest, normalized, state
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.models.pretrained.key_mapping import to_transformers
 from mmssl.models.text_open_clip import OpenClipText, text_cfg
 

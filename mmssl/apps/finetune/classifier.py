@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmssl.errors import UserError
-from mmssl.inference.model import ImageInput, Model, load
+from mmssl.inference import ImageInput, Model, label_probabilities, load
 
 FORMAT = 1
 RECORD, HEAD = "classifier.json", "head.safetensors"
@@ -48,11 +48,7 @@ class Classifier:
             UserError: a file cannot be read.
             DecodeError: an image cannot be decoded.
         """
-        logits = self.logits(self.model.encode_image(images, batch_size))
-        return [
-            {self.labels[index]: float(row[index]) for index in row.argsort(descending=True, stable=True).tolist()}
-            for row in logits.double().softmax(dim=1)
-        ]
+        return label_probabilities(self.labels, self.logits(self.model.encode_image(images, batch_size)))
 
     def logits(self, features: Tensor) -> Tensor:
         """Of the model's image vectors [N, D], [N, C]."""

@@ -17,7 +17,7 @@ from mmssl.evaluate.labels import class_indices, sample_label
 from mmssl.evaluate.prompts import Templates
 from mmssl.evaluate.suite import EncodedDataset
 from mmssl.evaluate.tasks import zero_shot
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.types import Sample
 
 HELD_OUT = 0.2

@@ -8,7 +8,7 @@ from torch import Tensor
 from mmssl.apps.finetune.classifier import Classifier
 from mmssl.errors import UserError
 from mmssl.evaluate.classifiers.fine_tuning import mixed
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 
 _SHOWN = 3
 

@@ -20,7 +20,7 @@ from mmssl.evaluate.compare import Difference, compare
 from mmssl.evaluate.datasets import read_again
 from mmssl.evaluate.encode import Progress, encode_images
 from mmssl.evaluate.metrics.classification import distinct
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.models.dual_encoder import ImageEncoder
 from mmssl.stats import Interval, bootstrap
 

@@ -23,7 +23,7 @@ from mmssl.apps.finetune.methods import (
 from mmssl.evaluate.classifiers import logistic_regression as probe
 from mmssl.evaluate.compare import Difference, compare
 from mmssl.evaluate.encode import Progress
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.models.dual_encoder import build_dual_encoder
 from mmssl.rng import generator, torch_seed
 

@@ -15,7 +15,7 @@ from mmssl.evaluate.datasets import Dataset, open_dataset, read_again
 from mmssl.evaluate.encode import encode_images, encode_texts
 from mmssl.evaluate.labels import class_indices, image_captions
 from mmssl.evaluate.tasks.zero_shot import class_weights, dataset_templates
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.types import Sample
 
 

@@ -15,7 +15,7 @@ from mmssl.apps.report.thumbnails import sheet, shrunk, uri
 from mmssl.errors import UserError
 from mmssl.evaluate.metrics import ranking as metrics
 from mmssl.evaluate.metrics.ranking import CalibrationBin
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.rng import generator
 
 SHOWN = 6

@@ -18,7 +18,7 @@ from mmssl.apps.report.wording import Metric, list_metrics
 from mmssl.errors import UserError
 from mmssl.evaluate.results import Metrics
 from mmssl.files import sha256
-from mmssl.inference.model import Model, load
+from mmssl.inference import Model, load
 
 LARGEST = 10_000_000
 """Bytes of a page that any browser opens at once."""

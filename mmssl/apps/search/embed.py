@@ -13,7 +13,7 @@ from mmssl.data.shards import BadSample, is_remote
 from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate.encode import ALONE, encode_images
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 
 
 @dataclass

@@ -18,7 +18,7 @@ import torch
 from mmssl.apps.search.nearest import Found, Graph, Vectors, exact_nearest, locate, part_starts
 from mmssl.errors import UserError
 from mmssl.files import atomic_write
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.rng import torch_generator
 
 FORMAT = 1

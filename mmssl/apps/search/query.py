@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from mmssl.data.shards import IMAGES
 from mmssl.errors import UserError
-from mmssl.inference.model import ImageInput, Model
+from mmssl.inference import ImageInput, Model
 
 
 def encode_query(model: Model, query: ImageInput) -> npt.NDArray[np.float32]:

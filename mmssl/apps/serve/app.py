@@ -16,7 +16,7 @@ from mmssl.apps.serve.handlers import Method, RefusalError, Service
 from mmssl.apps.serve.limits import BusyError, ServerLimits, Worker
 from mmssl.apps.serve.schemas import ErrorAnswer, Guesses, Hits, Map, ModelFacts, ServerStatus
 from mmssl.apps.serve.server import RETRY, Guard
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 
 Image = Annotated[UploadFile, File(description="JPEG, PNG, WebP, GIF, BMP or TIFF.")]
 IMAGE_THREADS = 2

@@ -18,7 +18,7 @@ from mmssl.apps.search.nearest import Vectors
 from mmssl.apps.serve.limits import ServerLimits
 from mmssl.apps.serve.schemas import Caps, Guess, Guesses, Hits, Map, ModelFacts, SearchHit, WordScore
 from mmssl.data.transforms import DecodeError, decoding
-from mmssl.inference.model import Model
+from mmssl.inference import Model, ZeroShotClassifier
 
 _START_OF_SCAN = b"\xff\xda"
 """A marker, which cannot occur within a scan."""
@@ -89,8 +89,7 @@ class Service:
     def labels(self, upload: BinaryIO, labels: Sequence[str], template: str) -> Guesses:
         """Classify an image with the given labels."""
         image = self.model.encode_rendered(self._render(upload)[None])
-        texts = self.model.encode_text([template.replace("{c}", label) for label in labels])
-        similarities = (image @ texts.T)[0]
+        similarities = (image @ ZeroShotClassifier(self.model, labels, (template,)).weights.T)[0]
         probabilities = (self.model.logit_scale * similarities).softmax(-1)
         guesses = [
             Guess(label=label, probability=p, similarity=s)

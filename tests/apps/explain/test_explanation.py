@@ -14,7 +14,7 @@ from mmssl.data import iter_samples
 from mmssl.data.transforms import train_tokenizer
 from mmssl.data.transforms.decoding import decode
 from mmssl.errors import UserError
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.models.dual_encoder import build_dual_encoder
 from scripts.bench.__main__ import app as bench_app
 from tests.helpers.models import TINY_TEXT
@@ -94,7 +94,7 @@ def test_what_the_commands_refuse(model: Model, tmp_path: Path, capsys: pytest.C
     (tmp_path / "one.png").write_bytes(paint(3))
     for command, told in (
         (["explain", run, str(tmp_path / "one.png"), "red", "--out", str(tmp_path / "e.jpg")], "ends in .png"),
-        (["explain", run, __file__, "red", "--out", str(tmp_path / "e.png")], "is no image that can be used"),
+        (["explain", run, __file__, "red", "--out", str(tmp_path / "e.png")], "is not a usable image"),
         (["report", run, "--device", "cuda:77"], "--device cuda:77"),
     ):
         with pytest.raises(SystemExit) as ended:

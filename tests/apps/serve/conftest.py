@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from mmssl.apps.search import Index, embed_shards
 from mmssl.apps.serve import create_app
 from mmssl.data import expand, iter_samples
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.types import Sample
 from tests.helpers.export_models import own
 from tests.helpers.tiny_runs import write_pairs

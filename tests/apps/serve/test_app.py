@@ -17,7 +17,7 @@ from mmssl.apps.search import Hit, Index, exact_nearest
 from mmssl.apps.serve import create_app
 from mmssl.data.transforms.decoding import decode
 from mmssl.errors import UserError
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from mmssl.types import Sample
 from tests.helpers.export_models import own
 from tests.helpers.uploads import image, sent

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmssl.apps.search import Index, embed_shards
 from mmssl.apps.serve import create_app
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from tests.helpers.browser import Watched
 from tests.helpers.live_server import serving
 from tests.helpers.uploads import image

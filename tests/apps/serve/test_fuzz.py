@@ -8,7 +8,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from mmssl.apps.search import Index
 from mmssl.apps.serve import ServerLimits, create_app
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from tests.helpers.uploads import bomb, image
 
 UPLOADS = [image(), image(kind="JPEG"), image()[:-40], bomb(9000, 9000), b"", b"hello"]

@@ -14,7 +14,7 @@ from mmssl.apps.search import Index
 from mmssl.apps.serve import ServerLimits, create_app
 from mmssl.apps.serve.limits import BusyError, Worker
 from mmssl.apps.serve.server import Guard
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from tests.helpers.uploads import bomb, image, sent
 
 UPLOAD = image()

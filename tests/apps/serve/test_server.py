@@ -14,7 +14,7 @@ import uvicorn
 from mmssl.apps.search import Index
 from mmssl.apps.serve import ServerLimits, create_app, listen
 from mmssl.errors import UserError
-from mmssl.inference.model import Model
+from mmssl.inference import Model
 from tests.helpers.live_server import connect, rest, serving
 from tests.helpers.uploads import image
 

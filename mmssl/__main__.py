@@ -1,13 +1,6 @@
-"""`python -m mmssl` is the `mmssl` command; `accelerate launch -m mmssl eval ...` shares its work."""
+"""`python -m mmssl`: the `mmssl` command, for `torchrun` and `accelerate launch`."""
 
-import sys
-
-from mmssl.cli.main import main
-from mmssl.distributed import missing_processes, start_processes
+from mmssl.cli import run_module
 
 if __name__ == "__main__":
-    count = missing_processes()
-    if count is None:
-        main()
-    else:
-        start_processes(count, "mmssl", sys.argv[1:])
+    run_module("mmssl")

@@ -241,8 +241,7 @@ class MMSSL:
         Raises:
             UserError: the library has no form for this model, or the folder is not empty.
         """
-        from mmssl.apps.export import export
-        from mmssl.apps.export.classifier import write_classifier
+        from mmssl.apps.export import export, write_classifier
 
         folder = export(self.model, kind, Path(out)).folder
         if kind == "onnx" and self._classifier is not None:

@@ -34,7 +34,7 @@ def load_plugin(name: str, package: ModuleType, base: type[T], kind: str) -> typ
         raise UserError(
             f"unknown {kind} {name!r}; choose from {', '.join(known)}, or give a path such as my_module:MyClass"
         )
-    module = _import(path, name, kind)
+    module = import_path(path, kind)
     found = [
         value
         for value in vars(module).values()
@@ -53,7 +53,12 @@ def load_plugin(name: str, package: ModuleType, base: type[T], kind: str) -> typ
     return found[0]
 
 
-def _import(path: str, name: str, kind: str) -> ModuleType:
+def import_path(path: str, kind: str) -> ModuleType:
+    """Import a module; the current folder is searched too.
+
+    Raises:
+        UserError: there is no such module.
+    """
     # A console script does not search the current folder by itself.
     added = "" not in sys.path
     if added:
@@ -63,7 +68,7 @@ def _import(path: str, name: str, kind: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
             raise
-        raise UserError(f"{kind} {name!r}: there is no module {error.name!r} in this folder or in PYTHONPATH") from None
+        raise UserError(f"{kind} {path!r}: there is no module {error.name!r} in this folder or in PYTHONPATH") from None
     finally:
         if added:
             sys.path.remove("")

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mmssl.cli.main import app
+from mmssl.cli import app
 from mmssl.config import Config, ObjectiveConfig
 from mmssl.objectives import find_objective, objective_names
 

@@ -1,11 +1,15 @@
-"""Bootstrap intervals against SciPy and against what they promise."""
+"""Intervals and tests against SciPy, and intervals against the coverage that they promise."""
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from mmssl.rng import generator
-from mmssl.stats import Rows, bootstrap
+from mmssl.stats import Rows, bootstrap, paired_t, t_central_probability, t_quantile
+
+FLOATS = st.floats(-1, 1).map(lambda x: round(x, 4))
 
 
 def test_interval_is_scipys() -> None:
@@ -39,3 +43,33 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 
     assert bootstrap(middle, 3, seed=5) == bootstrap(middle, 3, seed=5)
     assert bootstrap(middle, 3) == {"first": (1.0, 2.0)}
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 30, 101])
+def test_student_agrees_with_scipy(degrees: int) -> None:
+    """Probabilities and quantiles for odd and even degrees of freedom."""
+    t = np.linspace(0, 12, 50)
+    ours = [t_central_probability(float(x), degrees) for x in t]
+    np.testing.assert_allclose(ours, 1 - 2 * stats.t.sf(t, degrees), atol=1e-12)
+    for level in (0.5, 0.9, 0.95, 0.99):
+        assert t_quantile(level, degrees) == pytest.approx(stats.t.ppf((1 + level) / 2, degrees), rel=1e-9)
+
+
+@given(st.lists(st.tuples(FLOATS, FLOATS), min_size=2, max_size=8))
+def test_paired_t_agrees_with_ttest_rel(pairs: list[tuple[float, float]]) -> None:
+    """Mean, interval and p-value of stats.ttest_rel."""
+    first, second = np.array(pairs).T
+    change = second - first
+    if np.ptp(change) < 1e-9:
+        return
+    ours, theirs = paired_t(change.tolist()), stats.ttest_rel(second, first)
+    assert ours.mean == pytest.approx(change.mean())
+    assert ours.p_value == pytest.approx(theirs.pvalue, abs=1e-9)
+    assert ours.interval == pytest.approx(tuple(theirs.confidence_interval(0.95)), rel=1e-7, abs=1e-12)
+
+
+def test_alike_differences_have_a_point_as_interval() -> None:
+    """No spread: equal runs differ by 0 for sure, runs that all gain the same gain that."""
+    assert paired_t([0.0, 0.0]).p_value == 1
+    gained = paired_t([0.25, 0.25, 0.25])
+    assert (gained.interval, gained.p_value) == ((0.25, 0.25), 0)

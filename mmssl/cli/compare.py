@@ -1,4 +1,4 @@
-"""`mmssl compare`: the verb."""
+"""`mmssl compare`."""
 
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mmssl.cli.evaluate import (
+from mmssl.cli.common import (
     BatchSize,
     Cache,
     Classnames,
@@ -19,20 +19,21 @@ from mmssl.cli.evaluate import (
     NoCache,
     Tasks,
     Templates,
-    find,
-    load_on,
+    load_model,
     make_folder,
-    make_places,
     open_cache,
+    open_datasets,
     parse_tasks,
     progress_bar,
+    verb,
     write_json,
 )
 from mmssl.errors import UserError
 
 
+@verb(40)
 def compare(
-    first: Annotated[str, typer.Argument(help="A run or a model folder.")],
+    first: Annotated[str, typer.Argument(help="Run or model folder.")],
     second: Annotated[str, typer.Argument(help="Another one.")],
     data: Data,
     task: Tasks = None,
@@ -46,25 +47,26 @@ def compare(
     batch_size: BatchSize = 256,
     device: Device = None,
 ) -> None:
-    """Judge two models on the same samples and say which differences are real.
+    """Evaluate two models on the same samples and test which differences are real.
 
-    Every sample is judged by both. Intervals are of a bootstrap of these pairs; a difference is called real where its
-    test leaves no more than 5 % for a false alarm among all figures together (McNemar or sign flips, Holm).
+    Differences are paired by sample, with bootstrap intervals. A difference is called real if its test (McNemar or
+    sign flips) is significant at 5 % after Holm's correction for the number of metrics.
     """
     from mmssl.distributed import process_group
     from mmssl.evaluate import suite
     from mmssl.evaluate.compare import compare_results, to_json, verdicts
     from mmssl.evaluate.console import format_differences
 
-    datasets = find(data, classnames=classnames, templates=templates, label=label)
-    plan = {name: (dataset, _paired(parse_tasks(dataset, task))) for name, dataset in datasets.items()}
-    make_places(None, json_file)
-    with process_group() as world, _folder(out) as folder:
+    datasets = open_datasets(data, classnames=classnames, templates=templates, label=label)
+    plan = {name: (dataset, _check_paired(parse_tasks(dataset, task))) for name, dataset in datasets.items()}
+    if json_file is not None:
+        make_folder(json_file.absolute().parent, "--json in")
+    with process_group() as world, _result_folder(out) as folder:
         places = [folder / "first", folder / "second"]
-        count = 2 * sum(len(tasks) for _, tasks in plan.values())
-        with progress_bar(count, world) as (tell, tick):
+        total = 2 * sum(len(tasks) for _, tasks in plan.values())
+        with progress_bar("evaluations", total, text="starting", shown=world.rank == 0) as bar:
             for name, place in zip((first, second), places, strict=True):
-                model = load_on(name, device)
+                model = load_model(name, device)
                 suite.run(
                     model,
                     plan,
@@ -72,10 +74,10 @@ def compare(
                     batch_size=batch_size,
                     logit_scale=model.logit_scale,
                     draw=False,
-                    cache=None if no_cache else open_cache(model, cache),
+                    cache=open_cache(model, cache, no_cache),
                     world=world,
-                    progress=tell,
-                    finished=lambda key, figures: tick(),
+                    progress=bar.describe,
+                    finished=lambda key, metrics: bar.advance(),
                 )
         if world.rank == 0:
             found = compare_results(*places)
@@ -85,21 +87,22 @@ def compare(
                 write_json(json_file, to_json(found))
 
 
-def _paired(tasks: list[str]) -> list[str]:
-    """The tasks, all of which leave an outcome of each sample."""
+def _check_paired(tasks: list[str]) -> list[str]:
+    """The tasks, once it is certain that each records an outcome per sample."""
     from mmssl.evaluate.compare import PAIRED_TASKS
 
     for task in tasks:
         if task not in PAIRED_TASKS:
             raise UserError(
-                f"task {task!r} has no outcome of each sample to pair; compare by --task {', '.join(PAIRED_TASKS)}"
+                f"task {task!r} records no outcome per sample, so it cannot be paired; "
+                f"use --task {', '.join(PAIRED_TASKS)}"
             )
     return tasks
 
 
 @contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
-    """The folder for results, or one that lasts as long as the block."""
+def _result_folder(out: Path | None) -> Iterator[Path]:
+    """The folder for results, or a temporary one."""
     if out is not None:
         make_folder(out)
         yield out

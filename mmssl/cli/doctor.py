@@ -1,48 +1,56 @@
-"""`mmssl doctor`: the verb."""
+"""`mmssl doctor`."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
+
+from mmssl.cli.common import status, stdout, verb
+
+if TYPE_CHECKING:
+    from mmssl.apps.doctor import Finding
 
 COLORS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
+@verb(60)
 def doctor(
     data: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[DATA]...", help="Shards whose speed and index to look at: paths, URLs or patterns."),
+        typer.Argument(metavar="[DATA]...", help="Shards to test for speed and index: paths, URLs or patterns."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON instead of a table.")] = False,
 ) -> None:
-    """Check versions, devices, precision, memory, limits and shards of this machine, each problem with its remedy.
+    """Check this machine and shards for training: versions, devices, precision, memory and limits, with remedies.
 
-    Reads only: nothing is written and nothing is sent. Exit code 1 when something must be mended before training.
+    Nothing is written and nothing is sent. The exit code is 1 if an error must be fixed before training.
 
     Example: mmssl doctor '/data/pairs/*.tar'
     """
     from mmssl.apps.doctor import examine, examine_shards, gather, worst
 
-    with Console(stderr=True).status("looking at this machine"):
+    with status("checking this machine"):
         findings = examine(gather(Path.cwd()))
         findings += examine_shards(data) if data else []
     state = worst(findings)
     if as_json:
         print(json.dumps({"state": state, "findings": [asdict(finding) for finding in findings]}, indent=1))
     else:
-        table = Table(
-            Column("", no_wrap=True), "state", Column("found", overflow="fold"), Column("remedy", overflow="fold")
-        )
-        for finding in findings:
-            color = COLORS[finding.state]
-            table.add_row(
-                finding.name, f"[{color}]{finding.state}[/{color}]", *map(escape, (finding.found, finding.remedy))
-            )
-        Console().print(table)
+        _print_table(findings)
     if state == "error":
         raise typer.Exit(1)
+
+
+def _print_table(findings: "list[Finding]") -> None:
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    table = Table(
+        Column("", no_wrap=True), "state", Column("found", overflow="fold"), Column("remedy", overflow="fold")
+    )
+    for finding in findings:
+        state = Text(finding.state, style=COLORS[finding.state])
+        table.add_row(finding.name, state, Text(finding.found), Text(finding.remedy))
+    stdout().print(table)

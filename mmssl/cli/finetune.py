@@ -1,31 +1,29 @@
-"""`mmssl finetune` and `mmssl interpolate`: a classifier from few labels, and models between two."""
+"""`mmssl finetune` and `mmssl interpolate`."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from mmssl.cli.evaluate import (
+from mmssl.cli.common import (
     BatchSize,
     Cache,
     Classnames,
     Device,
     JsonFile,
     Label,
+    ModelName,
     NoCache,
     Templates,
-    load_on,
+    load_model,
     make_folder,
     open_cache,
+    progress_bar,
+    stdout,
+    verb,
     write_json,
 )
-from mmssl.cli.search import ModelName
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,92 +34,88 @@ if TYPE_CHECKING:
     from mmssl.stats import Interval
 
 
-def add_finetune(app: typer.Typer) -> None:
-    """Give the command line these verbs."""
-    app.command()(finetune)
-    app.command()(interpolate)
-
-
+@verb(130)
 def finetune(
     model: ModelName,
     data: Annotated[
         str,
-        typer.Argument(help="A folder in CLIP_benchmark's layout with a training split, or a pattern of shards."),
+        typer.Argument(help="Folder in CLIP_benchmark's layout with a training split, or a shard pattern."),
     ],
     method: Annotated[
         str,
         typer.Option(
-            help="linear: a head on kept features; full: the image tower and the head; lp-ft: linear, then full."
+            help="linear: a head on cached features; full: image tower and head; lp-ft: linear, then full. "
+            "Several, separated by commas: a table."
         ),
     ] = "linear",
     shots: Annotated[
         str | None,
         typer.Option(
-            help="Labels a class to train on; up to 4 more of each class choose settings. Several (1,2,4,8,16), or "
-            "several methods, or --seeds: a table. Default: all there are."
+            help="Labels per class for training; up to 4 more per class are held out to choose settings. Several "
+            "(1,2,4,8,16): a table. Default: all labels."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw of labels and of their order.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws to average over in a table, from --seed on.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of labels and of their order.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds to average over in a table, from --seed on.")] = 1,
     alpha: Annotated[
         float, typer.Option(min=0, max=1, help="WiSE-FT: (1 - alpha) * zero-shot + alpha * fine-tuned weights.")
     ] = 1.0,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of full. Default: chosen on held-out labels.")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes of full; at least 100 updates are made.")] = 10,
-    test: Annotated[str | None, typer.Option(help="Shards to judge on. Default: the test split, or a fifth.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate of full and lp-ft. Default: chosen on held-out labels.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of full and lp-ft, with at least 100 updates.")] = 10,
+    test: Annotated[
+        str | None, typer.Option(help="Shards to evaluate on. Default: the test split, or a fifth of the data.")
+    ] = None,
     classnames: Classnames = None,
     templates: Templates = None,
     label: Label = None,
     json_file: JsonFile = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the classifier, or of the table and its image.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the classifier, or for the table and its plot; it must be empty.")
+    ] = None,
     cache: Cache = None,
     no_cache: NoCache = False,
     batch_size: BatchSize = 256,
     device: Device = None,
 ) -> None:
-    """Make a classifier of a pretrained model and labelled images, and judge it on the test split.
+    """Fine-tune a classifier on labelled images, and evaluate it on the test split.
 
-    The head begins as the zero-shot classifier of the class names; where classes have none, at zero.
+    The head starts from the zero-shot classifier of the class names, or from zero if classes have no names.
 
     Example: mmssl finetune runs/mine data/pets --method lp-ft --shots 16 --out pets-classifier
     """
-    from mmssl.apps.finetune import gather
-
     plan = _plan(method, shots, seed, seeds, alpha, lr, epochs)
     if out is not None:
-        _empty_folder(out)
-    loaded = load_on(model, device)
-    with _bar(plan.classifiers) as (tell, tick):
-        problem = gather(
-            loaded,
-            data,
-            test=test,
-            classnames=classnames,
-            templates=templates,
-            label=label,
-            seed=seed,
-            batch_size=batch_size,
-            cache=None if no_cache else open_cache(loaded, cache),
-            progress=tell,
-        )
-        found = plan.learnt(loaded, problem, tell, tick)
-    for note in problem.notes:
+        make_folder(out, empty=True)
+    loaded = load_model(model, device)
+    options: dict[str, Any] = {
+        "test": test,
+        "classnames": classnames,
+        "templates": templates,
+        "label": label,
+        "seed": seed,
+    }
+    options |= {"batch_size": batch_size, "cache": open_cache(loaded, cache, no_cache)}
+    dataset, found = _run(plan, loaded, data, options)
+    for note in dataset.notes:
         print(note)
-    print(f"{problem.name}: {len(problem.classnames)} classes, {len(problem.test.labels)} test samples")
-    _report(found, problem.name, out)
+    print(f"{dataset.name}: {len(dataset.classnames)} classes, {len(dataset.test.labels)} test samples")
+    _report(found, dataset.name, out)
     if json_file is not None:
         write_json(json_file, found.figures())
 
 
+@verb(140)
 def interpolate(
-    first: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a model or a classifier's folder.")],
+    first: Annotated[str, typer.Argument(metavar="MODEL", help="Run, model or classifier folder.")],
     second: Annotated[str, typer.Argument(metavar="OTHER", help="Another one of the same architecture.")],
     out: Annotated[Path, typer.Option(help="Folder of the new model; it must be empty or not exist.")],
     alpha: Annotated[float, typer.Option(min=0, max=1, help="0 is the first model, 1 the second.")] = 0.5,
 ) -> None:
-    """Write the model whose weights lie between those of two (WiSE-FT): (1 - alpha) * MODEL + alpha * OTHER.
+    """Interpolate the weights of two models (WiSE-FT): (1 - alpha) * MODEL + alpha * OTHER.
 
-    Of two classifiers with the same labels, a classifier.
+    Two classifiers with the same labels give a classifier.
 
     Example: mmssl interpolate runs/before runs/after --alpha 0.5 --out between
     """
@@ -129,90 +123,81 @@ def interpolate(
     from mmssl.apps.finetune import interpolate_classifiers, load_classifier
     from mmssl.apps.finetune.classifier import is_classifier
 
-    _empty_folder(out)
+    make_folder(out, empty=True)
     classifiers = [is_classifier(place) for place in (first, second)]
     if all(classifiers):
         interpolate_classifiers(load_classifier(first), load_classifier(second), alpha).save(out)
     else:
-        between(load_on(first, "cpu"), load_on(second, "cpu"), alpha).save(out)
+        between(load_model(first, "cpu"), load_model(second, "cpu"), alpha).save(out)
         if any(classifiers):
-            print("one of these is a classifier and the other is not: its labels and its head are left out")
+            print("only one of the two is a classifier: its labels and its head are left out")
     print(f"{out}: {1 - alpha:g} * {first} + {alpha:g} * {second}")
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The classifiers that are asked for: one, or those of a table."""
+    """The classifiers to train: one, or those of a table."""
 
     settings: "FineTuneSettings"
-    """Of the first."""
+    """Settings of the first."""
     methods: "list[Method]"
     shots: list[int]
-    """Empty: all there are."""
+    """Labels per class; empty: all labels."""
     seeds: int
-
-    @property
-    def is_table(self) -> bool:
-        return self.classifiers > 1
 
     @property
     def classifiers(self) -> int:
         return len(self.methods) * max(1, len(self.shots)) * self.seeds
 
-    def learnt(
-        self, model: "Model", problem: "FineTuneData", tell: Callable[[str, int], None], tick: Callable[[], None]
-    ) -> "Study | Tuned":
-        from mmssl.apps.finetune import fine_tune
-        from mmssl.apps.finetune.study import study
 
-        if self.is_table:
-            return study(model, problem, self.settings, self.methods, self.shots, self.seeds, tell, tick)
-        return fine_tune(model, problem, self.settings, tell)
+def _run(plan: _Plan, model: "Model", data: str, options: dict[str, Any]) -> "tuple[FineTuneData, Study | Tuned]":
+    """Read the dataset, and train the classifiers of the plan."""
+    from mmssl.apps.finetune import fine_tune, gather
+    from mmssl.apps.finetune.study import study
+
+    with progress_bar("classifiers", plan.classifiers, text="starting") as bar:
+        dataset = gather(model, data, progress=bar.describe, **options)
+        if plan.classifiers == 1:
+            return dataset, fine_tune(model, dataset, plan.settings, bar.describe)
+        lines = (plan.methods, plan.shots, plan.seeds)
+        return dataset, study(model, dataset, plan.settings, *lines, bar.describe, bar.advance)
 
 
 def _plan(method: str, shots: str | None, seed: int, seeds: int, alpha: float, lr: float | None, epochs: int) -> _Plan:
     from mmssl.apps.finetune import FineTuneSettings
     from mmssl.evaluate.classifiers.fine_tuning import RATES
 
-    methods, counts = _methods(method), _counts(shots)
+    methods, counts = _parse_methods(method), _parse_counts(shots)
     rates = RATES if lr is None else (lr,)
     settings = FineTuneSettings(methods[0], counts[0] if counts else None, seed, alpha, rates, epochs)
     plan = _Plan(settings, methods, counts, seeds)
-    if plan.is_table and not counts:
+    if plan.classifiers > 1 and not counts:
         raise UserError("a table needs --shots, for example --shots 1,2,4,8,16")
     return plan
 
 
-def _methods(words: str) -> "list[Method]":
+def _parse_methods(words: str) -> "list[Method]":
     from mmssl.apps.finetune import METHODS
 
-    chosen = []
-    for word in (part.strip() for part in words.split(",")):
-        found = next((method for method in METHODS if method == word), None)
-        if found is None:
-            raise UserError(f"--method {word!r} is unknown; there are {', '.join(METHODS)}")
-        chosen.append(found)
-    return list(dict.fromkeys(chosen))
+    known = {str(method): method for method in METHODS}
+    names = [word.strip() for word in words.split(",")]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--method {name!r} is unknown; choose from {', '.join(METHODS)}")
+    return [known[name] for name in dict.fromkeys(names)]
 
 
-def _counts(words: str | None) -> list[int]:
+def _parse_counts(words: str | None) -> list[int]:
     if words is None:
         return []
     parts = [part.strip() for part in words.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"--shots {words!r} must be a number of labels a class, or several with commas: 1,2,4,8,16")
+        raise UserError(f"--shots {words!r} must be labels per class, for example 16, or several: 1,2,4,8,16")
     return sorted({int(part) for part in parts})
 
 
-def _empty_folder(out: Path) -> None:
-    """Before hours of work: a folder that can be written and holds nothing."""
-    make_folder(out)
-    if any(out.iterdir()):
-        raise UserError(f"--out {out} is not empty; choose another folder")
-
-
 def _report(found: "Study | Tuned", name: str, out: Path | None) -> None:
-    """Print what was found, and write it."""
+    """Print the results, and write them to a folder."""
     from mmssl.apps.finetune.plots import draw_study
     from mmssl.apps.finetune.study import Study
 
@@ -226,18 +211,20 @@ def _report(found: "Study | Tuned", name: str, out: Path | None) -> None:
     if out is not None:
         write_json(out / "accuracy.json", found.figures())
         draw_study(out / "accuracy.png", name, found)
-        print(f"table and image: {out}")
+        print(f"table and plot: {out}")
 
 
 def _print_tuned(found: "Tuned") -> None:
-    figures = found.figures()
-    rows = [("fine-tuned", figures["acc1"], figures["acc1_interval"])]
-    if "zero_shot" in figures:
-        rows.insert(0, ("zero-shot", figures["zero_shot"], figures["zero_shot_interval"]))
+    from rich.table import Table
+
+    metrics = found.figures()
+    rows = [("fine-tuned", metrics["acc1"], metrics["acc1_interval"])]
+    if "zero_shot" in metrics:
+        rows.insert(0, ("zero-shot", metrics["zero_shot"], metrics["zero_shot_interval"]))
     table = Table("", "accuracy", "95 % interval")
     for name, accuracy, interval in rows:
         table.add_row(name, f"{accuracy:.4f}", f"{interval[0]:.4f} to {interval[1]:.4f}")
-    Console().print(table)
+    stdout().print(table)
     difference = found.difference()
     if difference is not None:
         low, high = difference.interval
@@ -250,7 +237,9 @@ def _print_tuned(found: "Tuned") -> None:
 
 
 def _print_study(found: "Study") -> None:
-    """Accuracies with their intervals, then what fine-tuning gains."""
+    """Print accuracies with their intervals, then the gains of fine-tuning."""
+    from rich.table import Table
+
     from mmssl.apps.finetune.methods import accuracy_interval
 
     accuracies, gains = (
@@ -268,27 +257,11 @@ def _print_study(found: "Study") -> None:
                 gain = by_shots[k]
                 low, high = (100 * end for end in gain.interval)
                 points = f"{100 * gain.difference:+.1f} ({low:+.1f} to {high:+.1f})"
-                gains.add_row(str(k), f"{name} less {other}", points, f"{gain.p_value:.1g}")
+                gains.add_row(str(k), f"{name} minus {other}", points, f"{gain.p_value:.1g}")
     for table in (accuracies, gains):
-        Console().print(table)
+        stdout().print(table)
 
 
 def _percent(accuracy: float, interval: "Interval") -> tuple[str, str]:
     low, high = (100 * end for end in interval)
     return f"{100 * accuracy:.1f}", f"{low:.1f} to {high:.1f}"
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[tuple[Callable[[str, int], None], Callable[[], None]]]:
-    """A bar over the classifiers: what to call with what is done within one, and after each."""
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("classifiers"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        line = bar.add_task("starting", total=total)
-        yield lambda what, done: bar.update(line, description=f"{what} {done:,}"), lambda: bar.advance(line)

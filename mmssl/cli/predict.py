@@ -1,53 +1,53 @@
-"""`mmssl predict`: what images show."""
+"""`mmssl predict`."""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
-from mmssl.cli.evaluate import Device, load_on, move
+from mmssl.cli.common import Device, load_model, parse_device, stdout, verb
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from mmssl.inference import Classify, Prediction
 
 SHOWN = 3
-"""Labels that are printed of an image."""
+"""Labels printed per image."""
 
 
+@verb(20)
 def predict(
     model: Annotated[
         str,
         typer.Argument(
-            help="A run or a model folder, open_clip:MODEL/TAG, a folder of open_clip or of a Hugging Face CLIP; or a "
-            "fine-tuned classifier's folder, which brings its labels."
+            help="Run or model folder, open_clip:MODEL/TAG, folder of an open_clip or Hugging Face CLIP model, or "
+            "folder of a fine-tuned classifier, which has its own labels."
         ),
     ],
-    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, or folders of them.")],
-    labels: Annotated[str | None, typer.Option(help="Labels with commas between them: 'a cat,a dog'.")] = None,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.")],
+    labels: Annotated[str | None, typer.Option(help="Labels, separated by commas: 'a cat,a dog'.")] = None,
     classnames: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Labels from a file, one a line, or 'imagenet'.")
+        str | None, typer.Option(metavar="FILE", help="File with one label per line, or 'imagenet'.")
     ] = None,
     template: Annotated[
         list[str] | None,
-        typer.Option(help="Text with {c} for the label, as 'a photo of a {c}.'; repeat. Default: the label alone."),
+        typer.Option(help="Prompt with {c} for the label, as 'a photo of a {c}.'; repeat. Default: the label alone."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Draw each image with its probabilities into this folder.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every label's probability as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the probability of every label as JSON.")] = False,
     device: Device = None,
 ) -> None:
-    """Tell which of some labels each image shows.
+    """Classify images with the given labels.
 
     Example: mmssl predict runs/mine photo.jpg --labels 'a cat,a dog' --out drawn/
     """
     from mmssl.inference import list_images
     from mmssl.inference import predict as run
 
-    classify = _classifier(model, _labels(labels, classnames), template, device)
+    classify = _classifier(model, _read_labels(labels, classnames), template, device)
     found = list(run(list_images(images), classify, False if out is None else out))
     if as_json:
         print(
@@ -55,29 +55,32 @@ def predict(
                 [{"image": p.image, "probabilities": p.probabilities} for p in found], indent=1, ensure_ascii=False
             )
         )
-    else:
-        Console().print(_table(found))
-    if out is not None and not as_json:
+        return
+    stdout().print(_table(found))
+    if out is not None:
         print(f"{out}: {len(found)} drawn")
 
 
 def _classifier(model: str, labels: list[str] | None, template: list[str] | None, device: str | None) -> "Classify":
-    """A fine-tuned classifier, or a model with the texts of labels."""
+    """A fine-tuned classifier, or a zero-shot classifier of the labels."""
     from mmssl.apps.finetune.classifier import is_classifier, load_classifier
     from mmssl.inference import zero_shot
 
     if is_classifier(model):
         if labels is not None or template is not None:
-            raise UserError(f"{model} is a fine-tuned classifier and has its own labels; leave --labels and others out")
+            raise UserError(
+                f"{model} is a fine-tuned classifier with its own labels; leave out --labels, --classnames and "
+                f"--template"
+            )
         classifier = load_classifier(Path(model))
-        move(classifier.model, device)
+        classifier.model.to(parse_device(device))
         return classifier.predict
     if labels is None:
-        raise UserError("--labels is missing: what may the images show? For example --labels 'a cat,a dog'")
-    return zero_shot(load_on(model, device), labels, tuple(template or ["{c}"]))
+        raise UserError("--labels is missing; give the labels to choose from, for example --labels 'a cat,a dog'")
+    return zero_shot(load_model(model, device), labels, tuple(template or ["{c}"]))
 
 
-def _labels(words: str | None, classnames: str | None) -> list[str] | None:
+def _read_labels(words: str | None, classnames: str | None) -> list[str] | None:
     from mmssl.evaluate.prompts import read_classnames
 
     if words is not None and classnames is not None:
@@ -87,7 +90,10 @@ def _labels(words: str | None, classnames: str | None) -> list[str] | None:
     return None if words is None else [word.strip() for word in words.split(",")]
 
 
-def _table(found: "list[Prediction]") -> Table:
+def _table(found: "list[Prediction]") -> "Table":
+    from rich.table import Column, Table
+    from rich.text import Text
+
     table = Table(Column("image", overflow="fold"), Column("label", no_wrap=True), "probability", "then")
     for prediction in found:
         others = list(prediction.probabilities.items())[1:SHOWN]

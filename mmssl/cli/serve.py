@@ -1,4 +1,4 @@
-"""`mmssl serve`: a page and an API over a model."""
+"""`mmssl serve`."""
 
 import ipaddress
 from pathlib import Path
@@ -6,32 +6,32 @@ from typing import Annotated
 
 import typer
 
-from mmssl.cli.evaluate import Device, load_on
-from mmssl.cli.search import ModelName
+from mmssl.cli.common import Device, ModelName, load_model, verb
 from mmssl.errors import UserError
 
 
+@verb(70)
 def serve(
     model: ModelName,
     index: Annotated[
-        Path | None, typer.Argument(help="Folder that mmssl embed wrote. Without it there is no search.")
+        Path | None, typer.Argument(help="Folder that mmssl embed wrote. Without it the page offers no search.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on. The default is reached from this machine only.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on. The default accepts this machine only.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A name under which browsers reach the server, as behind a proxy; repeat. Addresses "
+            help="Host name under which browsers reach the server, as behind a proxy; repeat. Addresses "
             "and localhost always work.",
         ),
     ] = None,
-    max_upload: Annotated[int, typer.Option(metavar="MIB", min=1, max=1024, help="Largest upload.")] = 10,
+    max_upload: Annotated[int, typer.Option(metavar="MIB", min=1, max=1024, help="Largest upload in MiB.")] = 10,
     device: Device = None,
 ) -> None:
-    """Serve a page and a JSON API: search by words or by an image, zero-shot labels, similarity maps.
+    """Serve a web page and a JSON API: search by text or image, zero-shot labels, similarity maps.
 
     Example: mmssl serve runs/mine index
     """
@@ -46,13 +46,13 @@ def serve(
     with listen(host, port) as socket:
         names = tuple(name.lower() for name in [*(allow_host or []), host])
         limits = ServerLimits(upload_bytes=max_upload << 20, hosts=names)
-        app = create_app(load_on(model, device), stored, limits)
+        app = create_app(load_model(model, device), stored, limits)
         number = socket.getsockname()[1]
-        print(f"http://{f'[{host}]' if ':' in host else host}:{number}  (API: /api/openapi.json; Ctrl-C ends it)")
+        print(f"http://{f'[{host}]' if ':' in host else host}:{number}  (API: /api/openapi.json; Ctrl-C stops it)")
         if not _is_loopback(host):
             print(
-                f"warning: {host} can be reached from other machines, and there is no login: whoever reaches it can "
-                f"search and see every image of the index"
+                f"warning: {host} can be reached from other machines, and there is no login: everybody who reaches it "
+                f"can search and see every image of the index"
             )
         make_server(app).run(sockets=[socket])
 

@@ -1,27 +1,45 @@
-"""What a configuration would do, in words: needs no data, no weights and no GPU."""
+"""`mmssl show`."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
-from torch import nn
+import typer
 
-from mmssl.build import build_objectives, complete_config, placeholder_vocabulary
-from mmssl.config import Config, ObjectiveConfig, dump_config
-from mmssl.distributed import World
-from mmssl.objectives import find_objective
-from mmssl.objectives._task import TrainingTask, encoder_passes
-from mmssl.train.cost import StepCosts, predicted_cost, untrained_task
-from mmssl.train.optim import lr_factor
+from mmssl.cli.common import Overrides, verb
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mmssl.config import Config, ObjectiveConfig
+    from mmssl.objectives._task import TrainingTask
 
 _BARS = "▁▂▃▄▅▆▇█"
 _POINTS = 40
 
 
-def describe(config: Config) -> str:
-    """The resolved configuration, parameter counts, length, learning-rate curve and forward plan.
+@verb(150)
+def show(
+    config: Annotated[str, typer.Argument(help="YAML file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Print the resolved configuration, parameter counts, length and learning-rate curve; needs no data and no GPU."""
+    from mmssl.config import load_config
+
+    print(describe(load_config(config, overrides or [])))
+
+
+def describe(config: "Config") -> str:
+    """The resolved configuration, parameter counts, length, learning-rate curve and encoder passes per step.
 
     Raises:
         UserError: a tower cannot be built as configured.
     """
+    from torch import nn
+
+    from mmssl.build import complete_config
+    from mmssl.config import dump_config
+    from mmssl.train.cost import untrained_task
+
     config, objectives = complete_config(config)
     task = untrained_task(config, objectives)
     lines = [dump_config(config).rstrip(), "", "parameters"]
@@ -33,50 +51,67 @@ def describe(config: Config) -> str:
         *((f"objective {name}", module) for name, module in task.objectives.items()),
     ]
     lines += [f"  {name}: {_count(module)}" for name, module in parts]
-    lines += [f"  in all: {_count(task)}"]
+    lines += [f"  total: {_count(task)}"]
     lines += [
         "length",
         f"  {_length(config)}",
         "learning rate",
         f"  {_curve(config)}",
-        "forward plan of a step",
+        "encoder passes per step",
     ]
+    lines += _passes(task)
+    lines.append(f"  predicted cost per step: {_cost(config, objectives, task)}")
+    return "\n".join(lines)
+
+
+def _passes(task: "TrainingTask") -> list[str]:
+    """One line per pass of an encoder, with the objectives that use it."""
+    from mmssl.objectives._task import encoder_passes
+
+    lines = []
     for forward in encoder_passes(task.objective(name) for name in task.objectives):
         users = [n for n in task.objectives if forward in task.objective(n).required_passes()]
         masked = f" seeing {forward.mask} only" if forward.tower == "vision" and forward.mask else ""
         lines.append(f"  {forward.tower} tower on {forward.input}{masked}: for {', '.join(users)}")
-    lines.append(f"  predicted cost of a step: {_cost(config, objectives, task)}")
-    return "\n".join(lines)
+    return lines
 
 
-def _cost(config: Config, objectives: Mapping[str, ObjectiveConfig], task: TrainingTask) -> str:
-    """What an average step costs, beside one of contrastive alone on the same towers."""
+def _cost(config: "Config", objectives: "Mapping[str, ObjectiveConfig]", task: "TrainingTask") -> str:
+    """The cost of an average step, relative to contrastive alone on the same towers."""
+    from mmssl.build import build_objectives, placeholder_vocabulary
+    from mmssl.distributed import World
+    from mmssl.objectives import find_objective
+    from mmssl.objectives._task import TrainingTask
+    from mmssl.train.cost import StepCosts, predicted_cost
+
     text = config.model.text
     vocabulary = placeholder_vocabulary(text.vocab_size, text.max_tokens)
     plain = build_objectives({"contrastive": find_objective("contrastive").Options()}, task.encoder, vocabulary)
     alone = predicted_cost(TrainingTask(task.encoder, plain, World()), plain)
     cost = StepCosts(task).mean(objectives)
-    return f"{cost / alone:.2f} x contrastive alone ({cost / 1e9:.3g} GFLOP a pair)"
+    return f"{cost / alone:.2f} x contrastive alone ({cost / 1e9:.3g} GFLOP per pair)"
 
 
-def _count(module: nn.Module) -> str:
+def _count(module: "nn.Module") -> str:
     total = sum(p.numel() for p in module.parameters())
     free = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return f"{total:,}" + ("" if free == total else f", of which {free:,} are trained")
+    return f"{total:,}" + ("" if free == total else f", {free:,} of them trained")
 
 
-def _length(config: Config) -> str:
+def _length(config: "Config") -> str:
     train, batch = config.train, config.data.batch_size
     if train.minutes is not None:
-        return f"{train.minutes:g} minutes of training steps, {batch} pairs a step"
+        return f"{train.minutes:g} minutes of training steps, {batch} pairs per step"
     if train.epochs is not None:
-        return f"{train.epochs:g} epochs of {batch} pairs a step (the number of steps depends on the data)"
+        return f"{train.epochs:g} epochs of {batch} pairs per step (the number of steps depends on the data)"
     steps = train.steps if train.steps is not None else -(-(train.samples or 0) // batch)
-    return f"{steps:,} steps of {batch} pairs, {steps * batch:,} pairs in all"
+    return f"{steps:,} steps of {batch} pairs, {steps * batch:,} pairs in total"
 
 
-def _curve(config: Config) -> str:
-    """The schedule as a line of bars from start to end, with its peak."""
+def _curve(config: "Config") -> str:
+    """The learning-rate schedule as a line of bars, with its peak."""
+    from mmssl.train.optim import lr_factor
+
     steps = None if config.train.minutes is not None else 1000
     optim = config.optim
     if optim.warmup >= 1 and config.train.steps is not None:

@@ -1,4 +1,4 @@
-"""`mmssl train`: by a configuration, or on data in any form with settings that suit them."""
+"""`mmssl train`."""
 
 import sys
 from pathlib import Path
@@ -6,102 +6,121 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmssl import system
-from mmssl.cli.evaluate import print_results
-from mmssl.config import Config, load_config, parse_override, read_tree
+from mmssl.cli.common import Overrides, print_results, verb
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
+    from mmssl.config import Config
     from mmssl.train.trainer import Finished
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Changes to the configuration, for example optim.lr=1e-3 train.steps=100.",
-    ),
-]
 
-
+@verb(10)
 def train(
-    config: Annotated[str | None, typer.Argument(help="A YAML file, for example configs/quickstart.yaml.")] = None,
+    config: Annotated[str | None, typer.Argument(help="YAML file, for example configs/quickstart.yaml.")] = None,
     overrides: Overrides = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="A folder of images with captions beside them, a CSV, TSV, JSONL or Parquet table, or shards. "
-            "Without CONFIG, settings are chosen for these pairs and this machine, and printed with their reasons."
+            help="Folder of images with captions beside them, CSV, TSV, JSONL or Parquet table, or shards. "
+            "Without CONFIG, mmssl chooses settings for the data and the machine, and prints the reasons."
         ),
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODEL", help="With --data: a whole model to start from, as open_clip:MODEL/TAG or a run."
-        ),
+        typer.Option(metavar="MODEL", help="With --data: model to start from, open_clip:MODEL/TAG or a run."),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="With --data: the folder of the run. Default: runs/NAME, by the data's name.")
+        Path | None, typer.Option(help="With --data: folder of the run. Default: runs/NAME, after the data.")
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with this run from its newest checkpoint; KEY=VALUE may change settings."),
+        typer.Option(help="Run to resume from its newest checkpoint; KEY=VALUE may change settings."),
     ] = None,
     rewind: Annotated[
         bool,
         typer.Option(
             "--rewind",
-            help="With --resume, after a stop at losses that were not finite: go back to the last checkpoint "
-            "before them, and leave their data out.",
+            help="With --resume, after a stop at non-finite losses: restart from the last checkpoint before them, "
+            "and skip the bad batches.",
         ),
     ] = False,
 ) -> None:
     """Train a dual encoder: `mmssl train --data pairs.csv`, `mmssl train CONFIG` or `mmssl train --resume RUN`.
 
-    Each may be followed by [KEY=VALUE]... On many processes:
+    Each form takes [KEY=VALUE]... at the end. On several GPUs:
     accelerate launch --num_processes N -m mmssl.train CONFIG [KEY=VALUE]...
     """
     changes = list(overrides or [])
     if config is not None and (resume is not None or _is_change(config)):
         changes.insert(0, config)  # the first word was an override, not a file
         config = None
+    _check_options(data, start, run, resume, rewind)
+    if data is not None:
+        _report(_train_on_data(data, config, changes, start, run))
+    else:
+        _report(_train_config(config, changes, resume, rewind))
+
+
+def _check_options(data: str | None, start: str | None, run: Path | None, resume: Path | None, rewind: bool) -> None:
     if rewind and resume is None:
-        raise UserError("--rewind needs the run to go back in: mmssl train --resume RUN --rewind")
+        raise UserError("--rewind needs a run: mmssl train --resume RUN --rewind")
     if data is None and (start is not None or run is not None):
         option = f"--start {start}" if start is not None else f"--run {run}"
-        raise UserError(f"{option} goes with --data; with a configuration give model.start=MODEL, run_dir=RUN")
+        raise UserError(f"{option} needs --data; with a configuration, set model.start=MODEL and run_dir=RUN")
     if data is not None and resume is not None:
-        raise UserError(f"--data and --resume are both given; {resume} knows its data: leave --data out")
-    if data is not None:
-        _report(_on_data(data, config, changes, start, run))
-    else:
-        _report(_by_configuration(config, changes, resume, rewind))
+        raise UserError(f"--data and --resume are both given; {resume} has its data already: leave out --data")
 
 
-def _by_configuration(config: str | None, changes: list[str], resume: Path | None, rewind: bool) -> "Finished":
+def _train_config(config: str | None, changes: list[str], resume: Path | None, rewind: bool) -> "Finished":
     from mmssl.apps.autoconfig.training import after_training
     from mmssl.train.trainer import train as run
 
-    finished = run(_settings(config, changes, resume), resume=resume is not None, rewind=rewind)
+    settings = _read_config(config, changes) if resume is None else resumed_config(resume, changes)
+    finished = run(settings, resume=resume is not None, rewind=rewind)
     after_training(finished)
     return finished
 
 
-def _settings(config: str | None, changes: list[str], resume: Path | None) -> Config:
-    if resume is not None:
-        if not (resume / "config.yaml").is_file():
-            again = "; its packing was interrupted: repeat the command that began it" if _is_packed(resume) else ""
-            raise UserError(f"{resume} is not a run: it has no config.yaml{again}")
-        return load_config(resume / "config.yaml", [*changes, f"run_dir={resume}"])
-    if config is None:
+def _read_config(path: str | None, changes: list[str]) -> "Config":
+    from mmssl.config import load_config
+
+    if path is None:
         raise UserError(
             "give pairs (mmssl train --data pairs.csv), a configuration (mmssl train configs/quickstart.yaml) "
             "or a run (mmssl train --resume RUN)"
         )
-    return load_config(config, changes)
+    return load_config(path, changes)
 
 
-def _on_data(data: str, config: str | None, changes: list[str], start: str | None, run: Path | None) -> "Finished":
+def resumed_config(run: Path, changes: list[str]) -> "Config":
+    """The configuration of a run to resume, with the folder in which the run is now.
+
+    Args:
+        changes: KEY=VALUE words.
+
+    Raises:
+        UserError: the folder is not a run, or a change is wrong.
+    """
+    from mmssl.config import parse_config, parse_override, read_tree, set_key
+    from mmssl.train.setup import PACKED
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        interrupted = (run / PACKED).is_dir()
+        again = "; its packing was interrupted: repeat the command that started it" if interrupted else ""
+        raise UserError(f"{run} is not a run: it has no config.yaml{again}")
+    tree = read_tree(path)
+    for change in changes:
+        set_key(tree, *parse_override(change))
+    # As a value: text would be read as YAML, in which folders like 'exp #2' and 'null' mean something else.
+    return parse_config(tree | {"run_dir": str(run)}, where=str(path))
+
+
+def _train_on_data(
+    data: str, config: str | None, changes: list[str], start: str | None, run: Path | None
+) -> "Finished":
     from mmssl.apps.autoconfig.training import start_from, train_on
+    from mmssl.config import parse_override, read_tree
 
     pinned = dict(parse_override(change) for change in changes)
     if config is not None:
@@ -113,7 +132,8 @@ def _on_data(data: str, config: str | None, changes: list[str], start: str | Non
 
 
 def _report(finished: "Finished") -> None:
-    """Figures, where the model is, and what to do with it."""
+    """Print the metrics, the model folder, and commands that use the model."""
+    from mmssl import system
     from mmssl.apps.autoconfig.training import next_commands
 
     if system.rank() == 0:
@@ -123,7 +143,7 @@ def _report(finished: "Finished") -> None:
             print("next:", *next_commands(finished.run_dir), sep="\n  ")
     if finished.signal is not None:
         print(
-            f"stopped by signal {finished.signal}; go on with: mmssl train --resume {finished.run_dir}",
+            f"stopped by signal {finished.signal}; resume with: mmssl train --resume {finished.run_dir}",
             file=sys.stderr,
         )
         raise typer.Exit(128 + finished.signal)
@@ -134,9 +154,3 @@ def _is_change(word: str) -> bool:
         return "=" in word and not Path(word).is_file()
     except OSError:  # too long for a file's name
         return True
-
-
-def _is_packed(run: Path) -> bool:
-    from mmssl.train.setup import PACKED
-
-    return (run / PACKED).is_dir()

@@ -26,6 +26,8 @@ MAIN_METRICS = (
     "text_retrieval_recall@5",
 )
 """The figures that sum an evaluation up, in the order in which they are shown."""
+LOWER_IS_BETTER = ("calibration_error", "median_rank", "bad_samples")
+"""Endings of the names of metrics for which lower is better."""
 
 
 def write_per_class(path: Path, rows: Iterable[ClassRow]) -> None:

@@ -1,13 +1,6 @@
-"""`accelerate launch -m mmssl.train CONFIG key=value ...` is `mmssl train` on many processes."""
+"""`python -m mmssl.train CONFIG [KEY=VALUE]...`: `mmssl train`, for `torchrun` and `accelerate launch`."""
 
-import sys
-
-from mmssl.cli.main import main
-from mmssl.distributed import missing_processes, start_processes
+from mmssl.cli import run_module
 
 if __name__ == "__main__":
-    count = missing_processes()
-    if count is None:
-        main(["train", *sys.argv[1:]])
-    else:
-        start_processes(count, "mmssl.train", sys.argv[1:])
+    run_module("mmssl.train", "train")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mmssl.cli.main import main
+from mmssl.cli import main
 
 
 def test_the_module_is_the_program() -> None:

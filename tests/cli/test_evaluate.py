@@ -14,11 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmssl import Model
-from mmssl.cli.evaluate import print_results, progress_bar
-from mmssl.cli.main import main
+from mmssl.cli import main
+from mmssl.cli.common import print_results, progress_bar
 from mmssl.config import TaskName, parse_config
 from mmssl.data.transforms import train_tokenizer
-from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate.registry import TASKS
 from mmssl.models.dual_encoder import build_dual_encoder
@@ -266,9 +265,9 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     printed = capsys.readouterr().out
     for word in ("[red]", "[/a]", "[bold]", "[/b] is not told"):
         assert word in printed
-    with progress_bar(1, World()) as (tell, tick):
-        tell("pets [/a]: images", 3)
-        tick()
+    with progress_bar("evaluations", 1) as bar:
+        bar.describe("pets [/a]: images", 3)
+        bar.advance()
 
 
 def test_the_folder_of_the_figures_is_made(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

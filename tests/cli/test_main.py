@@ -1,11 +1,14 @@
 """Bad input ends in one line that says what, where and what to do, exit code 2, and nothing half-written."""
 
+import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 import mmssl
-from mmssl.cli.main import main
+from mmssl.cli import main
+from mmssl.cli.train import resumed_config
 from mmssl.config import parse_config
 from mmssl.errors import UserError
 from mmssl.train.trainer import train
@@ -112,6 +116,50 @@ def test_resuming_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Captu
     fails(["train"], capsys, "configs/quickstart.yaml")
     fails(["train", str(tmp_path / "none.yaml")], capsys, "none.yaml")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["exp #2", "a: b", "1e3", "null", "[x]", "{y}", "~", "*z", "true"])
+def test_a_run_resumes_in_a_folder_of_any_name(name: str, finished: Path, tmp_path: Path) -> None:
+    """The folder's name is a value of the configuration, never read as YAML."""
+    run = tmp_path / name
+    shutil.copytree(finished, run)
+    (tmp_path / "here").mkdir()
+    assert resumed_config(run, ["optim.lr=0.5"]).run_dir == run
+    with contextlib.chdir(tmp_path):
+        assert resumed_config(Path(name), []).run_dir == Path(name)
+    main_ok(["train", "--resume", str(run)])
+    assert yaml.safe_load((run / "config.yaml").read_text())["run_dir"] == str(run)
+    assert {path.name for path in tmp_path.iterdir()} == {name, "here"}
+
+
+def test_help_and_version_are_fast() -> None:
+    """`mmssl --help`, the help of a verb and `mmssl --version` load no heavy library, and take under a second."""
+    heavy = {"torch", "numpy", "rich", "matplotlib", "transformers", "open_clip", "yaml", "PIL"}
+    code = (
+        "import sys; from mmssl.cli import main\ntry: main(sys.argv[1:])\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    for words in (["--help"], ["train", "--help"], ["export", "--help"], ["shards", "pack", "--help"], ["--version"]):
+        before = os.times()
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT)
+        after = os.times()
+        assert done.returncode == 0, done.stderr
+        assert heavy.isdisjoint(done.stderr.split()), words
+        assert after.children_user + after.children_system - before.children_user - before.children_system < 1
+        if words == ["--version"]:
+            assert done.stdout == f"mmssl {version('mmssl')}\n"
+
+
+def test_every_module_is_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each module beside main and common registers a verb or a group, and no verb imports another."""
+    main_ok(["--help"])
+    listed = capsys.readouterr().out
+    for path in (ROOT / "mmssl" / "cli").glob("*.py"):
+        if path.stem in ("__init__", "main", "common"):
+            continue
+        source = path.read_text()
+        assert "@verb(" in source or "= group(" in source, path
+        assert set(re.findall(r"mmssl\.cli\.(\w+)", source)) == {"common"}, path
+        assert path.stem in listed or path.stem == "evaluate", path
 
 
 def test_evaluation_refuses_what_does_not_fit(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from mmssl.cli.main import main
+from mmssl.cli import main
 from tests.helpers.export_models import own
 
 

@@ -123,7 +123,7 @@ def test_pack_makes_shards_that_check_and_go_on(tmp_path: Path, capsys: pytest.C
     assert "bare" in (out / "bad_samples.jsonl").read_text()
     assert (out / "train-00000.tar.idx").is_file()
     again = run(["pack", str(source), "--out", str(out), *options], capsys)
-    assert f"{len(list(out.glob('*.tar')))} shards stood there already" in again
+    assert f"{len(list(out.glob('*.tar')))} shards existed already" in again
 
 
 @pytest.mark.parametrize(
@@ -132,13 +132,13 @@ def test_pack_makes_shards_that_check_and_go_on(tmp_path: Path, capsys: pytest.C
         (["index", "{here}/none-*.tar"], ["none-*.tar"]),
         (["index", "pipe:cat x"], ["pipe:cat x"]),
         (["check", "{here}/none.tar"], ["none.tar", "does not exist"]),
-        (["check", "{here}/0.tar", "--json", "{here}/none/x.json"], ["none/x.json", "cannot write"]),
+        (["check", "{here}/0.tar", "--json", "{here}/none/x.json"], ["none/x.json", "cannot be written"]),
         (["check", "{here}/0.tar", "--caption", "{{txt"], ["malformed"]),
         (["check", "{here}/0.tar", "--tokenizer", "{here}/none"], ["no tokenizer folder"]),
         (["show", "{here}/0.tar", "--key", "nothing"], ["'nothing'", "keys look like"]),
-        (["show", "{here}/0.tar", "--out", "{here}"], ["cannot write"]),
+        (["show", "{here}/0.tar", "--out", "{here}"], ["cannot be written"]),
         (["pack", "{here}/none", "--out", "{here}/out"], ["none", "does not exist"]),
-        (["pack", "{here}/photos", "--out", "{here}/out", "--split", "train"], ["--split train", "NAME=SHARE"]),
+        (["pack", "{here}/photos", "--out", "{here}/out", "--split", "train"], ["--split train", "NAME=FRACTION"]),
         (["pack", "{here}/photos", "--out", "{here}/out", "--format", "gif"], ["'gif'", "webp"]),
         (["pack", "{here}/photos", "--out", "{here}"], ["holds shards of other records"]),
     ],

@@ -5,7 +5,7 @@ from typing import Any
 
 import typer.main
 
-from mmssl.cli.main import app
+from mmssl.cli import app
 from mmssl.config import Config, known_keys
 from mmssl.objectives import objective_names
 from tests.helpers.docs_scripts import load_script

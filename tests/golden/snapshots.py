@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from mmssl.cli.main import app
+from mmssl.cli import app
 from mmssl.config import Config, known_keys
 
 HELP = Path(__file__).parent / "help.txt"

@@ -10,7 +10,7 @@ import pytest
 import typer.main
 
 from mmssl.build import objective_options
-from mmssl.cli.main import app, main
+from mmssl.cli import app, main
 from mmssl.config import load_config
 from tests.helpers.docs_blocks import ROOT
 

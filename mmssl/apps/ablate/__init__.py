@@ -1,1 +1,20 @@
-"""What each objective buys: mixes trained with equal compute and equal seeds, and judged on the same suites."""
+"""Ablation of objectives: train mixes with equal compute and equal seeds, and compare them on the same suites."""
+
+from mmssl.apps.ablate.plan import AblationPlan, AblationRun, Budget, PlannedMix, make_plan
+from mmssl.apps.ablate.report import AblationResult, write_report
+from mmssl.apps.ablate.scheduler import Slot, make_slots, run_all, threads_per_run, visible_gpus
+
+__all__ = [
+    "AblationPlan",
+    "AblationResult",
+    "AblationRun",
+    "Budget",
+    "PlannedMix",
+    "Slot",
+    "make_plan",
+    "make_slots",
+    "run_all",
+    "threads_per_run",
+    "visible_gpus",
+    "write_report",
+]

@@ -1,21 +1,22 @@
-"""What an ablation will run: one cell for each mix and seed, all of equal compute."""
+"""The plan of an ablation: its mixes of objectives, and one run for each mix and seed, all of equal compute."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mmssl.apps.ablate.mixes import parse_mixes, slug
 from mmssl.build import check_schedules, objective_options, resolve
-from mmssl.config import Config, load_config, parse_config
+from mmssl.config import Config, ObjectiveConfig, load_config, parse_config
 from mmssl.errors import UserError
-from mmssl.objectives._mix_spec import Mix
+from mmssl.objectives import reference
+from mmssl.objectives._mix_spec import ALL, Mix, parse_mix
 from mmssl.train.cost import StepCosts, untrained_task
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The compute each cell gets: minutes of training steps, or the operations of the baseline's training."""
+    """The compute of each run: minutes of training steps, or as many operations as the baseline needs."""
 
     kind: Literal["minutes", "flops"]
     minutes: float | None = None
@@ -23,44 +24,49 @@ class Budget:
 
 @dataclass(frozen=True)
 class AblationRun:
-    """One run: a mix with a seed."""
+    """One run: a mix of objectives with a seed."""
 
     mix: str
     seed: int
     name: str
-    """Of its folder and files."""
+    """Name of its folder and files."""
     config: Config
 
     @property
     def run_dir(self) -> Path:
-        """The folder of its run."""
+        """The run folder."""
         return self.config.run_dir
 
     @property
     def record(self) -> Path:
-        """The file that is written when it is finished."""
+        """The file that marks the run as finished."""
         return self.run_dir / "finished.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """True once the run has trained and evaluated."""
+        return self.record.is_file()
 
 
 @dataclass(frozen=True)
 class PlannedMix:
-    """A mix, what its steps cost, and its runs."""
+    """A mix of objectives, the cost of its steps, and its runs."""
 
     mix: Mix
-    """With every option written out."""
+    """The mix with every option written out."""
     costs: StepCosts
     cost: float
-    """Operations a sample of an average step."""
-    cells: tuple[AblationRun, ...]
-    """One a seed."""
+    """Operations per sample, averaged over the steps."""
+    runs: tuple[AblationRun, ...]
+    """One run per seed."""
 
 
 @dataclass(frozen=True)
 class AblationPlan:
-    """All that will be run."""
+    """All runs of an ablation."""
 
     config: Config
-    """The settings common to all cells."""
+    """Settings common to all runs."""
     budget: Budget
     seeds: tuple[int, ...]
     mixes: tuple[PlannedMix, ...]
@@ -68,39 +74,74 @@ class AblationPlan:
     out: Path
 
     @property
-    def cells(self) -> list[AblationRun]:
-        """Every cell, all mixes of a seed before the next seed, so that a part of an ablation can be read too."""
-        return [planned.cells[i] for i in range(len(self.seeds)) for planned in self.mixes]
+    def runs(self) -> list[AblationRun]:
+        """Every run. All mixes of a seed come before the next seed, so that an interrupted ablation can be read."""
+        return [planned.runs[i] for i in range(len(self.seeds)) for planned in self.mixes]
 
-    def log(self, cell: AblationRun) -> Path:
-        """What a cell prints."""
-        return self.out / "logs" / f"{cell.name}.log"
+    def log(self, run: AblationRun) -> Path:
+        """The file with the output of a run."""
+        return self.out / "logs" / f"{run.name}.log"
 
-    def settings(self, cell: AblationRun) -> Path:
-        """The configuration that a cell is started with."""
-        return self.out / "configs" / f"{cell.name}.yaml"
+    def settings(self, run: AblationRun) -> Path:
+        """The configuration file of a run."""
+        return self.out / "configs" / f"{run.name}.yaml"
+
+
+def parse_mixes(texts: Sequence[str], configured: Mapping[str, ObjectiveConfig]) -> list[Mix]:
+    """The mixes to compare, the baseline first. Without texts: the default mixes.
+
+    Raises:
+        UserError: a mix is malformed, repeated, or uses an unknown objective, or there are fewer than two mixes.
+    """
+    mixes = [parse_mix(text, configured) for text in texts or default_mixes(configured)]
+    if len(mixes) < 2:
+        raise UserError(
+            f"an ablation compares at least two mixes, but there is only {mixes[0].name}; add objectives to the "
+            f"configuration, for example objectives.mlm.weight=0.05, or name them with --mix"
+        )
+    by_folder: dict[str, Mix] = {}
+    for mix in mixes:
+        other = by_folder.setdefault(slug(mix.name), mix)
+        if other is not mix:
+            raise UserError(f"the mixes {other.name!r} and {mix.name!r} have the same name; leave one of them out")
+    return mixes
+
+
+def default_mixes(configured: Mapping[str, ObjectiveConfig]) -> list[str]:
+    """The baseline alone, with each other objective, and all. Baseline: contrastive, else siglip, else the first."""
+    names = [name for name, entry in configured.items() if entry.weight > 0]
+    base = reference(names) or names[0]
+    others = [name for name in names if name != base]
+    return [base, *(f"{base}+{name}" for name in others), *([ALL] if len(others) > 1 else [])]
+
+
+def slug(name: str) -> str:
+    """A folder name for a mix."""
+    return re.sub(r"[^A-Za-z0-9.+=-]+", "_", name).strip("_")
 
 
 def make_plan(
     config: Config, mixes: Sequence[str], seeds: Sequence[int], budget: Budget, out: Path, threads: int | None
 ) -> AblationPlan:
-    """Check everything that can be checked before hours of training, and lay out the cells.
+    """Plan the runs, and check everything that can be checked before hours of training.
 
     Args:
-        mixes: as written; none means the default ones.
-        threads: CPU threads of a cell's math; None: as configured.
+        mixes: as the user writes them; empty: the default mixes.
+        threads: CPU threads of each run's math; None: as configured.
 
     Raises:
-        UserError: the mixes, seeds, budget or configuration are no basis for a comparison, or `out` holds runs made
-            with other settings.
+        UserError: the mixes, seeds, budget or configuration do not allow a comparison, or `out` holds runs with other
+            settings.
     """
     parsed = parse_mixes(mixes, config.objectives)
     if len(set(seeds)) < 2:
-        raise UserError("an ablation needs at least 2 seeds, for differences have no interval with one: --seeds 3")
+        raise UserError(
+            "an ablation needs at least 2 seeds to give differences an interval; give for example --seeds 3"
+        )
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds {','.join(map(str, seeds))} names a seed twice; name each once")
+        raise UserError(f"--seeds {','.join(map(str, seeds))} repeats a seed; give each once")
     if not config.evaluate.suites:
-        raise UserError("evaluate.suites is empty, so the mixes cannot be compared; add a suite to the configuration")
+        raise UserError("evaluate.suites is empty, but mixes are compared on suites; add a suite to the configuration")
     resolve(config)
     if threads is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"threads": threads})})
@@ -111,15 +152,15 @@ def make_plan(
         baseline = baseline or current
         planned.append(current)
     plan = AblationPlan(config, budget, tuple(seeds), tuple(planned), out)
-    for cell in plan.cells:
-        _refuse_other_settings(plan, cell)
+    for run in plan.runs:
+        _refuse_other_settings(plan, run)
     return plan
 
 
 def steps_for(costs: StepCosts, schedules: Mapping[str, Any], operations: float) -> int:
-    """Steps of a training that costs so many operations a sample of the batch, to the nearest step."""
+    """The number of steps that cost the given operations per sample of the batch, rounded."""
     steps = max(1, round(operations / costs.mean(schedules)))
-    # A schedule in parts of the training depends a little on its length.
+    # Schedules are fractions of the training, so the mean cost depends a little on the number of steps.
     for _ in range(4):
         steps = max(1, round(operations / costs.mean(schedules, steps)))
     return steps
@@ -129,12 +170,12 @@ def _plan_mix(
     config: Config, mix: Mix, seeds: Sequence[int], budget: Budget, out: Path, baseline: PlannedMix | None
 ) -> PlannedMix:
     minutes = budget.minutes if budget.kind == "minutes" else None
-    # Under a budget of operations the steps are known once their cost is.
+    # Under a budget of operations the number of steps follows from their cost, below.
     length = {"minutes": minutes, "steps": 1 if minutes is None else None, "epochs": None, "samples": None}
     tree = config.model_dump(mode="json")
     tree["objectives"] = mix.objectives
     tree["train"] |= length
-    tree["mixer"] |= _unwatched(config)
+    tree["mixer"] |= _diagnostics_off(config)
     settings = parse_config(tree, where=f"mix {mix.name!r}")
     schedules = objective_options(settings)
     check_schedules(schedules)
@@ -149,22 +190,22 @@ def _plan_mix(
             steps = steps_for(costs, schedules, steps * baseline.cost)
         cost = costs.mean(schedules, steps)
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": steps})})
-    cells = []
+    runs = []
     for seed in seeds:
         name = f"{slug(mix.name)}-seed{seed}"
         update = {"seed": seed, "run_dir": out / "runs" / name}
-        cells.append(AblationRun(mix.name, seed, name, settings.model_copy(update=update)))
-    return PlannedMix(replace(mix, objectives=resolved), costs, cost, tuple(cells))
+        runs.append(AblationRun(mix.name, seed, name, settings.model_copy(update=update)))
+    return PlannedMix(replace(mix, objectives=resolved), costs, cost, tuple(runs))
 
 
-def _unwatched(config: Config) -> dict[str, None]:
-    """Watching costs a mix of more objectives more time, so cells are watched only as far as the configuration asks."""
+def _diagnostics_off(config: Config) -> dict[str, None]:
+    """Diagnostics take more time with more objectives, so they run only if the configuration sets their interval."""
     keys = {"watch_steps", "image_steps"} - config.mixer.model_fields_set
     return dict.fromkeys(sorted(keys))
 
 
 def _baseline_steps(config: Config) -> int:
-    """How long the baseline trains under a budget of operations."""
+    """The number of baseline steps that defines a budget of operations."""
     train = config.train
     if train.steps is not None:
         return train.steps
@@ -176,18 +217,18 @@ def _baseline_steps(config: Config) -> int:
     )
 
 
-def _refuse_other_settings(plan: AblationPlan, cell: AblationRun) -> None:
-    if not cell.run_dir.exists():
+def _refuse_other_settings(plan: AblationPlan, run: AblationRun) -> None:
+    if not run.run_dir.exists():
         return
-    path = plan.settings(cell)
+    path = plan.settings(run)
     if not path.is_file():
-        raise UserError(f"{cell.run_dir} exists, but no ablation made it; give another --out")
-    before, now = (dict(_flat(c.model_dump(mode="json"))) for c in (load_config(path), cell.config))
+        raise UserError(f"{run.run_dir} was not made by an ablation; give another --out")
+    before, now = (dict(_flat(c.model_dump(mode="json"))) for c in (load_config(path), run.config))
     for key in [k for k in {**before, **now} if k != "run_dir"]:
         if before.get(key) != now.get(key):
             raise UserError(
-                f"{cell.run_dir} was made with {key}={before.get(key)}, now it is {now.get(key)}; give another "
-                f"--out, or the settings of before"
+                f"{run.run_dir} was made with {key}={before.get(key)}, now it is {now.get(key)}; give another "
+                f"--out, or the earlier settings"
             )
 
 

@@ -1,4 +1,4 @@
-"""The ablation as an image: each mix's difference to the baseline, seed by seed, with its intervals."""
+"""Plot of an ablation: the difference of each mix to the baseline, seed by seed, with intervals."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmssl.apps.ablate.verdict import NO_RATE, MixComparison
+from mmssl.apps.ablate.results import NOT_A_RATE, MixComparison
 
 COLORS = {"helps": "#1a7f37", "hurts": "#c93c37", "no difference": "#57606a", "too few runs": "#57606a"}
 
 
 def draw(path: Path, comparisons: Sequence[MixComparison], baseline: str) -> None:
-    """One panel a suite and figure, one row a mix, as PNG."""
+    """Draw a PNG with one panel per suite and metric, one row per mix."""
     panels: dict[tuple[str, str], list[MixComparison]] = {}
     for c in comparisons:
-        panels.setdefault((c.suite, c.figure), []).append(c)
+        panels.setdefault((c.suite, c.metric), []).append(c)
     rows = max(map(len, panels.values()), default=0)
     labels = max((len(c.mix) for c in comparisons), default=0)
     figure = Figure(
@@ -27,7 +27,7 @@ def draw(path: Path, comparisons: Sequence[MixComparison], baseline: str) -> Non
     for place, ((suite, name), found) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), place + 1)
         _panel(axes, found, first=place == 0)
-        unit = "" if name.endswith(NO_RATE) else " (percentage points)"
+        unit = "" if name.endswith(NOT_A_RATE) else " (percentage points)"
         axes.set_title(suite, fontsize=10)
         axes.set_xlabel(f"{name}: difference to {baseline}{unit}", fontsize=8.5)
     figure.supxlabel(
@@ -41,7 +41,7 @@ def draw(path: Path, comparisons: Sequence[MixComparison], baseline: str) -> Non
 def _panel(axes: Axes, comparisons: Sequence[MixComparison], first: bool) -> None:
     axes.axvline(0, color="#8c959f", linewidth=1)
     for row, c in enumerate(comparisons):
-        scale = 1 if c.figure.endswith(NO_RATE) else 100
+        scale = 1 if c.metric.endswith(NOT_A_RATE) else 100
         color = COLORS[c.verdict]
         seeds = [scale * (b - a) for a, b in zip(c.baseline, c.values, strict=True)]
         axes.plot(seeds, [row] * len(seeds), "o", markersize=4.5, markerfacecolor="none", color=color, alpha=0.7)

@@ -1,51 +1,99 @@
-"""The ablation's result as JSON, Markdown and a table for the terminal."""
+"""The report of an ablation: ablation.json, ablation.md and ablation.png, and its tables for the terminal."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.table import Column, Table
-
 from mmssl.apps.ablate.plan import AblationPlan
-from mmssl.apps.ablate.results import MixResults, Spent
-from mmssl.apps.ablate.verdict import MixComparison, sentence, show_change, show_interval, show_value
+from mmssl.apps.ablate.results import (
+    MixComparison,
+    Results,
+    RunCost,
+    choose_metrics,
+    compare_mixes,
+    format_change,
+    format_interval,
+    format_value,
+    read_runs,
+    sentence,
+)
+from mmssl.files import write_json
+
+Table = tuple[list[str], list[list[str]]]
+"""Header and rows."""
+_COST_HEADER = ["mix", "minutes", "steps", "samples seen", "samples/s", "GFLOP per sample", "PFLOP", "peak memory"]
+_COST_NOTE = (
+    "Means over the finished seeds; memory is the largest of a run's process (and of its GPU). Minutes are those of "
+    "training steps. Operations are those of matrix products, convolutions and attention, counted on a step with "
+    "captions of 16 tokens, not measured in the runs."
+)
 
 
 @dataclass(frozen=True)
 class AblationResult:
-    """Everything a report says."""
+    """The content of a report."""
 
     command: str
     plan: AblationPlan
-    cells: Mapping[str, Mapping[int, MixResults]]
-    """Mix -> seed -> run."""
-    figures: Sequence[tuple[str, str]]
-    """`suite/task` and figure of each comparison."""
+    results: Results
+    metrics: Sequence[tuple[str, str]]
+    """`suite/task` and metric of each comparison."""
     comparisons: Sequence[MixComparison]
     failed: Mapping[str, str]
-    """Cell -> why."""
+    """Run -> reason."""
 
     @property
     def mixes(self) -> list[str]:
         """Names, the baseline first."""
         return [planned.mix.name for planned in self.plan.mixes]
 
-    def values(self, mix: str, suite: str, figure: str) -> list[float]:
-        """One a finished seed."""
-        return [float(m.results[suite][figure]) for m in self.cells[mix].values()]
+    def costs(self, mix: str) -> list[RunCost]:
+        """One per finished seed."""
+        return [run.cost for run in self.results[mix].values()]
 
-    def spent(self, mix: str) -> list[Spent]:
-        """One a finished seed."""
-        return [m.spent for m in self.cells[mix].values()]
+    def tables(self) -> list[Table]:
+        """The metrics of each mix, and its cost."""
+        header = ["mix", *(f"{suite} {metric}" for suite, metric in self.metrics)]
+        found = {(c.mix, c.suite, c.metric): c for c in self.comparisons}
+        rows = [
+            [mix, *(_entry(self.results, mix, *m, found.get((mix, *m))) for m in self.metrics)] for mix in self.mixes
+        ]
+        return [(header, rows), (_COST_HEADER, [[mix, *_cost_row(self.costs(mix))] for mix in self.mixes])]
+
+    def sentences(self) -> list[str]:
+        """One sentence per comparison."""
+        return [sentence(comparison) for comparison in self.comparisons]
+
+
+def write_report(plan: AblationPlan, command: str, metrics: Sequence[str], failed: Mapping[str, str]) -> AblationResult:
+    """Compare the finished runs of a plan, and write the report.
+
+    Args:
+        command: the command that repeats the ablation.
+        metrics: as the user requests them; empty: the main metric of each suite.
+        failed: run -> reason.
+
+    Raises:
+        UserError: no suite has a requested metric.
+    """
+    from mmssl.apps.ablate.plots import draw
+
+    results = read_runs(plan)
+    chosen = choose_metrics(metrics, results)
+    names = [planned.mix.name for planned in plan.mixes]
+    result = AblationResult(command, plan, results, chosen, compare_mixes(results, chosen, names), failed)
+    write_json(plan.out / "ablation.json", as_json(result))
+    (plan.out / "ablation.md").write_text(as_markdown(result), encoding="utf-8")
+    draw(plan.out / "ablation.png", result.comparisons, names[0])
+    return result
 
 
 def as_json(result: AblationResult) -> dict[str, Any]:
-    """Plain values only."""
-    budget = asdict(result.plan.budget)
+    """Everything as plain values."""
     return {
         "command": result.command,
-        "budget": budget,
+        "budget": asdict(result.plan.budget),
         "seeds": list(result.plan.seeds),
         "baseline": result.mixes[0],
         "mixes": {
@@ -54,74 +102,60 @@ def as_json(result: AblationResult) -> dict[str, Any]:
                 "operations_per_sample": planned.cost,
                 "runs": {
                     str(seed): {
-                        "run_dir": str(m.cell.run_dir),
-                        "spent": asdict(m.spent)
+                        "run_dir": str(run.run.run_dir),
+                        "spent": asdict(run.cost)
                         | {
-                            "samples_per_second": m.spent.samples_per_second,
-                            "operations_per_sample": m.spent.operations_per_sample,
+                            "samples_per_second": run.cost.samples_per_second,
+                            "operations_per_sample": run.cost.operations_per_sample,
                         },
-                        "results": m.results,
+                        "results": run.results,
                     }
-                    for seed, m in result.cells[planned.mix.name].items()
+                    for seed, run in result.results[planned.mix.name].items()
                 },
             }
             for planned in result.plan.mixes
         },
-        "comparisons": [asdict(c) | {"sentence": sentence(c)} for c in result.comparisons],
+        # "figure" is the key that earlier reports have.
+        "comparisons": [
+            {("figure" if key == "metric" else key): value for key, value in asdict(c).items()}
+            | {"sentence": sentence(c)}
+            for c in result.comparisons
+        ],
         "failed": dict(result.failed),
     }
 
 
 def as_markdown(result: AblationResult) -> str:
-    """Tables, sentences and the exact command; shows ablation.png, which lies beside it."""
+    """Tables, sentences and the command; shows ablation.png, which is in the same folder."""
+    metrics, costs = result.tables()
     lines = ["# Ablation", "", "```bash", result.command, "```", "", _setting(result), ""]
     lines += ["![Difference of each mix to the baseline](ablation.png)", "", "## Results", ""]
-    lines += _markdown_table(["mix", *(f"{suite} {figure}" for suite, figure in result.figures)], _result_rows(result))
+    lines += _markdown_table(metrics)
     if result.comparisons:
         lines += ["", f"Differences to {result.mixes[0]}, paired by seed:", ""]
         lines += [f"- {sentence(c)}{' (*)' if c.holds_after_holm else ''}" for c in result.comparisons]
         lines += ["", _caution(result.comparisons)]
-    lines += ["", "## Cost", ""]
-    lines += _markdown_table(_COST_HEADER, _cost_rows(result))
-    lines += ["", _COST_NOTE]
+    lines += ["", "## Cost", "", *_markdown_table(costs), "", _COST_NOTE]
     if result.failed:
-        lines += ["", "## Failed", "", *(f"- {name}: {why}" for name, why in result.failed.items())]
+        lines += ["", "## Failed", "", *(f"- {name}: {reason}" for name, reason in result.failed.items())]
     return "\n".join([*lines, ""])
 
 
-def as_tables(result: AblationResult) -> list[Table]:
-    """The results and the cost, for a terminal."""
-    results = Table(Column("mix", no_wrap=True), *(f"{suite} {figure}" for suite, figure in result.figures))
-    for row in _result_rows(result):
-        results.add_row(*row)
-    costs = Table(Column("mix", no_wrap=True), *_COST_HEADER[1:])
-    for row in _cost_rows(result):
-        costs.add_row(*row)
-    return [results, costs]
-
-
-_COST_HEADER = ["mix", "minutes", "steps", "samples seen", "samples/s", "GFLOP a sample", "PFLOP", "peak memory"]
-_COST_NOTE = (
-    "Means over the finished seeds; memory is the largest of a run's process (and of its GPU). Minutes are those of "
-    "training steps. Operations are those of matrix products, convolutions and attention, counted on a step with "
-    "captions of 16 tokens, not measured in the runs."
-)
-
-
 def _setting(result: AblationResult) -> str:
-    plan, spent = result.plan, [s for mix in result.mixes for s in result.spent(mix)]
+    plan = result.plan
     seeds = f"{len(plan.seeds)} seeds ({', '.join(map(str, plan.seeds))})"
     budget = (
         f"{plan.budget.minutes:g} minutes of training steps"
         if plan.budget.kind == "minutes"
         else "an equal number of floating-point operations"
     )
-    places = sorted({f"{s.device} ({s.threads} CPU thread{'s' if s.threads > 1 else ''})" for s in spent})
-    mixes = [f"`{p.mix.name}` is {_contents(p.mix.objectives)}" for p in plan.mixes]
+    costs = [cost for mix in result.mixes for cost in result.costs(mix)]
+    places = sorted({f"{c.device} ({c.threads} CPU thread{'s' if c.threads > 1 else ''})" for c in costs})
     where = f" on {', '.join(places)}" if places else ""
+    mixes = [f"`{p.mix.name}` is {_contents(p.mix.objectives)}" for p in plan.mixes]
     return (
-        f"Each mix ran with {seeds}, each run with {budget}{where}. A seed means the same weights to begin with and "
-        f"the same order of samples in every mix. Weights: {'; '.join(mixes)}."
+        f"Each mix ran with {seeds}, each run with {budget}{where}. Runs with the same seed start from the same "
+        f"weights and see the samples in the same order. Weights: {'; '.join(mixes)}."
     )
 
 
@@ -129,66 +163,48 @@ def _contents(objectives: Mapping[str, Mapping[str, Any]]) -> str:
     return " + ".join(f"{options['weight']:g} {name}" for name, options in objectives.items())
 
 
-def _result_rows(result: AblationResult) -> list[list[str]]:
-    found = {(c.mix, c.suite, c.figure): c for c in result.comparisons}
-    return [
-        [mix, *(_cell(result, mix, suite, figure, found.get((mix, suite, figure))) for suite, figure in result.figures)]
-        for mix in result.mixes
-    ]
-
-
-def _cell(result: AblationResult, mix: str, suite: str, figure: str, comparison: MixComparison | None) -> str:
-    values = result.values(mix, suite, figure)
+def _entry(results: Results, mix: str, suite: str, metric: str, comparison: MixComparison | None) -> str:
+    """The mean of a metric, with its difference to the baseline."""
+    values = [float(run.results[suite][metric]) for run in results[mix].values()]
     if not values:
         return "no finished run"
-    mean = show_value(figure, statistics.fmean(values))
+    mean = format_value(metric, statistics.fmean(values))
     if comparison is None or comparison.paired is None:
         return mean
-    paired = comparison.paired
-    return f"{mean} ({show_change(figure, paired.mean)}, {show_interval(figure, paired.interval)}) {comparison.verdict}"
+    change, interval = comparison.paired.mean, comparison.paired.interval
+    return f"{mean} ({format_change(metric, change)}, {format_interval(metric, interval)}) {comparison.verdict}"
 
 
-def _cost_rows(result: AblationResult) -> list[list[str]]:
-    rows = []
-    for mix in result.mixes:
-        spent = result.spent(mix)
-        if not spent:
-            rows.append([mix, *("",) * (len(_COST_HEADER) - 1)])
-            continue
-        mean = {
-            key: statistics.fmean(getattr(s, key) for s in spent)
-            for key in ("minutes", "steps", "samples", "samples_per_second", "operations_per_sample", "operations")
-        }
-        memory = f"{max(s.peak_memory_bytes for s in spent) / 2**20:,.0f} MiB"
-        gpu = [s.peak_gpu_memory_bytes for s in spent if s.peak_gpu_memory_bytes is not None]
-        rows.append(
-            [
-                mix,
-                f"{mean['minutes']:.2f}",
-                f"{mean['steps']:,.0f}",
-                f"{mean['samples']:,.0f}",
-                f"{mean['samples_per_second']:,.0f}",
-                f"{mean['operations_per_sample'] / 1e9:.3g}",
-                f"{mean['operations'] / 1e15:.3g}",
-                memory + (f", GPU {max(gpu) / 2**20:,.0f} MiB" if gpu else ""),
-            ]
-        )
-    return rows
+def _cost_row(costs: Sequence[RunCost]) -> list[str]:
+    if not costs:
+        return [""] * (len(_COST_HEADER) - 1)
+    memory = f"{max(cost.peak_memory_bytes for cost in costs) / 2**20:,.0f} MiB"
+    gpu = [cost.peak_gpu_memory_bytes for cost in costs if cost.peak_gpu_memory_bytes is not None]
+    return [
+        f"{statistics.fmean(cost.minutes for cost in costs):.2f}",
+        f"{statistics.fmean(cost.steps for cost in costs):,.0f}",
+        f"{statistics.fmean(cost.samples for cost in costs):,.0f}",
+        f"{statistics.fmean(cost.samples_per_second for cost in costs):,.0f}",
+        f"{statistics.fmean(cost.operations_per_sample for cost in costs) / 1e9:.3g}",
+        f"{statistics.fmean(cost.operations for cost in costs) / 1e15:.3g}",
+        memory + (f", GPU {max(gpu) / 2**20:,.0f} MiB" if gpu else ""),
+    ]
 
 
 def _caution(comparisons: Sequence[MixComparison]) -> str:
     count = sum(c.paired is not None for c in comparisons)
     return (
-        f"A difference is called one where neither the interval over seeds nor that over samples holds 0. Of {count} "
-        f"comparisons each has a chance of about 5 % to look like a difference where there is none; (*) marks those "
-        f"over seeds that stay when all are counted (Holm). Fewer seeds mean wider intervals: no difference shown is "
-        f"not the same as no difference."
+        f"A difference is reported only if neither its interval over seeds nor its interval over samples contains 0. "
+        f"Each of the {count} comparisons has a chance of about 5 % of a false alarm; (*) marks differences over seeds "
+        f"that remain significant after correction for all comparisons (Holm). Fewer seeds give wider intervals: "
+        f"'no difference' does not prove that there is none."
     )
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def _markdown_table(table: Table) -> list[str]:
+    header, rows = table
     return [
         f"| {' | '.join(header)} |",
         f"|{' --- |' * len(header)}",
-        *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows),
+        *(f"| {' | '.join(entry.replace('|', '/') for entry in row)} |" for row in rows),
     ]

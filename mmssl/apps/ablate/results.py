@@ -1,28 +1,35 @@
-"""What finished cells left: figures, outcomes of single samples, and what the training took."""
+"""Results of finished runs, and the paired comparison of each mix with the baseline."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
 
 from mmssl.apps.ablate.plan import AblationPlan, AblationRun, PlannedMix
 from mmssl.config import Length
 from mmssl.errors import UserError
 from mmssl.evaluate.compare import Outcomes, read_outcomes
-from mmssl.evaluate.results import MAIN_METRICS, Metrics
+from mmssl.evaluate.results import LOWER_IS_BETTER, MAIN_METRICS, Metrics
+from mmssl.stats import LEVEL, Interval, Paired, bootstrap, holm, paired_t
+
+Verdict = Literal["helps", "hurts", "no difference", "too few runs"]
+NOT_A_RATE = ("median_rank",)
+"""Metrics that are not shown in percent."""
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What one run took."""
+class RunCost:
+    """The resources that one run used."""
 
     minutes: float
-    """Spent in training steps."""
+    """Time in training steps."""
     steps: int
     samples: int
-    """Seen in training, repetitions included."""
+    """Samples seen in training, repetitions included."""
     operations: float
-    """Floating-point operations of the training, from the counted cost of a step."""
+    """Floating-point operations of the training, from the counted cost per step."""
     peak_memory_bytes: int
     peak_gpu_memory_bytes: int | None
     device: str
@@ -35,79 +42,189 @@ class Spent:
 
     @property
     def operations_per_sample(self) -> float:
-        """Mean over the steps done."""
+        """Mean over the steps."""
         return self.operations / self.samples
 
 
 @dataclass(frozen=True)
-class MixResults:
+class RunResults:
     """A finished run."""
 
-    cell: AblationRun
+    run: AblationRun
     results: dict[str, Metrics]
-    """`suite/task` -> figures."""
+    """`suite/task` -> metrics."""
     outcomes: dict[str, Outcomes]
-    """`suite/task` -> what was kept of each sample."""
-    spent: Spent
+    """`suite/task` -> recorded outcome of each sample."""
+    cost: RunCost
 
 
-def read_runs(plan: AblationPlan) -> dict[str, dict[int, MixResults]]:
-    """Mix -> seed -> the run, for the cells that are finished."""
+Results = Mapping[str, Mapping[int, RunResults]]
+"""Mix -> seed -> finished run."""
+
+
+def read_runs(plan: AblationPlan) -> dict[str, dict[int, RunResults]]:
+    """Read the finished runs of each mix, by seed."""
     return {
-        planned.mix.name: {cell.seed: _read(planned, cell) for cell in planned.cells if cell.record.is_file()}
+        planned.mix.name: {run.seed: _read(planned, run) for run in planned.runs if run.is_finished}
         for planned in plan.mixes
     }
 
 
-def choose_metrics(
-    asked: Sequence[str], plan: AblationPlan, cells: dict[str, dict[int, MixResults]]
-) -> list[tuple[str, str]]:
-    """Pairs of `suite/task` and figure to compare: those asked for, or each suite's main one.
+def choose_metrics(requested: Sequence[str], results: Results) -> list[tuple[str, str]]:
+    """Pairs of `suite/task` and metric to compare: the requested ones, or the main one of each suite.
 
     Args:
-        asked: a figure's name, for all suites that have it, or `suite/task/figure`.
+        requested: metric names, for all suites that have them, or `suite/task/metric`.
 
     Raises:
-        UserError: no suite has such a figure.
+        UserError: no suite has such a metric.
     """
-    measured = next((m for seeds in cells.values() for m in seeds.values()), None)
+    measured = next((run for seeds in results.values() for run in seeds.values()), None)
     if measured is None:
         return []
-    known = {suite: _metrics(metrics) for suite, metrics in measured.results.items()}
-    if not asked:
+    known = {
+        suite: [name for name, value in metrics.items() if isinstance(value, float)]
+        for suite, metrics in measured.results.items()
+    }
+    if not requested:
         return [(suite, next((m for m in MAIN_METRICS if m in names), names[0])) for suite, names in known.items()]
     chosen: dict[tuple[str, str], None] = {}
-    for name in asked:
-        found = [(suite, f) for suite, names in known.items() for f in names if name in (f, f"{suite}/{f}")]
+    for name in requested:
+        found = [
+            (suite, metric)
+            for suite, names in known.items()
+            for metric in names
+            if name in (metric, f"{suite}/{metric}")
+        ]
         if not found:
-            there = "; ".join(f"{suite}: {', '.join(names)}" for suite, names in known.items())
-            raise UserError(f"--metric {name!r} is not measured; there are {there}")
+            available = "; ".join(f"{suite}: {', '.join(names)}" for suite, names in known.items())
+            raise UserError(f"--metric {name!r} was not measured; choose from {available}")
         chosen |= dict.fromkeys(found)
     return list(chosen)
 
 
-def _metrics(metrics: Metrics) -> list[str]:
-    return [name for name, value in metrics.items() if isinstance(value, float)]
+@dataclass(frozen=True)
+class MixComparison:
+    """One mix compared with the baseline in one metric."""
+
+    mix: str
+    suite: str
+    """`suite/task`."""
+    metric: str
+    seeds: tuple[int, ...]
+    """Seeds finished in both."""
+    baseline: tuple[float, ...]
+    """One value per seed."""
+    values: tuple[float, ...]
+    """Values of the mix, one per seed."""
+    paired: Paired | None
+    """Paired test over seeds; None with fewer than two seeds."""
+    samples: int | None
+    """Samples of the suite, if the runs recorded an outcome for each."""
+    over_samples: Interval | None
+    """Interval of the same mean difference, from a bootstrap over the suite's samples."""
+    verdict: Verdict
+    holds_after_holm: bool = False
+    """The difference over seeds stays significant after correction for all comparisons (Holm 1979)."""
 
 
-def _read(planned: PlannedMix, cell: AblationRun) -> MixResults:
-    results = json.loads((cell.run_dir / "results.json").read_text(encoding="utf-8"))
-    steps: list[dict[str, Any]] = [
-        json.loads(line) for line in (cell.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+def compare_mixes(results: Results, metrics: Sequence[tuple[str, str]], mixes: Sequence[str]) -> list[MixComparison]:
+    """Compare each mix with the first one, in each metric of each suite."""
+    found = [
+        _compare(mix, suite, metric, results[mixes[0]], results[mix]) for suite, metric in metrics for mix in mixes[1:]
     ]
-    batch = cell.config.data.batch_size
-    length = Length(cell.config.train.steps, cell.config.train.minutes)
+    tested = [(i, c.paired.p_value) for i, c in enumerate(found) if c.paired is not None]
+    for (i, _), holds in zip(tested, holm([p for _, p in tested]), strict=True):
+        found[i] = replace(found[i], holds_after_holm=holds)
+    return found
+
+
+def sentence(c: MixComparison) -> str:
+    """The verdict in one sentence, with the values and intervals behind it."""
+    about = f"{c.mix}, {c.suite} {c.metric}"
+    if c.paired is None:
+        return f"{about}: too few runs to compare ({len(c.seeds)} finished in pairs; 2 are needed)."
+    bounds = [(f"{len(c.seeds)} runs each", f"{len(c.seeds)} seeds", c.paired.interval)]
+    if c.over_samples is not None:
+        bounds.append((f"{c.samples:,} samples", f"{c.samples:,} samples", c.over_samples))
+    holding = " and ".join(source for source, _, (low, high) in bounds if low <= 0 <= high)
+    verdict = f"no difference that {holding} can show" if c.verdict == "no difference" else c.verdict
+    means = " to ".join(format_value(c.metric, sum(v) / len(v)) for v in (c.baseline, c.values))
+    intervals = ", ".join(f"over {over} {format_interval(c.metric, interval)}" for _, over, interval in bounds)
+    change = format_change(c.metric, c.paired.mean)
+    return f"{about}: {verdict}: {change}, from {means} ({LEVEL:.0%} interval {intervals})."
+
+
+def format_value(metric: str, value: float) -> str:
+    """A metric as text: rates in percent."""
+    return f"{value:.1f}" if metric.endswith(NOT_A_RATE) else f"{100 * value:.2f} %"
+
+
+def format_change(metric: str, value: float) -> str:
+    """A signed difference as text: of rates in percentage points."""
+    return f"{value:+.1f}" if metric.endswith(NOT_A_RATE) else f"{100 * value:+.2f} points"
+
+
+def format_interval(metric: str, interval: Interval) -> str:
+    """The interval of a difference as text."""
+    scale = 1 if metric.endswith(NOT_A_RATE) else 100
+    return f"{scale * interval[0]:+.2f} to {scale * interval[1]:+.2f}"
+
+
+def decide(metric: str, paired: Paired | None, over_samples: Interval | None) -> Verdict:
+    """The verdict: a difference counts only if no interval, over seeds or over samples, contains 0."""
+    if paired is None:
+        return "too few runs"
+    intervals = [paired.interval, *([] if over_samples is None else [over_samples])]
+    sign = -1 if metric.endswith(LOWER_IS_BETTER) else 1
+    if all(sign * low > 0 and sign * high > 0 for low, high in intervals):
+        return "helps"
+    if all(sign * low < 0 and sign * high < 0 for low, high in intervals):
+        return "hurts"
+    return "no difference"
+
+
+def _compare(
+    mix: str, suite: str, metric: str, baseline: Mapping[int, RunResults], others: Mapping[int, RunResults]
+) -> MixComparison:
+    seeds = tuple(seed for seed in baseline if seed in others)
+    first, second = (tuple(float(runs[seed].results[suite][metric]) for seed in seeds) for runs in (baseline, others))
+    paired = paired_t([b - a for a, b in zip(first, second, strict=True)]) if len(seeds) > 1 else None
+    samples, over_samples = _over_samples(suite, metric, [(baseline[s], others[s]) for s in seeds])
+    verdict = decide(metric, paired, over_samples)
+    return MixComparison(mix, suite, metric, seeds, first, second, paired, samples, over_samples, verdict)
+
+
+def _over_samples(
+    suite: str, metric: str, pairs: Sequence[tuple[RunResults, RunResults]]
+) -> tuple[int | None, Interval | None]:
+    """The number of samples, and the interval of the mean difference of these runs over other samples."""
+    if not pairs or any(metric not in run.outcomes.get(suite, ([], {}))[1] for pair in pairs for run in pair):
+        return None, None
+    changes = [second.outcomes[suite][1][metric] - first.outcomes[suite][1][metric] for first, second in pairs]
+    change = np.mean(changes, axis=0)
+    found = bootstrap(lambda rows: {"mean": float(change[rows].mean())}, len(change))
+    return len(change), found["mean"]
+
+
+def _read(planned: PlannedMix, run: AblationRun) -> RunResults:
+    results = json.loads((run.run_dir / "results.json").read_text(encoding="utf-8"))
+    steps: list[dict[str, Any]] = [
+        json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    batch = run.config.data.batch_size
+    length = Length(run.config.train.steps, run.config.train.minutes)
     operations, seconds = 0.0, 0.0
     for i, step in enumerate(steps):
-        # A step's record has a loss for each objective that acted.
-        acted = [name for name in planned.mix.objectives if f"{name}.loss" in step]
-        operations += batch * planned.costs.of(acted, length.fraction(i, seconds))
+        # The record of a step has a loss for each objective that was active.
+        active = [name for name in planned.mix.objectives if f"{name}.loss" in step]
+        operations += batch * planned.costs.of(active, length.fraction(i, seconds))
         seconds = step["seconds"]
-    spent = Spent(
+    cost = RunCost(
         minutes=seconds / 60,
         steps=len(steps),
         samples=len(steps) * batch,
         operations=operations,
-        **json.loads(cell.record.read_text(encoding="utf-8")),
+        **json.loads(run.record.read_text(encoding="utf-8")),
     )
-    return MixResults(cell, results, read_outcomes(cell.run_dir), spent)
+    return RunResults(run, results, read_outcomes(run.run_dir), cost)

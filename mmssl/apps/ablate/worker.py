@@ -1,7 +1,7 @@
-"""One cell of an ablation, as a process of its own: `python -m mmssl.apps.ablate.worker CONFIG RECORD [--resume]`.
+"""One run of an ablation in its own process: `python -m mmssl.apps.ablate.worker CONFIG RECORD [--resume]`.
 
-The ablation holds the other end of its standard input. When that closes, because the ablation was stopped or is gone,
-the run saves a checkpoint and stops.
+The ablation holds the other end of its standard input. When that closes, because the ablation stopped or crashed, the
+run saves a checkpoint and stops.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from mmssl.train.trainer import train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train one cell; its record says that it is finished. Returns the exit code."""
+    """Train one run, and write the record that marks it as finished. Returns the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("config", type=Path)
     parser.add_argument("record", type=Path)
@@ -50,13 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "threads": torch.get_num_threads(),
         },
     )
-    # Finished cells never go on; with many cells their checkpoints would fill the disk.
+    # Finished runs are never resumed; the checkpoints of many runs would fill the disk.
     shutil.rmtree(config.run_dir / "checkpoints", ignore_errors=True)
     return 0
 
 
 def _stop_with_the_ablation() -> None:
-    # Not sys.stdin: its lock would be waited for when Python ends.
+    # Not sys.stdin: at its exit Python would wait for its lock.
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Both encoders as ONNX: image.onnx and text.onnx, for any number of images and captions of any length."""
+"""Export of both encoders as ONNX, for any batch size and caption length; and of a fine-tuned classifier."""
 
 import copy
 import json
@@ -7,37 +7,45 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmssl.apps.export.sample import CAPTIONS, images, largest, needs
+from mmssl.apps.export.probe_inputs import CAPTIONS, images, largest_difference, missing_package
 from mmssl.data.transforms import EvalView, Tokenizer, load_tokenizer
+from mmssl.errors import UserError
 from mmssl.inference import Model
 from mmssl.models.dual_encoder import DualEncoder
 
+if TYPE_CHECKING:
+    from mmssl.apps.finetune.classifier import Classifier
+
+LABEL = "onnxruntime"
 IMAGE, TEXT, CONFIG = "image.onnx", "text.onnx", "config.json"
+GRAPH, LABELS = "classifier.onnx", "labels.json"
+TOLERANCE = 1e-5
+"""Largest accepted absolute difference of the probabilities of a classifier."""
 OPSET = 20
 _SMALLER = ("MatMul", "Gemm", "Gather")
-"""Operations whose weights are made 8-bit."""
+"""Operations whose weights are quantised."""
 
 
-def lines(folder: str) -> str:
-    """How it is loaded."""
+def usage(folder: str) -> str:
+    """Python code that loads the folder."""
     return f"""import onnxruntime
 image = onnxruntime.InferenceSession("{folder}/{IMAGE}")  # {{"images": uint8 [N, 3, S, S]}} -> unit vectors [N, D]
 text = onnxruntime.InferenceSession("{folder}/{TEXT}")  # {{"tokens": int64 [N, L], "mask": int64 [N, L]}} -> [N, D]"""
 
 
 def problems(model: Model) -> list[str]:
-    """Nothing in a dual encoder is beyond ONNX."""
+    """None: ONNX can store every dual encoder."""
     return []
 
 
 def write(model: Model, folder: Path) -> None:
-    """image.onnx (images -> features), text.onnx (tokens, mask -> features), tokenizer/ and config.json."""
+    """Write image.onnx (images -> features), text.onnx (tokens, mask -> features), tokenizer/ and config.json."""
     encoder = copy.deepcopy(model.encoder).to("cpu").eval()
     length = model.tokenizer.max_tokens
     tokens, mask = model.tokenizer.encode(list(CAPTIONS))
@@ -58,15 +66,47 @@ def write(model: Model, folder: Path) -> None:
 
 
 def difference(model: Model, folder: Path) -> float:
-    """By onnxruntime, for batches and lengths other than those it was exported with."""
+    """Compare with onnxruntime, on batch sizes and lengths other than those of the export."""
     theirs, pixels = OnnxEncoder(folder), images(model, 5)
-    found = [largest(theirs.encode_rendered(pixels[:count]), model.encode_rendered(pixels[:count])) for count in (1, 5)]
-    found += [largest(theirs.encode_text([text]), model.encode_text(text)) for text in CAPTIONS]
-    return max(*found, largest(theirs.encode_text(CAPTIONS), model.encode_text(list(CAPTIONS))))
+    found = [
+        largest_difference(theirs.encode_rendered(pixels[:count]), model.encode_rendered(pixels[:count]))
+        for count in (1, 5)
+    ]
+    found += [largest_difference(theirs.encode_text([text]), model.encode_text(text)) for text in CAPTIONS]
+    return max(*found, largest_difference(theirs.encode_text(CAPTIONS), model.encode_text(list(CAPTIONS))))
+
+
+def write_classifier(classifier: "Classifier", folder: Path) -> float:
+    """Write classifier.onnx ("images", uint8 [N, 3, S, S] -> "probabilities" [N, C]) and labels.json, a list of C.
+
+    Returns: the largest difference between onnxruntime's probabilities and the classifier's on a few images.
+
+    Raises:
+        UserError: a package is missing, or they differ by more than TOLERANCE; then nothing is written.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_package("onnxruntime", error) from None
+    module = _Probabilities(classifier)
+    batch = torch.export.Dim("batch", min=1, max=2**16)
+    export_graph(module, (images(classifier.model),), ["images"], ({0: batch},), folder / GRAPH, "probabilities")
+    pixels = images(classifier.model, 5)
+    session = onnxruntime.InferenceSession(str(folder / GRAPH), providers=["CPUExecutionProvider"])
+    theirs = torch.from_numpy(session.run(["probabilities"], {"images": pixels.numpy()})[0])
+    ours = classifier.logits(classifier.model.encode_rendered(pixels)).softmax(dim=1)
+    difference = float((theirs - ours).abs().max())
+    if not difference <= TOLERANCE:
+        (folder / GRAPH).unlink()
+        raise UserError(
+            f"probabilities of onnxruntime differ by {difference:.2g}, so they were not written; report this model"
+        )
+    (folder / LABELS).write_text(json.dumps(classifier.labels, indent=1, ensure_ascii=False), encoding="utf-8")
+    return difference
 
 
 def quantize(folder: Path) -> float:
-    """Replace the weights of matrix products by 8-bit ones; returns the size relative to what it was.
+    """Quantise the weights of matrix products to 8 bits; returns the size relative to the original.
 
     Raises:
         UserError: onnxruntime is missing.
@@ -75,31 +115,31 @@ def quantize(folder: Path) -> float:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
-        raise needs("onnx and onnxruntime", error) from None
+        raise missing_package("onnx and onnxruntime", error) from None
     before = after = 0
     for name in (IMAGE, TEXT):
-        whole, small = folder / name, folder / f"int8-{name}"
-        before += whole.stat().st_size
+        full, small = folder / name, folder / f"int8-{name}"
+        before += full.stat().st_size
         # Convolutions stay as they are: onnxruntime's 8-bit ones are slower on most processors.
-        graph = onnx.load(whole)
-        # The exporter's inner shapes are those before its own rewriting; the quantiser infers them anew.
+        graph = onnx.load(full)
+        # The exporter leaves inner shapes from before its own rewriting; the quantiser infers the right ones.
         del graph.graph.value_info[:]
         with _quiet():
             quantize_dynamic(graph, small, weight_type=QuantType.QInt8, op_types_to_quantize=list(_SMALLER))
-        small.replace(whole)
-        after += whole.stat().st_size
+        small.replace(full)
+        after += full.stat().st_size
     return after / before
 
 
 class OnnxEncoder:
-    """The exported files as an encoder that `mmssl.evaluate` can judge."""
+    """An exported folder as an encoder that `mmssl.evaluate` can evaluate."""
 
     def __init__(self, folder: Path | str) -> None:
-        """Raises UserError when onnxruntime is missing."""
+        """Load the folder; raises UserError if onnxruntime is missing."""
         try:
             import onnxruntime
         except ImportError as error:
-            raise needs("onnxruntime", error) from None
+            raise missing_package("onnxruntime", error) from None
         place = Path(folder)
         record = json.loads((place / CONFIG).read_text(encoding="utf-8"))
         self.tokenizer: Tokenizer = load_tokenizer(str(place / "tokenizer"), record["max_tokens"])
@@ -110,7 +150,7 @@ class OnnxEncoder:
         self._text = onnxruntime.InferenceSession(str(place / TEXT), providers=providers)
 
     def render(self, image: bytes) -> Tensor:
-        """An encoded image -> uint8 [3, S, S]."""
+        """The bytes of an image file -> uint8 [3, S, S]."""
         return self.view(image)
 
     def encode_rendered(self, pixels: Tensor) -> Tensor:
@@ -118,7 +158,7 @@ class OnnxEncoder:
         return _run(self._image, {"images": pixels.numpy()})
 
     def encode_image(self, images: Sequence[bytes]) -> Tensor:
-        """Encoded images -> unit vectors [N, D]."""
+        """The bytes of image files -> unit vectors [N, D]."""
         return self.encode_rendered(torch.stack([self.render(image) for image in images]))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -149,13 +189,27 @@ class _Text(nn.Module):
         return self.encoder.encode_text(tokens, mask.bool())
 
 
+class _Probabilities(nn.Module):
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, classifier: "Classifier") -> None:
+        super().__init__()
+        self.encoder: DualEncoder = copy.deepcopy(classifier.model.encoder).to("cpu").eval()
+        self.register_buffer("weight", classifier.weight)
+        self.register_buffer("bias", classifier.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.encoder.encode_image(images) @ self.weight.T + self.bias).softmax(dim=1)
+
+
 def export_graph(
     module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], shapes: Any, path: Path, output: str = "features"
 ) -> None:
     """Write a module as ONNX and check it.
 
     Args:
-        inputs: an example. names: of the inputs. shapes: their sizes that vary. output: name of the result.
+        inputs: an example. names: names of the inputs. shapes: their variable sizes. output: name of the result.
 
     Raises:
         UserError: a package is missing.
@@ -164,7 +218,7 @@ def export_graph(
         import onnx
         import onnxscript  # torch's exporter imports it later, deep inside
     except ImportError as error:
-        raise needs("onnx and onnxscript", error) from None
+        raise missing_package("onnx and onnxscript", error) from None
     assert onnxscript is not None
     with _quiet(), torch.no_grad():
         torch.onnx.export(
@@ -185,7 +239,7 @@ def export_graph(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter and the quantiser speak of their own inner matters."""
+    """Silence the exporter and the quantiser, whose warnings concern their own internals."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)

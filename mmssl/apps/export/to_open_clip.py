@@ -1,4 +1,4 @@
-"""A folder for open_clip.create_model_from_pretrained("local-dir:FOLDER")."""
+"""Export to a folder for open_clip.create_model_from_pretrained("local-dir:FOLDER")."""
 
 import json
 from pathlib import Path
@@ -10,28 +10,29 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmssl.apps.export.sample import CAPTIONS, images, largest, normalized, state
+from mmssl.apps.export.probe_inputs import CAPTIONS, images, largest_difference, normalized, state
 from mmssl.inference import Model
 from mmssl.models.pretrained.key_mapping import to_open_clip
 from mmssl.models.text_open_clip import OpenClipText
 
+LABEL = "open_clip"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
 _TOKENS = ("output_tokens",)
-"""Settings of CoCa's towers, whose captioner is not kept."""
+"""Settings of CoCa's towers; its captioner is not exported."""
 _TEXT_KINDS = ("bert", "roberta", "xlm-roberta")
 """Hugging Face encoders that open_clip builds by their configuration."""
 
 
-def lines(folder: str) -> str:
-    """How it is loaded."""
+def usage(folder: str) -> str:
+    """Python code that loads the folder."""
     return f"""import open_clip
 model, preprocess = open_clip.create_model_from_pretrained("local-dir:{folder}")
 tokenizer = open_clip.get_tokenizer("local-dir:{folder}")"""
 
 
 def problems(model: Model) -> list[str]:
-    """What open_clip has no setting for."""
+    """Properties that open_clip has no setting for."""
     found = []
     if model.config.projection != "linear":
         found.append("its projections are MLPs, open_clip's are linear")
@@ -41,7 +42,7 @@ def problems(model: Model) -> list[str]:
         if others:
             found.append(f"open_clip gives timm towers no options ({', '.join(others)})")
         elif _shapes(timm.create_model(name, num_classes=0)) != _shapes(model.vision.trunk):
-            found.append(f"open_clip builds timm's {name} at its own image size only")
+            found.append(f"open_clip builds timm's {name} only at its own image size")
     encoder = model.text.encoder
     kind = encoder.config.model_type
     if kind == "clip_text_model":
@@ -77,7 +78,7 @@ def write(model: Model, folder: Path) -> None:
 
 
 def difference(model: Model, folder: Path) -> float:
-    """By open_clip's own loader and tokenizer."""
+    """Compare with open_clip's own loader and tokenizer."""
     theirs = open_clip.create_model_from_pretrained(f"local-dir:{folder}", return_transform=False).eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     pixels, captions = images(model), list(CAPTIONS)
@@ -85,12 +86,13 @@ def difference(model: Model, folder: Path) -> float:
         image_features = theirs.encode_image(normalized(model, pixels))
         text_features = theirs.encode_text(tokenizer(captions))
     return max(
-        largest(image_features, model.encode_rendered(pixels)), largest(text_features, model.encode_text(captions))
+        largest_difference(image_features, model.encode_rendered(pixels)),
+        largest_difference(text_features, model.encode_text(captions)),
     )
 
 
 def rename(folder: Path, name: str) -> None:
-    """Make a Hugging Face text tower's configuration be looked for under a name of the hub, not in the folder."""
+    """Set the hub name or folder in which open_clip looks for the configuration of a Hugging Face text tower."""
     path = folder / CONFIG
     record = json.loads(path.read_text(encoding="utf-8"))
     text = record["model_cfg"]["text_cfg"]

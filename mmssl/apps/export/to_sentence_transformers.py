@@ -1,4 +1,4 @@
-"""The text side as a folder that SentenceTransformer loads."""
+"""Export of the text tower to a folder that SentenceTransformer loads."""
 
 import tempfile
 from pathlib import Path
@@ -7,23 +7,24 @@ from typing import Any
 from torch import nn
 from transformers import CLIPTextModel
 
-from mmssl.apps.export.sample import CAPTIONS, largest, needs, state
-from mmssl.apps.export.to_transformers import clip_text, text_problems
+from mmssl.apps.export.probe_inputs import CAPTIONS, largest_difference, missing_package, state
+from mmssl.apps.export.to_hf import clip_text, text_problems
 from mmssl.inference import Model
 from mmssl.models.text_open_clip import OpenClipText
 
+LABEL = "sentence-transformers"
 _POOLING = {"cls": "cls", "mean": "mean", "eos": "lasttoken"}
 
 
-def lines(folder: str) -> str:
-    """How it is loaded."""
+def usage(folder: str) -> str:
+    """Python code that loads the folder."""
     return f"""from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("{folder}")
 features = model.encode(["a red apple"])  # unit vectors in the space of the images"""
 
 
 def problems(model: Model) -> list[str]:
-    """What sentence-transformers cannot pool."""
+    """Kinds of pooling that sentence-transformers lacks."""
     if isinstance(model.text.encoder, OpenClipText):
         return text_problems(model)
     if model.text.pooling not in _POOLING:
@@ -32,7 +33,7 @@ def problems(model: Model) -> list[str]:
 
 
 def write(model: Model, folder: Path) -> None:
-    """The encoder, its pooling, the projection as dense layers, and the norm."""
+    """Write the encoder, its pooling, the projection as dense layers, and the normalisation."""
     library, modules = _library()
     with tempfile.TemporaryDirectory() as place:
         encoder = model.text.encoder
@@ -50,14 +51,14 @@ def write(model: Model, folder: Path) -> None:
 
 
 def difference(model: Model, folder: Path) -> float:
-    """By SentenceTransformer itself."""
+    """Compare with SentenceTransformer."""
     theirs = _library()[0].SentenceTransformer(str(folder), device="cpu")
     found = theirs.encode(list(CAPTIONS), convert_to_tensor=True, show_progress_bar=False)
-    return largest(found, model.encode_text(list(CAPTIONS)))
+    return largest_difference(found, model.encode_text(list(CAPTIONS)))
 
 
 def _dense(modules: Any, projection: nn.Module) -> list[Any]:
-    """A linear layer, or the layers of an MLP, as Dense modules."""
+    """The linear layers of a projection as Dense modules."""
     parts = [projection] if isinstance(projection, nn.Linear) else [p for p in projection if isinstance(p, nn.Linear)]  # type: ignore[attr-defined]
     found = []
     for place, part in enumerate(parts):
@@ -71,10 +72,10 @@ def _dense(modules: Any, projection: nn.Module) -> list[Any]:
 
 
 def _library() -> tuple[Any, Any]:
-    """The package and its modules."""
+    """The package sentence-transformers and its modules."""
     try:
         import sentence_transformers
         from sentence_transformers.sentence_transformer import modules
     except ImportError as error:
-        raise needs("sentence-transformers", error) from None
+        raise missing_package("sentence-transformers", error) from None
     return sentence_transformers, modules

@@ -1,4 +1,4 @@
-"""The vision tower alone, as weights for timm.create_model(..., checkpoint_path=FILE)."""
+"""Export of the vision tower alone, as weights for timm.create_model(..., checkpoint_path=FILE)."""
 
 import json
 from pathlib import Path
@@ -9,28 +9,29 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from mmssl.apps.export.sample import images, largest, normalized, state
+from mmssl.apps.export.probe_inputs import images, largest_difference, normalized, state
 from mmssl.inference import Model
 
+LABEL = "timm"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def lines(folder: str) -> str:
-    """How it is loaded."""
+def usage(folder: str) -> str:
+    """Python code that loads the folder."""
     return f"""import json, timm
 settings = json.load(open("{folder}/{CONFIG}"))
 model = timm.create_model(settings["architecture"], checkpoint_path="{folder}/{WEIGHTS}", **settings["model_args"])"""
 
 
 def problems(model: Model) -> list[str]:
-    """Towers that are not timm's."""
+    """Vision towers that timm does not have."""
     if _architecture(model) is None:
-        return [f"its vision tower is {model.config.vision.name}, which is no model of timm"]
+        return [f"its vision tower is {model.config.vision.name}, which timm does not have"]
     return []
 
 
 def write(model: Model, folder: Path) -> None:
-    """model.safetensors, and config.json in the form that timm's own hub folders have."""
+    """Write model.safetensors, and config.json in the format of timm's hub folders."""
     mean, std = model.vision.statistics
     side = model.vision.image_size
     record = {
@@ -53,7 +54,7 @@ def write(model: Model, folder: Path) -> None:
 
 
 def difference(model: Model, folder: Path) -> float:
-    """By timm's own loader: the pooled vectors before the projection, which timm has no place for."""
+    """Compare with timm's own loader: pooled features before the projection, which timm cannot store."""
     record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     theirs = timm.create_model(
         record["architecture"], checkpoint_path=str(folder / WEIGHTS), **record["model_args"]
@@ -63,11 +64,11 @@ def difference(model: Model, folder: Path) -> float:
     with torch.no_grad():
         ours = model.vision.eval()(pixels.to(model.device)).pooled.float().cpu()
         model.vision.train(training)
-        return largest(theirs(normalized(model, pixels)), torch.nn.functional.normalize(ours, dim=-1))
+        return largest_difference(theirs(normalized(model, pixels)), torch.nn.functional.normalize(ours, dim=-1))
 
 
 def _architecture(model: Model) -> str | None:
-    """timm's name of the tower; None where it is not timm's."""
+    """timm's name of the tower; None if timm does not have it."""
     library, _, name = model.config.vision.name.partition(":")
     if library == "timm":
         return name

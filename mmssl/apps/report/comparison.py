@@ -9,9 +9,9 @@ from mmssl.apps.report.wording import Metric, list_metrics, result_title
 from mmssl.config import Config
 from mmssl.errors import UserError
 from mmssl.evaluate.compare import Difference, compare_results
+from mmssl.evaluate.results import LOWER_IS_BETTER
 from mmssl.stats import holm
 
-LOWER_IS_BETTER = ("calibration_error", "median_rank", "bad_samples")
 NO_DIRECTION = ("samples", "classes", "captions", "train_samples", "k", "c")
 
 

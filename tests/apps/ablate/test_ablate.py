@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mmssl.cli.main import main
+from mmssl.cli import main
 from tests.helpers.tiny_runs import run_tree, write_pairs
 
 ROOT = Path(__file__).parents[3]
@@ -103,7 +103,7 @@ def test_seeds_are_paired(out: Path) -> None:
 
 
 def test_finished_runs_are_kept(out: Path, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same command without the broken mix starts no process, whichever figure is asked for."""
+    """The same command without the broken mix starts no process, whichever metric is requested."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a process was started")
@@ -125,7 +125,7 @@ def test_bad_input_ends_in_one_line(
         ([*new, "--minutes", "0"], "--minutes"),
         (new, "--minutes"),
         ([*new, "--minutes", "1", "--budget", "flops"], "exclude"),
-        ([*new, "--minutes", "1", "--budget", "time"], "'time'"),
+        ([*new, "--minutes", "1", "--budget", "time"], "'time' is not one of"),
         ([*new, "--minutes", "1", "--seeds", "a"], "--seeds 'a'"),
         ([*new, "--minutes", "1", "--seeds", "1"], "at least 2 seeds"),
         ([*new, "--minutes", "1", "--jobs", "9999"], "--jobs 9999"),
@@ -156,7 +156,7 @@ def test_a_dry_run_prints_the_plan_only(settings: Path, tmp_path: Path, capsys: 
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(settings: Path, tmp_path: Path) -> None:
-    """SIGINT ends with exit code 130 and a checkpoint of the running cells; started again, they are resumed, and all
+    """SIGINT ends with exit code 130 and a checkpoint of the running runs; started again, they are resumed, and all
     end with the steps of the plan."""
     out = tmp_path / "out"
     command = [
@@ -172,7 +172,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(settings: Path, tmp_path: Pat
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
-    assert "goes on" in errors
+    assert "resume with the same command" in errors
     assert list((metrics.parent / "checkpoints").glob("step-*"))
     assert not (metrics.parent / "finished.json").exists()
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Cells of equal compute, checked before anything runs."""
+"""The mixes of an ablation, and its runs of equal compute, checked before anything runs."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,21 @@ from typing import Any
 import pytest
 import yaml
 
-from mmssl.apps.ablate.plan import AblationPlan, Budget, make_plan
+from mmssl.apps.ablate.plan import AblationPlan, Budget, default_mixes, make_plan, parse_mixes, slug
 from mmssl.apps.ablate.scheduler import make_slots
-from mmssl.config import Config, dump_config, parse_config
+from mmssl.config import Config, ObjectiveConfig, dump_config, parse_config
 from mmssl.errors import UserError
 from tests.helpers.tiny_runs import run_tree, write_pairs
 
 OBJECTIVES = {"contrastive": {}, "mlm": {"weight": 0.1}}
+
+
+CONFIGURED = {
+    "mae": ObjectiveConfig(weight=0.1, mask_ratio=0.5),
+    "contrastive": ObjectiveConfig(),
+    "mlm": ObjectiveConfig(weight=0.2),
+    "siglip": ObjectiveConfig(weight=0),
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +43,7 @@ def test_equal_flops_give_costlier_mixes_fewer_steps(shards: Path, tmp_path: Pat
     """Steps times their mean cost is the baseline's within half a step, with and without a schedule."""
     mixes = ("contrastive", "contrastive+mlm", "contrastive+mlm(start=0.5,every=3)")
     made = plan(config(shards, train__steps=1000), tmp_path, Budget("flops"), mixes)
-    steps = [planned.cells[0].config.train.steps for planned in made.mixes]
+    steps = [planned.runs[0].config.train.steps for planned in made.mixes]
     assert steps[0] == 1000
     assert steps[1] is not None
     assert steps[2] is not None
@@ -46,16 +54,16 @@ def test_equal_flops_give_costlier_mixes_fewer_steps(shards: Path, tmp_path: Pat
 
 
 def test_equal_minutes_differ_in_objectives_only(shards: Path, tmp_path: Path) -> None:
-    """Cells of one seed share everything but objectives and folder; those of a mix everything but seed and folder;
+    """Runs of one seed share everything but objectives and folder; those of a mix everything but seed and folder;
     the whole baseline runs beside the others of its seed."""
     made = plan(config(shards), tmp_path, Budget("minutes", 2.5))
-    assert [c.name for c in made.cells] == [
+    assert [c.name for c in made.runs] == [
         "contrastive-seed0",
         "contrastive+mlm-seed0",
         "contrastive-seed1",
         "contrastive+mlm-seed1",
     ]
-    trees = [yaml.safe_load(dump_config(c.config)) for c in made.cells]
+    trees = [yaml.safe_load(dump_config(c.config)) for c in made.runs]
     assert all(t["train"]["minutes"] == 2.5 and t["train"]["steps"] is None for t in trees)
     assert {*trees[0]["objectives"]} == {"contrastive"}
     assert trees[1]["objectives"]["mlm"]["weight"] == 0.1
@@ -63,21 +71,21 @@ def test_equal_minutes_differ_in_objectives_only(shards: Path, tmp_path: Path) -
         assert {k for k in trees[a] if trees[a][k] != trees[b][k]} == may_differ
 
 
-def test_cells_are_watched_only_where_asked(shards: Path, tmp_path: Path) -> None:
-    """Looking at gradients takes longer with more objectives, so it is off, unless the configuration asks for it."""
+def test_diagnostics_run_only_where_configured(shards: Path, tmp_path: Path) -> None:
+    """Diagnostics take longer with more objectives, so they are off unless the configuration sets their interval."""
     for mixer, watched in (({}, None), ({"watch_steps": 7}, 7)):
         made = plan(config(shards, mixer=mixer), tmp_path, Budget("minutes", 1))
-        assert made.cells[0].config.mixer.watch_steps == watched
-        assert made.cells[0].config.mixer.image_steps is None
+        assert made.runs[0].config.mixer.watch_steps == watched
+        assert made.runs[0].config.mixer.image_steps is None
 
 
 def test_runs_made_with_other_settings_are_refused(shards: Path, tmp_path: Path) -> None:
     """The setting that changed is named with both values; other seeds and mixes may be added."""
     made = plan(config(shards), tmp_path, Budget("minutes", 1))
-    for cell in made.cells:
-        cell.run_dir.mkdir(parents=True)
-        made.settings(cell).parent.mkdir(exist_ok=True)
-        made.settings(cell).write_text(dump_config(cell.config))
+    for run in made.runs:
+        run.run_dir.mkdir(parents=True)
+        made.settings(run).parent.mkdir(exist_ok=True)
+        made.settings(run).write_text(dump_config(run.config))
     plan(config(shards), tmp_path, Budget("minutes", 1), ("contrastive", "mlm"), (1, 2))
     with pytest.raises(UserError, match=r"train.minutes=1.0, now it is 2.0.*--out"):
         plan(config(shards), tmp_path, Budget("minutes", 2))
@@ -88,7 +96,7 @@ def test_runs_made_with_other_settings_are_refused(shards: Path, tmp_path: Path)
 def test_equal_flops_need_a_length_in_steps(shards: Path, tmp_path: Path) -> None:
     """Samples count as steps; minutes cannot say how many operations the baseline gets."""
     made = plan(config(shards, train={"samples": 100}), tmp_path, Budget("flops"))
-    assert made.mixes[0].cells[0].config.train.steps == 13
+    assert made.mixes[0].runs[0].config.train.steps == 13
     with pytest.raises(UserError, match="train.steps or train.samples"):
         plan(config(shards, train={"minutes": 1}), tmp_path, Budget("flops"))
 
@@ -126,3 +134,33 @@ def test_jobs_share_the_machine() -> None:
     assert [s.gpu for s in make_slots(3, ["0", "1"], range(8))] == ["0", "1", "0"]
     with pytest.raises(UserError, match="--jobs 3"):
         make_slots(3, [], [0, 1])
+
+
+def test_default_mixes_start_with_contrastive_alone() -> None:
+    """Contrastive, with each other objective that has a weight, and all; `all` is left out where it says nothing."""
+    assert default_mixes(CONFIGURED) == ["contrastive", "contrastive+mae", "contrastive+mlm", "all"]
+    assert default_mixes({"mlm": ObjectiveConfig(), "siglip": ObjectiveConfig()}) == ["siglip", "siglip+mlm"]
+    assert default_mixes({"mlm": ObjectiveConfig(), "mae": ObjectiveConfig()}) == ["mlm", "mlm+mae"]
+
+
+def test_a_mix_names_a_folder() -> None:
+    """What no file system dislikes."""
+    assert (
+        slug("contrastive+mlm(weight=0.05,every=2)+mae(ratio=[1,2])")
+        == "contrastive+mlm_weight=0.05_every=2_+mae_ratio=_1_2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mixes", "words"),
+    [
+        (["contrastive"], ["at least two"]),
+        (["contrastive", " contrastive"], ["same name"]),
+    ],
+)
+def test_mixes_that_cannot_be_compared_are_refused(mixes: list[str], words: list[str]) -> None:
+    """The message names the mix, what is wrong and what to write."""
+    with pytest.raises(UserError) as caught:
+        parse_mixes(mixes, CONFIGURED)
+    assert [w for w in words if w not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)

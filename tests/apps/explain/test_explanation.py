@@ -8,7 +8,7 @@ from PIL import Image
 
 from mmssl.apps.explain import Neighbour, explain, nearest, word_scores
 from mmssl.apps.explain.plots import draw_explanation
-from mmssl.cli.main import main
+from mmssl.cli import main
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.data import iter_samples
 from mmssl.data.transforms import train_tokenizer

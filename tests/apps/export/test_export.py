@@ -1,4 +1,4 @@
-"""What is exported is opened by the library it is meant for, and gives the same features."""
+"""Exported files load in the library they are for, and give the same features there."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 import mmssl
-from mmssl.apps.export import FORMATS, export
-from mmssl.apps.export.hub import push
-from mmssl.apps.export.to_onnx import OnnxEncoder, quantize
+from mmssl.apps.export import OnnxEncoder, export, find_format, format_names, push, quantize
+from mmssl.cli import main
 from mmssl.errors import UserError
 from tests.helpers.export_models import own
 from tests.helpers.open_clip_folders import MODELS, write_open_clip
@@ -157,10 +156,10 @@ def test_timm_opens_the_vision_tower(vision: str, tmp_path: Path) -> None:
         ("open_clip", lambda: own(projection="mlp"), "MLP"),
         ("open_clip", lambda: own("eos"), "'eos'"),
         ("open_clip", lambda: own(vision="timm:vit_tiny_patch16_224"), "depth, embed_dim, num_heads"),
-        ("hf", own, "resnet10t is not CLIP's.*text tower is a 'bert'.*it can be written as open_clip"),
+        ("hf", own, "resnet10t is not CLIP's.*text tower is a 'bert'.*choose from open_clip"),
     ],
 )
-def test_what_a_format_cannot_hold_is_said_before_writing(kind: str, model: Any, words: str, tmp_path: Path) -> None:
+def test_a_model_that_a_format_cannot_store_is_refused(kind: str, model: Any, words: str, tmp_path: Path) -> None:
     """One line that lists what differs and which formats can; nothing is written."""
     with pytest.raises(UserError, match=words) as caught:
         export(model(), kind, tmp_path / "out")
@@ -173,41 +172,41 @@ def test_an_export_never_overwrites(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
         export(own(), "timm", tmp_path)
-    with pytest.raises(UserError, match=r"notes\.txt is no folder"):
+    with pytest.raises(UserError, match=r"notes\.txt is not a folder"):
         export(own(), "timm", tmp_path / "notes.txt")
-    with pytest.raises(UserError, match="sentence-transformers"):
+    with pytest.raises(UserError, match="sentence_transformers"):
         export(own(), "gguf", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left")])
-def test_a_full_disk_is_said(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one line, whoever writes; nothing is left."""
+def test_a_full_disk_is_reported(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is one line, whichever library writes; no file is left."""
 
     def full(*arguments: object) -> None:
         raise error
 
     monkeypatch.setattr("mmssl.apps.export.to_timm.save_file", full)
-    with pytest.raises(UserError, match="out cannot be written: .*No space left.*pick another folder"):
+    with pytest.raises(UserError, match="out cannot be written: .*No space left.*give another folder"):
         export(own(), "timm", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_tells_how_it_is_loaded(tmp_path: Path) -> None:
-    """README.md holds the lines, in Python that compiles, the preprocessing, and a word on licences."""
+def test_a_folder_describes_itself(tmp_path: Path) -> None:
+    """README.md has Python code that compiles and loads it, the preprocessing, and a note on licences."""
     found = export(own(), "timm", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "create_model" in card
     assert "32 x 32 pixels" in card
     assert "Licence" in card
-    for form in FORMATS.values():
-        lines = form.lines("folder")
-        compile(lines, "card", "exec")
-        assert len(lines.splitlines()) == 3
-    assert str(tmp_path) in found.lines
+    for name in format_names():
+        usage = find_format(name).usage("folder")
+        compile(usage, "card", "exec")
+        assert len(usage.splitlines()) == 3
+    assert str(tmp_path) in found.usage
 
 
-def test_the_hub_is_asked_rightly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_pushed_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The repository is made, and the folder uploaded; there an open_clip folder finds its text tower by the hub's
     name, here still by its own place, also where the hub cannot be reached."""
     calls: list[tuple[str, Any]] = []
@@ -236,3 +235,43 @@ def test_the_hub_is_asked_rightly(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         push(out, "me/model")
     assert "\n" not in str(caught.value)
     assert name() == str(out)
+
+
+OWN = '''
+"""A format of somebody else's package."""
+import torch
+LABEL = "torch.load"
+
+def problems(model):
+    return [] if model.config.projection == "linear" else ["its projections are MLPs"]
+
+def write(model, folder):
+    torch.save(model.encode_text(["a"]), folder / "features.pt")
+
+def difference(model, folder):
+    return float((torch.load(folder / "features.pt") - model.encode_text(["a"])).abs().max())
+
+def usage(folder):
+    return f"torch.load('{folder}/features.pt')"
+'''
+
+
+def test_a_format_is_found_by_its_dotted_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module outside of mmssl exports like a built-in one, from the command line too; its faults are one line."""
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "to_torch.py").write_text(OWN)
+    (tmp_path / "my_lab" / "to_half.py").write_text('LABEL = "half"')
+    monkeypatch.syspath_prepend(tmp_path)
+    found = export(own(), "my_lab.to_torch", tmp_path / "out")
+    assert (found.difference, found.usage) == (0, f"torch.load('{tmp_path}/out/features.pt')")
+    own().save(tmp_path / "model")
+    with pytest.raises(SystemExit) as end:
+        main(["export", str(tmp_path / "model"), "--format", "my_lab.to_torch", "--out", str(tmp_path / "again")])
+    assert not end.value.code
+    assert (tmp_path / "again" / "features.pt").is_file()
+    with pytest.raises(UserError, match="its projections are MLPs"):
+        export(own(projection="mlp"), "my_lab.to_torch", tmp_path / "mlp")
+    with pytest.raises(UserError, match="my_lab.to_half lacks problems, write, difference, usage"):
+        export(own(), "my_lab.to_half", tmp_path / "half")
+    with pytest.raises(UserError, match="export format 'my_lab.to_none': there is no module"):
+        export(own(), "my_lab.to_none", tmp_path / "none")

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mmssl import MMSSL, Model
-from mmssl.apps.export.classifier import write_classifier
+from mmssl.apps.export import write_classifier
 from mmssl.apps.finetune import Classifier, load_classifier
 from mmssl.errors import UserError
 from mmssl.rng import torch_generator

@@ -13,7 +13,7 @@ from mmssl.apps.report import write_report
 from mmssl.apps.report.page import confusion_table, hardest
 from mmssl.apps.report.run_reader import collect
 from mmssl.apps.report.wording import LONGEST, in_words, list_metrics
-from mmssl.cli.main import main
+from mmssl.cli import main
 from mmssl.errors import UserError
 from tests.apps.report.conftest import HOSTILE
 from tests.helpers.toy_encoder import pack, paint

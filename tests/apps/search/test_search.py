@@ -15,7 +15,7 @@ from PIL import Image
 import mmssl
 from mmssl.apps.search import Index, embed_shards, encode_query, exact_nearest
 from mmssl.apps.search.nearest import Graph
-from mmssl.cli.main import main
+from mmssl.cli import main
 from mmssl.data import expand, iter_samples
 from mmssl.distributed import World
 from mmssl.errors import UserError

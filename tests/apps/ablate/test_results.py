@@ -6,47 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats  # type: ignore[import-untyped]
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mmssl.apps.ablate.verdict import MixComparison, compare_mixes, decide, sentence
-from mmssl.stats import paired_t, t_central_probability, t_quantile
-
-FLOATS = st.floats(-1, 1).map(lambda x: round(x, 4))
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 30, 101])
-def test_student_agrees_with_scipy(degrees: int) -> None:
-    """Probabilities and quantiles for odd and even degrees of freedom."""
-    t = np.linspace(0, 12, 50)
-    ours = [t_central_probability(float(x), degrees) for x in t]
-    np.testing.assert_allclose(ours, 1 - 2 * scipy.stats.t.sf(t, degrees), atol=1e-12)
-    for level in (0.5, 0.9, 0.95, 0.99):
-        assert t_quantile(level, degrees) == pytest.approx(scipy.stats.t.ppf((1 + level) / 2, degrees), rel=1e-9)
-
-
-@given(st.lists(st.tuples(FLOATS, FLOATS), min_size=2, max_size=8))
-def test_paired_t_agrees_with_ttest_rel(pairs: list[tuple[float, float]]) -> None:
-    """Mean, interval and p-value of scipy.stats.ttest_rel."""
-    first, second = np.array(pairs).T
-    change = second - first
-    if np.ptp(change) < 1e-9:
-        return
-    ours, theirs = paired_t(change.tolist()), scipy.stats.ttest_rel(second, first)
-    assert ours.mean == pytest.approx(change.mean())
-    assert ours.p_value == pytest.approx(theirs.pvalue, abs=1e-9)
-    assert ours.interval == pytest.approx(tuple(theirs.confidence_interval(0.95)), rel=1e-7, abs=1e-12)
-
-
-def test_alike_differences_have_a_point_as_interval() -> None:
-    """No spread: equal runs differ by 0 for sure, runs that all gain the same gain that."""
-    assert paired_t([0.0, 0.0]).p_value == 1
-    gained = paired_t([0.25, 0.25, 0.25])
-    assert (gained.interval, gained.p_value) == ((0.25, 0.25), 0)
+from mmssl.apps.ablate.results import MixComparison, compare_mixes, decide, sentence
+from mmssl.stats import paired_t
 
 
 @pytest.mark.parametrize(
-    ("figure", "differences", "over_samples", "verdict"),
+    ("metric", "differences", "over_samples", "verdict"),
     [
         ("acc1", [0.02, 0.021, 0.019], (0.01, 0.03), "helps"),
         ("acc1", [-0.02, -0.021, -0.019], (-0.03, -0.01), "hurts"),
@@ -59,14 +25,14 @@ def test_alike_differences_have_a_point_as_interval() -> None:
     ],
 )
 def test_a_verdict_needs_every_interval_beside_0(
-    figure: str, differences: list[float], over_samples: tuple[float, float] | None, verdict: str
+    metric: str, differences: list[float], over_samples: tuple[float, float] | None, verdict: str
 ) -> None:
-    """Both intervals must lie on one side; which side is good depends on the figure."""
-    assert decide(figure, paired_t(differences), over_samples) == verdict
+    """Both intervals must lie on one side; the good side depends on the metric."""
+    assert decide(metric, paired_t(differences), over_samples) == verdict
 
 
 class Run:
-    """What `compare_mixes` reads of a measured run."""
+    """The part of a finished run that `compare_mixes` reads."""
 
     def __init__(self, right: list[int]) -> None:
         values = np.array(right, dtype=np.float64)
@@ -75,15 +41,15 @@ class Run:
 
 
 def test_a_mix_is_compared_seed_by_seed() -> None:
-    """Only seeds finished in both count; the sentence tells verdict, change, means and both intervals."""
+    """Only seeds finished in both count; the sentence has verdict, change, means and both intervals."""
     rng = np.random.default_rng(0)
     draw: Any = lambda p: Run((rng.random(400) < p).astype(int).tolist())  # noqa: E731
-    cells: Any = {
+    results: Any = {
         "contrastive": {0: draw(0.3), 1: draw(0.3), 2: draw(0.3)},
         "better": {0: draw(0.7), 1: draw(0.7), 2: draw(0.7)},
         "halted": {1: draw(0.7)},
     }
-    better, halted = compare_mixes(cells, [("a/zero_shot", "acc1")], list(cells))
+    better, halted = compare_mixes(results, [("a/zero_shot", "acc1")], list(results))
     assert better.verdict == "helps"
     assert better.paired is not None
     assert better.over_samples is not None
@@ -97,17 +63,17 @@ def test_a_mix_is_compared_seed_by_seed() -> None:
     assert "1 finished in pairs" in sentence(halted)
 
 
-def test_figures_without_outcomes_have_no_interval_over_samples() -> None:
+def test_metrics_without_outcomes_have_no_interval_over_samples() -> None:
     """The calibration error is no mean over samples."""
-    cells: Any = {name: {s: Run([0, 1, 1]) for s in (0, 1)} for name in ("contrastive", "same")}
-    (found,) = compare_mixes(cells, [("a/zero_shot", "calibration_error")], list(cells))
+    results: Any = {name: {s: Run([0, 1, 1]) for s in (0, 1)} for name in ("contrastive", "same")}
+    (found,) = compare_mixes(results, [("a/zero_shot", "calibration_error")], list(results))
     assert (found.samples, found.over_samples) == (None, None)
     assert found.verdict == "no difference"
     assert "no difference that 2 runs each can show" in sentence(found)
 
 
 def test_the_sentence_names_what_is_too_few() -> None:
-    """Seeds, samples or both: whichever interval holds 0."""
+    """Seeds, samples or both: whichever interval contains 0."""
     paired = paired_t([0.02, 0.021, 0.019])
     unsure = paired_t([0.02, -0.05, 0.06])
     for used, over, words in (
@@ -123,7 +89,7 @@ def test_the_sentence_names_what_is_too_few() -> None:
 def test_holm_counts_all_comparisons() -> None:
     """One clear difference among nothing stays; of many weak ones none does."""
 
-    def cells(gains: list[list[float]]) -> Any:
+    def results(gains: list[list[float]]) -> Any:
         def run(value: float) -> Any:
             made = Run([0, 1])
             made.results = {"a/zero_shot": {"mean_per_class_recall": value}}
@@ -133,7 +99,7 @@ def test_holm_counts_all_comparisons() -> None:
         return base | {f"mix{i}": {s: run(0.3 + g) for s, g in enumerate(gain)} for i, gain in enumerate(gains)}
 
     def holds(gains: list[list[float]]) -> list[bool]:
-        made = cells(gains)
+        made = results(gains)
         found: list[MixComparison] = compare_mixes(made, [("a/zero_shot", "mean_per_class_recall")], list(made))
         assert all(c.paired is not None and math.isfinite(c.paired.p_value) for c in found)
         return [c.holds_after_holm for c in found]

@@ -1,4 +1,4 @@
-"""A folder for transformers' AutoModel: CLIPModel, where both towers have the form of CLIP's transformers."""
+"""Export to a folder for transformers' AutoModel: a CLIPModel, if both towers have CLIP's architecture."""
 
 import json
 from pathlib import Path
@@ -8,45 +8,46 @@ import open_clip
 import torch
 from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig
 
-from mmssl.apps.export.sample import CAPTIONS, images, largest, normalized, state
+from mmssl.apps.export.probe_inputs import CAPTIONS, images, largest_difference, normalized, state
 from mmssl.inference import Model
 from mmssl.models.pretrained.key_mapping import to_transformers
 from mmssl.models.text_open_clip import OpenClipText, text_cfg
 
-_VISION_FORM = ("class_embedding", "positional_embedding", "conv1", "ln_pre", "transformer", "ln_post")
-"""The parts of a vision transformer of CLIP's form."""
+LABEL = "transformers"
+_CLIP_PARTS = ("class_embedding", "positional_embedding", "conv1", "ln_pre", "transformer", "ln_post")
+"""Parts of CLIP's vision transformer."""
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}
-"""Pillow's numbers."""
+"""Pillow's codes."""
 
 
-def lines(folder: str) -> str:
-    """How it is loaded."""
+def usage(folder: str) -> str:
+    """Python code that loads the folder."""
     return f"""from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 model = AutoModel.from_pretrained("{folder}")  # get_image_features, get_text_features
 tokenizer, processor = AutoTokenizer.from_pretrained("{folder}"), AutoImageProcessor.from_pretrained("{folder}")"""
 
 
 def problems(model: Model) -> list[str]:
-    """What CLIPModel cannot express."""
+    """Properties that CLIPModel cannot express."""
     found = []
     if model.config.projection != "linear":
         found.append("its projections are MLPs, CLIPModel's are linear")
     trunk: Any = model.vision.trunk
     if not isinstance(trunk, open_clip.transformer.VisionTransformer):
         found.append(f"its vision tower {model.config.vision.name} is not CLIP's vision transformer")
-    elif _other_form(trunk):
-        found.append(f"its vision transformer differs from CLIP's in {', '.join(_other_form(trunk))}")
+    elif _differences(trunk):
+        found.append(f"its vision transformer differs from CLIP's in {', '.join(_differences(trunk))}")
     return found + text_problems(model)
 
 
 def text_problems(model: Model) -> list[str]:
-    """Why the text tower is none of CLIP's form."""
+    """Differences of the text tower from CLIP's."""
     encoder = model.text.encoder
     if isinstance(encoder, OpenClipText):
         cfg = text_cfg(encoder.config.settings)
         odd = [key for key in ("ls_init_value", "block_type", "act_kwargs", "qk_norm") if getattr(cfg, key)]
         if encoder.projects or odd:
-            return [f"its text tower is not CLIP's ({', '.join(odd) or 'it sees padding or projects with a bias'})"]
+            return [f"its text tower is not CLIP's ({', '.join(odd) or 'it reads padding or projects with a bias'})"]
         return []
     if encoder.config.model_type != "clip_text_model" or model.text.pooling != "eos":
         return [f"its text tower is a {encoder.config.model_type!r} pooled by {model.text.pooling!r}, not CLIP's"]
@@ -82,7 +83,7 @@ def write(model: Model, folder: Path) -> None:
 
 
 def difference(model: Model, folder: Path) -> float:
-    """By AutoModel and AutoTokenizer."""
+    """Compare with AutoModel and AutoTokenizer."""
     theirs = AutoModel.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     length = model.tokenizer.max_tokens
@@ -94,8 +95,8 @@ def difference(model: Model, folder: Path) -> float:
             attention_mask=words["attention_mask"],
             pixel_values=normalized(model, pixels),
         )
-    texts = largest(output.text_embeds, model.encode_text(list(CAPTIONS)))
-    return max(texts, largest(output.image_embeds, model.encode_rendered(pixels)))
+    texts = largest_difference(output.text_embeds, model.encode_text(list(CAPTIONS)))
+    return max(texts, largest_difference(output.image_embeds, model.encode_rendered(pixels)))
 
 
 def clip_text(model: Model) -> tuple[Any, dict[str, Any]]:
@@ -127,10 +128,10 @@ def _activation(module: Any) -> str:
     return "quick_gelu" if quick else "gelu"
 
 
-def _other_form(trunk: Any) -> list[str]:
-    """What a vision transformer has, or lacks, beside CLIP's."""
+def _differences(trunk: Any) -> list[str]:
+    """Parts that a vision transformer has or lacks, compared with CLIP's."""
     parts = {name.partition(".")[0] for name in trunk.state_dict()}
-    odd = sorted(parts.symmetric_difference(_VISION_FORM))
+    odd = sorted(parts.symmetric_difference(_CLIP_PARTS))
     names = {
         name for name in trunk.transformer.state_dict() if ".ls_" in name or "ln_attn" in name or "ln_inner" in name
     }

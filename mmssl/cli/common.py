@@ -1,0 +1,333 @@
+"""Parts that the verbs share: registration, options, progress bars, output paths, models, datasets and result tables.
+
+Heavy imports stand inside the functions, so that `mmssl --help` stays fast.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from mmssl.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+    from rich.status import Status
+
+    from mmssl.evaluate.datasets import Dataset
+    from mmssl.evaluate.feature_cache import FeatureCache
+    from mmssl.evaluate.results import Metrics
+    from mmssl.inference import Model
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+VERBS: list[tuple[int, str | None, Callable[..., Any] | typer.Typer]] = []
+"""Every verb and group: its place in `mmssl --help`, its name, and what it runs."""
+
+
+def verb(place: int, name: str | None = None) -> Callable[[Function], Function]:
+    """Make a function a verb of `mmssl`.
+
+    Args:
+        place: position among the verbs in `mmssl --help`; any free number.
+        name: default: the function's.
+    """
+
+    def register(function: Function) -> Function:
+        VERBS.append((place, name, function))
+        return function
+
+    return register
+
+
+def group(place: int, name: str, text: str) -> typer.Typer:
+    """Make a group of verbs, `mmssl NAME VERB`. Groups follow the verbs in `mmssl --help`."""
+    app = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+    VERBS.append((place, name, app))
+    return app
+
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        help="Run or model folder, open_clip:MODEL/TAG, or folder of an open_clip or Hugging Face CLIP model."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Changes to the configuration, for example optim.lr=1e-3 train.steps=100.",
+    ),
+]
+Data = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DATA...",
+        help="Datasets: folders in CLIP_benchmark's WebDataset layout, folders of such folders, or shard patterns.",
+    ),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        help="Task to run: zero_shot, retrieval, multilabel, linear_probe, few_shot, knn, geometry, corruptions, "
+        "fine_tune or associations; repeat, or separate by commas. Default: the task that fits each dataset.",
+    ),
+]
+Classnames = Annotated[
+    str | None, typer.Option(help="File with one class name per line, or 'imagenet'. Default: the dataset's own.")
+]
+Templates = Annotated[
+    str | None,
+    typer.Option(help="File of prompt templates with {c}, or 'openai-imagenet'. Default: the dataset's own."),
+]
+Label = Annotated[str | None, typer.Option(help="JSON field that holds the class, for shards without .cls members.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for image features, reused when the same model is evaluated on the same shards. "
+        "Default: mmssl/features in $XDG_CACHE_HOME, or in ~/.cache."
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither write nor read cached features.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images or captions per forward pass.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file.")]
+
+
+def stdout() -> "Console":
+    """The console for tables and sentences."""
+    from rich.console import Console
+
+    return Console()
+
+
+def status(text: str) -> "Status":
+    """A spinner on stderr while the block runs."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
+
+
+class ProgressBar:
+    """A progress bar on stderr, empty where stderr is no terminal."""
+
+    def __init__(self, progress: "Progress", task: "TaskID") -> None:
+        self._progress = progress
+        self._task = task
+
+    def describe(self, text: str, done: int) -> None:
+        """Show the work within one unit, for example ("images", 1024)."""
+        self._progress.update(self._task, description=f"{text} {done:,}")
+
+    def advance(self) -> None:
+        """Count one more unit as done."""
+        self._progress.advance(self._task)
+
+    def update(self, done: float, total: float | None) -> None:
+        """Set the number of units that are done, and their total, None if unknown."""
+        self._progress.update(self._task, completed=done, total=total)
+
+    def print(self, line: str) -> None:
+        """Print a line above the bar, also where the bar itself is not shown."""
+        self._progress.console.print(line, markup=False, highlight=False)
+
+
+@contextmanager
+def progress_bar(unit: str, total: float | None = None, *, text: str = "", shown: bool = True) -> Iterator[ProgressBar]:
+    """Show a progress bar while the block runs.
+
+    Args:
+        unit: plural noun behind the count, for example "shards".
+        total: number of units; None: unknown.
+        text: first description.
+        shown: False on ranks other than 0.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    # No markup: names of datasets may hold brackets.
+    description = TextColumn("{task.description}", markup=False)
+    times = TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn(unit), *times, description
+    hidden = not (shown and console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=hidden, speed_estimate_period=3600) as progress:
+        yield ProgressBar(progress, progress.add_task(text, total=total))
+
+
+@contextmanager
+def writing(path: Path, option: str = "--out", remedy: str = "give another place") -> Iterator[None]:
+    """Report a failure to write as bad input.
+
+    Raises:
+        UserError: the block raised OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{option} {path} cannot be written: {error.strerror or error}; {remedy}") from None
+
+
+def make_folder(path: Path, option: str = "--out", *, empty: bool = False) -> None:
+    """Make a folder for results before hours of work.
+
+    Args:
+        empty: refuse a folder that holds files.
+
+    Raises:
+        UserError: the folder cannot be made, or is not empty.
+    """
+    with writing(path, option, "give another folder"):
+        path.mkdir(parents=True, exist_ok=True)
+    if empty and any(path.iterdir()):
+        raise UserError(f"{option} {path} is not empty; give another folder")
+
+
+def check_file(path: Path | None, option: str) -> None:
+    """Check before the work that a file can be written afterwards.
+
+    Raises:
+        UserError: its folder is missing or read-only, or the path is a folder.
+    """
+    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        raise UserError(f"{option} {path} cannot be written; give a file in a folder that exists and is writable")
+
+
+def write_json(path: Path, tree: object) -> None:
+    """Write the metrics that `--json` asks for.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from mmssl.files import write_json as write
+
+    with writing(path, "--json", "give another file"):
+        write(path, tree)
+
+
+def load_model(name: str, device: str | None, *, show_notes: bool = False) -> "Model":
+    """Load a model onto a device.
+
+    Args:
+        show_notes: print how weights of another library were converted.
+
+    Raises:
+        UserError: the model or the device does not exist.
+    """
+    from mmssl.inference import load
+
+    model = load(name).to(parse_device(device))
+    for note in model.notes if show_notes else ():
+        print(note)
+    return model
+
+
+def parse_device(device: str | None) -> str:
+    """The device of `--device`; without it, the GPU of this rank, or the CPU.
+
+    Raises:
+        UserError: the device does not exist.
+    """
+    import torch
+
+    if device is None:
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        return str(torch.empty(0, device=device).device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def open_cache(model: "Model", folder: Path | None, disabled: bool) -> "FeatureCache | None":
+    """The cache of a model's image features, None if disabled.
+
+    Raises:
+        UserError: its folder cannot be written.
+    """
+    from mmssl.evaluate.feature_cache import FeatureCache, default_folder
+
+    if disabled:
+        return None
+    place = default_folder() if folder is None else folder
+    with writing(place, "--cache", "give another, or --no-cache"):
+        place.mkdir(parents=True, exist_ok=True)
+    return FeatureCache(place, model.fingerprint())
+
+
+def open_datasets(
+    data: Sequence[str], *, languages: Sequence[str] | None = None, **options: Any
+) -> "dict[str, Dataset]":
+    """Open the datasets of the command line; returns them by name.
+
+    Args:
+        languages: open each dataset once per language.
+        options: classnames, templates, label and slice_by of `open_dataset`.
+
+    Raises:
+        UserError: a dataset or one of its files is missing or wrong, or two datasets have the same name.
+    """
+    from mmssl.evaluate.datasets import find_datasets, open_dataset
+
+    datasets: dict[str, Dataset] = {}
+    for spec in data:
+        for name, place in find_datasets(spec).items() if Path(spec).is_dir() else [(None, spec)]:
+            for language in languages or (None,):
+                dataset = open_dataset(place, name=name, language=language, **options)
+                if dataset.name in datasets:
+                    raise UserError(f"two datasets are named {dataset.name!r}; evaluate them with two commands")
+                datasets[dataset.name] = dataset
+    return datasets
+
+
+def parse_tasks(dataset: "Dataset", given: Sequence[str] | None) -> list[str]:
+    """The tasks of `--task`, each once, or the dataset's default task.
+
+    Raises:
+        UserError: a task is unknown, or the dataset lacks data that it needs.
+    """
+    from mmssl.evaluate.registry import get_task
+    from mmssl.evaluate.suite import default_task
+
+    names = [name.strip() for names in given or [] for name in names.split(",")]
+    tasks = list(dict.fromkeys(names)) or [default_task(dataset)]
+    for task in tasks:
+        get_task(dataset.name, task).ready(dataset)
+    return tasks
+
+
+def print_results(results: "Mapping[str, Metrics]") -> None:
+    """Print one row per metric, with its bootstrap interval if it has one."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from mmssl.evaluate.console import format_figures
+
+    if not results:
+        return
+    table = Table(
+        Column("dataset / task", overflow="fold"),
+        Column("metric", no_wrap=True),
+        Column("value", no_wrap=True),
+        Column("95 % interval", overflow="fold"),
+    )
+    # As Text: names of datasets and groups may hold brackets, which would be markup.
+    for name, metrics in results.items():
+        for place, row in enumerate(format_figures(metrics)):
+            table.add_row(Text(name if place == 0 else ""), *map(Text, row))
+    stdout().print(table)
+    for name, metrics in results.items():
+        if "note" in metrics:
+            stdout().print(Text(f"{name}: {metrics['note']}"))

@@ -16,7 +16,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-bench_app = app  # until mmssl/cli no longer imports it
 Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each side. The sides take turns.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 ModelPath = Annotated[str, typer.Argument(help="A run or a model folder.")]

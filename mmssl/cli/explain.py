@@ -17,7 +17,7 @@ def explain(
     out: Annotated[Path, typer.Option(help="PNG file to write.")],
     method: Annotated[
         str | None,
-        typer.Option(help="gradcam, hirescam, relevance, similarity, occlusion or rise. Default: rise."),
+        typer.Option(help="rise, occlusion, gradcam or relevance. Default: rise."),
     ] = None,
     shards: Annotated[
         list[str] | None,
@@ -26,9 +26,8 @@ def explain(
     device: Device = None,
 ) -> None:
     """Draw which parts of an image match a caption, score its words, and show the nearest training pairs."""
+    from mmssl.apps.explain import draw_explanation, nearest
     from mmssl.apps.explain import explain as run
-    from mmssl.apps.explain import nearest
-    from mmssl.apps.explain.plots import draw_explanation
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} is not a PNG file; give a name that ends in .png")

@@ -93,8 +93,7 @@ def search(
 
     Example: mmssl search runs/mine index "two dogs on a beach" --out hits.png
     """
-    from mmssl.apps.search import Index, encode_query
-    from mmssl.apps.search.plots import draw_hits, read_images
+    from mmssl.apps.search import Index, draw_hits, encode_query, read_images
 
     stored = Index(index)
     loaded = load_model(model, device)

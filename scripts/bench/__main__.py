@@ -197,8 +197,9 @@ def explain(
     device: Device = "cpu",
 ) -> None:
     """Test explanation maps: deletion curves against random order, and maps of a model with shuffled weights."""
-    from mmssl.apps.explain.plots import draw_sanity
     from mmssl.apps.explain.sampling import drawn_pairs
+
+    from mmssl.apps.explain.plots import draw_sanity
     from mmssl.evaluate.datasets import open_dataset
     from mmssl.files import write_json
     from mmssl.inference.model import load

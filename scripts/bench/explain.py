@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmssl.apps.explain.maps import DEFAULT, image_maps, methods_of
-from mmssl.apps.explain.occlusion import CELLS, covered, similarities
+from mmssl import plotting
+from mmssl.apps.explain import DEFAULT, image_maps, methods_of, occlusion
+from mmssl.data.transforms import DecodeError
+from mmssl.errors import UserError
+from mmssl.evaluate.datasets import Dataset, read_again
+from mmssl.evaluate.labels import class_indices, image_captions
+from mmssl.evaluate.tasks.zero_shot import class_weights, dataset_templates
+from mmssl.inference import Model
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.rng import torch_generator
+from mmssl.rng import generator, torch_generator
 from mmssl.stats import Interval, bootstrap
+from mmssl.types import Sample
 
 STEPS = 16
 """Points of a deletion curve after its start."""
@@ -53,13 +61,13 @@ class Sanity:
 
     images: int
     cells: int
-    """Patches a side."""
+    """Patches per side."""
     default: str
     """The default method."""
     fractions: list[float]
     """Fraction of the patches covered at each point of the curves."""
     curves: dict[str, Curve]
-    """By method, and of two controls: random order, and the contrast of the image (which knows no model)."""
+    """By method, and of two controls: random order, and the contrast of the image (needs no model)."""
     shuffled: dict[str, Follows]
 
     def json(self) -> dict[str, Any]:
@@ -86,24 +94,24 @@ def sanity(
 
     Two tests: maps must change when the weights are shuffled (Adebayo et al. 2018), and covering the patches that a
     map ranks first must lower the similarity faster than covering patches in random order (the deletion curve of
-    Petsiuk et al. 2018). Patches are covered with the image's ground, see `covered`.
+    Petsiuk et al. 2018). Patches are covered with the image's border colour, see `cover`.
 
     Args:
         images: uint8 [N, 3, S, S].
-        texts: unit vectors [N, D].
-        methods: default: all that can look at the tower.
+        texts: unit-length embeddings [N, D].
+        methods: default: all that the tower supports.
     """
     names = list(methods) if methods is not None else methods_of(encoder.vision)
     other = shuffled(encoder)
     parts = list(zip(torch.split(images, batch), torch.split(texts, batch), strict=True))
-    maps = {n: torch.cat([on_cells(image_maps(encoder, p, t, n), CELLS) for p, t in parts]) for n in names}
-    blind = {n: torch.cat([on_cells(image_maps(other, p, t, n), CELLS) for p, t in parts]) for n in names}
-    random = torch.rand(len(images), CELLS, CELLS, generator=torch_generator("random order"))
+    maps = {n: torch.cat([on_cells(image_maps(encoder, p, t, n), occlusion.GRID) for p, t in parts]) for n in names}
+    blind = {n: torch.cat([on_cells(image_maps(other, p, t, n), occlusion.GRID) for p, t in parts]) for n in names}
+    random = torch.rand(len(images), occlusion.GRID, occlusion.GRID, generator=torch_generator("random order"))
     ranked = {**maps, RANDOM: random, CONTRAST: contrast(images)}
     heights = {name: deletion(encoder, images, texts, relevance) for name, relevance in ranked.items()}
     return Sanity(
         images=len(images),
-        cells=CELLS,
+        cells=occlusion.GRID,
         default=DEFAULT,
         fractions=[step / STEPS for step in range(STEPS + 1)],
         curves={name: _curve(values, heights[RANDOM]) for name, values in heights.items()},
@@ -114,10 +122,10 @@ def sanity(
 def shuffled(encoder: DualEncoder) -> DualEncoder:
     """A copy whose every parameter has its values in random order: the same sizes of weights, nothing learned."""
     other = copy.deepcopy(encoder)
-    generator = torch_generator("shuffled weights")
+    shuffling = torch_generator("shuffled weights")
     with torch.no_grad():
         for parameter in other.parameters():
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            order = torch.randperm(parameter.numel(), generator=shuffling).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
     return other
 
@@ -130,7 +138,8 @@ def deletion(encoder: DualEncoder, images: Tensor, texts: Tensor, relevance: Ten
     cells = relevance.shape[-1] ** 2
     rank = ranks(relevance).view(relevance.shape).to(images.device)
     heights = [
-        similarities(encoder, covered(images, rank < round(step * cells / STEPS)), texts) for step in range(STEPS + 1)
+        occlusion.text_similarities(encoder, occlusion.cover(images, rank < round(step * cells / STEPS)), texts)
+        for step in range(STEPS + 1)
     ]
     return torch.stack(heights, 1).double().cpu().numpy()
 
@@ -150,11 +159,11 @@ def on_cells(maps: Tensor, cells: int) -> Tensor:
     return F.interpolate(maps[:, None], size=(cells, cells), mode="bilinear", align_corners=False)[:, 0]
 
 
-def contrast(images: Tensor, cells: int = CELLS) -> Tensor:
+def contrast(images: Tensor, cells: int = occlusion.GRID) -> Tensor:
     """How far each patch's pixels stray from the mean of the image's border, [N, cells, cells]: what stands out
     without any model."""
     everything = torch.ones(len(images), 1, 1, dtype=torch.bool, device=images.device)
-    ground = covered(images, everything)
+    ground = occlusion.cover(images, everything)
     return on_cells((images.float() - ground.float()).abs().mean(1), cells)
 
 
@@ -193,3 +202,55 @@ def _average_ranks(values: Tensor) -> Tensor:
     below = (values[:, :, None] > values[:, None, :]).sum(2)
     equal = (values[:, :, None] == values[:, None, :]).sum(2)
     return below.double() + (equal - 1).double() / 2
+
+
+def sample_pairs(model: Model, dataset: Dataset, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Up to `count` random images of a dataset, rendered for the model, uint8 [N, 3, S, S], and the unit-length
+    embeddings [N, D] of their texts: the first caption, or the prompts of the class if there is no caption.
+
+    Raises:
+        UserError: no sample has both.
+    """
+    total = sum(1 for _ in read_again(dataset))
+    rows = set(generator(seed, "pairs").permutation(total)[:count].tolist())
+    images, chosen = [], []
+    for row, sample in enumerate(read_again(dataset)):
+        if row not in rows:
+            continue
+        try:
+            images.append(model.view(sample.image))
+            chosen.append(sample)
+        except DecodeError:
+            continue
+    if not chosen:
+        raise UserError(f"no image of {dataset.name} can be used; run: mmssl shards check")
+    return torch.stack(images).to(model.device), _text_embeddings(model, dataset, chosen).to(model.device)
+
+
+def _text_embeddings(model: Model, dataset: Dataset, samples: list[Sample]) -> Tensor:
+    if all("txt" in sample.fields for sample in samples):
+        return model.encode_text([image_captions(sample)[0] for sample in samples])
+    names, labels = class_indices(dataset, samples)
+    return class_weights(model, names, dataset_templates(dataset))[labels]
+
+
+def draw_sanity(path: Path, found: Sanity) -> None:
+    """Draw the deletion curves with their intervals."""
+    with plotting.drawing(path, 8.2, 4.8) as canvas:
+        axes = canvas.add_subplot()
+        colors = iter((plotting.BLUE, plotting.PURPLE, plotting.TEAL, plotting.PINK, plotting.BROWN))
+        for name, curve in found.curves.items():
+            control = name in (RANDOM, CONTRAST)
+            style: dict[str, Any] = {"color": plotting.MUTED, "linestyle": ":" if name == RANDOM else "--"}
+            if not control:
+                style = {"color": plotting.ORANGE if name == found.default else next(colors)}
+            width = 2.4 if name == found.default else 1.5
+            label = f"{name}{' (default)' if name == found.default else ''}: {curve.area:.3f}"
+            axes.plot(found.fractions, curve.mean, linewidth=width, label=label, **style)
+            axes.fill_between(found.fractions, curve.low, curve.high, color=style["color"], alpha=0.12, linewidth=0)
+        axes.set_xlabel("fraction of the patches covered, the most relevant first")
+        axes.set_ylabel("similarity of image and text, mean and 95 % interval")
+        axes.set_title(f"Deletion curves of {found.images} images, {found.cells} x {found.cells} patches", fontsize=10)
+        axes.legend(title="mean height (lower is better)", fontsize=8.5, title_fontsize=8.5, frameon=False)
+        axes.grid(color=plotting.GRID)
+        plotting.hide_spines(axes, "top", "right")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmssl.apps.search.nearest import Graph, Vectors, exact_nearest
+from mmssl.apps.search import Embeddings, Graph, exact_nearest
 from mmssl.rng import generator
 
 Queries = npt.NDArray[np.float32]
@@ -81,7 +81,7 @@ def bench_search(vectors: int = 1_000_000, dim: int = 512, graph: bool = True) -
     )
 
 
-def _graph(stored: Vectors, queries: Queries, truth: list[set[int]], path: Path) -> GraphTimes:
+def _graph(stored: Embeddings, queries: Queries, truth: list[set[int]], path: Path) -> GraphTimes:
     start = time.perf_counter()
     graph = Graph.build([stored], stored.shape[1], path)
     built = time.perf_counter() - start
@@ -108,7 +108,7 @@ def _timed(queries: Queries, nearest: Callable[[Queries], npt.NDArray[np.int64]]
     return seconds, rows
 
 
-def _queries(stored: Vectors) -> Queries:
+def _queries(stored: Embeddings) -> Queries:
     """Unit vectors near stored ones, [QUERIES, dim]."""
     rng = generator("bench search", "queries")
     queries = np.asarray(stored[rng.integers(len(stored), size=QUERIES)], dtype=np.float32)

@@ -19,8 +19,7 @@ from mmssl.apps.autoconfig.inputs import Machine, Pairs, Start
 from mmssl.apps.autoconfig.machine import this_machine
 from mmssl.apps.autoconfig.probe_data import look_at
 from mmssl.apps.report import write_card
-from mmssl.apps.search import embed_shards
-from mmssl.apps.search.index import read_record
+from mmssl.apps.search import embed_shards, read_record
 from mmssl.build import objective_options
 from mmssl.config import Config, load_config, parse_config, set_key
 from mmssl.data import expand

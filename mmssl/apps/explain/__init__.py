@@ -1,27 +1,21 @@
-"""Why a model finds an image and a caption alike: maps over the image, scores of the words, and the training pairs
-nearest to them.
+"""Explanations of the similarity of an image and a caption: maps over the image, scores of words, training pairs."""
 
-```python
-import mmssl
-from mmssl.apps.explain import explain
-
-found = explain(mmssl.load("runs/quickstart"), "apple.png", "a red apple")
-found.heat, found.words
-```
-"""
-
-from mmssl.apps.explain.explanation import Explanation, explain
-from mmssl.apps.explain.maps import DEFAULT, METHODS, image_maps
-from mmssl.apps.explain.neighbours import Neighbour, nearest
-from mmssl.apps.explain.word_scores import word_scores
+from mmssl.apps.explain import occlusion
+from mmssl.apps.explain.explanation import Explanation, Neighbour, explain, nearest, word_scores
+from mmssl.apps.explain.maps import DEFAULT, METHODS, image_maps, methods_of, overlay
+from mmssl.apps.explain.plots import draw_explanation
 
 __all__ = [
     "DEFAULT",
     "METHODS",
     "Explanation",
     "Neighbour",
+    "draw_explanation",
     "explain",
     "image_maps",
+    "methods_of",
     "nearest",
+    "occlusion",
+    "overlay",
     "word_scores",
 ]

@@ -13,16 +13,16 @@ from mmssl.models.dual_encoder import DualEncoder
 
 
 def attention_relevance(encoder: DualEncoder, images: Tensor, texts: Tensor) -> Tensor:
-    """How much each patch contributes to the similarity through all attentions, [B, rows, columns].
+    """Contribution of each patch to the similarity through all attention layers, [B, rows, columns].
 
-    Each layer's attention A, weighted by its gradient, averaged over heads with negative parts left out, updates the
+    Each layer's attention A, weighted by its gradient, averaged over heads without negative values, updates the
     relevance of every token to every other: R <- R + E_h[(dS/dA * A)+] R, from the identity (equations 5 and 6). The
-    map is the class token's row; the mean of the patches' rows where patches are averaged; and the row of the query
-    where a last attention pools them.
+    map is the class token's row; the mean of the patches' rows if the tower averages patches; or the row of the query
+    if a last attention layer pools them.
 
     Args:
         images: uint8 [B, 3, S, S].
-        texts: unit vectors [B, D].
+        texts: unit-length embeddings [B, D].
 
     Raises:
         UserError: the tower's attention cannot be recorded.
@@ -30,12 +30,12 @@ def attention_relevance(encoder: DualEncoder, images: Tensor, texts: Tensor) -> 
     tower = encoder.vision
     if tower.grid is None:
         raise UserError("attention relevance needs a ViT of open_clip or timm; use gradcam or occlusion")
-    # With a gradient on the images no layer takes a path that keeps no graph.
+    # A gradient on the images keeps every layer from taking a path without a graph.
     pixels = images.float().requires_grad_()
     with torch.enable_grad(), recorded_attention() as attentions:
         score = (encoder.encode_image(pixels) * texts).sum()
     if not attentions:
-        raise UserError("this tower computes its attention in a way that cannot be recorded; use occlusion")
+        raise UserError("the attention of this tower cannot be recorded; use occlusion")
     gradients = torch.autograd.grad(score, attentions)
     tokens = attentions[0].shape[-1]
     relevance = torch.eye(tokens, device=texts.device).expand(len(images), -1, -1)
@@ -54,16 +54,16 @@ def attention_relevance(encoder: DualEncoder, images: Tensor, texts: Tensor) -> 
 
 @contextmanager
 def recorded_attention() -> Iterator[list[Tensor]]:
-    """While entered, torch's attention is computed step by step, and its probabilities [B, heads, L, S] are kept with
-    their graph. For one thread at a time: torch's function is exchanged."""
+    """While entered, attention is computed step by step, and its probabilities [B, heads, L, S] are kept with their
+    graph. Not thread-safe: torch's function is replaced."""
     kept: list[Tensor] = []
     fused = F.scaled_dot_product_attention
 
     def attend(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *options: Any, **named: Any
     ) -> Tensor:
-        # A dropout of 0 and no mask are all that a tower in evaluation mode gives.
-        assert attn_mask is None, "vision towers attend to everything"
+        # A tower in evaluation mode uses no dropout and no mask.
+        assert attn_mask is None, "vision towers use no mask"
         assert not any((*options, *named.values())), (options, named)
         scores = query @ key.mT * query.shape[-1] ** -0.5
         probabilities = scores.softmax(-1)

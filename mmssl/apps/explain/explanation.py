@@ -1,45 +1,60 @@
-"""One image and one caption, explained."""
+"""Explanation of the similarity of an image and a caption: a map, scores of the words, the nearest training pairs."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from mmssl.apps.explain.maps import DEFAULT, heat, image_maps
-from mmssl.apps.explain.word_scores import word_scores
+from mmssl.apps.search import Hit, exact_nearest, read_images
+from mmssl.data import iter_samples
+from mmssl.data.shards import BadSample
+from mmssl.data.sources import expand
 from mmssl.errors import UserError
+from mmssl.evaluate.encode import encode_images, encode_texts
+from mmssl.evaluate.labels import image_captions
 from mmssl.inference import ImageInput, Model
+from mmssl.types import Sample
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What of an image and of a caption makes them alike."""
+    """The contributions of places and words to the similarity of an image and a caption."""
 
     caption: str
     similarity: float
-    """Cosine of their vectors."""
+    """Cosine of their embeddings."""
     method: str
-    """How the map was made."""
+    """Name of the method that made the map."""
     image: Tensor
-    """As the model sees it, uint8 [3, S, S]."""
+    """The model's input, uint8 [3, S, S]."""
     heat: Tensor
-    """Where it speaks for the caption, in 0..1, float32 [S, S]."""
+    """Places that match the caption, in 0..1, float32 [S, S]."""
     words: list[tuple[str, float]]
-    """Each word and how much the similarity falls without it."""
+    """Each word, and the decrease of the similarity when it is left out."""
+
+
+@dataclass(frozen=True)
+class Neighbour(Hit):
+    """A pair of the shards."""
+
+    image: bytes
+    """The encoded image."""
 
 
 def explain(model: Model, image: ImageInput, caption: str, method: str | None = None) -> Explanation:
-    """Explain why a model finds an image and a caption alike, or not.
+    """Explain the similarity of an image and a caption.
 
     Args:
         method: a name in `mmssl.apps.explain.METHODS`. Default: `mmssl.apps.explain.DEFAULT`.
 
     Raises:
-        UserError: the file is no image, the caption is empty, or the method cannot look at this tower.
-        DecodeError: an image that is no file cannot be decoded.
+        UserError: the file is not an image, the caption is empty, or the tower does not support the method.
+        DecodeError: an image that is not a file cannot be decoded.
     """
     if not caption.strip():
-        raise UserError("the caption is empty; give the words whose place in the image is looked for")
+        raise UserError("the caption is empty; give the words to look for in the image")
     name = method or DEFAULT
     pixels = model.render(image)
     text_embedding = model.encode_text(caption)
@@ -55,10 +70,57 @@ def explain(model: Model, image: ImageInput, caption: str, method: str | None = 
     )
 
 
-def overlay(image: Tensor, heat: Tensor) -> Tensor:
-    """The image, paled and greyed, with the heat laid over it from clear to orange, uint8 [3, S, S]."""
-    gray = image.float().mean(0, keepdim=True).expand(3, -1, -1)
-    paled = 0.55 * gray + 0.45 * 255
-    tone = torch.tensor([230.0, 80.0, 0.0])[:, None, None]
-    strength = 0.8 * heat
-    return (paled * (1 - strength) + tone * strength).round().clamp(0, 255).to(torch.uint8)
+def word_scores(model: Model, caption: str, image: Tensor) -> list[tuple[str, float]]:
+    """Each word, and the decrease of the similarity when it is left out; negative if the similarity rises.
+
+    The scores are exact: the caption is encoded again without the word. Words with the same meaning share little.
+
+    Args:
+        image: the unit-length embedding of the image, [D].
+    """
+    words = caption.split()
+    without = [" ".join(words[:place] + words[place + 1 :]) for place in range(len(words))]
+    scores = model.encode_text([caption, *without]) @ image.cpu()
+    return list(zip(words, (scores[0] - scores[1:]).tolist(), strict=True))
+
+
+def nearest(
+    model: Model,
+    query: Tensor,
+    shards: str | Sequence[str],
+    by: Literal["image", "caption"] = "image",
+    count: int = 6,
+) -> list[Neighbour]:
+    """The pairs whose images (or captions) are nearest to a unit-length embedding [D], the nearest first.
+
+    All images (or captions) of the shards are encoded. The first line of a caption represents it. Samples with a blank
+    caption are ignored.
+
+    Raises:
+        UserError: no shard matches, or no pair can be used.
+    """
+    names = expand(shards)
+    if by == "image":
+        encoded = encode_images(model, _pairs(names))
+        features, samples = encoded.features, encoded.samples
+    else:
+        samples = [replace(sample, image=b"") for sample in _pairs(names)]
+        if not samples:
+            raise UserError(f"no pair in {', '.join(names)}; give shards of images with captions")
+        features = encode_texts(model, [image_captions(sample)[0] for sample in samples])
+    rows, similarities = exact_nearest(query.cpu()[None].numpy(), [features.numpy()], count)
+    chosen = [samples[row] for row in rows[0].tolist()]
+    hits = [
+        Hit(similarity, sample.shard, sample.key, image_captions(sample)[0])
+        for sample, similarity in zip(chosen, similarities[0].tolist(), strict=True)
+    ]
+    images = read_images(hits)
+    return [Neighbour(**vars(hit), image=image or b"") for hit, image in zip(hits, images, strict=True)]
+
+
+def _pairs(shards: Sequence[str]) -> Iterator[Sample]:
+    return (s for s in iter_samples(shards, on_bad=_ignore) if str(s.fields.get("txt", "")).strip())
+
+
+def _ignore(bad: BadSample) -> None:
+    """Ignore unreadable samples; `mmssl shards check` lists them."""

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
 
-LEAST_SIDE = 7
-"""The deepest stage with so many places a side is looked at: the last one of usual towers at 224 px."""
+MIN_SIDE = 7
+"""Least places per side of the stage that is used: the deepest such stage is the last one of usual towers at 224 px."""
 
 
 class Stage(NamedTuple):
@@ -19,41 +19,34 @@ class Stage(NamedTuple):
     gradients: Tensor
 
 
-def gradcam(encoder: DualEncoder, images: Tensor, texts: Tensor, least_side: int = LEAST_SIDE) -> Tensor:
-    """Grad-CAM: channels weighted by their mean gradient, added up, negative places left out (eq. 1 and 2), [B, h, w].
+def gradcam(encoder: DualEncoder, images: Tensor, texts: Tensor, min_side: int = MIN_SIDE) -> Tensor:
+    """Grad-CAM: the sum of channels weighted by their mean gradient, without negative values (eq. 1 and 2), [B, h, w].
 
     Args:
         images: uint8 [B, 3, S, S].
         texts: unit vectors [B, D].
-        least_side: places a side that the stage has at least; the finest stage where none has so many.
+        min_side: least places per side of the stage. If no stage has that many, the finest one is used.
 
     Raises:
-        UserError: the tower tells no stages.
+        UserError: the tower does not name its stages.
     """
-    stage = activations(encoder, images, texts, least_side)
+    stage = activations(encoder, images, texts, min_side)
     weights = stage.gradients.mean((2, 3), keepdim=True)
     return (weights * stage.values).sum(1).clamp(min=0)
 
 
-def hirescam(encoder: DualEncoder, images: Tensor, texts: Tensor, least_side: int = LEAST_SIDE) -> Tensor:
-    """HiResCAM (Draelos and Carin 2020): as `gradcam`, but each place is weighted by its own gradient, which keeps
-    where it matters. The same arguments and errors."""
-    stage = activations(encoder, images, texts, least_side)
-    return (stage.gradients * stage.values).sum(1).clamp(min=0)
-
-
-def activations(encoder: DualEncoder, images: Tensor, texts: Tensor, least_side: int) -> Stage:
-    """The deepest stage with at least `least_side` places a side, for the similarity of each image and its text.
+def activations(encoder: DualEncoder, images: Tensor, texts: Tensor, min_side: int) -> Stage:
+    """The deepest stage with at least `min_side` places per side, for the similarity of each image and its text.
 
     Raises:
-        UserError: the tower tells no stages.
+        UserError: the tower does not name its stages.
     """
     stages = _stages(encoder.vision.trunk)
-    seen: dict[nn.Module, Tensor] = {}
+    outputs: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, _: Any, output: Tensor) -> Tensor:
-        seen[module] = output
-        # What follows may work in place.
+        outputs[module] = output
+        # Later layers may work in place.
         return output.clone()
 
     handles = [module.register_forward_hook(keep) for module in stages]
@@ -63,22 +56,22 @@ def activations(encoder: DualEncoder, images: Tensor, texts: Tensor, least_side:
     finally:
         for handle in handles:
             handle.remove()
-    maps = {module: _channels_first(seen[module], channels) for module, channels in stages.items()}
-    fits = [module for module, output in maps.items() if min(output.shape[2:]) >= least_side]
+    maps = {module: _channels_first(outputs[module], channels) for module, channels in stages.items()}
+    fits = [module for module, output in maps.items() if min(output.shape[2:]) >= min_side]
     chosen = fits[-1] if fits else next(iter(maps))
-    gradients = torch.autograd.grad(score, seen[chosen])[0]
+    gradients = torch.autograd.grad(score, outputs[chosen])[0]
     return Stage(maps[chosen].detach(), _channels_first(gradients, stages[chosen]).detach())
 
 
 def has_stages(trunk: nn.Module) -> bool:
-    """Whether Grad-CAM can look at the tower: it is no ViT, and its library names its stages."""
+    """True if the library of the tower names its stages, which Grad-CAM needs."""
     return getattr(trunk, "feature_info", None) is not None or hasattr(trunk, "layer4")
 
 
 def _stages(trunk: Any) -> dict[nn.Module, int | None]:
-    """The stages in the order they run, with their channels where the layout must be told by them."""
+    """The stages in the order in which they run, with their channels where these tell the layout."""
     if not has_stages(trunk):
-        raise UserError("this vision tower names no stages; use occlusion")
+        raise UserError("this vision tower does not name its stages; use occlusion")
     if getattr(trunk, "feature_info", None) is None:  # CLIP's own ResNets
         return {getattr(trunk, f"layer{n}"): None for n in (1, 2, 3, 4)}
     entries = [trunk.feature_info[i] for i in range(len(trunk.feature_info))]
@@ -88,5 +81,5 @@ def _stages(trunk: Any) -> dict[nn.Module, int | None]:
 def _channels_first(output: Tensor, channels: int | None) -> Tensor:
     """[B, C, h, w]; window transformers (Swin) keep channels last."""
     if output.ndim != 4:
-        raise UserError("this vision tower's stages are no maps; use relevance or occlusion")
+        raise UserError("the stages of this vision tower are not maps; use relevance or occlusion")
     return output.permute(0, 3, 1, 2) if channels is not None and output.shape[1] != channels else output

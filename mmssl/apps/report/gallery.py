@@ -5,9 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmssl.apps.explain import DEFAULT, image_maps
-from mmssl.apps.explain.explanation import overlay
-from mmssl.apps.explain.maps import heat
+from mmssl.apps.explain import DEFAULT, image_maps, overlay
 from mmssl.apps.report.encoded_dataset import EncodedSamples, encode_sample, open_evaluated_dataset
 from mmssl.apps.report.projection import plane
 from mmssl.apps.report.run_reader import RunRecord
@@ -121,7 +119,7 @@ def _example(model: Model, seen: EncodedSamples, row: int, pixels: Tensor, score
     classes = list(dict.fromkeys([int(best.indices[0]), owner]))
     weights = seen.weights[classes].to(model.device)
     maps = image_maps(model.encoder, pixels.expand(len(classes), -1, -1, -1).to(model.device), weights, method)
-    places = zip(classes, heat(maps.cpu(), pixels.shape[-1]), strict=True)
+    places = zip(classes, maps.cpu(), strict=True)
     return Example(
         image=Shown(uri(shrunk(pixels)), f"an image of the class {seen.name(owner)}"),
         label=seen.name(owner),

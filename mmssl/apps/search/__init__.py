@@ -1,9 +1,20 @@
-"""Images of shards as stored vectors, and the nearest of them to a text or an image."""
+"""Stored embeddings of the images of shards, and search for the nearest ones to a text or an image."""
 
-from mmssl.apps.search.embed import embed_shards
-from mmssl.apps.search.images import ShardImages
-from mmssl.apps.search.index import Hit, Index
-from mmssl.apps.search.nearest import exact_nearest
-from mmssl.apps.search.query import encode_query
+from mmssl.apps.search.embed import embed_shards, encode_query
+from mmssl.apps.search.images import ShardImages, draw_hits, read_images
+from mmssl.apps.search.index import Hit, Index, read_record
+from mmssl.apps.search.nearest import Embeddings, Graph, exact_nearest
 
-__all__ = ["Hit", "Index", "ShardImages", "embed_shards", "encode_query", "exact_nearest"]
+__all__ = [
+    "Embeddings",
+    "Graph",
+    "Hit",
+    "Index",
+    "ShardImages",
+    "draw_hits",
+    "embed_shards",
+    "encode_query",
+    "exact_nearest",
+    "read_images",
+    "read_record",
+]

@@ -1,36 +1,84 @@
-"""The images of an index, read from their shards one at a time."""
+"""The images of found rows: read from their shards, and drawn."""
 
 import os
+import textwrap
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from mmssl.apps.search.index import Index
+from mmssl.apps.search.index import Hit, Index
+from mmssl.data import iter_samples
 from mmssl.data.shards import image_ranges, is_remote
+from mmssl.data.transforms import DecodeError, decoding
+from mmssl.plotting import drawing
 
-SHARDS = 32
+CACHED_SHARDS = 32
 """Shards whose tables of contents stay in memory."""
+_COLUMNS = 5
+_INCHES = 2.4
 
 
 class ShardImages:
-    """Encoded images by row. The first image of a shard costs a walk over its headers, the others a read."""
+    """Encoded images by row. The first image of a shard costs a pass over its headers, the others one read."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self._places = lru_cache(SHARDS)(image_ranges)
+        self._ranges = lru_cache(CACHED_SHARDS)(image_ranges)
 
     def read(self, row: int) -> bytes | None:
-        """The encoded image of a row; None where its shard is no local file, is gone, or no longer has it."""
+        """The encoded image of a row; None if its shard is remote or missing, or no longer has the image."""
         hit = self._index.hits([row], [0.0])[0]
         if is_remote(hit.shard):
             return None
         try:
             with Path(hit.shard).open("rb", buffering=0) as file:
                 status = os.fstat(file.fileno())
-                place = self._places(hit.shard, status.st_mtime_ns, status.st_size).get(hit.key)
-                if place is None:
+                found = self._ranges(hit.shard, status.st_mtime_ns, status.st_size).get(hit.key)
+                if found is None:
                     return None
-                start, size = place
+                start, size = found
                 content = os.pread(file.fileno(), size, start)
         except OSError:
             return None
         return content if len(content) == size else None
+
+
+def read_images(hits: Sequence[Hit]) -> list[bytes | None]:
+    """The encoded image of each hit, read from its shard, which may be remote; None where it is missing."""
+    wanted: dict[str, set[str]] = {}
+    for hit in hits:
+        wanted.setdefault(hit.shard, set()).add(hit.key)
+    found: dict[tuple[str, str], bytes] = {}
+    for shard, keys in wanted.items():
+        for sample in iter_samples([shard], need_text=False, on_bad=lambda bad: None):
+            if sample.key in keys:
+                found[shard, sample.key] = sample.image
+                keys.discard(sample.key)
+            if not keys:
+                break
+    return [found.get((hit.shard, hit.key)) for hit in hits]
+
+
+def draw_hits(path: Path, query: str, hits: Sequence[Hit], images: Sequence[bytes | None]) -> None:
+    """Write a PNG with the images, their similarities and captions in rows, the nearest first.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    columns = min(_COLUMNS, max(1, len(hits)))
+    rows = -(-len(hits) // columns)
+    size = (columns * _INCHES, rows * (_INCHES + 0.6) + 0.4)
+    with drawing(path, *size, dpi=100, font_size=8, format="png") as canvas:
+        canvas.suptitle(textwrap.shorten(query, 100), fontsize=11, parse_math=False)
+        for place, (hit, image) in enumerate(zip(hits, images, strict=True)):
+            axes = canvas.add_subplot(rows, columns, place + 1)
+            axes.set_axis_off()
+            axes.set_anchor("N")  # aligns the tops of the images in a row, where their titles end
+            if image is not None:
+                try:
+                    axes.imshow(decoding.decode(image))
+                except DecodeError as error:
+                    reason = textwrap.fill(str(error), 24)
+                    axes.text(0.5, 0.5, reason, ha="center", va="center", parse_math=False)
+            words = textwrap.shorten(hit.caption or hit.key, 64)
+            axes.set_title(f"{hit.similarity:.3f}\n{textwrap.fill(words, 32)}", parse_math=False)

@@ -1,7 +1,7 @@
-"""A folder of stored vectors: INDEX/index.json, and for each shard parts/NUMBER.npy with parts/NUMBER.parquet.
+"""A folder of image embeddings: INDEX/index.json, and per shard parts/NUMBER.npy and parts/NUMBER.parquet.
 
-The vectors are unit vectors, float16 [n, D]; the table has shard, key and caption of each row. A part is there when its
-.npy is: the table is written first.
+The embeddings have unit length, float16 [n, D]; the table has shard, key and caption of each row. A part is complete
+when its .npy exists, because the table is written first.
 """
 
 import json
@@ -9,30 +9,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmssl.apps.search.nearest import Found, Graph, Vectors, exact_nearest, locate, part_starts
+from mmssl.apps.search.nearest import Embeddings, Graph, Matches, exact_nearest, locate, part_starts
 from mmssl.errors import UserError
 from mmssl.files import atomic_write
-from mmssl.inference import Model
 from mmssl.rng import torch_generator
+
+if TYPE_CHECKING:
+    from mmssl.inference import Model
 
 FORMAT = 1
 RECORD, PARTS, GRAPH = "index.json", "parts", "graph.usearch"
 TABLES = 64
-"""Tables of captions that stay in memory."""
+"""Caption tables that stay in memory."""
 SAME = 0.99
-"""Cosine with the stored probe from which a model counts as the one that made the index: devices and precisions differ
-by less, other weights by more."""
+"""Smallest cosine with the stored probe at which a model counts as the one that made the index. Devices and precisions
+change the probe less, other weights change it more."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """An image that was found."""
+    """A found image."""
 
     similarity: float
     """Cosine with the query."""
@@ -42,10 +44,10 @@ class Hit:
 
 
 class Index:
-    """Stored vectors of images, with what is known of each."""
+    """Stored embeddings of images, with the shard, key and caption of each."""
 
     def __init__(self, folder: Path | str) -> None:
-        """Raises UserError when there is no whole index."""
+        """Raises UserError if the folder has no complete index."""
         self.folder = Path(folder)
         record = read_record(self.folder)
         if record is None:
@@ -56,10 +58,10 @@ class Index:
         if missing:
             raise UserError(
                 f"{folder} lacks {len(missing)} of {len(self.shards)} shards, {self.shards[missing[0]]} first; "
-                f"go on with the same mmssl embed command"
+                f"resume with the same mmssl embed command"
             )
         self.parts: list[npt.NDArray[np.float16]] = [
-            # Copied when written, which never happens: torch warns of arrays that cannot be written.
+            # Mode "c" copies on write, which never happens; torch warns of read-only arrays.
             np.load(part(self.folder, number), mmap_mode="c")
             for number in range(len(self.shards))
         ]
@@ -69,20 +71,20 @@ class Index:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def check(self, model: Model) -> None:
-        """Raises UserError when another model made the index."""
+    def check(self, model: "Model") -> None:
+        """Raises UserError if the index was made by another model."""
         own = probe(model)
         if own.shape != self.probe.shape or float(own @ self.probe) < SAME:
             raise UserError(f"{self.folder} was made by another model; embed the images again, or give that model")
 
-    def nearest(self, queries: Vectors, k: int = 10, exact: bool | None = None) -> Found:
+    def nearest(self, queries: Embeddings, k: int = 10, exact: bool | None = None) -> Matches:
         """Row numbers and cosines of the k nearest images to each query [Q, D].
 
         Args:
-            exact: compare with every vector. Default: if there is no graph.
+            exact: compare with every embedding. Default: True if the index has no graph.
 
         Raises:
-            UserError: the graph is asked for, and there is none or usearch is missing.
+            UserError: the graph is requested but missing, or usearch is not installed.
         """
         path = self.folder / GRAPH
         if exact or (exact is None and not path.is_file()):
@@ -92,16 +94,16 @@ class Index:
         return self._graph.nearest(queries, min(k, len(self)))
 
     def hits(self, rows: Sequence[int], similarities: Sequence[float]) -> list[Hit]:
-        """What is known of rows."""
+        """Shard, key and caption of rows, with the given similarities."""
         found = []
         numbers, places = locate(self._starts, np.asarray(rows, dtype=np.int64))
         for number, place, similarity in zip(numbers.tolist(), places.tolist(), similarities, strict=True):
-            known = self._table(number).slice(place, 1).to_pylist()[0]
-            found.append(Hit(float(similarity), self.shards[number], known["key"], known["caption"]))
+            entry = self._table(number).slice(place, 1).to_pylist()[0]
+            found.append(Hit(float(similarity), self.shards[number], entry["key"], entry["caption"]))
         return found
 
-    def vector(self, row: int) -> npt.NDArray[np.float32]:
-        """The stored vector of an image, [D]."""
+    def embedding(self, row: int) -> npt.NDArray[np.float32]:
+        """The stored embedding of an image, [D]."""
         number, place = locate(self._starts, np.asarray(row))
         return np.asarray(self.parts[int(number)][int(place)], dtype=np.float32)
 
@@ -110,26 +112,26 @@ class Index:
         return Graph.open(self.folder / GRAPH, self.parts)
 
     def build_graph(self) -> None:
-        """Write the graph with which large indexes are searched.
+        """Write the graph for fast search of a large index.
 
         Raises:
-            UserError: usearch is missing.
+            UserError: usearch is not installed.
         """
         self._graph = Graph.build(self.parts, len(self.probe), self.folder / GRAPH)
 
 
-def probe(model: Model) -> npt.NDArray[np.float32]:
-    """The model's vector of a fixed image, by which it is known again, [D]."""
+def probe(model: "Model") -> npt.NDArray[np.float32]:
+    """The model's embedding of a fixed image, which identifies the model, [D]."""
     side = model.vision.image_size
     noise = torch.randint(256, (1, 3, side, side), generator=torch_generator("probe"), dtype=torch.uint8)
     return model.encode_rendered(noise)[0].numpy()
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """index.json; None where there is none.
+    """Read index.json; None if it does not exist.
 
     Raises:
-        UserError: it is not of this format.
+        UserError: it has another format.
     """
     try:
         record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -143,29 +145,29 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def part(folder: Path, number: int) -> Path:
-    """The vectors of a shard."""
+    """Path of the embeddings of a shard."""
     return folder / PARTS / f"{number:06}.npy"
 
 
 def table(folder: Path, number: int) -> Path:
-    """What is known of a shard's rows."""
+    """Path of the table of a shard: shard, key and caption of each row."""
     return part(folder, number).with_suffix(".parquet")
 
 
-def write_part(folder: Path, number: int, vectors: npt.NDArray[np.float16], columns: dict[str, list[str]]) -> None:
-    """Store a shard: whole, or not at all."""
+def write_part(folder: Path, number: int, embeddings: npt.NDArray[np.float16], columns: dict[str, list[str]]) -> None:
+    """Store a shard completely or not at all."""
     import pyarrow
 
     for path, write in (
         (table(folder, number), lambda partial: _parquet().write_table(pyarrow.table(columns), partial)),
-        (part(folder, number), lambda partial: _save(partial, vectors)),
+        (part(folder, number), lambda partial: _save(partial, embeddings)),
     ):
         atomic_write(path, write)
 
 
-def _save(path: Path, vectors: npt.NDArray[np.float16]) -> None:
+def _save(path: Path, embeddings: npt.NDArray[np.float16]) -> None:
     with path.open("wb") as file:  # np.save would add .npy to the name
-        np.save(file, vectors)
+        np.save(file, embeddings)
 
 
 def _parquet() -> Any:

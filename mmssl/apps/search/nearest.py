@@ -1,4 +1,4 @@
-"""Nearest vectors, on plain arrays: exactly, or by a graph for large sets."""
+"""Nearest embeddings in plain arrays: exact search, or a graph for large sets."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,27 +12,28 @@ from torch import Tensor
 from mmssl.errors import UserError
 from mmssl.files import atomic_write
 
-Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
+Embeddings = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
-Found = tuple[Rows, npt.NDArray[np.float32]]
+Matches = tuple[Rows, npt.NDArray[np.float32]]
 """Row numbers and inner products, each [Q, k], the highest first."""
 
 BLOCK = 1024
-"""Rows that are widened and compared at once: they stay in a core's cache."""
+"""Rows converted to float32 and compared at once; they stay in a core's cache."""
 EXPANSION = 128
-"""Candidates that the graph keeps while it searches; more find more of the true neighbours and take longer."""
+"""Candidates that the graph keeps during a search; more find more of the true neighbours and take longer."""
 COMPARED, LEAST_COMPARED = 4, 64
-"""So many rows the graph proposes for each one wanted, and at least; the vectors themselves decide among them."""
+"""Candidates per requested row that the graph proposes, and their least number. The stored embeddings rank them."""
 
 
-def exact_nearest(queries: Vectors, parts: Iterable[Vectors], k: int, unit: bool = False) -> Found:
-    """The k rows of all parts together with the highest inner product with each query.
+def exact_nearest(queries: Embeddings, parts: Iterable[Embeddings], k: int, unit: bool = False) -> Matches:
+    """The k rows of all parts with the highest inner product with each query.
 
     Args:
         queries: [Q, D].
-        parts: [N, D] each, for example memory-mapped files; rows are numbered through them.
-        unit: no row is longer than 1, as in an index. One query is then compared with rows in half precision first, and
-            exactly with those that come near enough: that takes less than half of the time.
+        parts: [N, D] each, for example memory-mapped files; row numbers run on from part to part.
+        unit: the rows have at most unit length, as in an index. A single query is then compared with float16 rows in
+            half precision first, and in single precision with the rows that come close: this takes less than half
+            the time and gives the same result.
     """
     wanted = torch.from_numpy(np.asarray(queries, dtype=np.float32))
     scores = torch.empty(len(wanted), 0)
@@ -50,21 +51,21 @@ def exact_nearest(queries: Vectors, parts: Iterable[Vectors], k: int, unit: bool
     return rows.numpy(), scores.numpy()
 
 
-def _products(wanted: Tensor, part: Vectors) -> Tensor:
+def _products(wanted: Tensor, part: Embeddings) -> Tensor:
     """Inner products of queries [Q, D] and rows [N, D], float32 [Q, N]."""
     products = torch.empty(len(wanted), len(part))
     for first in range(0, len(part), BLOCK):
-        # A copy, since maps cannot be written; torch widens half precision in half of NumPy's time.
+        # Copied, since memory maps are read-only; torch converts float16 in half of NumPy's time.
         block = torch.from_numpy(np.array(part[first : first + BLOCK])).float()
         torch.mm(wanted, block.T, out=products[:, first : first + len(block)])
     return products
 
 
-def _near(wanted: Tensor, part: Vectors, k: int) -> tuple[Tensor, Tensor]:
-    """Rows of a part [N, D] that hold the k nearest to a query [D] for certain, and their products, [1, n] each.
+def _near(wanted: Tensor, part: Embeddings, k: int) -> tuple[Tensor, Tensor]:
+    """Rows of a part [N, D] that certainly include the k nearest to a query [D], and their products, [1, n] each.
 
-    torch multiplies half precision with sums in single, over all threads. Its products are off by the rounding of the
-    query and of themselves (2^-11 of the largest that is possible) and by that of the sum.
+    torch multiplies in half precision and sums in single, over all threads. The error of a product is bounded by the
+    rounding of the query, of the product (2^-11 of the largest possible one) and of the sum.
     """
     stored, half = torch.from_numpy(part), wanted.half()
     rough = torch.mv(stored, half).float()
@@ -76,24 +77,24 @@ def _near(wanted: Tensor, part: Vectors, k: int) -> tuple[Tensor, Tensor]:
 
 
 class Graph:
-    """A navigable small-world graph (Malkov and Yashunin 2018), as usearch builds it, on vectors rounded to 8 bits.
+    """A navigable small-world graph (Malkov and Yashunin 2018), built by usearch on embeddings rounded to 8 bits.
 
-    It proposes rows, and the stored vectors decide among them: half the size and twice the speed of a graph on half
-    precision, which without its proposals' comparison would miss some 5 in 100 of the neighbours.
+    The graph proposes rows, and the stored embeddings rank them. It has half the size and twice the speed of a graph in
+    half precision. Without the second ranking it would miss about 5 % of the neighbours.
     """
 
-    def __init__(self, index: Any, parts: Sequence[Vectors]) -> None:
-        """Use `open`; `parts` are the vectors [N, D] of whose rows the graph is."""
+    def __init__(self, index: Any, parts: Sequence[Embeddings]) -> None:
+        """Call `open` instead; `parts` are the embeddings [N, D] of the graph's rows."""
         self._index = index
         self._parts = parts
         self._starts = part_starts(parts)
 
     @classmethod
-    def build(cls, parts: Sequence[Vectors], dim: int, path: Path) -> "Graph":
-        """Build the graph of all rows, unit vectors, and write it.
+    def build(cls, parts: Sequence[Embeddings], dim: int, path: Path) -> "Graph":
+        """Build the graph of all rows, which have unit length, and write it.
 
         Raises:
-            UserError: usearch is missing.
+            UserError: usearch is not installed.
         """
         index = _usearch().Index(ndim=dim, metric="ip", dtype="i8")
         start = 0
@@ -106,52 +107,52 @@ class Graph:
         return cls.open(path, parts)
 
     @classmethod
-    def open(cls, path: Path, parts: Sequence[Vectors]) -> "Graph":
-        """Use a graph where it lies on the disk.
+    def open(cls, path: Path, parts: Sequence[Embeddings]) -> "Graph":
+        """Memory-map a graph.
 
         Raises:
-            UserError: usearch is missing, or the file is none of its graphs, or the graph of other vectors.
+            UserError: usearch is not installed, or the file is not a graph of these embeddings.
         """
         library = _usearch()
         try:
             graph = cls(library.Index.restore(str(path), view=True), parts)
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"{path} is no graph of usearch: {' '.join(str(error).split())}; embed again") from None
-        graph._index.expansion_search = EXPANSION  # which the file does not hold
+            raise UserError(f"{path} is not a graph of usearch: {' '.join(str(error).split())}; embed again") from None
+        graph._index.expansion_search = EXPANSION  # not stored in the file
         if len(graph._index) != graph._starts[-1]:
             raise UserError(
-                f"{path} is the graph of {len(graph._index):,} vectors, not of these {graph._starts[-1]:,}; remove it, "
-                f"and embed again with --graph"
+                f"{path} is the graph of {len(graph._index):,} embeddings, not of these {graph._starts[-1]:,}; "
+                f"remove it, and embed again with --graph"
             )
         return graph
 
-    def nearest(self, queries: Vectors, k: int) -> Found:
-        """Nearly the k rows with the highest inner product with each query [Q, D], and those products."""
+    def nearest(self, queries: Embeddings, k: int) -> Matches:
+        """Approximately the k rows with the highest inner product with each query [Q, D], and the products."""
         wanted = np.atleast_2d(np.asarray(queries, dtype=np.float32))
         count = min(len(self._index), max(COMPARED * k, LEAST_COMPARED))
         found = [self._index.search(query, count).keys for query in wanted]
         proposed = np.stack([rows[: min(map(len, found))] for rows in found]).astype(np.int64)
-        products = np.einsum("qcd,qd->qc", self._vectors(proposed), wanted)
+        products = np.einsum("qcd,qd->qc", self._embeddings(proposed), wanted)
         best = np.argsort(-products, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(proposed, best, axis=1), np.take_along_axis(products, best, axis=1)
 
-    def _vectors(self, rows: Rows) -> npt.NDArray[np.float32]:
-        """Stored vectors of rows [...], float32 [..., D]."""
+    def _embeddings(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """Stored embeddings of rows [...], float32 [..., D]."""
         numbers, places = locate(self._starts, rows)
-        vectors = np.empty((*rows.shape, self._parts[0].shape[1]), dtype=np.float32)
+        embeddings = np.empty((*rows.shape, self._parts[0].shape[1]), dtype=np.float32)
         for number in np.unique(numbers).tolist():
             here = numbers == number
-            vectors[here] = self._parts[number][places[here]]
-        return vectors
+            embeddings[here] = self._parts[number][places[here]]
+        return embeddings
 
 
-def part_starts(parts: Iterable[Vectors]) -> Rows:
-    """The number of each part's first row, and of all rows, where rows are numbered through the parts."""
+def part_starts(parts: Iterable[Embeddings]) -> Rows:
+    """The number of each part's first row, followed by the number of rows in total."""
     return np.cumsum([0, *(len(part) for part in parts)])
 
 
 def locate(starts: Rows, rows: Rows) -> tuple[Rows, Rows]:
-    """The part that each row is in, and its place there; `starts` as from `part_starts`."""
+    """The part that holds each row, and the row's place in it; `starts` from `part_starts`."""
     numbers = np.searchsorted(starts, rows, side="right") - 1
     return numbers, rows - starts[numbers]
 

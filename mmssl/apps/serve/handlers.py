@@ -9,12 +9,8 @@ from typing import BinaryIO, Literal, get_args
 from PIL import Image
 from torch import Tensor
 
-from mmssl.apps.explain.explanation import overlay
-from mmssl.apps.explain.maps import heat, image_maps, methods_of
-from mmssl.apps.explain.word_scores import word_scores
-from mmssl.apps.search import Index
-from mmssl.apps.search.images import ShardImages
-from mmssl.apps.search.nearest import Vectors
+from mmssl.apps.explain import image_maps, methods_of, overlay, word_scores
+from mmssl.apps.search import Embeddings, Index, ShardImages
 from mmssl.apps.serve.limits import ServerLimits
 from mmssl.apps.serve.schemas import Caps, Guess, Guesses, Hits, Map, ModelFacts, SearchHit, WordScore
 from mmssl.data.transforms import DecodeError, decoding
@@ -24,7 +20,7 @@ _START_OF_SCAN = b"\xff\xda"
 """A marker, which cannot occur within a scan."""
 THUMBNAIL = 320
 """Longer side of a thumbnail in pixels."""
-Method = Literal["rise", "occlusion", "similarity"]
+Method = Literal["rise", "occlusion"]
 """Maps that need no gradients. Methods with gradients hook into layers that other requests use at the same time."""
 
 
@@ -83,7 +79,7 @@ class Service:
         """Find the images nearest to an image of the index, without the image itself."""
         index = self._require_index()
         self._check(row)
-        hits = self._nearest(index.vector(row)[None], k + 1).hits
+        hits = self._nearest(index.embedding(row)[None], k + 1).hits
         return Hits(hits=[hit for hit in hits if hit.row != row][:k])
 
     def labels(self, upload: BinaryIO, labels: Sequence[str], template: str) -> Guesses:
@@ -109,7 +105,7 @@ class Service:
             similarity=float(image @ words[0]),
             method=method,
             grid=found[0].tolist(),
-            overlay=_data_uri(overlay(rendered, heat(found, rendered.shape[-1])[0])),
+            overlay=_data_uri(overlay(rendered, found[0])),
             words=[WordScore(word=word, fall=fall) for word, fall in word_scores(self.model, text, image)],
         )
 
@@ -147,9 +143,9 @@ class Service:
         limit = self.limits.caption_chars
         return caption if len(caption) <= limit else f"{caption[: limit - 1]}…"
 
-    def _nearest(self, vectors: Vectors, k: int) -> Hits:
+    def _nearest(self, embeddings: Embeddings, k: int) -> Hits:
         index = self._require_index()
-        rows, similarities = index.nearest(vectors, min(k, len(index)))
+        rows, similarities = index.nearest(embeddings, min(k, len(index)))
         numbers = rows[0].tolist()
         hits = index.hits(numbers, similarities[0].tolist())
         return Hits(

@@ -11,8 +11,7 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from mmssl.apps.explain import explain, image_maps
-from mmssl.apps.explain.explanation import overlay
+from mmssl.apps.explain import explain, image_maps, overlay
 from mmssl.apps.search import Hit, Index, exact_nearest
 from mmssl.apps.serve import create_app
 from mmssl.data.transforms.decoding import decode
@@ -52,7 +51,7 @@ def test_a_image_finds_the_nearest_images(
 def test_a_stored_image_finds_the_others(client: TestClient, index: Index) -> None:
     """The neighbours of a row are those of its stored vector, without itself."""
     hits = client.get("/api/images/7/nearest", params={"k": 6}).json()["hits"]
-    rows, _ = exact_nearest(index.vector(7)[None], index.parts, 7, unit=True)
+    rows, _ = exact_nearest(index.embedding(7)[None], index.parts, 7, unit=True)
     assert [hit["row"] for hit in hits] == [row for row in rows[0].tolist() if row != 7][:6]
 
 
@@ -66,7 +65,7 @@ def test_labels_are_the_models(client: TestClient, model: Model) -> None:
         np.testing.assert_allclose([guess["probability"] for guess in answer], list(expected.values()), atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["rise", "occlusion", "similarity"])
+@pytest.mark.parametrize("method", ["rise", "occlusion"])
 def test_the_map_is_the_explanations(client: TestClient, model: Model, method: str) -> None:
     """Similarity, words and overlay are those of `explain`, the grid that of `image_maps`."""
     assert method in client.get("/api/model").json()["methods"]

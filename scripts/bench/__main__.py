@@ -197,17 +197,14 @@ def explain(
     device: Device = "cpu",
 ) -> None:
     """Test explanation maps: deletion curves against random order, and maps of a model with shuffled weights."""
-    from mmssl.apps.explain.sampling import drawn_pairs
-
-    from mmssl.apps.explain.plots import draw_sanity
     from mmssl.evaluate.datasets import open_dataset
     from mmssl.files import write_json
     from mmssl.inference.model import load
-    from scripts.bench.explain import sanity
+    from scripts.bench.explain import draw_sanity, sample_pairs, sanity
 
     loaded = load(model).to(device)
     with Console(stderr=True).status("covering patches"):
-        pixels, texts = drawn_pairs(loaded, open_dataset(data), images)
+        pixels, texts = sample_pairs(loaded, open_dataset(data), images)
         measured = sanity(loaded.encoder, pixels, texts, methods)
     try:
         write_json(out / "sanity.json", measured.json())

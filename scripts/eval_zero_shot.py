@@ -12,7 +12,7 @@ from mmssl.evaluate.datasets import open_dataset
 
 
 def main() -> None:
-    """Load a model, judge it on each data set, print a table."""
+    """Load a model, evaluate it on each dataset, print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="a run folder, or its model/ folder")
     parser.add_argument("data", nargs="+", help="folders in CLIP_benchmark's layout, or patterns of labelled shards")

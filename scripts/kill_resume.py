@@ -32,7 +32,7 @@ from pathlib import Path
 
 LOG = "sample_ids.jsonl"
 CLOCKS = ("samples_per_s", "data_wait", "mb_per_s", "seconds", "time_share")
-"""What metrics say of the time that a step took."""
+"""Metrics of time, which differ between runs."""
 MOMENTS = ("writing", "starting", "step")
 Ids = dict[int, list[int]]
 """Step -> sample numbers of its global batch, in order."""

@@ -13,7 +13,7 @@ from mmssl.data.transforms import Pixels
 from mmssl.rng import generator
 
 QUALITY = 90
-"""Of the JPEGs: libraries save with 75 to 95 unless told otherwise."""
+"""Of the JPEGs: libraries save with 75 to 95 by default."""
 _SCENES = 8
 _SHAPES = ((1, 1), (4, 3), (3, 2), (3, 4), (2, 3))
 """Width to height, as cameras make them."""

@@ -234,7 +234,7 @@ class TrainLoader:
         builder: PartBuilder | UnindexedBuilder
         if self._catalog is None:
             shards, weights = [s.shards for s in self._sources], [s.weight for s in self._sources]
-            plan = UnindexedPlan(shards, config.seed, lanes)
+            plan = UnindexedPlan(config.seed, lanes)
             builder = UnindexedBuilder(plan, shards, weights, self._render, config.limits, config.access)
         else:
             planned = StreamPlan(self._planned, seed=config.seed, lanes=lanes, block=config.shuffle_block)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from mmssl.data.loading.parts import BAD_IN_A_ROW, BatchPart, PartAssembly, PartTask, Render
 from mmssl.data.order.epoch import shuffled
-from mmssl.data.order.plan import STATE_VERSION, Mixture, Position
+from mmssl.data.order.plan import STATE_VERSION, Mixture, Position, check_lanes
 from mmssl.data.shards.samples import BadSample, SampleLimits
 from mmssl.data.storage.fetch import Fetcher
 from mmssl.data.storage.files import Access, Files
@@ -43,17 +42,13 @@ T = TypeVar("T")
 class UnindexedPlan:
     """Positions of batches when only the names of the shards are known."""
 
-    def __init__(self, sources: Sequence[Sequence[str]], seed: int, lanes: int) -> None:
-        self.lanes = lanes
-        self._names = repr([[Path(shard).name for shard in source] for source in sources])
+    def __init__(self, seed: int, lanes: int) -> None:
         self.seed = seed
+        self.lanes = lanes
 
     def check(self, batch_size: int) -> None:
         """Raises UserError when the lanes do not divide the batch."""
-        if batch_size % self.lanes:
-            raise UserError(
-                f"data.batch_size={batch_size} is not divisible by the stream's {self.lanes} lanes; use a multiple"
-            )
+        check_lanes(batch_size, self.lanes)
 
     @property
     def samples(self) -> int:

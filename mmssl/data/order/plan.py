@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from math import lcm
 from typing import Any
 
@@ -32,6 +32,14 @@ _MEANING = {
 def default_lanes(batch_size: int) -> int:
     """The largest divisor of the batch up to 64."""
     return max(lanes for lanes in range(1, 65) if batch_size % lanes == 0)
+
+
+def check_lanes(batch_size: int, lanes: int) -> None:
+    """Raises UserError when the lanes do not divide the batch."""
+    if batch_size % lanes:
+        raise UserError(
+            f"data.batch_size={batch_size} is not divisible by the stream's {lanes} lanes; use a multiple of {lanes}"
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class StreamPlan:
         self.order = lru_cache(2 * len(sources))(self._order)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.sources, self._seed, self.lanes, self._block)
+        return partial(StreamPlan, seed=self._seed, lanes=self.lanes, block=self._block), (self.sources,)
 
     @property
     def samples(self) -> int:
@@ -98,11 +106,7 @@ class StreamPlan:
 
     def check(self, batch_size: int) -> None:
         """Raises UserError when the data cannot fill a batch with different samples."""
-        if batch_size % self.lanes:
-            raise UserError(
-                f"data.batch_size={batch_size} is not divisible by the stream's {self.lanes} lanes; "
-                f"use a multiple of {self.lanes}"
-            )
+        check_lanes(batch_size, self.lanes)
         depth = batch_size // self.lanes
         for source, length in enumerate(self._lane_lengths):
             most = depth if self._mixture is None else self._max_count(source, depth)
@@ -223,10 +227,6 @@ class StreamPlan:
         length = len(self._mixture.pattern)
         before = [self._mixture.count(source, 0, slot) for slot in range(length + depth + 1)]
         return max(before[slot + depth] - before[slot] for slot in range(length + 1))
-
-
-def _rebuild(sources: Sequence[PlannedSource], seed: int, lanes: int, block: int) -> StreamPlan:
-    return StreamPlan(sources, seed=seed, lanes=lanes, block=block)
 
 
 class Mixture:

@@ -24,8 +24,8 @@ def expand(spec: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
     `?`, `[...]`, `**`). A local folder means the `.tar` files in it.
 
     Raises:
-        UserError: nothing matches, a named local shard is missing or is a table, a shard is named twice, or a
-            `pipe:` command is given without `allow_pipe`.
+        UserError: nothing matches, a local shard is missing or is a table, a shard is given twice, or a `pipe:`
+            command is given without `allow_pipe`.
     """
     patterns = [spec] if isinstance(spec, str) else list(spec)
     names = [name for pattern in patterns for name in _expand_one(pattern, allow_pipe)]

@@ -91,7 +91,7 @@ class Files:
         self._access = access
         self._local = access.open_local(open_files)
         self._remote: RemoteReader | None = None
-        self._expected: dict[Hashable, Hashable] = {}
+        self._prefetched: dict[Hashable, Hashable] = {}
         self.reading = reading
         """Shard number, byte and start (monotonic nanoseconds, 0 when idle) of the current read, int64 [3]."""
         self.fetcher = Fetcher(access.retry_policy)
@@ -111,17 +111,17 @@ class Files:
             SampleError: these bytes of a local shard cannot be read.
         """
         if is_remote(shard.shard):
-            return self._reach().read(shard, start, stop)
+            return self._open_remote().read(shard, start, stop)
         return self._local.read(shard.shard, start, stop)
 
     def has_prefetched(self, reader: Hashable, blocks: Hashable) -> bool:
         """Whether `blocks` are the last ones that `reader` prefetched."""
-        return self._expected.get(reader) == blocks
+        return self._prefetched.get(reader) == blocks
 
     def prefetch(self, reader: Hashable, blocks: Hashable, spans: Sequence[Span]) -> None:
         """Start fetching the remote bytes that `reader` reads next."""
-        self._expected[reader] = blocks
-        self._reach().prefetch(reader, spans)
+        self._prefetched[reader] = blocks
+        self._open_remote().prefetch(reader, spans)
 
     def stop(self) -> None:
         """Do not resume fetches that break off from now on. May be called from another thread."""
@@ -137,7 +137,7 @@ class Files:
         if self._remote is not None:
             self._remote.close()
 
-    def _reach(self) -> RemoteReader:
+    def _open_remote(self) -> RemoteReader:
         if self._remote is None:
             access = self._access
             cache = None if access.cache_dir is None else DiskCache(access.cache_dir, access.cache_bytes)

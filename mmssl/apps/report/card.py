@@ -11,10 +11,10 @@ from mmssl.errors import UserError
 
 
 def write_card(folder: Path) -> Path:
-    """Write MODEL/README.md of a finished run: what it was trained on, its figures, its limits and how to use it.
+    """Write MODEL/README.md of a finished run: its training data, metrics, limits and use.
 
     Raises:
-        UserError: the folder is no run, or has no model yet.
+        UserError: the folder is not a run, or has no model yet.
     """
     path, card = _card(folder)
     path.write_text(card, encoding="utf-8")
@@ -23,21 +23,21 @@ def write_card(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class CardBeside:
-    """The card of a run, into one of whose folders something will be written."""
+    """The card of a run before an evaluation is written into the folder of the run."""
 
     run: Path
     untouched: bool
-    """Whether it was as `write_card` writes it: nobody has changed it."""
+    """True if the card is as `write_card` wrote it."""
 
     def renewed(self) -> str:
-        """Write it anew with what is in the run's folders now, if nobody has changed it; what was done, in words."""
+        """Write the card again with the new results, unless it was edited; returns a message."""
         if self.untouched:
-            return f"{write_card(self.run)} has these figures too"
-        return f"{self.run / 'model' / 'README.md'} was changed by hand and is left as it is"
+            return f"{write_card(self.run)} has these metrics too"
+        return f"{self.run / 'model' / 'README.md'} was edited and is left as it is"
 
 
 def card_beside(run: Path, out: Path | None) -> CardBeside | None:
-    """The card to renew after an evaluation: that of a finished run of which `out` is a folder, else None."""
+    """The card to renew after an evaluation, if `out` is a folder of a finished run; else None."""
     finished = (run / "config.yaml").is_file() and (run / "model" / "config.json").is_file()
     if out is None or not finished or out.resolve().parent != run.resolve():
         return None
@@ -46,7 +46,7 @@ def card_beside(run: Path, out: Path | None) -> CardBeside | None:
 
 
 def _card(folder: Path) -> tuple[Path, str]:
-    """Where the card lies, and what belongs in it."""
+    """Path and text of the card."""
     run = collect([folder])[0]
     if run.model is None:
         raise UserError(f"{folder} has no model yet; the card is written when the run has ended")

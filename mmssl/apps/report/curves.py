@@ -1,4 +1,4 @@
-"""From the records of steps to the curves of the page."""
+"""The curves of the page, from the records of training steps."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -8,14 +8,14 @@ from typing import Any
 from mmssl.apps.report.run_reader import Row, RunRecord
 
 POINTS = 300
-"""A curve has at most so many points; each is the mean of its neighbours."""
+"""Most points of a curve; each is the mean of its neighbours."""
 SPEED = ("samples_per_s", "data_wait", "mb_per_s")
 NO_CURVE = {"step", "samples", "seconds", "epoch", "alarm"}
 TITLES = {
     "loss": "Total loss",
-    "samples_per_s": "Throughput, pairs a second",
-    "data_wait": "Share of the time spent waiting for data",
-    "mb_per_s": "Read from the shards, MB a second",
+    "samples_per_s": "Throughput, pairs per second",
+    "data_wait": "Fraction of the time spent waiting for data",
+    "mb_per_s": "Read from the shards, MB per second",
     "lr": "Learning rate",
     "gradient_norm": "Norm of the gradient",
 }
@@ -23,7 +23,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Series:
-    """One run's line."""
+    """The line of one run."""
 
     run: str
     x: list[float]
@@ -32,20 +32,20 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure of all runs over steps."""
+    """One metric of all runs over the steps."""
 
     key: str
     title: str
     series: list[Series]
 
     def json(self) -> dict[str, Any]:
-        """For the page's script."""
+        """Data for the script of the page."""
         lines = [{"run": s.run, "x": s.x, "y": s.y} for s in self.series]
         return {"key": self.key, "title": self.title, "series": lines}
 
     @property
     def words(self) -> str:
-        """What a listener needs to know of it."""
+        """Description for screen readers."""
         parts = [
             f"{s.run}: from {s.y[0]:.4g} at step {s.x[0]:.0f} to {s.y[-1]:.4g} at step {s.x[-1]:.0f}"
             for s in self.series
@@ -68,7 +68,7 @@ class Curves:
 
 
 def build_curves(runs: Sequence[RunRecord]) -> Curves:
-    """The charts of runs: each objective's loss and figures, accuracies while training, speed, and the rest."""
+    """The charts of runs: losses and metrics of the objectives, accuracies during training, speed, and the rest."""
     keys = list(dict.fromkeys(key for run in runs for key in _keys(run.metrics) if key not in NO_CURVE))
     charts = {key: _chart(key, key, runs, [run.metrics for run in runs]) for key in keys}
     drawn = {key: chart for key, chart in charts.items() if chart.series}
@@ -88,7 +88,7 @@ def build_curves(runs: Sequence[RunRecord]) -> Curves:
 
 
 def _evaluation_charts(runs: Sequence[RunRecord]) -> list[Chart]:
-    """Main figures of the evaluations while training; a single one at the end is no curve."""
+    """Main metrics of the evaluations during training. A single evaluation at the end is not a curve."""
     rows = [[_flatten(entry) for entry in run.evaluations] for run in runs]
     keys = list(dict.fromkeys(key for of_run in rows for row in of_run for key in row if key != "step"))
     charts = [_chart(key, key, runs, rows) for key in keys if key.endswith(("/acc1", "recall@1", "average_precision"))]
@@ -97,7 +97,7 @@ def _evaluation_charts(runs: Sequence[RunRecord]) -> list[Chart]:
 
 def _flatten(entry: Row) -> Row:
     results = entry.get("results", {})
-    flat = {f"{key}/{name}": value for key, figures in results.items() for name, value in figures.items()}
+    flat = {f"{key}/{name}": value for key, metrics in results.items() for name, value in metrics.items()}
     return {"step": entry.get("step"), **{key: value for key, value in flat.items() if _is_number(value)}}
 
 
@@ -112,7 +112,7 @@ def _chart(key: str, title: str, runs: Sequence[RunRecord], rows: Sequence[Seque
 
 
 def thinned(points: Sequence[tuple[float, float]], limit: int = POINTS) -> tuple[list[float], list[float]]:
-    """At most `limit` points: means of runs of equal length, rounded to five digits."""
+    """At most `limit` points: means of groups of equal size, rounded to five digits."""
     each = -(-len(points) // limit)
     parts = [points[start : start + each] for start in range(0, len(points), each)]
     means = [[_mean(values) for values in zip(*part, strict=True)] for part in parts]
@@ -133,5 +133,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _flat(chart: Chart) -> bool:
-    """A figure that never changes, such as the count of bad samples of clean data, needs no image."""
+    """True if a metric never changes, such as the number of bad samples in clean data; it needs no chart."""
     return all(min(s.y) == max(s.y) for s in chart.series)

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from mmssl.apps.explain import DEFAULT, image_maps, overlay
 from mmssl.apps.report.encoded_dataset import EncodedSamples, encode_sample, open_evaluated_dataset
-from mmssl.apps.report.projection import plane
 from mmssl.apps.report.run_reader import RunRecord
-from mmssl.apps.report.thumbnails import sheet, shrunk, uri
+from mmssl.apps.report.thumbnails import plane, sheet, shrunk, uri
 from mmssl.errors import UserError
 from mmssl.evaluate.metrics import ranking as metrics
 from mmssl.evaluate.metrics.ranking import CalibrationBin

@@ -1,19 +1,21 @@
-"""Templates to text. What comes from data (captions, class names, paths) is escaped; only the page's script runs."""
+"""Rendering of the templates. Captions, class names and paths are escaped; only the page's own script runs."""
 
 import base64
 import hashlib
 from collections.abc import Sequence
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
+from typing import TYPE_CHECKING, Any
 
 from mmssl.apps.report.curves import Curves
 from mmssl.apps.report.thumbnails import SHEET_COLUMNS, SHEET_SIDE
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 
 def render_page(*, title: str, views: Sequence[Any], curves: Curves, comparison: Any) -> str:
-    """The HTML page. Its policy forbids every request and every script but the one whose digest it names."""
+    """The HTML page. Its policy blocks all requests, and all scripts except the one with the given digest."""
+    from markupsafe import Markup
+
     environment = templates()
     style, script = (Markup(_source(environment, name)) for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()
@@ -38,8 +40,10 @@ def render_card(**facts: Any) -> str:
     return templates().get_template("card.md").render(**facts)
 
 
-def templates() -> Environment:
-    """The package's templates: HTML escapes by itself, Markdown does not; a name that is not given is an error."""
+def templates() -> "Environment":
+    """The templates of the package: HTML is escaped, Markdown is not; an undefined name is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
     environment = Environment(
         loader=PackageLoader("mmssl.apps.report"),
         autoescape=select_autoescape(["html"]),
@@ -51,6 +55,6 @@ def templates() -> Environment:
     return environment
 
 
-def _source(environment: Environment, name: str) -> str:
+def _source(environment: "Environment", name: str) -> str:
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]

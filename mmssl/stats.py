@@ -28,11 +28,11 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """The percentile interval (Efron 1979) of each metric that `metrics` computes from a choice of samples.
 
-    What is resampled must be independent: where several rows belong to one image, images are the samples.
+    Samples must be independent: where several rows belong to one image, the images are the samples.
 
     Args:
         metrics: indices in [0, samples), as many as there are samples -> metric by name, NaN where it is undefined.
-        samples: how many there are, at least 1.
+        samples: their number, at least 1.
         level: probability that the interval covers the metric of the population.
     """
     rng = generator(seed, "bootstrap")
@@ -42,13 +42,13 @@ def bootstrap(
 
 
 def means(values: Mapping[str, NDArray[Any]]) -> tuple[dict[str, float], dict[str, Interval]]:
-    """The mean of each figure's values of the samples, [N] each, and its interval."""
+    """The mean of each metric over the samples, [N] each, and its interval."""
     samples = len(next(iter(values.values())))
 
-    def figures(rows: Rows) -> dict[str, float]:
-        return {name: float(of_sample[rows].mean()) for name, of_sample in values.items()}
+    def measure(rows: Rows) -> dict[str, float]:
+        return {name: float(column[rows].mean()) for name, column in values.items()}
 
-    return figures(np.arange(samples)), bootstrap(figures, samples)
+    return measure(np.arange(samples)), bootstrap(measure, samples)
 
 
 def _quantiles(values: NDArray[np.float64], tails: tuple[float, float]) -> Interval:
@@ -67,7 +67,7 @@ def t_quantile(level: float, degrees: int) -> float:
     Student's distribution as in Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
     """
     low, high = 0.0, math.pi / 2
-    # As many halvings as a float has bits.
+    # One halving for each bit of a float.
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if _central(middle, degrees) < level else (low, middle)
@@ -75,7 +75,7 @@ def t_quantile(level: float, degrees: int) -> float:
 
 
 def _central(angle: float, degrees: int) -> float:
-    """The probability in the angle atan(t / sqrt(degrees)), where it is a finite series."""
+    """The probability as a finite series in the angle atan(t / sqrt(degrees))."""
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = degrees % 2 == 1
     term, total = (cosine, 0.0) if odd else (1.0, 0.0)
@@ -90,7 +90,7 @@ _Z = 1.959963984540054
 
 
 def wilson(hits: int, samples: int) -> Interval:
-    """95 % score interval of a proportion (Wilson 1927), which keeps its width at 0 and 1. samples >= 1."""
+    """95 % score interval of a proportion (Wilson 1927), which has a width even at 0 and 1. samples >= 1."""
     share = hits / samples
     middle = (share + _Z**2 / (2 * samples)) / (1 + _Z**2 / samples)
     half = _Z / (1 + _Z**2 / samples) * math.sqrt(share * (1 - share) / samples + _Z**2 / (4 * samples**2))
@@ -124,13 +124,13 @@ def sign_flip(change: NDArray[np.float64], seed: int = 0, permutations: int = PE
     extreme = 1
     for _ in range(permutations):
         signs = rng.integers(0, 2, len(change)) * 2 - 1
-        # Sums in another order differ in the last bits; equal ones must count.
+        # Sums in different orders differ in the last bits; equal ones must count.
         extreme += int(abs((signs * change).sum()) >= observed * (1 - 1e-12))
     return extreme / (permutations + 1)
 
 
 def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which differences are real, with a chance of any false alarm of at most `level` (Holm 1979)."""
+    """True for significant differences, with a probability of any false alarm of at most `level` (Holm 1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     real = [False] * len(p_values)
     for place, index in enumerate(order):
@@ -146,7 +146,7 @@ def _log_choose(n: int, k: int) -> float:
 
 @dataclass(frozen=True)
 class Paired:
-    """Mean of paired differences with its Student-t interval and two-sided p-value (of the mean being 0)."""
+    """Mean of paired differences with its Student-t interval and the two-sided p-value of a zero mean."""
 
     mean: float
     interval: Interval
@@ -156,7 +156,7 @@ class Paired:
 def paired_t(differences: Sequence[float], level: float = LEVEL) -> Paired:
     """Student's t for at least two paired differences.
 
-    Differences that are all alike leave no doubt about their mean: the interval is a point.
+    Where all differences are equal, the interval is a point.
     """
     values = np.array(differences, dtype=np.float64)
     degrees = len(values) - 1

@@ -1,4 +1,4 @@
-"""Two models on the same samples: which differences are real."""
+"""Comparisons: two models on the same samples with tests of the differences, and one model on two data sets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,27 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmssl.errors import UserError
+from mmssl.evaluate.datasets import Dataset
+from mmssl.evaluate.task import Metrics
 from mmssl.evaluate.tasks.retrieval import RECALL_AT
 from mmssl.files import read_csv
-from mmssl.stats import Interval, bootstrap, holm, mcnemar, sign_flip
+from mmssl.stats import Interval, bootstrap, holm, mcnemar, newcombe, sign_flip
 
 Values = NDArray[np.float64]
 Outcomes = tuple[list[str], dict[str, Values]]
-"""Samples by name, and figure -> one value a sample, in the same order."""
-PAIRED_TASKS = ("zero_shot", "retrieval", "linear_probe", "few_shot", "knn", "fine_tune", "corruptions")
-"""Tasks whose figures are means over samples, of each of which they keep an outcome."""
+"""Names of the samples, and metric -> one value per sample, in the same order."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better the second model is in the mean of a per-sample value."""
+    """Gain of the second model in the mean of a per-sample value."""
 
     first: float
     second: float
     interval: Interval
     """Of second - first, from a bootstrap of the paired samples."""
     p_value: float
-    """Probability of a difference at least as large if the two models were alike."""
+    """Probability of a difference at least as large if the two models were equal."""
 
     @property
     def difference(self) -> float:
@@ -51,34 +51,34 @@ def compare(first: Values, second: Values, seed: int = 0) -> Difference:
 
 
 def compare_results(first: Path, second: Path) -> dict[str, Difference]:
-    """Compare what two evaluations left in their folders: `NAME/TASK/FIGURE` -> difference, for all that both have.
+    """Compare the tables of two evaluations: `NAME/TASK/METRIC` -> difference, for all that both have.
 
-    Figures are acc1 and acc5 of classifications (from predictions.csv), recall@1, 5 and 10 of retrieval (from
-    ranks.csv; an image's captions count as one sample), and the columns of outcomes.csv.
+    Metrics are acc1 and acc5 of classifications (from predictions.csv), recall@1, 5 and 10 of retrieval (from
+    ranks.csv; the captions of an image count as one sample), and the columns of outcomes.csv.
 
     Raises:
-        UserError: they share no evaluation, or one was made on other samples.
+        UserError: they share no evaluation, or the samples of one differ.
     """
     found: dict[str, Difference] = {}
-    theirs = read_outcomes(second)
+    second_outcomes = read_outcomes(second)
     for place, (samples, values) in read_outcomes(first).items():
-        if place not in theirs:
+        if place not in second_outcomes:
             continue
-        others, other_values = theirs[place]
+        others, other_values = second_outcomes[place]
         if samples != others:
             raise UserError(
-                f"{first / place} and {second / place} are of other samples; evaluate both on the same data"
+                f"{first / place} and {second / place} are of different samples; evaluate both on the same data"
             )
-        for figure in values.keys() & other_values.keys():
-            found[f"{place}/{figure}"] = compare(values[figure], other_values[figure])
+        for metric in values.keys() & other_values.keys():
+            found[f"{place}/{metric}"] = compare(values[metric], other_values[metric])
     if not found:
         raise UserError(f"{first} and {second} share no evaluation; give two folders that `mmssl eval --out` wrote")
     return dict(sorted(found.items()))
 
 
 def read_outcomes(folder: Path) -> dict[str, Outcomes]:
-    """What evaluations in a folder kept of each sample: `NAME/TASK` (or `FOLDER/NAME/TASK`, where they lie deeper) ->
-    the samples, and their values by figure."""
+    """Per-sample outcomes below a folder: `NAME/TASK` (or `FOLDER/NAME/TASK`, where they are deeper) -> samples and values
+    by metric."""
     readers = (("predictions.csv", _predictions), ("ranks.csv", _ranks), ("outcomes.csv", _outcomes))
     return {
         path.relative_to(folder).parent.as_posix(): read(_rows(path))
@@ -88,13 +88,13 @@ def read_outcomes(folder: Path) -> dict[str, Outcomes]:
 
 
 def verdicts(differences: Mapping[str, Difference], first: str, second: str) -> list[str]:
-    """A sentence for each figure: which model is better, if that is real (Holm, 5 %)."""
+    """A sentence for each metric that names the better model if the difference is significant (Holm, 5 %)."""
     real = holm([d.p_value for d in differences.values()])
     return [_verdict(key, d, sure, first, second) for (key, d), sure in zip(differences.items(), real, strict=True)]
 
 
 def to_json(differences: Mapping[str, Difference]) -> dict[str, dict[str, Any]]:
-    """As JSON holds them, with whether each is real (Holm, 5 %)."""
+    """The differences for JSON; `real` marks significant ones (Holm, 5 %)."""
     real = holm([d.p_value for d in differences.values()])
     return {
         key: {
@@ -128,32 +128,32 @@ Table = Sequence[Mapping[str, str]]
 def _rows(path: Path) -> Table:
     rows = read_csv(path)
     if not rows:
-        raise UserError(f"{path} is empty; the evaluation was interrupted, make it again")
+        raise UserError(f"{path} is empty; the evaluation was interrupted: run it again")
     return rows
 
 
 def _predictions(rows: Table) -> Outcomes:
-    figures = {}
+    values: dict[str, Values] = {}
     for n in (1, 5):
         if f"class{n}" in rows[0]:
             listed = [row["label"] in (row[f"class{k}"] for k in range(1, n + 1)) for row in rows]
-            figures[f"acc{n}"] = np.array(listed, dtype=np.float64)
-    return [f"{_sample(row)} {row['label']}" for row in rows], figures
+            values[f"acc{n}"] = np.array(listed, dtype=np.float64)
+    return [f"{_sample(row)} {row['label']}" for row in rows], values
 
 
 def _ranks(rows: Table) -> Outcomes:
     """Hits are averaged over the captions of an image: they are not independent."""
     images = list(dict.fromkeys((row["shard"], row["key"]) for row in rows))
     number = {image: index for index, image in enumerate(images)}
-    figures = {}
+    values: dict[str, Values] = {}
     for direction in ("image", "text"):
         queries = [row for row in rows if row["retrieval"] == direction]
         owner = np.array([number[row["shard"], row["key"]] for row in queries])
         places = np.array([int(row["place"] or 0) for row in queries])
         for k in RECALL_AT:
             hits = np.bincount(owner, weights=(places > 0) & (places <= k), minlength=len(images))
-            figures[f"{direction}_retrieval_recall@{k}"] = hits / np.bincount(owner, minlength=len(images))
-    return [_sample({"shard": shard, "key": key}) for shard, key in images], figures
+            values[f"{direction}_retrieval_recall@{k}"] = hits / np.bincount(owner, minlength=len(images))
+    return [_sample({"shard": shard, "key": key}) for shard, key in images], values
 
 
 def _outcomes(rows: Table) -> Outcomes:
@@ -164,3 +164,55 @@ def _outcomes(rows: Table) -> Outcomes:
 def _sample(row: Mapping[str, str]) -> str:
     """The same data may lie in another folder on another machine."""
     return f"{Path(row['shard']).name}:{row['key']}"
+
+
+def parse_shifts(words: Sequence[str], datasets: Mapping[str, Dataset]) -> list[tuple[str, str]]:
+    """The pairs of data sets named by `A:B`.
+
+    Raises:
+        UserError: a word is not a pair, a data set is unknown, or the classes of the two differ.
+    """
+    found = []
+    for word in words:
+        first, colon, second = word.partition(":")
+        unknown = [name for name in (first, second) if name not in datasets]
+        if not colon or unknown:
+            raise UserError(f"--shift {word!r}: write A:B with two of the data sets {', '.join(datasets)}")
+        if datasets[first].classnames != datasets[second].classnames:
+            raise UserError(f"--shift {word!r}: the two have different class names; give both the same --classnames")
+        found.append((first, second))
+    return found
+
+
+def measure_shifts(results: Mapping[str, Metrics], wanted: Sequence[tuple[str, str]]) -> dict[str, Metrics]:
+    """`A:B/TASK` -> `drop` of acc1 from A to B and the fraction `kept`, for every task with accuracies of both.
+
+    Taori et al. 2020 call a model effectively robust when it loses less than models of its accuracy usually do. That
+    takes many models; this is the drop of one.
+
+    Raises:
+        UserError: no accuracy of a pair was measured.
+    """
+    found: dict[str, Metrics] = {}
+    for first, second in wanted:
+        for key, metrics in results.items():
+            name, _, task = key.partition("/")
+            other = results.get(f"{second}/{task}", {})
+            if name == first and "acc1" in metrics and "acc1" in other:
+                found[f"{first}:{second}/{task}"] = _shift(metrics, other)
+        if not any(key.startswith(f"{first}:{second}/") for key in found):
+            raise UserError(f"--shift {first}:{second} compares acc1, which no task measured; add --task zero_shot")
+    return found
+
+
+def _shift(first: Metrics, second: Metrics) -> Metrics:
+    before, after = first["acc1"], second["acc1"]
+    drop = newcombe(
+        (round(before * first["samples"]), first["samples"]), (round(after * second["samples"]), second["samples"])
+    )
+    kept = {"kept": after / before} if before > 0 else {}
+    return (
+        {"acc1_first": before, "acc1_second": after, "drop": before - after}
+        | kept
+        | {"intervals": {"drop": list(drop)}}
+    )

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from mmssl.evaluate.compare import Difference
-from mmssl.evaluate.results import MAIN_METRICS, Metrics
+from mmssl.evaluate.task import Metrics
+from mmssl.evaluate.tasks import main_metrics
 from mmssl.plotting import columns
 from mmssl.stats import holm
 
@@ -11,13 +12,15 @@ COUNTS = ("classes", "samples")
 
 
 def format_results(results: Mapping[str, Metrics]) -> str:
-    """A table for a terminal: one line an evaluation, the main figures in percent and the counts."""
-    figures = [name for name in MAIN_METRICS if any(name in metrics for metrics in results.values())]
-    header = ["", *figures, *COUNTS]
+    """A table for a terminal: one line per evaluation, the main metrics in percent and the counts."""
+    names = dict.fromkeys(
+        name for key, metrics in results.items() for name in main_metrics(key.rpartition("/")[2]) if name in metrics
+    )
+    header = ["", *names, *COUNTS]
     lines = [
         [
             key,
-            *(_percent(metrics.get(name)) for name in figures),
+            *(_percent(metrics.get(name)) for name in names),
             *(str(metrics.get(name, "")) for name in COUNTS),
         ]
         for key, metrics in results.items()
@@ -26,7 +29,7 @@ def format_results(results: Mapping[str, Metrics]) -> str:
 
 
 def format_differences(differences: Mapping[str, Difference]) -> str:
-    """A table for a terminal: both figures and their difference in percent; * marks those that are real (Holm, 5 %)."""
+    """A table for a terminal: both values and their difference in percent; * marks significant ones (Holm, 5 %)."""
     real = holm([d.p_value for d in differences.values()])
     header = ["", "first", "second", "difference", "95 % interval", "p", ""]
     lines = [
@@ -43,8 +46,8 @@ def format_differences(differences: Mapping[str, Difference]) -> str:
     return _aligned([header, *lines])
 
 
-def format_figures(metrics: Metrics) -> list[tuple[str, str, str]]:
-    """Every figure of one evaluation, its value, and its interval where it has one, in words."""
+def format_metrics(metrics: Metrics) -> list[tuple[str, str, str]]:
+    """Name, value and interval (if any) of every metric of one evaluation, as text."""
     intervals = metrics.get("intervals", {})
     shown = []
     for name, value in metrics.items():

@@ -7,16 +7,17 @@ FOLDER/dataset_type.txt                          `retrieval` or `multilabel`; ab
 FOLDER/test/nshards.txt, FOLDER/test/0.tar ...   or flat: FOLDER/test-*.tar or FOLDER/val-*.tar
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from mmssl.data import expand, iter_samples
-from mmssl.data.shards import BadSample
+from mmssl.data.shards import BadSample, image_ranges
 from mmssl.errors import UserError
-from mmssl.evaluate.prompts import Templates, read_classnames, read_templates
+from mmssl.evaluate.prompts import DEFAULT_TEMPLATES, Templates, read_classnames, read_templates
 from mmssl.types import Sample
 
 Kind = Literal["classification", "multilabel", "retrieval"]
@@ -24,24 +25,26 @@ Kind = Literal["classification", "multilabel", "retrieval"]
 CLASSNAMES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 KIND_FILE = "dataset_type.txt"
+TEST = "test"
+"""The split that is read from a folder."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where the samples are and what is known of their classes."""
+    """The shards of a data set, and its classes."""
 
     name: str
     """Short name for tables and files."""
     shards: tuple[str, ...]
     """Paths or URLs, in reading order."""
     kind: Kind
-    """What it is made for."""
+    """The kind of evaluation it is made for."""
     classnames: tuple[str, ...] | None
     """Class names in the order of the labels. None: taken from the labels."""
     classnames_source: str
     """The file they came from, for messages."""
     templates: Templates | None
-    """Prompt templates that came with the data."""
+    """Prompt templates that came with the data. None: the default."""
     train: tuple[str, ...] | None
     """The shards of its training split, if it has one."""
     label: str | None
@@ -60,7 +63,6 @@ def open_dataset(
     spec: str | Path | Sequence[str],
     *,
     name: str | None = None,
-    split: str = "test",
     classnames: str | Path | Sequence[str] | None = None,
     templates: str | Path | Templates | None = None,
     label: str | None = None,
@@ -72,7 +74,6 @@ def open_dataset(
     Args:
         spec: a folder, or a pattern (or list of patterns) of shards.
         name: default from the folder or the file names.
-        split: the part to read from a folder.
         classnames: a file, `imagenet`, or the names themselves. Default: classnames.txt beside the shards.
         templates: a file, `openai-imagenet`, `simple-imagenet`, or the templates themselves.
             Default: the file beside the shards.
@@ -82,7 +83,7 @@ def open_dataset(
     Raises:
         UserError: there are no shards, or a file is missing or of another form.
     """
-    shards, home = _find(spec, split)
+    shards, home = _find(spec)
     if classnames is None and label in (None, "cls"):
         classnames = _beside(home, CLASSNAMES_FILE, language)
     if templates is None:
@@ -97,31 +98,31 @@ def open_dataset(
         else (None if classnames is None else tuple(classnames)),
         classnames_source=str(classnames) if isinstance(classnames, str | Path) else "the class names given",
         templates=read_templates(templates) if isinstance(templates, str | Path) else templates,
-        train=_train_shards(spec) if split != "train" else None,
+        train=_train_shards(spec),
         label=label,
         slice_by=tuple(slice_by),
     )
 
 
-def find_datasets(folder: str | Path, split: str = "test") -> dict[str, Path]:
+def find_datasets(folder: str | Path) -> dict[str, Path]:
     """Every data set in or under a folder, by its path relative to it (slashes as dashes), in name order.
 
     Raises:
-        UserError: there is none, or two have one name.
+        UserError: there is none, or two have the same name.
     """
     root = Path(folder)
     found: dict[str, Path] = {}
     for path in sorted([root, *root.rglob("*")]):
         # The shards of PATH/test may themselves be named test-*.tar.
-        part_of_another = path != root and path.name == split and _is_dataset(path.parent, split)
-        if not path.is_dir() or part_of_another or not _is_dataset(path, split):
+        part_of_another = path != root and path.name == TEST and _is_dataset(path.parent, TEST)
+        if not path.is_dir() or part_of_another or not _is_dataset(path, TEST):
             continue
         name = path.name if path == root else "-".join(path.relative_to(root).parts)
         if name in found:
-            raise UserError(f"data sets {found[name]} and {path} are both named {name!r}; judge them by two commands")
+            raise UserError(f"data sets {found[name]} and {path} are both named {name!r}; evaluate them by two commands")
         found[name] = path
     if not found:
-        raise UserError(f"no data set under {folder}; a data set is a folder with {' or '.join(_patterns(split))}")
+        raise UserError(f"no data set under {folder}; a data set is a folder with {' or '.join(_patterns(TEST))}")
     return found
 
 
@@ -143,33 +144,63 @@ def read(dataset: Dataset, on_bad: Callable[[BadSample], None]) -> Iterator[Samp
     yield from iter_samples(dataset.shards, need_text=False, on_bad=on_bad)
 
 
-def read_again(dataset: Dataset) -> Iterator[Sample]:
-    """As `read`, of a data set whose unusable samples are known or do not matter."""
+def read_images(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The same samples with their images, in the order of the data set; those that are gone are left out.
 
-    def known(bad: BadSample) -> None:
-        """It was told when the data set was read first."""
+    Local shards are read only where the images are, others from beginning to end.
+    """
+    shards: dict[str, dict[str, Sample]] = {}
+    for sample in sorted(samples, key=lambda sample: sample.id):
+        shards.setdefault(sample.shard, {})[sample.key] = sample
+    for shard, wanted in shards.items():
+        images = _local_images(shard, wanted) if Path(shard).is_file() else _streamed_images(shard, wanted)
+        yield from (replace(wanted[key], image=image) for key, image in images)
 
-    yield from read(dataset, known)
+
+def _local_images(shard: str, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    with Path(shard).open("rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        ranges = image_ranges(shard, status.st_mtime_ns, status.st_size)
+        for key in keys:
+            if key in ranges:
+                start, size = ranges[key]
+                file.seek(start)
+                yield key, file.read(size)
 
 
-def _find(spec: str | Path | Sequence[str], split: str) -> tuple[list[str], Path | None]:
+def _streamed_images(shard: str, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    missing = set(keys)
+    for sample in iter_samples([shard], need_text=False, on_bad=lambda bad: None):
+        if sample.key in missing:
+            missing.discard(sample.key)
+            yield sample.key, sample.image
+        if not missing:
+            return
+
+
+def class_templates(dataset: Dataset) -> Templates:
+    """The data set's own prompt templates, or the default."""
+    return dataset.templates if dataset.templates is not None else DEFAULT_TEMPLATES
+
+
+def _find(spec: str | Path | Sequence[str]) -> tuple[list[str], Path | None]:
     """The shards, and the folder that may hold class names and templates."""
     if isinstance(spec, str | Path) and Path(spec).is_dir():
         home = Path(spec)
-        return expand(_folder_shards(home, split)), home
+        return expand(_folder_shards(home, TEST)), home
     shards = expand(str(spec) if isinstance(spec, Path) else spec)
     folders = {str(Path(shard).parent) for shard in shards}
     folder = Path(folders.pop()) if len(folders) == 1 and "://" not in shards[0] else None
-    if folder is not None and folder.name == split and not (folder / CLASSNAMES_FILE).is_file():
+    if folder is not None and folder.name == TEST and not (folder / CLASSNAMES_FILE).is_file():
         folder = folder.parent
     return shards, folder
 
 
 def _beside(home: Path | None, file: str, language: str | None) -> Path | None:
-    """The file beside the shards, of a language if one is asked for; None: there is none.
+    """The file beside the shards, in the given language if any; None where it is missing.
 
     Raises:
-        UserError: there is none of that language.
+        UserError: the file of that language is missing.
     """
     if language is not None:
         file = f"{Path(file).stem}.{language}.txt"
@@ -204,7 +235,7 @@ def _train_shards(spec: str | Path | Sequence[str]) -> tuple[str, ...] | None:
 
 
 def _patterns(split: str) -> tuple[str, ...]:
-    """Where the shards of a split may lie in a folder; `val` stands in for a missing `test`."""
+    """Patterns of the shards of a split in a folder; `val` stands in for a missing `test`."""
     return (f"{split}/*.tar", f"{split}-*.tar", *(["val-*.tar"] if split == "test" else []))
 
 
@@ -227,7 +258,7 @@ def _kind(home: Path | None) -> Kind:
 
 
 def _name(spec: str | Path | Sequence[str], shards: Sequence[str]) -> str:
-    """The folder's name; for a pattern followed by what its shards share: `emoji-val-unseen-style`."""
+    """The folder's name; for a pattern also the common part of the shards' names: `emoji-val-unseen-style`."""
     if isinstance(spec, str | Path) and Path(spec).is_dir():
         return Path(spec).resolve().name
     stems = [Path(shard).name.removesuffix(".tar").rstrip("0123456789-_.") for shard in shards]

@@ -1,7 +1,7 @@
-"""From encoded images and texts to features, in batches. Everything after this works on features alone.
+"""Features of images and texts, in batches. Everything after this works on features alone.
 
-Over several processes every rank reads all records, encodes every world-th batch, and ends with all features.
-The batches are those of one process, so the features are equal to the last bit.
+With several ranks, each reads all records, encodes every world-size-th batch, and ends with all features. The batches
+are those of a single rank, so the features are equal to the last bit.
 """
 
 from collections import deque
@@ -19,20 +19,20 @@ from mmssl import system
 from mmssl.data.shards import BadSample
 from mmssl.distributed import World
 from mmssl.errors import UserError
+from mmssl.evaluate.prompts import Templates, fill
 from mmssl.types import Sample
 
 T = TypeVar("T")
 Progress = Callable[[str, int], None]
-"""Called with what is being done and how many are done."""
+"""Called with the name of the work and the number of items done."""
 ALONE = World()
-"""One process."""
+"""A single rank."""
 AHEAD = 2
-"""Batches whose images are rendered while an accelerator encodes one. A CPU does one after the other: both take all
-of its cores, and threads of the one would wait for threads of the other."""
+"""Batches rendered ahead while an accelerator encodes one. On a CPU both take all cores, so it does one after the other."""
 
 
 class Encoder(Protocol):
-    """What is judged: two functions into one space. `mmssl.load` gives one; a few lines make one."""
+    """The model under evaluation: two functions into one space. `mmssl.load` gives one; a few lines make one."""
 
     def encode_image(self, images: Sequence[bytes]) -> Tensor:
         """Encoded images (JPEG, PNG, ...) -> features [N, D]. ValueError or OSError: one is unreadable."""
@@ -48,7 +48,7 @@ class RenderingEncoder(Encoder, Protocol):
     """An encoder whose images can be decoded by other threads while it encodes the batch before."""
 
     def render(self, image: bytes) -> Tensor:
-        """An encoded image -> what the model sees, uint8 [3, S, S]. ValueError or OSError: it is unreadable."""
+        """An encoded image -> the model's input, uint8 [3, S, S]. ValueError or OSError: it is unreadable."""
         ...
 
     def encode_rendered(self, images: Tensor) -> Tensor:
@@ -61,32 +61,32 @@ class EncodedImages:
     """The images of a data set as features."""
 
     features: Tensor
-    """L2-normed, float32 on the CPU, [N, D]."""
+    """Unit vectors, float32 on the CPU, [N, D]."""
     samples: list[Sample]
-    """The same rows as records, their image bytes dropped."""
+    """The records of the rows, without image bytes."""
     bad: list[BadSample]
-    """Those that could not be encoded."""
+    """Samples that could not be encoded."""
 
 
 @dataclass
 class _Part:
-    """What one rank encoded."""
+    """Rows that one rank encoded."""
 
     places: list[int] = field(default_factory=list)
-    """Where its rows stand among all."""
+    """Places of its rows among all."""
     rows: list[Tensor] = field(default_factory=list)
-    """Normed features, [n, D] a batch."""
+    """Unit vectors, [n, D] per batch."""
     bad: list[BadSample] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Features:
-    """What became of a batch."""
+    """Features of a batch."""
 
     rows: Tensor
     """[n, D]."""
     usable: list[int]
-    """The n samples of the batch that they are of."""
+    """Their n samples in the batch."""
 
 
 def encode_images(
@@ -117,13 +117,13 @@ def encode_images(
         if not records:
             raise UserError("there is no sample to evaluate; the shards are empty")
     except UserError as error:
-        # Told to all ranks below: one that stopped alone would leave the others waiting.
+        # Shared with all ranks below: a rank that stopped alone would leave the others waiting.
         problem = str(error)
-    problems = from_all(world, problem)
+    problems = gather_values(world, problem)
     if any(p is not None for p in problems):
         raise UserError(next(p for p in problems if p is not None))
     features, known = _join(world, part, len(records))
-    bad = [BadSample(*entry) for entries in from_all(world, _as_lists(part.bad)) for entry in entries]
+    bad = [BadSample(*entry) for entries in gather_values(world, _as_lists(part.bad)) for entry in entries]
     return EncodedImages(features[known], [s for s, there in zip(records, known.tolist(), strict=True) if there], bad)
 
 
@@ -135,7 +135,7 @@ def encode_texts(
     world: World = ALONE,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Encode every text, in order: L2-normed, float32 on the CPU, [N, D], N >= 1. Every rank gets all.
+    """Encode every text, in order: unit vectors, float32 on the CPU, [N, D], N >= 1. Every rank gets all.
 
     Raises:
         UserError: a feature is not finite.
@@ -157,7 +157,26 @@ def encode_texts(
     return features
 
 
-def from_all(world: World, value: T) -> list[T]:
+def class_weights(
+    encoder: Encoder,
+    classnames: Sequence[str],
+    templates: Templates,
+    *,
+    batch_size: int = 256,
+    world: World = ALONE,
+    progress: Progress | None = None,
+) -> Tensor:
+    """One unit vector per class: the mean of its prompts' unit vectors, normalized again. [C, D]."""
+    prompts = fill(classnames, templates)
+    texts = [text for entries in prompts for text in entries]
+    owner = torch.tensor([index for index, entries in enumerate(prompts) for _ in entries])
+    features = encode_texts(encoder, texts, batch_size=batch_size, world=world, progress=progress)
+    totals = torch.zeros(len(prompts), features.shape[1]).index_add_(0, owner, features)
+    counts = torch.tensor([len(entries) for entries in prompts])[:, None]
+    return F.normalize(totals / counts, dim=-1)
+
+
+def gather_values(world: World, value: T) -> list[T]:
     """The values of all ranks, in rank order."""
     return [world.broadcast(value, source) for source in range(world.size)]
 
@@ -165,7 +184,7 @@ def from_all(world: World, value: T) -> list[T]:
 def _encoded(
     encoder: Encoder, samples: Iterable[Sample], batch_size: int, world: World, bad: list[BadSample]
 ) -> Iterator[tuple[list[Sample], _Features | None]]:
-    """Every batch in order, with its features where it is this rank's to encode."""
+    """Every batch in order, with its features if this rank encodes it."""
     rank, world_size = world.rank, world.size
     if not isinstance(encoder, RenderingEncoder):
         for number, batch in enumerate(_batches(samples, batch_size)):
@@ -173,7 +192,7 @@ def _encoded(
         return
     ahead = 0 if getattr(encoder, "device", torch.device("cpu")).type == "cpu" else AHEAD
     with ThreadPoolExecutor(len(system.allowed_cores())) as pool:
-        # Images are handed to the threads one by one as they are read.
+        # Images go to the threads one by one as they are read.
         rendered = (
             (sample, pool.submit(encoder.render, sample.image) if index // batch_size % world_size == rank else None)
             for index, sample in enumerate(samples)
@@ -196,7 +215,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def _finished(
     encoder: RenderingEncoder, pairs: Sequence[tuple[Sample, Future[Tensor] | None]], bad: list[BadSample]
 ) -> tuple[list[Sample], _Features | None]:
-    """Encode a batch once all its images are rendered; it is another rank's where none is being rendered."""
+    """Encode a batch once its images are rendered; None for a batch of another rank."""
     batch = [sample for sample, _ in pairs]
     images, usable = [], []
     for index, (sample, future) in enumerate(pairs):
@@ -222,7 +241,7 @@ def _encode(encoder: Encoder, batch: list[Sample], bad: list[BadSample]) -> _Fea
             return _one_by_one(encoder, batch, bad, error)
 
 
-def _one_by_one(encoder: Encoder, batch: list[Sample], bad: list[BadSample], whole: Exception) -> _Features:
+def _one_by_one(encoder: Encoder, batch: list[Sample], bad: list[BadSample], batch_error: Exception) -> _Features:
     usable, features = [], []
     for index, sample in enumerate(batch):
         try:
@@ -231,7 +250,7 @@ def _one_by_one(encoder: Encoder, batch: list[Sample], bad: list[BadSample], who
         except (ValueError, OSError) as error:
             bad.append(BadSample(sample.shard, sample.key, str(error)))
     if not usable:
-        raise _hopeless(batch, str(whole))
+        raise _hopeless(batch, str(batch_error))
     return _Features(torch.cat(features), usable)
 
 
@@ -255,7 +274,7 @@ def _keep(found: _Features, batch: list[Sample], start: int, part: _Part) -> Non
 
 
 def _join(world: World, part: _Part, total: int) -> tuple[Tensor, Tensor]:
-    """All ranks' rows in their places [total, D], and which places have one, bool [total]."""
+    """The rows of all ranks in their places [total, D], and True where a place has one, bool [total]."""
     # The first batch is rank 0's, so it knows the width.
     width = world.broadcast(part.rows[0].shape[1] if part.rows else 0)
     rows, known = torch.zeros(total, width), torch.zeros(total)

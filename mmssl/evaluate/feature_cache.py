@@ -1,8 +1,8 @@
 """Features of images on disk, so that a second evaluation of the same model on the same shards need not encode.
 
 A data set's features are FOLDER/KEY.safetensors, its records FOLDER/KEY.json. KEY is a hash of the model's fingerprint,
-of the versions of the libraries that render and encode, and of the shards' places, sizes and times of change: when one
-of these changes, the old features are not found."""
+the versions of the libraries that render and encode, and the paths, sizes and modification times of the shards: when
+one of these changes, the old features are not found."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from mmssl.types import Sample
 
 FORMAT = 2
 LIBRARIES = ("mmssl", "torch", "timm", "open_clip_torch", "pillow", "imagecorruptions")
-"""Another version of these may make other features of the same image and weights."""
+"""Libraries whose version may change the features of the same image and weights."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class FeatureCache:
 
     folder: Path
     model: str
-    """Fingerprint of all that turns an image into features: weights and preprocessing."""
+    """Fingerprint of the weights and the preprocessing."""
 
     def key(self, shards: Sequence[str], variant: str = "") -> str | None:
-        """Where features of these shards are kept; None where it cannot be told whether they changed (pipes).
+        """The key of features of these shards; None for pipes, whose changes cannot be detected.
 
         Args:
-            variant: what else was done to the images.
+            variant: another change made to the images.
         """
         states = [_state(shard) for shard in shards]
         if any(state is None for state in states):
@@ -49,7 +49,7 @@ class FeatureCache:
         return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
 
     def load(self, key: str, shards: Sequence[str]) -> EncodedImages | None:
-        """What was stored under a key of these shards; None where there is nothing, or nothing whole."""
+        """The features under a key of these shards; None where they are missing or incomplete."""
         try:
             record = json.loads(self._path(key, "json").read_text(encoding="utf-8"))
             features = load_file(self._path(key, "safetensors"))["features"]
@@ -62,7 +62,7 @@ class FeatureCache:
     def store(self, key: str, shards: Sequence[str], images: EncodedImages) -> None:
         """Keep features under a key of these shards; a reader finds all of them or none.
 
-        Shards are kept as their places in the list: the next evaluation may name them in another way.
+        Shards are stored as numbers, because the next evaluation may name them differently.
 
         Raises:
             UserError: the folder cannot be written.
@@ -73,7 +73,7 @@ class FeatureCache:
         record = {kind: [{**e, "shard": place[e["shard"]]} for e in listed] for kind, listed in entries.items()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # The features come last: without them the records are not looked at.
+            # The features come last: without them the records are ignored.
             atomic_write(self._path(key, "json"), lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
             atomic_write(
                 self._path(key, "safetensors"),
@@ -81,7 +81,7 @@ class FeatureCache:
             )
         except OSError as error:
             raise UserError(
-                f"features cannot be kept in {self.folder}: {error}; give another --cache, or --no-cache"
+                f"features cannot be written to {self.folder}: {error}; give another --cache, or --no-cache"
             ) from None
 
     def _path(self, key: str, suffix: str) -> Path:
@@ -95,7 +95,7 @@ def default_folder() -> Path:
 
 
 def _placed(entry: dict[str, Any], shards: Sequence[str]) -> dict[str, Any]:
-    """A kept entry, with its shard as it is named now."""
+    """A stored entry, with the current name of its shard."""
     return {**entry, "shard": shards[entry["shard"]]}
 
 
@@ -107,7 +107,7 @@ def _version(library: str) -> str | None:
 
 
 def _state(shard: str) -> tuple[str, int, int] | None:
-    """What changes with a shard: its place, size and time of change (remote ones: address and size)."""
+    """Path, size and modification time of a shard (remote: address and size); None for a pipe."""
     if shard.startswith("pipe:"):
         return None
     if is_remote(shard):

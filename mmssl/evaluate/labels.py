@@ -1,4 +1,4 @@
-"""What samples say of themselves: classes and captions."""
+"""Labels and captions of samples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from mmssl.types import Sample
 
 
 def sample_label(dataset: Dataset, sample: Sample) -> int | str:
-    """The class index of a sample, or its class name where there are no class names to count.
+    """The class index of a sample, or its class name where the data set has no list of class names.
 
     Raises:
         UserError: the sample has no label, or one that does not fit the class names.
@@ -22,35 +22,35 @@ def sample_label(dataset: Dataset, sample: Sample) -> int | str:
 
 
 def label_index(dataset: Dataset, sample: Sample, value: Any) -> int | str:
-    """One label of a sample: the class index, or the class name where there are no class names to count.
+    """One label of a sample: the class index, or the class name where the data set has no list of class names.
 
     Raises:
-        UserError: it does not fit the class names, or is a number and there are none.
+        UserError: it does not fit the class names, or is a number although there are no class names.
     """
     names = dataset.classnames
     if names is None:
         if isinstance(value, int) and dataset.label is None:
             raise UserError(
                 f"no class names for the labels in {Path(sample.shard).parent}; "
-                f"put {CLASSNAMES_FILE} there (one name a line), or give a file"
+                f"put {CLASSNAMES_FILE} there (one name per line), or give a file"
             )
         return str(value)
     index = value if isinstance(value, int) else dataset.positions.get(str(value))
     if index is None:
         raise UserError(
-            f"label {value!r} of {where(sample)} is not among the {len(names)} class names "
+            f"label {value!r} of {locate(sample)} is not among the {len(names)} class names "
             f"of {dataset.classnames_source}; add it there"
         )
     if not 0 <= index < len(names):
         raise UserError(
-            f"label {index} of {where(sample)} does not fit the {len(names)} class names "
+            f"label {index} of {locate(sample)} does not fit the {len(names)} class names "
             f"of {dataset.classnames_source} (0 to {len(names) - 1}); give the names of these shards"
         )
     return index
 
 
 def class_indices(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, ...], Tensor]:
-    """Class names and each sample's class, int64 [N]. Names not given: the distinct labels, sorted."""
+    """Class names and the class of each sample, int64 [N]. Without class names: the distinct labels, sorted."""
     labels = [sample_label(dataset, sample) for sample in samples]
     if dataset.classnames is not None:
         return dataset.classnames, torch.tensor(labels, dtype=torch.int64)
@@ -67,11 +67,11 @@ def image_captions(sample: Sample) -> list[str]:
     """
     captions = [line.strip() for line in str(sample.fields.get("txt", "")).splitlines() if line.strip()]
     if not captions:
-        raise UserError(f"{where(sample)} has no caption; retrieval needs a .txt member (a caption a line) in each")
+        raise UserError(f"{locate(sample)} has no caption; retrieval needs a .txt member (one caption per line) in each")
     return captions
 
 
-def where(sample: Sample) -> str:
+def locate(sample: Sample) -> str:
     """The sample as messages name it."""
     return f"{sample.key} in {sample.shard}"
 
@@ -84,6 +84,6 @@ def _label_field(dataset: Dataset, sample: Sample) -> str:
             return field
     has = ", ".join(sorted(fields)) or "none"
     raise UserError(
-        f"{where(sample)} has no label {' or '.join(map(repr, wanted))} (its fields: {has}); "
-        "name the field that holds the label, or judge captions by the task 'retrieval'"
+        f"{locate(sample)} has no label {' or '.join(map(repr, wanted))} (its fields: {has}); "
+        "name the field that holds the label, or evaluate captions by the task 'retrieval'"
     )

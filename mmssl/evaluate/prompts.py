@@ -7,7 +7,9 @@ from pathlib import Path
 from mmssl.errors import UserError
 
 Templates = tuple[str, ...] | dict[str, tuple[str, ...]]
-"""Templates for all classes, with `{c}` where the name goes, or class name -> its prompts (like CuPL)."""
+"""Templates for all classes, with `{c}` for the name, or class name -> its prompts (like CuPL)."""
+DEFAULT_TEMPLATES: Templates = ("a photo of a {c}.",)
+"""Used where neither the data nor the user provides templates."""
 
 
 def fill(classnames: Sequence[str], templates: Templates) -> list[list[str]]:
@@ -25,10 +27,10 @@ def fill(classnames: Sequence[str], templates: Templates) -> list[list[str]]:
 
 
 def read_classnames(source: str | Path) -> tuple[str, ...]:
-    """One name a line: line 1 is class 0. `imagenet` gives open_clip's 1,000 names.
+    """Class names from a file, one per line: line 1 is class 0. `imagenet` gives open_clip's 1,000 names.
 
     Raises:
-        UserError: no such file, an empty line (it would shift the labels), or no name at all.
+        UserError: the file is missing or empty, or has an empty line, which would shift the labels.
     """
     if source == "imagenet":
         return imagenet_classnames()
@@ -39,17 +41,17 @@ def read_classnames(source: str | Path) -> tuple[str, ...]:
                 f"line {number} of {source} is empty; every line names a class: remove it or name the class"
             )
     if not lines:
-        raise UserError(f"{source} is empty; write one class name a line, in the order of the labels")
+        raise UserError(f"{source} is empty; write one class name per line, in the order of the labels")
     return tuple(line.strip() for line in lines)
 
 
 def read_templates(source: str | Path) -> Templates:
-    """One template a line with `{c}` for the class name, or a .json file of class name -> list of prompts.
+    """Prompt templates from a file: one per line with `{c}` for the class name, or JSON of class name -> list of prompts.
 
     `openai-imagenet` gives OpenAI's 80 templates and `simple-imagenet` its 7 best, from open_clip.
 
     Raises:
-        UserError: no such file, none in it, a line without `{c}`, or JSON of another form.
+        UserError: the file is missing or empty, a line has no `{c}`, or the JSON has another form.
     """
     if source in ("openai-imagenet", "simple-imagenet"):
         return imagenet_templates(simple=source == "simple-imagenet")
@@ -62,7 +64,7 @@ def read_templates(source: str | Path) -> Templates:
         if "{c}" not in template:
             raise UserError(f"template {template!r} in {path} has no {{c}}; write {{c}} where the class name goes")
     if not templates:
-        raise UserError(f"{path} is empty; write one template a line, for example: a photo of a {{c}}.")
+        raise UserError(f"{path} is empty; write one template per line, for example: a photo of a {{c}}.")
     return templates
 
 
@@ -95,7 +97,7 @@ def _class_prompts(path: Path, text: str) -> dict[str, tuple[str, ...]]:
 
 def _read(path: Path, what: str) -> str:
     try:
-        # Editors of some systems begin a file with a mark of its encoding.
+        # Some editors begin a file with a byte-order mark.
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"no {what} at {path}; give the path of a text file") from None

@@ -11,12 +11,11 @@ from mmssl.data.shards import BadSample
 from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, open_dataset, read, training_split
-from mmssl.evaluate.encode import ALONE, EncodedImages, Encoder, Progress, encode_images, from_all
+from mmssl.evaluate.encode import ALONE, EncodedImages, Encoder, Progress, encode_images, gather_values
 from mmssl.evaluate.feature_cache import FeatureCache
 from mmssl.evaluate.labels import sample_label
-from mmssl.evaluate.registry import get_task
-from mmssl.evaluate.results import Metrics
-from mmssl.evaluate.task import Task, TaskContext
+from mmssl.evaluate.task import Metrics, Task, TaskContext
+from mmssl.evaluate.tasks import find_task
 from mmssl.files import write_json
 from mmssl.types import Sample
 
@@ -26,55 +25,63 @@ DEFAULT_TASKS = {"classification": "zero_shot", "multilabel": "multilabel", "ret
 
 
 def default_task(dataset: Dataset) -> str:
-    """What a data set is made for."""
+    """The task for the kind of a data set."""
     return DEFAULT_TASKS[dataset.kind]
+
+
+@dataclass(frozen=True)
+class SuiteOptions:
+    """Options of all evaluations of a model."""
+
+    batch_size: int = 256
+    """Images or texts per forward pass."""
+    logit_scale: float | None = None
+    """The model's factor from similarities to logits, for calibration and the examples' bars."""
+    draw: bool = True
+    """Draw plots and write examples, which reads their images again."""
+    cache: FeatureCache | None = None
+    """Features of this model that are kept. None: keep none."""
+    world: World = ALONE
+    """The ranks that share the work. All call alike and get the same metrics; rank 0 writes."""
+    progress: Progress | None = None
+    """Called with `NAME: images` or `NAME: texts` and the number done."""
+    finished: Callable[[str, Metrics], None] | None = None
+    """Called with `NAME/TASK` and its metrics after each evaluation."""
 
 
 def run(
     encoder: Encoder,
     datasets: Mapping[str, tuple[str | Path | Dataset, str | Sequence[str]]],
     out: Path | None = None,
-    *,
-    batch_size: int = 256,
-    logit_scale: float | None = None,
-    draw: bool = True,
-    cache: FeatureCache | None = None,
-    world: World = ALONE,
-    progress: Progress | None = None,
-    finished: Callable[[str, Metrics], None] | None = None,
+    options: SuiteOptions | None = None,
 ) -> dict[str, Metrics]:
-    """Judge a model; data sets of the same shards are read and encoded once.
+    """Evaluate a model; data sets of the same shards are read and encoded once.
 
     Args:
-        datasets: name -> dataset (or its folder or pattern) and its task or tasks.
-        out: folder for results.json and, in NAME/TASK/, tables (CSV) and images (PNG). None: write nothing.
-        logit_scale: the model's factor from similarities to logits, for calibration and the examples' bars.
-        draw: also draw the PNGs, which reads the shards once more.
-        cache: where features of this model are kept. None: nowhere.
-        processes: the ranks that share the work; all call alike, get the same figures, and rank 0 writes.
-        progress: called with `NAME: images` or `NAME: texts` and how many are done.
-        finished: called with `NAME/TASK` and its figures after each evaluation.
+        datasets: name -> dataset (or its folder or pattern) and its task or tasks (names or paths, `my_lab:MyTask`).
+        out: folder for results.json and, in NAME/TASK/, tables (CSV), examples and plots. None: write nothing.
     Returns:
-        `NAME/TASK` -> figures, in the order of `datasets`, with 95 % `intervals`, the widest `gaps` between
-        slices, and `bad_samples` where some could not be used.
+        `NAME/TASK` -> metrics, in the order of `datasets`, with 95 % `intervals`, the widest `gaps` between
+        groups, and `bad_samples` where some could not be used.
     Raises:
         UserError: bad data, an unknown task or an unwritable folder, found before anything of a data set is written.
     """
+    options = options or SuiteOptions()
     if out is not None:
         _check_writable(out)
     plan = list(_plan(datasets))
     results: dict[str, Metrics] = {evaluation.key: {} for evaluation in plan}
-    folder = out if world.rank == 0 else None
-    embedding = EncodedDataset(encoder, batch_size, cache, world, progress)
+    folder = out if options.world.rank == 0 else None
+    encoded = DatasetEncoder(encoder, options)
     for group in _by_shards(plan):
-        embedded = embedding.of(group[0].dataset, group[0].name, [evaluation.check for evaluation in group])
-        bad = {"bad_samples": len(embedded.bad)} if embedded.bad else {}
+        images = encoded.encode(group[0].dataset, group[0].name, [evaluation.check for evaluation in group])
+        bad = {"bad_samples": len(images.bad)} if images.bad else {}
         for evaluation in group:
             place = None if folder is None else folder / evaluation.key
-            job = embedding.job(evaluation.name, evaluation.dataset, embedded, place, draw, logit_scale)
-            results[evaluation.key] = evaluation.task.run(job) | bad
-            if finished is not None:
-                finished(evaluation.key, results[evaluation.key])
+            context = encoded.context(evaluation.name, evaluation.dataset, images, place)
+            results[evaluation.key] = evaluation.task.run(context) | bad
+            if options.finished is not None:
+                options.finished(evaluation.key, results[evaluation.key])
     if folder is not None:
         write_json(folder / "results.json", results)
     return results
@@ -84,37 +91,30 @@ def run(
 class _Evaluation:
     """One task on one data set."""
 
-    key: str
-    """NAME/TASK."""
     name: str
     dataset: Dataset
     task: Task
+
+    @property
+    def key(self) -> str:
+        """NAME/TASK."""
+        return f"{self.name}/{self.task.name}"
 
     def check(self, sample: Sample) -> None:
         """Refuse a sample that lacks what the task needs."""
         self.task.check(self.dataset, sample)
 
 
-class EncodedDataset:
-    """Features of data sets, from the cache where they are there. Training splits are kept, several tasks use them."""
+class DatasetEncoder:
+    """Features of data sets, from the cache where possible. Training splits are kept, as several tasks use them."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        batch_size: int,
-        cache: FeatureCache | None,
-        world: World,
-        progress: Progress | None,
-    ) -> None:
+    def __init__(self, encoder: Encoder, options: SuiteOptions) -> None:
         self._encoder = encoder
-        self._batch_size = batch_size
-        self._cache = cache
-        self._world = world
-        self._progress = progress
+        self._options = options
         self._training: dict[tuple[str, ...], EncodedImages] = {}
 
-    def of(self, dataset: Dataset, name: str, checks: Sequence[Check]) -> EncodedImages:
-        """The images of a data set, its bad samples with those that could not be read."""
+    def encode(self, dataset: Dataset, name: str, checks: Sequence[Check]) -> EncodedImages:
+        """The images of a data set; its bad samples include those that could not be read."""
         found = self._cached(dataset, "")
         if found is not None:
             for sample in found.samples:
@@ -123,88 +123,82 @@ class EncodedDataset:
             return found
         unread: list[BadSample] = []
         samples = _checked(read(dataset, unread.append), checks)
-        found = self._embed(self._encoder, samples, name)
+        found = self._encode(self._encoder, samples, name)
         found = replace(found, bad=unread + found.bad)
         self._keep(dataset, "", found)
         return found
 
-    def of_training(self, dataset: Dataset, name: str) -> EncodedImages:
+    def encode_training(self, dataset: Dataset, name: str) -> EncodedImages:
         """The images of the training split."""
         split = training_split(dataset)
         if split.shards not in self._training:
             labelled = partial(sample_label, split)
-            self._training[split.shards] = self.of(split, f"{name} (training split)", [labelled])
+            self._training[split.shards] = self.encode(split, f"{name} (training split)", [labelled])
         return self._training[split.shards]
 
-    def changed(
+    def encode_variant(
         self, dataset: Dataset, name: str, encoder: Encoder, samples: Iterable[Sample], variant: str
     ) -> EncodedImages:
-        """Images of a data set that something was done to; `variant` says what, for the cache and for progress."""
+        """Changed images of a data set; `variant` names the change, for the cache and for progress."""
         found = self._cached(dataset, variant)
         if found is None:
-            found = self._embed(encoder, samples, f"{name}: {variant}")
+            found = self._encode(encoder, samples, f"{name}: {variant}")
             self._keep(dataset, variant, found)
         return found
 
-    def job(
-        self,
-        name: str,
-        dataset: Dataset,
-        embedded: EncodedImages,
-        folder: Path | None,
-        draw: bool,
-        logit_scale: float | None,
-    ) -> TaskContext:
-        """What a task on the images of a data set is given."""
+    def context(self, name: str, dataset: Dataset, images: EncodedImages, folder: Path | None) -> TaskContext:
+        """The context of a task on the images of a data set."""
         return TaskContext(
             encoder=self._encoder,
             name=name,
             dataset=dataset,
-            embedded=embedded,
-            training=partial(self.of_training, dataset, name),
-            embed=partial(self.changed, dataset, name),
+            images=images,
+            training_images=partial(self.encode_training, dataset, name),
+            encode_variant=partial(self.encode_variant, dataset, name),
             folder=folder,
-            draw=draw,
-            batch_size=self._batch_size,
-            logit_scale=logit_scale,
-            world=self._world,
-            progress=_named(name, self._progress),
+            draw=self._options.draw,
+            batch_size=self._options.batch_size,
+            logit_scale=self._options.logit_scale,
+            world=self._options.world,
+            progress=_named(name, self._options.progress),
         )
 
-    def _embed(self, encoder: Encoder, samples: Iterable[Sample], name: str) -> EncodedImages:
+    def _encode(self, encoder: Encoder, samples: Iterable[Sample], name: str) -> EncodedImages:
         return encode_images(
             encoder,
             samples,
-            batch_size=self._batch_size,
-            world=self._world,
-            progress=_named(name, self._progress),
+            batch_size=self._options.batch_size,
+            world=self._options.world,
+            progress=_named(name, self._options.progress),
         )
 
     def _cached(self, dataset: Dataset, variant: str) -> EncodedImages | None:
         """From the cache, if all ranks find it there."""
-        if self._cache is None:
+        cache = self._options.cache
+        if cache is None:
             return None
-        key = self._cache.key(dataset.shards, variant)
-        found = None if key is None else self._cache.load(key, dataset.shards)
-        return found if all(from_all(self._world, found is not None)) else None
+        key = cache.key(dataset.shards, variant)
+        found = None if key is None else cache.load(key, dataset.shards)
+        return found if all(gather_values(self._options.world, found is not None)) else None
 
     def _keep(self, dataset: Dataset, variant: str, found: EncodedImages) -> None:
-        key = None if self._cache is None else self._cache.key(dataset.shards, variant)
-        if self._cache is not None and key is not None and self._world.rank == 0:
-            self._cache.store(key, dataset.shards, found)
+        cache = self._options.cache
+        key = None if cache is None else cache.key(dataset.shards, variant)
+        if cache is not None and key is not None and self._options.world.rank == 0:
+            cache.store(key, dataset.shards, found)
 
 
 def _plan(datasets: Mapping[str, tuple[str | Path | Dataset, str | Sequence[str]]]) -> Iterator[_Evaluation]:
     for name, (data, tasks) in datasets.items():
         dataset = data if isinstance(data, Dataset) else open_dataset(data, name=name)
         for task in [tasks] if isinstance(tasks, str) else tasks:
-            method = get_task(name, task)
-            method.ready(dataset)
-            yield _Evaluation(f"{name}/{task}", name, dataset, method)
+            found = find_task(task)
+            found.ready(dataset)
+            yield _Evaluation(name, dataset, found)
 
 
 def _by_shards(plan: Sequence[_Evaluation]) -> list[list[_Evaluation]]:
-    """Those that read the same shards, together."""
+    """Evaluations that read the same shards, together."""
     groups: dict[tuple[str, ...], list[_Evaluation]] = {}
     for evaluation in plan:
         groups.setdefault(evaluation.dataset.shards, []).append(evaluation)
@@ -212,14 +206,14 @@ def _by_shards(plan: Sequence[_Evaluation]) -> list[list[_Evaluation]]:
 
 
 def _check_writable(folder: Path) -> None:
-    """Before hours of work, and without leaving a trace."""
+    """Refuse an unwritable folder before hours of work, and without leaving a trace."""
     nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to {folder}: {nearest} is no folder that may be written; give another one")
+        raise UserError(f"cannot write to {folder}: {nearest} is not a writable folder; give another one")
 
 
 def _checked(samples: Iterator[Sample], checks: Sequence[Check]) -> Iterator[Sample]:
-    """The samples, each refused before it is encoded when it lacks what a task needs."""
+    """The samples; one that lacks what a task needs is refused before it is encoded."""
     for sample in samples:
         for check in checks:
             check(sample)

@@ -1,72 +1,115 @@
-"""What a task is given, and what a task is."""
+"""The contract of an evaluation task: what it declares, and what it is given to run."""
 
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmssl.distributed import World
-from mmssl.evaluate.datasets import Dataset, training_split
-from mmssl.evaluate.encode import EncodedImages, Encoder, Progress
-from mmssl.evaluate.results import Metrics
-from mmssl.evaluate.tasks import zero_shot
+from mmssl.evaluate.datasets import Dataset, class_templates
+from mmssl.evaluate.encode import EncodedImages, Encoder, Progress, class_weights, encode_texts
+from mmssl.evaluate.labels import class_indices
+from mmssl.files import write_csv
+from mmssl.stats import Interval
 from mmssl.types import Sample
+
+Metrics = dict[str, Any]
+"""The results of one evaluation by name: numbers, and below `intervals` the 95 % interval of each that has one."""
 
 
 @dataclass(frozen=True)
 class TaskContext:
-    """One task on one data set, its images already encoded."""
+    """One task on one data set whose images are encoded."""
 
     encoder: Encoder
     name: str
+    """The data set's name in the results."""
     dataset: Dataset
-    embedded: EncodedImages
-    training: Callable[[], EncodedImages]
-    """The encoded images of the training split. Raises UserError where there is none."""
-    embed: Callable[[Encoder, Iterable[Sample], str], EncodedImages]
-    """Encode images of the data set, on which something was done, with an encoder; the text names what."""
+    images: EncodedImages
+    training_images: Callable[[], EncodedImages]
+    """Encode the training split. Raises UserError where the data set has none."""
+    encode_variant: Callable[[Encoder, Iterable[Sample], str], EncodedImages]
+    """Encode changed images of the data set with an encoder; the text names the change, for the cache."""
     folder: Path | None
-    """Where tables and plots go. None: nowhere."""
+    """Folder for tables and plots, which may not exist yet. None: write nothing."""
     draw: bool
-    """Whether to draw images too."""
+    """Draw plots too."""
     batch_size: int
     logit_scale: float | None
+    """The model's factor from similarities to logits, if it has one."""
     world: World
     progress: Progress | None
 
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors of texts, [N, D]."""
+        return encode_texts(
+            self.encoder, texts, batch_size=self.batch_size, world=self.world, progress=self.progress
+        )
+
     def class_weights(self, names: Sequence[str]) -> Tensor:
-        """One vector a class from the data set's prompts, [C, D]."""
-        return zero_shot.class_weights(
+        """One unit vector per class, from the data set's prompts, [C, D]."""
+        return class_weights(
             self.encoder,
             names,
-            zero_shot.dataset_templates(self.dataset),
+            class_templates(self.dataset),
             batch_size=self.batch_size,
             world=self.world,
             progress=self.progress,
         )
 
+    def labelled_training(self) -> tuple[EncodedImages, Tensor, Tensor, tuple[str, ...]]:
+        """The training images, their labels, the labels of the images to evaluate, and the class names of both.
 
-def no_requirements(dataset: Dataset) -> None:
-    """Every data set will do."""
+        Labels are int64.
+        """
+        train = self.training_images()
+        names, both = class_indices(self.dataset, [*train.samples, *self.images.samples])
+        return train, both[: len(train.samples)], both[len(train.samples) :], names
 
 
-def requires_training_split(dataset: Dataset) -> None:
-    """Only a data set with a training split will do.
+class Task(ABC):
+    """A way to measure a model on a data set. One instance serves all data sets."""
 
-    Raises:
-        UserError: it has none.
+    name: ClassVar[str]
+    """Name in results and folders."""
+    label: ClassVar[str]
+    """A few words for a reader."""
+    description: ClassVar[str]
+    """One sentence: what is measured."""
+    main_metrics: ClassVar[tuple[str, ...]] = ()
+    """The metrics that sum an evaluation up, the most important first."""
+    paired: ClassVar[bool] = False
+    """The metrics are means over samples, and a table holds each sample's outcome, so that two models can be compared
+    sample by sample."""
+
+    def ready(self, dataset: Dataset) -> None:  # noqa: B027 - most tasks need nothing
+        """Raise UserError for a data set that lacks something, before it is read."""
+
+    def check(self, dataset: Dataset, sample: Sample) -> None:  # noqa: B027
+        """Raise UserError for a sample that lacks something, before it is encoded."""
+
+    @abstractmethod
+    def run(self, context: TaskContext) -> Metrics:
+        """Measure, and write tables and plots to `context.folder` unless it is None."""
+
+
+def list_intervals(intervals: Mapping[str, Interval]) -> Metrics:
+    """Intervals as entries of the metrics, in the form that JSON reads back."""
+    return {"intervals": {name: list(interval) for name, interval in intervals.items()}}
+
+
+def write_outcomes(context: TaskContext, samples: Sequence[Sample], outcomes: Mapping[str, NDArray[Any]]) -> None:
+    """Write outcomes.csv: one row per sample and one column per metric, which is the mean of its column.
+
+    Args:
+        outcomes: metric -> value of each sample, [N].
     """
-    training_split(dataset)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A way to measure."""
-
-    run: Callable[[TaskContext], Metrics]
-    check: Callable[[Dataset, Sample], Any]
-    """Raises UserError for a sample that lacks what the task needs, before it is encoded."""
-    ready: Callable[[Dataset], None] = no_requirements
-    """Raises UserError for a data set that lacks what the task needs, before it is read."""
+    if context.folder is not None:
+        values = [column.astype(np.float64).tolist() for column in outcomes.values()]
+        rows = ((s.shard, s.key, *row) for s, *row in zip(samples, *values, strict=True))
+        write_csv(context.folder / "outcomes.csv", ("shard", "key", *outcomes), rows)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -9,23 +10,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmssl.distributed import World
-from mmssl.evaluate.datasets import Dataset, read_again
+from mmssl.evaluate.datasets import read_images
 from mmssl.evaluate.encode import ALONE, Progress, RenderingEncoder
 from mmssl.evaluate.metrics.ranking import share
 from mmssl.rng import generator
 from mmssl.types import Sample
 
-RATES = (1e-5, 1e-4, 1e-3)
-"""Learning rates, of which the one that does best on held-out samples is taken."""
-EPOCHS = 10
 STEPS = 100
-"""Few samples are seen more often, until there are so many updates."""
+"""Updates at least: few samples are seen more often."""
 BATCH = 64
 WEIGHT_DECAY = 0.1
 
 Weights = dict[str, Tensor]
 Labelled = tuple[Tensor, Tensor]
 """Rendered images, uint8 [N, 3, S, S], and their classes, int64 [N]."""
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """The training of a tower and its head."""
+
+    rates: Sequence[float] = (1e-5, 1e-4, 1e-3)
+    """Learning rates; the best one on held-out samples is used."""
+    epochs: int = 10
+    """Passes over the samples."""
+    seed: int = 0
+    """Of the order of the samples."""
 
 
 @runtime_checkable
@@ -39,16 +49,16 @@ class TunableEncoder(RenderingEncoder, Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device it computes on."""
         ...
 
     def image_module(self) -> nn.Module:
-        """A copy of what turns rendered images, uint8 [N, 3, S, S], into unit vectors [N, D], all of it trainable."""
+        """A trainable copy of the module that maps rendered images, uint8 [N, 3, S, S], to unit vectors [N, D]."""
         ...
 
 
 class HeadedTower(nn.Module):
-    """Images to logits: a tower and a head of one vector and one bias a class."""
+    """Images to logits: a tower and a head of one vector and one bias per class."""
 
     def __init__(self, tower: nn.Module, head: Tensor, scale: float, bias: Tensor | None = None) -> None:
         """Args:
@@ -65,7 +75,7 @@ class HeadedTower(nn.Module):
         return self.logits(self.tower(images))
 
     def logits(self, features: Tensor) -> Tensor:
-        """Of unit vectors [N, D], [N, C]."""
+        """Logits [N, C] of unit vectors [N, D]."""
         return self.scale * features @ self.head.T + self.bias
 
     def weights(self) -> Weights:
@@ -74,15 +84,9 @@ class HeadedTower(nn.Module):
 
 
 def train(
-    model: HeadedTower,
-    shown: Labelled,
-    *,
-    lr: float,
-    epochs: int = EPOCHS,
-    seed: int = 0,
-    progress: Progress | None = None,
+    model: HeadedTower, shown: Labelled, lr: float, options: TuneOptions, progress: Progress | None = None
 ) -> None:
-    """Minimise the cross entropy by AdamW with a cosine schedule, in place.
+    """Minimise the cross entropy by AdamW with a cosine schedule, in place; `options.rates` is not used.
 
     The model stays in evaluation mode: no dropout, and batch norms keep their statistics.
     """
@@ -90,10 +94,10 @@ def train(
     device = model.head.device
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
     batches = math.ceil(len(labels) / BATCH)
-    epochs = max(epochs, math.ceil(STEPS / batches))
+    epochs = max(options.epochs, math.ceil(STEPS / batches))
     steps, step = epochs * batches, 0
     for epoch in range(epochs):
-        order = torch.from_numpy(generator(seed, "fine-tune", epoch).permutation(len(labels)))
+        order = torch.from_numpy(generator(options.seed, "fine-tune", epoch).permutation(len(labels)))
         for rows in torch.split(order, BATCH):
             for group in optimizer.param_groups:
                 group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
@@ -110,10 +114,8 @@ def tune(
     model: HeadedTower,
     shown: Labelled,
     held_out: Labelled,
+    options: TuneOptions | None = None,
     *,
-    rates: Sequence[float] = RATES,
-    epochs: int = EPOCHS,
-    seed: int = 0,
     world: World = ALONE,
     progress: Progress | None = None,
 ) -> float:
@@ -122,19 +124,21 @@ def tune(
     Of equally good rates the lowest is taken, and without held-out images the first. Rank 0 trains; all ranks end
     with its weights.
     """
+    options = options or TuneOptions()
+    rates = options.rates
     start = model.weights()
     found: list[tuple[float, float, Weights]] = []
     alone = world.rank == 0
     for lr in (rates if len(held_out[1]) > 0 else rates[:1]) if alone else ():
         model.load_state_dict(start)
-        train(model, shown, lr=lr, epochs=epochs, seed=seed, progress=progress)
+        train(model, shown, lr, options, progress)
         found.append((_accuracy(model, held_out), lr, model.weights()))
     best = max(found, key=lambda trial: trial[0], default=(0.0, 0.0, start))
     model.load_state_dict({n: world.sum(w if alone else torch.zeros_like(w)) for n, w in best[2].items()})
     return float(world.broadcast(best[1]))
 
 
-def mixed(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> Weights:
+def mix_weights(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> Weights:
     """(1 - alpha) * start + alpha * end of all floating-point weights; others as at the start."""
     return {
         name: (1 - alpha) * value + alpha * end[name] if value.is_floating_point() else value
@@ -142,17 +146,13 @@ def mixed(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) 
     }
 
 
-def rendered(encoder: RenderingEncoder, dataset: Dataset, samples: Sequence[Sample]) -> Tensor:
-    """What the encoder sees of some samples of a data set, in their order, from one more pass over the shards.
+def render_all(encoder: RenderingEncoder, samples: Sequence[Sample]) -> Tensor:
+    """The images of samples of a data set as the model sees them, read from the shards, in the order of the samples.
 
     uint8 [N, 3, S, S], N >= 1.
     """
-    place = {sample.id: index for index, sample in enumerate(samples)}
-    found: dict[int, Tensor] = {}
-    for sample in read_again(dataset):
-        if sample.id in place:
-            found[place[sample.id]] = encoder.render(sample.image)
-    return torch.stack([found[index] for index in range(len(samples))])
+    found = {sample.id: encoder.render(sample.image) for sample in read_images(samples)}
+    return torch.stack([found[sample.id] for sample in samples])
 
 
 def _accuracy(model: HeadedTower, held_out: Labelled) -> float:

@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features, regularised as validation data say (Radford et al. 2021, A.3)."""
+"""Logistic regression on frozen features, its regularisation chosen on validation data (Radford et al. 2021, A.3)."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from mmssl.evaluate.metrics.ranking import share
 from mmssl.rng import generator
 
 COARSE = tuple(10.0**e for e in range(-6, 7, 2))
-"""The 7 first values of C."""
+"""The first 7 values of C."""
 FINEST = 1 / 8
 """Last step of the search, in powers of ten."""
 SHOTS = (1, 2, 4, 8, 16)
@@ -37,7 +37,7 @@ class Linear:
 
 
 def zeros(classes: int, width: int) -> Linear:
-    """The classifier to which all is alike."""
+    """A zero-initialised classifier."""
     return Linear(torch.zeros(classes, width, dtype=torch.float64), torch.zeros(classes, dtype=torch.float64))
 
 
@@ -54,7 +54,7 @@ def fit(
     Args:
         features: [N, D]. labels: int64 [N].
         c: inverse strength of the regularisation; the bias is not regularised.
-        start: where to begin; the minimum is the same from everywhere.
+        start: the starting point; the minimum does not depend on it.
         centre: the classifier with the weights W0 that c = 0 leaves. None: zeros.
     """
     return Regression(features, labels, classes, centre).fit(c, EXACT, start)
@@ -62,7 +62,7 @@ def fit(
 
 @dataclass(frozen=True)
 class Effort:
-    """When the solver stops."""
+    """Stopping criteria of the solver."""
 
     dtype: torch.dtype
     gradient: float
@@ -72,14 +72,14 @@ class Effort:
 
 EXACT = Effort(torch.float64, 1e-7, 1000)
 ROUGH = Effort(torch.float32, 1e-5, 200)
-"""Enough to choose C by: of hundreds of validation samples one or two are classified in another way at the minimum."""
+"""Enough to choose C: at the minimum, one or two of hundreds of validation samples are classified differently."""
 
 
 class Regression:
     """Logistic regression of some samples for any C."""
 
     def __init__(self, features: Tensor, labels: Tensor, classes: int, centre: Linear | None = None) -> None:
-        """As `fit`."""
+        """Arguments as for the function `fit`."""
         x = features.double()
         self.classes = classes
         self.centre = zeros(classes, x.shape[1]) if centre is None else centre
@@ -87,14 +87,14 @@ class Regression:
         self.mean = x.mean(dim=0)
         self.axes, self.variance = _principal(x - self.mean)
         self.rows = (x - self.mean) @ self.axes
-        # The change from the centre is what is fitted, on top of the centre's logits.
+        # The fit is of the change from the centre, on top of the centre's logits.
         self.given = x @ self.centre.weights.T + self.centre.bias
 
     def fit(self, c: float, effort: Effort, start: Linear | None = None) -> Linear:
-        """The minimum for one C, or what the effort reaches of it.
+        """The minimum for one C, or as near to it as the effort allows.
 
-        It is looked for in V, where W = (V * stretch) axes^T: each axis stretched to a curvature of 1 at W = 0, so that
-        the problem is nearly round. That changes the solver's path, not the minimum, which lies in the axes' span.
+        The solver works on V, where W = (V * stretch) axes^T: each axis stretched to a curvature of 1 at W = 0, so that
+        the problem is well conditioned. That changes the solver's path, not the minimum, which lies in the axes' span.
         """
         n, width = len(self.rows), len(self.mean)
         curvature = self.variance * (1 - 1 / self.classes) / self.classes + 1 / (c * n)
@@ -140,13 +140,13 @@ def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
 def choose_c(problem: Regression, validation: tuple[Tensor, Tensor]) -> tuple[float, Linear]:
     """The C with the best validation accuracy: 7 values from 1e-6 to 1e6, then halving steps around the best.
 
-    Of equal ones the smallest C wins: the classifier nearest to the centre. Each fit is a rough one that begins at the
-    nearest C's.
+    The smallest of equally good values wins: its classifier is nearest to the centre. Each fit is a rough one that
+    starts from the nearest C's.
 
     Args:
         validation: features [N, D] and labels [N].
     Returns:
-        C, and roughly its classifier.
+        C, and an approximation of its classifier.
     """
     accuracy: dict[float, float] = {}
     fitted: dict[float, Linear] = {}
@@ -172,19 +172,19 @@ def choose_c(problem: Regression, validation: tuple[Tensor, Tensor]) -> tuple[fl
     return math.pow(10, best()), fitted[best()]
 
 
-def hold_out(labels: Tensor, part: float, seed: int) -> tuple[Tensor, Tensor]:
+def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to train on and to validate on, drawn at random in each class, which keeps one to train on."""
     rng = generator(seed, "hold out")
     train, validation = [], []
     for label in np.unique(labels.numpy()).tolist():
         rows = rng.permutation((labels == label).nonzero().flatten().numpy())
-        held = min(round(part * len(rows)), len(rows) - 1)
+        held = min(round(fraction * len(rows)), len(rows) - 1)
         validation.append(rows[:held])
         train.append(rows[held:])
     return _sorted(train), _sorted(validation)
 
 
-def shots_of(labels: Tensor) -> list[int]:
+def available_shots(labels: Tensor) -> list[int]:
     """The numbers of shots, of 1, 2, 4, 8, 16, that every class has."""
     scarcest = int(np.unique(labels.numpy(), return_counts=True)[1].min())
     return [k for k in SHOTS if k <= scarcest]
@@ -212,9 +212,9 @@ def probe(
     """Choose C with the given training and validation rows, then fit: the classifier and its C.
 
     Args:
-        rows: which to train on and which to validate on. Without any to validate on, C is 1.
+        rows: training rows and validation rows. Without validation rows, C is 1.
         refit: fit on both in the end, else on the training rows alone.
-        centre: the classifier that the weights are drawn to. None: zeros.
+        centre: the classifier the weights are regularised towards. None: zeros.
     """
     train, validation = rows
     problem = Regression(features[train], labels[train], classes, centre)

@@ -1,4 +1,4 @@
-"""What is said of any classifier, zero-shot or trained: figures and intervals, classes, confusions."""
+"""Evaluation of any classifier, zero-shot or trained: metrics and intervals, classes, confusions."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from mmssl.evaluate.metrics import ranking as metrics
+from mmssl.evaluate.metrics import ranking
 from mmssl.evaluate.metrics.ranking import CalibrationBin, ClassRow, Confusion, Outcome
 from mmssl.stats import Interval, Rows, bootstrap
 
 
 @dataclass(frozen=True)
 class Classification:
-    """A classification of N samples into C classes, judged."""
+    """A classification of N samples into C classes, compared with the labels."""
 
     metrics: dict[str, float]
     """`acc1`, `acc5` (from 5 classes on), `mean_per_class_recall`, `calibration_error` (of probabilities),
     `classes` C and `samples` N."""
     intervals: dict[str, Interval]
-    """95 % bootstrap intervals of the figures, over samples."""
+    """95 % bootstrap intervals of the metrics, over samples."""
     classnames: tuple[str, ...]
-    """No two alike: those that were have their number behind them."""
+    """Unique: equal names have their class number appended."""
     per_class: list[ClassRow]
     confusions: list[Confusion]
     """Every wrong pair of label and prediction, the most frequent first."""
     calibration: list[CalibrationBin]
-    """How often predictions of about the same probability are right; empty without probabilities."""
+    """Accuracy of predictions by probability; empty without probabilities."""
     labels: Tensor
     """int64 [N]."""
     outcome: Outcome
@@ -40,7 +40,7 @@ class Classification:
 
 
 def list_length(classes: int) -> int:
-    """How many best classes are looked at: 5, or 1 where there are fewer than 5 classes."""
+    """Number of best classes that are kept: 5, or 1 where there are fewer than 5 classes."""
     return 5 if classes >= 5 else 1
 
 
@@ -54,25 +54,25 @@ def evaluate_predictions(
     """
     names = distinct(classnames)
     k = outcome.best.shape[1]
-    figures: dict[str, float] = {f"acc{n}": metrics.top_k_accuracy(outcome.best, labels, n) for n in (1, 5) if n <= k}
-    figures["mean_per_class_recall"] = metrics.mean_per_class_recall(outcome.first, labels)
+    values: dict[str, float] = {f"acc{n}": ranking.top_k_accuracy(outcome.best, labels, n) for n in (1, 5) if n <= k}
+    values["mean_per_class_recall"] = ranking.mean_per_class_recall(outcome.first, labels)
     if confidence is not None:
-        figures["calibration_error"] = metrics.expected_calibration_error(confidence, outcome.first == labels)
-    figures |= {"classes": len(classnames), "samples": len(labels)}
+        values["calibration_error"] = ranking.expected_calibration_error(confidence, outcome.first == labels)
+    values |= {"classes": len(classnames), "samples": len(labels)}
     return Classification(
-        metrics=figures,
+        metrics=values,
         intervals=_intervals(outcome, labels, confidence),
         classnames=names,
-        per_class=metrics.per_class(outcome.first, labels, names),
-        confusions=metrics.most_confused(outcome.first, labels),
-        calibration=[] if confidence is None else metrics.reliability(confidence, outcome.first == labels),
+        per_class=ranking.per_class(outcome.first, labels, names),
+        confusions=ranking.most_confused(outcome.first, labels),
+        calibration=[] if confidence is None else ranking.reliability(confidence, outcome.first == labels),
         labels=labels,
         outcome=outcome,
     )
 
 
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Class names for tables; those that occur twice (as two of ImageNet's do) with their number behind them."""
+    """Class names for tables; names that occur twice (as two of ImageNet's do) get their class number appended."""
     count = Counter(names)
     return tuple(f"{name} ({index})" if count[name] > 1 else name for index, name in enumerate(names))
 
@@ -81,17 +81,17 @@ def _intervals(outcome: Outcome, labels: Tensor, confidence: Tensor | None) -> d
     true = labels.numpy()
     right = outcome.first == labels
     listed = (outcome.best == labels[:, None]).numpy().cumsum(axis=1)
-    bins, gaps = metrics.calibration_bins(confidence, right) if confidence is not None else (None, None)
+    bins, gaps = ranking.calibration_bins(confidence, right) if confidence is not None else (None, None)
 
-    def figures(rows: Rows) -> dict[str, float]:
+    def measure(rows: Rows) -> dict[str, float]:
         samples = np.bincount(true[rows])
         hits = np.bincount(true[rows], weights=right.numpy()[rows])
-        seen = samples > 0
+        present = samples > 0
         found = {f"acc{n}": float(listed[rows, n - 1].mean()) for n in (1, 5) if n <= listed.shape[1]}
-        found["mean_per_class_recall"] = float((hits[seen] / samples[seen]).mean())
+        found["mean_per_class_recall"] = float((hits[present] / samples[present]).mean())
         if bins is not None and gaps is not None:
             totals = np.bincount(bins.numpy()[rows], weights=gaps.numpy()[rows])
             found["calibration_error"] = float(np.abs(totals).sum() / len(rows))
         return found
 
-    return bootstrap(figures, len(true))
+    return bootstrap(measure, len(true))

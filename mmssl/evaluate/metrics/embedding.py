@@ -1,4 +1,4 @@
-"""The shape of the embedding: closeness of pairs, use of the sphere, distance of the two modalities."""
+"""The shape of the embedding space: closeness of pairs, use of the sphere, distance of the two modalities."""
 
 import math
 
@@ -8,12 +8,12 @@ from torch import Tensor
 from mmssl.rng import generator
 
 UNIFORMITY_ROWS = 5_000
-"""Uniformity looks at the pairs among at most so many rows, drawn at random."""
+"""Rows, drawn at random, whose pairs uniformity is measured on."""
 _ROWS_PER_BLOCK = 1024
 
 
 def geometry(images: Tensor, texts: Tensor) -> dict[str, float]:
-    """All figures of this module for pairs of normed features, [N, D] each, N >= 2."""
+    """All metrics of this module for pairs of unit vectors, [N, D] each, N >= 2."""
     return {
         "alignment": alignment(images, texts),
         "image_uniformity": uniformity(images),
@@ -33,7 +33,7 @@ def uniformity(features: Tensor, t: float = 2.0) -> float:
     """log of the mean of exp(-t |x - y|^2) over pairs of different rows; lower is more even (Wang & Isola 2020).
 
     Args:
-        features: normed, [N, D], N >= 2. More than `UNIFORMITY_ROWS` are sampled.
+        features: unit vectors, [N, D], N >= 2. More than `UNIFORMITY_ROWS` are sampled.
     """
     if len(features) > UNIFORMITY_ROWS:
         chosen = generator(0, "uniformity").choice(len(features), UNIFORMITY_ROWS, replace=False)
@@ -44,7 +44,7 @@ def uniformity(features: Tensor, t: float = 2.0) -> float:
     for start in range(0, n, _ROWS_PER_BLOCK):
         stop = start + _ROWS_PER_BLOCK
         distances = squares[start:stop, None] + squares - 2 * rows[start:stop] @ rows.T
-        # A row has distance 0 and so exp(0) = 1 to itself, which is taken off below.
+        # A row has distance 0 to itself and so adds exp(0) = 1, which is subtracted below.
         total += float((-t * distances).exp().sum())
     return math.log((total - n) / (n * (n - 1)))
 
@@ -55,7 +55,7 @@ def modality_gap(images: Tensor, texts: Tensor) -> float:
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the normed singular values: 1 to D directions in use (Roy & Vetterli 2007). [N, D].
+    """exp of the entropy of the normalized singular values: 1 to D directions in use (Roy & Vetterli 2007). [N, D].
 
     The singular values are those of the features as they are, without centring.
     """

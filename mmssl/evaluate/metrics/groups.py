@@ -1,8 +1,8 @@
-"""Accuracy by a field of the metadata: who is served well and who is not.
+"""Accuracy of groups of samples, by a field of the metadata.
 
-A gap between groups is a fact about this model on this data. It does not say why: groups may differ in what
-they show (their classes, their images' quality), and a group of few samples differs by chance. Hence the
-intervals, the sizes, and the chance of a gap this wide among groups drawn at random."""
+A gap between groups is a fact about this model on this data. It does not explain itself: groups may differ in their
+classes or in the quality of their images, and small groups differ by chance. Hence the intervals, the sizes, and the
+probability of a gap this wide among groups drawn at random."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from mmssl.types import Sample
 
 Correct = NDArray[np.bool_]
 DRAWS = 10_000
-"""How often groups are drawn at random to see which gaps chance makes."""
+"""Random draws of groups for the p-value of a gap."""
 
 
 @dataclass(frozen=True)
-class Slice:
-    """The samples of one group."""
+class GroupAccuracy:
+    """The accuracy of one group."""
 
     group: str
     samples: int
@@ -40,11 +40,11 @@ class Gap:
     width: float
     """Accuracy of the best group less that of the worst."""
     p_value: float
-    """Chance of a gap at least as wide if the groups were drawn at random among the same samples."""
+    """Probability of a gap at least as wide if the groups were drawn at random among the same samples."""
 
 
 def group_rows(samples: Sequence[Sample], field: str) -> list[str]:
-    """Each sample's group: the value of a metadata field as text, `(none)` where it has none.
+    """The group of each sample: the value of a metadata field as text, `(none)` where it is missing.
 
     Raises:
         UserError: no sample has the field, or its values are lists or objects.
@@ -54,14 +54,18 @@ def group_rows(samples: Sequence[Sample], field: str) -> list[str]:
         known = ", ".join(sorted({name for sample in samples for name in sample.fields})) or "none"
         raise UserError(f"no sample of {samples[0].shard} has a field {field!r} to group by; its fields are {known}")
     if not all(isinstance(value, Hashable) for value in values):
-        raise UserError(f"field {field!r} holds lists or objects; group by a field with one word or number a sample")
+        raise UserError(f"field {field!r} holds lists or objects; group by a field with one word or number per sample")
     return ["(none)" if value is None else str(value) for value in values]
 
 
-def slice_by(correct: Correct, groups: Sequence[str]) -> list[Slice]:
-    """The accuracy of each group, the worst first. Whether each sample is right, [N], and its group."""
+def group_accuracies(correct: Correct, groups: Sequence[str]) -> list[GroupAccuracy]:
+    """The accuracy of each group, the worst first.
+
+    Args:
+        correct: True where a sample is right, [N]. groups: its group, [N].
+    """
     names, sizes, hits = _counts(correct, groups)
-    found = [Slice(g, n, h / n, wilson(h, n)) for g, n, h in zip(names, sizes.tolist(), hits.tolist(), strict=True)]
+    found = [GroupAccuracy(g, n, h / n, wilson(h, n)) for g, n, h in zip(names, sizes.tolist(), hits.tolist(), strict=True)]
     return sorted(found, key=lambda s: (s.accuracy, s.group))
 
 
@@ -72,7 +76,7 @@ def widest_gap(
     large.
 
     Args:
-        correct: whether each sample is right, [N]. groups: its group, [N].
+        correct: True where a sample is right, [N]. groups: its group, [N].
         draws: of random groups; the p-value is no smaller than 1 / (draws + 1).
     """
     names, sizes, hits = _counts(correct, groups)
@@ -81,7 +85,7 @@ def widest_gap(
         return None
     rates = hits[large] / sizes[large]
     width = float(np.ptp(rates))
-    # Where the right samples fall among groups drawn at random: into urns of the groups' sizes.
+    # Right samples per group drawn at random: a draw from urns of the groups' sizes.
     urns = [*sizes[large].tolist(), len(correct) - int(sizes[large].sum())]
     drawn = generator(seed, "gap").multivariate_hypergeometric(urns, int(hits.sum()), draws, method="marginals")
     as_wide = int((np.ptp(drawn[:, :-1] / sizes[large], axis=1) >= width - 1e-12).sum())
@@ -90,7 +94,7 @@ def widest_gap(
 
 
 def _counts(correct: Correct, groups: Sequence[str]) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
-    """The groups in name order, their sizes, and how many of each are right."""
+    """The groups in name order, their sizes, and the number of right samples of each."""
     names = sorted(set(groups))
     place = {name: index for index, name in enumerate(names)}
     index = np.array([place[group] for group in groups])

@@ -1,4 +1,4 @@
-"""Figures of merit as pure functions of tensors. Nothing here knows of models, data sets or files."""
+"""Metrics of classifications and searches, as pure functions of tensors."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 SCORES_PER_BLOCK = 1 << 24
-"""Similarities held at a time by the blocked procedures (64 MiB in float32)."""
+"""Similarities held at a time (64 MiB in float32)."""
 
 
 @dataclass(frozen=True)
@@ -17,16 +17,16 @@ class ClassRow:
 
     name: str
     samples: int
-    """Samples whose label it is."""
+    """Samples with this label."""
     recall: float | None
-    """Share of its samples predicted as it."""
+    """Fraction of its samples that are predicted as it."""
     precision: float | None
-    """Share of the predictions of it that are right."""
+    """Fraction of its predictions that are right."""
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often one class was taken for another."""
+    """The number of samples of one class that were predicted as another."""
 
     label: int
     prediction: int
@@ -43,7 +43,7 @@ class CalibrationBin:
     confidence: float
     """Their mean probability."""
     accuracy: float
-    """Share of them that are right."""
+    """Fraction of them that are right."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def top_k(features: Tensor, weights: Tensor, k: int) -> Outcome:
-    """The k best classes of each row by dot product; no more than a block of the logits exists at a time.
+    """The k best classes of each row by dot product; only a block of the logits exists at a time.
 
     Equal scores are treated as in clip_benchmark: accuracies come from `topk` and predictions from `argmax`.
 
@@ -67,12 +67,12 @@ def top_k(features: Tensor, weights: Tensor, k: int) -> Outcome:
         features: [N, D], N >= 1.
         weights: class vectors [C, D], C >= k.
     """
-    parts = [best_of(block @ weights.T, k) for block in blocks(features, len(weights))]
+    parts = [best_classes(block @ weights.T, k) for block in blocks(features, len(weights))]
     scores, best, first = zip(*((part.scores, part.best, part.first) for part in parts), strict=True)
     return Outcome(torch.cat(scores), torch.cat(best), torch.cat(first))
 
 
-def best_of(scores: Tensor, k: int) -> Outcome:
+def best_classes(scores: Tensor, k: int) -> Outcome:
     """The k best classes of each row of scores [N, C], as `top_k` finds them."""
     found = scores.topk(k, dim=1)
     return Outcome(found.values, found.indices, scores.argmax(dim=1))
@@ -85,7 +85,7 @@ def confidence(features: Tensor, weights: Tensor, logit_scale: float) -> Tensor:
 
 
 def top_k_accuracy(best: Tensor, labels: Tensor, k: int) -> float:
-    """Share of rows whose label is among their first k predictions.
+    """Fraction of rows whose label is among their first k predictions.
 
     Args:
         best: class indices, best first, [N, >= k], N >= 1.
@@ -105,7 +105,7 @@ def mean_per_class_recall(predictions: Tensor, labels: Tensor) -> float:
 
 
 def per_class(predictions: Tensor, labels: Tensor, names: Sequence[str]) -> list[ClassRow]:
-    """One row a class, in the order of `names`. Predictions and labels: [N]."""
+    """One row per class, in the order of `names`. Predictions and labels: [N]."""
     samples = torch.bincount(labels, minlength=len(names)).tolist()
     predicted = torch.bincount(predictions, minlength=len(names)).tolist()
     hits = torch.bincount(labels[predictions == labels], minlength=len(names)).tolist()
@@ -134,7 +134,7 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
 
     Args:
         confidence: probability of the predicted class, in [0, 1], [N], N >= 1.
-        correct: whether that class is the label, bool [N].
+        correct: True where that class is the label, bool [N].
     """
     index, gaps = calibration_bins(confidence, correct, bins)
     totals = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, gaps)
@@ -175,20 +175,20 @@ def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What a search found for each query."""
+    """The result of a search, for each query."""
 
     depth: int
-    """The K best were looked at."""
+    """The number K of best candidates."""
     places: Tensor
-    """Where the first right candidate stands among the K best, from 1, equals in the order of `torch.topk`; 0: it is
-    not among them. int64 [Q]"""
+    """Place of the first right candidate among the K best, from 1, equals in the order of `torch.topk`; 0: not among them.
+    int64 [Q]"""
     average_precision: Tensor
-    """Mean precision at the right ones among the K best, of as many as fit there, [Q]."""
+    """Mean precision at the right candidates among the K best, of as many as fit there, [Q]."""
     ranks: Tensor
     """Rank of the best right candidate, from 1; equals share the mean of their ranks. float64 [Q]."""
 
     def hits(self, k: int) -> Tensor:
-        """Whether a right candidate is among the k best, k <= K, bool [Q]."""
+        """True where a right candidate is among the k best, k <= K, bool [Q]."""
         assert k <= self.depth
         return (self.places > 0) & (self.places <= k)
 
@@ -202,7 +202,7 @@ def rank(queries: Tensor, candidates: Tensor, query_group: Tensor, candidate_gro
     Args:
         queries: [Q, D]. candidates: [M, D].
         query_group: int64 [Q]. candidate_group: int64 [M]. Every query has a right candidate.
-        depth: how many of the best candidates to look at, at most M.
+        depth: number of best candidates, at most M.
     """
     assert 1 <= depth <= len(candidates)
     places, ranks, precisions = [], [], []
@@ -223,12 +223,12 @@ def rank(queries: Tensor, candidates: Tensor, query_group: Tensor, candidate_gro
 
 
 def share(values: Tensor) -> float:
-    """How many of the values are true, as a fraction. bool [N], N >= 1."""
+    """The fraction of true values. bool [N], N >= 1."""
     return int(values.sum()) / len(values)
 
 
 def blocks(rows: Tensor, columns: int) -> Iterator[Tensor]:
-    """The rows in parts whose scores against `columns` candidates fit in a block."""
+    """The rows in blocks whose scores against `columns` candidates fit in memory."""
     step = max(1, SCORES_PER_BLOCK // columns)
     for start in range(0, len(rows), step):
         yield rows[start : start + step]

@@ -1,0 +1,48 @@
+"""Evaluation tasks, one per module: what each measures, needs, writes and draws.
+
+A task of your own is a class derived from `Task`, named by its path: `my_lab.tasks:Counting`.
+"""
+
+import sys
+from functools import cache
+from typing import TYPE_CHECKING
+
+from mmssl.errors import UserError
+from mmssl.plugins import builtin_names, load_plugin
+
+if TYPE_CHECKING:
+    from mmssl.evaluate.task import Task
+
+__all__ = ["find_task", "main_metrics", "paired_tasks", "task_label", "task_names"]
+
+
+def task_names() -> list[str]:
+    """The names of the built-in tasks, without importing any."""
+    return builtin_names(sys.modules[__name__])
+
+
+@cache
+def find_task(name: str) -> "Task":
+    """The task of a name, or of a path to a class or to a module with one task.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    from mmssl.evaluate.task import Task
+
+    return load_plugin(name, sys.modules[__name__], Task, "task")()
+
+
+def task_label(name: str) -> str:
+    """A task in words for a reader; of a task that is not built in, its name."""
+    return find_task(name).label if name in task_names() else name.replace("_", " ")
+
+
+def main_metrics(name: str) -> tuple[str, ...]:
+    """The metrics that sum a task up; of a task that is not built in, none."""
+    return find_task(name).main_metrics if name in task_names() else ()
+
+
+def paired_tasks() -> list[str]:
+    """The built-in tasks by which two models can be compared sample by sample."""
+    return [name for name in task_names() if find_task(name).paired]

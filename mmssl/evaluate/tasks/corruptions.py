@@ -1,10 +1,8 @@
 """Zero-shot accuracy on corrupted images: the 15 common corruptions of ImageNet-C at 5 severities.
 
 Hendrycks & Dietterich 2019. As there, images are first brought to 224 pixels, so that a severity means the same for
-every image and every model. The corruptions are those of the imagecorruptions library; an image's randomness is
-keyed by its content, so it looks the same in every evaluation.
-
-An image under every corruption, with what each costs.
+every image and every model. The corruptions are those of the imagecorruptions library. An image's randomness is
+keyed by its content, so it is corrupted alike in every evaluation.
 """
 
 import hashlib
@@ -25,10 +23,10 @@ from torch import Tensor
 
 from mmssl.data.transforms import EvalView, Pixels
 from mmssl.errors import UserError
-from mmssl.evaluate.datasets import Dataset, read_again
+from mmssl.evaluate.datasets import Dataset, read_images
 from mmssl.evaluate.encode import Encoder
-from mmssl.evaluate.labels import class_indices
-from mmssl.evaluate.task import TaskContext
+from mmssl.evaluate.labels import class_indices, sample_label
+from mmssl.evaluate.task import Metrics, Task, TaskContext, list_intervals, write_outcomes
 from mmssl.files import write_csv
 from mmssl.plotting import GRAY, MUTED, sheet, shrink
 from mmssl.rng import generator, torch_seed
@@ -44,14 +42,48 @@ CORRUPTIONS = (
 """Noise, blur, weather and digital, in the paper's order."""
 SEVERITIES = (1, 2, 3, 4, 5)
 EVALUATED_SIDE = 224
-"""Pixels of the images that are corrupted."""
+"""Side of the images that are corrupted, in pixels."""
 SAMPLES = 500
-"""So many images at most, drawn at random, for each is corrupted 75 times, which takes more than a second."""
+"""Images, drawn at random where there are more: each is corrupted 75 times, which takes more than a second."""
 _SEEDED = ("impulse_noise", "glass_blur")
-"""Those that take a seed."""
+"""Corruptions that take a seed."""
 _GLOBAL = ("gaussian_noise", "shot_noise", "motion_blur", "snow", "frost", "fog", "elastic_transform")
-"""Those that draw from NumPy's global generator."""
+"""Corruptions that draw from NumPy's global generator."""
 _GLOBAL_GENERATOR = threading.Lock()
+SHOWN_SIDE = 112
+"""Side of the images on the page, in pixels."""
+
+
+class Corruptions(Task):
+    """Classify up to 500 images under every corruption."""
+
+    name = "corruptions"
+    label = "robustness to corruptions"
+    description = "Zero-shot accuracy under the 15 corruptions of ImageNet-C at 5 severities."
+    main_metrics = ("acc1_corrupted",)
+    paired = True
+
+    def ready(self, dataset: Dataset) -> None:
+        """The library of corruptions."""
+        if find_spec("imagecorruptions") is None:
+            raise UserError(
+                f"task 'corruptions' of data set {dataset.name!r} needs the library imagecorruptions: "
+                "pip install 'mmssl[corruptions]'"
+            )
+
+    def check(self, dataset: Dataset, sample: Sample) -> None:
+        """A label that fits the class names."""
+        sample_label(dataset, sample)
+
+    def run(self, context: TaskContext) -> Metrics:
+        """Write corruptions.csv, and as corruptions.png one sample under everything with the accuracies."""
+        found, images = evaluate(context)
+        write_outcomes(context, images, found.right)
+        if context.folder is not None:
+            write_table(context.folder / "corruptions.csv", found)
+            if context.draw:
+                draw(context.folder / "corruptions.png", context.name, images[0], found)
+        return found.metrics | list_intervals(found.intervals)
 
 
 @dataclass(frozen=True)
@@ -92,27 +124,14 @@ def corrupt(pixels: Pixels, name: str, severity: int, seed: int) -> Pixels:
 
 
 def corrupted(image: bytes, name: str, severity: int) -> Pixels:
-    """What is shown of an uncompressed image; its content fixes the randomness."""
+    """An uncompressed image under a corruption; its content fixes the randomness."""
     content = hashlib.blake2b(image, digest_size=16).hexdigest()
     seed = torch_seed("corruption", name, severity, content) % 2**32
     return corrupt(np.asarray(Image.open(io.BytesIO(image))), name, severity, seed)
 
 
-def installed(dataset: Dataset) -> None:
-    """Whether the library of corruptions is there.
-
-    Raises:
-        UserError: it is not.
-    """
-    if find_spec("imagecorruptions") is None:
-        raise UserError(
-            f"task 'corruptions' of data set {dataset.name!r} needs the library imagecorruptions: "
-            "pip install 'mmssl[corruptions]'"
-        )
-
-
 class CorruptingEncoder:
-    """An encoder that sees every image under a corruption."""
+    """An encoder that corrupts every image first."""
 
     def __init__(self, encoder: Encoder, name: str, severity: int) -> None:
         self._encoder = encoder
@@ -122,37 +141,37 @@ class CorruptingEncoder:
     def encode_image(self, images: Sequence[bytes]) -> Tensor:
         """Uncompressed images -> features of their corrupted versions [N, D]."""
         with ThreadPoolExecutor() as pool:
-            seen = pool.map(lambda image: bitmap(corrupted(image, self._name, self._severity)), images)
-            return self._encoder.encode_image(list(seen))
+            changed = pool.map(lambda image: bitmap(corrupted(image, self._name, self._severity)), images)
+            return self._encoder.encode_image(list(changed))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """As the encoder."""
+        """Texts -> features [N, D], unchanged."""
         return self._encoder.encode_text(texts)
 
 
-def evaluate(job: TaskContext) -> tuple[Robustness, list[Sample]]:
-    """Classify images of a data set under each corruption; they are returned too, uncompressed.
+def evaluate(context: TaskContext) -> tuple[Robustness, list[Sample]]:
+    """Classify images of a data set under each corruption. Also returns these images, uncompressed.
 
     Raises:
         UserError: labels and class names do not fit.
     """
-    samples = chosen(job)
+    samples = choose_samples(context)
     # The classes are those of all images, as in `zero_shot`, not only of the chosen ones.
-    names, of_all = class_indices(job.dataset, job.embedded.samples)
-    label = {sample.id: row for sample, row in zip(job.embedded.samples, of_all.tolist(), strict=True)}
+    names, indices = class_indices(context.dataset, context.images.samples)
+    label = {sample.id: index for sample, index in zip(context.images.samples, indices.tolist(), strict=True)}
     labels = torch.tensor([label[sample.id] for sample in samples])
-    weights = job.class_weights(names)
+    weights = context.class_weights(names)
 
-    def right(encoder: Encoder, what: str) -> NDArray[np.bool_]:
-        # Kept features must be those of the same choice of images.
-        features = job.embed(encoder, samples, f"{what}, {len(samples)} images").features
+    def right(encoder: Encoder, variant: str) -> NDArray[np.bool_]:
+        # Cached features must be of the same choice of images.
+        features = context.encode_variant(encoder, samples, f"{variant}, {len(samples)} images").features
         hits: NDArray[np.bool_] = ((features @ weights.T).argmax(1) == labels).numpy()
         return hits
 
-    clean = right(job.encoder, f"{EVALUATED_SIDE} pixels")
+    clean = right(context.encoder, f"{EVALUATED_SIDE} pixels")
     under = np.stack(
         [
-            [right(CorruptingEncoder(job.encoder, name, severity), f"{name} {severity}") for severity in SEVERITIES]
+            [right(CorruptingEncoder(context.encoder, name, severity), f"{name} {severity}") for severity in SEVERITIES]
             for name in CORRUPTIONS
         ]
     )
@@ -160,27 +179,27 @@ def evaluate(job: TaskContext) -> tuple[Robustness, list[Sample]]:
 
 
 def robustness(clean: NDArray[np.bool_], under: NDArray[np.bool_]) -> Robustness:
-    """Whether each image is right, [N], and right under each corruption, [15, 5, N]."""
+    """Metrics from 1 where an image is right: clean [N], and under each corruption [15, 5, N]."""
     flat = under.reshape(-1, under.shape[-1])
 
-    def figures(rows: Rows) -> dict[str, float]:
-        rates = under[:, :, rows].mean(axis=2)
-        found = {"acc1_clean": float(clean[rows].mean()), "acc1_corrupted": float(rates.mean())}
+    def measure(rows: Rows) -> dict[str, float]:
+        table = under[:, :, rows].mean(axis=2)
+        found = {"acc1_clean": float(clean[rows].mean()), "acc1_corrupted": float(table.mean())}
         if clean.any():
-            # A resample may have nothing right.
+            # A resample may have no right image.
             found["acc1_kept"] = found["acc1_corrupted"] / found["acc1_clean"] if found["acc1_clean"] > 0 else np.nan
-        found |= {f"acc1_{name}": float(rate) for name, rate in zip(CORRUPTIONS, rates.mean(axis=1), strict=True)}
+        found |= {f"acc1_{name}": float(rate) for name, rate in zip(CORRUPTIONS, table.mean(axis=1), strict=True)}
         return found | {
-            f"acc1_severity{k}": float(rate) for k, rate in zip(SEVERITIES, rates.mean(axis=0), strict=True)
+            f"acc1_severity{k}": float(rate) for k, rate in zip(SEVERITIES, table.mean(axis=0), strict=True)
         }
 
-    def cells(rows: Rows) -> dict[str, float]:
+    def rates(rows: Rows) -> dict[str, float]:
         return {str(i): float(rate) for i, rate in enumerate(flat[:, rows].mean(axis=1))}
 
-    ends = np.array(list(bootstrap(cells, len(clean)).values())).reshape(*under.shape[:2], 2)
+    ends = np.array(list(bootstrap(rates, len(clean)).values())).reshape(*under.shape[:2], 2)
     return Robustness(
-        metrics=figures(np.arange(len(clean))) | {"samples": len(clean)},
-        intervals=bootstrap(figures, len(clean)),
+        metrics=measure(np.arange(len(clean))) | {"samples": len(clean)},
+        intervals=bootstrap(measure, len(clean)),
         accuracies=under.mean(axis=2),
         low=ends[:, :, 0],
         high=ends[:, :, 1],
@@ -188,16 +207,16 @@ def robustness(clean: NDArray[np.bool_], under: NDArray[np.bool_]) -> Robustness
     )
 
 
-def chosen(job: TaskContext) -> list[Sample]:
-    """The images to corrupt, of 224 pixels and uncompressed, in the order of the data set."""
-    usable = [sample.id for sample in job.embedded.samples]
-    if len(usable) > SAMPLES:
-        usable = generator(0, "corruptions").choice(usable, SAMPLES, replace=False).tolist()
-    wanted, view = set(usable), EvalView(EVALUATED_SIDE)
+def choose_samples(context: TaskContext) -> list[Sample]:
+    """The samples to corrupt, their images of 224 pixels and uncompressed, in the order of the data set."""
+    samples = context.images.samples
+    if len(samples) > SAMPLES:
+        ids = [sample.id for sample in samples]
+        chosen = set(generator(0, "corruptions").choice(ids, SAMPLES, replace=False).tolist())
+        samples = [sample for sample in samples if sample.id in chosen]
+    view = EvalView(EVALUATED_SIDE)
     return [
-        replace(sample, image=bitmap(view(sample.image).movedim(0, -1).numpy()))
-        for sample in read_again(job.dataset)
-        if sample.id in wanted
+        replace(sample, image=bitmap(view(sample.image).movedim(0, -1).numpy())) for sample in read_images(samples)
     ]
 
 
@@ -218,11 +237,8 @@ def bitmap(pixels: Pixels) -> bytes:
     return file.getvalue()
 
 
-SAMPLE_SIDE = 112
-
-
 def draw(path: Path, name: str, shown: Sample, found: Robustness) -> None:
-    """Rows: corruptions, columns: severities; under each cell the accuracy of all images, as number and bar.
+    """Rows: corruptions, columns: severities; below each image the accuracy, as number and bar.
 
     Args:
         shown: an uncompressed image of the data set.
@@ -243,7 +259,7 @@ def draw(path: Path, name: str, shown: Sample, found: Robustness) -> None:
             page.text(left - 0.15, y + 0.8, share, ha="right", color=MUTED)
             for j, severity in enumerate(SEVERITIES):
                 x, accuracy = left + j * width, float(found.accuracies[i, j])
-                page.image(x, y, 1.13, shrink(corrupted(shown.image, corruption, severity), SAMPLE_SIDE))
+                page.image(x, y, 1.13, shrink(corrupted(shown.image, corruption, severity), SHOWN_SIDE))
                 page.bar(x, y + 1.17, 1.13, 0.18, "#eef1f4")
                 page.bar(x, y + 1.17, 1.13 * min(1.0, accuracy / clean if clean > 0 else 0.0), 0.18, GRAY)
                 page.text(x + 0.565, y + 1.265, f"{100 * accuracy:.1f} %", ha="center", fontsize=8)

@@ -1,5 +1,6 @@
-"""Several labels an image: mean average precision of zero-shot scores."""
+"""Several labels per image: mean average precision of zero-shot scores."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,18 +9,43 @@ from torch import Tensor
 
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset
-from mmssl.evaluate.labels import label_index, where
-from mmssl.evaluate.metrics import ranking as metrics
+from mmssl.evaluate.labels import label_index, locate
+from mmssl.evaluate.metrics import ranking
+from mmssl.evaluate.task import Metrics, Task, TaskContext, list_intervals
+from mmssl.files import write_csv
 from mmssl.stats import Interval, bootstrap
 from mmssl.types import Sample
 
 FIELDS = ("labels", "label", "cls")
-"""Where the labels are looked for: the first of these that the sample has."""
+"""Fields that may hold the labels; the first one that a sample has is used."""
+
+
+class MultiLabel(Task):
+    """Compare similarities to class prompts with sets of labels."""
+
+    name = "multilabel"
+    label = "several labels per image, zero-shot"
+    description = "Mean average precision of prompts where images have several labels."
+    main_metrics = ("mean_average_precision",)
+
+    def check(self, dataset: Dataset, sample: Sample) -> None:
+        """A list of labels that fit the class names."""
+        list_labels(dataset, sample)
+
+    def run(self, context: TaskContext) -> Metrics:
+        """Write the average precision of each class to per_class.csv (empty without positives)."""
+        names, targets = label_matrix(context.dataset, context.images.samples)
+        found = evaluate_scores(context.images.features @ context.class_weights(names).T, targets)
+        if context.folder is not None:
+            precisions = (None if math.isnan(p) else p for p in found.per_class.tolist())
+            rows = zip(names, targets.sum(0).tolist(), precisions, strict=True)
+            write_csv(context.folder / "per_class.csv", ("class", "positives", "average_precision"), rows)
+        return found.metrics | list_intervals(found.intervals)
 
 
 @dataclass(frozen=True)
-class MultiLabel:
-    """Zero-shot scores judged against sets of labels. N samples, C classes."""
+class AveragePrecisions:
+    """Scores of N samples and C classes, compared with sets of labels."""
 
     metrics: dict[str, float]
     """`mean_average_precision` over the classes that have positives, `classes` C and `samples` N."""
@@ -28,7 +54,7 @@ class MultiLabel:
     """Average precision, NaN without positives, [C]."""
 
 
-def labels_of_sample(dataset: Dataset, sample: Sample) -> list[int | str]:
+def list_labels(dataset: Dataset, sample: Sample) -> list[int | str]:
     """The labels of a sample: class indices, or names where the data set has no class names.
 
     Raises:
@@ -39,7 +65,7 @@ def labels_of_sample(dataset: Dataset, sample: Sample) -> list[int | str]:
     if field is None or not isinstance(sample.fields[field], list):
         has = ", ".join(sorted(sample.fields)) or "none"
         raise UserError(
-            f"{where(sample)} has no list of labels in {' or '.join(map(repr, fields))} (its fields: {has}); "
+            f"{locate(sample)} has no list of labels in {' or '.join(map(repr, fields))} (its fields: {has}); "
             "name the JSON entry that holds the list"
         )
     return [label_index(dataset, sample, value) for value in sample.fields[field]]
@@ -51,31 +77,31 @@ def label_matrix(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str
     Raises:
         UserError: no sample has a label, or one does not fit the class names.
     """
-    labels = [labels_of_sample(dataset, sample) for sample in samples]
+    labels = [list_labels(dataset, sample) for sample in samples]
     if not any(labels):
         raise UserError(
             f"no sample of {samples[0].shard} has a label: all lists are empty; name the JSON entry that holds them"
         )
     names = dataset.classnames
     if names is None:
-        names = tuple(sorted({str(label) for of_sample in labels for label in of_sample}))
+        names = tuple(sorted({str(label) for row in labels for label in row}))
     position: dict[int | str, int] = {name: index for index, name in enumerate(names)}
     targets = torch.zeros(len(samples), len(names), dtype=torch.int64)
-    for row, of_sample in enumerate(labels):
-        for label in of_sample:
+    for row, entries in enumerate(labels):
+        for label in entries:
             targets[row, label if isinstance(label, int) else position[label]] = 1
     return names, targets
 
 
-def evaluate_scores(scores: Tensor, targets: Tensor) -> MultiLabel:
+def evaluate_scores(scores: Tensor, targets: Tensor) -> AveragePrecisions:
     """Compare scores [N, C] with targets [N, C]."""
-    per_class = metrics.average_precision(scores, targets)
-    figures: dict[str, float] = {"mean_average_precision": float(per_class.nanmean())}
+    per_class = ranking.average_precision(scores, targets)
+    metrics: dict[str, float] = {"mean_average_precision": float(per_class.nanmean())}
     intervals = bootstrap(
         lambda rows: {
-            "mean_average_precision": float(metrics.average_precision(scores[rows], targets[rows]).nanmean())
+            "mean_average_precision": float(ranking.average_precision(scores[rows], targets[rows]).nanmean())
         },
         len(scores),
         resamples=200,
     )
-    return MultiLabel(figures | {"classes": scores.shape[1], "samples": len(scores)}, intervals, per_class)
+    return AveragePrecisions(metrics | {"classes": scores.shape[1], "samples": len(scores)}, intervals, per_class)

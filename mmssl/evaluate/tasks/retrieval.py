@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,19 +10,50 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmssl.distributed import World
-from mmssl.evaluate.encode import ALONE, EncodedImages, Encoder, Progress, encode_texts
+from mmssl.evaluate import examples
+from mmssl.evaluate.datasets import Dataset
 from mmssl.evaluate.labels import image_captions
-from mmssl.evaluate.metrics import ranking as metrics
+from mmssl.evaluate.metrics import ranking
 from mmssl.evaluate.metrics.ranking import Ranking
+from mmssl.evaluate.task import Metrics, Task, TaskContext, list_intervals
+from mmssl.files import write_csv
 from mmssl.stats import Interval, Rows, bootstrap
+from mmssl.types import Sample
 
 RECALL_AT = (1, 5, 10)
 
 
+class Retrieval(Task):
+    """Search images by captions and captions by images."""
+
+    name = "retrieval"
+    label = "image-text retrieval"
+    description = "Search of images by captions and of captions by images."
+    main_metrics = ("image_retrieval_recall@5", "text_retrieval_recall@5")
+    paired = True
+
+    def check(self, dataset: Dataset, sample: Sample) -> None:
+        """A caption."""
+        image_captions(sample)
+
+    def run(self, context: TaskContext) -> Metrics:
+        """Search each caption's image among all images, and each image's captions among all captions."""
+        samples = context.images.samples
+        captions = [image_captions(sample) for sample in samples]
+        owner = torch.tensor([image for image, lines in enumerate(captions) for _ in lines])
+        texts = [line for lines in captions for line in lines]
+        features = context.encode_texts(texts)
+        found = search(context.images.features, features, owner)
+        if context.folder is not None:
+            _write_ranks(context.folder / "ranks.csv", samples, texts, owner, found)
+            if context.draw:
+                examples.show_retrieval(context, texts, features, owner)
+        return found.metrics | list_intervals(found.intervals)
+
+
 @dataclass(frozen=True)
-class Retrieval:
-    """A model's search among the images and captions of a data set. N images, M captions."""
+class RetrievalResult:
+    """A model's search among N images and M captions."""
 
     metrics: dict[str, float]
     """`image_retrieval_X` (a caption looks for its image) and `text_retrieval_X` (an image looks for its
@@ -29,73 +61,40 @@ class Retrieval:
     `median_rank`; `samples` N and `captions` M."""
     intervals: dict[str, Interval]
     """95 % bootstrap intervals, over images (an image's captions are drawn with it); the candidates stay."""
-    captions: list[str]
-    caption_features: Tensor
-    """[M, D]."""
-    image_of_caption: Tensor
-    """int64 [M]."""
     image_ranks: Ranking
     """For each caption, the place and rank of its image, [M]."""
     text_ranks: Ranking
     """For each image, the places and ranks of its captions, [N]."""
 
 
-def evaluate(
-    encoder: Encoder,
-    images: EncodedImages,
-    *,
-    batch_size: int = 256,
-    world: World = ALONE,
-    progress: Progress | None = None,
-) -> Retrieval:
-    """Search each caption's image among all images, and each image's captions among all captions.
-
-    Raises:
-        UserError: a sample has no caption.
-    """
-    captions = [image_captions(sample) for sample in images.samples]
-    owner = torch.tensor([image for image, lines in enumerate(captions) for _ in lines])
-    texts = [line for lines in captions for line in lines]
-    features = encode_texts(encoder, texts, batch_size=batch_size, world=world, progress=progress)
-    return search(images.features, features, owner, texts)
-
-
 def search(
     images: Tensor,
     captions: Tensor,
     image_of_caption: Tensor,
-    texts: Sequence[str],
     recall_at: Sequence[int] = RECALL_AT,
-) -> Retrieval:
-    """Judge normed features: images [N, D], captions [M, D], each caption's image (rising), int64 [M]."""
+) -> RetrievalResult:
+    """Search with unit vectors: images [N, D], captions [M, D], each caption's image (rising), int64 [M]."""
     own = torch.arange(len(images))
     to_image, to_text = (
-        metrics.rank(queries, candidates, group, of, max(k for k in recall_at if k <= len(candidates)))
+        ranking.rank(queries, candidates, group, of, max(k for k in recall_at if k <= len(candidates)))
         for queries, candidates, group, of in (
             (captions, images, image_of_caption, own),
             (images, captions, own, image_of_caption),
         )
     )
     by_caption, by_image = _per_query("image", to_image, recall_at), _per_query("text", to_text, recall_at)
-    rows_of = _RowsOfImages(torch.bincount(image_of_caption, minlength=len(images)).numpy())
+    caption_rows = _CaptionRows(torch.bincount(image_of_caption, minlength=len(images)).numpy())
     everything = np.arange(len(images))
 
-    def figures(rows: Rows) -> dict[str, float]:
-        return _figures(by_caption, rows_of(rows)) | _figures(by_image, rows)
+    def measure(rows: Rows) -> dict[str, float]:
+        return _summarise(by_caption, caption_rows(rows)) | _summarise(by_image, rows)
 
     counts: dict[str, float] = {"samples": len(images), "captions": len(captions)}
-    return Retrieval(
-        figures(everything) | counts,
-        bootstrap(figures, len(images)),
-        list(texts),
-        captions,
-        image_of_caption,
-        to_image,
-        to_text,
-    )
+    intervals = bootstrap(measure, len(images))
+    return RetrievalResult(measure(everything) | counts, intervals, to_image, to_text)
 
 
-class _RowsOfImages:
+class _CaptionRows:
     """From a choice of images to the rows of all their captions."""
 
     def __init__(self, counts: Rows) -> None:
@@ -110,7 +109,7 @@ class _RowsOfImages:
 
 
 def _per_query(word: str, found: Ranking, recall_at: Sequence[int]) -> dict[str, NDArray[Any]]:
-    """Figure of one direction -> its value for each query, in the figure's order."""
+    """Metric of one direction -> its value for each query, [Q]."""
     values: dict[str, NDArray[Any]] = {
         f"{word}_retrieval_recall@{k}": found.hits(k).numpy() for k in recall_at if k <= found.depth
     }
@@ -118,9 +117,26 @@ def _per_query(word: str, found: Ranking, recall_at: Sequence[int]) -> dict[str,
     return values | {f"{word}_retrieval_median_rank": found.ranks.numpy()}
 
 
-def _figures(values: Mapping[str, NDArray[Any]], rows: Rows) -> dict[str, float]:
-    """The figures of a choice of queries: means, and the median of the ranks."""
+def _summarise(values: Mapping[str, NDArray[Any]], rows: Rows) -> dict[str, float]:
+    """The metrics of a choice of queries: means, and the median of the ranks."""
     return {
-        name: float(np.median(of_query[rows]) if name.endswith("median_rank") else of_query[rows].mean())
-        for name, of_query in values.items()
+        name: float(np.median(column[rows]) if name.endswith("median_rank") else column[rows].mean())
+        for name, column in values.items()
     }
+
+
+def _write_ranks(
+    path: Path, samples: Sequence[Sample], captions: Sequence[str], owner: Tensor, found: RetrievalResult
+) -> None:
+    """One row per image and one per caption: rank of the first right result (equal ones share the mean of their
+    ranks), and its place among the best results (empty: not among them)."""
+    images = ((sample, "text", "") for sample in samples)
+    texts = ((samples[image], "image", text) for image, text in zip(owner.tolist(), captions, strict=True))
+    rows = (
+        (sample.shard, sample.key, retrieval, text, rank, place or None)
+        for queries, result in ((images, found.text_ranks), (texts, found.image_ranks))
+        for (sample, retrieval, text), rank, place in zip(
+            queries, result.ranks.tolist(), result.places.tolist(), strict=True
+        )
+    )
+    write_csv(path, ("shard", "key", "retrieval", "caption", "rank", "place"), rows)

@@ -1,78 +1,50 @@
 """Zero-shot classification with an ensemble of prompts per class (Radford et al. 2021, section 3.1.4)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mmssl.distributed import World
 from mmssl.evaluate.datasets import Dataset
-from mmssl.evaluate.encode import ALONE, EncodedImages, Encoder, Progress, encode_texts
-from mmssl.evaluate.labels import class_indices
-from mmssl.evaluate.metrics import ranking as metrics
-from mmssl.evaluate.metrics.classification import Classification, evaluate_predictions, list_length
-from mmssl.evaluate.prompts import Templates, fill
-
-DEFAULT_TEMPLATES: Templates = ("a photo of a {c}.",)
-"""Used where neither the data nor the user brings templates."""
+from mmssl.evaluate.labels import class_indices, sample_label
+from mmssl.evaluate.metrics import classification, ranking
+from mmssl.evaluate.task import Metrics, Task, TaskContext
+from mmssl.evaluate.tasks._classification import MAIN_METRICS, report_classification
+from mmssl.types import Sample
 
 
-@dataclass(frozen=True)
-class ZeroShot:
-    """A model's zero-shot classification of a data set."""
+class ZeroShot(Task):
+    """Classify images by the class names."""
 
-    judged: Classification
-    weights: Tensor
-    """The class vectors, [C, D]."""
+    name = "zero_shot"
+    label = "zero-shot classification"
+    description = "Classification by prompts of the class names, without training."
+    main_metrics = MAIN_METRICS
+    paired = True
 
+    def check(self, dataset: Dataset, sample: Sample) -> None:
+        """A label that fits the class names."""
+        sample_label(dataset, sample)
 
-def dataset_templates(dataset: Dataset) -> Templates:
-    """The data set's own prompt templates, or the usual one."""
-    return dataset.templates if dataset.templates is not None else DEFAULT_TEMPLATES
+    def run(self, context: TaskContext) -> Metrics:
+        """With a logit scale, also the calibration error of the probabilities."""
+        scale = context.logit_scale
+        names, labels = class_indices(context.dataset, context.images.samples)
+        weights = context.class_weights(names)
+        found = classify(context.images.features, weights, labels, names, scale)
 
+        def scores(features: Tensor) -> Tensor:
+            similarity = features @ weights.T
+            return similarity if scale is None else (scale * similarity).softmax(dim=1)
 
-def class_weights(
-    encoder: Encoder,
-    classnames: Sequence[str],
-    templates: Templates,
-    *,
-    batch_size: int = 256,
-    world: World = ALONE,
-    progress: Progress | None = None,
-) -> Tensor:
-    """One vector a class: the mean of its prompts' normed features, normed again. [C, D]."""
-    prompts = fill(classnames, templates)
-    texts = [text for of_class in prompts for text in of_class]
-    owner = torch.tensor([index for index, of_class in enumerate(prompts) for _ in of_class])
-    features = encode_texts(encoder, texts, batch_size=batch_size, world=world, progress=progress)
-    totals = torch.zeros(len(prompts), features.shape[1]).index_add_(0, owner, features)
-    counts = torch.tensor([len(of_class) for of_class in prompts])[:, None]
-    return F.normalize(totals / counts, dim=-1)
+        return report_classification(context, found, scores, probable=scale is not None)
 
 
-def evaluate(
-    encoder: Encoder,
-    dataset: Dataset,
-    images: EncodedImages,
-    *,
-    batch_size: int = 256,
-    logit_scale: float | None = None,
-    world: World = ALONE,
-    progress: Progress | None = None,
-) -> ZeroShot:
-    """Classify the images of a data set by its class names.
+def classify(
+    features: Tensor, weights: Tensor, labels: Tensor, names: tuple[str, ...], logit_scale: float | None = None
+) -> classification.Classification:
+    """Classify features [N, D] by the class vectors [C, D], and compare with the labels, int64 [N].
 
     Args:
-        logit_scale: factor from similarities to logits, for the calibration error; without it there is none.
-    Raises:
-        UserError: labels and class names do not fit.
+        logit_scale: factor from similarities to logits, for the calibration error. None: leave that out.
     """
-    classnames, labels = class_indices(dataset, images.samples)
-    weights = class_weights(
-        encoder, classnames, dataset_templates(dataset), batch_size=batch_size, world=world, progress=progress
-    )
-    outcome = metrics.top_k(images.features, weights, list_length(len(weights)))
-    confidence = None if logit_scale is None else metrics.confidence(images.features, weights, logit_scale)
-    return ZeroShot(evaluate_predictions(outcome, labels, classnames, confidence), weights)
+    outcome = ranking.top_k(features, weights, classification.list_length(len(weights)))
+    confidence = None if logit_scale is None else ranking.confidence(features, weights, logit_scale)
+    return classification.evaluate_predictions(outcome, labels, names, confidence)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mmssl.errors import UserError
-from mmssl.evaluate.metrics.groups import group_rows, slice_by, widest_gap
+from mmssl.evaluate.metrics.groups import group_rows, group_accuracies, widest_gap
 from mmssl.rng import generator
 from mmssl.stats import wilson
 from mmssl.types import Sample
@@ -29,7 +29,7 @@ def test_slices_are_means_by_group() -> None:
     """Each group's accuracy is the mean over its samples; the worst comes first; sizes add up."""
     rng = generator(1)
     correct, groups = rng.random(100) < 0.5, [f"g{i}" for i in rng.integers(0, 5, 100)]
-    found = slice_by(correct, groups)
+    found = group_accuracies(correct, groups)
     for s in found:
         inside = [c for c, g in zip(correct, groups, strict=True) if g == s.group]
         assert (s.samples, s.accuracy) == (len(inside), pytest.approx(np.mean(inside)))
@@ -78,7 +78,7 @@ def test_the_p_value_is_that_of_shuffled_samples() -> None:
 def test_names_of_groups_may_be_long() -> None:
     """A group's name takes memory once, however many samples there are; names that differ in their end only differ."""
     groups = ["x" * 100_000 + "\0"] * 10 + ["x" * 100_000] * 10 + [f"g{i % 40}" for i in range(40_000)]
-    found = slice_by(np.arange(40_020) < 10, groups)
+    found = group_accuracies(np.arange(40_020) < 10, groups)
     assert len(found) == 42
     gap = widest_gap(np.arange(40_020) < 10, groups)
     assert gap is not None

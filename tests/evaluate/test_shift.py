@@ -7,7 +7,7 @@ import pytest
 
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset
-from mmssl.evaluate.metrics.shift import pairs, shifts
+from mmssl.evaluate.compare import measure_shifts, parse_shifts
 from mmssl.rng import generator
 from mmssl.stats import newcombe
 
@@ -38,22 +38,22 @@ def test_the_drop_of_every_task() -> None:
         "a/geometry": {"alignment": 1.0, "samples": 50},
         "b/geometry": {"alignment": 1.0, "samples": 40},
     }
-    found = shifts(results, [("a", "b")])
+    found = measure_shifts(results, [("a", "b")])
     assert list(found) == ["a:b/zero_shot"]
     figures = found["a:b/zero_shot"]
     assert math.isclose(figures["drop"], 0.2)
     assert math.isclose(figures["kept"], 0.75)
     assert figures["intervals"]["drop"] == list(newcombe((40, 50), (24, 40)))
     with pytest.raises(UserError, match="--task zero_shot"):
-        shifts({"a/geometry": {}, "b/geometry": {}}, [("a", "b")])
+        measure_shifts({"a/geometry": {}, "b/geometry": {}}, [("a", "b")])
 
 
 def test_pairs_are_two_known_data_sets_of_the_same_classes() -> None:
     """A word without a colon, an unknown name, and other classes are refused with the remedy."""
     known = {"a": dataset("a", ("x", "y")), "b": dataset("b", ("x", "y")), "c": dataset("c", ("x",))}
-    assert pairs(["a:b"], known) == [("a", "b")]
+    assert parse_shifts(["a:b"], known) == [("a", "b")]
     for word in ("a", "a:d", ":b"):
         with pytest.raises(UserError, match="write A:B with two of the data sets a, b, c"):
-            pairs([word], known)
+            parse_shifts([word], known)
     with pytest.raises(UserError, match="other class names"):
-        pairs(["a:c"], known)
+        parse_shifts(["a:c"], known)

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import mmssl
 from mmssl.errors import UserError
-from mmssl.evaluate import console as printed
-from mmssl.evaluate import suite
-from mmssl.evaluate.datasets import open_dataset
+from mmssl.evaluate import console, open_dataset, suite
 
 
 def main() -> None:
@@ -26,15 +24,13 @@ def main() -> None:
     datasets = [
         open_dataset(data, classnames=args.classnames, templates=args.templates, label=args.label) for data in args.data
     ]
-    results = suite.run(
-        model,
-        {dataset.name: (dataset, "zero_shot") for dataset in datasets},
-        args.out,
+    options = suite.SuiteOptions(
         logit_scale=model.logit_scale,
         progress=lambda what, done: print(f"\r{what} {done:,}", end="\033[K", file=sys.stderr),
     )
+    results = suite.run(model, {dataset.name: (dataset, "zero_shot") for dataset in datasets}, args.out, options)
     print("\r\033[K", end="", file=sys.stderr)
-    print(printed.format_results(results))
+    print(console.format_results(results))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Runtime values (device, rank, number of samples) never live here; they are passe
 
 from mmssl.config.config import Config
 from mmssl.config.data import DataConfig, SourceConfig, ViewConfig
-from mmssl.config.evaluate import EvaluateConfig, SuiteConfig, TaskName
+from mmssl.config.evaluate import EvaluateConfig, SuiteConfig
 from mmssl.config.load import dump_config, known_keys, load_config, parse_config, parse_override, read_tree, set_key
 from mmssl.config.model import LoraConfig, ModelConfig, TextConfig, VisionConfig
 from mmssl.config.train import Length, MixerConfig, ObjectiveConfig, OptimConfig, TrainConfig
@@ -22,7 +22,6 @@ __all__ = [
     "OptimConfig",
     "SourceConfig",
     "SuiteConfig",
-    "TaskName",
     "TextConfig",
     "TrainConfig",
     "ViewConfig",

@@ -1,24 +1,10 @@
-"""`evaluate`: what a model is judged on."""
+"""`evaluate`: data sets and tasks."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from mmssl.config.base import ConfigBase
-
-TaskName = Literal[
-    "zero_shot",
-    "retrieval",
-    "multilabel",
-    "linear_probe",
-    "few_shot",
-    "knn",
-    "geometry",
-    "corruptions",
-    "fine_tune",
-    "associations",
-]
-"""What can be measured on a data set."""
 
 
 def _separated(value: Any) -> Any:
@@ -30,12 +16,12 @@ Words = BeforeValidator(_separated)
 
 
 class SuiteConfig(ConfigBase):
-    """One data set judged while training and at the end."""
+    """One data set to evaluate on while training and at the end."""
 
     data: str
     """Folder in CLIP_benchmark's WebDataset layout, or a pattern of paired shards."""
-    task: Annotated[list[TaskName], Words, Field(min_length=1)] = ["zero_shot"]
-    """What to measure: one task or several."""
+    task: Annotated[list[str], Words, Field(min_length=1)] = ["zero_shot"]
+    """One task or several, by name or by the path of your own (`my_module:MyTask`)."""
     slice_by: Annotated[list[str], Words] = []
     """Metadata fields (entries of the JSON member) to break the accuracies of classifications down by."""
 
@@ -46,9 +32,9 @@ class EvaluateConfig(ConfigBase):
     suites: dict[str, SuiteConfig] = {}
     """Name -> data set and task."""
     every: int | None = Field(None, ge=1)
-    """Evaluate every so many steps. Default: at the end only."""
+    """Steps between evaluations. Default: at the end only."""
     best: str | None = None
     """The metric that picks the best checkpoint, for example `unseen_style/zero_shot/acc1`. Default: the
     first suite's main one."""
     batch_size: int = Field(256, ge=1)
-    """Images or captions a forward pass."""
+    """Images or captions per forward pass."""

@@ -119,7 +119,7 @@ def find_datasets(folder: str | Path) -> dict[str, Path]:
             continue
         name = path.name if path == root else "-".join(path.relative_to(root).parts)
         if name in found:
-            raise UserError(f"data sets {found[name]} and {path} are both named {name!r}; evaluate them by two commands")
+            raise UserError(f"data sets {found[name]} and {path} are both named {name!r}; evaluate them separately")
         found[name] = path
     if not found:
         raise UserError(f"no data set under {folder}; a data set is a folder with {' or '.join(_patterns(TEST))}")
@@ -139,8 +139,8 @@ def training_split(dataset: Dataset) -> Dataset:
     return replace(dataset, shards=dataset.train, train=None)
 
 
-def read(dataset: Dataset, on_bad: Callable[[BadSample], None]) -> Iterator[Sample]:
-    """Every usable sample once, in order; those that cannot be used go to `on_bad`."""
+def read(dataset: Dataset, on_bad: Callable[[BadSample], None] = lambda bad: None) -> Iterator[Sample]:
+    """Every usable sample once, in order; the others go to `on_bad`."""
     yield from iter_samples(dataset.shards, need_text=False, on_bad=on_bad)
 
 

@@ -28,7 +28,7 @@ Progress = Callable[[str, int], None]
 ALONE = World()
 """A single rank."""
 AHEAD = 2
-"""Batches rendered ahead while an accelerator encodes one. On a CPU both take all cores, so it does one after the other."""
+"""Batches rendered ahead while an accelerator encodes one. A CPU does one after the other, as both take all cores."""
 
 
 class Encoder(Protocol):

@@ -5,7 +5,6 @@ The format is described in docs/evaluation.md.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -242,5 +241,3 @@ def _draw_rows(right: Tensor) -> list[int]:
 def _best(scores: Tensor) -> list[list[int]]:
     found: list[list[int]] = scores.topk(min(BEST, scores.shape[1])).indices.tolist()
     return found
-
-

@@ -67,7 +67,9 @@ def image_captions(sample: Sample) -> list[str]:
     """
     captions = [line.strip() for line in str(sample.fields.get("txt", "")).splitlines() if line.strip()]
     if not captions:
-        raise UserError(f"{locate(sample)} has no caption; retrieval needs a .txt member (one caption per line) in each")
+        raise UserError(
+            f"{locate(sample)} has no caption; retrieval needs one in each: a .txt member, a caption per line"
+        )
     return captions
 
 

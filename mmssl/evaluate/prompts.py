@@ -46,7 +46,7 @@ def read_classnames(source: str | Path) -> tuple[str, ...]:
 
 
 def read_templates(source: str | Path) -> Templates:
-    """Prompt templates from a file: one per line with `{c}` for the class name, or JSON of class name -> list of prompts.
+    """Prompt templates: one per line with `{c}` for the class name, or a .json file of class name -> list of prompts.
 
     `openai-imagenet` gives OpenAI's 80 templates and `simple-imagenet` its 7 best, from open_clip.
 

@@ -47,9 +47,7 @@ class TaskContext:
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of texts, [N, D]."""
-        return encode_texts(
-            self.encoder, texts, batch_size=self.batch_size, world=self.world, progress=self.progress
-        )
+        return encode_texts(self.encoder, texts, batch_size=self.batch_size, world=self.world, progress=self.progress)
 
     def class_weights(self, names: Sequence[str]) -> Tensor:
         """One unit vector per class, from the data set's prompts, [C, D]."""

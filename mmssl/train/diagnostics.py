@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmssl.distributed import World
-from mmssl.evaluate.metrics.embedding import effective_rank
+from mmssl.evaluate.metrics import embedding
 from mmssl.objectives import reference
 from mmssl.objectives._base import IMAGE, Inputs
 from mmssl.objectives._task import TrainingTask
@@ -66,7 +66,7 @@ def objective_gradients(
 def _effective_rank(task: TrainingTask, rows: Inputs, accelerator: Any) -> float:
     with accelerator.autocast():
         features = task.encoder.encode_image(rows[IMAGE.input])
-    return effective_rank(features.float().cpu())
+    return embedding.effective_rank(features.float().cpu())
 
 
 def _wait(device: torch.device) -> None:

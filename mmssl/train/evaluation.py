@@ -10,8 +10,7 @@ from accelerate import Accelerator
 from mmssl.build import RunPlan
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.evaluate import suite
-from mmssl.evaluate.results import Metrics
+from mmssl.evaluate import Metrics, suite
 from mmssl.files import atomic_write
 from mmssl.inference import Model
 from mmssl.train.state import RunState
@@ -39,10 +38,12 @@ class RunEvaluator:
             model,
             self.plan.suites,
             out,
-            batch_size=config.evaluate.batch_size,
-            logit_scale=model.logit_scale,
-            draw=out is not None,
-            world=self.world,
+            suite.SuiteOptions(
+                batch_size=config.evaluate.batch_size,
+                logit_scale=model.logit_scale,
+                draw=out is not None,
+                world=self.world,
+            ),
         )
         if self.world.rank == 0:
             record = {"step": self.run.step, "seconds": self.run.seconds, "results": results}

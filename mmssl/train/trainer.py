@@ -16,7 +16,7 @@ from mmssl.config import Config
 from mmssl.data.transforms import finish_views
 from mmssl.distributed import Heartbeat, full_tensor, peer_loss_as_user_error
 from mmssl.errors import UserError
-from mmssl.evaluate.results import Metrics
+from mmssl.evaluate import Metrics
 from mmssl.files import write_json
 from mmssl.inference import Model
 from mmssl.models.lora import merged, without_adapters

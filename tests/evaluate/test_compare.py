@@ -74,7 +74,7 @@ def test_results_of_two_models_are_compared(numbers: Path, captioned: Path, tmp_
     """The figures read from the folders are those that were reported, and the better model wins them."""
     data = {"n": (numbers, "zero_shot"), "c": (captioned, "retrieval")}
     results = [
-        suite.run(ToyEncoder(noise=noise), data, tmp_path / name, draw=False)
+        suite.run(ToyEncoder(noise=noise), data, tmp_path / name, suite.SuiteOptions(draw=False))
         for name, noise in (("good", 0.5), ("bad", 4.0))
     ]
     found = compare_results(tmp_path / "bad", tmp_path / "good")
@@ -114,7 +114,9 @@ def test_equal_scores_and_long_captions(tmp_path: Path) -> None:
     200,000 letters is read back."""
     records = [{"png": paint(100 + i // 2, i), "txt": f"{'w' * 200_000} number {100 + i // 2}"} for i in range(6)]
     shard = pack(tmp_path / "twice-0.tar", records)
-    found = suite.run(ToyEncoder(), {"r": (shard, "retrieval")}, tmp_path / "a", draw=False)["r/retrieval"]
+    found = suite.run(ToyEncoder(), {"r": (shard, "retrieval")}, tmp_path / "a", suite.SuiteOptions(draw=False))[
+        "r/retrieval"
+    ]
     assert found["text_retrieval_recall@1"] > 0
     both = compare_results(tmp_path / "a", tmp_path / "a")
     for k in (1, 5):
@@ -130,7 +132,7 @@ def test_images_of_shards_with_one_name_are_two(tmp_path: Path) -> None:
         )
     shards = [str(tmp_path / folder / "0.tar") for folder in "xy"]
     data = {"r": (open_dataset(shards), "retrieval")}
-    found = suite.run(ToyEncoder(), data, tmp_path / "a", draw=False)["r/retrieval"]
+    found = suite.run(ToyEncoder(), data, tmp_path / "a", suite.SuiteOptions(draw=False))["r/retrieval"]
     both = compare_results(tmp_path / "a", tmp_path / "a")
     name = "text_retrieval_recall@1"
     assert both[f"r/retrieval/{name}"].first == found[name]
@@ -141,7 +143,9 @@ def test_classes_of_one_name_are_two(tmp_path: Path) -> None:
     shard = pack(tmp_path / "t-0.tar", [{"png": paint(100 + i % 2, i), "cls": 2 * (i % 2)} for i in range(20)])
     names = ["number 100", "number 101", "number 101"]
     data = open_dataset(shard, classnames=names, templates=("{c}",))
-    found = suite.run(ToyEncoder(), {"n": (data, "zero_shot")}, tmp_path / "a", draw=False)["n/zero_shot"]
+    found = suite.run(ToyEncoder(), {"n": (data, "zero_shot")}, tmp_path / "a", suite.SuiteOptions(draw=False))[
+        "n/zero_shot"
+    ]
     assert found["acc1"] == 0.5
     assert compare_results(tmp_path / "a", tmp_path / "a")["n/zero_shot/acc1"].first == 0.5
     rows = read_csv(tmp_path / "a" / "n" / "zero_shot" / "per_class.csv")
@@ -169,11 +173,11 @@ def test_columns_are_aligned_whatever_the_script() -> None:
 
 def test_results_that_cannot_be_compared(numbers: Path, tmp_path: Path) -> None:
     """Other samples, and nothing in common, are refused."""
-    suite.run(ToyEncoder(), {"n": (numbers, "zero_shot")}, tmp_path / "a", draw=False)
+    suite.run(ToyEncoder(), {"n": (numbers, "zero_shot")}, tmp_path / "a", suite.SuiteOptions(draw=False))
     with pytest.raises(UserError, match="share no evaluation"):
         compare_results(tmp_path / "a", tmp_path)
     (numbers / "test" / "nshards.txt").write_text("1")
-    suite.run(ToyEncoder(), {"n": (numbers, "zero_shot")}, tmp_path / "b", draw=False)
+    suite.run(ToyEncoder(), {"n": (numbers, "zero_shot")}, tmp_path / "b", suite.SuiteOptions(draw=False))
     with pytest.raises(UserError, match="are of other samples"):
         compare_results(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / "n" / "zero_shot" / "predictions.csv").write_text("")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmssl.errors import UserError
-from mmssl.evaluate.datasets import find_datasets, open_dataset, read
+from mmssl.evaluate.datasets import find_datasets, open_dataset, read, training_split
 from mmssl.evaluate.labels import class_indices, image_captions, sample_label
 from mmssl.types import Sample
 from tests.helpers.toy_encoder import pack, paint
@@ -48,7 +48,7 @@ def test_flat_folder_and_pattern(tmp_path: Path) -> None:
     train = open_dataset(str(home / "train-*.tar"))
     assert train.name == "flat-train"
     assert train.classnames == ("one", "two")
-    assert open_dataset(home, split="train").shards == train.shards
+    assert training_split(open_dataset(home)).shards == train.shards
 
 
 def test_names_from_labels(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ def test_a_second_evaluation_encodes_nothing(numbers: Path, tmp_path: Path) -> N
     data = {"n": (numbers, ["zero_shot"])}
     first, second = ToyEncoder(noise=2.0), ToyEncoder(noise=2.0)
     expected = suite.run(ToyEncoder(noise=2.0), data)
-    assert suite.run(first, data, cache=cache) == expected
-    assert suite.run(second, data, cache=cache) == expected
+    assert suite.run(first, data, options=suite.SuiteOptions(cache=cache)) == expected
+    assert suite.run(second, data, options=suite.SuiteOptions(cache=cache)) == expected
     assert expected["n/zero_shot"]["bad_samples"] == 1
     assert sum(first.calls) >= 26
     assert second.calls == []
@@ -39,7 +39,7 @@ def test_other_weights_and_changed_shards_are_encoded(numbers: Path, tmp_path: P
 
     def images(model: str) -> int:
         encoder = ToyEncoder()
-        suite.run(encoder, data, cache=FeatureCache(tmp_path / "cache", model))
+        suite.run(encoder, data, options=suite.SuiteOptions(cache=FeatureCache(tmp_path / "cache", model)))
         return sum(encoder.calls)
 
     assert [images("a"), images("a"), images("b")] == [40, 0, 40]
@@ -60,16 +60,16 @@ def test_an_interrupted_evaluation_goes_on(numbers: Path, captioned: Path, tmp_p
     data = {"n": (numbers, "zero_shot"), "c": (captioned, "retrieval")}
     cache = FeatureCache(tmp_path / "cache", "a")
     with pytest.raises(KeyboardInterrupt):
-        suite.run(Interrupted(), data, cache=cache)
+        suite.run(Interrupted(), data, options=suite.SuiteOptions(cache=cache))
     encoder = ToyEncoder()
-    assert suite.run(encoder, data, cache=cache) == suite.run(ToyEncoder(), data)
+    assert suite.run(encoder, data, options=suite.SuiteOptions(cache=cache)) == suite.run(ToyEncoder(), data)
     assert sum(encoder.calls) == 30
 
 
 def test_ranks_share_kept_features(numbers: Path, tmp_path: Path) -> None:
     """Two processes keep one copy, which both find; where only one finds it, both encode."""
     cache, data = FeatureCache(tmp_path / "cache", "a"), {"n": (numbers, "zero_shot")}
-    expected = suite.run(ToyEncoder(), data, batch_size=8)
+    expected = suite.run(ToyEncoder(), data, options=suite.SuiteOptions(batch_size=8))
 
     def encoded(cache: FeatureCache) -> list[int]:
         outcomes = on_ranks(2, ToyEncoder, data, batch_size=8, cache=cache)
@@ -88,9 +88,9 @@ def test_ranks_share_kept_features(numbers: Path, tmp_path: Path) -> None:
 def test_labels_are_checked_although_nothing_is_read(numbers: Path, tmp_path: Path) -> None:
     """What a task needs of a sample is asked of kept samples too."""
     cache = FeatureCache(tmp_path / "cache", "a")
-    suite.run(ToyEncoder(), {"n": (numbers, "zero_shot")}, cache=cache)
+    suite.run(ToyEncoder(), {"n": (numbers, "zero_shot")}, options=suite.SuiteOptions(cache=cache))
     with pytest.raises(UserError, match="has no caption"):
-        suite.run(ToyEncoder(), {"n": (numbers, "retrieval")}, cache=cache)
+        suite.run(ToyEncoder(), {"n": (numbers, "retrieval")}, options=suite.SuiteOptions(cache=cache))
 
 
 def test_what_is_stored_comes_back(tmp_path: Path) -> None:
@@ -128,10 +128,10 @@ def test_shards_are_named_as_they_are_named_now(numbers: Path, tmp_path: Path, m
     """Features kept from another folder, where the shards were named by another path, name them by the new one."""
     cache = FeatureCache(tmp_path / "cache", "a")
     monkeypatch.chdir(numbers.parent)
-    suite.run(ToyEncoder(), {"n": ("numbers", "zero_shot")}, cache=cache)
+    suite.run(ToyEncoder(), {"n": ("numbers", "zero_shot")}, options=suite.SuiteOptions(cache=cache))
     monkeypatch.chdir("/")
     encoder = ToyEncoder()
-    suite.run(encoder, {"n": (numbers, "zero_shot")}, tmp_path / "out", draw=False, cache=cache)
+    suite.run(encoder, {"n": (numbers, "zero_shot")}, tmp_path / "out", suite.SuiteOptions(draw=False, cache=cache))
     assert encoder.calls == []
     named = {row["shard"] for row in read_csv(tmp_path / "out" / "n" / "zero_shot" / "predictions.csv")}
     assert named == {str(numbers / "test" / f"{n}.tar") for n in (0, 1)}

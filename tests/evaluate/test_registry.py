@@ -79,7 +79,7 @@ def test_training_images_are_encoded_once(trained: Path) -> None:
     """Three tasks that train on the same split encode it once."""
     encoder = ToyEncoder()
     data = {task: (trained, task) for task in ("linear_probe", "knn", "few_shot")}
-    suite.run(encoder, data, batch_size=64)
+    suite.run(encoder, data, options=suite.SuiteOptions(batch_size=64))
     assert encoder.calls == [40, 28]
 
 
@@ -96,7 +96,9 @@ def test_slices_of_a_classification(trained: Path, tmp_path: Path) -> None:
     """Accuracies by a metadata field go to slices.csv and the widest gap to the figures."""
     shards = str(trained / "train" / "*.tar")
     data = open_dataset(shards, classnames=trained / "classnames.txt", slice_by=["style"])
-    found = suite.run(ToyEncoder(noise=4.0), {"n": (data, "zero_shot")}, tmp_path, draw=False)["n/zero_shot"]
+    found = suite.run(ToyEncoder(noise=4.0), {"n": (data, "zero_shot")}, tmp_path, suite.SuiteOptions(draw=False))[
+        "n/zero_shot"
+    ]
     text = (tmp_path / "n" / "zero_shot" / "slices.csv").read_text()
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [(row["field"], row["samples"]) for row in rows] == [("style", "14")] * 2
@@ -163,7 +165,9 @@ def test_one_sample_is_enough_where_it_can_be(tmp_path: Path) -> None:
     for split in ("train", "test"):
         pack(tmp_path / "one" / f"{split}-0.tar", [record])
     tasks = ["zero_shot", "linear_probe", "few_shot", "knn", "retrieval"]
-    found = suite.run(ToyEncoder(), {"one": (tmp_path / "one", tasks)}, tmp_path / "out", draw=False)
+    found = suite.run(
+        ToyEncoder(), {"one": (tmp_path / "one", tasks)}, tmp_path / "out", suite.SuiteOptions(draw=False)
+    )
     assert [found[f"one/{task}"]["acc1"] for task in ("zero_shot", "linear_probe", "knn")] == [1.0] * 3
     assert found["one/few_shot"]["acc1@1"] == found["one/retrieval"]["text_retrieval_recall@1"] == 1.0
     with pytest.raises(UserError, match="'geometry' of data set 'one' needs two samples"):
@@ -179,7 +183,7 @@ def test_several_processes_equal_one(trained: Path, captioned: Path, tmp_path: P
     """Figures are exactly the same on every rank; the ranks share the images, and one writes."""
     data = {task: (trained, task) for task in ("zero_shot", "knn")}
     data |= {task: (captioned, task) for task in ("retrieval", "geometry")}
-    alone = suite.run(ToyEncoder(noise=3.0), data, batch_size=8)
+    alone = suite.run(ToyEncoder(noise=3.0), data, options=suite.SuiteOptions(batch_size=8))
     outcomes = on_ranks(world_size, noisy, data, tmp_path / "out", batch_size=8, draw=False)
     assert [results for results, _ in outcomes] == [alone] * world_size
     assert sum(sum(encoder.calls) for _, encoder in outcomes) == 40 + 28 + 30
@@ -190,7 +194,7 @@ def test_broken_images_over_processes(numbers: Path) -> None:
     """An image that one rank cannot decode is left out on all; a rank that fails stops all of them."""
     records = [{"png": paint(100 + i % 6, i) if i != 9 else b"broken", "cls": i % 6} for i in range(40)]
     pack(numbers / "test" / "0.tar", records[:25])
-    alone = suite.run(ToyEncoder(noise=3.0), {"n": (numbers, "zero_shot")}, batch_size=8)
+    alone = suite.run(ToyEncoder(noise=3.0), {"n": (numbers, "zero_shot")}, options=suite.SuiteOptions(batch_size=8))
     outcomes = on_ranks(2, noisy, {"n": (numbers, "zero_shot")}, batch_size=8)
     assert [results for results, _ in outcomes] == [alone] * 2
     assert alone["n/zero_shot"]["bad_samples"] == 1

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mmssl.errors import UserError
-from mmssl.evaluate.datasets import Dataset
 from mmssl.evaluate.compare import measure_shifts, parse_shifts
+from mmssl.evaluate.datasets import Dataset
 from mmssl.rng import generator
 from mmssl.stats import newcombe
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from mmssl.errors import UserError
 from mmssl.evaluate import suite
-from mmssl.evaluate.console import format_figures, format_results
+from mmssl.evaluate.console import format_metrics, format_results
 from mmssl.evaluate.datasets import open_dataset
+from mmssl.evaluate.encode import class_weights
 from mmssl.evaluate.suite import default_task
-from mmssl.evaluate.tasks.zero_shot import class_weights
 from mmssl.files import write_json
 from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 
@@ -24,7 +24,7 @@ from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 def test_a_perfect_model_scores_one(numbers: Path, captioned: Path, tmp_path: Path) -> None:
     """Accuracies and recalls of a perfect model are exactly 1, and results.json holds what is returned."""
     data = {"numbers": (numbers, "zero_shot"), "captioned": (captioned, "retrieval")}
-    results = suite.run(ToyEncoder(), data, tmp_path / "out", batch_size=16)
+    results = suite.run(ToyEncoder(), data, tmp_path / "out", suite.SuiteOptions(batch_size=16))
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
     sure = [1.0, 1.0]
     assert results["numbers/zero_shot"] == {
@@ -45,7 +45,9 @@ def test_a_perfect_model_scores_one(numbers: Path, captioned: Path, tmp_path: Pa
 def test_tables_agree_with_the_figures(numbers: Path, tmp_path: Path) -> None:
     """The per-sample, per-class and confusion tables each give the accuracy that is reported."""
     data = {"n": (numbers, "zero_shot")}
-    figures = suite.run(ToyEncoder(noise=2.0), data, tmp_path, draw=False, logit_scale=10.0)["n/zero_shot"]
+    figures = suite.run(ToyEncoder(noise=2.0), data, tmp_path, suite.SuiteOptions(draw=False, logit_scale=10.0))[
+        "n/zero_shot"
+    ]
     folder = tmp_path / "n" / "zero_shot"
     texts = {path.stem: path.read_text(encoding="utf-8") for path in folder.iterdir()}
     tables = {name: list(csv.DictReader(io.StringIO(text))) for name, text in texts.items()}
@@ -72,7 +74,7 @@ def test_images_are_drawn(numbers: Path, captioned: Path, tmp_path: Path) -> Non
         "many": (str(tmp_path / "many-0.tar"), "zero_shot"),
         "search": (captioned, "retrieval"),
     }
-    suite.run(ToyEncoder(noise=4.0), data, tmp_path / "out", logit_scale=20.0)
+    suite.run(ToyEncoder(noise=4.0), data, tmp_path / "out", suite.SuiteOptions(logit_scale=20.0))
     found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
     expected = ["few/zero_shot/confused.png", "few/zero_shot/examples.png", "many/zero_shot/confused.png"]
     assert found == [*expected, "many/zero_shot/examples.png", "search/retrieval/retrieval.png"]
@@ -89,7 +91,9 @@ def test_shards_are_encoded_once_for_all_their_tasks(captioned: Path) -> None:
     (captioned / "classnames.txt").write_text("\n".join(f"number {i}" for i in range(6)))
     encoder = ToyEncoder()
     spec = str(shard)
-    results = suite.run(encoder, {"a": (spec, "zero_shot"), "b": (spec, "retrieval")}, batch_size=16)
+    results = suite.run(
+        encoder, {"a": (spec, "zero_shot"), "b": (spec, "retrieval")}, options=suite.SuiteOptions(batch_size=16)
+    )
     assert list(results) == ["a/zero_shot", "b/retrieval"]
     assert encoder.calls == [16, 16, 8]
 
@@ -98,10 +102,10 @@ def test_a_broken_image_costs_only_itself(numbers: Path) -> None:
     """An image that cannot be decoded is left out and counted; the others are judged as without it."""
     records: list[dict[str, Any]] = [{"png": paint(100 + i % 6, i), "cls": i % 6} for i in range(10)]
     data = {"x": (numbers, "zero_shot")}
-    whole = suite.run(ToyEncoder(noise=2.0), data, batch_size=4)["x/zero_shot"]
+    whole = suite.run(ToyEncoder(noise=2.0), data, options=suite.SuiteOptions(batch_size=4))["x/zero_shot"]
     pack(numbers / "test" / "0.tar", [*records[:3], {"png": b"broken", "cls": 0}, *records[3:]])
     pack(numbers / "test" / "1.tar", [{"png": paint(100 + i % 6, i), "cls": i % 6} for i in range(10, 40)])
-    found = suite.run(ToyEncoder(noise=2.0), data, batch_size=4)["x/zero_shot"]
+    found = suite.run(ToyEncoder(noise=2.0), data, options=suite.SuiteOptions(batch_size=4))["x/zero_shot"]
     assert found == whole | {"bad_samples": 1}
 
 
@@ -182,8 +186,7 @@ def test_progress_names_the_data_set(numbers: Path) -> None:
     suite.run(
         ToyEncoder(),
         {"x": (numbers, "zero_shot")},
-        batch_size=16,
-        progress=lambda what, done: heard.append((what, done)),
+        options=suite.SuiteOptions(batch_size=16, progress=lambda what, done: heard.append((what, done))),
     )
     assert heard == [("x: images", 16), ("x: images", 32), ("x: images", 40), ("x: texts", 14)]
 
@@ -217,7 +220,7 @@ def test_every_figure_is_shown_with_its_interval() -> None:
     """Rates have four digits and their interval, counts are whole, gaps are in words."""
     gap = {"best": "a", "worst": "b", "width": 0.25, "p_value": 0.001}
     metrics = {"acc1": 0.5, "samples": 1200, "intervals": {"acc1": [0.4, 0.6]}, "gaps": {"style": gap, "size": None}}
-    assert format_figures(metrics) == [
+    assert format_metrics(metrics) == [
         ("acc1", "0.5000", "0.4000 to 0.6000"),
         ("samples", "1,200", ""),
         ("gap by style", "0.2500", "p = 0.001, from b to a"),

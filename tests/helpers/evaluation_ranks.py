@@ -50,7 +50,7 @@ def on_ranks(world_size: int, encoder: Callable[[], Any], *arguments: Any, **opt
         own = encoder()
         try:
             ranks = Threads(rank, world_size, board=board)
-            outcomes[rank] = (suite.run(own, *arguments, world=ranks, **options), own)
+            outcomes[rank] = (suite.run(own, *arguments, options=suite.SuiteOptions(world=ranks, **options)), own)
         except UserError as error:
             outcomes[rank] = error
 

@@ -2,66 +2,67 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from mmssl.apps.finetune.datasets import FineTuneData, Labelled
+from mmssl.apps.finetune.datasets import FineTuneData, LabelledImages
 from mmssl.apps.finetune.methods import (
     FineTuneSettings,
+    Hits,
     Method,
-    Right,
     accuracy_interval,
-    encode_again,
+    encode_with,
     fine_tune,
     fit_head,
-    right,
+    hits,
     split,
 )
-from mmssl.evaluate.classifiers import logistic_regression as probe
-from mmssl.evaluate.compare import Difference, compare
-from mmssl.evaluate.encode import Progress
+from mmssl.evaluate import compare, encode
+from mmssl.evaluate.classifiers import logistic_regression
 from mmssl.inference import Model
 from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.plotting import FAINT, GREEN, drawing
 from mmssl.rng import generator, torch_seed
 
 PROBE, UNTRAINED = "linear probe", "linear probe, untrained tower"
 STATISTICS = 256
-"""Images from which an untrained tower's batch norms take their statistics."""
+"""Images for the batch-norm statistics of an untrained tower."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What became of each test sample."""
+    """Outcomes of each test sample."""
 
-    zero_shot: Right | None
-    """By the class names alone; None where the classes have none."""
-    lines: dict[str, dict[int, list[Right]]]
-    """Way to classify -> number of labels a class -> one entry a draw."""
+    zero_shot: Hits | None
+    """Outcomes by the class names alone; None without class names."""
+    lines: dict[str, dict[int, list[Hits]]]
+    """Classifier -> labels per class -> outcomes, one entry per draw."""
 
-    def mean(self, name: str, shots: int) -> Right:
-        """How often each test sample is right, over draws."""
-        found: Right = np.mean(self.lines[name][shots], axis=0)
+    def mean(self, name: str, shots: int) -> Hits:
+        """Fraction of draws in which each test sample is right, [N]."""
+        found: Hits = np.mean(self.lines[name][shots], axis=0)
         return found
 
-    def differences(self, name: str) -> dict[str, dict[int, Difference]]:
-        """How much better one way is than zero-shot and than the probe of an untrained tower."""
-        found: dict[str, dict[int, Right]] = {UNTRAINED: {k: self.mean(UNTRAINED, k) for k in self.lines[name]}}
+    def differences(self, name: str) -> dict[str, dict[int, compare.Difference]]:
+        """Gain of one classifier over zero-shot and over the probe of an untrained tower."""
+        found: dict[str, dict[int, Hits]] = {UNTRAINED: {k: self.mean(UNTRAINED, k) for k in self.lines[name]}}
         if self.zero_shot is not None:
             found = {"zero-shot": dict.fromkeys(self.lines[name], self.zero_shot), **found}
         return {
-            other: {k: compare(values, self.mean(name, k)) for k, values in by_shots.items()}
+            other: {k: compare.compare(values, self.mean(name, k)) for k, values in by_shots.items()}
             for other, by_shots in found.items()
         }
 
     def tuned(self) -> list[str]:
-        """The ways that are no baseline."""
+        """The classifiers other than the baselines."""
         return [name for name in self.lines if name not in (PROBE, UNTRAINED)]
 
-    def figures(self) -> dict[str, Any]:
-        """All of it as JSON holds it; intervals are over test samples, `std` is over draws."""
+    def metrics(self) -> dict[str, Any]:
+        """Everything for JSON; intervals are over test samples, `std` is over draws."""
         found: dict[str, Any] = {
             name: {str(k): self._metric(name, k) for k in line} for name, line in self.lines.items()
         }
@@ -87,43 +88,58 @@ class Study:
         }
 
 
+@dataclass(frozen=True)
+class StudyDesign:
+    """The classifiers of a study."""
+
+    methods: Sequence[Method]
+    shots: Sequence[int]
+    """Labels per class."""
+    seeds: int
+    """Draws of labels for each number."""
+
+
 def study(
     model: Model,
-    problem: FineTuneData,
+    data: FineTuneData,
     settings: FineTuneSettings,
-    methods: Sequence[Method],
-    shots: Sequence[int],
-    seeds: int,
-    progress: Progress | None = None,
+    design: StudyDesign,
+    progress: encode.Progress | None = None,
     finished: Callable[[], None] = lambda: None,
 ) -> Study:
-    """Fine-tune by each method on each number of labels a class, `seeds` times, beside linear probes on the same ones.
+    """Fine-tune by each method on each number of labels, with linear probes on the same labels.
 
     Args:
-        settings: all but method, shots and seed; the draws' seeds count up from its own.
+        settings: all but method and shots; the seeds of the draws count up from its seed.
         finished: called after each classifier.
 
     Raises:
         UserError: a class has too few samples.
     """
-    zero = problem.zero_shot(model)
-    before = None if zero is None else right(zero.scores(problem.test.features), problem.test.labels)
-    draws = [(k, replace(settings, shots=k, seed=settings.seed + number)) for k in shots for number in range(seeds)]
-    bare = _bare(model, problem, [draw for _, draw in draws], progress)
-    lines: dict[str, dict[int, list[Right]]] = {name: {k: [] for k in shots} for name in (UNTRAINED, PROBE, *methods)}
+    zero = data.zero_shot(model)
+    before = None if zero is None else hits(zero.scores(data.test.features), data.test.labels)
+    draws = [
+        (k, replace(settings, shots=k, seed=settings.seed + number))
+        for k in design.shots
+        for number in range(design.seeds)
+    ]
+    bare = _without_pretraining(model, data, [draw for _, draw in draws], progress)
+    lines: dict[str, dict[int, list[Hits]]] = {
+        name: {k: [] for k in design.shots} for name in (UNTRAINED, PROBE, *design.methods)
+    }
     for k, draw in draws:
         lines[UNTRAINED][k].append(_probed(bare, draw))
-        lines[PROBE][k].append(_probed(problem, draw))
-        for method in methods:
-            lines[method][k].append(fine_tune(model, problem, replace(draw, method=method), progress).after)
+        lines[PROBE][k].append(_probed(data, draw))
+        for method in design.methods:
+            lines[method][k].append(fine_tune(model, data, replace(draw, method=method), progress).after)
             finished()
     return Study(before, lines)
 
 
-def untrained(model: Model, labelled: Labelled, seed: int) -> Model:
+def untrained(model: Model, images: LabelledImages, seed: int) -> Model:
     """The same towers with random weights; batch norms take their statistics from some of the images.
 
-    Without that a deep tower's features would all but vanish, and the comparison would be unfair.
+    Without them the features of a deep tower would nearly vanish, and the comparison would be unfair.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(torch_seed(seed, "untrained"))
@@ -131,33 +147,64 @@ def untrained(model: Model, labelled: Labelled, seed: int) -> Model:
         encoder = build_dual_encoder(model.self_contained(), tokenizer.vocab_size, tokenizer.pad_id).to(model.device)
     norms = [module for module in encoder.vision.modules() if isinstance(module, nn.BatchNorm2d)]
     if norms:
-        order = generator(seed, "statistics").permutation(len(labelled.labels))
-        images, _ = labelled.shown(model, torch.from_numpy(order[:STATISTICS]))
+        order = generator(seed, "statistics").permutation(len(images.labels))
+        pixels, _ = images.render(model, torch.from_numpy(order[:STATISTICS]))
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
             norm.train()
         with torch.no_grad():
-            encoder.encode_image(images.to(model.device))
+            encoder.encode_image(pixels.to(model.device))
     return Model(encoder.eval(), tokenizer, model.config)
 
 
-def _bare(
-    model: Model, problem: FineTuneData, draws: Sequence[FineTuneSettings], progress: Progress | None
+def _without_pretraining(
+    model: Model, data: FineTuneData, draws: Sequence[FineTuneSettings], progress: encode.Progress | None
 ) -> FineTuneData:
-    """The problem as an untrained model sees it: the test samples, and the training samples that are drawn."""
-    other = untrained(model, problem.train, draws[0].seed)
-    rows = torch.cat([part for draw in draws for part in split(problem, draw.shots, draw.seed)])
+    """The data with the features of an untrained model, for the test samples and the training samples that are drawn."""
+    other = untrained(model, data.train, draws[0].seed)
+    rows = torch.cat([part for draw in draws for part in split(data, draw.shots, draw.seed)])
     drawn = torch.from_numpy(np.unique(rows.numpy()))
-    features = torch.zeros_like(problem.train.features)
-    features[drawn] = encode_again(other, problem.train.rows(drawn), progress)
-    test = encode_again(other, problem.test, progress)
-    return replace(problem, train=replace(problem.train, features=features), test=replace(problem.test, features=test))
+    features = torch.zeros_like(data.train.features)
+    features[drawn] = encode_with(other, data.train.rows(drawn), progress)
+    test = encode_with(other, data.test, progress)
+    return replace(data, train=replace(data.train, features=features), test=replace(data.test, features=test))
 
 
-def _probed(problem: FineTuneData, settings: FineTuneSettings) -> Right:
-    """A linear probe that begins at zero, as `mmssl eval --task few_shot` does it."""
-    start = probe.zeros(len(problem.classnames), problem.train.features.shape[1])
-    rows = split(problem, settings.shots, settings.seed)
-    head, _ = fit_head(problem.train, rows, start, refit=False)
-    return right(head.scores(problem.test.features), problem.test.labels)
+def _probed(data: FineTuneData, settings: FineTuneSettings) -> Hits:
+    """A linear probe that begins at zero, as in `mmssl eval --task few_shot`."""
+    start = logistic_regression.zeros(len(data.classnames), data.train.features.shape[1])
+    rows = split(data, settings.shots, settings.seed)
+    head, _ = fit_head(data.train, rows, start, refit=False)
+    return hits(head.scores(data.test.features), data.test.labels)
+
+
+_COLORS = {UNTRAINED: FAINT, PROBE: "#0969da"}
+_OTHERS = (GREEN, "#bc4c00", "#8250df")
+
+
+def draw_study(path: Path, name: str, found: Study) -> None:
+    """Write a PNG: one line per classifier, with its 95 % interval as a band.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    colors = {**_COLORS, **dict(zip(found.tuned(), _OTHERS, strict=False))}
+    with drawing(path, 6.4, 4.0, dpi=150, font_size=9) as canvas:
+        axes = canvas.add_subplot()
+        for way, line in found.lines.items():
+            means = [found.mean(way, k) for k in line]
+            bands = [accuracy_interval(mean) for mean in means]
+            axes.plot(list(line), [100 * m.mean() for m in means], marker="o", color=colors[way], label=way)
+            lows, highs = ([100 * band[side] for band in bands] for side in (0, 1))
+            axes.fill_between(list(line), lows, highs, color=colors[way], alpha=0.15, linewidth=0)
+        if found.zero_shot is not None:
+            low, high = (100 * end for end in accuracy_interval(found.zero_shot))
+            axes.axhline(100 * found.zero_shot.mean(), color="black", linestyle="--", label="zero-shot")
+            axes.axhspan(low, high, color="black", alpha=0.07, linewidth=0)
+        ticks = sorted({k for line in found.lines.values() for k in line})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [str(k) for k in ticks])
+        axes.set(xlabel="labels per class to train on", ylabel="accuracy on the test split (%)", title=name)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)

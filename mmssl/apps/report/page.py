@@ -16,7 +16,7 @@ from mmssl.apps.report.render import render_page
 from mmssl.apps.report.run_reader import RunRecord, collect, read_table
 from mmssl.apps.report.wording import Metric, list_metrics
 from mmssl.errors import UserError
-from mmssl.evaluate.results import Metrics
+from mmssl.evaluate import Metrics
 from mmssl.files import sha256
 from mmssl.inference import Model, load
 
@@ -176,7 +176,7 @@ def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     """The run in a few large numbers."""
     found = []
     for key, metrics in run.results.items():
-        figure, guess = facts.main_metric(metrics), facts.chance(metrics)
+        figure, guess = facts.main_metric(key, metrics), facts.chance(metrics)
         if figure is not None and figure.rate and key.endswith(ILLUSTRATED_TASKS):
             parts = [f"95 %: {figure.interval_text}" if figure.interval is not None else ""]
             parts.append(f"chance {100 * guess:.2g} %" if guess is not None else "")

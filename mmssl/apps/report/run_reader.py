@@ -8,7 +8,7 @@ from typing import Any
 
 from mmssl.config import Config, load_config
 from mmssl.errors import UserError
-from mmssl.evaluate.results import Metrics
+from mmssl.evaluate import Metrics
 from mmssl.files import read_csv
 
 Row = dict[str, Any]

@@ -9,7 +9,8 @@ from typing import Any
 from safetensors import safe_open
 
 from mmssl.apps.report.run_reader import RunRecord
-from mmssl.evaluate.results import Metrics
+from mmssl.evaluate import Metrics
+from mmssl.evaluate.tasks import main_metrics, task_label
 
 WORDS = {
     "acc1": "Accuracy",
@@ -24,25 +25,7 @@ WORDS = {
     "train_samples": "Training images",
     "real_gaps": "Gaps between groups that are no chance",
 }
-TASKS = {
-    "zero_shot": "zero-shot classification",
-    "linear_probe": "linear probe",
-    "few_shot": "linear probe with few labels",
-    "knn": "nearest neighbours",
-    "multilabel": "several labels an image, zero-shot",
-    "retrieval": "image-text retrieval",
-    "geometry": "geometry of the space",
-    "corruptions": "robustness to corruptions",
-    "fine_tune": "fine-tuning with few labels",
-    "associations": "associations with groups",
-}
 RATES = re.compile(r"acc\d|recall|precision|map@|calibration_error")
-MAIN = (
-    *("acc1", "mean_average_precision", "image_retrieval_recall@5", "acc1_corrupted", "acc1@1"),
-    "real_gaps",
-)
-"""The first of these that an evaluation has is named in summaries."""
-
 
 LONGEST = 200
 """Characters that are shown of a name or caption."""
@@ -123,13 +106,16 @@ def metric_label(name: str) -> str:
 def result_title(key: str) -> str:
     """`DATA SET/TASK` in plain words."""
     name, _, task = key.rpartition("/")
-    return f"{name}: {TASKS.get(task, task.replace('_', ' '))}" if name else key
+    return f"{name}: {task_label(task)}" if name else key
 
 
-def main_metric(metrics: Metrics) -> Metric | None:
-    """What an evaluation is summed up by."""
+def main_metric(key: str, metrics: Metrics) -> Metric | None:
+    """The metric that sums up the evaluation of `DATA SET/TASK`."""
     figures = {figure.name: figure for figure in list_metrics(metrics)}
-    return next((figures[name] for name in MAIN if name in figures), next(iter(figures.values()), None))
+    return next(
+        (figures[name] for name in main_metrics(key.rpartition("/")[2]) if name in figures),
+        next(iter(figures.values()), None),
+    )
 
 
 def chance(metrics: Metrics) -> float | None:
@@ -147,7 +133,7 @@ def summary(run: RunRecord) -> str:
         took = f", {duration(seconds)} of training" if isinstance(seconds, int | float) else ""
         sentences.append(f"{run.last['step']:,} steps{seen}{took}.")
     for key, metrics in run.results.items():
-        figure, guess = main_metric(metrics), chance(metrics)
+        figure, guess = main_metric(key, metrics), chance(metrics)
         if figure is not None:
             sure = f" ({figure.interval_text})" if figure.interval is not None else ""
             times = f", {figure.value / guess:.0f} times chance" if guess and figure.name == "acc1" else ""

@@ -16,6 +16,9 @@ from mmssl.evaluate.metrics.ranking import share
 from mmssl.rng import generator
 from mmssl.types import Sample
 
+RATES = (1e-5, 1e-4, 1e-3)
+"""Learning rates to choose among."""
+EPOCHS = 10
 STEPS = 100
 """Updates at least: few samples are seen more often."""
 BATCH = 64
@@ -30,9 +33,9 @@ Labelled = tuple[Tensor, Tensor]
 class TuneOptions:
     """The training of a tower and its head."""
 
-    rates: Sequence[float] = (1e-5, 1e-4, 1e-3)
+    rates: Sequence[float] = RATES
     """Learning rates; the best one on held-out samples is used."""
-    epochs: int = 10
+    epochs: int = EPOCHS
     """Passes over the samples."""
     seed: int = 0
     """Of the order of the samples."""
@@ -146,13 +149,23 @@ def mix_weights(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: f
     }
 
 
-def render_all(encoder: RenderingEncoder, samples: Sequence[Sample]) -> Tensor:
-    """The images of samples of a data set as the model sees them, read from the shards, in the order of the samples.
+def attach_head(encoder: TunableEncoder, head: Tensor, bias: Tensor | None = None) -> HeadedTower:
+    """The encoder's image tower with a head, [C, D], on the encoder's device; the encoder stays as it is."""
+    return HeadedTower(encoder.image_module(), head, encoder.logit_scale, bias).to(encoder.device).eval()
 
-    uint8 [N, 3, S, S], N >= 1.
+
+def render_labelled(encoder: RenderingEncoder, samples: Sequence[Sample], labels: Tensor, rows: Tensor) -> Labelled:
+    """Some samples of a data set as the model sees them, read from the shards.
+
+    Args:
+        labels: of all samples, int64 [N].
+        rows: the chosen ones, in the order of the result, int64 [n].
     """
-    found = {sample.id: encoder.render(sample.image) for sample in read_images(samples)}
-    return torch.stack([found[sample.id] for sample in samples])
+    chosen = [samples[index] for index in rows.tolist()]
+    if not chosen:
+        return torch.empty(0, 3, 0, 0, dtype=torch.uint8), labels[rows]
+    found = {sample.id: encoder.render(sample.image) for sample in read_images(chosen)}
+    return torch.stack([found[sample.id] for sample in chosen]), labels[rows]
 
 
 def _accuracy(model: HeadedTower, held_out: Labelled) -> float:

@@ -65,7 +65,8 @@ def group_accuracies(correct: Correct, groups: Sequence[str]) -> list[GroupAccur
         correct: True where a sample is right, [N]. groups: its group, [N].
     """
     names, sizes, hits = _counts(correct, groups)
-    found = [GroupAccuracy(g, n, h / n, wilson(h, n)) for g, n, h in zip(names, sizes.tolist(), hits.tolist(), strict=True)]
+    rows = zip(names, sizes.tolist(), hits.tolist(), strict=True)
+    found = [GroupAccuracy(name, n, k / n, wilson(k, n)) for name, n, k in rows]
     return sorted(found, key=lambda s: (s.accuracy, s.group))
 
 

@@ -180,7 +180,7 @@ class Ranking:
     depth: int
     """The number K of best candidates."""
     places: Tensor
-    """Place of the first right candidate among the K best, from 1, equals in the order of `torch.topk`; 0: not among them.
+    """Place of the first right candidate among the K best, from 1, equals in the order of `torch.topk`; 0: none is.
     int64 [Q]"""
     average_precision: Tensor
     """Mean precision at the right candidates among the K best, of as many as fit there, [Q]."""

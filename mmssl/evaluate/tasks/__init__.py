@@ -7,7 +7,6 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
-from mmssl.errors import UserError
 from mmssl.plugins import builtin_names, load_plugin
 
 if TYPE_CHECKING:

@@ -215,9 +215,7 @@ def choose_samples(context: TaskContext) -> list[Sample]:
         chosen = set(generator(0, "corruptions").choice(ids, SAMPLES, replace=False).tolist())
         samples = [sample for sample in samples if sample.id in chosen]
     view = EvalView(EVALUATED_SIDE)
-    return [
-        replace(sample, image=bitmap(view(sample.image).movedim(0, -1).numpy())) for sample in read_images(samples)
-    ]
+    return [replace(sample, image=bitmap(view(sample.image).movedim(0, -1).numpy())) for sample in read_images(samples)]
 
 
 def write_table(path: Path, found: Robustness) -> None:

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from mmssl.errors import UserError
 from mmssl.evaluate.classifiers import logistic_regression
-from mmssl.evaluate.classifiers.fine_tuning import HeadedTower, TunableEncoder, Weights, mix_weights, render_all, tune
+from mmssl.evaluate.classifiers.fine_tuning import (
+    HeadedTower,
+    TunableEncoder,
+    attach_head,
+    mix_weights,
+    render_labelled,
+    tune,
+)
 from mmssl.evaluate.datasets import read_images
 from mmssl.evaluate.encode import encode_images
 from mmssl.evaluate.task import Metrics, TaskContext, list_intervals, write_outcomes
@@ -68,20 +75,20 @@ def evaluate(context: TaskContext) -> InterpolatedAccuracies:
     train, train_labels, labels, names = context.labelled_training()
     shots = logistic_regression.available_shots(train_labels)[-1]
     rows, held_out = logistic_regression.draw_shots(train_labels, shots, seed=0)
-    samples = [train.samples[i] for i in torch.cat([rows, held_out]).tolist()]
-    images = render_all(encoder, samples)
-    model = HeadedTower(encoder.image_module(), context.class_weights(names), encoder.logit_scale)
-    model.to(encoder.device).eval()
+    model = attach_head(encoder, context.class_weights(names))
     start = model.weights()
     lr = tune(
         model,
-        (images[: len(rows)], train_labels[rows]),
-        (images[len(rows) :], train_labels[held_out]),
+        render_labelled(encoder, train.samples, train_labels, rows),
+        render_labelled(encoder, train.samples, train_labels, held_out),
         world=context.world,
         progress=context.progress,
     )
     end = model.weights()
-    right = {f"acc1@{alpha:g}": _right(context, encoder, model, mix_weights(start, end, alpha), labels) for alpha in ALPHAS}
+    right = {}
+    for alpha in ALPHAS:
+        model.load_state_dict(mix_weights(start, end, alpha))
+        right[f"acc1@{alpha:g}"] = _right(context, _TunedEncoder(encoder, model), labels)
     metrics, intervals = means(right)
     counts = {"shots": shots, "lr": lr, "train_samples": len(rows), "classes": len(names), "samples": len(labels)}
     return InterpolatedAccuracies(metrics | counts, intervals, right)
@@ -108,6 +115,10 @@ class _TunedEncoder:
         features: Tensor = self._model.tower(images.to(self._model.head.device))
         return features
 
+    def logits(self, features: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._model.logits(features.to(self._model.head.device)).cpu()
+
     def encode_image(self, images: Sequence[bytes]) -> Tensor:
         return self.encode_rendered(torch.stack([self.render(image) for image in images]))
 
@@ -115,19 +126,14 @@ class _TunedEncoder:
         return self._encoder.encode_text(texts)
 
 
-def _right(
-    context: TaskContext, encoder: TunableEncoder, model: HeadedTower, weights: Weights, labels: Tensor
-) -> NDArray[np.bool_]:
-    """True where a test sample is right with these weights, [N]."""
-    model.load_state_dict(weights)
+def _right(context: TaskContext, tuned: _TunedEncoder, labels: Tensor) -> NDArray[np.bool_]:
+    """True where a test sample is right, [N]."""
     encoded = encode_images(
-        _TunedEncoder(encoder, model),
+        tuned,
         read_images(context.images.samples),
         batch_size=context.batch_size,
         world=context.world,
         progress=context.progress,
     )
-    with torch.no_grad():
-        scores = model.logits(encoded.features.to(model.head.device)).cpu()
-    hits: NDArray[np.bool_] = (scores.argmax(1) == labels).numpy()
+    hits: NDArray[np.bool_] = (tuned.logits(encoded.features).argmax(1) == labels).numpy()
     return hits

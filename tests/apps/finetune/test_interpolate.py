@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmssl import Model, load
-from mmssl.apps.finetune import Classifier, interpolate, interpolate_classifiers
+from mmssl.apps.finetune.classifier import Classifier, interpolate, interpolate_classifiers
 from mmssl.data.transforms import train_tokenizer
 from mmssl.errors import UserError
 from mmssl.models.dual_encoder import build_dual_encoder
@@ -37,7 +37,7 @@ def test_the_ends_are_the_models_and_the_middle_is_their_mean(model: Model, mode
 
 
 def test_models_of_different_kinds_are_refused_with_what_differs(model: Model) -> None:
-    """Another depth names weights, another rendering names the setting, another vocabulary is said."""
+    """Another depth names weights, another rendering names the setting, another vocabulary is named."""
     words = [f"a photo of a {c}." for c in COLORS]
     options = {**tiny_model_config().vision.options, "depth": 1}
     with pytest.raises(UserError, match=r"vision\.trunk\.blocks\.1\.\S+ is \(.*\) in the first, missing in the second"):

@@ -1,4 +1,4 @@
-"""Classifiers from few labels: what they begin as, what they learn, and that the figures are those of the folder."""
+"""Classifiers from few labels: their start, their training, and the metrics of the written folder."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mmssl import Model, load
-from mmssl.apps.finetune import METHODS, FineTuneData, FineTuneSettings, fine_tune, gather, load_classifier
-from mmssl.apps.finetune.methods import Method
+from mmssl.apps.finetune import FineTuneData, FineTuneSettings, LabelOptions, fine_tune, gather, load_classifier
+from mmssl.apps.finetune.methods import METHODS, Method
 from mmssl.data import iter_samples
 from mmssl.errors import UserError
 from mmssl.evaluate.classifiers import fine_tuning as tuning
@@ -24,29 +24,29 @@ def _few_updates(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_folder_gives_the_figures_that_were_printed(
     method: Method, model: Model, problem: FineTuneData, colors: Path, tmp_path: Path
 ) -> None:
-    """Better than zero-shot; judged image by image from its folder the classifier has the accuracy it reports; the
+    """Better than zero-shot; evaluated image by image from its folder the classifier has the accuracy it reports; the
     text tower and the model that was started from stay as they were."""
     before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
     tuned = fine_tune(model, problem, FineTuneSettings(method, shots=8, **FAST))
-    figures = tuned.figures()
-    assert figures["acc1"] > figures["zero_shot"] + 0.2
-    assert figures["acc1_interval"][0] <= figures["acc1"] <= figures["acc1_interval"][1]
-    assert figures["train_samples"] == 32
-    assert figures["test_samples"] == 40
+    metrics = tuned.metrics()
+    assert metrics["acc1"] > metrics["zero_shot"] + 0.2
+    assert metrics["acc1_interval"][0] <= metrics["acc1"] <= metrics["acc1_interval"][1]
+    assert metrics["train_samples"] == 32
+    assert metrics["test_samples"] == 40
     tuned.classifier.save(tmp_path / "classifier")
     again = load_classifier(tmp_path / "classifier")
     assert again.labels == ["red", "green", "blue", "white"]
     samples = list(iter_samples([str(colors / "test" / "0.tar")], need_text=False))
-    told = again.predict([sample.image for sample in samples])
-    right = [next(iter(found)) == sample.fields["colour"] for found, sample in zip(told, samples, strict=True)]
-    assert sum(right) / len(right) == figures["acc1"]
+    predictions = again.predict([sample.image for sample in samples])
+    right = [next(iter(found)) == sample.fields["colour"] for found, sample in zip(predictions, samples, strict=True)]
+    assert sum(right) / len(right) == metrics["acc1"]
     assert all(torch.equal(value, before[name]) for name, value in model.encoder.state_dict().items())
     whole = load(tmp_path / "classifier").encoder.state_dict()
     changed = {name for name, value in whole.items() if not torch.equal(value, before[name])}
     assert all(name.startswith(("vision.", "image_projection.")) for name in changed)
     assert bool(changed) == (method != "linear")
     assert again.record["method"] == method
-    assert again.record["figures"]["acc1"] == figures["acc1"]
+    assert again.record["figures"]["acc1"] == metrics["acc1"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -71,11 +71,11 @@ def test_the_same_seed_gives_the_same_classifier(model: Model, problem: FineTune
 
 def test_classes_without_names_begin_at_zero(model: Model, flat: Path, colors: Path) -> None:
     """Numbers as labels: no zero-shot figure, labels are the numbers, and a mix with zero-shot is refused."""
-    problem = gather(model, str(flat), label="cls")
+    problem = gather(model, str(flat), label_options=LabelOptions(label="cls"))
     assert not problem.named
     tuned = fine_tune(model, problem, FineTuneSettings("linear"))
     assert tuned.before is None
-    assert "zero_shot" not in tuned.figures()
+    assert "zero_shot" not in tuned.metrics()
     assert tuned.classifier.labels == ["0", "1", "2", "3"]
     with pytest.raises(UserError, match="--classnames"):
         fine_tune(model, problem, FineTuneSettings("linear", alpha=0.5))
@@ -87,17 +87,17 @@ def test_classes_without_names_begin_at_zero(model: Model, flat: Path, colors: P
 def test_shards_without_a_test_split_keep_a_fifth(model: Model, flat: Path, colors: Path) -> None:
     """A fifth of each class is judged and never trained on, and that is said; --test names other shards; names come
     from a JSON field."""
-    problem = gather(model, str(flat), label="colour", seed=1)
+    problem = gather(model, str(flat), label_options=LabelOptions(label="colour"), seed=1)
     shown, kept = ({sample.id for sample in part.samples} for part in (problem.train, problem.test))
     assert not shown & kept
     assert shown | kept == set(range(48))
     assert torch.bincount(problem.test.labels).tolist() == [2, 2, 2, 2]
     assert problem.classnames == ("blue", "green", "red", "white")
-    assert "8 of 48 samples are kept to judge" in problem.notes[0]
-    tested = gather(model, str(flat), label="colour", test=str(colors / "test" / "*.tar"))
+    assert "8 of 48 samples are held out for testing" in problem.notes[0]
+    tested = gather(model, str(flat), label_options=LabelOptions(label="colour"), test=str(colors / "test" / "*.tar"))
     assert (len(tested.train.labels), len(tested.test.labels), tested.notes) == (48, 40, [])
     fine = fine_tune(model, problem, FineTuneSettings("full", **FAST))
-    assert fine.figures()["test_samples"] == 8
+    assert fine.metrics()["test_samples"] == 8
 
 
 def test_too_few_samples_are_named(model: Model, problem: FineTuneData, flat: Path) -> None:

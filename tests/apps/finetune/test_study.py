@@ -8,10 +8,10 @@ import torch
 
 from mmssl import Model
 from mmssl.apps.finetune import FineTuneData, FineTuneSettings, fine_tune
-from mmssl.apps.finetune.study import PROBE, UNTRAINED, study, untrained
-from mmssl.evaluate import registry as tasks
+from mmssl.apps.finetune.study import PROBE, UNTRAINED, StudyDesign, study, untrained
 from mmssl.evaluate import suite
 from mmssl.evaluate.classifiers import logistic_regression as probe
+from mmssl.evaluate.tasks import few_shot
 from mmssl.models.dual_encoder import build_dual_encoder
 from tests.helpers.models import tiny_model_config
 
@@ -21,18 +21,18 @@ def test_the_lines_are_what_each_command_gives_alone(
 ) -> None:
     """The probe's line is that of the task few_shot; the method's is fine_tune's, draw by draw; zero-shot is the task
     zero_shot; differences are those of the means."""
-    monkeypatch.setattr(tasks, "SEEDS", 2)
+    monkeypatch.setattr(few_shot, "SEEDS", 2)
     monkeypatch.setattr(probe, "SHOTS", (2,))
-    found = study(model, problem, FineTuneSettings(), ["linear"], [2], 2)
-    expected = suite.run(model, {"c": (colors, ["few_shot", "zero_shot"])}, draw=False)
-    figures = found.figures()
-    assert figures[PROBE]["2"]["acc1"] == expected["c/few_shot"]["acc1@2"]
-    assert figures[PROBE]["2"]["std"] == pytest.approx(expected["c/few_shot"]["std@2"])
-    assert figures["zero-shot"]["acc1"] == expected["c/zero_shot"]["acc1"]
+    found = study(model, problem, FineTuneSettings(), StudyDesign(["linear"], [2], 2))
+    expected = suite.run(model, {"c": (colors, ["few_shot", "zero_shot"])}, options=suite.SuiteOptions(draw=False))
+    metrics = found.metrics()
+    assert metrics[PROBE]["2"]["acc1"] == expected["c/few_shot"]["acc1@2"]
+    assert metrics[PROBE]["2"]["std"] == pytest.approx(expected["c/few_shot"]["std@2"])
+    assert metrics["zero-shot"]["acc1"] == expected["c/zero_shot"]["acc1"]
     alone = [fine_tune(model, problem, FineTuneSettings("linear", shots=2, seed=seed)).after for seed in range(2)]
     assert np.array_equal(found.lines["linear"][2], alone)
-    gain = figures["differences"]["linear"][UNTRAINED]["2"]
-    ours, bare = (figures[name]["2"]["acc1"] for name in ("linear", UNTRAINED))
+    gain = metrics["differences"]["linear"][UNTRAINED]["2"]
+    ours, bare = (metrics[name]["2"]["acc1"] for name in ("linear", UNTRAINED))
     assert gain["difference"] == pytest.approx(ours - bare)
     assert gain["interval"][0] <= gain["difference"] <= gain["interval"][1]
 
@@ -57,7 +57,7 @@ def test_an_untrained_convolutional_tower_knows_the_images_statistics(model: Mod
     config = config.model_copy(update={"vision": vision})
     encoder = build_dual_encoder(config, model.tokenizer.vocab_size, model.tokenizer.pad_id)
     bare = untrained(Model(encoder, model.tokenizer, config), problem.train, 0)
-    images, _ = problem.train.shown(bare, torch.arange(48))
+    images, _ = problem.train.render(bare, torch.arange(48))
     evaluated = bare.encode_rendered(images)
     with torch.no_grad():
         batch = bare.encoder.train().encode_image(images)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from mmssl.evaluate.classifiers import fine_tuning as tuning
-from mmssl.evaluate.classifiers.fine_tuning import EPOCHS, HeadedTower, Labelled, mixed, train, tune
+from mmssl.evaluate.classifiers.fine_tuning import EPOCHS, HeadedTower, Labelled, TuneOptions, mix_weights, train, tune
 from mmssl.rng import torch_generator
 from tests.helpers.random_towers import Tower
 
@@ -25,12 +25,12 @@ def headed() -> HeadedTower:
 def test_mixing_is_exact_at_the_ends() -> None:
     """Alpha 0 and 1 give the weights of either end to the bit, 1/2 their mean; counters stay."""
     start, end = Tower().state_dict(), {n: torch.randn_like(w.float()) for n, w in Tower().state_dict().items()}
-    assert all(torch.equal(w, start[n]) for n, w in mixed(start, end, 0.0).items())
-    whole = mixed(start, end, 1.0)
+    assert all(torch.equal(w, start[n]) for n, w in mix_weights(start, end, 0.0).items())
+    whole = mix_weights(start, end, 1.0)
     assert all(torch.equal(w, end[n]) for n, w in whole.items() if w.is_floating_point())
     assert torch.equal(whole["layers.2.num_batches_tracked"], start["layers.2.num_batches_tracked"])
     torch.testing.assert_close(
-        mixed(start, end, 0.5)["layers.0.bias"], (start["layers.0.bias"] + end["layers.0.bias"]) / 2
+        mix_weights(start, end, 0.5)["layers.0.bias"], (start["layers.0.bias"] + end["layers.0.bias"]) / 2
     )
 
 
@@ -38,7 +38,7 @@ def test_training_is_adamw_on_cross_entropy(shown: Labelled, monkeypatch: pytest
     """With one batch a step, the weights are those of torch's AdamW driven by hand; batch norms keep statistics."""
     monkeypatch.setattr(tuning, "STEPS", 1)
     model, expected = headed(), headed()
-    train(model, shown, lr=1e-2)
+    train(model, shown, 1e-2, TuneOptions())
     optimizer = torch.optim.AdamW(expected.parameters(), lr=1e-2, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     images, labels = shown
@@ -58,8 +58,8 @@ def test_the_rate_that_is_best_on_held_out_images_is_taken(shown: Labelled) -> N
     """Held out are the images trained on: 1e-9 learns nothing, 1e-2 learns them. The weights left are its own, and
     each rate began anew; without held-out images the first rate is taken."""
     model, alone = headed(), headed()
-    assert tune(model, shown, shown, rates=(1e-9, 1e-2)) == 1e-2
-    train(alone, shown, lr=1e-2)
+    assert tune(model, shown, shown, TuneOptions(rates=(1e-9, 1e-2))) == 1e-2
+    train(alone, shown, 1e-2, TuneOptions())
     assert all(torch.equal(value, alone.state_dict()[name]) for name, value in model.state_dict().items())
     nothing = shown[0][:0], shown[1][:0]
-    assert tune(headed(), shown, nothing, rates=(1e-9, 1e-2)) == 1e-9
+    assert tune(headed(), shown, nothing, TuneOptions(rates=(1e-9, 1e-2))) == 1e-9

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mmssl.errors import UserError
-from mmssl.evaluate.metrics.groups import group_rows, group_accuracies, widest_gap
+from mmssl.evaluate.metrics.groups import group_accuracies, group_rows, widest_gap
 from mmssl.rng import generator
 from mmssl.stats import wilson
 from mmssl.types import Sample

@@ -137,7 +137,9 @@ def test_the_classes_are_those_of_all_images(tmp_path: Path, monkeypatch: pytest
             return super().encode_text(texts)
 
     data = open_dataset(shard, templates=("{c}",))
-    found = suite.run(Reading(), {"n": (data, "corruptions")}, tmp_path / "out", draw=False)["n/corruptions"]
+    found = suite.run(Reading(), {"n": (data, "corruptions")}, tmp_path / "out", suite.SuiteOptions(draw=False))[
+        "n/corruptions"
+    ]
     assert seen == labels
     outcomes = read_csv(tmp_path / "out" / "n" / "corruptions" / "outcomes.csv")
     assert len(outcomes) == found["samples"] == 4

@@ -72,7 +72,9 @@ def colours(tmp_path: Path) -> Path:
 
 def test_the_ends_are_the_two_models(colours: Path, tmp_path: Path) -> None:
     """Alpha 0 is the zero-shot task exactly; fine-tuning on separable colours is better; the table agrees."""
-    results = suite.run(Colours(), {"c": (colours, ["zero_shot", "fine_tune"])}, tmp_path / "out", draw=False)
+    results = suite.run(
+        Colours(), {"c": (colours, ["zero_shot", "fine_tune"])}, tmp_path / "out", suite.SuiteOptions(draw=False)
+    )
     found = results["c/fine_tune"]
     assert found["acc1@0"] == results["c/zero_shot"]["acc1"]
     assert found["acc1@1"] > found["acc1@0"] + 0.2
@@ -89,7 +91,7 @@ def test_the_ends_are_the_two_models(colours: Path, tmp_path: Path) -> None:
 def test_two_processes_equal_one(colours: Path) -> None:
     """Rank 0 trains, both judge, and both end with the figures of one process."""
     data = {"c": (colours, "fine_tune")}
-    alone = suite.run(Colours(), data, batch_size=8)
+    alone = suite.run(Colours(), data, options=suite.SuiteOptions(batch_size=8))
     assert [results for results, _ in on_ranks(2, Colours, data, batch_size=8)] == [alone] * 2
 
 

@@ -77,7 +77,7 @@ def compare_results(first: Path, second: Path) -> dict[str, Difference]:
 
 
 def read_outcomes(folder: Path) -> dict[str, Outcomes]:
-    """Per-sample outcomes below a folder: `NAME/TASK` (or `FOLDER/NAME/TASK`, if deeper) -> samples, and values by metric."""
+    """Per-sample outcomes below a folder: `NAME/TASK`, or a longer path, -> samples, and values by metric."""
     readers = (("predictions.csv", _predictions), ("ranks.csv", _ranks), ("outcomes.csv", _outcomes))
     return {
         path.relative_to(folder).parent.as_posix(): read(_rows(path))

@@ -121,9 +121,10 @@ def interpolate(first: Model, second: Model, alpha: float) -> Model:
     """
     differences = [*_settings(first, second), *_weights(first, second)]
     if differences:
+        shown = "; ".join(differences[:_SHOWN])
         more = f" and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
         raise UserError(
-            f"these models differ in more than their weights, so they cannot be interpolated: {'; '.join(differences[:_SHOWN])}{more}"
+            f"these models differ in more than their weights, so they cannot be interpolated: {shown}{more}"
         )
     encoder = copy.deepcopy(first.encoder)
     others = {name: tensor.to(first.device) for name, tensor in second.encoder.state_dict().items()}

@@ -32,8 +32,8 @@ class FineTuneSettings:
 
     method: Method = "linear"
     shots: int | None = None
-    """Samples per class to train on, with up to 4 others of each class to choose settings. None: all, a fifth of them to
-    choose settings."""
+    """Samples per class to train on, with up to 4 others of each class to choose settings. None: all, of
+    which a fifth choose settings."""
     seed: int = 0
     """Of the draw of samples and of their order."""
     alpha: float = 1.0

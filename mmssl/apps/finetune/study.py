@@ -161,7 +161,7 @@ def untrained(model: Model, images: LabelledImages, seed: int) -> Model:
 def _without_pretraining(
     model: Model, data: FineTuneData, draws: Sequence[FineTuneSettings], progress: encode.Progress | None
 ) -> FineTuneData:
-    """The data with the features of an untrained model, for the test samples and the training samples that are drawn."""
+    """The data with the features of an untrained model, for the test samples and the drawn training samples."""
     other = untrained(model, data.train, draws[0].seed)
     rows = torch.cat([part for draw in draws for part in split(data, draw.shots, draw.seed)])
     drawn = torch.from_numpy(np.unique(rows.numpy()))

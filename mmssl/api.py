@@ -208,7 +208,7 @@ class MMSSL:
             data: a folder in CLIP_benchmark's layout or of several such, shards, or pairs in any form `train` takes.
             task: zero_shot, retrieval, linear_probe ... Default: what each data set is made for, retrieval for pairs.
             out: folder for tables and plots.
-            options: `classnames`, `templates`, `label`, `slice_by` as `mmssl.evaluate.datasets.open_dataset` has them.
+            options: `classnames`, `templates`, `label`, `slice_by` as `mmssl.evaluate.open_dataset` has them.
 
         Returns:
             `DATA SET/TASK` -> figures.

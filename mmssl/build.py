@@ -9,14 +9,15 @@ import torch
 from pydantic import ValidationError
 
 from mmssl import system
-from mmssl.config import Config, ModelConfig, ObjectiveConfig, TaskName, ViewConfig
+from mmssl.config import Config, ModelConfig, ObjectiveConfig, SuiteConfig, ViewConfig
 from mmssl.data import LoaderConfig, Source, TrainLoader, iter_samples, resolve_sources
 from mmssl.data.shards import SampleLimits
 from mmssl.data.storage import Access
 from mmssl.data.transforms import Renderer, Tokenizer, captions, load_tokenizer, train_tokenizer, views
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.evaluate.datasets import Dataset, open_dataset
+from mmssl.evaluate import datasets, open_dataset
+from mmssl.evaluate.tasks import find_task
 from mmssl.inference import load
 from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
 from mmssl.models.lora import add_adapters
@@ -38,7 +39,7 @@ class RunPlan:
     """The training shards, patterns expanded."""
     objectives: dict[str, ObjectiveOptions]
     """Objective name -> its schedule and its own options, typed."""
-    suites: dict[str, tuple[Dataset, list[TaskName]]]
+    suites: dict[str, tuple[datasets.Dataset, list[str]]]
     """Name -> an opened evaluation dataset and the tasks to run on it."""
 
 
@@ -46,17 +47,26 @@ def resolve(config: Config) -> RunPlan:
     """Check everything that needs no model and no device, and write out what follows from it.
 
     Raises:
-        UserError: an unknown objective or option, schedules that leave steps without an objective, a bad start model,
-            or missing shards or evaluation datasets.
+        UserError: an unknown objective, option or task, schedules that leave steps without an objective, a bad start
+            model, or missing shards or evaluation datasets.
     """
     config, objectives = complete_config(config)
     check_schedules(objectives)
     sources = resolve_sources(config.data.train, config.data.allow_pipe)
-    suites = {
-        name: (open_dataset(entry.data, name=name, slice_by=entry.slice_by), entry.task)
-        for name, entry in config.evaluate.suites.items()
-    }
+    suites = {name: (_open_suite(name, entry), entry.task) for name, entry in config.evaluate.suites.items()}
     return RunPlan(config, sources, objectives, suites)
+
+
+def _open_suite(name: str, entry: SuiteConfig) -> datasets.Dataset:
+    """The data set of a suite, which has what its tasks need."""
+    try:
+        tasks = [find_task(task) for task in entry.task]
+    except UserError as error:
+        raise UserError(f"evaluate.suites.{name}.task: {error}") from None
+    dataset = open_dataset(entry.data, name=name, slice_by=entry.slice_by)
+    for task in tasks:
+        task.ready(dataset)
+    return dataset
 
 
 def complete_config(config: Config) -> tuple[Config, dict[str, ObjectiveOptions]]:

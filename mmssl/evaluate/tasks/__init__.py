@@ -29,7 +29,7 @@ def find_task(name: str) -> "Task":
     """
     from mmssl.evaluate.task import Task
 
-    return load_plugin(name, sys.modules[__name__], Task, "task")()
+    return load_plugin(name, sys.modules[__name__], Task, "task")()  # type: ignore[type-abstract]
 
 
 def task_label(name: str) -> str:

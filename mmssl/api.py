@@ -11,7 +11,7 @@ from torch import Tensor
 from mmssl.apps.finetune.classifier import Classifier, is_classifier, load_classifier
 from mmssl.config import Config, known_keys, read_tree
 from mmssl.errors import UserError
-from mmssl.evaluate.results import Metrics
+from mmssl.evaluate import Metrics
 from mmssl.inference import (
     Classify,
     ImageInput,
@@ -217,13 +217,14 @@ class MMSSL:
             UserError: a data set lacks what a task needs.
         """
         from mmssl.apps.autoconfig.data import is_shards, resolve_shards
-        from mmssl.evaluate import suite
-        from mmssl.evaluate.datasets import find_datasets, open_dataset
+        from mmssl.evaluate import datasets, open_dataset, suite
 
         with TemporaryDirectory(prefix="mmssl-") as passing:
             path = None if isinstance(data, Sequence) and not isinstance(data, str) else Path(data)
             if path is not None and path.is_dir() and any(path.rglob("*.tar")):
-                found = [open_dataset(place, name=name, **options) for name, place in find_datasets(path).items()]
+                found = [
+                    open_dataset(place, name=name, **options) for name, place in datasets.find_datasets(path).items()
+                ]
             elif path is not None and not is_shards(path):
                 task = task or "retrieval"
                 found = [open_dataset(resolve_shards(path, Path(passing)), name=path.stem, **options)]
@@ -231,7 +232,7 @@ class MMSSL:
                 found = [open_dataset(data, **options)]
             plan = {dataset.name: (dataset, task or suite.default_task(dataset)) for dataset in found}
             folder = None if out is None else Path(out)
-            return suite.run(self.model, plan, folder, logit_scale=self.model.logit_scale)
+            return suite.run(self.model, plan, folder, suite.SuiteOptions(logit_scale=self.model.logit_scale))
 
     def export(self, kind: str, out: str | Path) -> Path:
         """Write the model for another library: open_clip, hf, sentence-transformers, onnx or timm.

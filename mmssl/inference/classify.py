@@ -11,8 +11,7 @@ from torch import Tensor
 from mmssl.data.shards import IMAGES
 from mmssl.data.transforms import DecodeError
 from mmssl.errors import UserError
-from mmssl.evaluate.prompts import Templates
-from mmssl.evaluate.tasks.zero_shot import class_weights
+from mmssl.evaluate import encode, prompts
 from mmssl.inference.model import ImageInput, Model, pixels_of
 from mmssl.plotting import BLUE, drawing, hide_spines
 
@@ -72,7 +71,7 @@ def predict(images: Sequence[ImageInput], classify: Classify, save: bool | Path 
             yield prediction if save is False else saved(prediction, image, next(places))
 
 
-def zero_shot(model: Model, labels: Sequence[str], templates: Templates = ("{c}",)) -> Classify:
+def zero_shot(model: Model, labels: Sequence[str], templates: prompts.Templates = ("{c}",)) -> Classify:
     """Zero-shot classification, with labels and templates checked.
 
     Args:
@@ -87,10 +86,10 @@ def zero_shot(model: Model, labels: Sequence[str], templates: Templates = ("{c}"
 class ZeroShotClassifier:
     """Classifies images by the texts of labels."""
 
-    def __init__(self, model: Model, labels: Sequence[str], templates: Templates = ("{c}",)) -> None:
+    def __init__(self, model: Model, labels: Sequence[str], templates: prompts.Templates = ("{c}",)) -> None:
         self._model = model
         self.labels = list(labels)
-        self.weights = class_weights(model, self.labels, templates)
+        self.weights = encode.class_weights(model, self.labels, templates)
         """Unit vectors of the labels, [C, D]."""
 
     def __call__(self, images: Sequence[ImageInput]) -> list[dict[str, float]]:
@@ -206,7 +205,7 @@ def _classified(classify: Classify, images: Sequence[ImageInput], first: int) ->
         raise
 
 
-def _check_templates(templates: Templates) -> Templates:
+def _check_templates(templates: prompts.Templates) -> prompts.Templates:
     if isinstance(templates, tuple) and not all("{c}" in template for template in templates):
         raise UserError(f"template {next(t for t in templates if '{c}' not in t)!r} has no {{c}} for the label")
     return templates

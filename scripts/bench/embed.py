@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader
 
 from mmssl.data.shards import is_remote
 from mmssl.errors import UserError
-from mmssl.evaluate.datasets import Dataset, read
-from mmssl.evaluate.encode import encode_images
+from mmssl.evaluate import datasets, encode
 from mmssl.inference import Model
 
 Embed = Callable[[], Tensor]
@@ -55,7 +54,7 @@ class EmbedBench:
         return "\n".join(lines)
 
 
-def bench_embed(model: Model, dataset: Dataset, *, batch_size: int, workers: int, rounds: int) -> EmbedBench:
+def bench_embed(model: Model, dataset: datasets.Dataset, *, batch_size: int, workers: int, rounds: int) -> EmbedBench:
     """Embed all images of a dataset by both, in turn, after an unmeasured pass of each.
 
     Args:
@@ -78,16 +77,16 @@ def bench_embed(model: Model, dataset: Dataset, *, batch_size: int, workers: int
     return EmbedBench(len(features[0]), *seconds, likeness=_likeness(*features))
 
 
-def ours(model: Model, dataset: Dataset, batch_size: int) -> Embed:
+def ours(model: Model, dataset: datasets.Dataset, batch_size: int) -> Embed:
     """The features [N, D] of all images, as `mmssl eval` computes them."""
 
     def embed() -> Tensor:
-        return encode_images(model, read(dataset, lambda bad: None), batch_size=batch_size).features
+        return encode.encode_images(model, datasets.read(dataset, lambda bad: None), batch_size=batch_size).features
 
     return embed
 
 
-def theirs(model: Model, dataset: Dataset, folder: Path, batch_size: int, workers: int) -> Embed:
+def theirs(model: Model, dataset: datasets.Dataset, folder: Path, batch_size: int, workers: int) -> Embed:
     """clip_benchmark's builder, loader and zero-shot loop with OpenCLIP's preprocessing: features [N, D].
 
     Args:
@@ -139,13 +138,13 @@ class NormalizedInput(nn.Module):
         return self.encoder.encode_image(images)
 
 
-def _lay_out(dataset: Dataset, folder: Path) -> None:
+def _lay_out(dataset: datasets.Dataset, folder: Path) -> None:
     """The shards as test/0.tar ...; captioned ones as a retrieval set, so that they need no labels."""
     (folder / "test").mkdir()
     for number, shard in enumerate(dataset.shards):
         (folder / "test" / f"{number}.tar").symlink_to(Path(shard).resolve())
     (folder / "test" / "nshards.txt").write_text(str(len(dataset.shards)))
-    first = next(read(dataset, lambda bad: None), None)
+    first = next(datasets.read(dataset, lambda bad: None), None)
     if first is None or not {"cls", "txt"} & first.fields.keys():
         raise UserError(f"{dataset.shards[0]} has neither .cls nor .txt members, which clip_benchmark needs")
     (folder / "classnames.txt").write_text("")

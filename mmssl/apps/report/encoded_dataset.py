@@ -11,10 +11,7 @@ from mmssl.apps.report.run_reader import RunRecord, read_table
 from mmssl.apps.report.thumbnails import thumbnail
 from mmssl.apps.report.wording import brief
 from mmssl.data.transforms import DecodeError, Pixels
-from mmssl.evaluate.datasets import Dataset, open_dataset, read_again
-from mmssl.evaluate.encode import encode_images, encode_texts
-from mmssl.evaluate.labels import class_indices, image_captions
-from mmssl.evaluate.tasks.zero_shot import class_weights, dataset_templates
+from mmssl.evaluate import datasets, encode, labels, open_dataset
 from mmssl.inference import Model
 from mmssl.types import Sample
 
@@ -23,7 +20,7 @@ from mmssl.types import Sample
 class EncodedSamples:
     """N images and M texts."""
 
-    dataset: Dataset
+    dataset: datasets.Dataset
     samples: list[Sample]
     features: Tensor
     """[N, D]."""
@@ -52,10 +49,10 @@ class EncodedSamples:
     def pixels(self, model: Model, rows: Sequence[int]) -> dict[int, Tensor]:
         """The images of some rows as the model sees them, uint8 [3, S, S]."""
         wanted = {self.samples[row].id: row for row in rows}
-        return {wanted[s.id]: model.view(s.image) for s in read_again(self.dataset) if s.id in wanted}
+        return {wanted[s.id]: model.view(s.image) for s in datasets.read(self.dataset) if s.id in wanted}
 
 
-def open_evaluated_dataset(run: RunRecord, key: str) -> Dataset | None:
+def open_evaluated_dataset(run: RunRecord, key: str) -> datasets.Dataset | None:
     """The data set of `DATA SET/TASK`, found by the shards that the evaluation's tables name; None: it has none."""
     name = key.rsplit("/", 1)[0]
     for table in ("predictions.csv", "ranks.csv"):
@@ -68,18 +65,18 @@ def open_evaluated_dataset(run: RunRecord, key: str) -> Dataset | None:
     return None
 
 
-def encode_sample(model: Model, dataset: Dataset, limit: int, captioned: bool) -> EncodedSamples:
+def encode_sample(model: Model, dataset: datasets.Dataset, limit: int, captioned: bool) -> EncodedSamples:
     """Encode up to `limit` images evenly drawn from a data set, and their captions or the names of the classes.
 
     Raises:
         UserError: no image can be used, or a sample has no caption or label.
     """
-    count = sum(1 for _ in read_again(dataset))
+    count = sum(1 for _ in datasets.read(dataset))
     step = max(1, -(-count // limit))
     small: dict[int, Pixels] = {}
 
     def drawn() -> Iterator[Sample]:
-        for place, sample in enumerate(read_again(dataset)):
+        for place, sample in enumerate(datasets.read(dataset)):
             if place % step:
                 continue
             try:
@@ -88,13 +85,13 @@ def encode_sample(model: Model, dataset: Dataset, limit: int, captioned: bool) -
                 continue
             yield sample
 
-    embedded = encode_images(model, drawn())
+    embedded = encode.encode_images(model, drawn())
     samples = embedded.samples
     if captioned:
-        texts = [image_captions(sample)[0] for sample in samples]
-        weights, owner = encode_texts(model, texts), torch.arange(len(samples))
+        texts = [labels.image_captions(sample)[0] for sample in samples]
+        weights, owner = encode.encode_texts(model, texts), torch.arange(len(samples))
     else:
-        names, owner = class_indices(dataset, samples)
-        texts, weights = list(names), class_weights(model, names, dataset_templates(dataset))
+        names, owner = labels.class_indices(dataset, samples)
+        texts, weights = list(names), encode.class_weights(model, names, datasets.class_templates(dataset))
     shown = [small[sample.id] for sample in samples]
     return EncodedSamples(dataset, samples, embedded.features, shown, texts, weights, owner, not captioned)

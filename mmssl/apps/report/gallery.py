@@ -10,8 +10,8 @@ from mmssl.apps.report.encoded_dataset import EncodedSamples, encode_sample, ope
 from mmssl.apps.report.run_reader import RunRecord
 from mmssl.apps.report.thumbnails import plane, sheet, shrunk, uri
 from mmssl.errors import UserError
+from mmssl.evaluate.metrics import ranking
 from mmssl.evaluate.metrics import ranking as metrics
-from mmssl.evaluate.metrics.ranking import CalibrationBin
 from mmssl.inference import Model
 from mmssl.rng import generator
 
@@ -73,7 +73,7 @@ class Gallery:
     examples: list[Example] = field(default_factory=list)
     by_text: list[Search] = field(default_factory=list)
     by_image: list[Search] = field(default_factory=list)
-    bins: list[CalibrationBin] = field(default_factory=list)
+    bins: list[ranking.CalibrationBin] = field(default_factory=list)
     space: Space | None = None
     note: str | None = None
 
@@ -131,7 +131,7 @@ def _example(model: Model, seen: EncodedSamples, row: int, pixels: Tensor, score
     )
 
 
-def _calibration(model: Model, seen: EncodedSamples, scores: Tensor) -> list[CalibrationBin]:
+def _calibration(model: Model, seen: EncodedSamples, scores: Tensor) -> list[ranking.CalibrationBin]:
     sure = (model.logit_scale * scores).softmax(1).amax(1)
     return metrics.reliability(sure, scores.argmax(1) == seen.owner)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mmssl.apps.finetune.classifier import Classifier, is_classifier, load_classifier
+from mmssl.apps.finetune import Classifier, is_classifier, load_classifier
 from mmssl.config import Config, known_keys, read_tree
 from mmssl.errors import UserError
 from mmssl.evaluate import Metrics

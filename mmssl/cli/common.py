@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from mmssl.errors import UserError
+from mmssl.evaluate.tasks import task_names
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
     from rich.status import Status
 
-    from mmssl.evaluate.datasets import Dataset
-    from mmssl.evaluate.feature_cache import FeatureCache
-    from mmssl.evaluate.results import Metrics
+    from mmssl.evaluate import Metrics, datasets, feature_cache
     from mmssl.inference import Model
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -75,8 +74,8 @@ Tasks = Annotated[
     list[str] | None,
     typer.Option(
         "--task",
-        help="Task to run: zero_shot, retrieval, multilabel, linear_probe, few_shot, knn, geometry, corruptions, "
-        "fine_tune or associations; repeat, or separate by commas. Default: the task that fits each dataset.",
+        help=f"Task to run: {', '.join(task_names())}, or the path of your own, my_module:MyTask; repeat, or separate "
+        "by commas. Default: the task that fits each dataset.",
     ),
 ]
 Classnames = Annotated[
@@ -251,25 +250,25 @@ def parse_device(device: str | None) -> str:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
 
 
-def open_cache(model: "Model", folder: Path | None, disabled: bool) -> "FeatureCache | None":
+def open_cache(model: "Model", folder: Path | None, disabled: bool) -> "feature_cache.FeatureCache | None":
     """The cache of a model's image features, None if disabled.
 
     Raises:
         UserError: its folder cannot be written.
     """
-    from mmssl.evaluate.feature_cache import FeatureCache, default_folder
+    from mmssl.evaluate import feature_cache
 
     if disabled:
         return None
-    place = default_folder() if folder is None else folder
+    place = feature_cache.default_folder() if folder is None else folder
     with writing(place, "--cache", "give another, or --no-cache"):
         place.mkdir(parents=True, exist_ok=True)
-    return FeatureCache(place, model.fingerprint())
+    return feature_cache.FeatureCache(place, model.fingerprint())
 
 
 def open_datasets(
     data: Sequence[str], *, languages: Sequence[str] | None = None, **options: Any
-) -> "dict[str, Dataset]":
+) -> "dict[str, datasets.Dataset]":
     """Open the datasets of the command line; returns them by name.
 
     Args:
@@ -279,32 +278,32 @@ def open_datasets(
     Raises:
         UserError: a dataset or one of its files is missing or wrong, or two datasets have the same name.
     """
-    from mmssl.evaluate.datasets import find_datasets, open_dataset
+    from mmssl.evaluate import datasets, open_dataset
 
-    datasets: dict[str, Dataset] = {}
+    found: dict[str, datasets.Dataset] = {}
     for spec in data:
-        for name, place in find_datasets(spec).items() if Path(spec).is_dir() else [(None, spec)]:
+        for name, place in datasets.find_datasets(spec).items() if Path(spec).is_dir() else [(None, spec)]:
             for language in languages or (None,):
                 dataset = open_dataset(place, name=name, language=language, **options)
-                if dataset.name in datasets:
+                if dataset.name in found:
                     raise UserError(f"two datasets are named {dataset.name!r}; evaluate them with two commands")
-                datasets[dataset.name] = dataset
-    return datasets
+                found[dataset.name] = dataset
+    return found
 
 
-def parse_tasks(dataset: "Dataset", given: Sequence[str] | None) -> list[str]:
+def parse_tasks(dataset: "datasets.Dataset", given: Sequence[str] | None) -> list[str]:
     """The tasks of `--task`, each once, or the dataset's default task.
 
     Raises:
         UserError: a task is unknown, or the dataset lacks data that it needs.
     """
-    from mmssl.evaluate.registry import get_task
-    from mmssl.evaluate.suite import default_task
+    from mmssl.evaluate import suite
+    from mmssl.evaluate.tasks import find_task
 
     names = [name.strip() for names in given or [] for name in names.split(",")]
-    tasks = list(dict.fromkeys(names)) or [default_task(dataset)]
+    tasks = list(dict.fromkeys(names)) or [suite.default_task(dataset)]
     for task in tasks:
-        get_task(dataset.name, task).ready(dataset)
+        find_task(task).ready(dataset)
     return tasks
 
 
@@ -313,7 +312,7 @@ def print_results(results: "Mapping[str, Metrics]") -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    from mmssl.evaluate.console import format_figures
+    from mmssl.evaluate import console
 
     if not results:
         return
@@ -325,7 +324,7 @@ def print_results(results: "Mapping[str, Metrics]") -> None:
     )
     # As Text: names of datasets and groups may hold brackets, which would be markup.
     for name, metrics in results.items():
-        for place, row in enumerate(format_figures(metrics)):
+        for place, row in enumerate(console.format_metrics(metrics)):
             table.add_row(Text(name if place == 0 else ""), *map(Text, row))
     stdout().print(table)
     for name, metrics in results.items():

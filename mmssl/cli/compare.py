@@ -53,9 +53,8 @@ def compare(
     sign flips) is significant at 5 % after Holm's correction for the number of metrics.
     """
     from mmssl.distributed import process_group
-    from mmssl.evaluate import suite
-    from mmssl.evaluate.compare import compare_results, to_json, verdicts
-    from mmssl.evaluate.console import format_differences
+    from mmssl.evaluate import compare as comparison
+    from mmssl.evaluate import console, suite
 
     datasets = open_datasets(data, classnames=classnames, templates=templates, label=label)
     plan = {name: (dataset, _check_paired(parse_tasks(dataset, task))) for name, dataset in datasets.items()}
@@ -71,31 +70,33 @@ def compare(
                     model,
                     plan,
                     place,
-                    batch_size=batch_size,
-                    logit_scale=model.logit_scale,
-                    draw=False,
-                    cache=open_cache(model, cache, no_cache),
-                    world=world,
-                    progress=bar.describe,
-                    finished=lambda key, metrics: bar.advance(),
+                    suite.SuiteOptions(
+                        batch_size=batch_size,
+                        logit_scale=model.logit_scale,
+                        draw=False,
+                        cache=open_cache(model, cache, no_cache),
+                        world=world,
+                        progress=bar.describe,
+                        finished=lambda key, metrics: bar.advance(),
+                    ),
                 )
         if world.rank == 0:
-            found = compare_results(*places)
-            print(f"first: {first}\nsecond: {second}\n\n{format_differences(found)}\n")
-            print("\n".join(verdicts(found, first, second)))
+            found = comparison.compare_results(*places)
+            print(f"first: {first}\nsecond: {second}\n\n{console.format_differences(found)}\n")
+            print("\n".join(comparison.verdicts(found, first, second)))
             if json_file is not None:
-                write_json(json_file, to_json(found))
+                write_json(json_file, comparison.to_json(found))
 
 
 def _check_paired(tasks: list[str]) -> list[str]:
     """The tasks, once it is certain that each records an outcome per sample."""
-    from mmssl.evaluate.compare import PAIRED_TASKS
+    from mmssl.evaluate.tasks import find_task, paired_tasks
 
     for task in tasks:
-        if task not in PAIRED_TASKS:
+        if not find_task(task).paired:
             raise UserError(
                 f"task {task!r} records no outcome per sample, so it cannot be paired; "
-                f"use --task {', '.join(PAIRED_TASKS)}"
+                f"use --task {', '.join(paired_tasks())}"
             )
     return tasks
 

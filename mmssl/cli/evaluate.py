@@ -66,13 +66,12 @@ def evaluate(
     """
     from mmssl.apps.report import card_beside
     from mmssl.distributed import process_group
-    from mmssl.evaluate import suite
-    from mmssl.evaluate.metrics import shift as shifted
+    from mmssl.evaluate import compare, suite
 
     options = {"classnames": classnames, "templates": templates, "label": label, "slice_by": slice_by or ()}
     datasets = open_datasets(data, languages=language, **options)
     plan = {name: (dataset, parse_tasks(dataset, task)) for name, dataset in datasets.items()}
-    pairs = shifted.pairs(shift or (), datasets)
+    pairs = compare.parse_shifts(shift or (), datasets)
     if out is not None:
         make_folder(out)
     if json_file is not None:
@@ -86,15 +85,17 @@ def evaluate(
                 loaded,
                 plan,
                 out,
-                batch_size=batch_size,
-                logit_scale=loaded.logit_scale,
-                cache=open_cache(loaded, cache, no_cache),
-                world=world,
-                progress=bar.describe,
-                finished=lambda name, metrics: bar.advance(),
+                suite.SuiteOptions(
+                    batch_size=batch_size,
+                    logit_scale=loaded.logit_scale,
+                    cache=open_cache(loaded, cache, no_cache),
+                    world=world,
+                    progress=bar.describe,
+                    finished=lambda name, metrics: bar.advance(),
+                ),
             )
         if world.rank == 0:
-            results |= shifted.shifts(results, pairs)
+            results |= compare.measure_shifts(results, pairs)
             print_results(results)
             if json_file is not None:
                 write_json(json_file, results)

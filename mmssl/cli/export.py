@@ -41,7 +41,7 @@ def export(
     """
     from mmssl.apps.export import export as write
     from mmssl.apps.export import push, quantize, write_classifier
-    from mmssl.apps.finetune.classifier import is_classifier, load_classifier
+    from mmssl.apps.finetune import is_classifier, load_classifier
 
     if int8 and kind != "onnx":
         raise UserError("--int8 needs --format onnx")
@@ -71,7 +71,7 @@ def _print_accuracies(model: "Model", folder: Path, spec: str) -> None:
         plan = {name: (dataset, ["zero_shot"])}
         accuracies = []
         for encoder in (model, OnnxEncoder(folder)):
-            (metrics,) = suite.run(encoder, plan, None, logit_scale=model.logit_scale).values()
+            (metrics,) = suite.run(encoder, plan, None, suite.SuiteOptions(logit_scale=model.logit_scale)).values()
             accuracies.append(float(metrics["acc1"]))
         full, small = accuracies
         print(f"zero-shot accuracy on {name}: {full:.4f}, in 8 bits {small:.4f} ({small - full:+.4f})")

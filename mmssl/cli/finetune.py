@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from mmssl.cli.common import (
     Label,
     ModelName,
     NoCache,
+    ProgressBar,
     Templates,
     load_model,
     make_folder,
@@ -27,8 +28,8 @@ from mmssl.cli.common import (
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
-    from mmssl.apps.finetune.datasets import FineTuneData
-    from mmssl.apps.finetune.methods import FineTuneSettings, Method, Tuned
+    from mmssl.apps.finetune import FineTuneData, FineTuneSettings
+    from mmssl.apps.finetune.methods import Method, Tuned
     from mmssl.apps.finetune.study import Study
     from mmssl.inference import Model
     from mmssl.stats import Interval
@@ -85,25 +86,31 @@ def finetune(
 
     Example: mmssl finetune runs/mine data/pets --method lp-ft --shots 16 --out pets-classifier
     """
+    from mmssl.apps.finetune import LabelOptions, gather
+    from mmssl.evaluate import suite
+
     plan = _plan(method, shots, seed, seeds, alpha, lr, epochs)
     if out is not None:
         make_folder(out, empty=True)
     loaded = load_model(model, device)
-    options: dict[str, Any] = {
-        "test": test,
-        "classnames": classnames,
-        "templates": templates,
-        "label": label,
-        "seed": seed,
-    }
-    options |= {"batch_size": batch_size, "cache": open_cache(loaded, cache, no_cache)}
-    dataset, found = _run(plan, loaded, data, options)
+    with progress_bar("classifiers", plan.classifiers, text="starting") as bar:
+        dataset = gather(
+            loaded,
+            data,
+            test=test,
+            label_options=LabelOptions(classnames, templates, label),
+            seed=seed,
+            options=suite.SuiteOptions(
+                batch_size=batch_size, cache=open_cache(loaded, cache, no_cache), progress=bar.describe
+            ),
+        )
+        found = _train(plan, loaded, dataset, bar)
     for note in dataset.notes:
         print(note)
     print(f"{dataset.name}: {len(dataset.classnames)} classes, {len(dataset.test.labels)} test samples")
     _report(found, dataset.name, out)
     if json_file is not None:
-        write_json(json_file, found.figures())
+        write_json(json_file, found.metrics())
 
 
 @verb(140)
@@ -119,16 +126,14 @@ def interpolate(
 
     Example: mmssl interpolate runs/before runs/after --alpha 0.5 --out between
     """
-    from mmssl.apps.finetune import interpolate as between
-    from mmssl.apps.finetune import interpolate_classifiers, load_classifier
-    from mmssl.apps.finetune.classifier import is_classifier
+    from mmssl.apps.finetune import classifier, is_classifier, load_classifier
 
     make_folder(out, empty=True)
     classifiers = [is_classifier(place) for place in (first, second)]
     if all(classifiers):
-        interpolate_classifiers(load_classifier(first), load_classifier(second), alpha).save(out)
+        classifier.interpolate_classifiers(load_classifier(first), load_classifier(second), alpha).save(out)
     else:
-        between(load_model(first, "cpu"), load_model(second, "cpu"), alpha).save(out)
+        classifier.interpolate(load_model(first, "cpu"), load_model(second, "cpu"), alpha).save(out)
         if any(classifiers):
             print("only one of the two is a classifier: its labels and its head are left out")
     print(f"{out}: {1 - alpha:g} * {first} + {alpha:g} * {second}")
@@ -150,25 +155,22 @@ class _Plan:
         return len(self.methods) * max(1, len(self.shots)) * self.seeds
 
 
-def _run(plan: _Plan, model: "Model", data: str, options: dict[str, Any]) -> "tuple[FineTuneData, Study | Tuned]":
-    """Read the dataset, and train the classifiers of the plan."""
-    from mmssl.apps.finetune import fine_tune, gather
-    from mmssl.apps.finetune.study import study
+def _train(plan: _Plan, model: "Model", data: "FineTuneData", bar: ProgressBar) -> "Study | Tuned":
+    """Train the classifiers of the plan."""
+    from mmssl.apps.finetune import fine_tune, study
 
-    with progress_bar("classifiers", plan.classifiers, text="starting") as bar:
-        dataset = gather(model, data, progress=bar.describe, **options)
-        if plan.classifiers == 1:
-            return dataset, fine_tune(model, dataset, plan.settings, bar.describe)
-        lines = (plan.methods, plan.shots, plan.seeds)
-        return dataset, study(model, dataset, plan.settings, *lines, bar.describe, bar.advance)
+    if plan.classifiers == 1:
+        return fine_tune(model, data, plan.settings, bar.describe)
+    design = study.StudyDesign(plan.methods, plan.shots, plan.seeds)
+    return study.study(model, data, plan.settings, design, bar.describe, bar.advance)
 
 
 def _plan(method: str, shots: str | None, seed: int, seeds: int, alpha: float, lr: float | None, epochs: int) -> _Plan:
     from mmssl.apps.finetune import FineTuneSettings
-    from mmssl.evaluate.classifiers.fine_tuning import RATES
+    from mmssl.evaluate.classifiers import fine_tuning
 
     methods, counts = _parse_methods(method), _parse_counts(shots)
-    rates = RATES if lr is None else (lr,)
+    rates = fine_tuning.RATES if lr is None else (lr,)
     settings = FineTuneSettings(methods[0], counts[0] if counts else None, seed, alpha, rates, epochs)
     plan = _Plan(settings, methods, counts, seeds)
     if plan.classifiers > 1 and not counts:
@@ -177,13 +179,13 @@ def _plan(method: str, shots: str | None, seed: int, seeds: int, alpha: float, l
 
 
 def _parse_methods(words: str) -> "list[Method]":
-    from mmssl.apps.finetune import METHODS
+    from mmssl.apps.finetune import methods
 
-    known = {str(method): method for method in METHODS}
+    known = {str(method): method for method in methods.METHODS}
     names = [word.strip() for word in words.split(",")]
     for name in names:
         if name not in known:
-            raise UserError(f"--method {name!r} is unknown; choose from {', '.join(METHODS)}")
+            raise UserError(f"--method {name!r} is unknown; choose from {', '.join(methods.METHODS)}")
     return [known[name] for name in dict.fromkeys(names)]
 
 
@@ -198,10 +200,9 @@ def _parse_counts(words: str | None) -> list[int]:
 
 def _report(found: "Study | Tuned", name: str, out: Path | None) -> None:
     """Print the results, and write them to a folder."""
-    from mmssl.apps.finetune.plots import draw_study
-    from mmssl.apps.finetune.study import Study
+    from mmssl.apps.finetune import study
 
-    if not isinstance(found, Study):
+    if not isinstance(found, study.Study):
         _print_tuned(found)
         if out is not None:
             found.classifier.save(out)
@@ -209,15 +210,15 @@ def _report(found: "Study | Tuned", name: str, out: Path | None) -> None:
         return
     _print_study(found)
     if out is not None:
-        write_json(out / "accuracy.json", found.figures())
-        draw_study(out / "accuracy.png", name, found)
+        write_json(out / "accuracy.json", found.metrics())
+        study.draw_study(out / "accuracy.png", name, found)
         print(f"table and plot: {out}")
 
 
 def _print_tuned(found: "Tuned") -> None:
     from rich.table import Table
 
-    metrics = found.figures()
+    metrics = found.metrics()
     rows = [("fine-tuned", metrics["acc1"], metrics["acc1_interval"])]
     if "zero_shot" in metrics:
         rows.insert(0, ("zero-shot", metrics["zero_shot"], metrics["zero_shot_interval"]))

@@ -63,7 +63,7 @@ def predict(
 
 def _classifier(model: str, labels: list[str] | None, template: list[str] | None, device: str | None) -> "Classify":
     """A fine-tuned classifier, or a zero-shot classifier of the labels."""
-    from mmssl.apps.finetune.classifier import is_classifier, load_classifier
+    from mmssl.apps.finetune import is_classifier, load_classifier
     from mmssl.inference import zero_shot
 
     if is_classifier(model):
@@ -81,12 +81,12 @@ def _classifier(model: str, labels: list[str] | None, template: list[str] | None
 
 
 def _read_labels(words: str | None, classnames: str | None) -> list[str] | None:
-    from mmssl.evaluate.prompts import read_classnames
+    from mmssl.evaluate import prompts
 
     if words is not None and classnames is not None:
         raise UserError("--labels and --classnames are both given; give one")
     if classnames is not None:
-        return list(read_classnames(classnames))
+        return list(prompts.read_classnames(classnames))
     return None if words is None else [word.strip() for word in words.split(",")]
 
 

@@ -20,6 +20,10 @@ Outcomes = tuple[list[str], dict[str, Values]]
 """Names of the samples, and metric -> one value per sample, in the same order."""
 
 
+LOWER_IS_BETTER = ("calibration_error", "median_rank", "bad_samples")
+"""Endings of the names of metrics for which lower is better."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """Gain of the second model in the mean of a per-sample value."""

@@ -10,8 +10,8 @@ import numpy as np
 from mmssl.apps.ablate.plan import AblationPlan, AblationRun, PlannedMix
 from mmssl.config import Length
 from mmssl.errors import UserError
-from mmssl.evaluate.compare import Outcomes, read_outcomes
-from mmssl.evaluate.results import LOWER_IS_BETTER, MAIN_METRICS, Metrics
+from mmssl.evaluate import Metrics, compare
+from mmssl.evaluate.tasks import main_metrics
 from mmssl.stats import LEVEL, Interval, Paired, bootstrap, holm, paired_t
 
 Verdict = Literal["helps", "hurts", "no difference", "too few runs"]
@@ -53,7 +53,7 @@ class RunResults:
     run: AblationRun
     results: dict[str, Metrics]
     """`suite/task` -> metrics."""
-    outcomes: dict[str, Outcomes]
+    outcomes: dict[str, compare.Outcomes]
     """`suite/task` -> recorded outcome of each sample."""
     cost: RunCost
 
@@ -87,7 +87,10 @@ def choose_metrics(requested: Sequence[str], results: Results) -> list[tuple[str
         for suite, metrics in measured.results.items()
     }
     if not requested:
-        return [(suite, next((m for m in MAIN_METRICS if m in names), names[0])) for suite, names in known.items()]
+        return [
+            (suite, next((m for m in main_metrics(suite.rpartition("/")[2]) if m in names), names[0]))
+            for suite, names in known.items()
+        ]
     chosen: dict[tuple[str, str], None] = {}
     for name in requested:
         found = [
@@ -176,7 +179,7 @@ def decide(metric: str, paired: Paired | None, over_samples: Interval | None) ->
     if paired is None:
         return "too few runs"
     intervals = [paired.interval, *([] if over_samples is None else [over_samples])]
-    sign = -1 if metric.endswith(LOWER_IS_BETTER) else 1
+    sign = -1 if metric.endswith(compare.LOWER_IS_BETTER) else 1
     if all(sign * low > 0 and sign * high > 0 for low, high in intervals):
         return "helps"
     if all(sign * low < 0 and sign * high < 0 for low, high in intervals):
@@ -227,4 +230,4 @@ def _read(planned: PlannedMix, run: AblationRun) -> RunResults:
         operations=operations,
         **json.loads(run.record.read_text(encoding="utf-8")),
     )
-    return RunResults(run, results, read_outcomes(run.run_dir), cost)
+    return RunResults(run, results, compare.read_outcomes(run.run_dir), cost)

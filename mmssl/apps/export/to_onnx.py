@@ -20,7 +20,7 @@ from mmssl.inference import Model
 from mmssl.models.dual_encoder import DualEncoder
 
 if TYPE_CHECKING:
-    from mmssl.apps.finetune.classifier import Classifier
+    from mmssl.apps.finetune import Classifier
 
 LABEL = "onnxruntime"
 IMAGE, TEXT, CONFIG = "image.onnx", "text.onnx", "config.json"

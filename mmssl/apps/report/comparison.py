@@ -8,8 +8,7 @@ from mmssl.apps.report.run_reader import RunRecord
 from mmssl.apps.report.wording import Metric, list_metrics, result_title
 from mmssl.config import Config
 from mmssl.errors import UserError
-from mmssl.evaluate.compare import Difference, compare_results
-from mmssl.evaluate.results import LOWER_IS_BETTER
+from mmssl.evaluate import compare
 from mmssl.stats import holm
 
 NO_DIRECTION = ("samples", "classes", "captions", "train_samples", "k", "c")
@@ -25,7 +24,7 @@ class Change:
 
     run: str
     figure: str
-    difference: Difference
+    difference: compare.Difference
     real: bool
     """With a chance of any false alarm among a run's figures of at most 5 % (Holm)."""
 
@@ -54,7 +53,7 @@ def compare_runs(runs: Sequence[RunRecord]) -> RunComparison:
     notes: list[str] = []
     for run in runs[1:]:
         try:
-            found = compare_results(runs[0].folder, run.folder)
+            found = compare.compare_results(runs[0].folder, run.folder)
         except UserError as error:
             notes.append(f"{run.name} cannot be compared sample by sample: {error}")
             continue
@@ -80,7 +79,7 @@ def _best(name: str, row: Sequence[Metric | None]) -> list[bool]:
     values = [figure.value for figure in row if figure is not None]
     if last in NO_DIRECTION or len(set(values)) < 2:
         return [False] * len(row)
-    best = min(values) if last.endswith(LOWER_IS_BETTER) else max(values)
+    best = min(values) if last.endswith(compare.LOWER_IS_BETTER) else max(values)
     return [figure is not None and figure.value == best for figure in row]
 
 

@@ -155,7 +155,7 @@ def embed(
     ] = False,
 ) -> None:
     """Images per second from shards to features, beside clip_benchmark's own loop on the same model and shards."""
-    from mmssl.evaluate.datasets import open_dataset
+    from mmssl.evaluate import open_dataset
     from mmssl.inference import load
     from scripts.bench.embed import bench_embed
     from scripts.bench.embed_tower import bench_tower
@@ -197,7 +197,7 @@ def explain(
     device: Device = "cpu",
 ) -> None:
     """Test explanation maps: deletion curves against random order, and maps of a model with shuffled weights."""
-    from mmssl.evaluate.datasets import open_dataset
+    from mmssl.evaluate import open_dataset
     from mmssl.files import write_json
     from mmssl.inference.model import load
     from scripts.bench.explain import draw_sanity, sample_pairs, sanity

@@ -16,9 +16,7 @@ from mmssl import plotting
 from mmssl.apps.explain import DEFAULT, image_maps, methods_of, occlusion
 from mmssl.data.transforms import DecodeError
 from mmssl.errors import UserError
-from mmssl.evaluate.datasets import Dataset, read_again
-from mmssl.evaluate.labels import class_indices, image_captions
-from mmssl.evaluate.tasks.zero_shot import class_weights, dataset_templates
+from mmssl.evaluate import datasets, encode, labels
 from mmssl.inference import Model
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.rng import generator, torch_generator
@@ -204,17 +202,17 @@ def _average_ranks(values: Tensor) -> Tensor:
     return below.double() + (equal - 1).double() / 2
 
 
-def sample_pairs(model: Model, dataset: Dataset, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def sample_pairs(model: Model, dataset: datasets.Dataset, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Up to `count` random images of a dataset, rendered for the model, uint8 [N, 3, S, S], and the unit-length
     embeddings [N, D] of their texts: the first caption, or the prompts of the class if there is no caption.
 
     Raises:
         UserError: no sample has both.
     """
-    total = sum(1 for _ in read_again(dataset))
+    total = sum(1 for _ in datasets.read(dataset))
     rows = set(generator(seed, "pairs").permutation(total)[:count].tolist())
     images, chosen = [], []
-    for row, sample in enumerate(read_again(dataset)):
+    for row, sample in enumerate(datasets.read(dataset)):
         if row not in rows:
             continue
         try:
@@ -227,11 +225,11 @@ def sample_pairs(model: Model, dataset: Dataset, count: int, seed: int = 0) -> t
     return torch.stack(images).to(model.device), _text_embeddings(model, dataset, chosen).to(model.device)
 
 
-def _text_embeddings(model: Model, dataset: Dataset, samples: list[Sample]) -> Tensor:
+def _text_embeddings(model: Model, dataset: datasets.Dataset, samples: list[Sample]) -> Tensor:
     if all("txt" in sample.fields for sample in samples):
-        return model.encode_text([image_captions(sample)[0] for sample in samples])
-    names, labels = class_indices(dataset, samples)
-    return class_weights(model, names, dataset_templates(dataset))[labels]
+        return model.encode_text([labels.image_captions(sample)[0] for sample in samples])
+    names, indices = labels.class_indices(dataset, samples)
+    return encode.class_weights(model, names, datasets.class_templates(dataset))[indices]
 
 
 def draw_sanity(path: Path, found: Sanity) -> None:

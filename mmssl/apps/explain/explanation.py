@@ -12,8 +12,7 @@ from mmssl.data import iter_samples
 from mmssl.data.shards import BadSample
 from mmssl.data.sources import expand
 from mmssl.errors import UserError
-from mmssl.evaluate.encode import encode_images, encode_texts
-from mmssl.evaluate.labels import image_captions
+from mmssl.evaluate import encode, labels
 from mmssl.inference import ImageInput, Model
 from mmssl.types import Sample
 
@@ -101,17 +100,17 @@ def nearest(
     """
     names = expand(shards)
     if by == "image":
-        encoded = encode_images(model, _pairs(names))
+        encoded = encode.encode_images(model, _pairs(names))
         features, samples = encoded.features, encoded.samples
     else:
         samples = [replace(sample, image=b"") for sample in _pairs(names)]
         if not samples:
             raise UserError(f"no pair in {', '.join(names)}; give shards of images with captions")
-        features = encode_texts(model, [image_captions(sample)[0] for sample in samples])
+        features = encode.encode_texts(model, [labels.image_captions(sample)[0] for sample in samples])
     rows, similarities = exact_nearest(query.cpu()[None].numpy(), [features.numpy()], count)
     chosen = [samples[row] for row in rows[0].tolist()]
     hits = [
-        Hit(similarity, sample.shard, sample.key, image_captions(sample)[0])
+        Hit(similarity, sample.shard, sample.key, labels.image_captions(sample)[0])
         for sample, similarity in zip(chosen, similarities[0].tolist(), strict=True)
     ]
     images = read_images(hits)

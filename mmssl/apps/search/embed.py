@@ -71,9 +71,11 @@ def embed_shards(
 
 
 def _embed_shard(model: "Model", shard: str, out: Path, number: int, batch_size: int, done: Embedded) -> None:
-    from mmssl.evaluate.encode import encode_images
+    from mmssl.evaluate import encode
 
-    images = encode_images(model, iter_samples([shard], need_text=False, on_bad=done.bad.append), batch_size=batch_size)
+    images = encode.encode_images(
+        model, iter_samples([shard], need_text=False, on_bad=done.bad.append), batch_size=batch_size
+    )
     samples = images.samples
     columns = {
         "shard": [sample.shard for sample in samples],

@@ -6,7 +6,7 @@ The names are imported on first use: the command line needs `format_names` only,
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmssl.apps.export.export import TOLERANCE, Exported, export, push
+    from mmssl.apps.export.exporter import TOLERANCE, Exported, export, push
     from mmssl.apps.export.formats import Format, find_format, format_names
     from mmssl.apps.export.to_onnx import OnnxEncoder, quantize, write_classifier
 
@@ -34,6 +34,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'export')}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'exporter')}"), name)
     globals()[name] = value
     return value

@@ -1,4 +1,4 @@
-"""The page: everything about runs in one file."""
+"""The report page: one HTML file about one or several runs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,17 +21,17 @@ from mmssl.files import sha256
 from mmssl.inference import Model, load
 
 LARGEST = 10_000_000
-"""Bytes of a page that any browser opens at once."""
+"""Bytes of a page that every browser opens quickly."""
 MATRIX_CLASSES = 30
 LISTED = 10
 ENOUGH = 5
-"""Samples of a class from which its accuracy tells something."""
+"""Least samples of a class for its accuracy to be listed."""
 ILLUSTRATED_TASKS = ("zero_shot", "retrieval")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One task on one data set, as the page shows it."""
+    """One task on one dataset, as shown on the page."""
 
     id: str
     title: str
@@ -39,31 +39,31 @@ class Evaluation:
     chance: float | None
     gaps: dict[str, Any]
     note: str | None
-    """What cannot be concluded from it."""
+    """Limits of the conclusions from this evaluation."""
     slices: list[dict[str, str]]
     """Accuracy by group, with samples and interval."""
     confusions: list[dict[str, str]]
     matrix: tuple[list[str], list[list[int]]] | None
     """Class names, and counts by row = label, column = prediction."""
     classes: list[dict[str, str]]
-    """The classes recognised least, where classes have enough samples to tell."""
+    """The classes with the lowest recall, among those with enough samples."""
     gallery: Gallery | None
 
 
 @dataclass(frozen=True)
 class RunView:
-    """A run as the page shows it."""
+    """A run as shown on the page."""
 
     id: str
     run: RunRecord
     summary: str
     tiles: list[tuple[str, str, str]]
-    """Value, what it is, and what to know of it."""
+    """Value, label and remark."""
     evaluations: list[Evaluation]
     repeat: list[tuple[str, str]]
-    """What must be known to do it again."""
+    """Commands, versions and hashes to repeat the run."""
     health: list[tuple[str, list[tuple[str, str]]]]
-    """Figures on the training data by subject."""
+    """Statistics of the training data by subject."""
 
 
 def write_report(
@@ -79,13 +79,13 @@ def write_report(
 
     Args:
         folders: run folders, finished or not.
-        images: encoded of each data set; 0: none.
-        method: how the maps of the examples are made, of `mmssl.apps.explain.METHODS`.
-        progress: called with what is being done.
+        images: images to encode per dataset; 0: none.
+        method: method for the maps of the examples, a name in `mmssl.apps.explain.METHODS`.
+        progress: called with a description of the current work.
     Returns:
-        The file, and notes on what could not be read.
+        The file, and notes on files that could not be read.
     Raises:
-        UserError: a folder is no run, a model cannot be loaded, or the page cannot be written.
+        UserError: a folder is not a run, a model cannot be loaded, or the page cannot be written.
     """
     runs = collect(folders)
     views = []
@@ -156,20 +156,20 @@ def confusion_table(predictions: Sequence[Mapping[str, str]]) -> tuple[list[str]
 
 
 def slice_gaps(metrics: Metrics) -> dict[str, Any]:
-    """The widest gap by field, where two groups are large enough to have one."""
+    """The widest gap per field, if at least two groups are large enough."""
     found = {facts.brief(field): gap for field, gap in (metrics.get("gaps") or {}).items() if gap is not None}
     return {field: {**gap, **{end: facts.brief(gap[end]) for end in ("best", "worst")}} for field, gap in found.items()}
 
 
 def brief_rows(rows: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
-    """The rows of a table with no cell too long to be read."""
+    """The rows of a table, with long cells cut."""
     return [{name: facts.brief(cell) for name, cell in row.items()} for row in rows]
 
 
 def hardest(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """The classes with the lowest recall, among those with enough samples."""
-    told = [dict(row) for row in rows if int(row["samples"]) >= ENOUGH and row["recall"] != ""]
-    return sorted(told, key=lambda row: float(row["recall"]))[:LISTED]
+    enough = [dict(row) for row in rows if int(row["samples"]) >= ENOUGH and row["recall"] != ""]
+    return sorted(enough, key=lambda row: float(row["recall"]))[:LISTED]
 
 
 def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
@@ -186,7 +186,7 @@ def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
         found.append((facts.duration(last["seconds"]), "training time", f"{last['step']:,} steps"))
     if isinstance(last.get("samples"), int):
         speeds = sorted(row["samples_per_s"] for row in run.metrics if isinstance(row.get("samples_per_s"), float))
-        middle = f"{speeds[len(speeds) // 2]:,.0f} a second" if speeds else ""
+        middle = f"{speeds[len(speeds) // 2]:,.0f} per second" if speeds else ""
         found.append((f"{last['samples']:,}", "pairs seen", middle))
     if (count := facts.parameters(run)) is not None:
         found.append((f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}", "weights in the model", ""))
@@ -215,12 +215,12 @@ def repeat(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def health(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What is known of the training data, by subject."""
+    """Statistics and problems of the training data, by subject."""
     found = []
     if "bad_samples" in run.last:
         rows = [("Samples that could not be used", str(run.last["bad_samples"]))]
         rows += [(f"{bad.get('shard')}:{bad.get('key')}", str(bad.get("error"))) for bad in run.bad_samples[:LISTED]]
-        rows.append(("Remote reads taken up again", str(run.last.get("retries", 0))))
+        rows.append(("Remote reads that were retried", str(run.last.get("retries", 0))))
         found.append(("While training", rows))
     advice = (run.health or {}).get("advice", [])
     if advice:
@@ -233,7 +233,7 @@ def health(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def in_short(value: Any) -> str:
-    """A value of the data's health as one line."""
+    """A value of data_health.json as one line."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What a run left in its folder, finished or not."""
+"""Reading of run folders, finished or not."""
 
 import json
 from collections.abc import Sequence
@@ -16,34 +16,34 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run as it lies on disk. Everything may be missing but the folder."""
+    """One run as stored on disk. Everything except the folder may be missing."""
 
     name: str
-    """Unlike the names of the other runs of the report."""
+    """Unique among the runs of the report."""
     folder: Path
     config: Config | None
     config_text: str
     metrics: list[Row]
-    """One record a step."""
+    """One record per step."""
     evaluations: list[Row]
-    """One record an evaluation while training."""
+    """One record per evaluation during training."""
     results: dict[str, Metrics]
-    """`DATA SET/TASK` -> figures, of the last evaluation and of later ones in folders of their own."""
+    """`DATASET/TASK` -> metrics of the last evaluation, and of later ones in folders of their own."""
     tables: dict[str, Path]
-    """`DATA SET/TASK` -> the folder of its tables."""
+    """`DATASET/TASK` -> the folder of its tables."""
     starts: list[Row]
-    """What environment.json tells of each start of the run."""
+    """Entries of environment.json, one per start of the run."""
     health: Row | None
-    """What `mmssl shards check --json RUN/data_health.json` found."""
+    """Output of `mmssl shards check --json RUN/data_health.json`."""
     bad_samples: list[Row]
     sanity: Row | None
-    """What `mmssl bench explain --out RUN/explain` found."""
+    """Output of `python -m scripts.bench explain ... --out RUN/explain`."""
     notes: list[str]
-    """What could not be read."""
+    """Files that could not be read."""
 
     @property
     def model(self) -> Path | None:
-        """The folder of its model, once there is one."""
+        """The folder of the model; None before the run has finished."""
         folder = self.folder / "model"
         return folder if (folder / "config.json").is_file() else None
 
@@ -54,7 +54,7 @@ class RunRecord:
 
     @property
     def state(self) -> str:
-        """Whether it came to its end, in words."""
+        """State of the run in words."""
         if self.model is not None:
             return "finished"
         return "stopped early, or still going on" if self.metrics else "not begun"
@@ -64,14 +64,14 @@ def collect(folders: Sequence[Path]) -> list[RunRecord]:
     """Read runs.
 
     Raises:
-        UserError: a folder is no run.
+        UserError: a folder is not a run.
     """
     return [_collect(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
 
 
 def _collect(folder: Path, name: str) -> RunRecord:
     if not any((folder / file).is_file() for file in ("config.yaml", "metrics.jsonl", "results.json")):
-        raise UserError(f"{folder} is no run: it has neither config.yaml nor metrics.jsonl nor results.json")
+        raise UserError(f"{folder} is not a run: it has neither config.yaml nor metrics.jsonl nor results.json")
     notes: list[str] = []
     results, tables = _results(folder, notes)
     environment = _json(folder / "environment.json", notes)
@@ -93,7 +93,7 @@ def _collect(folder: Path, name: str) -> RunRecord:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names, or their paths where these are alike."""
+    """Names of the folders, or their paths if two names are equal."""
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) == len(names):
         return names
@@ -101,8 +101,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _results(folder: Path, notes: list[str]) -> tuple[dict[str, Metrics], dict[str, Path]]:
-    """The run's own results, then those of evaluations kept in folders inside it; a later one of a name adds its
-    folder to it."""
+    """Results of the run, then of evaluations in its subfolders. A repeated name is prefixed with its folder."""
     results: dict[str, Metrics] = {}
     tables: dict[str, Path] = {}
     for path in (folder / "results.json", *sorted(folder.glob("*/results.json"))):
@@ -137,7 +136,7 @@ def _json(path: Path, notes: list[str]) -> Row | None:
 
 
 def _lines(path: Path, notes: list[str]) -> list[Row]:
-    """The records of a file of one JSON object a line; a last line that a kill cut off is no record yet."""
+    """The records of a JSON Lines file; an incomplete last line is ignored."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -160,5 +159,5 @@ def _text(path: Path) -> str:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none when there is no file."""
+    """The rows of a CSV file; empty if the file does not exist."""
     return read_csv(path) if path.is_file() else []

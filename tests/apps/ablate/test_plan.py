@@ -105,7 +105,7 @@ def test_equal_flops_need_a_length_in_steps(shards: Path, tmp_path: Path) -> Non
     ("changes", "mixes", "seeds", "words"),
     [
         ({}, (), (0,), "at least 2 seeds"),
-        ({}, (), (1, 1, 2), "twice"),
+        ({}, (), (1, 1, 2), "repeats a seed"),
         ({"evaluate": {}}, (), (0, 1), "evaluate.suites is empty"),
         ({}, ("contrastive", "contrastive+mlm(wieght=1)"), (0, 1), "objectives.mlm.wieght"),
         ({"data__train": "none-*.tar"}, (), (0, 1), "none-*.tar"),

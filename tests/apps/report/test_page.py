@@ -218,8 +218,8 @@ def test_damaged_lines_are_counted(hostile_run: Path, tmp_path: Path) -> None:
 
 
 def test_no_run_no_page(tmp_path: Path) -> None:
-    """A folder that is no run is refused, and nothing is written."""
-    with pytest.raises(UserError, match="is no run"):
+    """A folder that is not a run is refused, and nothing is written."""
+    with pytest.raises(UserError, match="is not a run"):
         write_report([tmp_path], tmp_path / "report")
     assert not (tmp_path / "report").exists()
 

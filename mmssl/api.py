@@ -27,7 +27,7 @@ from mmssl.models.text import TextTower
 from mmssl.models.vision import VisionTower
 
 if TYPE_CHECKING:
-    from mmssl.apps.autoconfig.data import Source
+    from mmssl.apps.autoconfig import Source
     from mmssl.apps.search import Hit, Index
     from mmssl.train.trainer import Finished
 
@@ -104,7 +104,7 @@ class MMSSL:
         Raises:
             UserError: the data cannot be used, a setting is wrong, or the folder holds another run.
         """
-        from mmssl.apps.autoconfig.training import start_from, train_on
+        from mmssl.apps.autoconfig import start_from, train_on
 
         if data is None:
             data = ((self._tree or {}).get("data") or {}).get("train")
@@ -176,7 +176,7 @@ class MMSSL:
         Raises:
             UserError: the folder holds another index, or the data cannot be used.
         """
-        from mmssl.apps.autoconfig.data import resolve_shards
+        from mmssl.apps.autoconfig import resolve_shards
         from mmssl.apps.search import Index, embed_shards
 
         folder = Path(out)
@@ -216,7 +216,7 @@ class MMSSL:
         Raises:
             UserError: a data set lacks what a task needs.
         """
-        from mmssl.apps.autoconfig.data import is_shards, resolve_shards
+        from mmssl.apps.autoconfig import is_shards, resolve_shards
         from mmssl.evaluate import datasets, open_dataset, suite
 
         with TemporaryDirectory(prefix="mmssl-") as passing:

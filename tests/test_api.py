@@ -15,8 +15,8 @@ from PIL import Image
 
 from mmssl import MMSSL, load
 from mmssl.api import full_key
-from mmssl.apps.autoconfig.data import prepare
-from mmssl.apps.autoconfig.training import next_commands
+from mmssl.apps.autoconfig import next_commands
+from mmssl.apps.autoconfig.preparation import prepare
 from mmssl.config import load_config
 from mmssl.data import expand, iter_samples
 from mmssl.errors import UserError

@@ -48,7 +48,7 @@ def embed(
     """
     import torch
 
-    from mmssl.apps.autoconfig.data import resolve_shards
+    from mmssl.apps.autoconfig import resolve_shards
     from mmssl.apps.search import Index, embed_shards
     from mmssl.distributed import process_group
 

@@ -72,7 +72,7 @@ def _check_options(data: str | None, start: str | None, run: Path | None, resume
 
 
 def _train_config(config: str | None, changes: list[str], resume: Path | None, rewind: bool) -> "Finished":
-    from mmssl.apps.autoconfig.training import after_training
+    from mmssl.apps.autoconfig import after_training
     from mmssl.train.trainer import train as run
 
     settings = _read_config(config, changes) if resume is None else resumed_config(resume, changes)
@@ -119,7 +119,7 @@ def resumed_config(run: Path, changes: list[str]) -> "Config":
 def _train_on_data(
     data: str, config: str | None, changes: list[str], start: str | None, run: Path | None
 ) -> "Finished":
-    from mmssl.apps.autoconfig.training import start_from, train_on
+    from mmssl.apps.autoconfig import start_from, train_on
     from mmssl.config import parse_override, read_tree
 
     pinned = dict(parse_override(change) for change in changes)
@@ -134,7 +134,7 @@ def _train_on_data(
 def _report(finished: "Finished") -> None:
     """Print the metrics, the model folder, and commands that use the model."""
     from mmssl import system
-    from mmssl.apps.autoconfig.training import next_commands
+    from mmssl.apps.autoconfig import next_commands
 
     if system.rank() == 0:
         print_results(finished.results)

@@ -1,26 +1,22 @@
-"""Facts of a machine on which nothing is wrong."""
+"""Facts of a machine without problems."""
 
 from typing import Any
 
-from packaging.requirements import Requirement
-
 from mmssl.apps.doctor import SystemFacts
-from mmssl.apps.doctor.system import Device
+from mmssl.apps.doctor.machine import Device
 
 GIB = 2**30
 GPU = Device("A GPU", 80 * GIB, 78 * GIB, True)
 
 
 def facts(**changes: Any) -> SystemFacts:
-    """Those of a sound machine, some of them changed."""
+    """Facts of a machine without problems, with some changes."""
     sound: dict[str, Any] = {
-        "python": "3.12.3",
-        "python_range": ">=3.11",
-        "requirements": [Requirement("torch>=2.6"), Requirement("fsspec")],
-        "extras": {"search": [Requirement("usearch")], "s3": [Requirement("s3fs")]},
-        "installed": {"torch": "2.8.0", "torchvision": "0.23.0", "fsspec": "2025.1", "s3fs": "2025.1", "usearch": "2"},
-        "vision_needs": [Requirement("numpy"), Requirement("torch==2.8.0")],
+        "versions": {"python": "3.12.3", "torch": "2.8.0", "torchvision": "0.23.0"},
+        "unmet": {},
+        "vision_unmet": {"pillow>=20": "12"},
         "vision_error": None,
+        "extras": {"search": True, "parquet": True},
         "devices": [],
         "cuda_build": "12.8",
         "driver": False,

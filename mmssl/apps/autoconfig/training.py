@@ -1,4 +1,4 @@
-"""One training from data in any form: packed, looked at, settled, run, and made searchable."""
+"""One training on data in any form: packing, choice of settings, training, and a search index."""
 
 import copy
 import shlex
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
 
 from mmssl import system
-from mmssl.apps.autoconfig.choose import Choice, choose
-from mmssl.apps.autoconfig.console import settings_table
-from mmssl.apps.autoconfig.data import HELD_OUT, Prepared, Source, prepare
-from mmssl.apps.autoconfig.inputs import Machine, Pairs, Start
-from mmssl.apps.autoconfig.machine import this_machine
-from mmssl.apps.autoconfig.probe_data import look_at
+from mmssl.apps.autoconfig.choices import Choice, choose
+from mmssl.apps.autoconfig.inputs import Machine, Pairs, Start, probe_pairs, this_machine
+from mmssl.apps.autoconfig.preparation import HELD_OUT, Prepared, Source, prepare
 from mmssl.apps.report import write_card
 from mmssl.apps.search import embed_shards, read_record
 from mmssl.build import objective_options
@@ -29,9 +29,9 @@ from mmssl.train.setup import PACKED, is_available
 from mmssl.train.trainer import Finished, train
 
 INDEX = "index"
-"""Folder of a run for the vectors of its packed pairs."""
+"""Folder of a run for the embeddings of its packed pairs."""
 _TRIAL = Pairs(1_000, 16, 224)
-"""Stands for pairs that nothing is known of yet, to find mistakes in settings before anything is packed."""
+"""Placeholder for unknown pairs, to check the settings before anything is packed."""
 
 Tree = Mapping[str, Any]
 
@@ -44,34 +44,34 @@ def train_on(
     tree: Tree | None = None,
     pinned: Mapping[str, Any] | None = None,
 ) -> Finished:
-    """Train on a folder of images with captions, a table or shards, with the settings that suit them.
+    """Train on a folder of images with captions, a table or shards, with settings that suit them.
 
     Args:
         run_dir: folder of the run. Default: runs/NAME, by the name of the data.
-        start: a whole model to start from.
-        tree: a configuration, of which the data and what is pinned are replaced. None: settings are chosen, a part of
-            the pairs is held out, and the model is judged on it at the end.
-        pinned: dotted key -> value.
+        start: a model to start from.
+        tree: a configuration, in which the data and pinned settings are replaced. None: settings are chosen, and the
+            model is evaluated on held-out pairs at the end.
+        pinned: dotted key -> value given by the user.
 
     Raises:
-        UserError: the data cannot be used, a setting is wrong, or the folder holds another run.
+        UserError: the data are unusable, a setting is wrong, or the folder contains another run.
     """
     given, machine = dict(pinned or {}), this_machine()
     if not data:
-        raise UserError("no data are named: give a folder of images, a table or shards")
+        raise UserError("no data given; name a folder of images, a table or shards")
     if "data.train" in given:
-        raise UserError(f"data.train={given['data.train']!r} and the data {data!r} are both given; leave one out")
+        raise UserError(f"data.train={given['data.train']!r} and the data {data!r} are both given; remove one of them")
     named = given.pop("run_dir", None) or (tree or {}).get("run_dir")
     run = _folder(run_dir or (Path(named) if named is not None else None), data)
     trial = tree if tree is not None else _tree(choose(_TRIAL, machine, start, given))
-    objective_options(_config(trial, "to be seen", run, given))
+    objective_options(_config(trial, "unknown", run, given))
     console = Console(quiet=not _is_first())
     prepared = _prepared(data, run, hold_out=tree is None, console=console)
     if tree is None:
-        pairs = look_at(expand(prepared.train), prepared.pairs, given.get("data.captions", ["{txt}"]))
-        choices = [*choose(pairs, machine, start, given), *_judged(prepared, given)]
-        console.print(settings_table(choices, given))
-        _tell_of_gpus(machine, console)
+        pairs = probe_pairs(expand(prepared.train), prepared.pairs, given.get("data.captions", ["{txt}"]))
+        choices = [*choose(pairs, machine, start, given), *_evaluation(prepared, given)]
+        console.print(_settings_table(choices, given))
+        _report_unused_gpus(machine, console)
         tree = _tree(choices)
     finished = train(_config(tree, prepared.train, run, given))
     after_training(finished)
@@ -79,13 +79,13 @@ def train_on(
 
 
 def start_from(source: str, model: Model | None = None) -> Start:
-    """What is known of a whole model to start from.
+    """Describe a model to start from.
 
     Args:
-        model: the same, if it is loaded already.
+        model: the model, if it is already loaded.
 
     Raises:
-        UserError: there is none.
+        UserError: the model is missing.
     """
     model = load(source) if model is None else model
     library, _, name = source.partition(":")
@@ -101,20 +101,20 @@ def after_training(finished: Finished) -> None:
 
 
 def index_packed(finished: Finished) -> None:
-    """Store the vectors of what was packed for a run that has ended, in RUN/index for search and serve."""
+    """Embed the packed pairs of a finished run into RUN/index, for search and serve."""
     run = finished.run_dir
     if finished.signal is None and (run / PACKED).is_dir() and _is_first() and find_spec("pyarrow") is not None:
         shards = expand(str(run / PACKED))
         known = read_record(run / INDEX)
         if known is not None and known["shards"] == [str(Path(shard).resolve()) for shard in shards]:
-            shutil.rmtree(run / INDEX)  # of the weights before the run went on
+            shutil.rmtree(run / INDEX)  # made with the weights before the run was resumed
         model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
         with Console(stderr=True).status("embedding") as status:
             embed_shards(model, shards, run / INDEX, progress=lambda done: status.update(f"embedding: {done:,} images"))
 
 
 def next_commands(run: Path) -> list[str]:
-    """What to type after a training that ended."""
+    """Useful commands after a training."""
     folder = shlex.quote(str(run))
     commands = [f"mmssl predict {folder} IMAGE --labels 'one thing,another'"]
     if any(find_spec(package) is None for package in ("pyarrow", "fastapi")):
@@ -128,11 +128,11 @@ def next_commands(run: Path) -> list[str]:
 
 
 def _folder(given: Path | None, data: Source) -> Path:
-    """The run's folder; one that is not given is the first of runs/NAME, runs/NAME-2, ... in which a run may begin."""
+    """Folder of the run. Default: the first of runs/NAME, runs/NAME-2, ... that is available."""
     if given is not None:
         if not is_available(given):
             raise UserError(
-                f"the run {given} exists; pick another folder, or go on with it: mmssl train --resume {given}"
+                f"the run {given} exists; pick another folder, or continue it: mmssl train --resume {given}"
             )
         return given
     path = Path(data if isinstance(data, str | Path) else data[0])
@@ -152,19 +152,44 @@ def _prepared(data: Source, run: Path, hold_out: bool, console: Console) -> Prep
             data, run / PACKED, hold_out, lambda done, total: status.update(f"packing: {done:,} of {total:,} pairs")
         )
     if found.packed:
-        whole = found.pairs + found.held_out_pairs
-        console.print(f"{run / PACKED}: {whole:,} pairs packed", soft_wrap=True, markup=False)
+        total = found.pairs + found.held_out_pairs
+        console.print(f"{run / PACKED}: {total:,} pairs packed", soft_wrap=True, markup=False)
     for note in found.notes:
         console.print(note, soft_wrap=True, markup=False)
     return found
 
 
-def _judged(prepared: Prepared, pinned: Tree) -> list[Choice]:
-    """The suite of the part that was held out."""
+def _evaluation(prepared: Prepared, pinned: Tree) -> list[Choice]:
+    """The evaluation suite of the held-out pairs."""
     if any(key.startswith("evaluate.suites") for key in pinned):
         return []
     suites = {HELD_OUT: {"data": prepared.held_out, "task": ["retrieval"]}} if prepared.held_out else {}
     return [Choice("evaluate.suites", suites, prepared.why)]
+
+
+def _settings_table(choices: Sequence[Choice], pinned: Mapping[str, Any]) -> Table:
+    """Table of chosen settings with their reasons, and of given ones."""
+    table = Table(Column("setting", no_wrap=True), Column("value", overflow="fold"), "why", box=SIMPLE_HEAD)
+    for choice in choices:
+        table.add_row(choice.key, Text(_short(choice.value)), choice.why)
+    for key, value in pinned.items():
+        table.add_row(key, Text(_short(value)), "given")
+    return table
+
+
+def _short(value: Any) -> str:
+    """A value as short YAML."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_short(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_short(inner) for inner in value)}]"
+    return str(value)
 
 
 def _tree(choices: Sequence[Choice]) -> dict[str, Any]:
@@ -175,16 +200,16 @@ def _tree(choices: Sequence[Choice]) -> dict[str, Any]:
 
 
 def _config(tree: Tree, train_shards: str | list[str], run: Path, pinned: Tree) -> Config:
-    whole = copy.deepcopy(dict(tree))
+    merged = copy.deepcopy(dict(tree))
     for key, value in {"data.train": train_shards, "run_dir": str(run), **pinned}.items():
-        set_key(whole, key, value)
-    return parse_config(whole, where="the settings")
+        set_key(merged, key, value)
+    return parse_config(merged, where="the settings")
 
 
-def _tell_of_gpus(machine: Machine, console: Console) -> None:
+def _report_unused_gpus(machine: Machine, console: Console) -> None:
     if len(machine.gpu_memory) > machine.processes:
         console.print(
-            f"{machine.processes} of {len(machine.gpu_memory)} GPUs are used; for all of them: "
+            f"{machine.processes} of {len(machine.gpu_memory)} GPUs are used; to use all of them: "
             f"accelerate launch --num_processes {len(machine.gpu_memory)} -m mmssl.train --data SHARDS",
             soft_wrap=True,
         )

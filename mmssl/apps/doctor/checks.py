@@ -1,85 +1,90 @@
-"""What the facts of a machine mean for training. Every check is a function of values and looks at nothing itself."""
+"""Checks of a machine for training. Every check is a pure function of the collected facts."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
+from mmssl.apps.doctor.machine import SystemFacts
 
-from mmssl.apps.doctor.finding import Finding
-from mmssl.apps.doctor.system import SystemFacts
-
+State = Literal["ok", "warning", "error"]
+_ORDER: tuple[State, ...] = ("ok", "warning", "error")
 GIB = 2**30
 SHARED_MEMORY = 1 * GIB
-"""Below, worker processes run out of it: three batches of 256 images of 224 px are 116 MB, and containers have 64."""
+"""Below this, worker processes run out of it: three batches of 256 images of 224 px take 116 MB, and containers have
+64 MB by default."""
 OPEN_FILES = 4096
 MEMORY = 4 * GIB
-"""What the smallest shipped configurations need."""
+"""Need of the smallest shipped configurations."""
 DISK = 10 * GIB
-"""Some checkpoints of a ViT-B with its optimizer, at 1.8 GB each."""
+"""Room for a few checkpoints of a ViT-B with its optimizer, at 1.8 GB each."""
 FULL = GIB // 2
 FASTER = 0.9
-"""A number format pays if a product takes less than this part of float32's time."""
+"""Fraction of float32's time below which bf16 is worthwhile."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Result of one check."""
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+    """How to fix it. Empty: nothing to do."""
+
+
+def worst(findings: Iterable[Finding]) -> State:
+    """The most serious state among findings."""
+    return max((finding.state for finding in findings), key=_ORDER.index, default="ok")
 
 
 def examine(facts: SystemFacts) -> list[Finding]:
-    """Every check of the machine, in the order in which a problem of one explains those of the next."""
+    """Run every check of the machine. Earlier problems may explain later ones."""
     return [check(facts) for check in CHECKS]
 
 
-def python(facts: SystemFacts) -> Finding:
-    """The interpreter's version."""
-    if SpecifierSet(facts.python_range).contains(facts.python, prereleases=True):
-        return Finding("python", "ok", facts.python)
-    remedy = f"make an environment with Python {facts.python_range}"
-    return Finding("python", "error", f"{facts.python}, supported is {facts.python_range}", remedy)
-
-
 def packages(facts: SystemFacts) -> Finding:
-    """Every package that is needed is there, in a version that is supported."""
-    wrong = _unmet(facts.requirements, facts.installed)
-    if not wrong:
-        shown = [f"{name} {facts.installed[name]}" for name in ("torch", "transformers") if name in facts.installed]
-        return Finding("packages", "ok", f"{', '.join(shown)}; {len(facts.requirements)} requirements are met")
-    wanted = " ".join(f"'{requirement}'" for requirement in wrong)
-    found = ", ".join(f"{r.name} {facts.installed.get(r.name, 'missing')}" for r in wrong)
-    return Finding("packages", "error", found, f"pip install {wanted}")
+    """Versions of the packages that mmssl requires."""
+    if not facts.unmet:
+        return Finding("packages", "ok", ", ".join(f"{name} {version}" for name, version in facts.versions.items()))
+    found = ", ".join(f"{version} (needs {requirement})" for requirement, version in facts.unmet.items())
+    return Finding("packages", "error", found, f"pip install {' '.join(map(repr, facts.unmet))}")
 
 
 def torchvision(facts: SystemFacts) -> Finding:
-    """torchvision was built for the PyTorch that is installed."""
-    name = "torch and torchvision"
-    torch, vision = facts.installed.get("torch", "missing"), facts.installed.get("torchvision", "missing")
-    found = f"torch {torch}, torchvision {vision}"
+    """Match of torchvision with the installed PyTorch."""
+    name, torch = "torch and torchvision", facts.versions.get("torch", "missing")
+    found = f"torch {torch}, torchvision {facts.versions.get('torchvision', 'missing')}"
     remedy = f"install both from one index and at once: pip install --force-reinstall 'torch=={torch}' torchvision"
     if facts.vision_error is not None:
         return Finding(name, "error", f"{found}; importing torchvision fails: {facts.vision_error}", remedy)
-    torch_alone = [r for r in facts.vision_needs if r.name == "torch"]
-    if _unmet(torch_alone, facts.installed):
-        return Finding(name, "error", f"{found}, which wants {torch_alone[0]}", remedy)
+    wanted = next((requirement for requirement in facts.vision_unmet if re.match("torch[=<>~!]", requirement)), None)
+    if wanted is not None:
+        return Finding(name, "error", f"{found}, which needs {wanted}", remedy)
     return Finding(name, "ok", found)
 
 
 def devices(facts: SystemFacts) -> Finding:
-    """GPUs, or why there are none."""
+    """GPUs, or the reason why none is used."""
     hidden = facts.environment.get("CUDA_VISIBLE_DEVICES")
     if facts.devices:
         shown = "; ".join(f"{d.name}, {d.free / GIB:.1f} of {d.total / GIB:.1f} GiB free" for d in facts.devices)
         return Finding("devices", "ok", shown)
     if not facts.driver:
-        return Finding("devices", "ok", "no GPU; the CPU computes")
+        return Finding("devices", "ok", "no GPU; training uses the CPU")
     if facts.cuda_build is None:
-        remedy = "install the CUDA build of PyTorch: pytorch.org/get-started names the command"
-        return Finding("devices", "error", "there is a GPU, but this PyTorch is built for CPUs", remedy)
+        remedy = "install the CUDA build of PyTorch: see pytorch.org/get-started for the command"
+        return Finding("devices", "error", "the machine has a GPU, but this PyTorch is built for CPUs", remedy)
     if hidden in ("", "-1"):
         found = f"CUDA_VISIBLE_DEVICES={hidden!r} hides the GPUs"
         return Finding("devices", "warning", found, "unset CUDA_VISIBLE_DEVICES to use them")
-    found = f"there is a GPU, but PyTorch for CUDA {facts.cuda_build} cannot use it"
+    found = f"the machine has a GPU, but PyTorch for CUDA {facts.cuda_build} cannot use it"
     return Finding("devices", "error", found, "update the driver, or install a PyTorch built for an older CUDA")
 
 
 def precision(facts: SystemFacts) -> Finding:
-    """Whether a short number format makes products faster here."""
+    """Speed of half precision on this machine."""
     plain = facts.product_ms["fp32"]
     ratios = {name: time / plain for name, time in facts.product_ms.items() if name != "fp32"}
     found = f"a product of 1024 x 1024 takes {plain:.1f} ms in fp32; " + ", ".join(
@@ -95,18 +100,18 @@ def precision(facts: SystemFacts) -> Finding:
 
 
 def shared_memory(facts: SystemFacts) -> Finding:
-    """Room for images that worker processes hand over."""
+    """Shared memory for images from worker processes."""
     if facts.shared_memory is None:
         return Finding("shared memory", "ok", "this system has no /dev/shm")
     found = f"{facts.shared_memory / GIB:.2f} GiB free in /dev/shm"
     if facts.shared_memory >= SHARED_MEMORY:
         return Finding("shared memory", "ok", found)
-    remedy = "start the container with --shm-size 8g, or keep data.worker_kind=thread, which needs none"
+    remedy = "start the container with --shm-size 8g, or keep data.worker_kind=thread, which does not need it"
     return Finding("shared memory", "warning", found, remedy)
 
 
 def open_files(facts: SystemFacts) -> Finding:
-    """How many files a process may open."""
+    """Limit of open files per process."""
     # -1 means no limit.
     if facts.open_files is None or facts.open_files < 0:
         return Finding("open files", "ok", "no limit")
@@ -117,12 +122,12 @@ def open_files(facts: SystemFacts) -> Finding:
 
 
 def cores(facts: SystemFacts) -> Finding:
-    """Whether PyTorch uses as many threads as there are cores to run them."""
+    """Number of PyTorch threads against the available cores."""
     granted = facts.cores if facts.quota is None else min(facts.cores, facts.quota)
     found = f"{facts.cores} cores" + (
         f", of which a container grants {facts.quota:g}" if facts.quota is not None else ""
     )
-    found += f"; {facts.threads} threads for the math"
+    found += f"; {facts.threads} PyTorch threads"
     if facts.threads > max(1.0, granted):
         remedy = f"set train.threads={max(1, int(granted))}, or OMP_NUM_THREADS to that"
         return Finding("cores", "warning", found, remedy)
@@ -142,7 +147,7 @@ def memory(facts: SystemFacts) -> Finding:
 
 
 def disk(facts: SystemFacts) -> Finding:
-    """Room for checkpoints."""
+    """Disk space for checkpoints."""
     found = f"{facts.disk / GIB:.1f} GiB free in {facts.folder}"
     if facts.disk >= DISK:
         return Finding("disk", "ok", found)
@@ -151,15 +156,15 @@ def disk(facts: SystemFacts) -> Finding:
 
 
 def extras(facts: SystemFacts) -> Finding:
-    """Optional packages. That one is missing is no fault: a command that needs it says so."""
-    missing = [name for name, needs in facts.extras.items() if _unmet(needs, facts.installed)]
-    there = [name for name in facts.extras if name not in missing]
+    """Optional packages. A missing one is not a problem: commands that need it report it."""
+    there = [name for name, installed in facts.extras.items() if installed]
+    missing = [name for name in facts.extras if name not in there]
     found = f"present: {', '.join(there) or 'none'}; missing: {', '.join(missing) or 'none'}"
     return Finding("extras", "ok", found, f"pip install 'mmssl[{','.join(missing)}]' for all" if missing else "")
 
 
 def launcher(facts: SystemFacts) -> Finding:
-    """Variables and files that make a program believe that it is one of several, or keep it from that."""
+    """Settings of the environment for training with several processes."""
     given = facts.environment
     world_size = given.get("WORLD_SIZE", "1")
     if "MASTER_ADDR" in given and "WORLD_SIZE" not in given:
@@ -167,20 +172,17 @@ def launcher(facts: SystemFacts) -> Finding:
         remedy = "start with torchrun or accelerate launch, which set both, or unset MASTER_ADDR"
         return Finding("launcher", "warning", found, remedy)
     if world_size != "1" and ("MASTER_ADDR" not in given or "RANK" not in given):
-        found = f"WORLD_SIZE={world_size} is set without MASTER_ADDR and RANK: training would wait for others for ever"
+        found = f"WORLD_SIZE={world_size} is set without MASTER_ADDR and RANK: training would wait for others forever"
         return Finding("launcher", "error", found, "unset WORLD_SIZE, or start with torchrun or accelerate launch")
     kind = re.search(r"^distributed_type:\s*'?(\w+)", facts.launch_file or "", re.MULTILINE)
     if kind is not None and kind[1] in ("DEEPSPEED", "MEGATRON_LM"):
         found = f"accelerate config chose {kind[1]}, which mmssl refuses"
         remedy = "run accelerate config again and choose FSDP version 2, or none"
         return Finding("launcher", "error", found, remedy)
-    return Finding(
-        "launcher", "ok", f"{world_size} processes" if world_size != "1" else "no other processes are expected"
-    )
+    return Finding("launcher", "ok", f"{world_size} processes" if world_size != "1" else "a single process")
 
 
 CHECKS: Sequence[Callable[[SystemFacts], Finding]] = (
-    python,
     packages,
     torchvision,
     devices,
@@ -193,12 +195,3 @@ CHECKS: Sequence[Callable[[SystemFacts], Finding]] = (
     launcher,
     extras,
 )
-
-
-def _unmet(requirements: Sequence[Requirement], installed: Mapping[str, str]) -> list[Requirement]:
-    """Those of the requirements that no installed version satisfies."""
-    return [
-        r
-        for r in requirements
-        if r.name not in installed or not r.specifier.contains(installed[r.name], prereleases=True)
-    ]

@@ -1,4 +1,4 @@
-"""Whether shards can be read, how fast, and whether their index is there."""
+"""Checks of shards: read speed, latency, and index."""
 
 import os
 import statistics
@@ -6,24 +6,25 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmssl.apps.doctor.finding import Finding
+from mmssl.apps.doctor.checks import Finding
 from mmssl.data import expand
 from mmssl.data.shards import FOLDER_FILE, SampleLimits, is_remote, offsets_path
 from mmssl.data.storage import Fetcher, RetryPolicy, find_remote_indexes
 from mmssl.errors import UserError
 
 SAMPLED = 4
-"""Shards that are looked at, evenly spread over those that are named."""
+"""Number of shards to check, evenly spread."""
 READ_BYTES = 16 << 20
-"""Read of each."""
+"""Bytes to read of each shard."""
 SLOW_BYTES_PER_S = 50e6
-"""Below, one GPU waits for its images: 500 of 100 kB a second."""
+"""Below this, one GPU waits for images: 500 of 100 kB per second."""
 SLOW_SECONDS = 0.25
+"""Latency of a remote shard above which reading is slow."""
 _BLOCK = 1 << 20
 
 
 def examine_shards(patterns: Sequence[str]) -> list[Finding]:
-    """Reads a sample of the shards that are named. Nothing is written."""
+    """Check some of the shards. Nothing is written."""
     try:
         shards = expand(patterns)
     except UserError as error:
@@ -39,7 +40,7 @@ def _examine_local(shards: Sequence[str]) -> list[Finding]:
         count, seconds = read(chosen)
     except OSError as error:
         found = f"{error.filename}: {error.strerror}"
-        return [Finding("shards", "error", found, "check that the file is whole and may be read")]
+        return [Finding("shards", "error", found, "check that the file is complete and readable")]
     missing = [shard for shard in shards if not has_index(shard)]
     return [check_read_speed(len(shards), count, seconds), check_index(len(shards), missing, writable(missing))]
 
@@ -58,16 +59,16 @@ def _examine_remote(shards: Sequence[str]) -> list[Finding]:
 
 
 def spread(shards: Sequence[str]) -> list[str]:
-    """Up to SAMPLED of the shards, evenly spread."""
+    """Choose up to SAMPLED shards, evenly spread."""
     count = min(SAMPLED, len(shards))
     return [shards[i * len(shards) // count] for i in range(count)]
 
 
 def read(shards: Sequence[str]) -> tuple[int, float]:
-    """Read up to READ_BYTES of each of some files, from the disk where the system can be asked to forget its copy.
+    """Read up to READ_BYTES of each file, bypassing the page cache where the system allows it.
 
     Returns:
-        Bytes read, and seconds that it took.
+        Bytes read, and seconds taken.
 
     Raises:
         OSError: a file cannot be read.
@@ -85,10 +86,10 @@ def read(shards: Sequence[str]) -> tuple[int, float]:
 
 
 def latency(fetcher: Fetcher, shard: str) -> float:
-    """Seconds until a remote file answers.
+    """Seconds until the server of a remote file responds.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not respond.
     """
     start = time.perf_counter()
     fetcher.size(shard)
@@ -96,17 +97,17 @@ def latency(fetcher: Fetcher, shard: str) -> float:
 
 
 def has_index(shard: str) -> bool:
-    """Whether the index of a local shard lies beside it."""
+    """True if a local shard has its index."""
     return offsets_path(shard).is_file() and (Path(shard).parent / FOLDER_FILE).is_file()
 
 
 def writable(shards: Sequence[str]) -> bool:
-    """Whether an index can be kept beside every one of the shards."""
+    """True if the folders of all shards are writable, so that an index can be stored."""
     return all(os.access(Path(shard).parent, os.W_OK) for shard in shards)
 
 
 def check_read_speed(shards: int, count: int, seconds: float) -> Finding:
-    """Of local shards: bytes read in seconds."""
+    """Assess the read speed of local shards: `count` bytes in `seconds`."""
     speed = count / max(seconds, 1e-9)
     found = f"{shards:,} local, read at {speed / 1e6:,.0f} MB/s ({count / 1e6:,.0f} MB)"
     if speed >= SLOW_BYTES_PER_S:
@@ -116,29 +117,29 @@ def check_read_speed(shards: int, count: int, seconds: float) -> Finding:
 
 
 def check_index(shards: int, missing: Sequence[str], can_write: bool) -> Finding:
-    """Of local shards: those without an index, and whether one can be kept."""
+    """Assess local shards without an index."""
     if not missing:
-        return Finding("index", "ok", f"there for all {shards:,} shards")
+        return Finding("index", "ok", f"present for all {shards:,} shards")
     found = f"missing for {len(missing):,} of {shards:,} shards, first {missing[0]}"
     if can_write:
-        return Finding("index", "ok", found, "the first training makes it; mmssl shards index makes it now")
-    remedy = "make the folder writable once and run mmssl shards index, or every start reads all headers anew"
+        return Finding("index", "ok", found, "the first training creates it; mmssl shards index creates it now")
+    remedy = "make the folder writable once and run mmssl shards index, or every start reads all headers again"
     return Finding("index", "warning", f"{found}; the folder cannot be written", remedy)
 
 
 def check_latency(shards: int, seconds: float) -> Finding:
-    """Of remote shards: time of an answer."""
+    """Assess the latency of remote shards."""
     found = f"{shards:,}, the first byte after {1e3 * seconds:,.0f} ms"
     if seconds <= SLOW_SECONDS:
         return Finding("remote shards", "ok", found)
-    remedy = "set data.cache_dir to keep what was read, and more data.workers; or copy the shards nearer"
+    remedy = "set data.cache_dir to keep a local copy, and more data.workers; or copy the shards closer"
     return Finding("remote shards", "warning", found, remedy)
 
 
-def check_remote_index(looked_at: int, missing: Sequence[str]) -> Finding:
-    """Of remote shards: those without an index, of those that were looked at."""
+def check_remote_index(checked: int, missing: Sequence[str]) -> Finding:
+    """Assess remote shards without an index, among those checked."""
     if not missing:
-        return Finding("remote index", "ok", f"there for the {looked_at:,} shards that were looked at")
-    found = f"missing for {len(missing):,} of the {looked_at:,} shards that were looked at, first {missing[0]}"
-    remedy = "mmssl shards index PATTERN; without it a run is read from beginning to end and cannot resume exactly"
+        return Finding("remote index", "ok", f"present for the {checked:,} shards checked")
+    found = f"missing for {len(missing):,} of the {checked:,} shards checked, first {missing[0]}"
+    remedy = "mmssl shards index PATTERN; without it a run reads shards sequentially and cannot resume exactly"
     return Finding("remote index", "warning", found, remedy)

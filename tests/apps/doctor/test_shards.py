@@ -1,4 +1,4 @@
-"""Shards are read and judged; nothing is written beside them."""
+"""Shards are read and assessed; nothing is written."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def shards(tmp_path: Path) -> Path:
     return write_pairs(tmp_path)
 
 
-def test_speed_and_latency_are_judged_by_what_was_measured() -> None:
+def test_speed_and_latency_are_assessed() -> None:
     """100 MB in one second are enough, 10 are not; so are 10 ms and a second until the first byte."""
     fast, slow = check_read_speed(3, 10**8, 1.0), check_read_speed(3, 10**7, 1.0)
     assert (fast.state, fast.remedy) == ("ok", "")
@@ -35,7 +35,7 @@ def test_speed_and_latency_are_judged_by_what_was_measured() -> None:
     assert (check_latency(2, 0.01).state, check_latency(2, 1.0).state) == ("ok", "warning")
 
 
-def test_an_index_that_cannot_be_kept_is_a_warning() -> None:
+def test_an_index_that_cannot_be_stored_is_a_warning() -> None:
     """Missing where the first training makes it is fine; missing where nothing can be written costs every start."""
     assert check_index(2, [], True).state == "ok"
     assert check_index(2, ["a.tar"], True).state == "ok"
@@ -45,7 +45,7 @@ def test_an_index_that_cannot_be_kept_is_a_warning() -> None:
 
 
 def test_a_sample_of_many_is_read(tmp_path: Path) -> None:
-    """Four of many shards, spread evenly, and no more than a part of each, however large."""
+    """Four of many shards are read, evenly spread, and at most READ_BYTES of each."""
     names = [str(number) for number in range(10)]
     assert spread(names) == ["0", "2", "5", "7"]
     assert spread(names[:3]) == ["0", "1", "2"]
@@ -58,25 +58,25 @@ def test_a_sample_of_many_is_read(tmp_path: Path) -> None:
 
 
 def test_local_shards_are_left_as_they_are(shards: Path) -> None:
-    """Their speed is told; the index that is missing is not made; once it is there that is said."""
+    """The speed is reported; a missing index is reported but not created; a present one is reported."""
     before = sorted(path.name for path in shards.iterdir())
     speed, index = examine_shards([str(shards / "*.tar")])
     assert speed.found.startswith("2 local, read at ")
     assert "missing for 2 of 2" in index.found
     assert sorted(path.name for path in shards.iterdir()) == before
     index_shards([str(path) for path in sorted(shards.glob("*.tar"))], SampleLimits())
-    assert "there for all 2" in examine_shards([str(shards / "*.tar")])[1].found
+    assert "present for all 2" in examine_shards([str(shards / "*.tar")])[1].found
 
 
-def test_shards_that_are_not_there_are_an_error(tmp_path: Path) -> None:
-    """The pattern is named; so is a server that does not answer."""
+def test_missing_shards_are_an_error(tmp_path: Path) -> None:
+    """The finding names the pattern."""
     (found,) = examine_shards([str(tmp_path / "none-*.tar")])
     assert (found.name, found.state) == ("shards", "error")
     assert "none-*.tar" in found.found
 
 
-def test_remote_shards_are_asked(shards: Path) -> None:
-    """Over HTTP the time to the first byte is told, and whether the index lies beside them; nothing is written."""
+def test_remote_shards_are_examined(shards: Path) -> None:
+    """Over HTTP the latency and a missing index are reported; nothing is written."""
     before = sorted(path.name for path in shards.iterdir())
     with serve(shards) as url:
         latency, index = examine_shards([url + "/{0,1}.tar"])

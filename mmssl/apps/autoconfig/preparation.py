@@ -1,4 +1,4 @@
-"""Pairs in any form to shards: those that are trained on, and a part held out to judge by."""
+"""Preparation of data in any form as shards, split into training and held-out pairs."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from mmssl.data.storage import Access
 from mmssl.errors import UserError
 
 LEAST = 8
-"""Pairs without which there is nothing to learn."""
+"""Minimum number of training pairs."""
 SIDE = 512
-"""Packed images are shrunk to so many pixels on the shorter side: decoding large photographs again in every epoch
-would take longer than learning from them."""
+"""Shorter side in pixels of packed images: decoding large photographs in every epoch would take longer than training
+on them."""
 TRAIN, HELD_OUT = "train", "held-out"
 
 Source = str | Path | Sequence[str]
@@ -27,23 +27,23 @@ Source = str | Path | Sequence[str]
 
 @dataclass(frozen=True)
 class Prepared:
-    """Pairs as shards."""
+    """Shards of training and held-out pairs."""
 
     train: str | list[str]
-    """What `data.train` takes."""
+    """Value for `data.train`."""
     pairs: int
     held_out: str | None
-    """Pattern of the shards to judge by; None: there are none."""
+    """Pattern of the held-out shards. None: nothing is held out."""
     held_out_pairs: int
     why: str
-    """How the part was held out, or why not."""
+    """Description of the held-out pairs, or the reason why nothing is held out."""
     packed: bool
-    """Whether the shards were made here."""
+    """True if the data was packed into new shards."""
     notes: list[str] = field(default_factory=list)
 
 
 def is_shards(data: Source) -> bool:
-    """Whether data are shards already, and neither a table nor a folder of images."""
+    """True if the data are shards rather than a table or a folder of images."""
     if not isinstance(data, str | Path):
         return True
     path = Path(data)
@@ -51,11 +51,11 @@ def is_shards(data: Source) -> bool:
 
 
 def prepare(data: Source, folder: Path, hold_out: bool = True, progress: Progress | None = None) -> Prepared:
-    """Shards of any data. Images and tables are packed into the folder; interrupted, that goes on where it was.
+    """Turn any data into shards. Images and tables are packed into the folder; packing can be resumed.
 
     Args:
-        hold_out: keep a part away from training.
-        progress: called with the records packed and their number.
+        hold_out: hold out a fraction of the pairs for evaluation.
+        progress: called with the number of packed records and the total.
 
     Raises:
         UserError: the data are missing, damaged or too few, or would have to be packed by several processes.
@@ -64,14 +64,14 @@ def prepare(data: Source, folder: Path, hold_out: bool = True, progress: Progres
         assert isinstance(data, str | Path)
         found = _packed(Path(data), folder, hold_out, progress)
     else:
-        found = _as_they_are(data, hold_out)
+        found = _split_shards(data, hold_out)
     if found.pairs < LEAST:
         raise UserError(f"{_name(data)} has {found.pairs} usable pairs to train on; give {LEAST} at least")
     return found
 
 
 def resolve_shards(data: Source, folder: Path) -> list[str]:
-    """All pairs of any data as shards; images and tables are packed into the folder.
+    """Turn any data into shards without holding out pairs. Images and tables are packed into the folder.
 
     Raises:
         UserError: the data are missing, damaged or empty, or would have to be packed by several processes.
@@ -82,27 +82,28 @@ def resolve_shards(data: Source, folder: Path) -> list[str]:
     return expand(_packed(Path(data), folder, False, None).train)
 
 
-def held_out_share(pairs: int) -> float:
-    """The part of the pairs that is held out: a tenth, but three dozens at least, 5,000 at most and never more than a
-    quarter."""
+def held_out_fraction(pairs: int) -> float:
+    """Fraction of the pairs to hold out: a tenth, at least 36 pairs, at most 5,000 and at most a quarter."""
     return min(0.25, min(5_000, max(36, pairs / 10)) / max(pairs, 1))
 
 
 def _packed(source: Path, folder: Path, hold_out: bool, progress: Progress | None) -> Prepared:
     if system.world_size() > 1:
-        raise UserError(f"one process packs: mmssl shards pack {source} --out DIR; then give DIR to all processes")
+        raise UserError(
+            f"{source} cannot be packed by several processes; run mmssl shards pack {source} --out DIR and train on DIR"
+        )
     records = open_records(source)
     number = len(records.keys())
-    share = held_out_share(number) if hold_out else 0.0
-    splits = {TRAIN: 1 - share, HELD_OUT: share} if hold_out else {TRAIN: 1.0}
+    fraction = held_out_fraction(number) if hold_out else 0.0
+    splits = {TRAIN: 1 - fraction, HELD_OUT: fraction} if hold_out else {TRAIN: 1.0}
     packed = pack(records, folder, splits=splits, encoding=Encoding(resize=SIDE), progress=progress)
     notes = []
     if packed.bad:
         key, why = packed.bad[0]
-        notes.append(f"{len(packed.bad)} of {number:,} left out, named in {folder / BAD}; first: {key}: {why}")
+        notes.append(f"{len(packed.bad)} of {number:,} left out, listed in {folder / BAD}; first: {key}: {why}")
     counts = {name: sum(_counts([str(path) for path in paths])) for name, paths in packed.shards.items()}
     if sum(counts.values()) == 0:
-        raise UserError(f"no pair of {source} can be used; {notes[0] if notes else 'it is empty'}")
+        raise UserError(f"no usable pair in {source}; {notes[0] if notes else 'it is empty'}")
     patterns = {name: f"{escape(str(folder))}/{name}-*.tar" for name, count in counts.items() if count > 0}
     held_out = counts.get(HELD_OUT, 0)
     return Prepared(
@@ -110,14 +111,14 @@ def _packed(source: Path, folder: Path, hold_out: bool, progress: Progress | Non
         pairs=counts[TRAIN],
         held_out=patterns.get(HELD_OUT),
         held_out_pairs=held_out,
-        why=f"{held_out:,} pairs, drawn by a hash of their keys, are never trained on",
+        why=f"{held_out:,} pairs, chosen by a hash of their keys, are held out from training",
         packed=True,
         notes=notes,
     )
 
 
 def _expanded(data: Source) -> list[str]:
-    """The names of shards; a word that could mean other data too is said to mean none of them."""
+    """Expand patterns of shards. Raises UserError for a word that names no data at all."""
     if not isinstance(data, str | Path):
         return expand(data)
     if not (is_remote(str(data)) or has_magic(str(data)) or "{" in str(data) or Path(data).exists()):
@@ -128,19 +129,19 @@ def _expanded(data: Source) -> list[str]:
     return expand(str(data))
 
 
-def _as_they_are(data: Source, hold_out: bool) -> Prepared:
-    """Shards stay whole: a held-out part is some of them."""
+def _split_shards(data: Source, hold_out: bool) -> Prepared:
+    """Use shards without packing; some of them are held out as a whole."""
     names = _expanded(data)
     counts = _counts(names)
     kept = _shards_to_hold_out(names, counts) if hold_out else []
     held_out = sum(count for name, count in zip(names, counts, strict=True) if name in kept)
     if kept:
-        why = f"{held_out:,} pairs in {len(kept)} of {len(names)} shards, drawn by a hash, are never trained on"
+        why = f"{held_out:,} pairs in {len(kept)} of {len(names)} shards, chosen by a hash, are held out from training"
     else:
-        why = "none: holding out one of so few shards would take more than a quarter of the pairs"
-    whole = str(data) if isinstance(data, str | Path) else list(data)
+        why = "none: holding out one of so few shards would remove more than a quarter of the pairs"
+    everything = str(data) if isinstance(data, str | Path) else list(data)
     return Prepared(
-        train=[name for name in names if name not in kept] if kept else whole,
+        train=[name for name in names if name not in kept] if kept else everything,
         pairs=sum(counts) - held_out,
         held_out=None if not kept else kept[0] if len(kept) == 1 else f"{{{','.join(kept)}}}",
         held_out_pairs=held_out,
@@ -150,9 +151,9 @@ def _as_they_are(data: Source, hold_out: bool) -> Prepared:
 
 
 def _shards_to_hold_out(names: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """As many as hold the share, in the order of a hash of their file names; never more than a quarter of the pairs."""
+    """Choose shards to hold out by a hash of their names: the wanted fraction, at most a quarter of the pairs."""
     total, taken, kept = sum(counts), 0, []
-    wanted = held_out_share(total) * total
+    wanted = held_out_fraction(total) * total
     for name, count in sorted(zip(names, counts, strict=True), key=lambda pair: _hash(Path(pair[0]).name)):
         if taken >= wanted or taken + count > total / 4:
             break
@@ -162,7 +163,7 @@ def _shards_to_hold_out(names: Sequence[str], counts: Sequence[int]) -> list[str
 
 
 def _counts(shards: Sequence[str]) -> list[int]:
-    """Usable pairs of each shard, from its index."""
+    """Number of usable pairs in each shard, from its index."""
     found = index_source(shards, SampleLimits(), Access())
     unknown = [shard for shard, index in zip(shards, found, strict=True) if index is None]
     if unknown:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.apps.autoconfig.data import LEAST, held_out_share, is_shards, prepare, resolve_shards
-from mmssl.apps.autoconfig.probe_data import count_tokens, look_at
+from mmssl.apps.autoconfig.inputs import count_tokens, probe_pairs
+from mmssl.apps.autoconfig.preparation import LEAST, held_out_fraction, is_shards, prepare, resolve_shards
 from mmssl.data import expand, iter_samples
 from mmssl.errors import UserError
 from tests.helpers.color_pairs import write_table
@@ -90,7 +90,7 @@ def test_pairs_of_one_image_stay_together(table: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("pairs", [8, 40, 200, 1000, 10_000, 10_000_000])
 def test_the_share_that_is_held_out(pairs: int) -> None:
     """A tenth, but three dozens at least, 5,000 at most, and never more than a quarter."""
-    share = held_out_share(pairs)
+    share = held_out_fraction(pairs)
     assert share * pairs == pytest.approx(min(pairs / 4, min(5000, max(36, pairs / 10))))
 
 
@@ -136,7 +136,7 @@ def test_unusable_data_are_refused(table: Path, tmp_path: Path) -> None:
 def test_a_look_tells_lengths_and_sizes(table: Path, tmp_path: Path) -> None:
     """Captions of five words and images of 20 px on the shorter side; scripts without spaces count characters."""
     found = prepare(table, tmp_path)
-    seen = look_at(expand(found.train), found.pairs)
+    seen = probe_pairs(expand(found.train), found.pairs)
     assert (seen.count, seen.image_side, seen.caption_tokens) == (
         found.pairs,
         20,
@@ -144,7 +144,7 @@ def test_a_look_tells_lengths_and_sizes(table: Path, tmp_path: Path) -> None:
     )
     assert count_tokens("一只猫 cat") == 3 + 2
     with pytest.raises(UserError, match="no usable pair"):
-        look_at([str(write_empty(tmp_path / "empty.tar"))], 0)
+        probe_pairs([str(write_empty(tmp_path / "empty.tar"))], 0)
 
 
 def write_empty(path: Path) -> Path:

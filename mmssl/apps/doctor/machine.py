@@ -1,4 +1,4 @@
-"""What a machine has, as plain values. Nothing is judged here."""
+"""Facts about this machine, as plain values."""
 
 import importlib
 import os
@@ -7,6 +7,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,7 @@ from mmssl import system
 
 SHARED_MEMORY = Path("/dev/shm")
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "RANK", "WORLD_SIZE")
-"""Variables of the environment that decide how a program starts."""
+"""Environment variables that affect devices, threads and launching."""
 _SIDE = 1024
 _ROUNDS = 5
 
@@ -30,72 +31,67 @@ class Device:
 
     name: str
     total: int
-    """Bytes of memory."""
+    """Total memory in bytes."""
     free: int
+    """Free memory in bytes."""
     bf16: bool
-    """Whether the chip computes with bfloat16 itself."""
+    """True if the GPU computes bfloat16 in hardware."""
 
 
 @dataclass(frozen=True)
 class SystemFacts:
-    """What the checks judge. Sizes in bytes."""
+    """Facts that the checks assess. Sizes are in bytes."""
 
-    python: str
-    python_range: str
-    """Versions that the package says it runs on, for example `>=3.11`."""
-    requirements: Sequence[Requirement]
-    """What the package needs in any case."""
-    extras: Mapping[str, Sequence[Requirement]]
-    """Name of an extra -> what it brings."""
-    installed: Mapping[str, str]
-    """Package -> version, of all that are needed and are there."""
-    vision_needs: Sequence[Requirement]
-    """What the installed torchvision says it needs."""
+    versions: Mapping[str, str]
+    """Versions of Python and the main packages."""
+    unmet: Mapping[str, str]
+    """Requirement of mmssl that is not met -> installed version, or `missing`."""
+    vision_unmet: Mapping[str, str]
+    """Likewise for the requirements of torchvision."""
     vision_error: str | None
-    """Why torchvision cannot be imported."""
+    """Error when importing torchvision. None: it works."""
+    extras: Mapping[str, bool]
+    """Name of an extra -> True if all of its packages are installed."""
     devices: Sequence[Device]
     cuda_build: str | None
-    """CUDA version that this PyTorch was built for."""
+    """CUDA version of this PyTorch build. None: built for CPUs."""
     driver: bool
-    """Whether the system has a device file of an NVIDIA driver."""
+    """True if the system has a device file of an NVIDIA driver."""
     product_ms: Mapping[str, float]
-    """Number format -> milliseconds of a product of two 1024 x 1024 matrices under autocast."""
+    """Precision -> milliseconds of a product of two 1024 x 1024 matrices under autocast."""
     shared_memory: int | None
-    """Free shared memory; None on systems without /dev/shm."""
+    """Free shared memory. None: no /dev/shm."""
     open_files: int | None
     """Soft limit of open files per process. None: no limit."""
     cores: int
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     quota: float | None
-    """Cores' worth of time that a container grants."""
+    """CPU time that a container grants, in cores. None: no limit."""
     threads: int
-    """Threads of PyTorch's math."""
+    """Number of threads of PyTorch operations."""
     memory: int
-    """Main memory that is available."""
+    """Available main memory."""
     memory_limit: int | None
-    """Main memory that a container grants."""
+    """Main memory that a container grants. None: no limit."""
     folder: str
+    """Folder of the runs."""
     disk: int
-    """Free in `folder`."""
+    """Free disk space in `folder`."""
     environment: Mapping[str, str]
-    """Those of VARIABLES that are set."""
+    """The VARIABLES that are set."""
     launch_file: str | None
-    """What `accelerate config` wrote."""
+    """Text of the file written by `accelerate config`. None: no such file."""
 
 
 def gather(folder: Path) -> SystemFacts:
-    """Look at this machine; takes seconds. `folder` is where runs will be written."""
-    requirements, extras = _requirements()
-    names = {r.name for r in [*requirements, *(r for group in extras.values() for r in group)]}
+    """Collect the facts of this machine, which takes seconds. `folder` is where runs are written."""
     devices = [_device(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return SystemFacts(
-        python=platform.python_version(),
-        python_range=str(metadata.metadata("mmssl").json.get("requires_python", "")),
-        requirements=requirements,
-        extras=extras,
-        installed={name: version for name in sorted(names) if (version := _version(name)) is not None},
-        vision_needs=[Requirement(text) for text in _needs("torchvision")],
+        versions={"python": platform.python_version(), **_versions("torch", "torchvision", "transformers")},
+        unmet=unmet("mmssl"),
+        vision_unmet=unmet("torchvision"),
         vision_error=_import_error("torchvision"),
+        extras=_extras(),
         devices=devices,
         cuda_build=torch.version.cuda,
         driver=any(Path("/dev").glob("nvidia[0-9]*")),
@@ -115,14 +111,14 @@ def gather(folder: Path) -> SystemFacts:
 
 
 def product_ms(dtype: torch.dtype) -> float:
-    """Median time of a product of two float32 matrices under autocast to `dtype`, on the GPU if there is one."""
+    """Median milliseconds of a float32 matrix product under autocast to `dtype`, on the GPU if available."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     left, right = torch.ones(_SIDE, _SIDE, device=device), torch.ones(_SIDE, _SIDE, device=device)
     times = []
     with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
         for _ in range(_ROUNDS):
             start = time.perf_counter()
-            # Reading a number waits for the device.
+            # Reading a number synchronises the device.
             float((left @ right)[0, 0])
             times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times)
@@ -135,40 +131,41 @@ def _formats(gpu: bool) -> dict[str, torch.dtype]:
 
 def _device(number: int) -> Device:
     free, total = torch.cuda.mem_get_info(number)
-    # The capability of the chip: PyTorch itself also counts chips on which bfloat16 is emulated.
+    # By compute capability: PyTorch also reports support where bfloat16 is emulated.
     bf16 = torch.cuda.get_device_capability(number) >= (8, 0) or torch.version.hip is not None
     return Device(torch.cuda.get_device_name(number), total, free, bf16)
 
 
-def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
-    """What the package needs here, and what each of its extras brings; those for its own tests are left out."""
-    needed = [Requirement(text) for text in _needs("mmssl")]
-    plain = [r for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
-    names = metadata.metadata("mmssl").get_all("Provides-Extra") or []
-    extras = {
-        name: [r for r in needed if r not in plain and r.marker is not None and r.marker.evaluate({"extra": name})]
-        for name in names
-        if name not in ("test", "docs")
-    }
-    return plain, extras
+def unmet(package: str, extra: str = "") -> dict[str, str]:
+    """Requirements of an installed package that are not met -> installed version, or `missing`."""
+    found = {}
+    for requirement in map(Requirement, metadata.requires(package) or [] if _versions(package) else []):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        version = _versions(requirement.name).get(requirement.name, "missing")
+        if version == "missing" or not requirement.specifier.contains(version, prereleases=True):
+            found[f"{requirement.name}{requirement.specifier}"] = version
+    return found
 
 
-def _needs(package: str) -> list[str]:
-    try:
-        return metadata.requires(package) or []
-    except metadata.PackageNotFoundError:
-        return []
+def _extras() -> dict[str, bool]:
+    """Extras of mmssl, except those for its own tests and documentation."""
+    names = (metadata.metadata("mmssl").get_all("Provides-Extra") or []) if _versions("mmssl") else []
+    base = unmet("mmssl").keys()
+    return {name: unmet("mmssl", name).keys() <= base for name in names if name not in ("test", "docs")}
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def _versions(*packages: str) -> dict[str, str]:
+    """Installed version of each package that is installed."""
+    found = {}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def _import_error(module: str) -> str | None:
-    """The first line of what importing a module fails with; a mismatch of compiled libraries may raise anything."""
+    """First line of the error when importing a module. A mismatch of compiled libraries may raise anything."""
     try:
         importlib.import_module(module)
     except Exception as error:
@@ -177,6 +174,6 @@ def _import_error(module: str) -> str | None:
 
 
 def _launch_file() -> Path:
-    """Where `accelerate config` writes, and `accelerate launch` reads."""
+    """Configuration file of `accelerate config` and `accelerate launch`."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface"
     return Path(os.environ.get("HF_HOME", cache)).expanduser() / "accelerate" / "default_config.yaml"

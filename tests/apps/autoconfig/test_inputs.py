@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from mmssl import system
-from mmssl.apps.autoconfig.machine import this_machine
+from mmssl.apps.autoconfig.inputs import this_machine
 
 LAUNCHER = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmssl.apps.autoconfig import Choice, Machine, Pairs, Start, choose
-from mmssl.apps.autoconfig.choose import BYTES_A_PARAMETER, FILL, max_tokens
-from mmssl.apps.autoconfig.presets import TOWERS, towers_for
+from mmssl.apps.autoconfig.choices import BYTES_PER_PARAMETER, FILL, max_tokens
+from mmssl.apps.autoconfig.towers import TOWERS, choose_towers
 from mmssl.config import Config, known_keys, parse_config, set_key
 
 GIB = 2**30
@@ -83,7 +83,7 @@ def test_more_pairs_mean_larger_batches_and_fewer_passes(
     few, many = values(choose(known, machine, start)), values(choose(more, machine, start))
     assert int(str(many["data.batch_size"])) >= int(str(few["data.batch_size"]))
     assert float(str(many["train.epochs"])) <= float(str(few["train.epochs"]))
-    assert towers_for(more, machine).parameters >= towers_for(known, machine).parameters
+    assert choose_towers(more, machine).parameters >= choose_towers(known, machine).parameters
 
 
 @given(pairs, machines, st.integers(1, 1_000_000))
@@ -91,13 +91,13 @@ def test_micro_batches_lie_within_the_memory(known: Pairs, machine: Machine, bat
     """What a process holds at a time (weights with their optimizer, and activations) fits into what it may use, unless
     a single pair does not; twice as many would not fit, or are not needed."""
     found = values(choose(known, machine, pinned={"data.batch_size": batch}))
-    towers, rows = towers_for(known, machine), batch // (machine.processes * machine.machines)
-    a_pair = towers.pair_bytes(towers.side(known), max_tokens(known))
-    room = FILL * (machine.memory_a_process - BYTES_A_PARAMETER * towers.parameters)
+    towers, rows = choose_towers(known, machine), batch // (machine.processes * machine.machines)
+    per_pair = towers.pair_bytes(towers.side(known), max_tokens(known))
+    room = FILL * (machine.memory_per_process - BYTES_PER_PARAMETER * towers.parameters)
     micro = found["train.micro_batch"]
     held = rows if micro is None else int(str(micro))
-    assert held <= 1 or held * a_pair <= room
-    assert micro is None or 2 * held * a_pair > room or 2 * held > rows
+    assert held <= 1 or held * per_pair <= room
+    assert micro is None or 2 * held * per_pair > room or 2 * held > rows
 
 
 @given(pairs, machines, st.sampled_from([64, 256, 1024]))
@@ -113,9 +113,9 @@ def test_large_towers_are_for_gpus_and_many_pairs() -> None:
     cpu, gpu = Machine(2, 16 * GIB), Machine(16, 128 * GIB, (80 * GIB,), True)
     for towers in TOWERS:
         known = Pairs(max(8, towers.least_pairs), 300, 224)
-        assert towers_for(known, gpu) is towers
-        assert towers_for(known, cpu) is TOWERS[0]
-        assert towers.vision.startswith(("timm:", "open_clip:"))
+        assert choose_towers(known, gpu) is towers
+        assert choose_towers(known, cpu) is TOWERS[0]
+        assert towers.setting("model.vision.name").startswith(("timm:", "open_clip:"))
         config = config_of(choose(known, gpu)).model.text
         assert config.config is not None
         assert config.config["max_position_embeddings"] >= config.max_tokens == 128

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 
 from mmssl.config import ViewConfig
 from mmssl.data import LoaderConfig, Source, TrainLoader, iter_samples
-from mmssl.data.transforms import Renderer, augment_params, captions, decoding, train_tokenizer, views
+from mmssl.data.transforms import Renderer, captions, decoding, train_tokenizer, views
+from mmssl.data.transforms.augment_params import draw_params
 from mmssl.rng import generator
 
 _CAPTIONS = 2_000
@@ -110,7 +111,7 @@ def _images(shards: Sequence[str], count: int) -> Iterator[bytes]:
 def _planned(image: bytes, number: int, settings: LoaderSettings) -> tuple[bytes, int, int, int, int, int, int, int]:
     """An image, its decoded size, the reduction factor and the crop."""
     view, header = views.View(ViewConfig(), settings.image_size, settings.mode), decoding.read_header(image)
-    crop = view.crop(header, augment_params.draw_params(generator(0, "limit", number)))
+    crop = view.crop(header, draw_params(generator(0, "limit", number)))
     reduce = view.reduction(header, crop)
     height, width = -(-header.height // reduce), -(-header.width // reduce)
     top, left, rows, columns = (length // reduce for length in crop.on_grid(reduce, header))

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mmssl.data.shards.index import index_shards
-from mmssl.data.shards.samples import SampleError, SampleLimits, parse_sample
-from mmssl.data.shards.urls import is_remote
-from mmssl.data.sources.catalog import Catalog
-from mmssl.data.storage.fetch import RetryPolicy
-from mmssl.data.storage.files import LocalFiles
+from mmssl.data.shards import SampleLimits, index_shards, is_remote
+from mmssl.data.shards.samples import SampleError, parse_sample
+from mmssl.data.sources import Catalog
+from mmssl.data.storage import LocalFiles, RetryPolicy
 from mmssl.data.storage.sequential import iter_samples
 from mmssl.data.transforms import DecodeError, Pixels, captions, decoding
 from mmssl.errors import UserError

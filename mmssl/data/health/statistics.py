@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mmssl.data.health.duplicates import Ints, connect
 from mmssl.data.health.survey import Survey
-from mmssl.data.shards.samples import BadSample
+from mmssl.data.shards import BadSample
 from mmssl.data.transforms import Tokenizer
 
 Statistics = dict[str, Any]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.data.health.duplicates import thumbnail
-from mmssl.data.shards.samples import BadSample, SampleLimits
+from mmssl.data.shards import BadSample, SampleLimits
 from mmssl.data.storage.sequential import iter_samples
 from mmssl.data.transforms import DecodeError, Pixels, captions, decoding
 from mmssl.errors import UserError
@@ -73,7 +73,6 @@ def survey_shards(
     *,
     template: str = "{txt}",
     limits: SampleLimits | None = None,
-    max_pixels: int = decoding.MAX_PIXELS,
     first: int | None = None,
     problems: Sequence[str] = (),
     threads: int | None = None,
@@ -94,7 +93,7 @@ def survey_shards(
     done, workers = 0, threads or os.cpu_count() or 1
 
     def inspect(batch: list[Sample]) -> Inspected:
-        return [(sample, _inspect(sample, template, max_pixels)) for sample in batch]
+        return [(sample, _inspect(sample, template)) for sample in batch]
 
     with ThreadPoolExecutor(workers) as pool:
         for batch in _run_ahead(pool, inspect, _batches(samples), 2 * workers):
@@ -120,11 +119,11 @@ def _add(found: Survey, sample: Sample, info: _SampleInfo | str) -> None:
     found.thumbnails.append(info.thumbnail)
 
 
-def _inspect(sample: Sample, template: str, max_pixels: int) -> _SampleInfo | str:
+def _inspect(sample: Sample, template: str) -> _SampleInfo | str:
     """Properties of a sample, or the error that makes it unusable."""
     try:
         caption = captions.clean_caption(captions.render_caption(sample.fields, [template], None))
-        header = decoding.read_header(sample.image, max_pixels)
+        header = decoding.read_header(sample.image)
         side = min(header.width, header.height)
         reduce = next((r for r in decoding.REDUCTIONS if side >= r * _DECODED_SIDE), 1)
         small = thumbnail(decoding.decode(sample.image, header, reduce))

@@ -14,7 +14,7 @@ from mmssl.data.shards.urls import is_remote
 from mmssl.data.sources.catalog import Catalog, SampleLocation
 from mmssl.data.storage.blocks import Span
 from mmssl.data.storage.files import Access, Files
-from mmssl.data.transforms.render import Rendered
+from mmssl.data.transforms import Rendered
 from mmssl.errors import UserError
 from mmssl.types import Sample
 

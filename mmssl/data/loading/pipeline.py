@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmssl.data import transforms
 from mmssl.data.loading.parts import BAD_IN_A_ROW
 from mmssl.data.loading.workers import Wait, Workers
 from mmssl.data.order.plan import Position
 from mmssl.data.shards.samples import BadSample
-from mmssl.data.transforms.views import empty_images
 from mmssl.errors import UserError
 from mmssl.types import Batch
 
@@ -82,7 +82,7 @@ class PartJoiner:
             return views[0]
         count, side = sum(len(view) for view in views), views[0].shape[-1]
         if not self._pin_memory:
-            return torch.cat(list(views), out=empty_images(count, side))
+            return torch.cat(list(views), out=transforms.views.empty_images(count, side))
         return torch.cat(list(views), out=torch.empty(count, 3, side, side, dtype=torch.uint8, pin_memory=True))
 
 

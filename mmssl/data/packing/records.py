@@ -63,16 +63,16 @@ class FolderRecords(Records):
     def load(self, number: int) -> tuple[bytes, Fields]:
         path = self._paths[number]
         fields: Fields = {}
-        if (beside := path.with_suffix(".json")).is_file():
+        if (sidecar := path.with_suffix(".json")).is_file():
             try:
-                tree = json.loads(read_file(beside))
+                tree = json.loads(read_file(sidecar))
             except (ValueError, RecursionError) as error:
-                raise RecordError(f"{beside.name} is damaged: {error}") from None
+                raise RecordError(f"{sidecar.name} is damaged: {error}") from None
             if not isinstance(tree, dict):
-                raise RecordError(f"{beside.name} is not a JSON object")
+                raise RecordError(f"{sidecar.name} is not a JSON object")
             fields = tree
-        if (beside := path.with_suffix(".txt")).is_file():
-            fields["txt"] = as_text(read_file(beside), beside.name)
+        if (sidecar := path.with_suffix(".txt")).is_file():
+            fields["txt"] = as_text(read_file(sidecar), sidecar.name)
         elif "txt" not in fields:
             found = next((name for name in CAPTION_COLUMNS if name in fields), None)
             if found is None:

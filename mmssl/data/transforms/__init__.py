@@ -3,10 +3,10 @@
 `Renderer` makes the inputs of training, `EvalView` those of evaluation and inference.
 """
 
-from mmssl.data.transforms import augment_params, captions, decoding, views
+from mmssl.data.transforms import captions, decoding, views
 from mmssl.data.transforms.augment import finish_views
 from mmssl.data.transforms.decoding import DecodeError, Pixels
-from mmssl.data.transforms.render import Renderer
+from mmssl.data.transforms.render import Rendered, Renderer
 from mmssl.data.transforms.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mmssl.data.transforms.views import EvalView
 
@@ -14,9 +14,9 @@ __all__ = [
     "DecodeError",
     "EvalView",
     "Pixels",
+    "Rendered",
     "Renderer",
     "Tokenizer",
-    "augment_params",
     "captions",
     "decoding",
     "finish_views",

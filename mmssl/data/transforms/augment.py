@@ -50,7 +50,7 @@ def finish_views(batch: Batch, views: Mapping[str, ViewConfig]) -> Batch:
 
 
 def has_augmentations(config: ViewConfig) -> bool:
-    """True if a view has any augmentation besides its crop."""
+    """True if a view has any augmentation other than its crop."""
     return config.flip > 0 or any(chance > 0 for chance in _chances(config))
 
 

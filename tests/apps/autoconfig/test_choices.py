@@ -1,4 +1,4 @@
-"""What is chosen follows the pairs and the machine, fits together, and yields to what is pinned."""
+"""Chosen settings follow the pairs and the machine, fit together, and yield to pinned settings."""
 
 import math
 
@@ -50,8 +50,8 @@ def config_of(choices: list[Choice], **pinned: object) -> Config:
 @settings(max_examples=200)
 @given(pairs, machines, st.one_of(st.none(), starts))
 def test_every_choice_is_a_setting_with_a_reason(known: Pairs, machine: Machine, start: Start | None) -> None:
-    """All keys exist, none is chosen twice, each has a reason of one line, and together they are a configuration whose
-    batch divides among processes and whose micro-batch is not above a process's share."""
+    """All keys exist, are unique and have a one-line reason. Together they are a valid configuration: the batch divides
+    by the processes, and the micro-batch is smaller than the batch of a process."""
     found = choose(known, machine, start)
     assert len(values(found)) == len(found)
     assert {choice.key for choice in found} - set(known_keys(Config)) == {"data.views.main"} & set(values(found))
@@ -65,8 +65,8 @@ def test_every_choice_is_a_setting_with_a_reason(known: Pairs, machine: Machine,
 
 @given(pairs, machines, st.integers(1, 10_000))
 def test_batches_divide_by_lanes_that_are_pinned(known: Pairs, machine: Machine, lanes: int) -> None:
-    """The chosen batch is a multiple of the lanes and of the processes of all machines, and an epoch has some steps
-    where it can."""
+    """The chosen batch is a multiple of the lanes and of the processes of all machines, and an epoch has at
+    least four steps where possible."""
     batch = values(choose(known, machine, pinned={"data.lanes": lanes}))["data.batch_size"]
     unit = math.lcm(lanes, machine.processes * machine.machines)
     assert isinstance(batch, int)
@@ -78,7 +78,7 @@ def test_batches_divide_by_lanes_that_are_pinned(known: Pairs, machine: Machine,
 def test_more_pairs_mean_larger_batches_and_fewer_passes(
     known: Pairs, times: int, machine: Machine, start: Start | None
 ) -> None:
-    """Batch and input never fall with the number of pairs, passes never rise; towers get larger or stay."""
+    """Batch and input never fall with the number of pairs, epochs never rise; towers never shrink."""
     more = Pairs(known.count * times, known.caption_tokens, known.image_side)
     few, many = values(choose(known, machine, start)), values(choose(more, machine, start))
     assert int(str(many["data.batch_size"])) >= int(str(few["data.batch_size"]))
@@ -88,8 +88,8 @@ def test_more_pairs_mean_larger_batches_and_fewer_passes(
 
 @given(pairs, machines, st.integers(1, 1_000_000))
 def test_micro_batches_lie_within_the_memory(known: Pairs, machine: Machine, batch: int) -> None:
-    """What a process holds at a time (weights with their optimizer, and activations) fits into what it may use, unless
-    a single pair does not; twice as many would not fit, or are not needed."""
+    """Weights, optimizer and activations of a micro-batch fit into the memory of a process, unless a single pair does
+    not; twice as many pairs would not fit, or are not needed."""
     found = values(choose(known, machine, pinned={"data.batch_size": batch}))
     towers, rows = choose_towers(known, machine), batch // (machine.processes * machine.machines)
     per_pair = towers.pair_bytes(towers.side(known), max_tokens(known))
@@ -102,7 +102,7 @@ def test_micro_batches_lie_within_the_memory(known: Pairs, machine: Machine, bat
 
 @given(pairs, machines, st.sampled_from([64, 256, 1024]))
 def test_the_learning_rate_follows_the_square_root_of_the_batch(known: Pairs, machine: Machine, batch: int) -> None:
-    """Four times the batch doubles it, within the two digits that are kept; also where the batch is pinned."""
+    """Four times the batch doubles it, within its two digits, also for a pinned batch."""
     rates = [values(choose(known, machine, pinned={"data.batch_size": b}))["optim.lr"] for b in (batch, 4 * batch)]
     assert float(str(rates[1])) / float(str(rates[0])) == pytest.approx(2, rel=0.08)
 
@@ -172,14 +172,14 @@ EIGHT = Machine(128, 1000 * GIB, (80 * GIB,) * 8, bf16=True, processes=8)
     ],
     ids=["one T4", "eight GPUs", "few pairs"],
 )
-def test_what_is_chosen_for_gpus(machine: Machine, count: int, expected: dict[str, object]) -> None:
+def test_choices_for_gpus(machine: Machine, count: int, expected: dict[str, object]) -> None:
     """Values worked out by hand from the rules in docs/python.md."""
     found = values(choose(Pairs(count, 20, 300), machine))
     assert {key: found[key] for key in expected} == expected
 
 
 def test_the_smallest_gpu_decides() -> None:
-    """Beside a small GPU a large one gets no more pairs at once, as both hold equally many."""
+    """The micro-batch follows the smallest GPU, as all GPUs hold equally many pairs."""
     known = Pairs(500_000, 20, 300)
     mixed = Machine(64, 500 * GIB, (80 * GIB, 24 * GIB), bf16=True, processes=2)
     alike = Machine(64, 500 * GIB, (24 * GIB, 24 * GIB), bf16=True, processes=2)
@@ -190,7 +190,7 @@ def test_the_smallest_gpu_decides() -> None:
 
 @pytest.mark.parametrize(("parameters", "count", "batch"), [(150_000_000, 1_000_000, 512), (150_000_000, 1_000, 128)])
 def test_a_start_on_a_gpu(parameters: int, count: int, batch: int) -> None:
-    """Up to 512 pairs a step, with the peak for that batch; what fits is measured; ten passes at most, as on a CPU."""
+    """Up to 512 pairs per step with a learning rate for that batch, a measured micro-batch, and at most ten epochs."""
     found = values(choose(Pairs(count, 20, 300), T4, Start("open_clip:ViT-B-32/x", True, parameters)))
     assert found["data.batch_size"] == batch
     assert found["train.micro_batch"] == "auto"
@@ -202,15 +202,15 @@ def test_a_start_on_a_gpu(parameters: int, count: int, batch: int) -> None:
     ("on_gpu", "bf16", "precision"),
     [(False, False, "fp32"), (False, True, "bf16"), (True, True, "bf16"), (True, False, "fp16")],
 )
-def test_precision_is_what_the_device_multiplies(on_gpu: bool, bf16: bool, precision: str) -> None:
-    """bf16 where it is real, fp16 on older GPUs, fp32 on older CPUs."""
+def test_precision_follows_the_hardware(on_gpu: bool, bf16: bool, precision: str) -> None:
+    """bf16 where it is in hardware, fp16 on older GPUs, fp32 on older CPUs."""
     machine = Machine(8, 32 * GIB, (24 * GIB,) if on_gpu else (), bf16)
     assert values(choose(Pairs(1000, 16, 224), machine))["train.precision"] == precision
 
 
 def test_a_trained_start_is_changed_slowly() -> None:
     """A large pretrained model gets a lower peak than random weights and, with few pairs, keeps all but its last
-    layers; with more it is free, and so are towers whose lock or adapters are pinned."""
+    layers; with more pairs, a small model, or pinned locks or adapters, nothing is locked."""
     machine, few, many = Machine(8, 32 * GIB), Pairs(200, 16, 224), Pairs(100_000, 16, 224)
     trained = Start("open_clip:ViT-B-32/x", True, 150_000_000)
     found = values(choose(few, machine, trained))
@@ -240,9 +240,8 @@ def test_a_trained_start_is_changed_slowly() -> None:
         ("data.views", {"main": {}}, ["data.views.main"]),
     ],
 )
-def test_what_is_pinned_is_not_chosen(key: str, value: object, gone: list[str]) -> None:
-    """A pinned setting, and those that only make sense with the one that was not chosen, are left alone; the others
-    still make a configuration with it."""
+def test_pinned_settings_are_not_chosen(key: str, value: object, gone: list[str]) -> None:
+    """A pinned setting and those that depend on it are not chosen; the others still form a valid configuration."""
     machine, known = Machine(2, 16 * GIB, (), True), Pairs(1000, 16, 64)
     free, pinned = choose(known, machine), choose(known, machine, pinned={key: value})
     assert not set(gone) & set(values(pinned))
@@ -251,7 +250,7 @@ def test_what_is_pinned_is_not_chosen(key: str, value: object, gone: list[str]) 
 
 
 def test_unknown_towers_are_measured() -> None:
-    """Where towers or objectives are pinned or come from a model, the micro-batch is left to the measurement."""
+    """Where towers or objectives are pinned or come from a model, the micro-batch is measured."""
     machine, known = Machine(2, 16 * GIB), Pairs(1000, 16, 64)
     for key in ("model.vision.name", "model.text.config", "objectives.mlm.weight"):
         assert values(choose(known, machine, pinned={key: None}))["train.micro_batch"] == "auto"

@@ -1,4 +1,4 @@
-"""What is known of the machine."""
+"""Resources read from the machine."""
 
 import os
 from pathlib import Path
@@ -29,8 +29,7 @@ def test_the_whole_machine_without_limits() -> None:
 
 
 def test_a_containers_limits_count(tmp_path: Path) -> None:
-    """Of 64 cores of which a container grants the time of one and a half, one is there to be counted on; and its memory
-    is the limit."""
+    """A container that grants 1.5 cores counts as one core, and its memory limit as the memory."""
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     (tmp_path / "memory.max").write_text(f"{2**30}\n")
     assert (this_machine().cores, this_machine().memory) == (1, 2**30)
@@ -38,8 +37,8 @@ def test_a_containers_limits_count(tmp_path: Path) -> None:
     assert this_machine().cores == 1
 
 
-def test_a_launcher_tells_processes_and_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve processes, four of them here, are those of three machines."""
+def test_a_launcher_sets_processes_and_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve processes, four of them local, run on three machines."""
     monkeypatch.setenv("WORLD_SIZE", "12")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     found = this_machine()

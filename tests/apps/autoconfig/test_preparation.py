@@ -1,4 +1,4 @@
-"""Pairs in any form become shards, with a part held out that is never trained on."""
+"""Pairs in any form become shards, with some pairs held out from training."""
 
 import csv
 import shutil
@@ -25,8 +25,8 @@ def keys(spec: str | list[str] | None) -> set[str]:
 
 
 def test_a_table_is_packed_with_a_part_held_out(table: Path, tmp_path: Path) -> None:
-    """Every pair is in one of the parts, with its caption; called again nothing is packed anew, and the parts are the
-    same; a folder whose name holds magic characters works too."""
+    """Every pair is either trained on or held out, with its caption. A second call packs nothing and gives the same
+    split, also in a folder whose name contains glob characters."""
     folder = tmp_path / "run [1]" / "shards"
     found = prepare(table, folder)
     train, held_out = keys(found.train), keys(found.held_out)
@@ -41,7 +41,7 @@ def test_a_table_is_packed_with_a_part_held_out(table: Path, tmp_path: Path) -> 
 
 
 def test_a_folder_and_shards_of_the_same_pairs(table: Path, tmp_path: Path) -> None:
-    """Images with .txt beside them are packed alike; shards are used where they lie, and nothing is written."""
+    """Images with .txt files are packed likewise; shards are used in place, and nothing is written."""
     for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()):
         image = tmp_path / "photos" / Path(row["image"]).name
         image.parent.mkdir(exist_ok=True)
@@ -57,8 +57,8 @@ def test_a_folder_and_shards_of_the_same_pairs(table: Path, tmp_path: Path) -> N
 
 
 def test_shards_are_held_out_whole(tmp_path: Path) -> None:
-    """Of twenty shards some are kept away from training: about a tenth of the pairs, never more than a quarter; of two
-    none, and it says so."""
+    """Of twenty shards some are held out: a tenth of the pairs, at most a quarter; of two shards none, with the
+    reason."""
     pairs = write_pairs(tmp_path)
     few = prepare(str(pairs / "*.tar"), tmp_path / "x")
     assert (few.held_out, few.pairs) == (None, 48)
@@ -73,7 +73,7 @@ def test_shards_are_held_out_whole(tmp_path: Path) -> None:
 
 
 def test_pairs_of_one_image_stay_together(table: Path, tmp_path: Path) -> None:
-    """An image with several captions is either trained on or judged by, with all of them."""
+    """An image with several captions is either trained on or held out, with all its captions."""
     rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
     path = table.parent / "captions.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -88,13 +88,13 @@ def test_pairs_of_one_image_stay_together(table: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pairs", [8, 40, 200, 1000, 10_000, 10_000_000])
-def test_the_share_that_is_held_out(pairs: int) -> None:
-    """A tenth, but three dozens at least, 5,000 at most, and never more than a quarter."""
+def test_the_held_out_fraction(pairs: int) -> None:
+    """A tenth, but at least 36 pairs, at most 5,000, and never more than a quarter."""
     share = held_out_fraction(pairs)
     assert share * pairs == pytest.approx(min(pairs / 4, min(5000, max(36, pairs / 10))))
 
 
-def test_what_is_shards_and_what_is_packed(table: Path, tmp_path: Path) -> None:
+def test_shards_are_recognised(table: Path, tmp_path: Path) -> None:
     """Patterns, lists and folders of tars are shards; tables and other folders are not."""
     (tmp_path / "0.tar").touch()
     assert all(is_shards(data) for data in ("a/*.tar", ["a.tar"], tmp_path, "s3://b/{0..9}.tar"))
@@ -102,8 +102,8 @@ def test_what_is_shards_and_what_is_packed(table: Path, tmp_path: Path) -> None:
 
 
 def test_unusable_data_are_refused(table: Path, tmp_path: Path) -> None:
-    """Each mistake is named in one line with its place: a missing file or column, an empty table or folder, images
-    that are not there, too few pairs; of some unusable pairs the first is named."""
+    """Each mistake is reported in one line with its place: a missing file or column, an empty table or folder, missing
+    images, too few pairs. Of several unusable pairs the first is named."""
 
     def refused(data: Path | str, *words: str) -> None:
         with pytest.raises(UserError) as caught:
@@ -133,7 +133,7 @@ def test_unusable_data_are_refused(table: Path, tmp_path: Path) -> None:
     assert "gone.png" in found.notes[0]
 
 
-def test_a_look_tells_lengths_and_sizes(table: Path, tmp_path: Path) -> None:
+def test_probing_gives_lengths_and_sizes(table: Path, tmp_path: Path) -> None:
     """Captions of five words and images of 20 px on the shorter side; scripts without spaces count characters."""
     found = prepare(table, tmp_path)
     seen = probe_pairs(expand(found.train), found.pairs)

@@ -23,8 +23,7 @@ from mmssl.inference import (
     predict,
     zero_shot,
 )
-from mmssl.models.text import TextTower
-from mmssl.models.vision import VisionTower
+from mmssl.models import TextTower, VisionTower
 
 if TYPE_CHECKING:
     from mmssl.apps.autoconfig import Source

@@ -19,11 +19,8 @@ from mmssl.errors import UserError
 from mmssl.evaluate import datasets, open_dataset
 from mmssl.evaluate.tasks import find_task
 from mmssl.inference import load
-from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
-from mmssl.models.lora import add_adapters
-from mmssl.objectives import find_objective
-from mmssl.objectives._base import Objective, ObjectiveOptions, Vocabulary
-from mmssl.objectives._task import TrainingTask, first_gap
+from mmssl.models import DualEncoder, build_dual_encoder, lora
+from mmssl.objectives import Objective, ObjectiveOptions, TrainingTask, base, find_objective, mixing
 
 TOKENIZER_CAPTIONS = 1_000_000
 """Largest number of captions that a tokenizer is trained on."""
@@ -107,7 +104,7 @@ def check_schedules(objectives: Mapping[str, ObjectiveConfig]) -> None:
     Raises:
         UserError: names the first such point of the training.
     """
-    gap = first_gap(objectives.values())
+    gap = mixing.first_gap(objectives.values())
     if gap is not None:
         raise UserError(
             f"objectives: after {gap:.0%} of the training there are steps at which none acts; let one act from start=0 "
@@ -172,23 +169,25 @@ def build_encoder(config: Config, tokenizer: Tokenizer, say: Callable[[str], Non
         if say is not None:
             for note in source.notes:
                 say(f"model.start={config.model.start}: {note}")
-    add_adapters(encoder, config.model)
+    lora.add_adapters(encoder, config.model)
     return encoder
 
 
-def describe_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+def describe_vocabulary(tokenizer: Tokenizer) -> base.Vocabulary:
     """The facts about a tokenizer that objectives need."""
     special = tuple(tokenizer.special_ids)
-    return Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, special, tokenizer.continues_word, tokenizer.max_tokens)
+    return base.Vocabulary(
+        tokenizer.vocab_size, tokenizer.mask_id, special, tokenizer.continues_word, tokenizer.max_tokens
+    )
 
 
-def placeholder_vocabulary(size: int, max_tokens: int) -> Vocabulary:
+def placeholder_vocabulary(size: int, max_tokens: int) -> base.Vocabulary:
     """A stand-in for a vocabulary that is not trained yet, to count weights with."""
-    return Vocabulary(size, 4, tuple(range(5)), torch.zeros(size, dtype=torch.bool), max_tokens)
+    return base.Vocabulary(size, 4, tuple(range(5)), torch.zeros(size, dtype=torch.bool), max_tokens)
 
 
 def build_objectives(
-    options: Mapping[str, ObjectiveOptions], encoder: DualEncoder, vocabulary: Vocabulary
+    options: Mapping[str, ObjectiveOptions], encoder: DualEncoder, vocabulary: base.Vocabulary
 ) -> dict[str, Objective]:
     """Each configured objective with its heads.
 
@@ -207,7 +206,7 @@ def build_task(
 
 def build_views(config: Config, task: TrainingTask) -> dict[str, ViewConfig]:
     """Every view that training needs: the configured ones and those the objectives ask for."""
-    required = {k: v for name in task.objectives for k, v in task.objective(name).views().items()}
+    required = {k: v for name in task.names for k, v in task.objective(name).views().items()}
     return {**required, **config.data.views}
 
 

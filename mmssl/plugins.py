@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 from typing import TypeVar
 
-from mmssl.errors import UserError
+from mmssl.errors import UserError, one_line
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def import_path(path: str, kind: str) -> ModuleType:
     """Import a module; the current folder is searched too.
 
     Raises:
-        UserError: there is no such module.
+        UserError: there is no such module, or it raised an error.
     """
     # A console script does not search the current folder by itself.
     added = "" not in sys.path
@@ -65,10 +65,12 @@ def import_path(path: str, kind: str) -> ModuleType:
         sys.path.append("")
     try:
         return importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
-            raise
-        raise UserError(f"{kind} {path!r}: there is no module {error.name!r} in this folder or in PYTHONPATH") from None
+    except Exception as error:  # a user's module can raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{path}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"{kind} {path!r}: there is no module {error.name!r} in this folder or in PYTHONPATH"
+            ) from None
+        raise UserError(f"{kind} {path!r}: cannot import {path}: {type(error).__name__}: {one_line(error)}") from error
     finally:
         if added:
             sys.path.remove("")

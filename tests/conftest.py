@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
+from mmssl.models import DualEncoder, build_dual_encoder
 from tests.helpers.browser import browser
 from tests.helpers.models import tiny_model_config
 

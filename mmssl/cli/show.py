@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mmssl.config import Config, ObjectiveConfig
-    from mmssl.objectives._task import TrainingTask
+    from mmssl.objectives import TrainingTask
 
 _BARS = "▁▂▃▄▅▆▇█"
 _POINTS = 40
@@ -48,7 +48,7 @@ def describe(config: "Config") -> str:
         (f"vision tower ({config.model.vision.name}, {encoder.vision.image_size} px)", encoder.vision),
         ("text tower", encoder.text),
         ("projections", nn.ModuleList([encoder.image_projection, encoder.text_projection])),
-        *((f"objective {name}", module) for name, module in task.objectives.items()),
+        *((f"objective {name}", task.objective(name)) for name in task.names),
     ]
     lines += [f"  {name}: {_count(module)}" for name, module in parts]
     lines += [f"  total: {_count(task)}"]
@@ -66,10 +66,10 @@ def describe(config: "Config") -> str:
 
 def _passes(task: "TrainingTask") -> list[str]:
     """One line per pass of an encoder, with the objectives that use it."""
-    from mmssl.objectives._task import encoder_passes
+    from mmssl.objectives import mixing
 
     lines = []
-    for forward in encoder_passes(task.objective(name) for name in task.objectives):
+    for forward in mixing.encoder_passes(task.objective(name) for name in task.objectives):
         users = [n for n in task.objectives if forward in task.objective(n).required_passes()]
         masked = f" seeing {forward.mask} only" if forward.tower == "vision" and forward.mask else ""
         lines.append(f"  {forward.tower} tower on {forward.input}{masked}: for {', '.join(users)}")
@@ -80,8 +80,7 @@ def _cost(config: "Config", objectives: "Mapping[str, ObjectiveConfig]", task: "
     """The cost of an average step, relative to contrastive alone on the same towers."""
     from mmssl.build import build_objectives, placeholder_vocabulary
     from mmssl.distributed import World
-    from mmssl.objectives import find_objective
-    from mmssl.objectives._task import TrainingTask
+    from mmssl.objectives import TrainingTask, find_objective
     from mmssl.train.cost import StepCosts, predicted_cost
 
     text = config.model.text

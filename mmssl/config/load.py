@@ -90,13 +90,16 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value under a dotted key into a nested mapping; sections on the way are made.
+    """Put a value under a dotted key into a nested mapping; missing sections are created.
+
+    A key of the mapping may itself contain dots (`objectives: {my_lab.brightness: ...}`); the longest one that is there
+    is used.
 
     Raises:
         UserError: the key goes through a value that is no section.
     """
     node = tree
-    *parents, last = key.split(".")
+    *parents, last = _split_key(tree, key)
     for depth, name in enumerate(parents):
         child = node.setdefault(name, {})
         if child is None:
@@ -105,6 +108,19 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
             raise UserError(f"{key}={value!r}: {'.'.join(parents[: depth + 1])} is a value, not a section")
         node = child
     node[last] = value
+
+
+def _split_key(tree: dict[str, Any], key: str) -> list[str]:
+    """The keys of nested mappings that a dotted key goes through."""
+    parts, names = key.split("."), list[str]()
+    node: Any = tree
+    while parts:
+        ends = (n for n in range(len(parts), 0, -1) if isinstance(node, dict) and ".".join(parts[:n]) in node)
+        end = next(ends, 1)
+        names.append(".".join(parts[:end]))
+        node = node.get(names[-1]) if isinstance(node, dict) else None
+        parts = parts[end:]
+    return names
 
 
 def _upgrade(tree: dict[str, Any]) -> None:

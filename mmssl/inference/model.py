@@ -17,12 +17,8 @@ from torch import Tensor
 from mmssl.config import ModelConfig
 from mmssl.data.transforms import DecodeError, EvalView, Tokenizer, decoding, load_tokenizer
 from mmssl.errors import UserError
-from mmssl.models.dual_encoder import DualEncoder, ImageEncoder, build_dual_encoder
-from mmssl.models.pretrained.open_clip import Pretrained, read_open_clip, text_config
-from mmssl.models.pretrained.transformers import is_transformers_folder, read_transformers
-from mmssl.models.text import TextTower
-from mmssl.models.text_open_clip import OpenClipText
-from mmssl.models.vision import VisionTower
+from mmssl.models import DualEncoder, ImageEncoder, OpenClipText, TextTower, VisionTower, build_dual_encoder
+from mmssl.models.pretrained import PretrainedModel, is_transformers_folder, read_open_clip, read_transformers
 
 FORMAT = 1
 
@@ -165,7 +161,7 @@ class Model:
                 "std": std,
             }
         )
-        text = text_config(self.text, "tokenizer", self.config.text.max_tokens)
+        text = self.text.to_config("tokenizer", self.config.text.max_tokens)
         return self.config.model_copy(update={"text": text, "vision": vision, "start": None})
 
     @torch.no_grad()
@@ -238,7 +234,7 @@ def load(source: str | Path) -> Model:
     return _own(folder)
 
 
-def _converted(found: Pretrained) -> Model:
+def _converted(found: PretrainedModel) -> Model:
     tokenizer = load_tokenizer(found.tokenizer, found.config.text.max_tokens)
     if found.drop_punctuation:
         tokenizer.drop_punctuation()

@@ -1,4 +1,4 @@
-"""Batch norm over the global batch, on CPU and GPU."""
+"""Batch norm with the statistics of the global batch, on CPU and GPU."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from mmssl.distributed import World
 
 
 class _OverProcesses(nn.BatchNorm2d):
-    """Batch norm whose statistics in training are those of all processes; torch's own form needs a GPU."""
+    """Batch norm that trains on the statistics of all processes; torch's SyncBatchNorm needs a GPU."""
 
     world: World
     after: nn.Module
@@ -19,8 +19,8 @@ class _OverProcesses(nn.BatchNorm2d):
         x32 = x.float()
         count = torch.tensor([x.numel() / x.shape[1]], device=x.device)
         variance, mean = torch.var_mean(x32, dim=(0, 2, 3), correction=0)
-        everyone, _ = self.world.gather(torch.cat([count, mean, variance]).unsqueeze(0))
-        n, (means, variances) = everyone[:, :1], everyone[:, 1:].chunk(2, dim=1)
+        gathered, _ = self.world.gather(torch.cat([count, mean, variance]).unsqueeze(0))
+        n, (means, variances) = gathered[:, :1], gathered[:, 1:].chunk(2, dim=1)
         total = n.sum()
         mean = (n * means).sum(0) / total
         variance = (n * (variances + (means - mean) ** 2)).sum(0) / total
@@ -50,9 +50,9 @@ class _OverGpus(nn.SyncBatchNorm):
 
 
 def synchronize_batch_norm(module: nn.Module, world: World, device: torch.device) -> None:
-    """Replace every 2-D batch norm inside `module` in place; weights, buffers and names stay.
+    """Replace every 2-D batch norm inside `module` in place, with the same weights, buffers and names.
 
-    timm's batch norms carry dropout and an activation, which are applied after.
+    The dropout and activation inside timm's batch norms are applied afterwards.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
@@ -62,7 +62,7 @@ def synchronize_batch_norm(module: nn.Module, world: World, device: torch.device
 
 
 def has_local_statistics(module: nn.Module) -> bool:
-    """Whether a batch norm inside `module` keeps statistics of this process's samples alone."""
+    """True if a batch norm inside `module` uses the statistics of this process alone."""
     ours = (_OverProcesses, _OverGpus)
     norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     return any(not isinstance(norm, ours) for norm in norms)

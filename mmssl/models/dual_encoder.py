@@ -44,11 +44,11 @@ class DualEncoder(nn.Module):
         return self.project_text(self.text(tokens, mask).pooled)
 
     def project_image(self, pooled: Tensor) -> Tensor:
-        """The vision tower's vectors [B, width] -> unit vectors [B, embed_dim] in float32."""
+        """Pooled image vectors [B, width] -> unit vectors [B, embed_dim] in float32."""
         return F.normalize(self.image_projection(pooled).float(), dim=-1)
 
     def project_text(self, pooled: Tensor) -> Tensor:
-        """The text tower's vectors [B, width] -> unit vectors [B, embed_dim] in float32."""
+        """Pooled text vectors [B, width] -> unit vectors [B, embed_dim] in float32."""
         return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
     @property
@@ -64,7 +64,7 @@ class DualEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """A copy of the half of a dual encoder that sees images, all of it trainable."""
+    """A trainable copy of the vision tower and image projection of a dual encoder."""
 
     def __init__(self, encoder: DualEncoder) -> None:
         super().__init__()
@@ -78,10 +78,10 @@ class ImageEncoder(nn.Module):
 
 
 def build_dual_encoder(config: ModelConfig, vocab_size: int, pad_id: int) -> DualEncoder:
-    """Both towers and projections of a configuration, with weights drawn from torch's global generator.
+    """The dual encoder of a configuration. Random weights come from torch's global generator.
 
     Raises:
-        UserError: a tower cannot be built as asked.
+        UserError: a tower cannot be built from its configuration.
     """
     vision, pretrained_projection = build_vision(config.vision, config.embed_dim)
     text = build_text(config.text, vocab_size, pad_id)

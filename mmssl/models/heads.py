@@ -1,14 +1,10 @@
-"""Small heads of objectives.
-
-From a tower's tokens back to pixels.
-"""
+"""Small heads of objectives, and decoders from a tower's tokens to pixels."""
 
 import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 
@@ -23,7 +19,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def patchify(images: Tensor, size: int) -> Tensor:
-    """[B, C, H, W] -> [B, N, size * size * C], row by row; a patch's values run over rows, columns, colours."""
+    """[B, C, H, W] -> [B, N, size * size * C], row by row; a patch's values are ordered by row, column, colour."""
     b, c, h, w = images.shape
     cells = images.reshape(b, c, h // size, size, w // size, size)
     return cells.permute(0, 2, 4, 3, 5, 1).reshape(b, (h // size) * (w // size), size * size * c)
@@ -47,8 +43,10 @@ class DecoderSize:
 
 
 class PatchDecoder(nn.Module):
-    """MAE's decoder (He et al. 2021, section 3): the visible tokens, and a learnt mask token for every hidden patch,
-    each with its position, through a small transformer to the patches' values."""
+    """MAE's decoder (He et al. 2021, section 3): a small transformer from tokens to the values of patches.
+
+    Its input is the visible tokens and a learnt mask token for every hidden patch, each with its position.
+    """
 
     position: Tensor
 
@@ -56,8 +54,10 @@ class PatchDecoder(nn.Module):
         self, token_width: int, pooled_width: int, grid: tuple[int, int], values: int, size: DecoderSize
     ) -> None:
         super().__init__()
+        from timm.layers import build_sincos2d_pos_embed
+
         self.embed = nn.Linear(token_width, size.width)
-        # MAE embeds its class token like the others; a pooled vector of another width needs its own way in.
+        # MAE embeds its class token like the others; a pooled vector of another width needs its own layer.
         self.embed_pooled = None if pooled_width == token_width else nn.Linear(pooled_width, size.width)
         self.mask_token = nn.Parameter(torch.zeros(size.width).normal_(std=0.02))
         self.register_buffer("position", build_sincos2d_pos_embed(list(grid), size.width), persistent=False)
@@ -71,7 +71,7 @@ class PatchDecoder(nn.Module):
         Args:
             tokens: [B, K, token_width] of the visible patches.
             pooled: [B, pooled_width]; for a tower that pools by a class token, MAE's class token.
-            keep: int64 [B, K], which patches are visible.
+            keep: int64 [B, K], indices of the visible patches.
         """
         visible = self.embed(tokens)
         index = keep.unsqueeze(-1).expand(-1, -1, visible.shape[-1])
@@ -99,10 +99,10 @@ def _block(size: DecoderSize) -> nn.TransformerEncoderLayer:
 
 
 class PlaceHead(nn.Module):
-    """Each place of a tower's grid predicts its square of the image linearly (SimMIM, Xie et al. 2021)."""
+    """Linear prediction of its square of the image from each token of a grid (SimMIM, Xie et al. 2021)."""
 
     def __init__(self, token_width: int, places: int, channels: int, side: int) -> None:
-        """`side`: height and width of what is predicted, `channels` its values a position."""
+        """`side`: height and width of the prediction, `channels`: values per position."""
         super().__init__()
         self.places, self.side = places, side
         self.each = -(-side // places)

@@ -1,13 +1,13 @@
-"""LoRA (Hu et al. 2022) by peft: a tower's weights stay as they are, and low-rank changes of its layers are trained.
+"""LoRA (Hu et al. 2022) with peft: a tower's weights are frozen, and low-rank changes of its layers are trained.
 
-Adapters stand in training only: `merged` gives the model in which they are part of the weights.
+Adapters exist in training only: `merged` returns a model with the changes added to its weights.
 """
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,14 +15,14 @@ from mmssl.config import LoraConfig, ModelConfig
 from mmssl.errors import UserError
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.text import TextTower
-from mmssl.models.vision import VisionTower
+from mmssl.models.vision import VisionTower, open_clip_class
 
 
 class CalledAttention(nn.Module):
-    """open_clip's self-attention as two layers that are called, on the weights of its nn.MultiheadAttention.
+    """open_clip's self-attention as two linear layers that share the weights of its nn.MultiheadAttention.
 
-    nn.MultiheadAttention reads the weights of its layers without calling them, and peft's own adapter for it adds to
-    and subtracts from the frozen weights at every forward, which lets them drift by rounding.
+    nn.MultiheadAttention reads the weights of its layers without calling them. peft's own adapter for it adds to and
+    subtracts from the frozen weights in every forward pass, so that rounding makes them drift.
     """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
@@ -48,7 +48,7 @@ class CalledAttention(nn.Module):
         return attended, None
 
     def restored(self) -> nn.MultiheadAttention:
-        """The nn.MultiheadAttention of these weights."""
+        """An nn.MultiheadAttention with these weights."""
         width, bias = self.in_proj.in_features, self.in_proj.bias is not None
         attention = nn.MultiheadAttention(width, self.heads, self.dropout, bias, batch_first=True, device="meta")
         for kind in ("weight", "bias"):
@@ -58,12 +58,12 @@ class CalledAttention(nn.Module):
 
 
 def add_adapters(encoder: DualEncoder, config: ModelConfig) -> None:
-    """Freeze each tower whose configuration has `lora` and give it adapters, in place; at first they change nothing.
+    """Freeze each tower whose configuration has `lora` and add adapters to it, in place. New adapters change no output.
 
     The adapters' weights are drawn from torch's global generator.
 
     Raises:
-        UserError: peft is not installed, or the tower has no layer that was asked for.
+        UserError: peft is not installed, or the tower lacks a requested layer.
     """
     if config.vision.lora is not None:
         side = encoder.vision.image_size
@@ -75,18 +75,18 @@ def add_adapters(encoder: DualEncoder, config: ModelConfig) -> None:
 
 
 def merged(encoder: DualEncoder) -> DualEncoder:
-    """A copy in which the adapters are part of the weights and every layer is what it was; without adapters itself."""
+    """A copy with the adapters added to the weights of the original layers; the encoder itself without adapters."""
     if not any("lora_A" in name for name, _ in encoder.named_parameters()):
         return encoder
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    whole = copy.deepcopy(encoder)
-    for library in (whole.vision.trunk, whole.text.encoder):
+    result = copy.deepcopy(encoder)
+    for library in (result.vision.trunk, result.text.encoder):
         _replace(library, BaseTunerLayer, _absorbed)
         _replace(library, CalledAttention, CalledAttention.restored)
         if hasattr(library, "peft_config"):
             del library.peft_config
-    return whole
+    return result
 
 
 def without_adapters(config: ModelConfig) -> ModelConfig:
@@ -103,7 +103,7 @@ def _adapt(
     except ImportError:
         raise UserError(f"{key} needs peft; install it: pip install 'mmssl[lora]'") from None
     tower.lock()
-    _replace(library, ResidualAttentionBlock, _with_called_attention)
+    _replace(library, open_clip_class("transformer", "ResidualAttentionBlock"), _with_called_attention)
     layers = _called_layers(tower, library, probe)
     settings = peft.LoraConfig(
         r=config.rank,
@@ -116,10 +116,11 @@ def _adapt(
 
 
 def _called_layers(tower: nn.Module, library: nn.Module, probe: tuple[Tensor, ...]) -> dict[str, nn.Module]:
-    """The layers that adapters can act on, by name: linear ones and ungrouped convolutions that a forward calls.
+    """The layers that adapters can change, by name: linear layers and ungrouped convolutions called in a forward pass.
 
-    Some layers' weights are read by others (attention pooling of CLIP's ResNets): an adapter there would do nothing.
-    The projection at the end of open_clip's text towers is left alone: they ask whether it is an nn.Linear.
+    Some weights are read without calling their layer (attention pooling of CLIP's ResNets): an adapter there would
+    have no effect. The last projection of open_clip's text towers is left out, because they check that it is an
+    nn.Linear.
     """
     kinds = {
         name: module
@@ -150,15 +151,15 @@ def _targets(layers: dict[str, nn.Module], wanted: list[str] | None, key: str) -
         if not found:
             known = sorted({name.rpartition(".")[2] for name in layers})
             raise UserError(
-                f"{key}.targets: no layer of this tower that can be adapted has a name ending in {end!r}; "
-                f"the ends there are: {', '.join(known)}"
+                f"{key}.targets: this tower has no adaptable layer with a name ending in {end!r}; "
+                f"the endings are: {', '.join(known)}"
             )
         chosen += found
     return chosen
 
 
 def _linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
-    """A layer on these very parameters."""
+    """A layer that shares these parameters."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = weight
     if bias is not None:
@@ -169,20 +170,20 @@ def _linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
 def _with_called_attention(block: nn.Module) -> nn.Module:
     attention = block.attn
     assert isinstance(attention, nn.MultiheadAttention)
-    if attention.batch_first and not hasattr(block, "ln_1_kv"):  # else it attends to something other than itself
+    if attention.batch_first and not hasattr(block, "ln_1_kv"):  # otherwise it is cross-attention
         block.attn = CalledAttention(attention)
     return block
 
 
 def _absorbed(adapted: nn.Module) -> nn.Module:
-    """An adapted layer as an ordinary one."""
+    """The ordinary layer of an adapted one, with the adapter merged."""
     adapted.merge()  # type: ignore[operator]
     layer: nn.Module = adapted.get_base_layer()  # type: ignore[operator]
     return layer
 
 
-def _replace(module: nn.Module, kind: type, make: Callable[..., nn.Module]) -> None:
-    """Put `make(child)` in the place of every descendant of a kind."""
+def _replace(module: nn.Module, kind: Any, make: Callable[..., nn.Module]) -> None:
+    """Replace every descendant of a kind by `make(child)`."""
     for name, child in list(module.named_children()):
         if isinstance(child, kind):
             setattr(module, name, make(child))

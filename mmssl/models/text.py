@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from mmssl.config import TextConfig
-from mmssl.errors import UserError
+from mmssl.errors import UserError, one_line
 from mmssl.models.text_open_clip import MODEL_TYPE, OpenClipText, build_open_clip_text, is_plain
 from mmssl.models.vision import Encoded
 
 
 class TextTower(nn.Module):
-    """A Hugging Face encoder with one pooled vector a caption.
+    """A Hugging Face encoder with one pooled vector per caption.
 
     Attributes:
         width: size of the pooled vector, and of each token's unless it projects.
@@ -53,8 +51,41 @@ class TextTower(nn.Module):
         weight: Tensor = self.encoder.get_input_embeddings().weight
         return weight
 
+    def to_config(self, tokenizer: str, max_tokens: int) -> TextConfig:
+        """The configuration that builds a tower of this architecture, with random weights."""
+        settings = {**self.encoder.config.to_diff_dict(), "model_type": self.encoder.config.model_type}
+        for key in ("transformers_version", "architectures", "_name_or_path", "dtype"):
+            settings.pop(key, None)
+        if settings["model_type"] != MODEL_TYPE:
+            settings["vocab_size"] = self.encoder.config.vocab_size
+        pooling: Any = self.pooling
+        return TextConfig(config=settings, tokenizer=tokenizer, pooling=pooling, max_tokens=max_tokens)
+
+    def pretrained_mlm_head(self) -> "MaskedLanguageHead | None":
+        """The masked-language head saved with the encoder's weights; None without one, or if its form is unknown."""
+        if self.source is None:
+            return None
+        from transformers import AutoModelForMaskedLM
+
+        try:
+            with _quiet():
+                model, report = AutoModelForMaskedLM.from_pretrained(self.source, output_loading_info=True)
+        except ValueError:  # transformers has no such head for this kind of encoder
+            return None
+        body = set(model.base_model.modules())
+        modules = {n: m for n, m in model.named_modules() if m not in body}
+        size = (model.config.hidden_size, model.config.hidden_size)
+        dense = next((m for m in modules.values() if isinstance(m, nn.Linear) and m.weight.shape == size), None)
+        norm = next((m for m in modules.values() if isinstance(m, nn.LayerNorm)), None)
+        decoder = model.get_output_embeddings()
+        tied = decoder is not None and decoder.weight is model.get_input_embeddings().weight
+        absent = [key for key in report["missing_keys"] if not key.startswith(model.base_model_prefix)]
+        if absent or dense is None or norm is None or not tied or decoder.bias is None:
+            return None
+        return MaskedLanguageHead(dense, norm, decoder.bias.detach())
+
     def checkpoint_activations(self) -> None:
-        """Keep no activations inside blocks in training; they are computed again in the backward pass."""
+        """Discard activations inside blocks in training and recompute them in the backward pass."""
         if hasattr(self.encoder, "activation_checkpointing_enable"):
             self.encoder.activation_checkpointing_enable()
         else:  # the older name of the same switch
@@ -77,13 +108,13 @@ class TextTower(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "TextTower":
-        """As nn.Module.train, but a fully locked tower stays in evaluation mode (no dropout)."""
+        """As nn.Module.train, but a completely locked tower stays in evaluation mode (no dropout)."""
         return super().train(mode and not (self._locked and not any(p.requires_grad for p in self.parameters())))
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """One vector a caption [B, W] from token vectors [B, L, W]: the first, the mean of real ones, or the
-    last real one."""
+    """One vector per caption [B, W] from token vectors [B, L, W]: the first, the mean of those that are not
+    padding, or the last that is not padding."""
     if pooling == "cls":
         return hidden[:, 0]
     if pooling == "mean":
@@ -95,7 +126,7 @@ def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
 
 
 def build_text(config: TextConfig, vocab_size: int, pad_id: int) -> TextTower:
-    """The tower of a configuration; a random one takes the tokenizer's vocabulary size.
+    """The text tower of a configuration. A tower with random weights takes the tokenizer's vocabulary size.
 
     Raises:
         UserError: the model cannot be found or built, or its vocabulary is smaller than the tokenizer's.
@@ -115,7 +146,7 @@ def build_text(config: TextConfig, vocab_size: int, pad_id: int) -> TextTower:
             f"model.text.max_tokens"
         )
     pooling = _pooling(config)
-    # An unused pooler's weights would get no gradient.
+    # The weights of an unused pooler would get no gradient.
     if pooling != "pooler" and getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
     tower = TextTower(encoder, pooling, config.name)
@@ -126,32 +157,12 @@ def build_text(config: TextConfig, vocab_size: int, pad_id: int) -> TextTower:
 
 @dataclass(frozen=True)
 class MaskedLanguageHead:
-    """What stands between a BERT-like encoder and its tied decoder, with pretrained weights."""
+    """The pretrained layers between a BERT-like encoder and its tied decoder."""
 
     dense: nn.Linear
     norm: nn.LayerNorm
     bias: Tensor
     """Bias of the decoder, [vocabulary]."""
-
-
-def pretrained_mlm_head(name: str) -> MaskedLanguageHead | None:
-    """The masked-language head saved beside an encoder; None where the folder has none, or one of another kind."""
-    try:
-        with _quiet():
-            model, report = AutoModelForMaskedLM.from_pretrained(name, output_loading_info=True)
-    except ValueError:  # transformers knows no such head for this kind of encoder
-        return None
-    body = set(model.base_model.modules())
-    modules = {n: m for n, m in model.named_modules() if m not in body}
-    width = model.config.hidden_size
-    dense = next((m for m in modules.values() if isinstance(m, nn.Linear) and m.weight.shape == (width, width)), None)
-    norm = next((m for m in modules.values() if isinstance(m, nn.LayerNorm)), None)
-    decoder = model.get_output_embeddings()
-    tied = decoder is not None and decoder.weight is model.get_input_embeddings().weight
-    absent = [key for key in report["missing_keys"] if not key.startswith(model.base_model_prefix)]
-    if absent or dense is None or norm is None or not tied or decoder.bias is None:
-        return None
-    return MaskedLanguageHead(dense, norm, decoder.bias.detach())
 
 
 def _from_config(options: dict[str, Any], vocab_size: int, pad_id: int) -> Any:
@@ -161,16 +172,18 @@ def _from_config(options: dict[str, Any], vocab_size: int, pad_id: int) -> Any:
         return build_open_clip_text({key: value for key, value in values.items() if key != "pad_token_id"})
     if kind is None:
         raise UserError("model.text.config needs model_type, for example bert")
+    from transformers import AutoConfig, AutoModel
+
     try:
         settings = AutoConfig.for_model(kind, **values)
         return AutoModel.from_config(settings)
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"model.text.config: transformers could not build a {kind!r}: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise UserError(f"model.text.config: transformers could not build a {kind!r}: {one_line(error)}") from error
 
 
 def _pretrained(name: str) -> Any:
+    from transformers import AutoModel
+
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(f"model.text.name={name}: the folder has no config.json; give a Hugging Face model folder")
@@ -178,16 +191,17 @@ def _pretrained(name: str) -> Any:
         with _quiet():
             model = AutoModel.from_pretrained(name)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"model.text.name={name!r} is neither a folder here nor reachable on the hub: {reason}"
+            f"model.text.name={name!r} is neither a folder here nor reachable on the hub: {one_line(error, 200)}"
         ) from error
     return getattr(model, "text_model", model) if not hasattr(model.config, "hidden_size") else model
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers warns of every weight that a folder holds above what is asked for."""
+    """Silence transformers, which warns about every unused weight of a folder."""
+    import transformers
+
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
@@ -197,7 +211,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _own_dim(encoder: Any) -> int | None:
-    """Size of the vectors that an encoder projects to by itself; None where it does not."""
+    """Size of the vectors of an encoder that projects itself; None for any other."""
     projects = isinstance(encoder, OpenClipText) and encoder.projects
     return int(encoder.config.settings["output_dim"]) if projects else None
 

@@ -1,49 +1,46 @@
-"""open_clip's own text transformers, called as a Hugging Face encoder is."""
+"""open_clip's own text transformers with the interface of a Hugging Face encoder."""
 
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import open_clip
 import torch.nn.functional as F
-from open_clip.model import CLIPTextCfg, _build_text_tower
 from torch import Tensor, nn
 
-from mmssl.errors import UserError
-from mmssl.models.pretrained.weights import one_line
+from mmssl.errors import UserError, one_line
 
 MODEL_TYPE = "open_clip"
 """`model.text.config.model_type` of these encoders."""
 _OURS = ("quick_gelu", "custom_text", "output_dim")
-"""Settings beside those of open_clip's text_cfg."""
+"""Settings that open_clip's text_cfg does not have."""
 
 
 @dataclass(frozen=True)
 class OpenClipTextConfig:
-    """What is asked of a Hugging Face configuration."""
+    """The attributes of a Hugging Face configuration that towers use."""
 
     settings: dict[str, Any]
-    """open_clip's text_cfg, with `quick_gelu`, `custom_text` and, where the encoder projects, `output_dim`."""
+    """open_clip's text_cfg, with `quick_gelu`, `custom_text` and, if the encoder projects, `output_dim`."""
     hidden_size: int
     vocab_size: int
     max_position_embeddings: int
     model_type: str = MODEL_TYPE
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What has to be written down to build it again."""
+        """The settings that build it again."""
         return dict(self.settings)
 
 
 class OpenClipText(nn.Module):
     """An open_clip TextTransformer.
 
-    CLIP's, which is causal and pooled at its last token, gives token vectors and leaves pooling and projection to the
-    tower; captions need no padding. All others see their captions padded to the full length, as they were trained, and
-    pool and project by themselves (`projects`).
+    CLIP's transformer is causal and pooled at its last token. It returns token vectors, the tower pools and projects,
+    and captions need no padding. Any other pads captions to the full length, as in its training, and pools and
+    projects itself (`projects`).
     """
 
     def __init__(self, model: Any, settings: dict[str, Any]) -> None:
-        """`model`: the TextTransformer, which becomes this one's."""
+        """`model`: the TextTransformer, which is changed in place."""
         super().__init__()
         self.projects = not is_plain(settings)
         if self.projects:
@@ -56,8 +53,13 @@ class OpenClipText(nn.Module):
         self.config = OpenClipTextConfig(kept, model.width, model.vocab_size, model.context_length)
 
     def pad_with(self, pad_id: int) -> None:
-        """Fill captions up to the full length with this token: an encoder that sees padding learnt to see it."""
+        """Set the padding token. An encoder that sees padding needs the one it was trained with."""
         self.pad_id = self.config.settings["pad_id"] = pad_id
+
+    @property
+    def text_cfg(self) -> Any:
+        """open_clip's typed settings of this encoder."""
+        return text_cfg(self.config.settings)
 
     def get_input_embeddings(self) -> nn.Module:
         """The vectors of the vocabulary."""
@@ -98,6 +100,8 @@ def text_cfg(settings: dict[str, Any]) -> Any:
     Raises:
         UserError: a setting is unknown.
     """
+    from open_clip.model import CLIPTextCfg
+
     try:
         return CLIPTextCfg(**{key: value for key, value in settings.items() if key not in _OURS})
     except TypeError as error:
@@ -110,6 +114,9 @@ def build_open_clip_text(settings: dict[str, Any]) -> OpenClipText:
     Raises:
         UserError: open_clip cannot build it.
     """
+    from open_clip.model import _build_text_tower
+    from open_clip.transformer import TextTransformer
+
     cfg = text_cfg(settings)
     if cfg.hf_model_name is not None:
         raise UserError("model.text.config: open_clip's text_cfg names a Hugging Face model; use model.text.name")
@@ -117,14 +124,16 @@ def build_open_clip_text(settings: dict[str, Any]) -> OpenClipText:
         model = _build_text_tower(settings.get("output_dim", cfg.width), asdict(cfg), settings.get("quick_gelu", False))
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(f"model.text.config: open_clip could not build it: {one_line(error)}") from error
-    assert isinstance(model, open_clip.transformer.TextTransformer)
+    assert isinstance(model, TextTransformer)
     return OpenClipText(model, settings)
 
 
 def text_module(model: Any, settings: dict[str, Any], embed_dim: int) -> tuple[OpenClipText, Tensor | None]:
-    """A whole open_clip model's text transformer, and CLIP's projection [embed_dim, width] if it leaves that to us."""
+    """The text transformer of an open_clip model and, for CLIP's transformer, its projection [embed_dim, width]."""
+    from open_clip.model import _build_text_tower
+
     transformer = getattr(model, "text", None)
-    if transformer is None:  # open_clip's CLIP keeps the parts of its transformer at its own top
+    if transformer is None:  # open_clip's CLIP has the parts of its transformer as direct attributes
         transformer = _build_text_tower(embed_dim, asdict(text_cfg(settings)), settings.get("quick_gelu", False))
         state = model.state_dict()
         transformer.load_state_dict({name: state[name] for name in transformer.state_dict()})

@@ -1,12 +1,11 @@
-"""Vision towers of open_clip and timm behind one forward: uint8 images in, a vector and patch tokens out."""
+"""Vision towers of open_clip and timm with one interface: uint8 images in, a vector and patch tokens out."""
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
-import open_clip
 import torch
-from timm.models import group_parameters
 from torch import Tensor, nn
 
 from mmssl.errors import UserError
@@ -14,17 +13,23 @@ from mmssl.errors import UserError
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a tower makes of B inputs."""
+    """The output of a tower for B inputs."""
 
     pooled: Tensor
-    """One vector an input, [B, width]."""
+    """One vector per input, [B, width]."""
     tokens: Tensor | None
-    """One vector a patch, a place of a feature map or a text token, [B, T, token_width]; None for towers that
-    give none."""
+    """One vector per patch, position of a feature map or text token, [B, T, token_width]; None if the tower has
+    no tokens."""
+
+
+def open_clip_class(module: str, name: str) -> Any:
+    """A class of open_clip for `isinstance`; an empty tuple while open_clip, which takes seconds, is not imported."""
+    imported = sys.modules.get(f"open_clip.{module}")
+    return () if imported is None else getattr(imported, name)
 
 
 class PatchSelect(nn.Module):
-    """Stands where a ViT drops patches, after the position embedding, and keeps the ones it is told to."""
+    """Replacement for a ViT's patch dropout, after the position embedding. It keeps the patches listed in `keep`."""
 
     def __init__(self, prefix: int) -> None:
         super().__init__()
@@ -43,12 +48,12 @@ class VisionTower(nn.Module):
 
     Attributes:
         width: size of the pooled vector.
-        token_width: size of each token's vector; None where the tower gives no tokens.
-        places: tokens per column and row of the image; None where the tower gives no tokens.
+        token_width: size of each token's vector; None if the tower has no tokens.
+        places: tokens per column and row of the image; None if the tower has no tokens.
         image_size: side of the square input in pixels.
-        grid: patches per column and row that the tower can be shown a part of, or None where it cannot.
+        grid: patches per column and row; None if the tower cannot encode a subset of its patches.
         projects: the trunk ends in its own projection to the shared space (attention pooling of CLIP's ResNets).
-        statistics: mean and deviation of the colours that the trunk expects, from 0 to 1.
+        statistics: mean and standard deviation of colours that the trunk expects, on a scale of 0 to 1.
     """
 
     mean: Tensor
@@ -63,6 +68,8 @@ class VisionTower(nn.Module):
         self.statistics = (_three(mean), _three(std))
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+        self._is_vit = isinstance(trunk, open_clip_class("transformer", "VisionTransformer"))
+        self._is_resnet = isinstance(trunk, open_clip_class("modified_resnet", "ModifiedResNet"))
         self.select, self.grid, self.patch_size = _patch_access(trunk)
         self._locked = False
         was_training = trunk.training
@@ -75,7 +82,7 @@ class VisionTower(nn.Module):
         self.places = None if probe.tokens is None else math.isqrt(probe.tokens.shape[1])
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 or [0, 255] float images [B, 3, H, W] -> zero mean, unit deviation."""
+        """Images [B, 3, H, W], uint8 or float in 0..255, with zero mean and unit standard deviation."""
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
     def denormalize(self, images: Tensor) -> Tensor:
@@ -104,10 +111,10 @@ class VisionTower(nn.Module):
             self.select.keep = None
 
     def _encode(self, x: Tensor) -> Encoded:
-        if isinstance(self.trunk, open_clip.transformer.VisionTransformer):
+        if self._is_vit:
             pooled, tokens = self.trunk(x)
             return Encoded(pooled, tokens)
-        if isinstance(self.trunk, open_clip.modified_resnet.ModifiedResNet):
+        if self._is_resnet:
             features = self.trunk.stem(x)
             for stage in (self.trunk.layer1, self.trunk.layer2, self.trunk.layer3, self.trunk.layer4):
                 features = stage(features)
@@ -125,17 +132,17 @@ class VisionTower(nn.Module):
         return Encoded(pooled, None)
 
     def checkpoint_activations(self) -> None:
-        """Keep no activations inside blocks in training; they are computed again in the backward pass.
+        """Discard activations inside blocks in training and recompute them in the backward pass.
 
         Raises:
-            UserError: the library's tower cannot do this.
+            UserError: the library's tower does not support this.
         """
         if not hasattr(self.trunk, "set_grad_checkpointing"):
-            raise UserError("train.activation_checkpointing: this vision tower has no such switch; set it to false")
+            raise UserError("train.activation_checkpointing: this vision tower does not support it; set it to false")
         self.trunk.set_grad_checkpointing(True)
 
     def lock(self, unlocked_layers: int = 0) -> None:
-        """Freeze all but the last `unlocked_layers` blocks (with what follows them)."""
+        """Freeze everything before the last `unlocked_layers` blocks."""
         self.requires_grad_(False)
         self._locked = True
         if unlocked_layers > 0:
@@ -144,9 +151,9 @@ class VisionTower(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "VisionTower":
-        """As nn.Module.train, but what is locked stays in evaluation mode, so batch norms keep their statistics.
+        """As nn.Module.train, but locked modules stay in evaluation mode, so batch norms keep their statistics.
 
-        Dropout before adapters acts: it is theirs.
+        The dropout of LoRA adapters stays active.
         """
         super().train(mode)
         if self._locked and mode:
@@ -164,7 +171,7 @@ def _three(values: Any) -> tuple[float, float, float]:
 
 def _patch_access(trunk: nn.Module) -> tuple[PatchSelect | None, tuple[int, int] | None, int | None]:
     select = next((m for m in trunk.modules() if isinstance(m, PatchSelect)), None)
-    if isinstance(trunk, open_clip.transformer.VisionTransformer):
+    if isinstance(trunk, open_clip_class("transformer", "VisionTransformer")):
         return select, tuple(trunk.grid_size), trunk.patch_size[0]
     embed: Any = getattr(trunk, "patch_embed", None)
     if select is not None and getattr(embed, "grid_size", None) is not None:
@@ -173,13 +180,15 @@ def _patch_access(trunk: nn.Module) -> tuple[PatchSelect | None, tuple[int, int]
 
 
 def _last_layers(trunk: Any, count: int) -> list[nn.Parameter]:
-    if isinstance(trunk, open_clip.transformer.VisionTransformer):
+    if isinstance(trunk, open_clip_class("transformer", "VisionTransformer")):
         modules: list[nn.Module] = [*trunk.transformer.resblocks[-count:], trunk.ln_post]
         if trunk.attn_pool is not None:
             modules.append(trunk.attn_pool)
         return [p for m in modules for p in m.parameters()]
     if not hasattr(trunk, "group_matcher"):
         raise UserError("model.vision.unlocked_layers: this tower cannot be unlocked by layers; set it to 0")
+    from timm.models import group_parameters
+
     groups = group_parameters(trunk, trunk.group_matcher(coarse=False))
     last = sorted(groups)[-count:]
     return [trunk.get_parameter(name) for group in last for name in groups[group]]

@@ -3,25 +3,23 @@
 import contextlib
 import difflib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import open_clip
-import timm
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from mmssl.config import VisionConfig
-from mmssl.errors import UserError
-from mmssl.models.pretrained.weights import load_weights, one_line, read_weights
-from mmssl.models.vision import PatchSelect, VisionTower
+from mmssl.errors import UserError, one_line
+from mmssl.models.vision import PatchSelect, VisionTower, open_clip_class
 
 _TINY_TEXT = {"context_length": 8, "vocab_size": 64, "width": 64, "heads": 1, "layers": 1}
 
 
 def build_vision(config: VisionConfig, embed_dim: int) -> tuple[VisionTower, Tensor | None]:
-    """A configuration's tower and the projection to the shared space [embed_dim, width] its weights bring, if any.
+    """The vision tower of a configuration, and its pretrained projection [embed_dim, width] if any.
 
     Raises:
         UserError: unknown library, model or option, or weights that do not fit.
@@ -46,6 +44,8 @@ def build_vision(config: VisionConfig, embed_dim: int) -> tuple[VisionTower, Ten
 
 
 def _open_clip_tower(config: VisionConfig, name: str, embed_dim: int) -> tuple[VisionTower, Tensor | None]:
+    import open_clip
+
     known = open_clip.get_model_config(name)
     if known is None:
         raise UserError("model.vision.name: " + unknown_model("open_clip", name, open_clip.list_models()))
@@ -73,26 +73,29 @@ def _open_clip_tower(config: VisionConfig, name: str, embed_dim: int) -> tuple[V
 
 
 def wrap_trunk(visual: Any, mean: Any, std: Any) -> tuple[VisionTower, Tensor | None]:
-    """An open_clip model's `visual` as a tower, which it becomes, and the projection it had [embed_dim, width].
+    """Turn an open_clip model's `visual` into a tower, and return its projection [embed_dim, width].
 
-    Without a projection it pools into the shared space by itself: the tower either projects, or the projection is one.
+    A `visual` without a projection pools into the shared space itself. Then the tower projects, or the projection is
+    the identity.
     """
     side = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
-    if isinstance(visual, open_clip.transformer.VisionTransformer):
+    if isinstance(visual, open_clip_class("transformer", "VisionTransformer")):
         projection, visual.proj = visual.proj, None
         visual.output_tokens = True
         visual.patch_dropout = PatchSelect(prefix=1)
         return VisionTower(visual, side, mean, std), None if projection is None else projection.detach().T
-    if isinstance(visual, open_clip.timm_model.TimmModel):
+    if isinstance(visual, open_clip_class("timm_model", "TimmModel")):
         head = dict(visual.head.named_children())
         if not head or (set(head) == {"drop", "proj"} and head["proj"].bias is None):
             tower = VisionTower(_with_patch_select(visual.trunk), side, mean, std)
-            # SigLIP's tower has no projection: its pooled vector already lives in the shared space.
+            # SigLIP's tower has no projection: its pooled vector is already in the shared space.
             return tower, head["proj"].weight.detach() if head else torch.eye(tower.width)
     return VisionTower(visual, side, mean, std, projects=True), None
 
 
 def _timm_tower(config: VisionConfig, name: str) -> VisionTower:
+    import timm
+
     options = dict(config.options)
     file = config.pretrained if config.pretrained is not None and Path(config.pretrained).is_file() else None
     if config.pretrained is not None and file is None:
@@ -105,7 +108,7 @@ def _timm_tower(config: VisionConfig, name: str) -> VisionTower:
     except (RuntimeError, TypeError, OSError, ValueError, AssertionError) as error:
         raise UserError(f"model.vision: timm could not build {name!r}: {one_line(error)}") from error
     if file is not None:
-        load_weights(trunk, read_weights(Path(file)), where=file)
+        _load_weights(trunk, _read_weights(Path(file)), where=file)
     settings = trunk.pretrained_cfg
     side = options.get("img_size") or config.image_size or settings["input_size"][-1]
     mean, std = config.mean or settings["mean"], config.std or settings["std"]
@@ -113,12 +116,14 @@ def _timm_tower(config: VisionConfig, name: str) -> VisionTower:
 
 
 def _create_timm(name: str, config: VisionConfig, options: dict[str, Any], pretrained: bool, takes_size: bool) -> Any:
+    import timm
+
     arguments = {"pretrained": pretrained and config.pretrained is not None, "num_classes": 0, **options}
     if takes_size:
         try:
             return timm.create_model(name, img_size=config.image_size, **arguments)
         except TypeError as error:
-            # Convolutional towers take any size and have no such argument.
+            # Convolutional towers accept any size and do not have this argument.
             if "img_size" not in str(error):
                 raise
     return timm.create_model(name, **arguments)
@@ -132,7 +137,7 @@ def _with_patch_select(trunk: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet(on: bool) -> Iterator[None]:
-    """open_clip warns on the root logger that random weights are random."""
+    """Silence open_clip, which warns on the root logger about random weights."""
     logging.disable(logging.WARNING if on else logging.NOTSET)
     try:
         yield
@@ -141,6 +146,45 @@ def quiet(on: bool) -> Iterator[None]:
 
 
 def unknown_model(library: str, name: str, known: list[str]) -> str:
-    """What to say of a name that a library does not know."""
+    """Error message for a name that a library does not know, with similar names."""
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.3)
-    return f"{library} has no model {name!r}; near it: {', '.join(near) or 'none'}"
+    return f"{library} has no model {name!r}; similar names: {', '.join(near) or 'none'}"
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from a safetensors file or a torch file, read without running code from it.
+
+    Raises:
+        UserError: no weights can be read from the file.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} has no weights that can be read safely: {one_line(error)}") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} is not a state dict (names -> tensors)")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _load_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a complete state dict; extra weights, such as a classifier head, are ignored.
+
+    Raises:
+        UserError: weights are missing, or have another shape; names the first ones.
+    """
+    own = module.state_dict()
+    missing = [k for k in own if k not in state]
+    shapes = [
+        f"{k} {tuple(state[k].shape)} against {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if missing or shapes:
+        raise UserError(
+            f"{where} does not fit the tower: {len(own) - len(missing) - len(shapes)} of {len(own)} weights match; "
+            f"missing: {', '.join(missing[:3]) or 'none'}; other shape: {', '.join(shapes[:2]) or 'none'}"
+        )
+    module.load_state_dict({k: state[k] for k in own})

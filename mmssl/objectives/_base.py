@@ -1,14 +1,14 @@
-"""What an objective is: which encodings it needs, what it predicts from them, and its loss.
+"""The interface of an objective: the encoder passes it needs, its predictions from them, and its loss.
 
-A step runs in this order, each part on the whole of a process's batch or on micro-batches of it:
+A step calls these methods in order:
 
-1. `begin` tells the part of the training that is done; `prepare` draws everything random (masks, noise, permutations)
-   for the whole batch as tensors of B rows.
+1. `on_step_start` with the fraction of the training done, then `sample_targets`, which draws masks, noise and
+   permutations for all B samples of this process.
 2. The union of all objectives' `required_passes` runs once.
-3. `predict` maps the encodings of some samples to tensors, sample by sample.
-4. `loss` maps predictions to a sum and the number of terms in it. A `batch_coupled` loss sees the predictions of the
-   whole batch, because each sample's loss depends on the others; any other may be summed over parts of the batch.
-5. `finish` lets the objective keep something of the whole batch (a queue).
+3. `predict` maps encodings to tensors, each sample by itself. It may get a part of the batch.
+4. `loss` returns a sum, and `num_terms` says of how many terms. A `batch_coupled` loss gets the predictions of the
+   complete batch, because each sample's loss depends on the others; any other is summed over parts of the batch.
+5. `on_step_end` lets the objective update its own state, such as a queue.
 """
 
 import abc
@@ -24,26 +24,27 @@ from torch import Tensor, nn
 from mmssl.config import ObjectiveConfig, ViewConfig
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.models.dual_encoder import DualEncoder
-from mmssl.models.vision import Encoded, VisionTower
+from mmssl.models import DualEncoder, Encoded, VisionTower
 from mmssl.rng import RowRandom
 
 Inputs = Mapping[str, Tensor]
-"""Name -> tensor of B rows: `view.NAME`, `tokens`, `token_mask`, `ids`, and what objectives prepare."""
+"""Name -> tensor of B rows: `view.NAME`, `tokens`, `token_mask`, `ids`, and the results of `sample_targets`."""
 
 Predictions = dict[str, Tensor]
-"""What a loss reads. If it is coupled: name -> tensor of b rows, or a scalar shared by all samples (a temperature)."""
+"""Name -> tensor. For a batch-coupled loss: of b rows, or a scalar shared by all samples (a temperature)."""
 
 
 @dataclass(frozen=True)
 class EncoderPass:
-    """One encoding a step needs; equal ones are run once."""
+    """A forward pass of one tower on one input. Equal passes of several objectives run once."""
 
     tower: Literal["vision", "text"]
     input: str
     """Name of the images or token ids among the inputs."""
     mask: str = ""
     """Text: name of the token mask. Vision: name of the patch indices to keep; empty for all patches."""
+    keep_ratio: float = 1.0
+    """Vision: fraction of the patches to keep."""
 
 
 IMAGE = EncoderPass("vision", "view.main")
@@ -54,20 +55,20 @@ Features = Mapping[EncoderPass, Encoded]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What objectives need to know of the tokenizer."""
+    """Properties of the tokenizer for objectives."""
 
     size: int
     mask_id: int | None
     special_ids: tuple[int, ...]
     continues_word: Tensor
-    """True where a token continues the word before it, bool [size]."""
+    """True for tokens that continue the previous word, bool [size]."""
     max_tokens: int
-    """No caption has more."""
+    """Largest number of tokens in a caption."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """A loss as a sum and what it runs over, so that micro-batches and processes combine exactly."""
+    """A loss and metrics as sums, so that micro-batches and processes combine exactly."""
 
     total: Tensor
     """Sum of the loss's terms, a scalar with gradient."""
@@ -76,76 +77,92 @@ class Output:
 
 
 class ObjectiveOptions(ObjectiveConfig):
-    """Weight and schedule of an objective; subclasses add their own fields. Unknown ones are refused."""
+    """Weight and schedule of an objective; subclasses add their own fields. Unknown fields are an error."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Objective(nn.Module, abc.ABC):
-    """One training objective. Subclasses own their heads and nothing of the towers."""
+    """One training objective. It owns its heads; the towers belong to the dual encoder."""
 
     Options: ClassVar[type[ObjectiveOptions]] = ObjectiveOptions
     """The typed options of the objective's configuration entry."""
     batch_coupled: ClassVar[bool] = False
     """The loss of one sample depends on the other samples of the global batch."""
     has_own_encoder: ClassVar[bool] = False
-    """It runs an encoder of its own in `prepare`, outside of the mixer's forward."""
+    """It runs its own encoder in `sample_targets`, outside the common forward pass."""
+    is_reference: ClassVar[bool] = False
+    """It pairs images with captions, so the gradients of other objectives are compared with its gradient."""
 
     def views(self) -> dict[str, ViewConfig]:
-        """Renderings needed beside `main`, by name."""
+        """Views needed in addition to `main`, by name."""
         return {}
 
     def on_step_start(self, progress: float) -> None:
-        """A step begins after the part `progress` of the training (0 to 1)."""
+        """Called at the start of a step, at the fraction `progress` of the training (0 to 1)."""
 
     def sample_targets(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
-        """Tensors of B rows for the whole batch of this process: what is random, the same rows at any number of
-        processes, and what needs no gradient. Called once a step, without gradients; names begin with the objective's.
+        """Random targets and new inputs for all B samples of this process, by name. Called once per step, without
+        gradients. With `random`, a sample gets the same values at any number of processes. Start each name with the
+        objective's name.
         """
         return {}
 
     def num_terms(self, inputs: Inputs) -> Tensor:
-        """Number of terms in the loss of these samples; by default one a sample, and one a batch if `batch_coupled`."""
+        """Number of terms in the loss of these samples: one per sample, or one per batch if `batch_coupled`."""
         ids = inputs["ids"]
         # Not torch.tensor(..., device=...), which waits for the device.
         return torch.full((), 1.0 if self.batch_coupled else float(len(ids)), device=ids.device)
 
     def on_step_end(self, inputs: Inputs, world: World) -> None:
-        """Called once a step with the whole batch of this process, after its gradients; no gradients here."""
+        """Called once per step with all samples of this process, after the backward pass and without gradients."""
 
     def visualize(self, predictions: Predictions, inputs: Inputs, encoder: DualEncoder) -> Tensor | None:
-        """What a person would look at: uint8 [b, columns, 3, H, W], one row of images a sample."""
+        """Images to look at, uint8 [b, columns, 3, H, W], one row per sample; None if there are none."""
         return None
+
+    @classmethod
+    def chance_loss(cls, batch_size: int) -> float | None:
+        """Lowest loss of a model that ignores its inputs, at this global batch size; None if unknown."""
+        return None
+
+    @classmethod
+    def alarms(cls, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Problems in the metrics of one step: kind -> one line for the log, which is written once per run.
+
+        `metrics` has `loss` and the metrics of `Output`.
+        """
+        return {}
 
     @abc.abstractmethod
     def required_passes(self) -> tuple[EncoderPass, ...]:
-        """The encodings `predict` reads."""
+        """The encoder passes that `predict` reads."""
 
     @abc.abstractmethod
     def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
-        """Predictions for some samples from their encodings. If `batch_coupled`: row i depends on sample i only."""
+        """Predictions for some samples from their encodings. If `batch_coupled`, row i depends on sample i only."""
 
     @abc.abstractmethod
     def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
-        """The loss. If `batch_coupled`: its mean over processes must be the loss of the global batch."""
+        """The loss. If `batch_coupled`, its mean over processes must be the loss of the global batch."""
 
 
 def classification(logits: Tensor, labels: Tensor) -> Output:
-    """Cross-entropy and accuracy of one label a sample: logits [b, classes], labels int64 [b]."""
+    """Cross-entropy and accuracy with one label per sample: logits [b, classes], labels int64 [b]."""
     hits = (logits.detach().argmax(1) == labels).sum()
     total = F.cross_entropy(logits.float(), labels, reduction="sum")
     return Output(total, {"accuracy": (hits, float(len(labels)))})
 
 
 def token_grid(vision: VisionTower, name: str) -> tuple[int, int]:
-    """Width of a vision tower's tokens and how many places a side they have; objective `name` predicts from them.
+    """Width of a vision tower's tokens, and their number per side. Objective `name` predicts from them.
 
     Raises:
-        UserError: the tower shows none.
+        UserError: the tower has no tokens.
     """
     if vision.token_width is None or vision.places is None:
         raise UserError(
-            f"objectives.{name}: this vision tower shows neither patches nor a feature map; ViTs of open_clip and "
+            f"objectives.{name}: this vision tower has neither patch tokens nor a feature map; ViTs of open_clip and "
             f"timm, ResNets and ConvNeXts do"
         )
     return vision.token_width, vision.places

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmssl.config import ObjectiveConfig
 from mmssl.errors import UserError
-from mmssl.objectives import objective_names
+from mmssl.objectives._registry import find_objective
 
 ALL = "all"
 """The mix of every configured objective that has a weight."""
@@ -16,34 +16,34 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Mix:
-    """Some of the configured objectives, perhaps with other weights or schedules."""
+    """A choice of objectives with their options."""
 
     name: str
-    """As the user wrote it, without blanks."""
+    """The user's text without blanks."""
     objectives: dict[str, dict[str, Any]]
-    """Objective -> its entry of the configuration; what is not written there has the objective's default."""
+    """Objective -> its entry in the configuration; missing options have the objective's defaults."""
 
 
 def parse_mix(text: str, configured: Mapping[str, ObjectiveConfig]) -> Mix:
-    """One mix: objectives joined by `+`, each perhaps with `(option=value,...)`, or `all`.
+    """Parse one mix: objectives joined by `+`, each optionally with `(option=value,...)`, or `all`.
 
-    An objective has the options of its entry in the configuration, where there is one, and those in brackets.
+    The options in brackets override those of the objective's entry in the configuration.
 
     Raises:
-        UserError: it is not of that form, or names an objective that does not exist or has no weight.
+        UserError: the text has another form, or an objective does not exist or has no weight.
     """
     name = "".join(text.split())
     objectives: dict[str, dict[str, Any]] = {}
     weighted = [objective for objective, entry in configured.items() if entry.weight > 0]
     for part in weighted if name == ALL else _split(name, "+"):
-        found = re.fullmatch(r"(\w+)(?:\((.*)\))?", part)
+        found = re.fullmatch(r"([\w.:]+)(?:\((.*)\))?", part)
         if found is None:
             raise UserError(f"--mix {text!r}: {part!r} is not of the form mlm or mlm(weight=0.05,every=2)")
         objective, changes = found[1], found[2]
-        if objective not in objective_names():
-            raise UserError(
-                f"--mix {text!r}: unknown objective {objective!r}; there are {', '.join(objective_names())}"
-            )
+        try:
+            find_objective(objective)
+        except UserError as error:
+            raise UserError(f"--mix {text!r}: {error}") from None
         if objective in objectives:
             raise UserError(f"--mix {text!r} names {objective} twice; name it once")
         entry = configured.get(objective, ObjectiveConfig()).model_dump(exclude_unset=True)
@@ -65,7 +65,7 @@ def _options(text: str, changes: str | None) -> Iterator[tuple[str, Any]]:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Parts of a text between separators that stand in no bracket."""
+    """Parts of a text between separators outside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")

@@ -1,4 +1,4 @@
-"""Next-token prediction of the caption with the image in sight (CoCa, Yu et al. 2022, section 3.2)."""
+"""Next-token prediction of the caption given the image (CoCa, Yu et al. 2022, section 3.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -7,37 +7,27 @@ from torch import Tensor, nn
 
 from mmssl.distributed import World
 from mmssl.losses import next_token
-from mmssl.models.dual_encoder import DualEncoder
-from mmssl.objectives._base import (
-    IMAGE,
-    EncoderPass,
-    Features,
-    Inputs,
-    Objective,
-    ObjectiveOptions,
-    Output,
-    Predictions,
-    Vocabulary,
-)
+from mmssl.models import DualEncoder
+from mmssl.objectives import base
 
 
-class CaptioningOptions(ObjectiveOptions):
+class CaptioningOptions(base.ObjectiveOptions):
     """Options of captioning."""
 
     depth: int = Field(2, ge=1)
     """Layers of the decoder, each with self-attention to earlier tokens and cross-attention to the image."""
 
 
-class Captioning(Objective):
-    """A causal decoder of its own writes the caption; it shares the text tower's token embeddings.
+class Captioning(base.Objective):
+    """A separate causal decoder predicts the caption; it shares the text tower's token embeddings.
 
-    CoCa's text tower is causal and is the lower half of the decoder; the encoders this package takes read in both
-    directions and would see the answer.
+    In CoCa, the causal text tower is the lower half of the decoder. The encoders of this package are bidirectional and
+    would see the answer.
     """
 
     Options = CaptioningOptions
 
-    def __init__(self, options: CaptioningOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
+    def __init__(self, options: CaptioningOptions, encoder: DualEncoder, vocabulary: base.Vocabulary) -> None:
         super().__init__()
         width = encoder.text.embedding.shape[1]
         heads = next(n for n in range(max(1, width // 64), 0, -1) if width % n == 0)
@@ -52,14 +42,14 @@ class Captioning(Objective):
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(width)
 
-    def num_terms(self, inputs: Inputs) -> Tensor:
+    def num_terms(self, inputs: base.Inputs) -> Tensor:
         return inputs["token_mask"][:, 1:].sum().float()
 
-    def required_passes(self) -> tuple[EncoderPass, ...]:
-        return (IMAGE,)
+    def required_passes(self) -> tuple[base.EncoderPass, ...]:
+        return (base.IMAGE,)
 
-    def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
-        encoded, tokens, embedding = features[IMAGE], inputs["tokens"], encoder.text.embedding
+    def predict(self, features: base.Features, inputs: base.Inputs, encoder: DualEncoder) -> base.Predictions:
+        encoded, tokens, embedding = features[base.IMAGE], inputs["tokens"], encoder.text.embedding
         length = tokens.shape[1]
         image = self.image(encoded.pooled.unsqueeze(1) if encoded.tokens is None else encoded.tokens)
         x = F.embedding(tokens, embedding) + self.position[:length]
@@ -68,8 +58,8 @@ class Captioning(Objective):
             x = layer(x, image, tgt_mask=causal, tgt_is_causal=True)
         return {"logits": F.linear(self.norm(x), embedding)}
 
-    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
+    def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         logits, tokens, mask = predictions["logits"], inputs["tokens"], inputs["token_mask"]
         total, count = next_token(logits, tokens, mask)
         hits = (logits.detach()[:, :-1].argmax(-1) == tokens[:, 1:]) & mask[:, 1:]
-        return Output(total, {"accuracy": (hits.sum(), count)})
+        return base.Output(total, {"accuracy": (hits.sum(), count)})

@@ -1,4 +1,4 @@
-"""In which order do the tiles of the image lie (Noroozi and Favaro 2016)."""
+"""Prediction of the order of shuffled tiles of the image (Noroozi and Favaro 2016)."""
 
 import numpy as np
 import torch
@@ -6,57 +6,47 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmssl.distributed import World
-from mmssl.models.dual_encoder import DualEncoder
-from mmssl.objectives._base import (
-    EncoderPass,
-    Features,
-    Inputs,
-    Objective,
-    ObjectiveOptions,
-    Output,
-    Predictions,
-    Vocabulary,
-    classification,
-)
+from mmssl.models import DualEncoder
+from mmssl.objectives import base
 from mmssl.rng import RowRandom, generator
 
 TILES = 3
-"""Tiles a side."""
+"""Tiles per side."""
 CANDIDATES = 100_000
-"""Random permutations among which distant ones are picked."""
+"""Number of random permutations to pick distant ones from."""
 SPREAD = 50.0
-"""Standard deviation of a tile's values in each colour."""
-SHUFFLED_IMAGE = EncoderPass("vision", "jigsaw.image")
+"""Standard deviation of the standardised values of a tile in each colour."""
+SHUFFLED_IMAGE = base.EncoderPass("vision", "jigsaw.image")
 
 
-class JigsawOptions(ObjectiveOptions):
+class JigsawOptions(base.ObjectiveOptions):
     """Options of the jigsaw puzzle."""
 
     weight: float = Field(0.1, ge=0)
     """Factor of its loss in the total."""
     permutations: int = Field(64, ge=2, le=1000)
-    """How many orders there are to tell apart."""
+    """Number of classes, each an order of the tiles."""
     tile: float = Field(0.85, gt=0, le=1)
-    """Side of a tile relative to its cell; it lies at a random place of the cell, so that edges do not meet."""
+    """Side of a tile as a fraction of its cell. Its position in the cell is random, so that edges do not meet."""
 
 
-class Jigsaw(Objective):
-    """The main view is cut into 3 x 3 tiles that are shuffled into a new image; the tower says by which permutation.
+class Jigsaw(base.Objective):
+    """Classify the permutation of the main view's 3 x 3 tiles in a shuffled image.
 
-    Against short cuts each tile is cut at a random place of its cell, set apart from its neighbours, and loses its own
-    mean and deviation in each colour.
+    To prevent shortcuts, each tile is cut at a random position of its cell, separated from its neighbours by a gap,
+    and standardised in each colour.
     """
 
     Options = JigsawOptions
 
-    def __init__(self, options: JigsawOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
+    def __init__(self, options: JigsawOptions, encoder: DualEncoder, vocabulary: base.Vocabulary) -> None:
         super().__init__()
         self.options = options
         orders = distant_permutations(options.permutations, TILES**2, generator("jigsaw"))
         self.register_buffer("orders", torch.from_numpy(orders), persistent=False)
         self.head = nn.Linear(encoder.vision.width, options.permutations)
 
-    def sample_targets(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+    def sample_targets(self, inputs: base.Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         which = random.integers(self.options.permutations)
         order = self.get_buffer("orders")[which]
         cell = inputs["view.main"].shape[-1] // TILES
@@ -65,21 +55,23 @@ class Jigsaw(Objective):
         image = lay_tiles(tiles, order, inputs["view.main"].shape[-1])
         return {"jigsaw.order": which, "jigsaw.image": image}
 
-    def required_passes(self) -> tuple[EncoderPass, ...]:
+    def required_passes(self) -> tuple[base.EncoderPass, ...]:
         return (SHUFFLED_IMAGE,)
 
-    def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
+    def predict(self, features: base.Features, inputs: base.Inputs, encoder: DualEncoder) -> base.Predictions:
         return {"logits": self.head(features[SHUFFLED_IMAGE].pooled)}
 
-    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
-        return classification(predictions["logits"], inputs["jigsaw.order"])
+    def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
+        return base.classification(predictions["logits"], inputs["jigsaw.order"])
 
 
 def distant_permutations(
     count: int, length: int, rng: np.random.Generator
 ) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
-    """`count` permutations of 0..length-1, each the farthest of some random ones from all before it in Hamming distance
-    (the paper's algorithm 1 on a sample), int64 [count, length]."""
+    """Permutations of 0..length-1 with large Hamming distances, int64 [count, length].
+
+    Each is the random candidate farthest from all earlier ones (the paper's algorithm 1 on a sample).
+    """
     candidates = rng.permuted(np.tile(np.arange(length), (CANDIDATES, 1)), axis=1)
     chosen = [candidates[0]]
     nearest = (candidates != chosen[0]).sum(1)
@@ -90,8 +82,10 @@ def distant_permutations(
 
 
 def cut_tiles(images: Tensor, places: Tensor, size: int) -> Tensor:
-    """Standardised tiles [B, TILES**2, 3, size, size] of images [B, 3, S, S]; `places` uniform [B, TILES**2, 2] says
-    where in its cell each tile lies, down and right."""
+    """Standardised tiles [B, TILES**2, 3, size, size] of images [B, 3, S, S].
+
+    `places` [B, TILES**2, 2] are the vertical and horizontal positions of the tiles in their cells, in 0..1.
+    """
     cell = images.shape[-1] // TILES
     corners = (places * (cell - size + 1)).long()
     along = torch.arange(size, device=images.device)

@@ -1,6 +1,7 @@
-"""Masked language modelling (BERT, Devlin et al. 2018, section 3.1) on captions, alone or with the image in sight."""
+"""Masked language modelling of captions (BERT, Devlin et al. 2018, section 3.1), optionally with the image."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,44 +11,35 @@ from torch import Tensor, nn
 from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.losses import NO_TARGET, masked_language
-from mmssl.models.dual_encoder import DualEncoder
-from mmssl.models.text import TextTower, pretrained_mlm_head
-from mmssl.objectives._base import (
-    IMAGE,
-    EncoderPass,
-    Features,
-    Inputs,
-    Objective,
-    ObjectiveOptions,
-    Output,
-    Predictions,
-    Vocabulary,
-)
+from mmssl.models import DualEncoder, TextTower
+from mmssl.objectives import base
 from mmssl.rng import RowRandom
 
-MASKED_TEXT = EncoderPass("text", "mlm.tokens", "token_mask")
+MASKED_TEXT = base.EncoderPass("text", "mlm.tokens", "token_mask")
 SPARE = 8
-"""The last word chosen may pass a caption's budget by this many tokens; further ones stay as they are."""
+"""The last chosen word may exceed a caption's budget by this many tokens; further tokens stay unchanged."""
 
 
-class MlmOptions(ObjectiveOptions):
+class MlmOptions(base.ObjectiveOptions):
     """Options of masked language modelling."""
 
     mask_ratio: float = Field(0.35, gt=0, lt=1)
-    """Part of a caption's tokens to predict. BERT's 0.15 leaves a third of 20-token captions without a target."""
+    """Fraction of a caption's tokens to predict. BERT's 0.15 leaves a third of 20-token captions without a target."""
     whole_word: bool = True
-    """Choose whole words, not pieces of them."""
+    """Choose complete words, not pieces of them."""
     see_image: bool = False
-    """Predict with a cross-attention to the image's tokens."""
+    """Predict with cross-attention to the image's tokens."""
 
 
-class Mlm(Objective):
-    """Predict the tokens that were masked. At least one a caption, never a special token; of those chosen 80 % become
-    the mask token, 10 % a random one, 10 % stay."""
+class Mlm(base.Objective):
+    """Predict masked tokens, at least one per caption and never a special token.
+
+    80 % of the chosen tokens become the mask token, 10 % a random one, 10 % stay.
+    """
 
     Options = MlmOptions
 
-    def __init__(self, options: MlmOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
+    def __init__(self, options: MlmOptions, encoder: DualEncoder, vocabulary: base.Vocabulary) -> None:
         super().__init__()
         if vocabulary.mask_id is None:
             raise UserError(
@@ -64,57 +56,63 @@ class Mlm(Objective):
         self.register_buffer("continues_word", words, persistent=False)
         self.register_buffer("special", torch.tensor(vocabulary.special_ids), persistent=False)
 
-    def sample_targets(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+    def sample_targets(self, inputs: base.Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         tokens, most = inputs["tokens"], self.vocabulary.max_tokens
         ordinary = inputs["token_mask"] & ~torch.isin(tokens, self.get_buffer("special"))
         continues = self.get_buffer("continues_word")[tokens]
-        # Drawn for the longest caption there may be: the batch's longest differs between processes.
+        # Drawn for the maximum length: the longest caption of the batch differs between processes.
         scores, kind = random.uniform(most + 1), random.uniform(most)
         strangers = random.integers(self.vocabulary.size, most)
         length = tokens.shape[1]
         chosen = choose_words(ordinary, continues, scores[:, : length + 1], self.options.mask_ratio)
         corrupted = corrupt(tokens, chosen, kind[:, :length], strangers[:, :length], self.vocabulary.mask_id or 0)
-        # A fixed number of places a caption, so that a device need not ask the host how many there are.
+        # A fixed number of places per caption, so that the host does not wait for the device.
         places = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)
         places = places[:, : math.ceil(self.options.mask_ratio * length) + SPARE]
         targets = tokens.masked_fill(~chosen, NO_TARGET).gather(1, places)
         return {"mlm.tokens": corrupted, "mlm.places": places, "mlm.targets": targets}
 
-    def num_terms(self, inputs: Inputs) -> Tensor:
+    def num_terms(self, inputs: base.Inputs) -> Tensor:
         return (inputs["mlm.targets"] != NO_TARGET).sum().float()
 
-    def required_passes(self) -> tuple[EncoderPass, ...]:
-        return (MASKED_TEXT, IMAGE) if self.options.see_image else (MASKED_TEXT,)
+    @classmethod
+    def alarms(cls, metrics: Mapping[str, float]) -> dict[str, str]:
+        if math.isnan(metrics["loss"]):
+            return {"targets": "no caption had a token to mask for mlm; are the captions empty?"}
+        return {}
 
-    def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
+    def required_passes(self) -> tuple[base.EncoderPass, ...]:
+        return (MASKED_TEXT, base.IMAGE) if self.options.see_image else (MASKED_TEXT,)
+
+    def predict(self, features: base.Features, inputs: base.Inputs, encoder: DualEncoder) -> base.Predictions:
         tokens = features[MASKED_TEXT].tokens
         assert tokens is not None
         places = inputs["mlm.places"].unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
         hidden = tokens.gather(1, places)
         if self.image is not None:
-            image = features[IMAGE]
+            image = features[base.IMAGE]
             hidden = self.image(hidden, image.pooled.unsqueeze(1) if image.tokens is None else image.tokens)
         targets = inputs["mlm.targets"]
         if targets.device.type == "cpu":
-            # Here it costs nothing to ask which places are in use, and of short captions few are.
+            # Without such a wait, only the used places are computed; short captions use few.
             used = targets != NO_TARGET
             hidden, targets = hidden[used], targets[used]
         return {"logits": self.head(hidden, encoder.text.embedding), "targets": targets}
 
-    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
+    def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         logits, targets = predictions["logits"], predictions["targets"]
         total, count = masked_language(logits, targets)
         hits = (logits.detach().argmax(-1) == targets).sum()
-        return Output(total, {"accuracy": (hits, count)})
+        return base.Output(total, {"accuracy": (hits, count)})
 
 
 class MlmHead(nn.Module):
-    """BERT's: a layer, a norm, and the tower's own token embeddings as the decoder."""
+    """BERT's head: a layer, a norm, and the tower's own token embeddings as the decoder."""
 
     def __init__(self, tower: TextTower) -> None:
         super().__init__()
         vocabulary, width = tower.embedding.shape
-        pretrained = pretrained_mlm_head(tower.source) if tower.source is not None else None
+        pretrained = tower.pretrained_mlm_head()
         if pretrained is not None:
             self.dense, self.norm = pretrained.dense, pretrained.norm
             self.bias = nn.Parameter(pretrained.bias.clone())
@@ -128,7 +126,7 @@ class MlmHead(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Adds to each token what it finds in the image."""
+    """Cross-attention from tokens to the image, with a residual connection."""
 
     def __init__(self, width: int, image_width: int) -> None:
         super().__init__()
@@ -144,13 +142,13 @@ class CrossAttention(nn.Module):
 
 
 def choose_words(ordinary: Tensor, continues: Tensor, scores: Tensor, ratio: float) -> Tensor:
-    """Which tokens to predict, bool [B, L]: words in the order of their random scores until `ratio` of a caption's
-    ordinary tokens is reached, at least one.
+    """The tokens to predict, bool [B, L]: words in random order up to `ratio` of a caption's ordinary tokens, at least
+    one.
 
     Args:
         ordinary: bool [B, L], tokens that may be chosen.
-        continues: bool [B, L], True where a token belongs to the word of the token before it.
-        scores: uniform [B, L + 1], one a word.
+        continues: bool [B, L], True for a token that belongs to the same word as the previous token.
+        scores: uniform [B, L + 1], one per word.
     """
     word = (ordinary & ~continues).cumsum(1)
     scores = scores.gather(1, word).masked_fill(~ordinary, 2.0)
@@ -165,6 +163,6 @@ def choose_words(ordinary: Tensor, continues: Tensor, scores: Tensor, ratio: flo
 
 
 def corrupt(tokens: Tensor, chosen: Tensor, kind: Tensor, strangers: Tensor, mask_id: int) -> Tensor:
-    """Of the chosen tokens 80 % become `mask_id`, 10 % a random id, 10 % stay; all [B, L], `kind` uniform in [0, 1)."""
+    """Replace 80 % of the chosen tokens by `mask_id` and 10 % by a random id; all [B, L], `kind` uniform in [0, 1)."""
     masked = torch.where(chosen & (kind < 0.8), mask_id, tokens)
     return torch.where(chosen & (kind >= 0.8) & (kind < 0.9), strangers, masked)

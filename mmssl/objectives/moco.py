@@ -1,5 +1,7 @@
-"""Agreement with a slowly moving copy of the encoder and a queue of its earlier outputs (MoCo, He et al. 2019), between
-two views of an image and between images and captions (as ALBEF, Li et al. 2021)."""
+"""Contrast with a momentum encoder and a queue of its outputs (MoCo, He et al. 2019).
+
+The positives are two views of an image, or (as in ALBEF, Li et al. 2021) an image and its caption.
+"""
 
 import copy
 
@@ -11,38 +13,27 @@ from torch import Tensor, nn
 from mmssl.config import ViewConfig
 from mmssl.distributed import World
 from mmssl.losses import moco
-from mmssl.models.dual_encoder import DualEncoder
-from mmssl.models.heads import mlp, unit
-from mmssl.objectives._base import (
-    IMAGE,
-    TEXT,
-    EncoderPass,
-    Features,
-    Inputs,
-    Objective,
-    Output,
-    Predictions,
-    Vocabulary,
-)
+from mmssl.models import DualEncoder, heads
+from mmssl.objectives import base
 from mmssl.objectives.simclr import ViewOptions
 from mmssl.rng import RowRandom
 
 KEY_ROWS = 256
-"""The momentum encoder runs on this many samples at a time; it keeps no activations."""
-SECOND_VIEW = EncoderPass("vision", "view.moco")
+"""Number of samples per forward pass of the momentum encoder, which keeps no activations."""
+SECOND_VIEW = base.EncoderPass("vision", "view.moco")
 
 
 class MocoOptions(ViewOptions):
-    """Options of the agreement with a momentum encoder."""
+    """Options of the momentum encoder."""
 
     image: bool = True
-    """A view of each image agrees with the momentum encoder's vector of its main view."""
+    """Match a view of each image with the momentum encoder's vector of its main view."""
     image_text: bool = False
-    """Images and captions agree with the momentum encoder's vectors of each other."""
+    """Match images and captions with the momentum encoder's vectors of each other."""
     queue: int = Field(65536, ge=1)
-    """Earlier vectors kept as negatives; a multiple of the batch."""
+    """Number of earlier vectors kept as negatives; a multiple of the batch."""
     momentum: float = Field(0.999, ge=0, lt=1)
-    """Part of the old momentum encoder in the new one at each step."""
+    """Momentum of the encoder's moving average."""
     temperature: float = Field(0.2, gt=0)
     """Temperature of the loss."""
 
@@ -53,17 +44,20 @@ class MocoOptions(ViewOptions):
         return self
 
 
-class Moco(Objective):
-    """Each query picks its key among the queue. Once a step: the copy follows the encoder, encodes the keys, and after
-    the gradients they enter the queue; the copy and the queues are in the checkpoint."""
+class Moco(base.Objective):
+    """Match each query with its key among the queue.
+
+    Each step, the momentum encoder is updated and encodes the keys, which enter the queue after the backward pass.
+    The momentum encoder and the queues are saved in checkpoints.
+    """
 
     Options = MocoOptions
     has_own_encoder = True
 
-    def __init__(self, options: MocoOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
+    def __init__(self, options: MocoOptions, encoder: DualEncoder, vocabulary: base.Vocabulary) -> None:
         super().__init__()
         self.options = options
-        self.head = mlp(encoder.vision.width, options.head_width, options.head_dim) if options.image else None
+        self.head = heads.mlp(encoder.vision.width, options.head_width, options.head_dim) if options.image else None
         self.slow = copy.deepcopy(self._followed(encoder)).requires_grad_(False)
         dims = {"image": options.head_dim} if options.image else {}
         if options.image_text:
@@ -76,27 +70,27 @@ class Moco(Objective):
     def views(self) -> dict[str, ViewConfig]:
         return {"moco": self.options.view} if self.options.image else {}
 
-    def sample_targets(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+    def sample_targets(self, inputs: base.Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         self._follow(encoder)
         rows = len(inputs["ids"])
         parts = [self._keys({k: v[a : a + KEY_ROWS] for k, v in inputs.items()}) for a in range(0, rows, KEY_ROWS)]
         return {f"moco.{kind}": torch.cat([part[kind] for part in parts]) for kind in self.kinds}
 
-    def required_passes(self) -> tuple[EncoderPass, ...]:
+    def required_passes(self) -> tuple[base.EncoderPass, ...]:
         views = (SECOND_VIEW,) if self.options.image else ()
-        return (*views, IMAGE, TEXT) if self.options.image_text else views
+        return (*views, base.IMAGE, base.TEXT) if self.options.image_text else views
 
-    def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
+    def predict(self, features: base.Features, inputs: base.Inputs, encoder: DualEncoder) -> base.Predictions:
         queries = {}
         if self.head is not None:
-            queries["image"] = unit(self.head(features[SECOND_VIEW].pooled))
+            queries["image"] = heads.unit(self.head(features[SECOND_VIEW].pooled))
         if self.options.image_text:
-            # A caption is looked for with the image, and the other way round.
-            queries["caption"] = encoder.project_image(features[IMAGE].pooled)
-            queries["paired_image"] = encoder.project_text(features[TEXT].pooled)
+            # The image is the query for a caption key, and vice versa.
+            queries["caption"] = encoder.project_image(features[base.IMAGE].pooled)
+            queries["paired_image"] = encoder.project_text(features[base.TEXT].pooled)
         return queries
 
-    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
+    def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         losses, metrics = [], {}
         for kind in self.kinds:
             query, key, queue = predictions[kind], inputs[f"moco.{kind}"], self.get_buffer(f"queue_{kind}")
@@ -105,9 +99,9 @@ class Moco(Objective):
                 own = (query * key).sum(1)
                 hits = own > (query @ queue.T).max(1).values
             metrics[f"{kind}_accuracy"] = (hits.sum(), float(len(query)))
-        return Output(torch.stack(losses).sum(), metrics)
+        return base.Output(torch.stack(losses).sum(), metrics)
 
-    def on_step_end(self, inputs: Inputs, world: World) -> None:
+    def on_step_end(self, inputs: base.Inputs, world: World) -> None:
         position = self.get_buffer("next")
         for kind in self.kinds:
             keys, _ = world.gather(inputs[f"moco.{kind}"])
@@ -117,7 +111,7 @@ class Moco(Objective):
         position.copy_((position + len(keys)) % self.options.queue)
 
     def _followed(self, encoder: DualEncoder) -> nn.ModuleDict:
-        """What the momentum encoder is a copy of."""
+        """The modules that the momentum encoder copies."""
         modules: dict[str, nn.Module] = {"vision": encoder.vision}
         if self.head is not None:
             modules["head"] = self.head
@@ -130,14 +124,14 @@ class Moco(Objective):
         fast: list[Tensor] = list(self._followed(encoder).parameters())
         torch._foreach_lerp_(list[Tensor](self.slow.parameters()), fast, 1 - self.options.momentum)
 
-    def _keys(self, inputs: Inputs) -> dict[str, Tensor]:
+    def _keys(self, inputs: base.Inputs) -> dict[str, Tensor]:
         slow = self.slow
         image = slow["vision"](inputs["view.main"]).pooled
         keys = {}
         if self.head is not None:
-            keys["image"] = unit(slow["head"](image))
+            keys["image"] = heads.unit(slow["head"](image))
         if self.options.image_text:
             text = slow["text"](inputs["tokens"], inputs["token_mask"]).pooled
-            keys["paired_image"] = unit(slow["image_projection"](image))
-            keys["caption"] = unit(slow["text_projection"](text))
+            keys["paired_image"] = heads.unit(slow["image_projection"](image))
+            keys["caption"] = heads.unit(slow["text_projection"](text))
         return keys

@@ -1,54 +1,51 @@
 """Pairwise sigmoid loss between images and captions (SigLIP, Zhai et al. 2023)."""
 
+import math
+
 import torch
 from torch import nn
 
 from mmssl.distributed import World
 from mmssl.losses import SIGLIP_BIAS, SIGLIP_LOG_SCALE, siglip
-from mmssl.models.dual_encoder import DualEncoder
-from mmssl.objectives._base import (
-    IMAGE,
-    TEXT,
-    EncoderPass,
-    Features,
-    Inputs,
-    Objective,
-    ObjectiveOptions,
-    Output,
-    Predictions,
-    Vocabulary,
-)
+from mmssl.models import DualEncoder
+from mmssl.objectives import base
 from mmssl.objectives.contrastive import matching_accuracy
 
 
-class Siglip(Objective):
-    """Each image and caption of the global batch decide by themselves whether they belong together.
+class Siglip(base.Objective):
+    """Classify each image-caption pair of the global batch as matching or not.
 
-    The temperature is the dual encoder's own, started at the paper's 1/10; the bias lives here.
+    The temperature belongs to the dual encoder and starts at the paper's 1/10; the bias belongs to the objective.
     """
 
     batch_coupled = True
+    is_reference = True
 
-    def __init__(self, options: ObjectiveOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
+    def __init__(self, options: base.ObjectiveOptions, encoder: DualEncoder, vocabulary: base.Vocabulary) -> None:
         super().__init__()
         nn.init.constant_(encoder.log_logit_scale, SIGLIP_LOG_SCALE)
         self.bias = nn.Parameter(torch.tensor(SIGLIP_BIAS))
 
-    def required_passes(self) -> tuple[EncoderPass, ...]:
-        return IMAGE, TEXT
+    @classmethod
+    def chance_loss(cls, batch_size: int) -> float:
+        # Equal logits cost -ln p - (n - 1) ln(1 - p) per image, which is lowest at p = 1 / n.
+        n = batch_size
+        return math.log(n) + ((n - 1) * math.log(n / (n - 1)) if n > 1 else 0.0)
 
-    def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
+    def required_passes(self) -> tuple[base.EncoderPass, ...]:
+        return base.IMAGE, base.TEXT
+
+    def predict(self, features: base.Features, inputs: base.Inputs, encoder: DualEncoder) -> base.Predictions:
         return {
-            "image": encoder.project_image(features[IMAGE].pooled),
-            "text": encoder.project_text(features[TEXT].pooled),
+            "image": encoder.project_image(features[base.IMAGE].pooled),
+            "text": encoder.project_text(features[base.TEXT].pooled),
             "logit_scale": encoder.logit_scale,
-            "bias": (self.bias + 0).reshape(
-                ()
-            ),  # a prediction of its own: the gradient found for it is handed back to the parameter
+            # A new tensor: cached gradients of predictions then reach the parameter.
+            "bias": (self.bias + 0).reshape(()),
         }
 
-    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
+    def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         image, text, scale, bias = (predictions[k] for k in ("image", "text", "logit_scale", "bias"))
         total = siglip(image, text, scale, bias, world=world)
         accuracy = matching_accuracy(image, text, world)
-        return Output(total, {"accuracy": accuracy, "logit_scale": (scale.detach(), 1.0)})
+        return base.Output(total, {"accuracy": accuracy, "logit_scale": (scale.detach(), 1.0)})

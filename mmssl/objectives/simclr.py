@@ -1,5 +1,5 @@
-"""Agreement of two views: of images by augmentation (SimCLR, Chen et al. 2020), of captions by dropout (SimCSE,
-Gao et al. 2021)."""
+"""Contrast of two views: of images by augmentation (SimCLR, Chen et al. 2020), of captions by dropout (SimCSE, Gao et
+al. 2021)."""
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -7,20 +7,8 @@ from torch import Tensor
 from mmssl.config import ViewConfig
 from mmssl.distributed import World
 from mmssl.losses import nt_xent
-from mmssl.models.dual_encoder import DualEncoder
-from mmssl.models.heads import mlp, unit
-from mmssl.objectives._base import (
-    IMAGE,
-    TEXT,
-    EncoderPass,
-    Features,
-    Inputs,
-    Objective,
-    ObjectiveOptions,
-    Output,
-    Predictions,
-    Vocabulary,
-)
+from mmssl.models import DualEncoder, heads
+from mmssl.objectives import base
 from mmssl.objectives.contrastive import matching_accuracy
 from mmssl.rng import RowRandom
 
@@ -28,33 +16,33 @@ STRONG_VIEW = ViewConfig(
     crop_scale=(0.2, 1.0), flip=0.5, color_jitter=0.8, color_jitter_strength=(0.4, 0.4, 0.4, 0.1), gray=0.2, blur=0.5
 )
 """SimCLR's augmentation as SLIP and MoCo v3 use it."""
-SECOND_TEXT = EncoderPass("text", "simclr.tokens", "token_mask")
+SECOND_TEXT = base.EncoderPass("text", "simclr.tokens", "token_mask")
 
 
-class ViewOptions(ObjectiveOptions):
-    """Options of what compares further views of the images."""
+class ViewOptions(base.ObjectiveOptions):
+    """Common options of objectives with additional image views."""
 
     view: ViewConfig = STRONG_VIEW
-    """How the further image views are rendered."""
+    """Augmentation of the additional image views."""
     head_width: int = Field(1024, ge=1)
     """Hidden width of the heads."""
     head_dim: int = Field(128, ge=1)
-    """Dimensions in which the views are compared."""
+    """Dimension of the compared vectors."""
 
 
 class SimclrOptions(ViewOptions):
-    """Options of the agreement of views."""
+    """Options of the contrast of views."""
 
     image: bool = True
-    """Two views of each image agree."""
+    """Match two views of each image."""
     text: bool = False
-    """Two encodings of each caption agree, which differ by the text tower's dropout."""
+    """Match two encodings of each caption, which differ by the text tower's dropout."""
     with_main: bool = False
-    """The first image view is `main`, which is encoded anyway: one more forward instead of two."""
+    """Use `main` as the first image view. It is encoded anyway, so one more pass is needed instead of two."""
     temperature: float = Field(0.1, gt=0)
-    """Temperature of the images' loss."""
+    """Temperature of the image loss."""
     text_temperature: float = Field(0.05, gt=0)
-    """Temperature of the captions' loss."""
+    """Temperature of the caption loss."""
 
     @model_validator(mode="after")
     def _check(self) -> "SimclrOptions":
@@ -63,43 +51,43 @@ class SimclrOptions(ViewOptions):
         return self
 
 
-class Simclr(Objective):
-    """Each view picks the other view of the same thing among all other views of the global batch."""
+class Simclr(base.Objective):
+    """Match each view with the other view of the same sample among all views of the global batch."""
 
     Options = SimclrOptions
     batch_coupled = True
 
-    def __init__(self, options: SimclrOptions, encoder: DualEncoder, vocabulary: Vocabulary) -> None:
+    def __init__(self, options: SimclrOptions, encoder: DualEncoder, vocabulary: base.Vocabulary) -> None:
         super().__init__()
         self.options = options
         size = (options.head_width, options.head_dim)
-        self.image_head = mlp(encoder.vision.width, *size) if options.image else None
-        self.text_head = mlp(encoder.text.width, *size) if options.text else None
-        self.first = IMAGE if options.with_main else EncoderPass("vision", "view.simclr_1")
-        self.second = EncoderPass("vision", "view.simclr_2")
+        self.image_head = heads.mlp(encoder.vision.width, *size) if options.image else None
+        self.text_head = heads.mlp(encoder.text.width, *size) if options.text else None
+        self.first = base.IMAGE if options.with_main else base.EncoderPass("vision", "view.simclr_1")
+        self.second = base.EncoderPass("vision", "view.simclr_2")
 
     def views(self) -> dict[str, ViewConfig]:
         asked = (self.first, self.second) if self.options.image else ()
-        return {f.input.removeprefix("view."): self.options.view for f in asked if f != IMAGE}
+        return {f.input.removeprefix("view."): self.options.view for f in asked if f != base.IMAGE}
 
-    def sample_targets(self, inputs: Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
-        # The same tokens under another name: equal forwards would run once, with one dropout.
+    def sample_targets(self, inputs: base.Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
+        # The same tokens under another name: equal passes would run once, with the same dropout.
         return {"simclr.tokens": inputs["tokens"]} if self.options.text else {}
 
-    def required_passes(self) -> tuple[EncoderPass, ...]:
+    def required_passes(self) -> tuple[base.EncoderPass, ...]:
         images = (self.first, self.second) if self.options.image else ()
-        return (*images, TEXT, SECOND_TEXT) if self.options.text else images
+        return (*images, base.TEXT, SECOND_TEXT) if self.options.text else images
 
-    def predict(self, features: Features, inputs: Inputs, encoder: DualEncoder) -> Predictions:
+    def predict(self, features: base.Features, inputs: base.Inputs, encoder: DualEncoder) -> base.Predictions:
         predictions = {}
-        pairs = (("image", self.image_head, self.first, self.second), ("text", self.text_head, TEXT, SECOND_TEXT))
+        pairs = (("image", self.image_head, self.first, self.second), ("text", self.text_head, base.TEXT, SECOND_TEXT))
         for name, head, first, second in pairs:
             if head is not None:
-                predictions[f"{name}_1"] = unit(head(features[first].pooled))
-                predictions[f"{name}_2"] = unit(head(features[second].pooled))
+                predictions[f"{name}_1"] = heads.unit(head(features[first].pooled))
+                predictions[f"{name}_2"] = heads.unit(head(features[second].pooled))
         return predictions
 
-    def loss(self, predictions: Predictions, inputs: Inputs, world: World) -> Output:
+    def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         losses, metrics = [], {}
         temperatures = {"image": self.options.temperature, "text": self.options.text_temperature}
         for name, temperature in temperatures.items():
@@ -107,4 +95,4 @@ class Simclr(Objective):
                 first, second = predictions[f"{name}_1"], predictions[f"{name}_2"]
                 losses.append(nt_xent(first, second, temperature, world=world))
                 metrics[f"{name}_accuracy"] = matching_accuracy(first, second, world)
-        return Output(sum(losses[1:], losses[0]), metrics)
+        return base.Output(sum(losses[1:], losses[0]), metrics)

@@ -19,10 +19,8 @@ from mmssl.build import build_objectives, describe_vocabulary, placeholder_vocab
 from mmssl.config import Config, ObjectiveConfig
 from mmssl.data.transforms import load_tokenizer
 from mmssl.distributed import World
-from mmssl.models.dual_encoder import build_dual_encoder
-from mmssl.models.lora import add_adapters
-from mmssl.objectives._base import ObjectiveOptions, Vocabulary
-from mmssl.objectives._task import TrainingTask, Weighted, encoder_passes, weight_at
+from mmssl.models import build_dual_encoder, lora
+from mmssl.objectives import ObjectiveOptions, TrainingTask, base, mixing
 from mmssl.rng import RowRandom, torch_generator
 from mmssl.train.step import Step, backward
 from mmssl.types import Batch
@@ -59,7 +57,7 @@ class StepCosts:
         chosen = [self._task.objective(name) for name in names]
         for objective in chosen:
             objective.on_step_start(fraction)
-        kind = names, encoder_passes(chosen)
+        kind = names, mixing.encoder_passes(chosen)
         if kind not in self._known:
             self._known[kind] = predicted_cost(self._task, names, fraction)
         return self._known[kind]
@@ -69,7 +67,7 @@ class StepCosts:
         total = 0.0
         for step in range(steps):
             fraction = step / steps
-            total += self.of([n for n, s in schedules.items() if weight_at(s, step, fraction) > 0], fraction)
+            total += self.of([n for n, s in schedules.items() if mixing.weight_at(s, step, fraction) > 0], fraction)
         return total / steps
 
 
@@ -92,7 +90,7 @@ def predicted_cost(task: TrainingTask, objectives: Iterable[str], fraction: floa
     # Fused attention has different names on different devices, and the counter does not know all of them.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         inputs = task.inputs(batch, names, random, fraction)
-        active = {n: Weighted(1.0, 1 / task.objective(n).num_terms(inputs).clamp(min=1)) for n in names}
+        active = {n: mixing.Weighted(1.0, 1 / task.objective(n).num_terms(inputs).clamp(min=1)) for n in names}
         total, _ = task(inputs, active)
         if total.requires_grad:
             total.backward()
@@ -110,11 +108,11 @@ def untrained_task(config: Config, objectives: Mapping[str, ObjectiveOptions]) -
     vocabulary, pad_id = _vocabulary(config)
     vision = config.model.vision.model_copy(update={"pretrained": None})
     encoder = build_dual_encoder(config.model.model_copy(update={"vision": vision}), vocabulary.size, pad_id)
-    add_adapters(encoder, config.model)
+    lora.add_adapters(encoder, config.model)
     return TrainingTask(encoder, build_objectives(objectives, encoder, vocabulary), World())
 
 
-def _vocabulary(config: Config) -> tuple[Vocabulary, int]:
+def _vocabulary(config: Config) -> tuple[base.Vocabulary, int]:
     text = config.model.text
     if text.tokenizer == "train":
         return placeholder_vocabulary(text.vocab_size, text.max_tokens), 0

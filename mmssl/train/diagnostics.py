@@ -16,16 +16,14 @@ from torch import Tensor
 
 from mmssl.distributed import World
 from mmssl.evaluate.metrics import embedding
-from mmssl.objectives import reference
-from mmssl.objectives._base import IMAGE, Inputs
-from mmssl.objectives._task import TrainingTask
+from mmssl.objectives import IMAGE, TrainingTask, base
 
 PROBE_ROWS = 64
 """Samples it is measured on; a coupled loss is taken among them alone."""
 
 
 def objective_gradients(
-    task: TrainingTask, inputs: Inputs, active: Iterable[str], accelerator: Any
+    task: TrainingTask, inputs: base.Inputs, active: Iterable[str], accelerator: Any
 ) -> dict[str, float]:
     """`NAME.gradient_norm` of each unweighted loss with respect to the towers, its `NAME.gradient_cosine` with the
     contrastive (or siglip) gradient over the weights both touch, `NAME.time_share` of a forward and backward pass of
@@ -55,15 +53,15 @@ def objective_gradients(
     task.train(training)
     figures = {f"{name}.gradient_norm": float(_dot(found[name], found[name]) ** 0.5) for name in names}
     figures |= {f"{name}.time_share": seconds[name] / sum(seconds.values()) for name in names}
-    base = reference(found)
+    reference = mixing.find_reference(found)
     for name in names:
-        if base is not None and name != base:
-            figures[f"{name}.gradient_cosine"] = _cosine(found[name], found[base])
+        if reference is not None and name != reference:
+            figures[f"{name}.gradient_cosine"] = _cosine(found[name], found[reference])
     return figures | {"image_effective_rank": rank}
 
 
 @torch.no_grad()
-def _effective_rank(task: TrainingTask, rows: Inputs, accelerator: Any) -> float:
+def _effective_rank(task: TrainingTask, rows: base.Inputs, accelerator: Any) -> float:
     with accelerator.autocast():
         features = task.encoder.encode_image(rows[IMAGE.input])
     return embedding.effective_rank(features.float().cpu())
@@ -92,7 +90,7 @@ SHEET_ROWS = 8
 
 
 @torch.no_grad()
-def objective_images(task: TrainingTask, inputs: Inputs, active: list[str], accelerator: Any) -> dict[str, Tensor]:
+def objective_images(task: TrainingTask, inputs: base.Inputs, active: list[str], accelerator: Any) -> dict[str, Tensor]:
     """Objective -> uint8 [rows, columns, 3, H, W], for those that have something to show."""
     rows = {name: tensor[:SHEET_ROWS] for name, tensor in inputs.items()}
     training = task.training
@@ -123,16 +121,19 @@ COLLAPSED = 2.0
 
 
 class Alarms:
-    """Looks at every step's record."""
+    """Problems in the records of steps, each reported once."""
 
-    def __init__(self, batch_size: int, max_logit_scale: float, said: list[str]) -> None:
-        """`said`: the kinds said already; kept up to date here."""
+    def __init__(
+        self, objectives: Mapping[str, type[Objective]], batch_size: int, max_logit_scale: float, said: list[str]
+    ) -> None:
+        """`said`: the kinds of alarms already logged; kept up to date here."""
+        self.objectives = objectives
         self.batch_size = batch_size
         self.max_logit_scale = max_logit_scale
         self.said = said
 
     def look(self, record: Mapping[str, float | int | str], progress: float) -> list[str]:
-        """What is new to say about a step after the part `progress` of the training."""
+        """New alarms of a step, at the fraction `progress` of the training."""
         new = {kind: text for kind, text in self._signs(record, progress).items() if kind not in self.said}
         self.said.extend(new)
         return list(new.values())
@@ -143,16 +144,17 @@ class Alarms:
 
         signs = {}
         step = record["step"]
-        pairing = reference({key.removesuffix(".loss") for key in record if key.endswith(".loss")})
-        guessed = guessing_loss(pairing, self.batch_size) if pairing is not None else 0.0
+        active = [name for name in sorted(self.objectives) if f"{name}.loss" in record]
+        reference = next((name for name in active if self.objectives[name].is_reference), "")
+        chance = (self.objectives[reference].chance_loss(self.batch_size) if reference else None) or 0.0
         late = progress > EARLY and value("step") > EARLY_STEPS
-        if late and value(f"{pairing}.loss") > STUCK * guessed > 0:
+        if late and value(f"{reference}.loss") > STUCK * chance > 0:
             signs["stuck"] = (
-                f"step {step}: the {pairing} loss {value(f'{pairing}.loss'):.2f} is no better than that of guessing, "
-                f"{guessed:.2f}; do captions belong to their images (mmssl shards show)? Else try a lower optim.lr "
+                f"step {step}: the {reference} loss {value(f'{reference}.loss'):.2f} is no better than guessing, "
+                f"{chance:.2f}; do captions belong to their images (mmssl shards show)? Else try a lower optim.lr "
                 f"or a longer optim.warmup"
             )
-        if progress < 0.5 and value(f"{pairing}.logit_scale") > 0.999 * self.max_logit_scale:
+        if progress < 0.5 and value(f"{reference}.logit_scale") > 0.999 * self.max_logit_scale:
             signs["clamp"] = (
                 f"step {step}: the temperature reached its clamp (model.max_logit_scale={self.max_logit_scale:g}) in "
                 f"the first half of the training; a lower optim.lr or more data may help"
@@ -162,15 +164,7 @@ class Alarms:
                 f"step {step}: the image features collapsed (effective rank {value('image_effective_rank'):.1f}): "
                 f"all images get nearly the same vector; lower optim.lr, or the weights of the other objectives"
             )
-        if "mlm.loss" in record and math.isnan(value("mlm.loss")):
-            signs["targets"] = f"step {step}: no caption had a token to mask for mlm; are the captions empty?"
+        for name in active:
+            metrics = {key.removeprefix(f"{name}."): value(key) for key in record if key.startswith(f"{name}.")}
+            signs |= {kind: f"step {step}: {text}" for kind, text in self.objectives[name].alarms(metrics).items()}
         return signs
-
-
-def guessing_loss(objective: str, batch_size: int) -> float:
-    """The least loss of a model that gives every image and caption of a batch of N the same logit.
-
-    InfoNCE then has ln N, whatever the logit. SigLIP has -ln p - (N - 1) ln(1 - p) an image, least at p = 1 / N.
-    """
-    n = batch_size
-    return math.log(n) + ((n - 1) * math.log(n / (n - 1)) if objective == "siglip" and n > 1 else 0.0)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from mmssl.config import Config, Length
 from mmssl.files import atomic_write
-from mmssl.objectives import reference
+from mmssl.objectives import find_objective, mixing
 from mmssl.train.diagnostics import Alarms
 from mmssl.train.state import RunState
 
@@ -114,7 +114,12 @@ class RunLogger:
         self._names = ["metrics", *(["sample_ids"] if config.train.log_samples else [])] if main else []
         self._files: dict[str, StepLog] = {}
         self._bar = ProgressBar(console, main, length.fraction(run.step, run.seconds))
-        self._alarms = Alarms(config.data.batch_size, config.model.max_logit_scale, run.alarms)
+        self._alarms = Alarms(
+            {name: find_objective(name) for name in config.objectives},
+            config.data.batch_size,
+            config.model.max_logit_scale,
+            run.alarms,
+        )
         self._stack = ExitStack()
 
     def __enter__(self) -> "RunLogger":
@@ -148,9 +153,9 @@ class RunLogger:
 
 def _numbers(record: dict[str, Any]) -> str:
     parts = [f"loss {record['loss']:.3f}"]
-    pairing = reference({key.removesuffix(".accuracy") for key in record if key.endswith(".accuracy")})
-    if pairing is not None:
-        parts.append(f"batch acc {record[f'{pairing}.accuracy']:.1%}")
+    reference = mixing.find_reference(key.removesuffix(".accuracy") for key in record if key.endswith(".accuracy"))
+    if reference is not None:
+        parts.append(f"batch acc {record[f'{reference}.accuracy']:.1%}")
     parts.append(f"{record['samples_per_s']:.0f} samples/s")
     parts.append(f"data wait {record['data_wait']:.0%}")
     if record.get("bad_samples"):

@@ -10,8 +10,8 @@ from torch.nn.utils import get_total_norm
 
 from mmssl.config import OptimConfig
 from mmssl.distributed import full_tensor, local_tensor
-from mmssl.models.dual_encoder import DualEncoder
-from mmssl.objectives._task import TrainingTask
+from mmssl.models import DualEncoder
+from mmssl.objectives import TrainingTask
 
 _EMBEDDINGS = (
     "position_embed",

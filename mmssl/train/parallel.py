@@ -10,9 +10,8 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from mmssl.config import ObjectiveConfig
 from mmssl.errors import UserError
-from mmssl.models.batch_norm import has_local_statistics
-from mmssl.models.dual_encoder import DualEncoder
-from mmssl.objectives._task import TrainingTask
+from mmssl.models import DualEncoder, has_local_statistics
+from mmssl.objectives import TrainingTask
 from mmssl.train.cost import synthetic_batch
 from mmssl.train.step import Step, backward
 
@@ -35,7 +34,7 @@ def prepare_sharding(accelerator: Accelerator, task: TrainingTask) -> None:
         return
     if not accelerator.is_fsdp2:
         raise UserError("FSDP version 1 is not supported; use: accelerate launch --use_fsdp --fsdp_version 2")
-    for name in task.objectives:
+    for name in task.names:
         if task.objective(name).has_own_encoder:
             raise UserError(
                 f"objectives.{name} runs an encoder outside the forward pass, where FSDP2 keeps its weights sharded; "

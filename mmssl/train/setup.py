@@ -22,9 +22,8 @@ from mmssl.data.transforms import Tokenizer
 from mmssl.distributed import World, current_world
 from mmssl.errors import UserError
 from mmssl.files import atomic_write
-from mmssl.models.batch_norm import synchronize_batch_norm
-from mmssl.models.dual_encoder import DualEncoder
-from mmssl.objectives._task import TrainingTask
+from mmssl.models import DualEncoder, synchronize_batch_norm
+from mmssl.objectives import TrainingTask
 from mmssl.rng import torch_seed
 from mmssl.train import recovery, state
 from mmssl.train.checkpoint import newest_checkpoint, step_of

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmssl.data import TrainLoader
 from mmssl.distributed import full_tensor
 from mmssl.errors import UserError
-from mmssl.objectives._task import TrainingTask
+from mmssl.objectives import TrainingTask
 from mmssl.train import checkpoint
 from mmssl.train.optim import Ema
 from mmssl.train.provenance import versions

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmssl.objectives._base import Inputs, Output, Predictions
-from mmssl.objectives._task import Cached, TrainingTask, Weighted
+from mmssl.objectives import Output, TrainingTask, base, mixing
 from mmssl.rng import RowRandom, torch_generator, torch_seed
 from mmssl.types import Batch
 
@@ -70,7 +69,9 @@ class Step:
         return [(a, min(a + size, rows)) for a in range(0, rows, size)]
 
 
-def backward(model: nn.Module, step: Step, accelerator: Any, diagnose: Callable[[Inputs], None] | None = None) -> Tally:
+def backward(
+    model: nn.Module, step: Step, accelerator: Any, diagnose: Callable[[base.Inputs], None] | None = None
+) -> Tally:
     """Add the gradient of the weighted total over the global batch to the parameters.
 
     Args:
@@ -100,21 +101,28 @@ def backward(model: nn.Module, step: Step, accelerator: Any, diagnose: Callable[
     return tally
 
 
-def _count(task: TrainingTask, inputs: Inputs, weights: Mapping[str, float], tally: Tally) -> dict[str, Weighted]:
+def _count(
+    task: TrainingTask, inputs: base.Inputs, weights: Mapping[str, float], tally: Tally
+) -> dict[str, mixing.Weighted]:
     """Count the terms of each objective's loss: those of this process for the tally, those of all for the means."""
     counts = torch.stack([task.objective(name).num_terms(inputs) for name in weights])
     for name, count in zip(weights, counts, strict=True):
         tally.add(f"{name}.loss", torch.zeros_like(count), count)
     everyone = task.world.sum(counts).clamp(min=1)
     return {
-        name: Weighted(weight, task.world.size / count)
+        name: mixing.Weighted(weight, task.world.size / count)
         for (name, weight), count in zip(weights.items(), everyone, strict=True)
     }
 
 
 def _cache_gradients(
-    model: nn.Module, step: Step, inputs: Inputs, active: Mapping[str, Weighted], accelerator: Any, tally: Tally
-) -> dict[str, Predictions]:
+    model: nn.Module,
+    step: Step,
+    inputs: base.Inputs,
+    active: Mapping[str, mixing.Weighted],
+    accelerator: Any,
+    tally: Tally,
+) -> dict[str, base.Predictions]:
     """First pass of GradCache (Gao et al. 2021): gradients of batch-coupled losses with respect to predictions."""
     task, chunks = step.task, step.chunks()
     batch_coupled = {name: weighted for name, weighted in active.items() if task.objective(name).batch_coupled}
@@ -147,11 +155,11 @@ def _gradient(leaf: Tensor, chunks: int) -> Tensor:
     return leaf.grad / chunks if leaf.ndim == 0 else leaf.grad
 
 
-def _rows(inputs: Inputs, a: int, b: int) -> Inputs:
+def _rows(inputs: base.Inputs, a: int, b: int) -> base.Inputs:
     return {name: tensor[a:b] for name, tensor in inputs.items()}
 
 
-def _cached_rows(cached: Mapping[str, Predictions], a: int, b: int) -> Cached:
+def _cached_rows(cached: Mapping[str, base.Predictions], a: int, b: int) -> mixing.Cached:
     return {n: {k: g if g.ndim == 0 else g[a:b] for k, g in kept.items()} for n, kept in cached.items()}
 
 

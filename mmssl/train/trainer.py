@@ -19,9 +19,8 @@ from mmssl.errors import UserError
 from mmssl.evaluate import Metrics
 from mmssl.files import write_json
 from mmssl.inference import Model
-from mmssl.models.lora import merged, without_adapters
-from mmssl.objectives._base import Inputs
-from mmssl.objectives._task import weight_at
+from mmssl.models import lora
+from mmssl.objectives import base, mixing
 from mmssl.train import state
 from mmssl.train.checkpoint import load_model_state
 from mmssl.train.diagnostics import objective_gradients, objective_images, write_image_grid
@@ -180,7 +179,9 @@ class Trainer:
     def _weights(self, fraction: float) -> dict[str, float]:
         """The objectives that are active at this step, with their weights."""
         step = self.run_state.step
-        weights = {name: weight_at(options, step, fraction) for name, options in self.setup.plan.objectives.items()}
+        weights = {
+            name: mixing.weight_at(options, step, fraction) for name, options in self.setup.plan.objectives.items()
+        }
         return {name: weight for name, weight in weights.items() if weight > 0}
 
     def _requests(self, now: float) -> dict[str, float]:
@@ -189,7 +190,7 @@ class Trainer:
         save = self.main and minutes is not None and now - self.last_save_at > 60 * minutes
         return {"save": float(save), "stop": float(self.stop_request.requested)}
 
-    def _diagnose(self, inputs: Inputs, active: list[str]) -> dict[str, float]:
+    def _diagnose(self, inputs: base.Inputs, active: list[str]) -> dict[str, float]:
         """Every few steps: write the objectives' images, and measure each objective's gradient on the towers."""
         settings, step = self.config.mixer, self.run_state.step
         if self.accelerator.distributed_type == "FSDP":  # would gather every weight
@@ -223,7 +224,7 @@ class Trainer:
             found = {name: full_tensor(tensor).to(copied.log_logit_scale.device) for name, tensor in weights.items()}
             load_model_state(copied.state_dict(), found, "the model")
             encoder = copied.to(self.accelerator.device).eval()
-        return Model(merged(encoder), self.setup.tokenizer, without_adapters(self.config.model))
+        return Model(lora.merged(encoder), self.setup.tokenizer, lora.without_adapters(self.config.model))
 
 
 def train(config: Config, resume: bool = False, rewind: bool = False) -> Finished:

@@ -18,7 +18,7 @@ from mmssl.data.transforms import DecodeError
 from mmssl.errors import UserError
 from mmssl.evaluate import datasets, encode, labels
 from mmssl.inference import Model
-from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models import DualEncoder
 from mmssl.rng import generator, torch_generator
 from mmssl.stats import Interval, bootstrap
 from mmssl.types import Sample

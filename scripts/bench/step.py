@@ -22,8 +22,7 @@ from mmssl import build
 from mmssl.config import Config, ObjectiveConfig
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.objectives._mix_spec import ALL, parse_mix
-from mmssl.objectives._task import weight_at
+from mmssl.objectives import mix_spec, mixing
 from mmssl.rng import torch_seed
 from mmssl.system import peak_memory
 from mmssl.train.cost import predicted_cost
@@ -111,7 +110,7 @@ class _StepJob:
 
 
 def bench_step(
-    config: Config, mixes: Sequence[str] = (ALL,), *, peer: bool = True, rounds: int = 3, steps: int = 4
+    config: Config, mixes: Sequence[str] = (mix_spec.ALL,), *, peer: bool = True, rounds: int = 3, steps: int = 4
 ) -> StepBench:
     """Measure steps of a configuration's towers with each mix of objectives, and of open_clip beside them.
 
@@ -143,7 +142,7 @@ def bench_step(
 
 
 def _with_objectives(config: Config, mix: str) -> Config:
-    entries = parse_mix(mix, config.objectives).objectives
+    entries = mix_spec.parse_mix(mix, config.objectives).objectives
     chosen = {name: ObjectiveConfig(**entry) for name, entry in entries.items()}
     return config.model_copy(update={"objectives": chosen})
 
@@ -227,7 +226,7 @@ class _Ours:
 
     def step(self, number: int, inputs: Batch) -> Tensor:
         """One update; returns the weighted loss."""
-        weights = {name: weight_at(options, number, 0.5) for name, options in self.schedules.items()}
+        weights = {name: mixing.weight_at(options, number, 0.5) for name, options in self.schedules.items()}
         weights = {name: weight for name, weight in weights.items() if weight > 0}
         micro_batch = self.config.train.micro_batch
         assert micro_batch != "auto"

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmssl.config import load_config
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 from scripts.bench import compare_openclip, openclip_trainer
 
 ROOT = Path(__file__).parents[2]

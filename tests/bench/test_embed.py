@@ -9,7 +9,7 @@ from mmssl import Model
 from mmssl.data.transforms import train_tokenizer
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import open_dataset
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 from scripts.bench.embed import EmbedBench, bench_embed
 from scripts.bench.embed_tower import TowerBench, bench_tower
 from tests.helpers.models import tiny_model_config

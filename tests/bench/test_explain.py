@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models import DualEncoder
 from scripts.bench.explain import (
     CONTRAST,
     RANDOM,

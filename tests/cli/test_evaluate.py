@@ -18,7 +18,7 @@ from mmssl.cli import main
 from mmssl.cli.common import print_results, progress_bar
 from mmssl.config import parse_config
 from mmssl.data.transforms import train_tokenizer
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 from tests.helpers.models import tiny_model_config
 from tests.helpers.tiny_runs import COLORS, run_tree, write_pairs
 

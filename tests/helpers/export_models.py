@@ -7,7 +7,7 @@ import torch
 import mmssl
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.data.transforms import train_tokenizer
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 from tests.helpers.models import TINY_TEXT
 
 

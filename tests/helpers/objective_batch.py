@@ -8,10 +8,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.distributed import World
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 from mmssl.objectives import find_objective
 from mmssl.objectives._base import Vocabulary
-from mmssl.objectives._task import TrainingTask
+from mmssl.objectives._mixing import TrainingTask
 from mmssl.types import Batch
 from tests.helpers.models import tiny_model_config
 
@@ -80,7 +80,7 @@ def batch(task: TrainingTask, seed: int = 0) -> Batch:
     colours = torch.rand(ROWS, 3, 1, 1, generator=g)
     pattern = torch.rand(1, 1, SIDE // 4, SIDE // 4, generator=g)
     images = colours * torch.nn.functional.interpolate(pattern, size=(SIDE, SIDE))
-    names = ["main", *(view for name in task.objectives for view in task.objective(name).views())]
+    names = ["main", *(view for name in task.names for view in task.objective(name).views())]
     noise = {name: 8 * torch.randn(images.shape, generator=g) for name in names}
     views = {name: (255 * images + noise[name]).clamp(0, 255).to(torch.uint8) for name in names}
     # A caption is one word again and again, so that its masked tokens can be told from the others.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmssl.config import LoraConfig, ModelConfig, TextConfig, VisionConfig
 from mmssl.errors import UserError
-from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
+from mmssl.models import DualEncoder, build_dual_encoder
 from mmssl.models.lora import CalledAttention, add_adapters, merged, without_adapters
 from mmssl.rng import torch_generator
 from tests.helpers.models import tiny_model_config

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.errors import UserError
-from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
+from mmssl.models import DualEncoder, build_dual_encoder
 from mmssl.models.text import build_text, pool
 from mmssl.models.vision_factory import build_vision
 from tests.helpers.models import TINY_TEXT, tiny_model_config

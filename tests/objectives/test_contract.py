@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmssl.config import ObjectiveConfig
 from mmssl.distributed import World
 from mmssl.objectives import objective_names
-from mmssl.objectives._task import TrainingTask
+from mmssl.objectives._mixing import TrainingTask
 from mmssl.train.parallel import configure_ddp
 from mmssl.train.step import Step, Tally, backward
 from tests.helpers.objective_batch import RESNET, ROWS, Plain, batch, part, tiny_task
@@ -127,7 +127,7 @@ def search_beside_contrastive(world: World, name: str) -> list[bool]:
     task = tiny_task([*dict.fromkeys(["contrastive", name])], world=world)
     accelerator: Any = Plain()
     accelerator.distributed_type, accelerator.ddp_handler = "MULTI_CPU", DistributedDataParallelKwargs()
-    always = {key: ObjectiveConfig() for key in task.objectives}
+    always = {key: ObjectiveConfig() for key in task.names}
     searches = []
     for schedules in ({**always, name: ObjectiveConfig(every=2)}, always):
         configure_ddp(accelerator, task, schedules)
@@ -135,7 +135,7 @@ def search_beside_contrastive(world: World, name: str) -> list[bool]:
     model = DistributedDataParallel(task, **accelerator.ddp_handler.to_kwargs())
     for i in range(2):
         mine = part(batch(task, i), world)
-        backward(model, Step(task, mine, dict.fromkeys(task.objectives, 1.0), 0.5, (0, "step", i)), Plain())
+        backward(model, Step(task, mine, dict.fromkeys(task.names, 1.0), 0.5, (0, "step", i)), Plain())
     return searches
 
 

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmssl.objectives import objective_names
-from mmssl.objectives._task import TrainingTask, Weighted
+from mmssl.objectives._mixing import TrainingTask, Weighted
 from mmssl.rng import RowRandom
 from mmssl.train.step import Tally
 from tests.helpers.objective_batch import RESNET, ROWS, batch, tiny_task

@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.color import rgb2lab
 
-from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models import DualEncoder
 from mmssl.objectives.colorization import color_bins, nearest_bins, rarity, rgb_to_lab, soft_bins
 from mmssl.objectives.denoising import Denoising
 from mmssl.objectives.jigsaw import cut_tiles, distant_permutations, lay_tiles

@@ -8,11 +8,11 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 from mmssl.models.heads import PatchDecoder, patchify, unpatchify
 from mmssl.objectives._base import TEXT
+from mmssl.objectives._mixing import encoder_passes
 from mmssl.objectives._patch_masking import hidden_patches
-from mmssl.objectives._task import encoder_passes
 from mmssl.objectives.contrastive import Contrastive, ContrastiveOptions
 from mmssl.objectives.mae import Mae, MaeOptions
 from mmssl.rng import RowRandom

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForMaskedLM
 from mmssl.config import TextConfig
 from mmssl.errors import UserError
 from mmssl.losses import NO_TARGET
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 from mmssl.models.text import build_text
 from mmssl.objectives._base import Vocabulary
 from mmssl.objectives.mlm import SPARE, Mlm, MlmHead, MlmOptions, choose_words, corrupt

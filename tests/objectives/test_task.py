@@ -7,10 +7,10 @@ import yaml
 from mmssl.build import complete_config, objective_options
 from mmssl.config import ObjectiveConfig, dump_config, parse_config
 from mmssl.errors import UserError
-from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models import DualEncoder
 from mmssl.objectives import find_objective, objective_names
 from mmssl.objectives._base import IMAGE, TEXT, Vocabulary
-from mmssl.objectives._task import encoder_passes, weight_at
+from mmssl.objectives._mixing import encoder_passes, weight_at
 from tests.helpers.models import TINY_TEXT
 
 
@@ -39,7 +39,7 @@ def test_objectives_are_found_by_name() -> None:
     assert "contrastive" in objective_names()
     for name in objective_names():
         assert find_objective(name).Options().weight <= find_objective("contrastive").Options().weight == 1.0
-    with pytest.raises(UserError, match="there are: .*contrastive"):
+    with pytest.raises(UserError, match="choose from .*contrastive"):
         find_objective("clip")
 
 

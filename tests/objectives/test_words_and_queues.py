@@ -8,7 +8,7 @@ from open_clip.loss import CoCaLoss, SigLipLoss
 
 from mmssl.distributed import World
 from mmssl.models.heads import unit
-from mmssl.objectives._task import TrainingTask
+from mmssl.objectives._mixing import TrainingTask
 from mmssl.objectives.moco import Moco
 from mmssl.objectives.simclr import SimclrOptions
 from mmssl.rng import RowRandom

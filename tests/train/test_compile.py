@@ -3,7 +3,7 @@
 import torch
 from torch._dynamo.utils import counters
 
-from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models import DualEncoder
 
 
 def test_captions_of_any_length_share_one_program(tiny_encoder: DualEncoder) -> None:

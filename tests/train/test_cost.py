@@ -5,9 +5,9 @@ import torch
 
 from mmssl.build import build_objectives, placeholder_vocabulary
 from mmssl.distributed import World
-from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models import DualEncoder
 from mmssl.objectives import find_objective
-from mmssl.objectives._task import TrainingTask
+from mmssl.objectives._mixing import TrainingTask
 from mmssl.train.cost import TOKENS, StepCosts, predicted_cost
 
 

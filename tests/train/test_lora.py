@@ -18,7 +18,7 @@ from mmssl.config import Config, LoraConfig, parse_config
 from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.models.lora import add_adapters
-from mmssl.objectives._task import TrainingTask
+from mmssl.objectives._mixing import TrainingTask
 from mmssl.train.step import Step, backward
 from mmssl.train.trainer import train
 from tests.helpers.models import tiny_model_config

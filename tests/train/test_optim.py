@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mmssl.config import OptimConfig
-from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models import DualEncoder
 from mmssl.train.optim import build_optimizer, lr_factor, set_lr
 
 

@@ -18,10 +18,10 @@ from mmssl.config import ModelConfig, OptimConfig, VisionConfig
 from mmssl.data import TrainLoader
 from mmssl.distributed import World, full_tensor, local_tensor
 from mmssl.errors import UserError
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 from mmssl.objectives import find_objective, objective_names
 from mmssl.objectives._base import Vocabulary
-from mmssl.objectives._task import TrainingTask
+from mmssl.objectives._mixing import TrainingTask
 from mmssl.train.checkpoint import load_checkpoint
 from mmssl.train.optim import Ema, build_optimizer, update
 from mmssl.train.parallel import block_classes, prepare_sharding

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.distributed import World
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 from mmssl.objectives import find_objective
 from mmssl.objectives._base import Vocabulary
-from mmssl.objectives._task import TrainingTask
+from mmssl.objectives._mixing import TrainingTask
 from mmssl.rng import RowRandom, torch_generator, torch_seed
 from mmssl.train.step import Step, backward
 from mmssl.types import Batch

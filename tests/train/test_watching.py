@@ -9,9 +9,9 @@ from PIL import Image
 
 from mmssl.distributed import World
 from mmssl.losses import info_nce, siglip
-from mmssl.objectives import reference
+from mmssl.objectives import find_objective, mixing
 from mmssl.rng import RowRandom
-from mmssl.train.diagnostics import Alarms, guessing_loss, objective_gradients, objective_images, write_image_grid
+from mmssl.train.diagnostics import Alarms, objective_gradients, objective_images, write_image_grid
 from tests.helpers.objective_batch import ROWS, Plain, batch, tiny_task
 
 MIX = ["contrastive", "mlm", "rotation"]
@@ -75,7 +75,7 @@ HEALTHY = {
         (
             {"contrastive.loss": math.log(256)},
             0.3,
-            "the contrastive loss 5.55 is no better than that of guessing, 5.55",
+            "the contrastive loss 5.55 is no better than guessing, 5.55",
         ),
         ({"contrastive.loss": math.log(256)}, 0.05, ""),
         ({"contrastive.loss": math.log(256), "step": 1}, 1.0, ""),
@@ -87,7 +87,7 @@ HEALTHY = {
 )
 def test_alarms_are_said_once_in_words(change: dict[str, float], progress: float, said: str) -> None:
     """Each sign of trouble is named with what to do, once; a healthy record says nothing."""
-    alarms = Alarms(256, 100.0, [])
+    alarms = Alarms({name: find_objective(name) for name in ("contrastive", "mlm")}, 256, 100.0, [])
     record = {**HEALTHY, **change}
     lines = alarms.look(record, progress)
     assert len(lines) == (said != "")
@@ -99,7 +99,7 @@ def test_alarms_are_said_once_in_words(change: dict[str, float], progress: float
     ("change", "said"),
     [
         ({}, ""),
-        ({"siglip.loss": 6.5}, "the siglip loss 6.50 is no better than that of guessing, 6.54"),
+        ({"siglip.loss": 6.5}, "the siglip loss 6.50 is no better than guessing, 6.54"),
         ({"siglip.loss": 6.0}, ""),
         ({"siglip.logit_scale": 100.0}, "temperature reached its clamp"),
     ],
@@ -107,7 +107,7 @@ def test_alarms_are_said_once_in_words(change: dict[str, float], progress: float
 def test_alarms_look_at_siglip(change: dict[str, float], said: str) -> None:
     """Where siglip pairs images with captions, its loss and temperature are watched, against its own guessing."""
     record = {"step": 50, "siglip.loss": 2.0, "siglip.logit_scale": 20.0, "image_effective_rank": 20.0, **change}
-    lines = Alarms(256, 100.0, []).look(record, 0.3)
+    lines = Alarms({"siglip": find_objective("siglip")}, 256, 100.0, []).look(record, 0.3)
     assert len(lines) == (said != "")
     assert said in "".join(lines)
 
@@ -117,18 +117,18 @@ def test_guessing_knows_nothing_of_the_pair(n: int) -> None:
     """With features that are all the same, InfoNCE is the value given, and SigLIP's best over all biases."""
     same = torch.ones(n, 4, dtype=torch.float64) / 2
     scale = torch.tensor(3.0, dtype=torch.float64)
-    assert guessing_loss("contrastive", n) == pytest.approx(float(info_nce(same, same, scale)), abs=1e-12)
+    assert find_objective("contrastive").chance_loss(n) == pytest.approx(float(info_nce(same, same, scale)), abs=1e-12)
     low, high = -20.0, 40.0
     for _ in range(4):  # the loss is convex in the bias: nearer and nearer to its least value
         grid = torch.linspace(low, high, 31, dtype=torch.float64)
         losses = [float(siglip(same, same, scale, bias)) for bias in grid]
         least = losses.index(min(losses))
         low, high = float(grid[max(least - 1, 0)]), float(grid[min(least + 1, 30)])
-    assert guessing_loss("siglip", n) == pytest.approx(min(losses), abs=1e-6)
+    assert find_objective("siglip").chance_loss(n) == pytest.approx(min(losses), abs=1e-6)
 
 
 def test_siglip_is_a_reference_too() -> None:
     """Contrastive is the reference where it is there, else siglip; other objectives are none."""
-    assert reference(["mlm", "siglip"]) == "siglip"
-    assert reference(["mlm", "siglip", "contrastive"]) == "contrastive"
-    assert reference(["mlm"]) is None
+    assert mixing.find_reference(["mlm", "siglip"]) == "siglip"
+    assert mixing.find_reference(["mlm", "siglip", "contrastive"]) == "contrastive"
+    assert mixing.find_reference(["mlm"]) is None

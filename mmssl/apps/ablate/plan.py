@@ -9,8 +9,7 @@ from typing import Any, Literal
 from mmssl.build import check_schedules, objective_options, resolve
 from mmssl.config import Config, ObjectiveConfig, load_config, parse_config
 from mmssl.errors import UserError
-from mmssl.objectives import reference
-from mmssl.objectives._mix_spec import ALL, Mix, parse_mix
+from mmssl.objectives import mix_spec, mixing
 from mmssl.train.cost import StepCosts, untrained_task
 
 
@@ -52,7 +51,7 @@ class AblationRun:
 class PlannedMix:
     """A mix of objectives, the cost of its steps, and its runs."""
 
-    mix: Mix
+    mix: mix_spec.Mix
     """The mix with every option written out."""
     costs: StepCosts
     cost: float
@@ -87,19 +86,19 @@ class AblationPlan:
         return self.out / "configs" / f"{run.name}.yaml"
 
 
-def parse_mixes(texts: Sequence[str], configured: Mapping[str, ObjectiveConfig]) -> list[Mix]:
+def parse_mixes(texts: Sequence[str], configured: Mapping[str, ObjectiveConfig]) -> list[mix_spec.Mix]:
     """The mixes to compare, the baseline first. Without texts: the default mixes.
 
     Raises:
         UserError: a mix is malformed, repeated, or uses an unknown objective, or there are fewer than two mixes.
     """
-    mixes = [parse_mix(text, configured) for text in texts or default_mixes(configured)]
+    mixes = [mix_spec.parse_mix(text, configured) for text in texts or default_mixes(configured)]
     if len(mixes) < 2:
         raise UserError(
             f"an ablation compares at least two mixes, but there is only {mixes[0].name}; add objectives to the "
             f"configuration, for example objectives.mlm.weight=0.05, or name them with --mix"
         )
-    by_folder: dict[str, Mix] = {}
+    by_folder: dict[str, mix_spec.Mix] = {}
     for mix in mixes:
         other = by_folder.setdefault(slug(mix.name), mix)
         if other is not mix:
@@ -110,9 +109,9 @@ def parse_mixes(texts: Sequence[str], configured: Mapping[str, ObjectiveConfig])
 def default_mixes(configured: Mapping[str, ObjectiveConfig]) -> list[str]:
     """The baseline alone, with each other objective, and all. Baseline: contrastive, else siglip, else the first."""
     names = [name for name, entry in configured.items() if entry.weight > 0]
-    base = reference(names) or names[0]
+    base = mixing.find_reference(names) or names[0]
     others = [name for name in names if name != base]
-    return [base, *(f"{base}+{name}" for name in others), *([ALL] if len(others) > 1 else [])]
+    return [base, *(f"{base}+{name}" for name in others), *([mix_spec.ALL] if len(others) > 1 else [])]
 
 
 def slug(name: str) -> str:
@@ -167,7 +166,7 @@ def steps_for(costs: StepCosts, schedules: Mapping[str, Any], operations: float)
 
 
 def _plan_mix(
-    config: Config, mix: Mix, seeds: Sequence[int], budget: Budget, out: Path, baseline: PlannedMix | None
+    config: Config, mix: mix_spec.Mix, seeds: Sequence[int], budget: Budget, out: Path, baseline: PlannedMix | None
 ) -> PlannedMix:
     minutes = budget.minutes if budget.kind == "minutes" else None
     # Under a budget of operations the number of steps follows from their cost, below.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.errors import UserError
-from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models import DualEncoder
 
 
 def attention_relevance(encoder: DualEncoder, images: Tensor, texts: Tensor) -> Tensor:

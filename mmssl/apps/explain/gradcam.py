@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.errors import UserError
-from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models import DualEncoder
 
 MIN_SIDE = 7
 """Least places per side of the stage that is used: the deepest such stage is the last one of usual towers at 224 px."""

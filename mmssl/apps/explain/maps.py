@@ -10,8 +10,7 @@ from mmssl.apps.explain.attention import attention_relevance
 from mmssl.apps.explain.gradcam import gradcam, has_stages
 from mmssl.apps.explain.occlusion import occlusion, rise
 from mmssl.errors import UserError
-from mmssl.models.dual_encoder import DualEncoder
-from mmssl.models.vision import VisionTower
+from mmssl.models import DualEncoder, VisionTower
 
 Method = Callable[[DualEncoder, Tensor, Tensor], Tensor]
 """Encoder, images uint8 [B, 3, S, S] and unit-length embeddings [B, D] of their texts -> maps [B, h, w]. Higher values

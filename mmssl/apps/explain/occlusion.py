@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models import DualEncoder
 from mmssl.rng import torch_generator
 
 GRID = 8

@@ -10,8 +10,8 @@ from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTe
 
 from mmssl.apps.export.probe_inputs import CAPTIONS, images, largest_difference, normalized, state
 from mmssl.inference import Model
+from mmssl.models import OpenClipText
 from mmssl.models.pretrained.key_mapping import to_transformers
-from mmssl.models.text_open_clip import OpenClipText, text_cfg
 
 LABEL = "transformers"
 _CLIP_PARTS = ("class_embedding", "positional_embedding", "conv1", "ln_pre", "transformer", "ln_post")
@@ -44,7 +44,7 @@ def text_problems(model: Model) -> list[str]:
     """Differences of the text tower from CLIP's."""
     encoder = model.text.encoder
     if isinstance(encoder, OpenClipText):
-        cfg = text_cfg(encoder.config.settings)
+        cfg = encoder.text_cfg
         odd = [key for key in ("ls_init_value", "block_type", "act_kwargs", "qk_norm") if getattr(cfg, key)]
         if encoder.projects or odd:
             return [f"its text tower is not CLIP's ({', '.join(odd) or 'it reads padding or projects with a bias'})"]

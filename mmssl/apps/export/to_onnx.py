@@ -17,7 +17,7 @@ from mmssl.apps.export.probe_inputs import CAPTIONS, images, largest_difference,
 from mmssl.data.transforms import EvalView, Tokenizer, load_tokenizer
 from mmssl.errors import UserError
 from mmssl.inference import Model
-from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models import DualEncoder
 
 if TYPE_CHECKING:
     from mmssl.apps.finetune import Classifier

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mmssl.apps.export.probe_inputs import CAPTIONS, images, largest_difference, normalized, state
 from mmssl.inference import Model
+from mmssl.models import OpenClipText
 from mmssl.models.pretrained.key_mapping import to_open_clip
-from mmssl.models.text_open_clip import OpenClipText
 
 LABEL = "open_clip"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"

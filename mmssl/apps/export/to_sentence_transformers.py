@@ -10,7 +10,7 @@ from transformers import CLIPTextModel
 from mmssl.apps.export.probe_inputs import CAPTIONS, largest_difference, missing_package, state
 from mmssl.apps.export.to_hf import clip_text, text_problems
 from mmssl.inference import Model
-from mmssl.models.text_open_clip import OpenClipText
+from mmssl.models import OpenClipText
 
 LABEL = "sentence-transformers"
 _POOLING = {"cls": "cls", "mean": "mean", "eos": "lasttoken"}

@@ -17,7 +17,7 @@ from mmssl.evaluate import compare, datasets, encode
 from mmssl.evaluate.classifiers import fine_tuning, logistic_regression
 from mmssl.evaluate.metrics import classification
 from mmssl.inference import Model
-from mmssl.models.dual_encoder import ImageEncoder
+from mmssl.models import ImageEncoder
 from mmssl.stats import Interval, bootstrap
 
 Method = Literal["linear", "full", "lp-ft"]

@@ -24,7 +24,7 @@ from mmssl.apps.finetune.methods import (
 from mmssl.evaluate import compare, encode
 from mmssl.evaluate.classifiers import logistic_regression
 from mmssl.inference import Model
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 from mmssl.plotting import FAINT, GREEN, drawing
 from mmssl.rng import generator, torch_seed
 

@@ -1,0 +1,14 @@
+"""Dual encoders of open_clip and transformers. A reader imports its library when it is called."""
+
+from mmssl.models.pretrained.key_mapping import to_open_clip, to_transformers
+from mmssl.models.pretrained.open_clip import PretrainedModel, read_open_clip
+from mmssl.models.pretrained.transformers import is_transformers_folder, read_transformers
+
+__all__ = [
+    "PretrainedModel",
+    "is_transformers_folder",
+    "read_open_clip",
+    "read_transformers",
+    "to_open_clip",
+    "to_transformers",
+]

@@ -1,4 +1,4 @@
-"""CLIP's weights under open_clip's names and under transformers' names; the tensors are the same."""
+"""Names of weights in other libraries: CLIP's in open_clip and transformers, SigLIP's vision tower in timm."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ _TOP = {
     **{f"ln_post.{kind}": f"post_layernorm.{kind}" for kind in ("weight", "bias")},
     **{f"ln_final.{kind}": f"final_layer_norm.{kind}" for kind in ("weight", "bias")},
 }
-"""open_clip's names of a tower -> transformers', outside of its blocks."""
+"""open_clip's names outside blocks -> transformers'."""
 _PARTS = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -22,7 +22,20 @@ _PARTS = {
     "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
 }
-"""The same inside a block. open_clip stacks the weights of queries, keys and values, which transformers keeps apart."""
+"""The same inside a block. open_clip stacks the weights of queries, keys and values; transformers does not."""
+_TIMM = (
+    ("embeddings.patch_embedding.", "patch_embed.proj."),
+    ("post_layernorm.", "norm."),
+    ("encoder.layers.", "blocks."),
+    (".layer_norm1.", ".norm1."),
+    (".layer_norm2.", ".norm2."),
+    (".self_attn.out_proj.", ".attn.proj."),
+    ("head.probe", "attn_pool.latent"),
+    ("head.attention.out_proj.", "attn_pool.proj."),
+    ("head.layernorm.", "attn_pool.norm."),
+    ("head.mlp.", "attn_pool.mlp."),
+)
+"""transformers' names of SigLIP's vision tower -> timm's."""
 _BLOCK, _LAYER = "transformer.resblocks.", "encoder.layers."
 _QKV = ("q", "k", "v")
 
@@ -69,4 +82,24 @@ def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             renamed[f"{_BLOCK}{number}.attn.in_proj_{kind}"] = torch.cat([state[layer] for layer in layers])
         elif part not in ("self_attn.k_proj", "self_attn.v_proj"):
             renamed[f"{_BLOCK}{number}.{parts[part]}.{kind}"] = tensor
+    return renamed
+
+
+def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of transformers' SigLIP vision tower under timm's names."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name == "embeddings.position_embedding.weight":
+            renamed["pos_embed"] = tensor.unsqueeze(0)
+        elif ".self_attn.q_proj." in name:
+            parts = [state[name.replace(".q_proj.", f".{letter}_proj.")] for letter in ("q", "k", "v")]
+            block, _, kind = name.partition(".self_attn.q_proj.")
+            renamed[f"{block.replace('encoder.layers.', 'blocks.')}.attn.qkv.{kind}"] = torch.cat(parts)
+        elif name.startswith("head.attention.in_proj_"):
+            kind, width = name.removeprefix("head.attention.in_proj_"), len(tensor) // 3
+            renamed |= {f"attn_pool.q.{kind}": tensor[:width], f"attn_pool.kv.{kind}": tensor[width:]}
+        elif ".k_proj." not in name and ".v_proj." not in name:
+            for theirs, ours in _TIMM:
+                name = name.replace(theirs, ours)
+            renamed[name] = tensor
     return renamed

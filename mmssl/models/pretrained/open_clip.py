@@ -1,45 +1,44 @@
-"""Whole models of other libraries, with their weights, as dual encoders."""
+"""Models of open_clip, with their weights, as dual encoders."""
 
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.model import CLIPVisionCfg
 from torch import Tensor, nn
 
-from mmssl.config import ModelConfig, TextConfig, VisionConfig
-from mmssl.errors import UserError
+from mmssl.config import ModelConfig, VisionConfig
+from mmssl.errors import UserError, one_line
 from mmssl.models.dual_encoder import DualEncoder
-from mmssl.models.pretrained.weights import one_line
 from mmssl.models.text import TextTower
-from mmssl.models.text_open_clip import MODEL_TYPE, text_module
+from mmssl.models.text_open_clip import text_module
 from mmssl.models.vision_factory import quiet, unknown_model, wrap_trunk
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """A model that was read."""
+class PretrainedModel:
+    """A dual encoder read from another library."""
 
     encoder: DualEncoder
     config: ModelConfig
-    """Builds the same towers again."""
+    """Configuration of the same towers."""
     tokenizer: str
-    """What `load_tokenizer` takes."""
+    """Name or folder for `load_tokenizer`."""
     drop_punctuation: bool
-    """Its captions were lower-cased and stripped of punctuation."""
+    """True if its training captions were lower-cased and stripped of punctuation."""
     notes: list[str]
-    """What was taken over and what was left out, a line each."""
+    """Weights that were converted or left out, one line each."""
 
 
-def read_open_clip(source: str) -> Pretrained:
-    """open_clip's `MODEL`, `MODEL/TAG`, `MODEL/FILE` (weights) or `local-dir:FOLDER`.
+def read_open_clip(source: str) -> PretrainedModel:
+    """Read open_clip's `MODEL`, `MODEL/TAG`, `MODEL/FILE` (weights) or `local-dir:FOLDER`.
 
     Raises:
-        UserError: open_clip has no such model, or its weights cannot be had.
+        UserError: open_clip has no such model, or its weights cannot be loaded.
     """
+    import open_clip
+
     local = source.startswith("local-dir:")
     name, _, pretrained = (source, "", "") if local else source.partition("/")
     if not local and open_clip.get_model_config(name) is None:
@@ -49,10 +48,12 @@ def read_open_clip(source: str) -> Pretrained:
             settings = open_clip.get_model_config(name)
             model = open_clip.create_model(name, pretrained=pretrained or None, pretrained_text=False)
     except (RuntimeError, TypeError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"open_clip could not make {source!r}: {one_line(error)}") from error
+        raise UserError(f"open_clip could not build {source!r}: {one_line(error)}") from error
     words = settings["text_cfg"].get("tokenizer_kwargs") or {}
     if words.get("strip_sep_token", False):
-        raise UserError(f"open_clip's {source} reads captions without their end token, which cannot be done here")
+        raise UserError(
+            f"open_clip's {source} drops the end token of captions, which is not supported; use another model"
+        )
     origin = "a folder of open_clip" if local else f"open_clip's {name}/{Path(pretrained).name}"
     notes = [f"{len(model.state_dict())} weights of {origin}"]
     if settings["text_cfg"].get("hf_model_name") is not None:
@@ -66,9 +67,9 @@ def read_open_clip(source: str) -> Pretrained:
     if not local and not pretrained:
         notes = [f"random weights for open_clip's {source}; give {source}/TAG for trained ones"]
     if getattr(model, "logit_bias", None) is not None:
-        notes.append("left out: logit_bias, which changes no order")
+        notes.append("left out: logit_bias, which does not change rankings")
     if hasattr(model, "text_decoder"):
-        notes.append("left out: the text decoder, which only captions")
+        notes.append("left out: the text decoder, which is used for captioning only")
     built = None if local else name
     return _assembled(model, settings, text, projection, tokenizer, notes, built)
 
@@ -88,7 +89,7 @@ def _hugging_face_text(text: Any, settings: dict[str, Any], source: str) -> tupl
     if pooling is None or not isinstance(text.proj, nn.Linear):
         raise UserError(
             f"{source}: its text tower is pooled by {settings.get('hf_pooler_type')} and projected by "
-            f"{type(text.proj).__name__}; mean, cls and a linear projection can be taken over"
+            f"{type(text.proj).__name__}; only mean or cls pooling with a linear projection is supported"
         )
     return TextTower(text.transformer, pooling), text.proj.weight.detach()
 
@@ -101,12 +102,14 @@ def _assembled(
     tokenizer: str,
     notes: list[str],
     name: str | None,
-) -> Pretrained:
-    """The dual encoder of an open_clip model and its taken-over text tower."""
+) -> PretrainedModel:
+    """The dual encoder of an open_clip model and its converted text tower."""
+    import open_clip
+
     preprocessing = open_clip.get_model_preprocess_cfg(model)
     fit, interpolation = preprocessing["resize_mode"], preprocessing["interpolation"]
     if fit not in ("shortest", "squash") or interpolation not in ("bicubic", "bilinear"):
-        raise UserError(f"images fitted by {fit!r} and resized by {interpolation!r} cannot be made here")
+        raise UserError(f"resize mode {fit!r} with {interpolation!r} interpolation is not supported; use another model")
     vision, image_projection = wrap_trunk(model.visual, preprocessing["mean"], preprocessing["std"])
     dim = settings["embed_dim"]
     scale = float(model.logit_scale.detach().exp())
@@ -119,7 +122,7 @@ def _assembled(
             fit=fit,
             interpolation=interpolation,
         ),
-        text=text_config(text, tokenizer, settings["text_cfg"].get("context_length", 77)),
+        text=text.to_config(tokenizer, settings["text_cfg"].get("context_length", 77)),
         embed_dim=dim,
         max_logit_scale=max(100.0, math.ceil(scale)),
     )
@@ -135,11 +138,14 @@ def _assembled(
     with torch.no_grad():
         encoder.log_logit_scale.copy_(model.logit_scale.reshape(()))
     words = settings["text_cfg"].get("tokenizer_kwargs") or {}
-    return Pretrained(encoder, config, tokenizer, words.get("clean") == "canonicalize", notes)
+    return PretrainedModel(encoder, config, tokenizer, words.get("clean") == "canonicalize", notes)
 
 
 def _vision_config(settings: dict[str, Any], name: str | None) -> dict[str, Any]:
-    """Name and options that build the visual tower again; for a configuration of one's own, from a built-in one."""
+    """Name and options of the visual tower. A custom configuration becomes a built-in one with options."""
+    import open_clip
+    from open_clip.model import CLIPVisionCfg
+
     if name is not None:
         return {"name": f"open_clip:{name}"}
     base = "ViT-B-32-quickgelu" if settings.get("quick_gelu", False) else "ViT-B-32"
@@ -150,19 +156,8 @@ def _vision_config(settings: dict[str, Any], name: str | None) -> dict[str, Any]
     return {"name": f"open_clip:{base}", "options": options}
 
 
-def text_config(text: TextTower, tokenizer: str, max_tokens: int) -> TextConfig:
-    """The configuration that builds a tower of this architecture again."""
-    settings = {**text.encoder.config.to_diff_dict(), "model_type": text.encoder.config.model_type}
-    for key in ("transformers_version", "architectures", "_name_or_path", "dtype"):
-        settings.pop(key, None)
-    if settings["model_type"] != MODEL_TYPE:
-        settings["vocab_size"] = text.encoder.config.vocab_size
-    pooling: Any = text.pooling
-    return TextConfig(config=settings, tokenizer=tokenizer, pooling=pooling, max_tokens=max_tokens)
-
-
 def linear(weight: Tensor | None) -> nn.Module:
-    """A projection by these weights [out, in]; none where the tower projects by itself."""
+    """A projection with these weights [out, in]; the identity for a tower that projects itself."""
     if weight is None:
         return nn.Identity()
     projection = nn.Linear(weight.shape[1], weight.shape[0], bias=False)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
-from mmssl.models.dual_encoder import DualEncoder, build_dual_encoder
+from mmssl.models import DualEncoder, build_dual_encoder
 from tests.helpers.models import TINY_TEXT
 
 ROW, COLUMN = 2, 5

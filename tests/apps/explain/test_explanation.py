@@ -14,7 +14,7 @@ from mmssl.data.transforms import train_tokenizer
 from mmssl.data.transforms.decoding import decode
 from mmssl.errors import UserError
 from mmssl.inference import Model
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 from scripts.bench.__main__ import app as bench_app
 from tests.helpers.models import TINY_TEXT
 from tests.helpers.tiny_runs import write_pairs

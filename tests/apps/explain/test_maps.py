@@ -12,7 +12,7 @@ from mmssl.apps.explain.gradcam import activations, gradcam
 from mmssl.apps.explain.maps import DEFAULT, METHODS, heat, image_maps, methods_of
 from mmssl.apps.explain.occlusion import cover, occlusion, rise
 from mmssl.errors import UserError
-from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models import DualEncoder
 from tests.apps.explain.conftest import COLUMN, RESNET, ROW, TOWERS, VIT, images_and_texts, small_encoder
 
 

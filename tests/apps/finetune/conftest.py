@@ -12,7 +12,7 @@ from PIL import Image
 from mmssl import Model, load
 from mmssl.apps.finetune import FineTuneData, gather
 from mmssl.data.transforms import train_tokenizer
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 from mmssl.rng import generator
 from tests.helpers.models import tiny_model_config
 from tests.helpers.tiny_runs import COLORS

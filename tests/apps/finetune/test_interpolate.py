@@ -9,7 +9,7 @@ from mmssl import Model, load
 from mmssl.apps.finetune.classifier import Classifier, interpolate, interpolate_classifiers
 from mmssl.data.transforms import train_tokenizer
 from mmssl.errors import UserError
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 from tests.helpers.models import tiny_model_config
 from tests.helpers.tiny_runs import COLORS
 

@@ -12,7 +12,7 @@ from mmssl.apps.finetune.study import PROBE, UNTRAINED, StudyDesign, study, untr
 from mmssl.evaluate import suite
 from mmssl.evaluate.classifiers import logistic_regression as probe
 from mmssl.evaluate.tasks import few_shot
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 from tests.helpers.models import tiny_model_config
 
 

@@ -1,4 +1,4 @@
-"""The mixer: which objectives act at a step, how strongly, and one forward that serves them all."""
+"""The training task: the objectives of a step, their weights, and one forward pass that serves all of them."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from mmssl.config import ObjectiveConfig
 from mmssl.distributed import World
-from mmssl.models.dual_encoder import DualEncoder
-from mmssl.models.vision import Encoded
+from mmssl.models import DualEncoder, Encoded
 from mmssl.objectives._base import EncoderPass, Inputs, Objective, Output, Predictions
+from mmssl.objectives._registry import find_objective
 from mmssl.rng import RowRandom
 from mmssl.types import Batch
 
@@ -20,7 +20,7 @@ Cached = dict[str, Predictions]
 
 
 def weight_at(schedule: ObjectiveConfig, step: int, progress: float) -> float:
-    """Weight of an objective at `step`, when the part `progress` of the training is done (0 to 1)."""
+    """Weight of an objective at `step`, at the fraction `progress` of the training (0 to 1)."""
     if step % schedule.every or not schedule.start <= progress <= schedule.end:
         return 0.0
     if schedule.ramp == 0 or progress >= schedule.start + schedule.ramp:
@@ -29,12 +29,12 @@ def weight_at(schedule: ObjectiveConfig, step: int, progress: float) -> float:
 
 
 def first_gap(schedules: Iterable[ObjectiveConfig]) -> float | None:
-    """The first part of the training after which there may be a step at which no objective acts; None without one."""
+    """The first fraction of the training at which a step may have no active objective; None if there is none."""
     schedules = list(schedules)
-    # What acts changes at these points only, and between two of them it is the same.
+    # The set of active objectives changes at these points only.
     changes = sorted({0.0, 1.0, *(s.start for s in schedules), *(s.end for s in schedules)})
     points = sorted([*changes, *((a + b) / 2 for a, b in pairwise(changes))])
-    # At step 1 those that act at every step alone act.
+    # At step 1 only objectives with every=1 are active.
     return next((p for p in points if not any(weight_at(s, 1, p) > 0 for s in schedules)), None)
 
 
@@ -43,32 +43,39 @@ def encoder_passes(objectives: Iterable[Objective]) -> tuple[EncoderPass, ...]:
     return tuple(dict.fromkeys(forward for objective in objectives for forward in objective.required_passes()))
 
 
+def find_reference(names: Iterable[str]) -> str | None:
+    """The objective among these that pairs images with captions; the others are compared with it."""
+    return next((name for name in sorted(names) if find_objective(name).is_reference), None)
+
+
 @dataclass(frozen=True)
 class Weighted:
-    """What a step applies to one objective."""
+    """Weight and scale of one objective in a step."""
 
     weight: float
     """From the schedule."""
     scale: Tensor
-    """Processes over the loss's terms in the global batch: after averaging over processes, sums become a mean."""
+    """World size over the number of loss terms in the global batch: the average over ranks becomes the mean."""
 
 
 class TrainingTask(nn.Module):
-    """The dual encoder with its objectives, as one module with one forward a backward pass (as DDP wants)."""
+    """The dual encoder and its objectives as one module, with one forward per backward pass, as DDP requires."""
 
     def __init__(self, encoder: DualEncoder, objectives: Mapping[str, Objective], world: World) -> None:
         super().__init__()
         self.encoder = encoder
-        self.objectives = nn.ModuleDict(objectives)
+        self.names = list(objectives)
+        # torch forbids dots in names of modules, and dotted paths have them.
+        self.objectives = nn.ModuleDict({name.replace(".", "/"): module for name, module in objectives.items()})
         self.world = world
 
     @torch.no_grad()
     def inputs(
         self, batch: Batch, active: Iterable[str], random: Callable[[str], RowRandom], progress: float
     ) -> dict[str, Tensor]:
-        """A batch, and everything the active objectives prepare for it after the part `progress` of the training.
+        """A batch with the targets of the active objectives, at the fraction `progress` of the training (0 to 1).
 
-        `random` gives each objective randomness of its own, so that it draws the same in any mix.
+        `random` gives each objective its own random numbers, which are the same in any mix.
         """
         inputs = {f"view.{name}": view for name, view in batch.views.items()}
         inputs |= {"tokens": batch.tokens, "token_mask": batch.token_mask, "ids": batch.ids}
@@ -80,20 +87,20 @@ class TrainingTask(nn.Module):
 
     @torch.no_grad()
     def on_step_end(self, inputs: Inputs, active: Iterable[str]) -> None:
-        """End a step: the active objectives keep what they keep of its batch."""
+        """Let the active objectives update their own state, such as a queue, from the batch of a step."""
         for name in active:
             self.objective(name).on_step_end(inputs, self.world)
 
     def objective(self, name: str) -> Objective:
         """One objective by name."""
-        objective = self.objectives[name]
+        objective = self.objectives[name.replace(".", "/")]
         assert isinstance(objective, Objective)
         return objective
 
     def predict(self, inputs: Inputs, active: Iterable[str]) -> dict[str, Predictions]:
-        """Run the forward plan of the active objectives and their predictions.
+        """Run the encoder passes of the active objectives, and their predictions.
 
-        Coupled objectives come first, so that dropout draws the same for them with the others and without.
+        Batch-coupled objectives come first, so that their dropout does not depend on the other objectives.
         """
         features: dict[EncoderPass, Encoded] = {}
         predictions = {}
@@ -122,9 +129,9 @@ class TrainingTask(nn.Module):
     ) -> tuple[Tensor, dict[str, Output]] | dict[str, Predictions]:
         """The scalar to back-propagate for these samples, and each objective's output.
 
-        With `cached`, the named objectives' losses were taken on the whole batch before; their gradients with respect
-        to these samples' predictions are given, and the inner product with them stands for the loss (GradCache, Gao
-        et al. 2021). With `only_predict`, the predictions alone are returned.
+        `cached` holds gradients of losses over the complete batch with respect to these samples' predictions. For
+        these objectives, the inner product with the gradients replaces the loss (GradCache, Gao et al. 2021).
+        With `only_predict`, only the predictions are returned.
         """
         cached = cached or {}
         predictions = self.predict(inputs, active)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmssl.distributed import World
 from mmssl.evaluate.metrics import embedding
-from mmssl.objectives import IMAGE, TrainingTask, base
+from mmssl.objectives import IMAGE, Objective, TrainingTask, base, mixing
 
 PROBE_ROWS = 64
 """Samples it is measured on; a coupled loss is taken among them alone."""

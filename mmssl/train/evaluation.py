@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from mmssl.build import RunPlan
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.evaluate import Metrics, suite
+from mmssl.evaluate import Metrics
 from mmssl.files import atomic_write
 from mmssl.inference import Model
 from mmssl.train.state import RunState
@@ -31,9 +31,11 @@ class RunEvaluator:
         Args:
             out: folder for tables and plots.
         """
-        config, results = self.plan.config, dict[str, Metrics]()
         if not self.plan.suites:
-            return results
+            return {}
+        from mmssl.evaluate import suite  # a run without evaluation does not load the tasks
+
+        config = self.plan.config
         results = suite.run(
             model,
             self.plan.suites,

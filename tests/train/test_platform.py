@@ -12,7 +12,7 @@ from tests.helpers.tiny_runs import run_tree, write_pairs
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_LINUX = """
-import os, sys
+import os, sys, psutil  # psutil itself uses `resource` on Linux
 for name in ("sched_getaffinity", "sched_setaffinity"):
     if hasattr(os, name):
         delattr(os, name)

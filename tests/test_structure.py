@@ -101,6 +101,7 @@ OWNERS = {
     "torch.distributed": ("distributed/", "train/parallel.py"),
     "transformers": ("models/", "data/transforms/tokenizer.py", "train/provenance.py", "apps/export/"),
     "uvicorn": ("apps/serve/",),
+    "braceexpand": ("data/sources/patterns.py",),
     "webdataset": (),
     "yaml": ("config/",),
 }

@@ -8,17 +8,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmssl.config import SourceConfig
-from mmssl.data.loading.parts import PartBuilder, PartTask, Render
-from mmssl.data.loading.pipeline import BadSampleBudget, PartJoiner, Pipeline, Tokenize
-from mmssl.data.loading.unindexed import NO_INDEX_WARNING, UnindexedBuilder, UnindexedPlan, unindexed_lanes
-from mmssl.data.loading.workers import InlineWorkers, ProcessWorkers, ThreadWorkers, Workers, split_tasks
-from mmssl.data.order.plan import PlannedSource, Position, StreamPlan, default_lanes
-from mmssl.data.shards.index import Progress, describe_problems
-from mmssl.data.shards.samples import SampleLimits
-from mmssl.data.shards.shard_index import ShardIndex
-from mmssl.data.sources.catalog import Catalog, index_source, plan_source
-from mmssl.data.sources.patterns import expand
-from mmssl.data.storage.files import Access
+from mmssl.data.loading import (
+    NO_INDEX_WARNING,
+    BadSampleBudget,
+    PartBuilder,
+    PartJoiner,
+    PartTask,
+    Pipeline,
+    Render,
+    Tokenize,
+    UnindexedBuilder,
+    UnindexedPlan,
+    split_tasks,
+    unindexed_lanes,
+)
+from mmssl.data.loading.workers import InlineWorkers, ProcessWorkers, ThreadWorkers, Workers
+from mmssl.data.order import PlannedSource, Position, StreamPlan, default_lanes
+from mmssl.data.shards import Progress, SampleLimits, ShardIndex, describe_problems
+from mmssl.data.sources import Catalog, expand, index_source, plan_source
+from mmssl.data.storage import Access
 from mmssl.errors import UserError
 from mmssl.types import Batch
 

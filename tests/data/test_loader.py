@@ -16,8 +16,7 @@ import torch
 
 from mmssl.config import SourceConfig
 from mmssl.data import Source, TrainLoader, resolve_sources
-from mmssl.data.loading.parts import PartTask
-from mmssl.data.loading.workers import split_tasks
+from mmssl.data.loading import PartTask, split_tasks
 from mmssl.data.storage import Access, LocalFiles
 from mmssl.data.transforms.render import Rendered
 from mmssl.errors import UserError

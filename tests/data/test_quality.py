@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmssl.data.order import PlannedSource, Position, StreamPlan
-from mmssl.data.order.epoch import Slices, default_slice_bytes
+from mmssl.data.order import PlannedSource, Position, Slices, StreamPlan, default_slice_bytes
 from scripts.bench.shuffle_quality import shuffle_quality, upcoming
 from tests.helpers.docs_blocks import blocks
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmssl.data import LoaderConfig, Source, TrainLoader
-from mmssl.data.loading.parts import Render
+from mmssl.data.loading import Render
 from mmssl.data.transforms.render import Rendered
 from mmssl.types import Sample
 

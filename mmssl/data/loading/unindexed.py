@@ -14,12 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmssl.data.loading.parts import BAD_IN_A_ROW, BatchPart, PartAssembly, PartTask, Render
-from mmssl.data.order.epoch import shuffled
-from mmssl.data.order.plan import STATE_VERSION, Mixture, Position, check_lanes
-from mmssl.data.shards.samples import BadSample, SampleLimits
-from mmssl.data.storage.fetch import Fetcher
-from mmssl.data.storage.files import Access, Files
-from mmssl.data.storage.sequential import read_shard
+from mmssl.data.order import STATE_VERSION, Mixture, Position, check_lanes, shuffled
+from mmssl.data.shards import BadSample, SampleLimits
+from mmssl.data.storage import Access, Fetcher, Files, read_shard
 from mmssl.errors import UserError
 from mmssl.rng import torch_seed
 from mmssl.types import Sample

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmssl.data.loading.parts import BatchPart, PartBuilder, PartTask
 from mmssl.data.loading.unindexed import UnindexedBuilder
-from mmssl.data.order.plan import Position
+from mmssl.data.order import Position
 from mmssl.errors import UserError
 
 Builder = PartBuilder | UnindexedBuilder

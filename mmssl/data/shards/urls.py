@@ -5,17 +5,17 @@ TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 def is_remote(shard: str) -> bool:
-    """Whether a shard is a URL or a command rather than a local path."""
+    """True for a URL or a command, False for a local path."""
     return is_command(shard) or "://" in shard
 
 
 def is_command(shard: str) -> bool:
-    """Whether a shard is the output of a command."""
+    """True if the shard is the output of a command."""
     return shard.startswith("pipe:")
 
 
 def is_web(url: str) -> bool:
-    """Whether a web server holds the file."""
+    """True for a file on a web server."""
     return url.startswith(("http://", "https://"))
 
 

@@ -7,15 +7,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from mmssl.data.order.epoch import Slices, default_slice_bytes
-from mmssl.data.order.plan import PlannedSource
-from mmssl.data.shards.index import Progress, describe_problems, fingerprint, index_shards
-from mmssl.data.shards.samples import SampleLimits
-from mmssl.data.shards.shard_index import ShardIndex
-from mmssl.data.shards.urls import is_command, is_remote
-from mmssl.data.storage.fetch import Fetcher, RetryPolicy
-from mmssl.data.storage.files import Access
-from mmssl.data.storage.remote_index import find_remote_indexes, index_remote_shards, remote_offsets
+from mmssl.data.order import PlannedSource, Slices, default_slice_bytes
+from mmssl.data.shards import Progress, SampleLimits, ShardIndex, describe_problems, index_shards, is_remote
+from mmssl.data.shards.index import fingerprint
+from mmssl.data.shards.urls import is_command
+from mmssl.data.storage import Access, Fetcher, RetryPolicy, find_remote_indexes, index_remote_shards, remote_offsets
 from mmssl.errors import UserError
 
 _CACHED_OFFSETS = 16 << 20
@@ -56,7 +52,7 @@ class Catalog:
         return Catalog, (self.sources, self._retry_policy)
 
     def is_remote(self, source: int) -> bool:
-        """Whether any shard of a source is remote."""
+        """True if any shard of a source is remote."""
         return any(is_remote(index.shard) for index in self.sources[source])
 
     def locations(self, source: int, numbers: Ints) -> list[SampleLocation]:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from mmssl.data.shards.urls import TABLES, is_command, is_remote, is_web
-from mmssl.data.storage.filesystem import list_fsspec
+from mmssl.data.shards import TABLES, is_remote
+from mmssl.data.shards.urls import is_command, is_web
+from mmssl.data.storage import list_fsspec
 from mmssl.errors import UserError
 
 _MAX_NAMES = 2_000_000

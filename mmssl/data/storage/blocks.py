@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmssl.data.shards.shard_index import ShardIndex
+from mmssl.data.shards import ShardIndex
 from mmssl.data.storage.fetch import Fetcher
 from mmssl.errors import UserError
 from mmssl.files import atomic_write

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmssl.data.shards import ShardIndex, is_remote
 from mmssl.data.shards.samples import SampleError
-from mmssl.data.shards.shard_index import ShardIndex
-from mmssl.data.shards.urls import is_remote
 from mmssl.data.storage.blocks import DiskCache, RemoteReader, Span
 from mmssl.data.storage.fetch import Fetcher, RetryPolicy
 from mmssl.errors import UserError
@@ -115,7 +114,7 @@ class Files:
         return self._local.read(shard.shard, start, stop)
 
     def has_prefetched(self, reader: Hashable, blocks: Hashable) -> bool:
-        """Whether `blocks` are the last ones that `reader` prefetched."""
+        """True if `blocks` are the last ones that `reader` prefetched."""
         return self._prefetched.get(reader) == blocks
 
     def prefetch(self, reader: Hashable, blocks: Hashable, spans: Sequence[Span]) -> None:

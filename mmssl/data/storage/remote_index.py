@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mmssl.data.shards.index import FOLDER_FILE, Progress, folder_json, index_from_json, index_to_json
-from mmssl.data.shards.samples import SampleLimits
-from mmssl.data.shards.shard_index import Offsets, ShardIndex, checksum
+from mmssl.data.shards import FOLDER_FILE, Progress, SampleLimits, ShardIndex
+from mmssl.data.shards.index import folder_json, index_from_json, index_to_json
+from mmssl.data.shards.shard_index import Offsets, checksum
 from mmssl.data.shards.urls import beside, file_name, in_folder
 from mmssl.data.storage.fetch import Fetcher
 from mmssl.data.storage.http import RemoteFileMissingError

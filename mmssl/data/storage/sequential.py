@@ -8,10 +8,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from mmssl.data.shards.samples import BadSample, Group, SampleError, SampleLimits, group_sample, groups
-from mmssl.data.shards.shard_index import ShardIndex, index_archive
+from mmssl.data.shards import BadSample, SampleLimits, ShardIndex, is_remote
+from mmssl.data.shards.samples import Group, SampleError, group_sample, groups
+from mmssl.data.shards.shard_index import index_archive
 from mmssl.data.shards.tar import Archive, TarError
-from mmssl.data.shards.urls import is_remote
 from mmssl.data.storage.fetch import Fetcher
 from mmssl.errors import UserError
 from mmssl.types import Sample

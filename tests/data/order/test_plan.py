@@ -12,9 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from mmssl.data.order import PlannedSource, Position, StreamPlan, default_lanes
-from mmssl.data.order.epoch import Slices, default_slice_bytes, shuffled
-from mmssl.data.order.plan import Mixture
+from mmssl.data.order import (
+    Mixture,
+    PlannedSource,
+    Position,
+    Slices,
+    StreamPlan,
+    default_lanes,
+    default_slice_bytes,
+    shuffled,
+)
 from mmssl.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden_order.json"

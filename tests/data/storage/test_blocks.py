@@ -13,8 +13,8 @@ from mmssl.data import iter_samples
 from mmssl.data.shards import FOLDER_FILE, SampleLimits, ShardIndex, index_shards
 from mmssl.data.shards.index import fingerprint
 from mmssl.data.sources import make_index
-from mmssl.data.storage import Access, Fetcher, RetryPolicy, find_remote_indexes
-from mmssl.data.storage.blocks import CHUNK, DiskCache, RemoteReader, Span
+from mmssl.data.storage import Access, Fetcher, RetryPolicy, Span, find_remote_indexes
+from mmssl.data.storage.blocks import CHUNK, DiskCache, RemoteReader
 from mmssl.errors import UserError
 from tests.helpers.http_servers import Mischief, serve
 from tests.helpers.tars import pair, tar_bytes, toy_stream, write_shards

@@ -12,8 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from mmssl.data.storage import Fetcher, RetryPolicy
-from mmssl.data.storage.filesystem import list_fsspec
+from mmssl.data.storage import Fetcher, RetryPolicy, list_fsspec
 from mmssl.data.storage.http import RemoteFileMissingError
 from mmssl.errors import UserError
 from tests.helpers.http_servers import Mischief, serve

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mmssl.data.health.duplicates import thumbnail
 from mmssl.data.shards import BadSample, SampleLimits
-from mmssl.data.storage.sequential import iter_samples
+from mmssl.data.storage import iter_samples
 from mmssl.data.transforms import DecodeError, Pixels, captions, decoding
 from mmssl.errors import UserError
 from mmssl.types import Sample

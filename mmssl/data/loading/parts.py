@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.data.order.plan import Position, SampleRun, StreamPlan
-from mmssl.data.shards.samples import BadSample, SampleError, SampleLimits, parse_sample
-from mmssl.data.shards.urls import is_remote
-from mmssl.data.sources.catalog import Catalog, SampleLocation
-from mmssl.data.storage.blocks import Span
-from mmssl.data.storage.files import Access, Files
+from mmssl.data.order import Position, SampleRun, StreamPlan
+from mmssl.data.shards import BadSample, SampleLimits, is_remote
+from mmssl.data.shards.samples import SampleError, parse_sample
+from mmssl.data.sources import Catalog, SampleLocation
+from mmssl.data.storage import Access, Files, Span
 from mmssl.data.transforms import Rendered
 from mmssl.errors import UserError
 from mmssl.types import Sample

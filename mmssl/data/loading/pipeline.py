@@ -15,8 +15,8 @@ from torch import Tensor
 from mmssl.data import transforms
 from mmssl.data.loading.parts import BAD_IN_A_ROW
 from mmssl.data.loading.workers import Wait, Workers
-from mmssl.data.order.plan import Position
-from mmssl.data.shards.samples import BadSample
+from mmssl.data.order import Position
+from mmssl.data.shards import BadSample
 from mmssl.errors import UserError
 from mmssl.types import Batch
 

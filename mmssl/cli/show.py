@@ -34,10 +34,12 @@ def describe(config: "Config") -> str:
     Raises:
         UserError: a tower cannot be built as configured.
     """
+    import torch
     from torch import nn
 
     from mmssl.build import complete_config
     from mmssl.config import dump_config
+    from mmssl.precision import choose_precision
     from mmssl.train.cost import untrained_task
 
     config, objectives = complete_config(config)
@@ -52,6 +54,9 @@ def describe(config: "Config") -> str:
     ]
     lines += [f"  {name}: {_count(module)}" for name, module in parts]
     lines += [f"  total: {_count(task)}"]
+    if config.train.precision == "auto":
+        choice = choose_precision("cuda" if torch.cuda.is_available() else "cpu")
+        lines += ["precision", f"  {choice.precision} on this machine: {choice.reason}"]
     lines += [
         "length",
         f"  {_length(config)}",

@@ -3,14 +3,14 @@
 import copy
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from rich.console import Console
 from torch import nn
@@ -24,6 +24,7 @@ from mmssl.errors import UserError
 from mmssl.files import atomic_write
 from mmssl.models import DualEncoder, synchronize_batch_norm
 from mmssl.objectives import TrainingTask
+from mmssl.precision import choose_precision, emulation_warning
 from mmssl.rng import torch_seed
 from mmssl.train import recovery, state
 from mmssl.train.checkpoint import newest_checkpoint, step_of
@@ -71,6 +72,7 @@ def set_up(plan: RunPlan, resume: bool, rewind: bool, fit: MicroBatchFit = fit_m
     Raises:
         UserError: bad input; nothing was written.
     """
+    plan, precision_notes = _with_precision(plan)
     config = plan.config
     accelerator = build_accelerator(config)
     world = current_world(equal_batches=True, ring=config.train.exchange == "ring")
@@ -79,6 +81,8 @@ def set_up(plan: RunPlan, resume: bool, rewind: bool, fit: MicroBatchFit = fit_m
         torch.set_num_threads(config.train.threads)
     console = Console(stderr=True, quiet=world.rank != 0)
     say = partial(console.print, soft_wrap=True, highlight=False)
+    for line in precision_notes:
+        say(line)
     tokenizer = build.build_tokenizer(plan, config.run_dir / "tokenizer")
     task = _build_task(plan, tokenizer, accelerator, world, say)
     stream = build.build_loader(plan, task, tokenizer, config.run_dir / "bad_samples.jsonl")
@@ -109,6 +113,20 @@ def set_up(plan: RunPlan, resume: bool, rewind: bool, fit: MicroBatchFit = fit_m
         _restore(setup, rewind, say)
     _take_folder(setup, resume)
     return setup
+
+
+def _with_precision(plan: RunPlan) -> tuple[RunPlan, list[str]]:
+    """The plan with `train.precision: auto` resolved, the same on every process, and lines to say about it."""
+    # Joins the processes, so that the first one's measurement decides for all.
+    device_type = PartialState().device.type
+    configured = plan.config.train.precision
+    if configured != "auto":
+        warning = emulation_warning(configured, device_type)
+        return plan, [] if warning is None else [f"warning: {warning}"]
+    precision, reason = current_world().broadcast(choose_precision(device_type))
+    train = plan.config.train.model_copy(update={"precision": precision})
+    resolved = replace(plan, config=plan.config.model_copy(update={"train": train}))
+    return resolved, [f"train.precision=auto: {precision}, as {reason}"]
 
 
 def _build_task(

@@ -31,7 +31,7 @@ def test_values_and_defaults_are_said() -> None:
     page = reference.configuration()
     for row in (
         "| `data.batch_size` | integer, at least 1 | `256` | Pairs a step over all processes. |",
-        "| `train.precision` | `fp32`, `bf16`, `fp16` | `fp32` | Number format of the forward pass. |",
+        "| `train.precision` | `auto`, `fp32`, `bf16`, `fp16` | `auto` | Number format of the forward pass.",
         "| `run_dir` | path | required | Folder the run writes; it must not exist unless resumed. |",
         "| `evaluate.suites.NAME.task` | ",
         "| `objectives.mlm.mask_ratio` | ",

@@ -46,7 +46,15 @@ def run_tree(shards: Path, run: Path, **changes: Any) -> dict[str, Any]:
             "embed_dim": 16,
         },
         "optim": {"lr": 2e-3},
-        "train": {"steps": 8, "checkpoint_steps": 3, "threads": 1, "ema": 0.9, "log_samples": True, "trackers": []},
+        "train": {
+            "steps": 8,
+            "precision": "fp32",
+            "checkpoint_steps": 3,
+            "threads": 1,
+            "ema": 0.9,
+            "log_samples": True,
+            "trackers": [],
+        },
         "evaluate": {"suites": {"colors": {"data": str(shards / "*.tar")}}},
     }
     for key, value in changes.items():

@@ -140,7 +140,7 @@ def test_pack_makes_shards_that_check_and_go_on(tmp_path: Path, capsys: pytest.C
         (["pack", "{here}/none", "--out", "{here}/out"], ["none", "does not exist"]),
         (["pack", "{here}/photos", "--out", "{here}/out", "--split", "train"], ["--split train", "NAME=FRACTION"]),
         (["pack", "{here}/photos", "--out", "{here}/out", "--format", "gif"], ["'gif'", "webp"]),
-        (["pack", "{here}/photos", "--out", "{here}"], ["holds shards of other records"]),
+        (["pack", "{here}/photos", "--out", "{here}"], ["contains shards of other records"]),
     ],
 )
 def test_mistakes_end_in_one_line(

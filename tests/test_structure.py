@@ -24,9 +24,9 @@ FOLDERS = sorted({path.parent for path in MODULES})
 OUTSIDE = sorted((ROOT / "scripts" / "examples").rglob("*.py"))
 """Code of users: it imports through the front doors too."""
 
-LINES = 28_846  # target: 26_500
+LINES = 29_200  # target: 26_500
 MODULE_COUNT = 243  # target: 210
-TOP_ENTRIES = 21
+TOP_ENTRIES = 22  # 21 was planned; the choice of the precision is needed below every package that computes
 """Files and folders of mmssl/, besides those that Python prescribes: `__init__.py`, `__main__.py`, `py.typed`."""
 FLAT_FILES = 16  # target: 14
 """Plug-in folders are left out: one file per verb or objective is what makes an addition one file."""
@@ -51,7 +51,7 @@ MANY_PARAMETERS = 15
 DOOR_NAMES = 12
 
 LAYERS = (
-    ("types", "errors", "rng", "system"),
+    ("types", "errors", "rng", "system", "precision"),
     ("files", "stats", "plotting", "plugins"),
     ("config",),
     ("distributed",),

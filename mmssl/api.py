@@ -28,7 +28,7 @@ from mmssl.models import TextTower, VisionTower
 if TYPE_CHECKING:
     from mmssl.apps.autoconfig import Source
     from mmssl.apps.search import Hit, Index
-    from mmssl.train.trainer import Finished
+    from mmssl.train import Finished
 
 SECTIONS = ("data", "model", "optim", "train")
 """Where a setting without a section is looked for, beside the top of the configuration."""

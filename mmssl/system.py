@@ -1,4 +1,4 @@
-"""What the operating system grants this process: cores, memory, limits, and its place among launched processes.
+"""Resources that the operating system grants this process, and its rank among launched processes.
 
 Every call that exists on some systems only is here.
 """

@@ -28,9 +28,7 @@ from mmssl.cli.common import (
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
-    from mmssl.apps.finetune import FineTuneData, FineTuneSettings
-    from mmssl.apps.finetune.methods import Method, Tuned
-    from mmssl.apps.finetune.study import Study
+    from mmssl.apps.finetune import FineTuneData, FineTuneSettings, methods, study
     from mmssl.inference import Model
     from mmssl.stats import Interval
 
@@ -145,7 +143,7 @@ class _Plan:
 
     settings: "FineTuneSettings"
     """Settings of the first."""
-    methods: "list[Method]"
+    methods: "list[methods.Method]"
     shots: list[int]
     """Labels per class; empty: all labels."""
     seeds: int
@@ -155,7 +153,7 @@ class _Plan:
         return len(self.methods) * max(1, len(self.shots)) * self.seeds
 
 
-def _train(plan: _Plan, model: "Model", data: "FineTuneData", bar: ProgressBar) -> "Study | Tuned":
+def _train(plan: _Plan, model: "Model", data: "FineTuneData", bar: ProgressBar) -> "study.Study | methods.Tuned":
     """Train the classifiers of the plan."""
     from mmssl.apps.finetune import fine_tune, study
 
@@ -178,7 +176,7 @@ def _plan(method: str, shots: str | None, seed: int, seeds: int, alpha: float, l
     return plan
 
 
-def _parse_methods(words: str) -> "list[Method]":
+def _parse_methods(words: str) -> "list[methods.Method]":
     from mmssl.apps.finetune import methods
 
     known = {str(method): method for method in methods.METHODS}
@@ -198,7 +196,7 @@ def _parse_counts(words: str | None) -> list[int]:
     return sorted({int(part) for part in parts})
 
 
-def _report(found: "Study | Tuned", name: str, out: Path | None) -> None:
+def _report(found: "study.Study | methods.Tuned", name: str, out: Path | None) -> None:
     """Print the results, and write them to a folder."""
     from mmssl.apps.finetune import study
 
@@ -215,7 +213,7 @@ def _report(found: "Study | Tuned", name: str, out: Path | None) -> None:
         print(f"table and plot: {out}")
 
 
-def _print_tuned(found: "Tuned") -> None:
+def _print_tuned(found: "methods.Tuned") -> None:
     from rich.table import Table
 
     metrics = found.metrics()
@@ -237,22 +235,23 @@ def _print_tuned(found: "Tuned") -> None:
     print(f"trained on {found.train_samples:,} samples; chosen on others: {chosen}")
 
 
-def _print_study(found: "Study") -> None:
+def _print_study(found: "study.Study") -> None:
     """Print accuracies with their intervals, then the gains of fine-tuning."""
     from rich.table import Table
 
-    from mmssl.apps.finetune.methods import accuracy_interval
+    from mmssl.apps.finetune import methods
 
+    interval = methods.accuracy_interval
     accuracies, gains = (
         Table("labels", "classifier", "accuracy in %", "95 % interval"),
         Table("labels", "", "points", "p"),
     )
     if found.zero_shot is not None:
-        accuracies.add_row("0", "zero-shot", *_percent(found.zero_shot.mean(), accuracy_interval(found.zero_shot)))
+        accuracies.add_row("0", "zero-shot", *_percent(found.zero_shot.mean(), interval(found.zero_shot)))
     for k in next(iter(found.lines.values())):
         for name in found.lines:
             mean = found.mean(name, k)
-            accuracies.add_row(str(k), name, *_percent(mean.mean(), accuracy_interval(mean)))
+            accuracies.add_row(str(k), name, *_percent(mean.mean(), interval(mean)))
         for name in found.tuned():
             for other, by_shots in found.differences(name).items():
                 gain = by_shots[k]

@@ -40,7 +40,7 @@ def describe(config: "Config") -> str:
     from mmssl.build import complete_config
     from mmssl.config import dump_config
     from mmssl.precision import choose_precision
-    from mmssl.train.cost import untrained_task
+    from mmssl.train import untrained_task
 
     config, objectives = complete_config(config)
     task = untrained_task(config, objectives)
@@ -86,7 +86,7 @@ def _cost(config: "Config", objectives: "Mapping[str, ObjectiveConfig]", task: "
     from mmssl.build import build_objectives, placeholder_vocabulary
     from mmssl.distributed import World
     from mmssl.objectives import TrainingTask, find_objective
-    from mmssl.train.cost import StepCosts, predicted_cost
+    from mmssl.train import StepCosts, predicted_cost
 
     text = config.model.text
     vocabulary = placeholder_vocabulary(text.vocab_size, text.max_tokens)
@@ -114,7 +114,7 @@ def _length(config: "Config") -> str:
 
 def _curve(config: "Config") -> str:
     """The learning-rate schedule as a line of bars, with its peak."""
-    from mmssl.train.optim import lr_factor
+    from mmssl.train import lr_factor
 
     steps = None if config.train.minutes is not None else 1000
     optim = config.optim

@@ -11,7 +11,7 @@ from mmssl.errors import UserError
 
 if TYPE_CHECKING:
     from mmssl.config import Config
-    from mmssl.train.trainer import Finished
+    from mmssl.train import Finished
 
 
 @verb(10)
@@ -73,7 +73,7 @@ def _check_options(data: str | None, start: str | None, run: Path | None, resume
 
 def _train_config(config: str | None, changes: list[str], resume: Path | None, rewind: bool) -> "Finished":
     from mmssl.apps.autoconfig import after_training
-    from mmssl.train.trainer import train as run
+    from mmssl.train import train as run
 
     settings = _read_config(config, changes) if resume is None else resumed_config(resume, changes)
     finished = run(settings, resume=resume is not None, rewind=rewind)
@@ -102,7 +102,7 @@ def resumed_config(run: Path, changes: list[str]) -> "Config":
         UserError: the folder is not a run, or a change is wrong.
     """
     from mmssl.config import parse_config, parse_override, read_tree, set_key
-    from mmssl.train.setup import PACKED
+    from mmssl.train import PACKED
 
     path = run / "config.yaml"
     if not path.is_file():

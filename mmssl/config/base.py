@@ -1,4 +1,4 @@
-"""What all parts of the configuration are."""
+"""Base class of all configuration sections."""
 
 from pydantic import BaseModel, ConfigDict
 

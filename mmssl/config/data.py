@@ -18,7 +18,7 @@ class SourceConfig(ConfigBase):
 
 
 class ViewConfig(ConfigBase):
-    """How one named rendering of an image is made while training. The defaults are OpenCLIP's."""
+    """One named rendering of an image in training. The defaults are OpenCLIP's."""
 
     augment: float = Field(1.0, ge=0, le=1)
     """Part of the images that may get any of the changes below but crop and flip; the others stay close to
@@ -58,7 +58,7 @@ class ViewConfig(ConfigBase):
 
 
 class DataConfig(ConfigBase):
-    """Where samples come from and how they are rendered."""
+    """Sources of samples, and how they are rendered."""
 
     train: str | list[str | SourceConfig]
     """Training shards: a pattern, or a list of patterns and weighted sources."""

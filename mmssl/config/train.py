@@ -119,7 +119,7 @@ class TrainConfig(ConfigBase):
 
 
 class ObjectiveConfig(BaseModel):
-    """When and how strongly one objective acts; its own options stand beside these and are checked by the objective."""
+    """Weight and schedule of one objective. Its own options stand beside these; the objective checks them."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -136,7 +136,7 @@ class ObjectiveConfig(BaseModel):
 
 
 class MixerConfig(ConfigBase):
-    """How often the objectives are diagnosed."""
+    """Intervals of the objectives' diagnostics."""
 
     watch_steps: int | None = Field(100, ge=1)
     """Measure each objective's gradient norm, its cosine with the contrastive gradient and its share of the time every

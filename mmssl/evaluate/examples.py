@@ -78,7 +78,7 @@ class ConfusedPair:
 
 @dataclass(frozen=True)
 class ClassificationExamples:
-    """What is shown of a classification."""
+    """The examples shown of a classification."""
 
     data: str
     samples: int
@@ -110,7 +110,7 @@ class ImageSearch:
 
 @dataclass(frozen=True)
 class RetrievalExamples:
-    """What is shown of a retrieval."""
+    """The examples shown of a retrieval."""
 
     data: str
     samples: int

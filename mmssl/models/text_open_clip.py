@@ -85,7 +85,7 @@ class OpenClipText(nn.Module):
 
 
 def is_plain(settings: dict[str, Any]) -> bool:
-    """Whether a text_cfg is CLIP's transformer: causal, pooled at the end token, projected without a bias."""
+    """True if a text_cfg is CLIP's transformer: causal, pooled at the end token, projected without a bias."""
     cfg = text_cfg(settings)
     return (
         not (cfg.no_causal_mask or cfg.embed_cls or cfg.proj_bias)

@@ -1,4 +1,4 @@
-"""Which way up is the image (RotNet, Gidaris et al. 2018)."""
+"""Prediction of an image's rotation (RotNet, Gidaris et al. 2018)."""
 
 import torch
 from pydantic import Field

@@ -1,4 +1,4 @@
-"""What each objective does to the shared towers, measured every so many steps on a few samples.
+"""Diagnostics of the objectives: their gradients on the shared towers, measured every few steps on a few samples.
 
 Objectives' images, as a file a person looks at.
 Signs of trouble in a run's numbers, said in words, each once.
@@ -51,13 +51,13 @@ def objective_gradients(
         seconds[name] = time.monotonic() - start
     rank = _effective_rank(task, rows, accelerator)
     task.train(training)
-    figures = {f"{name}.gradient_norm": float(_dot(found[name], found[name]) ** 0.5) for name in names}
-    figures |= {f"{name}.time_share": seconds[name] / sum(seconds.values()) for name in names}
+    measured = {f"{name}.gradient_norm": float(_dot(found[name], found[name]) ** 0.5) for name in names}
+    measured |= {f"{name}.time_share": seconds[name] / sum(seconds.values()) for name in names}
     reference = mixing.find_reference(found)
     for name in names:
         if reference is not None and name != reference:
-            figures[f"{name}.gradient_cosine"] = _cosine(found[name], found[reference])
-    return figures | {"image_effective_rank": rank}
+            measured[f"{name}.gradient_cosine"] = _cosine(found[name], found[reference])
+    return measured | {"image_effective_rank": rank}
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ class _Remaining(ProgressColumn):
         return Text(f"ETA {hours}:{minutes:02d}:{seconds:02d}" if hours else f"ETA {minutes:02d}:{seconds:02d}")
 
 
-class ProgressBar:
+class StepProgress:
     """A bar with loss, batch accuracy, samples per second, fraction of time spent waiting for data, and time left.
 
     On a terminal it is redrawn in place; elsewhere it prints a line every 20th of the run.
@@ -83,7 +83,7 @@ class ProgressBar:
         self._task = self._bar.add_task("train", total=1.0, before=done, step=0, numbers="")
         self._bar.update(self._task, completed=done)
 
-    def __enter__(self) -> "ProgressBar":
+    def __enter__(self) -> "StepProgress":
         self._bar.start()
         return self
 
@@ -113,7 +113,7 @@ class RunLogger:
         self._run_dir, self._run, self._length, self._track, self._main = config.run_dir, run, length, track, main
         self._names = ["metrics", *(["sample_ids"] if config.train.log_samples else [])] if main else []
         self._files: dict[str, StepLog] = {}
-        self._bar = ProgressBar(console, main, length.fraction(run.step, run.seconds))
+        self._bar = StepProgress(console, main, length.fraction(run.step, run.seconds))
         self._alarms = Alarms(
             {name: find_objective(name) for name in config.objectives},
             config.data.batch_size,

@@ -1,4 +1,4 @@
-"""What must be known to repeat a run: its command, the versions, the code and the data it was made with."""
+"""The record that lets a run be repeated: command, versions, code and data."""
 
 import json
 import platform
@@ -76,7 +76,7 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """What computes."""
+    """Name of the device that computes."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     return f"CPU, {torch.get_num_threads()} threads"

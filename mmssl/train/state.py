@@ -1,4 +1,4 @@
-"""What a run knows of itself, and how checkpoints keep and restore it."""
+"""Run state and how it is saved to and restored from checkpoints."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

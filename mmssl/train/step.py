@@ -33,7 +33,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Step:
-    """What one training step is computed from."""
+    """Inputs of one training step."""
 
     task: TrainingTask
     batch: Batch

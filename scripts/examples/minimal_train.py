@@ -12,7 +12,7 @@ from mmssl.config import ModelConfig, TextConfig, ViewConfig, VisionConfig
 from mmssl.data import LoaderConfig, TrainLoader, resolve_sources
 from mmssl.data.transforms import Renderer, views
 from mmssl.losses import info_nce
-from mmssl.models.dual_encoder import build_dual_encoder
+from mmssl.models import build_dual_encoder
 
 CAPTIONS = ["{txt}"]
 BERT = {"model_type": "bert", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -10,7 +10,7 @@ from mmssl.build import check_schedules, objective_options, resolve
 from mmssl.config import Config, ObjectiveConfig, load_config, parse_config
 from mmssl.errors import UserError
 from mmssl.objectives import mix_spec, mixing
-from mmssl.train.cost import StepCosts, untrained_task
+from mmssl.train import StepCosts, untrained_task
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from mmssl.apps.ablate.plan import AblationPlan, AblationRun
 from mmssl.config import Length, dump_config
 from mmssl.errors import UserError
 from mmssl.files import atomic_write
-from mmssl.train.checkpoint import list_checkpoints
+from mmssl.train import list_checkpoints
 
 POLL_SECONDS = 0.3
 LAST_BYTES = 65_536

@@ -20,7 +20,7 @@ from mmssl.apps.report import write_card
 from mmssl.config import load_config
 from mmssl.errors import UserError
 from mmssl.files import write_json
-from mmssl.train.trainer import train
+from mmssl.train import train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,8 +25,7 @@ from mmssl.config import Config, load_config, parse_config, set_key
 from mmssl.data import expand
 from mmssl.errors import UserError
 from mmssl.inference import Model, load
-from mmssl.train.setup import PACKED, is_available
-from mmssl.train.trainer import Finished, train
+from mmssl.train import PACKED, Finished, is_available, train
 
 INDEX = "index"
 """Folder of a run for the embeddings of its packed pairs."""

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTe
 from mmssl.apps.export.probe_inputs import CAPTIONS, images, largest_difference, normalized, state
 from mmssl.inference import Model
 from mmssl.models import OpenClipText
-from mmssl.models.pretrained.key_mapping import to_transformers
+from mmssl.models.pretrained import to_transformers
 
 LABEL = "transformers"
 _CLIP_PARTS = ("class_embedding", "positional_embedding", "conv1", "ln_pre", "transformer", "ln_post")

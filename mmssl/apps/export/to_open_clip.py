@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmssl.apps.export.probe_inputs import CAPTIONS, images, largest_difference, normalized, state
 from mmssl.inference import Model
 from mmssl.models import OpenClipText
-from mmssl.models.pretrained.key_mapping import to_open_clip
+from mmssl.models.pretrained import to_open_clip
 
 LABEL = "open_clip"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"

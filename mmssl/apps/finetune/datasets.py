@@ -20,7 +20,7 @@ choose settings."""
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """Where labels and class names come from, as for `open_dataset`."""
+    """Source of labels and class names, as for `open_dataset`."""
 
     classnames: str | None = None
     templates: str | None = None

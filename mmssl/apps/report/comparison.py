@@ -26,7 +26,7 @@ class Change:
     figure: str
     difference: compare.Difference
     real: bool
-    """With a chance of any false alarm among a run's figures of at most 5 % (Holm)."""
+    """With a chance of any false alarm among a run's metrics of at most 5 % (Holm)."""
 
     @property
     def text(self) -> str:
@@ -39,7 +39,7 @@ class Change:
 class RunComparison:
     """Runs side by side."""
 
-    figures: list[tuple[str, list[tuple[str, Row]]]]
+    metrics: list[tuple[str, list[tuple[str, Row]]]]
     """Evaluation, and what it measured with each run's figure."""
     changes: list[Change]
     settings: list[tuple[str, list[str]]]
@@ -48,7 +48,7 @@ class RunComparison:
 
 
 def compare_runs(runs: Sequence[RunRecord]) -> RunComparison:
-    """All figures, paired differences to the first run, and the settings that differ."""
+    """All metrics, paired differences to the first run, and the settings that differ."""
     changes: list[Change] = []
     notes: list[str] = []
     for run in runs[1:]:
@@ -59,22 +59,22 @@ def compare_runs(runs: Sequence[RunRecord]) -> RunComparison:
             continue
         real = holm([d.p_value for d in found.values()])
         changes += [Change(run.name, name, d, sure) for (name, d), sure in zip(found.items(), real, strict=True)]
-    return RunComparison(list(_figures(runs)), changes, _settings(runs), notes)
+    return RunComparison(list(_metrics(runs)), changes, _settings(runs), notes)
 
 
-def _figures(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[tuple[str, Row]]]]:
+def _metrics(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[tuple[str, Row]]]]:
     for key in dict.fromkeys(key for run in runs for key in run.results):
         of_runs = [{figure.name: figure for figure in list_metrics(run.results.get(key, {}))} for run in runs]
         rows = []
-        for name in dict.fromkeys(name for figures in of_runs for name in figures):
-            row = [figures.get(name) for figures in of_runs]
+        for name in dict.fromkeys(name for metrics in of_runs for name in metrics):
+            row = [metrics.get(name) for metrics in of_runs]
             words = next(figure.words for figure in row if figure is not None)
             rows.append((words, list(zip(row, _best(name, row), strict=True))))
         yield result_title(key), rows
 
 
 def _best(name: str, row: Sequence[Metric | None]) -> list[bool]:
-    """Which is the best, where that can be said and they are not all alike."""
+    """The best run of a row, if there is one and not all are equal."""
     last = name.rsplit(" / ", 1)[-1]
     values = [figure.value for figure in row if figure is not None]
     if last in NO_DIRECTION or len(set(values)) < 2:

@@ -43,7 +43,7 @@ class EncodedSamples:
         return brief(self.texts[text])
 
     def right(self, row: int, text: int) -> bool:
-        """Whether a text is the image's, or reads like it."""
+        """True if a text is the image's own, or reads the same."""
         return self.texts[text] == self.texts[int(self.owner[row])]
 
     def pixels(self, model: Model, rows: Sequence[int]) -> dict[int, Tensor]:

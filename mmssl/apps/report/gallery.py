@@ -1,4 +1,4 @@
-"""What a model makes of a data set's images: examples with maps, searches, calibration and the map of the space."""
+"""The images of a dataset as a model sees them: examples with maps, searches, calibration, and a map of the space."""
 
 from dataclasses import dataclass, field
 from typing import Any

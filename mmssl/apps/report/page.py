@@ -35,7 +35,7 @@ class Evaluation:
 
     id: str
     title: str
-    figures: list[Metric]
+    metrics: list[Metric]
     chance: float | None
     gaps: dict[str, Any]
     note: str | None
@@ -132,7 +132,7 @@ def _view(run: RunRecord, name: str, look: Callable[[str], Gallery | None]) -> R
             Evaluation(
                 id=f"{name}-{place}",
                 title=facts.result_title(key),
-                figures=list_metrics(metrics),
+                metrics=list_metrics(metrics),
                 chance=facts.chance(metrics),
                 gaps=slice_gaps(metrics),
                 note=metrics.get("note"),
@@ -225,9 +225,9 @@ def health(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     advice = (run.health or {}).get("advice", [])
     if advice:
         found.append(("What to fix", [(str(n), str(line)) for n, line in enumerate(advice, start=1)]))
-    for subject, figures in (run.health or {}).items():
-        if isinstance(figures, dict):
-            rows = [(str(name), in_short(value)) for name, value in figures.items() if value not in ([], {}, None)]
+    for subject, statistics in (run.health or {}).items():
+        if isinstance(statistics, dict):
+            rows = [(str(name), in_short(value)) for name, value in statistics.items() if value not in ([], {}, None)]
             found.append((subject.capitalize(), rows))
     return found
 

@@ -105,11 +105,11 @@ def _results(folder: Path, notes: list[str]) -> tuple[dict[str, Metrics], dict[s
     results: dict[str, Metrics] = {}
     tables: dict[str, Path] = {}
     for path in (folder / "results.json", *sorted(folder.glob("*/results.json"))):
-        for key, figures in (_json(path, notes) or {}).items():
-            if not isinstance(figures, dict):
+        for key, metrics in (_json(path, notes) or {}).items():
+            if not isinstance(metrics, dict):
                 continue
             name = key if key not in results else f"{path.parent.name}/{key}"
-            results[name] = figures
+            results[name] = metrics
             tables[name] = path.parent / key
     return results, tables
 

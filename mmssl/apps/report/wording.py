@@ -70,7 +70,7 @@ def brief(text: str) -> str:
 
 
 def list_metrics(metrics: Metrics) -> list[Metric]:
-    """Every figure of an evaluation; figures inside others are named `outer / inner`."""
+    """Every metric of an evaluation; metrics inside others are named `outer / inner`."""
     return list(_metrics(metrics, metrics.get("intervals") or {}, ""))
 
 
@@ -111,10 +111,10 @@ def result_title(key: str) -> str:
 
 def main_metric(key: str, metrics: Metrics) -> Metric | None:
     """The metric that sums up the evaluation of `DATA SET/TASK`."""
-    figures = {figure.name: figure for figure in list_metrics(metrics)}
+    by_name = {metric.name: metric for metric in list_metrics(metrics)}
     return next(
-        (figures[name] for name in main_metrics(key.rpartition("/")[2]) if name in figures),
-        next(iter(figures.values()), None),
+        (by_name[name] for name in main_metrics(key.rpartition("/")[2]) if name in by_name),
+        next(iter(by_name.values()), None),
     )
 
 
@@ -149,7 +149,7 @@ def duration(seconds: float) -> str:
 
 
 def data_sources(run: RunRecord) -> list[str]:
-    """What the run was trained on, as configured."""
+    """The training data of a run, as configured."""
     if run.config is None:
         return []
     train = run.config.data.train

@@ -115,7 +115,7 @@ def test_bad_data_is_refused_before_it_is_encoded(numbers: Path, tmp_path: Path)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write to .*below: .*file is no folder"):
         suite.run(ToyEncoder(), {"x": (numbers, "zero_shot")}, tmp_path / "file" / "below")
-    with pytest.raises(UserError, match=r"unknown task 'zeroshot' .*zero_shot"):
+    with pytest.raises(UserError, match=r"unknown task 'zeroshot'; .*zero_shot"):
         suite.run(ToyEncoder(), {"x": (numbers, "zeroshot")}, out)
     (numbers / "classnames.txt").write_text("only one\n")
     encoder = ToyEncoder()

@@ -16,7 +16,7 @@ def numbers(tmp_path: Path) -> Path:
     pack(home / "test" / "1.tar", records[25:])
     (home / "test" / "nshards.txt").write_text("2")
     (home / "classnames.txt").write_text("\n".join(f"number {100 + c}" for c in range(7)) + "\n")
-    (home / "zeroshot_classification_templates.txt").write_text("a {c}\na image of the {c}.\n")
+    (home / "zeroshot_classification_templates.txt").write_text("a {c}\nan image of the {c}.\n")
     return home
 
 

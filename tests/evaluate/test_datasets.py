@@ -134,7 +134,7 @@ def test_data_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     """`a/b` and `a-b` would both be named `a-b`: neither is left out in silence."""
     for folder in ("a/b", "a-b"):
         pack(tmp_path / folder / "test-0.tar", [{"png": paint(1)}])
-    with pytest.raises(UserError, match=r"a/b and .*a-b are both named 'a-b'; judge them by two commands"):
+    with pytest.raises(UserError, match=r"a/b and .*a-b are both named 'a-b'; evaluate them separately"):
         find_datasets(tmp_path)
 
 

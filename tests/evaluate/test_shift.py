@@ -55,5 +55,5 @@ def test_pairs_are_two_known_data_sets_of_the_same_classes() -> None:
     for word in ("a", "a:d", ":b"):
         with pytest.raises(UserError, match="write A:B with two of the data sets a, b, c"):
             parse_shifts([word], known)
-    with pytest.raises(UserError, match="other class names"):
+    with pytest.raises(UserError, match="different class names"):
         parse_shifts(["a:c"], known)

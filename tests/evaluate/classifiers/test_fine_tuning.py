@@ -13,7 +13,7 @@ from tests.helpers.random_towers import Tower
 @pytest.fixture
 def shown() -> Labelled:
     """Twenty noisy images and their classes."""
-    generator = torch_generator("images")
+    generator = torch_generator("noise")
     images = torch.randint(0, 256, (20, 3, 4, 4), generator=generator, dtype=torch.uint8)
     return images, torch.randint(0, 3, (20,), generator=generator)
 

@@ -125,7 +125,7 @@ def test_the_task_leaves_a_table_and_a_image(tmp_path: Path, monkeypatch: pytest
 
 def test_the_classes_are_those_of_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where labels name the classes, images that are not corrupted count for the classes to choose from."""
-    for name, value in (("IMAGES", 4), ("CORRUPTIONS", ("brightness",)), ("SEVERITIES", (1,))):
+    for name, value in (("SAMPLES", 4), ("CORRUPTIONS", ("brightness",)), ("SEVERITIES", (1,))):
         monkeypatch.setattr(corruptions, name, value)
     labels = [f"number {100 + i}" for i in range(12)]
     shard = pack(tmp_path / "n-0.tar", [{"png": paint(100 + i), "json": {"label": labels[i]}} for i in range(12)])

@@ -31,23 +31,23 @@ if TYPE_CHECKING:
     from mmssl.train import Finished
 
 SECTIONS = ("data", "model", "optim", "train")
-"""Where a setting without a section is looked for, beside the top of the configuration."""
+"""Sections searched for a setting given without its section, after the top of the configuration."""
 
 
 class MMSSL:
-    """A model of any origin, or none yet: what it is asked for is done with sensible settings."""
+    """A model from any source, with defaults for training, prediction, search and evaluation."""
 
     def __init__(self, source: str | Path | None = None, device: str | None = None) -> None:
-        """Load a model, if there is one already.
+        """Load a model; without a source, `train` builds one.
 
         Args:
-            source: whatever `mmssl.load` takes (a run or a model folder, `open_clip:MODEL/TAG`, `local-dir:FOLDER`,
-                `transformers:NAME`), a fine-tuned classifier's folder, or a YAML configuration to train by. None:
-                towers are chosen in `train`.
+            source: anything that `mmssl.load` reads (a run or model folder, `open_clip:MODEL/TAG`, `local-dir:FOLDER`,
+                `transformers:NAME`), a fine-tuned classifier's folder, or a YAML configuration to train with.
+                None: `train` chooses the towers.
             device: cpu, cuda, cuda:1 ... Default: a GPU if there is one.
 
         Raises:
-            UserError: there is no such model or file.
+            UserError: the model or file does not exist.
         """
         self.source = None if source is None else str(source)
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,10 +66,10 @@ class MMSSL:
 
     @property
     def model(self) -> Model:
-        """The model itself, as exports, indexes and evaluations take it.
+        """The loaded model, as exports, indexes and evaluations take it.
 
         Raises:
-            UserError: there is none yet.
+            UserError: no model is loaded or trained yet.
         """
         if self._model is None:
             raise UserError("this model has no weights yet: train it first, model.train(data=...)")
@@ -86,19 +86,19 @@ class MMSSL:
         return self.model.text
 
     def train(self, data: "Source | None" = None, run_dir: str | Path | None = None, **settings: Any) -> "Finished":
-        """Train, and be the trained model from then on.
+        """Train, and use the trained model from then on.
 
-        A model goes on from its weights; a configuration is followed; without either, towers are chosen for the number
-        of pairs and the machine. What is chosen is printed with its reasons.
+        A loaded model starts from its weights, and a configuration sets the training. Without either, the number of
+        pairs and the hardware decide the towers. The chosen settings are printed with their reasons.
 
         Args:
             data: a folder of images with captions beside them, a CSV, TSV, JSONL or Parquet table, or shards. With a
-                configuration: default as it says.
+                configuration, the default is its `data.train`.
             run_dir: folder of the run. Default: runs/NAME, by the name of the data.
             settings: keys of the configuration, in full (`**{"optim.lr": 1e-4}`) or by their last word (`epochs=5`).
 
         Returns:
-            the run's folder and the figures of its evaluation, as `results`.
+            The run's folder, and `results`, the metrics of its evaluation.
 
         Raises:
             UserError: the data cannot be used, a setting is wrong, or the folder holds another run.
@@ -108,7 +108,7 @@ class MMSSL:
         if data is None:
             data = ((self._tree or {}).get("data") or {}).get("train")
             if data is None:
-                raise UserError("there are no data to train on: model.train(data=...), a folder, a table or shards")
+                raise UserError("there is no training data; give a folder, a table or shards: model.train(data=...)")
         pinned = {full_key(name): value for name, value in settings.items()}
         finished = train_on(
             data,
@@ -129,14 +129,14 @@ class MMSSL:
         templates: str | Sequence[str] = "{c}",
         save: bool | str | Path = False,
     ) -> list[Prediction]:
-        """The probability of each label for one image or several.
+        """Probability of each label for one or several images.
 
         Args:
             images: files, folders of images, PIL images, arrays or tensors.
-            labels: only a fine-tuned classifier has its own.
-            templates: a text with `{c}` for the label, or several.
-            save: draw each image with its probabilities to a PNG: beside it, or into a folder. `saved` of what is
-                returned says where.
+            labels: may be left out for a fine-tuned classifier, which has its own.
+            templates: one or several prompts with `{c}` for the label.
+            save: True or a folder: draw each image with its probabilities to a PNG, beside the image or in the folder.
+                `saved` of each prediction is its path.
 
         Raises:
             UserError: an image cannot be read, or the labels or templates cannot be used.
@@ -151,7 +151,7 @@ class MMSSL:
         if labels is not None:
             return zero_shot(self.model, labels, (templates,) if isinstance(templates, str) else tuple(templates))
         if self._classifier is None:
-            raise UserError("labels are missing: what may the images show? For example labels=['a cat', 'a dog']")
+            raise UserError("labels are missing; give them, for example labels=['a cat', 'a dog']")
         return self._classifier.predict
 
     def classify(self, image: ImageInput, labels: Sequence[str], template: str = "{c}") -> dict[str, float]:
@@ -159,15 +159,15 @@ class MMSSL:
         return self.model.classify(image, labels, template)
 
     def encode_image(self, images: ImageInput | Sequence[ImageInput], batch_size: int = 256) -> Tensor:
-        """Unit vectors [N, D], float32 on the CPU, of one image or a list of them."""
+        """Unit-length embeddings of one or several images, float32 [N, D] on the CPU."""
         return self.model.encode_image(images, batch_size)
 
     def encode_text(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
-        """Unit vectors [N, D], float32 on the CPU, of one text or several."""
+        """Unit-length embeddings of one or several texts, float32 [N, D] on the CPU."""
         return self.model.encode_text(texts, batch_size)
 
     def embed(self, data: "Source", out: str | Path, batch_size: int = 256) -> "Index":
-        """Store the vector of every image, to be searched. Called again, it goes on with what is missing.
+        """Store the embedding of every image for search. A second call adds the missing ones.
 
         Args:
             data: shards; or a folder of images with captions or a table, which is packed into OUT/shards.
@@ -183,13 +183,13 @@ class MMSSL:
         return Index(folder)
 
     def search(self, query: ImageInput, index: "str | Path | Index", count: int = 10) -> "list[Hit]":
-        """The nearest images of an index to words or to an image, the nearest first.
+        """The images of an index that are most similar to a text or an image, best first.
 
         Args:
-            query: words, the file of an image, or an image.
+            query: a text, the path of an image, or an image.
 
         Raises:
-            UserError: there is no such index or image, or another model made the index.
+            UserError: the index or image does not exist, or another model made the index.
         """
         from mmssl.apps.search import Index, encode_query
 
@@ -201,19 +201,20 @@ class MMSSL:
     def evaluate(
         self, data: "Source", task: str | Sequence[str] | None = None, out: str | Path | None = None, **options: Any
     ) -> dict[str, Metrics]:
-        """Judge the model.
+        """Evaluate the model.
 
         Args:
-            data: a folder in CLIP_benchmark's layout or of several such, shards, or pairs in any form `train` takes.
-            task: zero_shot, retrieval, linear_probe ... Default: what each data set is made for, retrieval for pairs.
+            data: a dataset in CLIP_benchmark's layout, a folder of such datasets, shards, or pairs in any form that
+                `train` takes.
+            task: zero_shot, retrieval, linear_probe ... Default: what each dataset is made for, retrieval for pairs.
             out: folder for tables and plots.
             options: `classnames`, `templates`, `label`, `slice_by` as `mmssl.evaluate.open_dataset` has them.
 
         Returns:
-            `DATA SET/TASK` -> figures.
+            `DATASET/TASK` -> metrics.
 
         Raises:
-            UserError: a data set lacks what a task needs.
+            UserError: a dataset lacks something that a task needs.
         """
         from mmssl.apps.autoconfig import is_shards, resolve_shards
         from mmssl.evaluate import datasets, open_dataset, suite
@@ -239,7 +240,7 @@ class MMSSL:
         As onnx a fine-tuned classifier also becomes classifier.onnx and labels.json.
 
         Raises:
-            UserError: the library has no form for this model, or the folder is not empty.
+            UserError: the library cannot represent this model, or the folder is not empty.
         """
         from mmssl.apps.export import export, write_classifier
 
@@ -249,7 +250,7 @@ class MMSSL:
         return folder
 
     def save(self, folder: str | Path) -> None:
-        """Write what `MMSSL(folder)` reads, on any machine without a network.
+        """Write a model folder that `MMSSL(folder)` reads on any machine, without a network.
 
         Raises:
             UserError: the folder cannot be written.
@@ -260,7 +261,7 @@ class MMSSL:
             self.model.save(folder)
 
     def to(self, device: str) -> "MMSSL":
-        """Move the weights; returns itself."""
+        """Move the weights to a device; returns itself."""
         self._device = device
         if self._model is not None:
             self._model.to(device)
@@ -278,5 +279,5 @@ def full_key(name: str) -> str:
         return name
     found = [f"{section}.{name}" for section in SECTIONS if f"{section}.{name}" in keys]
     if len(found) > 1:
-        raise UserError(f"{name} may be {' or '.join(found)}; give it in full: **{{'{found[0]}': ...}}")
+        raise UserError(f"{name} is ambiguous: {' or '.join(found)}; give the full key: **{{'{found[0]}': ...}}")
     return found[0] if found else name

@@ -55,7 +55,7 @@ def resolve(config: Config) -> RunPlan:
 
 
 def _open_suite(name: str, entry: SuiteConfig) -> datasets.Dataset:
-    """The data set of a suite, which has what its tasks need."""
+    """The dataset of a suite, which has what its tasks need."""
     try:
         tasks = [find_task(task) for task in entry.task]
     except UserError as error:

@@ -60,7 +60,7 @@ def drawing(
 
 @contextmanager
 def text_fonts() -> Iterator[None]:
-    """While entered, text is drawn in every script that an installed font covers; other letters become boxes."""
+    """Context in which text may use every script that an installed font covers; other letters become boxes."""
     from matplotlib import rc_context
     from matplotlib.font_manager import fontManager
 
@@ -72,7 +72,7 @@ def text_fonts() -> Iterator[None]:
 
 
 def hide_spines(axes: "Axes", *sides: str) -> None:
-    """Remove the lines around a plot, by default all four, else those of the sides."""
+    """Remove the lines around a plot: all four, or those of the given sides."""
     for side in sides or ("top", "right", "bottom", "left"):
         axes.spines[side].set_visible(False)
 
@@ -140,7 +140,7 @@ def columns(text: str) -> int:
 
 
 def wrapped(text: str, width: int, lines: int) -> str:
-    """A text in at most `lines` lines of `width` columns; the rest is cut, if need be within a word."""
+    """A text in at most `lines` lines of `width` columns; the rest is cut, within a word if necessary."""
     letters = width if columns(text) <= len(text) else width // 2
     found = textwrap.wrap(text[: 4 * letters * lines], letters) or [""]
     if len(found) > lines:

@@ -29,7 +29,7 @@ def torch_generator(*words: Word, device: torch.device | str = "cpu") -> torch.G
 
 
 class RowRandom:
-    """Random numbers for some rows of a batch of `total`, the same for a row whichever process holds it.
+    """Random numbers for some rows of a batch of `total`, the same for a row on any process.
 
     Numbers are drawn for the whole batch and cut to rows [start, stop).
     """
@@ -51,7 +51,7 @@ class RowRandom:
         return torch.randn(self._total, *shape, generator=self._generator, device=device)[self._rows]
 
     def noise(self, *shape: int) -> torch.Tensor:
-        """As `normal`, for large shapes: drawn row by row, so that only this process's rows take memory."""
+        """Like `normal`, but drawn row by row: only this process's rows take memory."""
         device = self._generator.device
         own = torch.Generator(device)
         words = self._generator.initial_seed(), "noise", self._noises

@@ -31,8 +31,8 @@ def bootstrap(
     Samples must be independent: where several rows belong to one image, the images are the samples.
 
     Args:
-        metrics: indices in [0, samples), as many as there are samples -> metric by name, NaN where it is undefined.
-        samples: their number, at least 1.
+        metrics: maps `samples` indices in [0, samples) to metrics by name, NaN where undefined.
+        samples: number of samples, at least 1.
         level: probability that the interval covers the metric of the population.
     """
     rng = generator(seed, "bootstrap")

@@ -4,6 +4,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ConfigBase(BaseModel):
-    """A frozen part of the configuration that refuses unknown keys."""
+    """A frozen section of the configuration that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

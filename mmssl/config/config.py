@@ -1,4 +1,4 @@
-"""All parts together."""
+"""The complete run configuration."""
 
 from pathlib import Path
 
@@ -12,20 +12,20 @@ from mmssl.config.train import MixerConfig, ObjectiveConfig, OptimConfig, TrainC
 
 
 class Config(ConfigBase):
-    """Everything a run needs."""
+    """The complete configuration of a run."""
 
     run_dir: Path
     """Folder the run writes; it must not exist unless resumed."""
     seed: int = Field(0, ge=0)
     """The same seed gives the same run."""
     data: DataConfig
-    """Where samples come from."""
+    """Training data, views and loading."""
     model: ModelConfig
     """The dual encoder."""
     objectives: dict[str, ObjectiveConfig] = {"contrastive": ObjectiveConfig()}
-    """Objective name -> weight, schedule and its own options."""
+    """Objective name -> weight, schedule and options of the objective."""
     mixer: MixerConfig = MixerConfig()
-    """Balance between the objectives."""
+    """Diagnostics of the objectives."""
     optim: OptimConfig = OptimConfig()
     """Optimizer and schedule."""
     train: TrainConfig
@@ -38,5 +38,5 @@ class Config(ConfigBase):
         if self.optim.warmup >= 1 and self.train.minutes is not None:
             raise ValueError("optim.warmup counts steps, but train.minutes measures the run; give a fraction below 1")
         if all(objective.weight == 0 for objective in self.objectives.values()):
-            raise ValueError("objectives: none has a weight above 0; add one, for example contrastive: {weight: 1}")
+            raise ValueError("objectives: none has a weight above 0; set one, for example contrastive: {weight: 1}")
         return self

@@ -1,4 +1,4 @@
-"""`data`: where samples come from, and how they are rendered."""
+"""`data`: sources of samples, views and loading."""
 
 from pathlib import Path
 from typing import Literal
@@ -14,15 +14,14 @@ class SourceConfig(ConfigBase):
     shards: str | list[str]
     """A path, URL or pattern (`a/{00000..00009}.tar`, `a/*.tar`), or a list of them."""
     weight: float = Field(1.0, gt=0)
-    """Share of the batch relative to the other sources' weights."""
+    """Fraction of the batch, relative to the weights of the other sources."""
 
 
 class ViewConfig(ConfigBase):
-    """One named rendering of an image in training. The defaults are OpenCLIP's."""
+    """One named view of an image in training. The defaults are OpenCLIP's."""
 
     augment: float = Field(1.0, ge=0, le=1)
-    """Part of the images that may get any of the changes below but crop and flip; the others stay close to
-    what is judged."""
+    """Fraction of images that receive the augmentations below. Crop and flip always apply."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Smallest and largest area of the random resized crop, as a fraction of the image."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
@@ -36,19 +35,19 @@ class ViewConfig(ConfigBase):
     affine_scale: tuple[float, float] = (0.9, 1.1)
     """Smallest and largest scale of `affine`."""
     affine_fill: Literal["mirror", "white"] = "mirror"
-    """What `affine` brings into sight from outside the image."""
+    """Fill of the area that `affine` brings in from outside the image."""
     color_jitter: float = Field(0.0, ge=0, le=1)
     """Probability of changing brightness, contrast, saturation and hue."""
     color_jitter_strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
     """Largest relative change of brightness, contrast and saturation, and largest shift of hue (in turns)."""
     gray: float = Field(0.0, ge=0, le=1)
-    """Probability of dropping the colours."""
+    """Probability of conversion to grayscale."""
     invert: float = Field(0.0, ge=0, le=1)
-    """Probability of the negative."""
+    """Probability of inverting all pixels."""
     solarize: float = Field(0.0, ge=0, le=1)
     """Probability of inverting the pixels above one half."""
     posterize: float = Field(0.0, ge=0, le=1)
-    """Probability of keeping 3 to 6 levels a colour."""
+    """Probability of keeping 3 to 6 levels per colour channel."""
     outline: float = Field(0.0, ge=0, le=1)
     """Probability of darkening the edges of shapes, as a drawing with outlines."""
     blur: float = Field(0.0, ge=0, le=1)
@@ -58,35 +57,35 @@ class ViewConfig(ConfigBase):
 
 
 class DataConfig(ConfigBase):
-    """Sources of samples, and how they are rendered."""
+    """Sources of samples, views and loading."""
 
     train: str | list[str | SourceConfig]
     """Training shards: a pattern, or a list of patterns and weighted sources."""
     batch_size: int = Field(256, ge=1)
-    """Pairs a step over all processes."""
+    """Global batch size: pairs per step over all processes."""
     captions: list[str] = ["{txt}"]
     """Caption templates; each sample draws one. `{txt}` is the .txt member, other fields come from the .json member.
     A list field such as `{tags}` renders a random non-empty subset in random order."""
     lanes: int | None = Field(None, ge=1)
-    """Parallel readers of the stream, fixed for a run; they divide the batch. Default: the largest divisor
-    of the batch up to 64."""
+    """Parallel read positions in the data, fixed for a run. The number must divide the batch size. Default: the
+    largest divisor of the batch size up to 64."""
     shuffle_block: int = Field(8, ge=1)
-    """How much a lane shuffles together, in units of 8 MiB (or of a slice, if that is larger); more costs memory and
-    mixes better."""
+    """Shuffle buffer of a lane, in units of 8 MiB (or of a slice, if that is larger). More mixes better and takes more
+    memory."""
     slice_mib: float | None = Field(None, gt=0)
-    """Contiguous bytes of one shard read together, at most. Default: single samples for small sets, a millionth of
-    larger ones, 4 to 8 MiB for remote ones."""
+    """Largest contiguous read from one shard, in bytes. Default: single samples for small datasets, a millionth of the
+    bytes of larger ones, 4 to 8 MiB for remote ones."""
     workers: int | None = Field(None, ge=0)
-    """Readers and decoders per process; 0 decodes in the training thread. Default: from the number of cores."""
+    """Workers that read and decode, per process. 0 decodes in the training thread. Default: by the number of cores."""
     worker_kind: Literal["thread", "process"] = "thread"
-    """Threads share memory and start at once; processes keep Python's lock away from the training loop."""
+    """Threads share memory and start at once. Processes do not compete with the training loop for Python's lock."""
     decode: Literal["quality", "fast"] = "quality"
     """`fast` decodes JPEG at a reduced DCT size where the crop allows it (30-33 dB against the full decode)."""
     views: dict[str, ViewConfig] = {"main": ViewConfig()}
-    """Named renderings. `main` feeds the contrastive objective; the objectives in use say which others they need."""
+    """Named views. `main` feeds the contrastive objective. Views of other objectives have defaults."""
     augment_on: Literal["auto", "host", "device"] = "auto"
-    """Where images are flipped and changed: by the workers, one at a time (`host`), or in batches where the model is.
-    The draws, and but for rounding the images, are the same. `auto`: on the device if it is a GPU."""
+    """Place of flips and augmentations: one image at a time in the workers (`host`), or in batches on the model's
+    device. Both draw the same parameters and differ by rounding only. `auto`: on the device if it is a GPU."""
     max_pixels: int = Field(178_956_970, ge=1)
     """Images with more pixels are refused before they are decoded (Pillow's own threshold)."""
     max_member_mib: float = Field(64.0, gt=0)
@@ -94,12 +93,12 @@ class DataConfig(ConfigBase):
     max_caption_chars: int = Field(20_000, ge=1)
     """Longer captions are refused."""
     bad_samples: float = Field(0.01, ge=0, le=1)
-    """The run stops when a larger fraction of the samples so far (after the first 1,000), or 100 in a row,
-    could not be used."""
+    """Largest fraction of unusable samples. Above it (checked after 1,000 samples), or at 100 in a row, the run
+    stops."""
     cache_dir: Path | None = None
-    """Folder that keeps what was read of remote shards."""
+    """Folder of the cache of remote shards."""
     cache_gib: float = Field(100.0, gt=0)
-    """Size cap of the cache; the pieces used longest ago go first."""
+    """Size limit of the cache. The least recently used blocks are deleted first."""
     allow_pipe: bool = False
     """Allow `pipe:COMMAND` sources, which run COMMAND in a shell."""
 

@@ -1,4 +1,4 @@
-"""YAML and `key=value` overrides to a checked `Config`, and back."""
+"""Reading a `Config` from YAML and `key=value` overrides, and writing it back."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,16 +12,16 @@ from mmssl.config.config import Config
 from mmssl.errors import UserError
 
 _RENAMED = {"picture_steps": "image_steps", "changed": "augment"}
-"""Keys of version 0.1.0, whatever section they are in, and their names today."""
+"""Keys of version 0.1.0 in any section -> current names."""
 _REMOVED = {"mixer": {"balance": "fixed"}, "optim": {"name": "adamw"}}
-"""Settings of version 0.1.0 that had one useful value, by section."""
+"""Removed settings of version 0.1.0, by section. Each had only one useful value."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `key=value` overrides (values are YAML), and check it all.
 
     Raises:
-        UserError: the file is missing or no YAML mapping, or a key or value is wrong; the message names the key.
+        UserError: the file is missing or not a YAML mapping, or a key or value is wrong; the message names the key.
     """
     tree = read_tree(path)
     for override in overrides:
@@ -33,7 +33,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     """A YAML file as a nested mapping, unchecked.
 
     Raises:
-        UserError: the file is missing or no YAML mapping.
+        UserError: the file is missing or not a YAML mapping.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,7 +51,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
 
 
 def parse_config(tree: Mapping[str, Any], where: str) -> Config:
-    """Check a nested mapping; `where` names its origin in messages."""
+    """Check a nested mapping; `where` names its source in messages."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -76,11 +76,11 @@ def parse_override(override: str) -> tuple[str, Any]:
     """Dotted key and value of `key=value`, the value read as YAML.
 
     Raises:
-        UserError: it is of another form.
+        UserError: it does not have this form.
     """
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise UserError(f"override {override!r} is not of the form key=value, for example optim.lr=1e-3")
+        raise UserError(f"override {override!r} does not have the form key=value, for example optim.lr=1e-3")
     try:
         return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -92,11 +92,11 @@ def parse_override(override: str) -> tuple[str, Any]:
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     """Put a value under a dotted key into a nested mapping; missing sections are created.
 
-    A key of the mapping may itself contain dots (`objectives: {my_lab.brightness: ...}`); the longest one that is there
-    is used.
+    A key of the mapping may itself contain dots (`objectives: {my_lab.brightness: ...}`); the longest
+    existing one is used.
 
     Raises:
-        UserError: the key goes through a value that is no section.
+        UserError: a parent of the key is a value, not a section.
     """
     node = tree
     *parents, last = _split_key(tree, key)
@@ -124,7 +124,7 @@ def _split_key(tree: dict[str, Any], key: str) -> list[str]:
 
 
 def _upgrade(tree: dict[str, Any]) -> None:
-    """Bring a tree that version 0.1.0 wrote to today's keys."""
+    """Convert a tree that version 0.1.0 wrote to the current keys."""
     for section, removed in _REMOVED.items():
         for key, value in removed.items():
             if isinstance(tree.get(section), dict) and tree[section].get(key) == value:
@@ -132,13 +132,13 @@ def _upgrade(tree: dict[str, Any]) -> None:
     model = tree.get("model")
     text = model.get("text") if isinstance(model, dict) else None
     if isinstance(model, dict) and isinstance(text, dict) and text.get("name") == model.get("start") is not None:
-        del text["name"]  # it meant: the towers of `start`, not written out yet
+        del text["name"]  # it meant the towers of `start`, not written out yet
     _rename(tree)
 
 
 def _rename(tree: dict[str, Any]) -> None:
     for key in list(tree):
-        value = tree.pop(key)  # put back in order, under its name of today
+        value = tree.pop(key)  # put back in the same place under its current name
         if isinstance(value, dict):
             _rename(value)
         tree[_RENAMED.get(key, key)] = value

@@ -1,4 +1,4 @@
-"""`model`: the two towers and what joins them."""
+"""`model`: the two towers, the projections and the temperature."""
 
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ _ONE_TEXT_TOWER = "model.text needs exactly one of `name` (pretrained) and `conf
 
 
 class LoraConfig(ConfigBase):
-    """Low-rank adapters of one tower (Hu et al. 2022): its own weights stay, only the adapters are trained."""
+    """Low-rank adapters of one tower (Hu et al. 2022): its own weights are frozen, only the adapters are trained."""
 
     rank: int = Field(8, ge=1)
     """Rank of each layer's change."""
@@ -19,8 +19,8 @@ class LoraConfig(ConfigBase):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of dropping an entry of an adapter's input."""
     targets: list[str] | None = Field(None, min_length=1)
-    """Layers to adapt, by the ends of their names (`[qkv, mlp.fc1]`). Default: all linear layers, or in a tower without
-    any all ungrouped convolutions."""
+    """Layers to adapt, by the ends of their names (`[qkv, mlp.fc1]`). Default: all linear layers; in a tower without
+    linear layers, all ungrouped convolutions."""
 
 
 class VisionConfig(ConfigBase):
@@ -35,13 +35,13 @@ class VisionConfig(ConfigBase):
     options: dict[str, Any] = {}
     """Further arguments of the model (timm: keyword arguments such as depth; open_clip: entries of vision_cfg)."""
     mean: tuple[float, float, float] | None = None
-    """Mean of red, green and blue, from 0 to 1. Default: what the weights were trained with."""
+    """Mean of red, green and blue, from 0 to 1. Default: that of the pretrained weights."""
     std: tuple[float, float, float] | None = None
-    """Deviation of red, green and blue, from 0 to 1. Default: what the weights were trained with."""
+    """Standard deviation of red, green and blue, from 0 to 1. Default: that of the pretrained weights."""
     fit: Literal["shortest", "squash"] = "shortest"
-    """How images are judged: the shorter side resized and the centre cut out, or both sides resized."""
+    """Resizing in evaluation. `shortest`: the shorter side, then a centre crop. `squash`: both sides."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    """How images are resized."""
+    """Interpolation of the resizing."""
     lock: bool = False
     """Freeze the tower (LiT); its batch norms keep their statistics."""
     unlocked_layers: int = Field(0, ge=0)
@@ -59,18 +59,18 @@ class TextConfig(ConfigBase):
     """The text tower."""
 
     name: str | None = None
-    """A Hugging Face encoder: a hub name or a local folder with weights and tokenizer."""
+    """A Hugging Face encoder: a hub name or a local folder with weights and a tokenizer."""
     config: dict[str, Any] | None = None
     """A Hugging Face configuration (`model_type: bert`, ...) to build random weights from, instead of `name`; with
     `model_type: open_clip` the entries of open_clip's text_cfg."""
     tokenizer: str | None = None
-    """A hub name, a folder with a fast tokenizer, `clip` for OpenAI's CLIP tokenizer, or `train` to learn one from the
+    """A hub name, a folder with a fast tokenizer, `clip` for OpenAI's CLIP tokenizer, or `train` to train one on the
     training captions. Default: `name`."""
     vocab_size: int = Field(8192, ge=64)
-    """Largest vocabulary of a tokenizer learnt here (`tokenizer: train`)."""
+    """Largest vocabulary of a trained tokenizer (`tokenizer: train`)."""
     pooling: Literal["auto", "cls", "mean", "eos", "pooler"] = "auto"
-    """Which token vectors make the caption's vector. `auto`: what the folder says (sentence-transformers), else cls.
-    `pooler`: the vector that the encoder pools by itself."""
+    """Pooling of the token vectors. `auto`: as the folder states (sentence-transformers), else cls. `pooler`: the
+    encoder's own pooled vector."""
     max_tokens: int = Field(77, ge=4)
     """Captions are cut to this many tokens and padded to the longest of the batch only."""
     lock: bool = False
@@ -86,7 +86,7 @@ class TextConfig(ConfigBase):
         if self.name is not None and self.config is not None:
             raise ValueError(_ONE_TEXT_TOWER)
         if self.config is not None and self.tokenizer is None:
-            raise ValueError("model.text.tokenizer is missing; give a folder or hub name, or 'train' to learn one")
+            raise ValueError("model.text.tokenizer is missing; give a folder or hub name, or 'train' to train one")
         return self
 
 
@@ -110,17 +110,17 @@ class ModelConfig(ConfigBase):
     text: TextConfig = TextConfig()
     """The text tower."""
     embed_dim: int = Field(512, ge=1)
-    """Size of the shared space."""
+    """Dimensions of the shared space."""
     projection: Literal["linear", "mlp"] = "linear"
-    """From a tower's width to the shared space."""
+    """Projection from the width of a tower to the shared space."""
     init_temperature: float = Field(0.07, gt=0)
-    """Start of the learnable temperature (CLIP: 0.07); its inverse is the logit scale."""
+    """Initial value of the learnable temperature (CLIP: 0.07). Its inverse is the logit scale."""
     max_logit_scale: float = Field(100.0, gt=0)
-    """The logit scale is clamped here."""
+    """Upper limit of the logit scale."""
 
     @property
     def needs_towers(self) -> bool:
-        """True until the towers of `start` are written out."""
+        """True until the towers of `start` are written into the configuration."""
         return self.start is not None and self.text.name is None and self.text.config is None
 
     @model_validator(mode="after")

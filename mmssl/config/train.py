@@ -1,7 +1,4 @@
-"""`optim` and `train`: how weights are updated, for how long, and what keeps a run safe.
-
-`objectives` and `mixer`: what is trained for, and in which balance.
-"""
+"""`optim`, `train`, `objectives` and `mixer`: optimizer, training loop, objectives and their diagnostics."""
 
 import math
 from dataclasses import dataclass
@@ -28,8 +25,8 @@ class OptimConfig(ConfigBase):
     weight_decay: float = Field(0.2, ge=0)
     """Decoupled weight decay; none on biases, norms, embeddings of position and class, and the temperature."""
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    """After the warm-up: cosine to `final_lr`, constant, or constant and then a linear decay (warm-up,
-    stable, decay)."""
+    """Schedule after the warm-up. `cosine`: to `final_lr`. `wsd`: constant, then a linear decay (warm-up, stable,
+    decay)."""
     warmup: float = Field(0.05, ge=0)
     """Linear warm-up: a fraction of the training below 1, else a number of steps."""
     decay: float = Field(0.2, gt=0, le=1)
@@ -37,7 +34,7 @@ class OptimConfig(ConfigBase):
     final_lr: float = Field(0.0, ge=0, le=1)
     """Learning rate at the end, relative to the peak."""
     clip_norm: float | None = Field(None, gt=0)
-    """Largest norm of the whole gradient."""
+    """Largest norm of the gradient over all weights."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class TrainConfig(ConfigBase):
     steps: int | None = Field(None, ge=1)
     """Length in optimizer steps."""
     epochs: float | None = Field(None, gt=0)
-    """Length in passes over the data."""
+    """Length in epochs."""
     samples: int | None = Field(None, ge=1)
     """Length in samples seen."""
     minutes: float | None = Field(None, gt=0)
@@ -70,33 +67,33 @@ class TrainConfig(ConfigBase):
     """Number format of the forward pass. `auto`: bf16 where the device multiplies it faster than fp32 (measured at the
     start), else fp16 on GPUs and fp32 on CPUs; the choice is written to the run's configuration."""
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
-    """Pairs a process holds activations for at a time (the gradient stays that of the whole batch). `auto`: as many
-    as fit into the memory that is free. Default: all."""
+    """Pairs per process whose activations are held at a time; the gradient stays that of the whole batch. `auto`: as
+    many as fit into the free memory. Default: all."""
     exchange: Literal["gather", "ring"] = "gather"
-    """How processes show each other their features: `gather` gives each process all of them; with `ring` they go round
-    part by part, for batches whose features would fill a device."""
+    """Exchange of features between processes. `gather` gives every process all features. `ring` passes them round in
+    parts, for batches whose features would fill a device."""
     compile: bool = False
     """Compile both towers with torch.compile; captions of any length share one program."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then evaluated and exported. Null: none."""
     checkpoint_steps: int | None = Field(None, ge=1)
-    """Save every so many steps."""
+    """Steps between checkpoints."""
     checkpoint_minutes: float | None = Field(15.0, gt=0)
-    """Save every so many minutes."""
+    """Minutes between checkpoints."""
     keep: int = Field(2, ge=1)
-    """Checkpoints kept, the best one aside."""
+    """Number of checkpoints to keep, besides the best one."""
     sync_batch_norm: bool = True
     """Batch norms use the statistics of the global batch."""
     activation_checkpointing: bool = False
     """Recompute activations of the towers in the backward pass."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads of the math. Default: torch's own choice."""
+    """CPU threads of torch. Default: torch's own choice."""
     trackers: list[str] = ["tensorboard"]
-    """Accelerate trackers beside metrics.jsonl."""
+    """Accelerate trackers to log to, besides metrics.jsonl."""
     log_samples: bool = False
     """Write the sample ids of every step's global batch to sample_ids.jsonl."""
     nonfinite_limit: int = Field(5, ge=1)
-    """Updates in a row skipped for a non-finite loss or gradient before the run stops; with fp16 16 more."""
+    """Consecutive updates skipped for a non-finite loss or gradient before the run stops; with fp16, 16 more."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
@@ -119,27 +116,27 @@ class TrainConfig(ConfigBase):
 
 
 class ObjectiveConfig(BaseModel):
-    """Weight and schedule of one objective. Its own options stand beside these; the objective checks them."""
+    """Weight and schedule of one objective. Its own options are further keys, which the objective checks."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     weight: float = Field(1.0, ge=0)
-    """Factor of its loss in the total."""
+    """Factor of the loss in the total loss."""
     start: float = Field(0.0, ge=0, le=1)
-    """Part of the training after which it acts."""
+    """Fraction of the training at which the objective becomes active."""
     end: float = Field(1.0, ge=0, le=1)
-    """Part of the training after which it acts no more."""
+    """Fraction of the training at which the objective ends."""
     ramp: float = Field(0.0, ge=0, le=1)
-    """Part of the training over which its weight rises linearly from 0 after `start`."""
+    """Fraction of the training over which the weight rises linearly from 0, after `start`."""
     every: int = Field(1, ge=1)
-    """It acts on every k-th step only."""
+    """Steps from one active step to the next; 1: every step."""
 
 
 class MixerConfig(ConfigBase):
     """Intervals of the objectives' diagnostics."""
 
     watch_steps: int | None = Field(100, ge=1)
-    """Measure each objective's gradient norm, its cosine with the contrastive gradient and its share of the time every
-    so many steps, on 64 samples. Null: never."""
+    """Steps between measurements of each objective's gradient norm, its cosine with the contrastive gradient and its
+    fraction of the time, on 64 samples. Null: never."""
     image_steps: int | None = Field(200, ge=1)
-    """Write what objectives reconstruct to RUN/images every so many steps. Null: never."""
+    """Steps between images of the objectives' reconstructions in RUN/images. Null: never."""

@@ -1,4 +1,4 @@
-"""Evaluation: a model's features of data sets, the tasks that measure on them, and comparisons of two models.
+"""Evaluation: features of datasets, tasks that measure a model on them, and comparisons of two models.
 
 `suite.run` evaluates; a task of your own derives from `Task`.
 """

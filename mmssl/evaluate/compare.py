@@ -1,4 +1,4 @@
-"""Comparisons: two models on the same samples with tests of the differences, and one model on two data sets."""
+"""Comparisons: two models on the same samples with tests of the differences, and one model on two datasets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -170,17 +170,17 @@ def _sample(row: Mapping[str, str]) -> str:
 
 
 def parse_shifts(words: Sequence[str], datasets: Mapping[str, Dataset]) -> list[tuple[str, str]]:
-    """The pairs of data sets named by `A:B`.
+    """The pairs of datasets named by `A:B`.
 
     Raises:
-        UserError: a word is not a pair, a data set is unknown, or the classes of the two differ.
+        UserError: a word is not a pair, a dataset is unknown, or the classes of the two differ.
     """
     found = []
     for word in words:
         first, colon, second = word.partition(":")
         unknown = [name for name in (first, second) if name not in datasets]
         if not colon or unknown:
-            raise UserError(f"--shift {word!r}: write A:B with two of the data sets {', '.join(datasets)}")
+            raise UserError(f"--shift {word!r}: write A:B with two of the datasets {', '.join(datasets)}")
         if datasets[first].classnames != datasets[second].classnames:
             raise UserError(f"--shift {word!r}: the two have different class names; give both the same --classnames")
         found.append((first, second))

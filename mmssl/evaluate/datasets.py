@@ -1,4 +1,4 @@
-"""Data sets: a folder in CLIP_benchmark's WebDataset layout, a flat folder, or any pattern of shards.
+"""Datasets: a folder in CLIP_benchmark's WebDataset layout, a flat folder, or any pattern of shards.
 
 FOLDER/classnames.txt                            one name a line; line 1 is class 0
 FOLDER/zeroshot_classification_templates.txt     one template a line, `{c}` for the name
@@ -31,7 +31,7 @@ TEST = "test"
 
 @dataclass(frozen=True)
 class Dataset:
-    """The shards of a data set, and its classes."""
+    """The shards of a dataset, and its classes."""
 
     name: str
     """Short name for tables and files."""
@@ -105,7 +105,7 @@ def open_dataset(
 
 
 def find_datasets(folder: str | Path) -> dict[str, Path]:
-    """Every data set in or under a folder, by its path relative to it (slashes as dashes), in name order.
+    """Every dataset in or under a folder, by its path relative to it (slashes as dashes), in name order.
 
     Raises:
         UserError: there is none, or two have the same name.
@@ -119,22 +119,22 @@ def find_datasets(folder: str | Path) -> dict[str, Path]:
             continue
         name = path.name if path == root else "-".join(path.relative_to(root).parts)
         if name in found:
-            raise UserError(f"data sets {found[name]} and {path} are both named {name!r}; evaluate them separately")
+            raise UserError(f"datasets {found[name]} and {path} are both named {name!r}; evaluate them separately")
         found[name] = path
     if not found:
-        raise UserError(f"no data set under {folder}; a data set is a folder with {' or '.join(_patterns(TEST))}")
+        raise UserError(f"no dataset under {folder}; a dataset is a folder with {' or '.join(_patterns(TEST))}")
     return found
 
 
 def training_split(dataset: Dataset) -> Dataset:
-    """The same data set with its training shards in place of its own.
+    """The same dataset with its training shards in place of its own.
 
     Raises:
         UserError: it has none.
     """
     if dataset.train is None:
         raise UserError(
-            f"data set {dataset.name!r} has no training split; give a folder with train/*.tar or train-*.tar"
+            f"dataset {dataset.name!r} has no training split; give a folder with train/*.tar or train-*.tar"
         )
     return replace(dataset, shards=dataset.train, train=None)
 
@@ -145,7 +145,7 @@ def read(dataset: Dataset, on_bad: Callable[[BadSample], None] = lambda bad: Non
 
 
 def read_images(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """The same samples with their images, in the order of the data set; those that are gone are left out.
+    """The same samples with their images, in the order of the dataset; those that are gone are left out.
 
     Local shards are read only where the images are, others from beginning to end.
     """
@@ -179,7 +179,7 @@ def _streamed_images(shard: str, keys: Iterable[str]) -> Iterator[tuple[str, byt
 
 
 def class_templates(dataset: Dataset) -> Templates:
-    """The data set's own prompt templates, or the default."""
+    """The dataset's own prompt templates, or the default."""
     return dataset.templates if dataset.templates is not None else DEFAULT_TEMPLATES
 
 
@@ -223,7 +223,7 @@ def _folder_shards(home: Path, split: str) -> list[str]:
         if shards:
             return [str(shard) for shard in shards]
     raise UserError(
-        f"no data set in {home}: neither {' nor '.join(_patterns(split))} is there; "
+        f"no dataset in {home}: neither {' nor '.join(_patterns(split))} is there; "
         f"give a pattern of shards, such as {home}/*.tar"
     )
 

@@ -58,7 +58,7 @@ class RenderingEncoder(Encoder, Protocol):
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """The images of a data set as features."""
+    """The images of a dataset as features."""
 
     features: Tensor
     """Unit vectors, float32 on the CPU, [N, D]."""

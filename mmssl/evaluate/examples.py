@@ -38,10 +38,10 @@ MATRIX_CLASSES = 30
 
 @dataclass(frozen=True)
 class ExampleImage:
-    """An image of the data set."""
+    """An image of the dataset."""
 
     id: int
-    """The sample's number in the data set."""
+    """The sample's number in the dataset."""
     shard: str
     key: str
     thumbnail: str
@@ -73,7 +73,7 @@ class ConfusedPair:
     mistaken: ExampleImage
     """One of the mistakes."""
     typical: ExampleImage | None
-    """An image of the predicted class, if the data set has one."""
+    """An image of the predicted class, if the dataset has one."""
 
 
 @dataclass(frozen=True)

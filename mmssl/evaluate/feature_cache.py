@@ -1,6 +1,6 @@
 """Features of images on disk, so that a second evaluation of the same model on the same shards need not encode.
 
-A data set's features are FOLDER/KEY.safetensors, its records FOLDER/KEY.json. KEY is a hash of the model's fingerprint,
+A dataset's features are FOLDER/KEY.safetensors, its records FOLDER/KEY.json. KEY is a hash of the model's fingerprint,
 the versions of the libraries that render and encode, and the paths, sizes and modification times of the shards: when
 one of these changes, the old features are not found."""
 

@@ -13,7 +13,7 @@ from mmssl.types import Sample
 
 
 def sample_label(dataset: Dataset, sample: Sample) -> int | str:
-    """The class index of a sample, or its class name where the data set has no list of class names.
+    """The class index of a sample, or its class name where the dataset has no list of class names.
 
     Raises:
         UserError: the sample has no label, or one that does not fit the class names.
@@ -22,7 +22,7 @@ def sample_label(dataset: Dataset, sample: Sample) -> int | str:
 
 
 def label_index(dataset: Dataset, sample: Sample, value: Any) -> int | str:
-    """One label of a sample: the class index, or the class name where the data set has no list of class names.
+    """One label of a sample: the class index, or the class name where the dataset has no list of class names.
 
     Raises:
         UserError: it does not fit the class names, or is a number although there are no class names.

@@ -1,4 +1,4 @@
-"""Every evaluation of a model on every data set."""
+"""Every evaluation of a model on every dataset."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ DEFAULT_TASKS = {"classification": "zero_shot", "multilabel": "multilabel", "ret
 
 
 def default_task(dataset: Dataset) -> str:
-    """The task for the kind of a data set."""
+    """The task for the kind of a dataset."""
     return DEFAULT_TASKS[dataset.kind]
 
 
@@ -55,7 +55,7 @@ def run(
     out: Path | None = None,
     options: SuiteOptions | None = None,
 ) -> dict[str, Metrics]:
-    """Evaluate a model; data sets of the same shards are read and encoded once.
+    """Evaluate a model; datasets of the same shards are read and encoded once.
 
     Args:
         datasets: name -> dataset (or its folder or pattern) and its task or tasks (names or paths, `my_lab:MyTask`).
@@ -64,7 +64,7 @@ def run(
         `NAME/TASK` -> metrics, in the order of `datasets`, with 95 % `intervals`, the widest `gaps` between
         groups, and `bad_samples` where some could not be used.
     Raises:
-        UserError: bad data, an unknown task or an unwritable folder, found before anything of a data set is written.
+        UserError: bad data, an unknown task or an unwritable folder, found before anything of a dataset is written.
     """
     options = options or SuiteOptions()
     if out is not None:
@@ -89,7 +89,7 @@ def run(
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """One task on one data set."""
+    """One task on one dataset."""
 
     name: str
     dataset: Dataset
@@ -106,7 +106,7 @@ class _Evaluation:
 
 
 class DatasetEncoder:
-    """Features of data sets, from the cache where possible. Training splits are kept, as several tasks use them."""
+    """Features of datasets, from the cache where possible. Training splits are kept, as several tasks use them."""
 
     def __init__(self, encoder: Encoder, options: SuiteOptions) -> None:
         self._encoder = encoder
@@ -114,7 +114,7 @@ class DatasetEncoder:
         self._training: dict[tuple[str, ...], EncodedImages] = {}
 
     def encode(self, dataset: Dataset, name: str, checks: Sequence[Check]) -> EncodedImages:
-        """The images of a data set; its bad samples include those that could not be read."""
+        """The images of a dataset; its bad samples include those that could not be read."""
         found = self._cached(dataset, "")
         if found is not None:
             for sample in found.samples:
@@ -139,7 +139,7 @@ class DatasetEncoder:
     def encode_variant(
         self, dataset: Dataset, name: str, encoder: Encoder, samples: Iterable[Sample], variant: str
     ) -> EncodedImages:
-        """Changed images of a data set; `variant` names the change, for the cache and for progress."""
+        """Changed images of a dataset; `variant` names the change, for the cache and for progress."""
         found = self._cached(dataset, variant)
         if found is None:
             found = self._encode(encoder, samples, f"{name}: {variant}")
@@ -147,7 +147,7 @@ class DatasetEncoder:
         return found
 
     def context(self, name: str, dataset: Dataset, images: EncodedImages, folder: Path | None) -> TaskContext:
-        """The context of a task on the images of a data set."""
+        """The context of a task on the images of a dataset."""
         return TaskContext(
             encoder=self._encoder,
             name=name,

@@ -24,17 +24,17 @@ Metrics = dict[str, Any]
 
 @dataclass(frozen=True)
 class TaskContext:
-    """One task on one data set whose images are encoded."""
+    """One task on one dataset whose images are encoded."""
 
     encoder: Encoder
     name: str
-    """The data set's name in the results."""
+    """The dataset's name in the results."""
     dataset: Dataset
     images: EncodedImages
     training_images: Callable[[], EncodedImages]
-    """Encode the training split. Raises UserError where the data set has none."""
+    """Encode the training split. Raises UserError where the dataset has none."""
     encode_variant: Callable[[Encoder, Iterable[Sample], str], EncodedImages]
-    """Encode changed images of the data set with an encoder; the text names the change, for the cache."""
+    """Encode changed images of the dataset with an encoder; the text names the change, for the cache."""
     folder: Path | None
     """Folder for tables and plots, which may not exist yet. None: write nothing."""
     draw: bool
@@ -50,7 +50,7 @@ class TaskContext:
         return encode_texts(self.encoder, texts, batch_size=self.batch_size, world=self.world, progress=self.progress)
 
     def class_weights(self, names: Sequence[str]) -> Tensor:
-        """One unit vector per class, from the data set's prompts, [C, D]."""
+        """One unit vector per class, from the dataset's prompts, [C, D]."""
         return class_weights(
             self.encoder,
             names,
@@ -71,7 +71,7 @@ class TaskContext:
 
 
 class Task(ABC):
-    """A way to measure a model on a data set. One instance serves all data sets."""
+    """A way to measure a model on a dataset. One instance serves all datasets."""
 
     name: ClassVar[str]
     """Name in results and folders."""
@@ -86,7 +86,7 @@ class Task(ABC):
     sample by sample."""
 
     def ready(self, dataset: Dataset) -> None:  # noqa: B027 - most tasks need nothing
-        """Raise UserError for a data set that lacks something, before it is read."""
+        """Raise UserError for a dataset that lacks something, before it is read."""
 
     def check(self, dataset: Dataset, sample: Sample) -> None:  # noqa: B027
         """Raise UserError for a sample that lacks something, before it is encoded."""

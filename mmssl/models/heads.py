@@ -45,7 +45,7 @@ class DecoderSize:
 class PatchDecoder(nn.Module):
     """MAE's decoder (He et al. 2021, section 3): a small transformer from tokens to the values of patches.
 
-    Its input is the visible tokens and a learnt mask token for every hidden patch, each with its position.
+    Its input is the visible tokens and a learned mask token for every hidden patch, each with its position.
     """
 
     position: Tensor

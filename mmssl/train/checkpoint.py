@@ -1,8 +1,8 @@
-"""Checkpoints: safetensors and JSON in a folder of their own, written beside and renamed, with checksums.
+"""Checkpoints: folders of safetensors and JSON with checksums, written under a temporary name and renamed.
 
-A folder `checkpoints/step-000001000/` holds model.safetensors (the mixer: towers, projections, objectives),
+A folder `checkpoints/step-000001000/` holds model.safetensors (towers, projections, objectives),
 optimizer.safetensors, and state.json (step, position in the data, versions, checksums of the other files), which is
-written last. Nothing in it is code.
+written last. A checkpoint holds no code.
 """
 
 import json
@@ -27,7 +27,7 @@ _RENAMED = {
     "objectives.captioning.picture.": "objectives.captioning.image.",
     "objectives.moco.queue_picture": "objectives.moco.queue_paired_image",
 }
-"""Parts of weights' names in checkpoints of version 0.1.0, and today's."""
+"""Parts of weights' names in checkpoints of version 0.1.0 -> current names."""
 
 
 def save_checkpoint(
@@ -37,7 +37,7 @@ def save_checkpoint(
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
 ) -> Path:
-    """Write `folder/step-N` so that it is there whole or not at all.
+    """Write `folder/step-N` atomically.
 
     Raises:
         UserError: the disk is full or not writable; earlier checkpoints are untouched.
@@ -63,7 +63,7 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"could not write checkpoint {final}: {error}; free some space, then go on with --resume from the "
+            f"could not write checkpoint {final}: {error}; free some space, then resume with --resume from the "
             f"previous one"
         ) from error
     return final
@@ -87,7 +87,7 @@ def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint, its files' checksums compared.
+    """The state of a checkpoint after a check of its files' checksums.
 
     Raises:
         UserError: a file is missing, cut or altered.
@@ -116,13 +116,13 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: Path, before: int | None = None) -> tuple[Path, list[str]] | None:
-    """The newest checkpoint whose checksums hold, and a line for each newer one that was passed over.
+    """The newest checkpoint whose checksums hold, and a line for each newer damaged one.
 
     Args:
-        before: pass over those of this step and later ones, without a line.
+        before: ignore checkpoints of this step and later ones.
 
     Raises:
-        UserError: there are only damaged ones.
+        UserError: all checkpoints are damaged.
     """
     passed: list[str] = []
     for path in list_checkpoints(folder)[::-1]:
@@ -149,9 +149,9 @@ def step_of(path: Path) -> int:
 
 
 def prune_checkpoints(folder: Path, step: int, keep: int, best: Path | None) -> None:
-    """Delete all but the newest `keep` up to `step`, the one just written, and the best one.
+    """Delete all but the best checkpoint and the newest `keep` up to `step`, the one just written.
 
-    Those of later steps are damaged ones that a resumed run passed over: they must not count as kept.
+    Checkpoints of later steps are damaged ones that a resumed run skipped; they must not count as kept.
     """
     written = [path for path in list_checkpoints(folder) if step_of(path) <= step]
     delete_checkpoints(path for path in written[:-keep] if path != best)
@@ -164,10 +164,10 @@ def delete_checkpoints(paths: Iterable[Path]) -> None:
 
 
 def load_model_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
-    """Copy weights that must fit exactly into those of a state dict.
+    """Copy weights from `state` into `own`; names and shapes must match.
 
     Raises:
-        UserError: says which weights are missing, left over or of another shape.
+        UserError: weights are missing, unexpected or of another shape; names the first ones.
     """
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [
@@ -202,10 +202,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` gave.
+    """Restore the tensors that `optimizer_tensors` returned.
 
     Raises:
-        UserError: it names parameters that are not optimised here.
+        UserError: they name parameters that this optimizer does not have.
     """
     optimised = {p for group in optimizer.param_groups for p in group["params"]}
     for key, value in tensors.items():
@@ -231,5 +231,5 @@ def _flush(path: Path) -> str:
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
-    """FSDP2 splits no scalars: it is given vectors of one element in their place."""
+    """FSDP2 cannot shard scalars, so it gets vectors of one element instead."""
     return () if tensor.numel() == 1 else tuple(tensor.shape)

@@ -32,10 +32,10 @@ SAMPLES = 2
 TOKENS = 16
 """Length of the synthetic captions."""
 SCHEDULE_STEPS = 1000
-"""Steps that stand for a training whose schedule follows the clock."""
+"""Steps assumed for a training whose length is given in minutes."""
 MEMORY_FRACTION = 0.7
-"""Fraction of the memory beside weights, gradients and optimizer that activations may take; the rest is for temporary
-tensors inside layers."""
+"""Fraction of the memory left by weights, gradients and optimizer that activations may take. The rest is for
+temporary tensors inside layers."""
 MEMORY_SAMPLES = 4
 """Samples on which activations are measured."""
 
@@ -52,7 +52,7 @@ class StepCosts:
         self._known: dict[tuple[object, ...], float] = {}
 
     def of(self, objectives: Iterable[str], fraction: float) -> float:
-        """Operations per sample of a step with these objectives active, when `fraction` of the training is done."""
+        """Operations per sample of a step with these objectives active, after `fraction` of the training."""
         names = tuple(sorted(objectives))
         chosen = [self._task.objective(name) for name in names]
         for objective in chosen:
@@ -75,7 +75,7 @@ def predicted_cost(task: TrainingTask, objectives: Iterable[str], fraction: floa
     """Floating-point operations per sample of one training step, forward and backward, with `objectives` active.
 
     Args:
-        fraction: fraction of the training that is done, 0 to 1.
+        fraction: fraction of the training done, 0 to 1.
         tokens: length of the captions.
     """
     names = list(objectives)

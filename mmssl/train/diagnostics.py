@@ -1,7 +1,6 @@
-"""Diagnostics of the objectives: their gradients on the shared towers, measured every few steps on a few samples.
+"""Diagnostics of the objectives: their gradients on the shared towers, their images, and alarms.
 
-Objectives' images, as a file a person looks at.
-Signs of trouble in a run's numbers, said in words, each once.
+Gradients are measured every few steps on a few samples. Alarms report signs of trouble in a run's metrics, each once.
 """
 
 import math
@@ -19,15 +18,15 @@ from mmssl.evaluate.metrics import embedding
 from mmssl.objectives import IMAGE, Objective, TrainingTask, base, mixing
 
 PROBE_ROWS = 64
-"""Samples it is measured on; a coupled loss is taken among them alone."""
+"""Samples per measurement; a batch-coupled loss compares only these."""
 
 
 def objective_gradients(
     task: TrainingTask, inputs: base.Inputs, active: Iterable[str], accelerator: Any
 ) -> dict[str, float]:
     """`NAME.gradient_norm` of each unweighted loss with respect to the towers, its `NAME.gradient_cosine` with the
-    contrastive (or siglip) gradient over the weights both touch, `NAME.time_share` of a forward and backward pass of
-    its own, and `image_effective_rank` of the image features (1: all are the same; at most the number of samples).
+    contrastive (or siglip) gradient over the weights both touch, `NAME.time_share` of its forward and backward
+    pass, and `image_effective_rank` of the image features (1: all are equal; at most the number of samples).
 
     Dropout is off and batch norms keep their statistics, so that measuring changes nothing.
     """
@@ -78,7 +77,7 @@ def _dot(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> flo
 
 
 def _cosine(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> float:
-    """0 where they touch no weight together."""
+    """Cosine of two gradients; 0 if they share no weight."""
     both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     a, b = [x for x, _ in both], [y for _, y in both]
     length = (_dot(a, a) * _dot(b, b)) ** 0.5
@@ -91,7 +90,7 @@ SHEET_ROWS = 8
 
 @torch.no_grad()
 def objective_images(task: TrainingTask, inputs: base.Inputs, active: list[str], accelerator: Any) -> dict[str, Tensor]:
-    """Objective -> uint8 [rows, columns, 3, H, W], for those that have something to show."""
+    """Objective -> uint8 [rows, columns, 3, H, W], for the objectives that draw images."""
     rows = {name: tensor[:SHEET_ROWS] for name, tensor in inputs.items()}
     training = task.training
     task.eval()
@@ -103,7 +102,7 @@ def objective_images(task: TrainingTask, inputs: base.Inputs, active: list[str],
 
 
 def write_image_grid(path: Path, images: Tensor) -> None:
-    """Write uint8 [rows, columns, 3, H, W] as one PNG, a row a sample."""
+    """Write uint8 [rows, columns, 3, H, W] as one PNG, one row per sample."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, columns, _, height, width = images.shape
     sheet = images.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
@@ -111,31 +110,31 @@ def write_image_grid(path: Path, images: Tensor) -> None:
 
 
 EARLY = 0.1
-"""Before this part of the training, a loss near its start is nothing to worry about."""
+"""Fraction of the training before which a loss near its start raises no alarm."""
 EARLY_STEPS = 20
-"""Nor is it before so many steps."""
+"""Steps before which a loss near its start raises no alarm."""
 STUCK = 0.97
-"""A loss between images and captions above this part of guessing's is not better than guessing."""
+"""A contrastive loss above this fraction of the chance loss is no better than guessing."""
 COLLAPSED = 2.0
-"""An effective rank of the image features below this means that all images get nearly the same vector."""
+"""An effective rank of the image features below this is a collapse: nearly equal features for all images."""
 
 
 class Alarms:
-    """Problems in the records of steps, each reported once."""
+    """Alarms about the metrics of steps, each reported once."""
 
     def __init__(
-        self, objectives: Mapping[str, type[Objective]], batch_size: int, max_logit_scale: float, said: list[str]
+        self, objectives: Mapping[str, type[Objective]], batch_size: int, max_logit_scale: float, reported: list[str]
     ) -> None:
-        """`said`: the kinds of alarms already logged; kept up to date here."""
+        """`reported`: the kinds of alarms already logged; kept up to date here."""
         self.objectives = objectives
         self.batch_size = batch_size
         self.max_logit_scale = max_logit_scale
-        self.said = said
+        self.reported = reported
 
     def look(self, record: Mapping[str, float | int | str], progress: float) -> list[str]:
         """New alarms of a step, at the fraction `progress` of the training."""
-        new = {kind: text for kind, text in self._signs(record, progress).items() if kind not in self.said}
-        self.said.extend(new)
+        new = {kind: text for kind, text in self._signs(record, progress).items() if kind not in self.reported}
+        self.reported.extend(new)
         return list(new.values())
 
     def _signs(self, record: Mapping[str, float | int | str], progress: float) -> dict[str, str]:
@@ -151,7 +150,7 @@ class Alarms:
         if late and value(f"{reference}.loss") > STUCK * chance > 0:
             signs["stuck"] = (
                 f"step {step}: the {reference} loss {value(f'{reference}.loss'):.2f} is no better than guessing, "
-                f"{chance:.2f}; do captions belong to their images (mmssl shards show)? Else try a lower optim.lr "
+                f"{chance:.2f}; check that captions match their images (mmssl shards show), or try a lower optim.lr "
                 f"or a longer optim.warmup"
             )
         if progress < 0.5 and value(f"{reference}.logit_scale") > 0.999 * self.max_logit_scale:
@@ -162,7 +161,7 @@ class Alarms:
         if value("image_effective_rank") < COLLAPSED:
             signs["collapsed"] = (
                 f"step {step}: the image features collapsed (effective rank {value('image_effective_rank'):.1f}): "
-                f"all images get nearly the same vector; lower optim.lr, or the weights of the other objectives"
+                f"nearly equal features for all images; lower optim.lr, or the weights of the other objectives"
             )
         for name in active:
             metrics = {key.removeprefix(f"{name}."): value(key) for key in record if key.startswith(f"{name}.")}

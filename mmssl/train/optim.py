@@ -1,4 +1,4 @@
-"""The optimizer and its parameter groups, the learning-rate schedule, one update, and the average of the weights."""
+"""The optimizer and its parameter groups, the learning-rate schedule, updates, and the EMA of the weights."""
 
 import math
 from collections.abc import Iterable
@@ -93,7 +93,7 @@ def update(
         norm = full_tensor(accelerator.clip_grad_norm_(task.parameters(), clip_norm))
     else:
         accelerator.unscale_gradients()
-        # As clipping finds it, without writing every gradient once more.
+        # The norm that clipping computes, without writing every gradient again.
         norm = full_tensor(get_total_norm([p.grad for p in task.parameters() if p.grad is not None]))
     if accelerator.scaler is None:
         # AdamW's fused kernel leaves everything as it is where this is 1, without asking the host.
@@ -105,10 +105,10 @@ def update(
 
 
 class Ema:
-    """A second set of weights that follows the dual encoder's; batch-norm statistics are copied.
+    """Exponential moving average of the dual encoder's weights; batch-norm statistics are copied.
 
     Attributes:
-        weights: by the names of the encoder's state dict; split over the processes where the encoder's are.
+        weights: by the names of the encoder's state dict; sharded as the encoder's are.
     """
 
     def __init__(self, encoder: DualEncoder, decay: float) -> None:
@@ -117,9 +117,9 @@ class Ema:
 
     @torch.no_grad()
     def update(self, encoder: DualEncoder, step: int, finite: Tensor) -> None:
-        """Move towards `encoder` after update `step` (from 0); not at all where the update was not `finite`.
+        """Move towards `encoder` after update `step` (from 0); no change if the update was not `finite`.
 
-        Early on the decay is (1 + step) / (10 + step), so that the random start is soon forgotten.
+        Early on the decay is (1 + step) / (10 + step), so that the random initial weights fade quickly.
         """
         pull = (1 - min(self.decay, (1 + step) / (10 + step))) * finite.float()
         averaged = {name for name, _ in encoder.named_parameters(remove_duplicate=False)}

@@ -32,11 +32,11 @@ PACKAGES = (
 
 
 def record_start(run_dir: Path, step: int, processes: int, stream: Mapping[str, int | str]) -> None:
-    """Add this start of a run to its environment.json; a run that is resumed has several.
+    """Add this start of a run to its environment.json; a resumed run has several.
 
     Args:
-        step: updates done before.
-        processes: how many train together.
+        step: number of updates already done.
+        processes: number of training processes.
         stream: the state of the stream, with the fingerprint of its shards if they have an index.
     """
     path = run_dir / FILE
@@ -65,7 +65,7 @@ def command(argv: list[str]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that shape a run; those not installed are left out."""
+    """Versions of Python and of the installed packages that affect a run."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -76,14 +76,14 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """Name of the device that computes."""
+    """Name of the compute device."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     return f"CPU, {torch.get_num_threads()} threads"
 
 
 def code(folder: Path) -> dict[str, Any] | None:
-    """The commit of the code in a folder and whether it was changed since; None where it is in no repository."""
+    """The commit of the code in a folder and a mark of uncommitted changes; None outside a repository."""
     try:
         _git(folder, "ls-files", "--error-unmatch", "__init__.py")
         commit = _git(folder, "rev-parse", "HEAD")
@@ -101,7 +101,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _read(path: Path) -> list[Any]:
-    """The starts before this one; a file that is no record of starts is begun anew."""
+    """Earlier starts; empty if the file is not a list of starts."""
     try:
         return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Stopping and going on: updates that are not finite, `--rewind` past bad batches, and signals.
+"""Stopping and resuming: non-finite updates, `--rewind` past bad batches, and signals.
 
 SIGTERM and SIGINT make a run save and stop; a later signal stops it at once.
 """
@@ -60,7 +60,7 @@ class NonFiniteGuard:
         path = write_bad_steps(self._run_dir, self._rank, self._bad)
         raise UserError(
             f"the loss or gradient was not finite at {self._run.skipped_in_row} steps in a row up to "
-            f"{self._bad[-1].step}; their samples are named in {path}; leave them out with --resume RUN --rewind, or "
+            f"{self._bad[-1].step}; their samples are named in {path}; skip them with --resume RUN --rewind, or "
             f"lower optim.lr or use train.precision=bf16 and --resume from the last checkpoint"
         )
 
@@ -81,7 +81,7 @@ def rewind(run_dir: Path) -> str:
     Returns: a line for the user.
 
     Raises:
-        UserError: the run did not stop at bad data, went on past it, or has no checkpoint from before it.
+        UserError: the run did not stop at bad data, continued past it, or has no earlier checkpoint.
     """
     notes = sorted(run_dir.glob("nonfinite-step-*-rank-0.json"), key=lambda path: path.stat().st_mtime)
     if not notes:
@@ -92,13 +92,13 @@ def rewind(run_dir: Path) -> str:
     past = [path.name for path in checkpoint.list_checkpoints(folder) if checkpoint.step_of(path) > last]
     if past:
         raise UserError(
-            f"{run_dir} went on past the bad data of steps {first} to {last} ({past[-1]} is there, and would be "
+            f"{run_dir} continued past the bad data of steps {first} to {last} ({past[-1]} exists and would be "
             f"deleted); use --resume alone"
         )
     found = checkpoint.newest_checkpoint(folder, before=first)
     if found is None:
         raise UserError(
-            f"{folder} has no checkpoint from before step {first}, where the bad data begins; start anew with "
+            f"{folder} has no checkpoint before step {first}, where the bad data begins; start a new run with "
             f"another seed, and with train.checkpoint_steps"
         )
     path, _ = found
@@ -108,7 +108,7 @@ def rewind(run_dir: Path) -> str:
     checkpoint.delete_checkpoints(p for p in checkpoint.list_checkpoints(folder) if checkpoint.step_of(p) > step)
     for note in run_dir.glob(f"nonfinite-step-{last}-rank-*.json"):
         note.rename(note.with_name(note.name.replace("nonfinite", "rewound")))
-    return f"rewound to {path}; the batches of steps {step + 1} to {last} are left out"
+    return f"rewound to {path}; the batches of steps {step + 1} to {last} are skipped"
 
 
 def batches_past(run_dir: Path, step: int) -> int:

@@ -19,22 +19,22 @@ from mmssl.train.provenance import versions
 
 @dataclass
 class RunState:
-    """The numbers of a run that go on after it is resumed."""
+    """Counters of a run that a checkpoint keeps."""
 
     step: int = 0
     """Updates done, skipped ones included."""
     seconds: float = 0.0
-    """Time spent in training steps, of process 0."""
+    """Seconds spent in training steps, on process 0."""
     skipped: int = 0
     """Updates skipped because the gradient was not finite."""
     skipped_in_row: int = 0
-    """Of those, the ones since the last update that was not skipped."""
+    """Updates skipped since the last one that was not."""
     best: tuple[float, int] | None = None
-    """The best figure so far of the metric that picks the best checkpoint, and its step."""
+    """Best value so far of the metric that picks the best checkpoint, and its step."""
     alarms: list[str] = field(default_factory=list)
-    """Kinds of alarms that were given."""
+    """Kinds of alarms already logged."""
     micro_batch: int | None = None
-    """Samples held with their activations at a time, as configured or as found to fit; None: all."""
+    """Samples whose activations are held at a time, as configured or as measured; None: all."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Trained:
 
 
 def save(folder: Path, trained: Trained, keep: int) -> None:
-    """Write a checkpoint into `folder` and delete those beyond `keep`, but not the best one.
+    """Write a checkpoint into `folder` and delete older ones beyond `keep`, except the best one.
 
-    All processes call it; the first one writes, the others give their parts and wait, so that none runs ahead of a
-    failed write.
+    Every process calls it. Process 0 writes; the others provide their shards and wait, so that none continues after
+    a failed write.
 
     Raises:
-        UserError: it cannot be written; earlier ones are untouched.
+        UserError: the checkpoint cannot be written; earlier ones are untouched.
     """
     task, run = trained.task, trained.run
     main = task.world.rank == 0
@@ -83,12 +83,12 @@ def save(folder: Path, trained: Trained, keep: int) -> None:
 
 
 def restore(path: Path, trained: Trained) -> list[str]:
-    """Go back to a checkpoint.
+    """Restore a checkpoint.
 
     Returns: lines for the user.
 
     Raises:
-        UserError: it is damaged, or holds another architecture than the configuration builds.
+        UserError: it is damaged, or has another architecture than the configuration.
     """
     tensors, optimizer, state = checkpoint.load_checkpoint(path)
     differing = _differing_versions(state["versions"])
@@ -109,13 +109,13 @@ def restore(path: Path, trained: Trained) -> list[str]:
     run.micro_batch = state["micro_batch"]
     if trained.scaler is not None and state["scaler"] is not None:
         trained.scaler.load_state_dict(state["scaler"])
-    lines = [f"{where}: the run goes on, equal to rounding only"] if differing else []
+    lines = [f"{where}: the resumed run may differ by rounding"] if differing else []
     return [*lines, f"resumed from {path} at step {run.step}"]
 
 
 def _gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole tensors on the CPU (of a model that is split, not even one device could hold them all), or none where they
-    are not kept: processes that do not write only give their parts."""
+    """Full tensors on the CPU, one at a time, as one device may not hold all of a sharded model. Empty without `keep`:
+    processes that do not write only provide their shards."""
     found = ((name, full_tensor(tensor)) for name, tensor in tensors.items())
     return {name: tensor.cpu() for name, tensor in found if keep}
 

@@ -1,4 +1,4 @@
-"""The gradient of one step. It is exactly that of the global batch for any micro-batch and number of processes."""
+"""The gradient of one step: exactly that of the global batch, for any micro-batch and number of processes."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -37,13 +37,13 @@ class Step:
 
     task: TrainingTask
     batch: Batch
-    """This process's part, on the device; of the same size on every process."""
+    """This process's part of the global batch, on the device; equally large on every process."""
     weights: Mapping[str, float]
     """Objective -> weight; inactive objectives are absent."""
     fraction: float
-    """Fraction of the training that is done, 0 to 1."""
+    """Fraction of the training done, 0 to 1."""
     seed: tuple[int | str, ...]
-    """Key of this step's randomness."""
+    """Key of the randomness of this step."""
     micro_batch: int | None = None
     """Samples whose activations are held at a time; None: all."""
 

@@ -156,7 +156,7 @@ def test_two_processes_equal_one(home: Path, tmp_path: Path, launcher: list[str]
 
 
 def test_languages_and_shifts(home: Path, tmp_path: Path) -> None:
-    """Each language's files make a data set of their own on the same features; a shift between two is their drop."""
+    """Each language's files make a dataset of their own on the same features; a shift between two is their drop."""
     data = tmp_path / "colours"
     data.mkdir()
     for shard in (home / "shards").glob("*.tar"):
@@ -250,7 +250,7 @@ def test_a_member_that_is_no_number_is_no_class(home: Path, tmp_path: Path, caps
 
 
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """Brackets in names of data sets and groups are no markup, neither in the table nor beside the bar."""
+    """Brackets in names of datasets and groups are no markup, neither in the table nor beside the bar."""
     gap = {"best": "[/a]", "worst": "[bold]", "width": 0.1, "p_value": 0.2}
     print_results({"pets [red]/zero_shot": {"acc1": 0.5, "gaps": {"style": gap}, "note": "[/b] is not told"}})
     printed = capsys.readouterr().out

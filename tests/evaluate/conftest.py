@@ -1,4 +1,4 @@
-"""Data sets of painted numbers."""
+"""Datasets of painted numbers."""
 
 from pathlib import Path
 

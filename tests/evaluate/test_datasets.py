@@ -1,4 +1,4 @@
-"""Data sets in every layout, and what is said of broken ones."""
+"""Datasets in every layout, and what is said of broken ones."""
 
 from pathlib import Path
 
@@ -106,7 +106,7 @@ def test_empty_folder_and_missing_shard(numbers: Path, tmp_path: Path) -> None:
     """An empty folder, a counted shard that is not there, and broken files are one-line errors."""
     (tmp_path / "empty").mkdir()
     (numbers / "test" / "nshards.txt").write_text("3")
-    with pytest.raises(UserError, match=r"no data set in .*empty"):
+    with pytest.raises(UserError, match=r"no dataset in .*empty"):
         open_dataset(tmp_path / "empty")
     with pytest.raises(UserError, match=r"2\.tar"):
         open_dataset(numbers)
@@ -120,13 +120,13 @@ def test_empty_folder_and_missing_shard(numbers: Path, tmp_path: Path) -> None:
 
 
 def test_find_datasets(numbers: Path, captioned: Path, tmp_path: Path) -> None:
-    """Every data set under a folder is found by its path, and the folder itself where it is one."""
+    """Every dataset under a folder is found by its path, and the folder itself where it is one."""
     nested = tmp_path / "vtab" / "caltech"
     pack(nested / "test" / "0.tar", [{"png": paint(1), "cls": 0}])
     found = find_datasets(tmp_path)
     assert found == {"captioned": captioned, "numbers": numbers, "vtab-caltech": nested}
     assert find_datasets(numbers) == {"numbers": numbers}
-    with pytest.raises(UserError, match="no data set under"):
+    with pytest.raises(UserError, match="no dataset under"):
         find_datasets(numbers / "test")
 
 

@@ -51,7 +51,7 @@ def test_other_weights_and_changed_shards_are_encoded(numbers: Path, tmp_path: P
 
 
 def test_an_interrupted_evaluation_goes_on(numbers: Path, captioned: Path, tmp_path: Path) -> None:
-    """Data sets that were encoded before the interruption are not encoded again."""
+    """Datasets that were encoded before the interruption are not encoded again."""
 
     class Interrupted(ToyEncoder):
         def encode_text(self, texts: object) -> torch.Tensor:

@@ -171,7 +171,7 @@ def test_one_sample_is_enough_where_it_can_be(tmp_path: Path) -> None:
     )
     assert [found[f"one/{task}"]["acc1"] for task in ("zero_shot", "linear_probe", "knn")] == [1.0] * 3
     assert found["one/few_shot"]["acc1@1"] == found["one/retrieval"]["text_retrieval_recall@1"] == 1.0
-    with pytest.raises(UserError, match="'geometry' of data set 'one' needs two samples"):
+    with pytest.raises(UserError, match="'geometry' of dataset 'one' needs two samples"):
         suite.run(ToyEncoder(), {"one": (tmp_path / "one", "geometry")})
 
 

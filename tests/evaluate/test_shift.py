@@ -1,4 +1,4 @@
-"""The drop from one data set to another, and its interval."""
+"""The drop from one dataset to another, and its interval."""
 
 import math
 
@@ -53,7 +53,7 @@ def test_pairs_are_two_known_data_sets_of_the_same_classes() -> None:
     known = {"a": dataset("a", ("x", "y")), "b": dataset("b", ("x", "y")), "c": dataset("c", ("x",))}
     assert parse_shifts(["a:b"], known) == [("a", "b")]
     for word in ("a", "a:d", ":b"):
-        with pytest.raises(UserError, match="write A:B with two of the data sets a, b, c"):
+        with pytest.raises(UserError, match="write A:B with two of the datasets a, b, c"):
             parse_shifts([word], known)
     with pytest.raises(UserError, match="different class names"):
         parse_shifts(["a:c"], known)

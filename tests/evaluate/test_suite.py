@@ -181,7 +181,7 @@ def test_default_task(numbers: Path, captioned: Path) -> None:
 
 
 def test_progress_names_the_data_set(numbers: Path) -> None:
-    """The callback hears how many images and texts of which data set are done."""
+    """The callback hears how many images and texts of which dataset are done."""
     heard: list[tuple[str, int]] = []
     suite.run(
         ToyEncoder(),

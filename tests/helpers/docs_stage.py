@@ -26,7 +26,7 @@ RUNS = ("runs/quickstart", "runs/mine", "runs/a", "runs/b")
 
 
 def make_stock(folder: Path) -> Path:
-    """A folder with a tiny trained run and data sets, from which stages are made; takes seconds."""
+    """A folder with a tiny trained run and datasets, from which stages are made; takes seconds."""
     pairs = folder / "pairs"
     pairs.mkdir(parents=True)
     write_pairs(pairs)
@@ -60,7 +60,7 @@ def make_stage(stock: Path, folder: Path, *, tutorial: bool) -> Path:
 
 
 def _pets(folder: Path) -> None:
-    """A data set of two classes with a training split and a metadata field."""
+    """A dataset of two classes with a training split and a metadata field."""
     folder.mkdir()
     for split in ("train", "test"):
         with tarfile.open(folder / f"{split}-0.tar", "w") as tar:

@@ -171,7 +171,7 @@ def test_rewind_goes_on_past_the_bad_data(
     with pytest.raises(UserError, match="not finite"):
         train_badly(resume=True, train__nonfinite_limit=2)
     train_badly(resume=True, rewind=True, train__nonfinite_limit=2, train__steps=5)
-    assert "batches of steps 4 to 5 are left out" in capfd.readouterr().err
+    assert "batches of steps 4 to 5 are skipped" in capfd.readouterr().err
     assert [record["ids"] for record in lines(run / "sample_ids.jsonl")] == [*ids[:3], *ids[5:7]]
     shutil.rmtree(run / "checkpoints" / "step-000000005")
     train_badly(resume=True, train__steps=6)
@@ -185,7 +185,7 @@ def test_a_run_that_went_on_is_not_rewound(tmp_path: Path) -> None:
     write_bad_steps(tmp_path, 0, [BadStep(4, ["a"]), BadStep(5, ["b"])])
     for step in (3, 9):
         (tmp_path / "checkpoints" / f"step-{step:09d}").mkdir(parents=True)
-    with pytest.raises(UserError, match="went on past the bad data of steps 4 to 5"):
+    with pytest.raises(UserError, match="continued past the bad data of steps 4 to 5"):
         rewind(tmp_path)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 

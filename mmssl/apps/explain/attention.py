@@ -54,7 +54,7 @@ def attention_relevance(encoder: DualEncoder, images: Tensor, texts: Tensor) -> 
 
 @contextmanager
 def recorded_attention() -> Iterator[list[Tensor]]:
-    """While entered, attention is computed step by step, and its probabilities [B, heads, L, S] are kept with their
+    """Context in which attention is computed step by step, and its probabilities [B, heads, L, S] are kept with their
     graph. Not thread-safe: torch's function is replaced."""
     kept: list[Tensor] = []
     fused = F.scaled_dot_product_attention

@@ -24,7 +24,7 @@ def gradcam(encoder: DualEncoder, images: Tensor, texts: Tensor, min_side: int =
 
     Args:
         images: uint8 [B, 3, S, S].
-        texts: unit vectors [B, D].
+        texts: unit-length embeddings [B, D].
         min_side: least places per side of the stage. If no stage has that many, the finest one is used.
 
     Raises:
@@ -69,7 +69,7 @@ def has_stages(trunk: nn.Module) -> bool:
 
 
 def _stages(trunk: Any) -> dict[nn.Module, int | None]:
-    """The stages in the order in which they run, with their channels where these tell the layout."""
+    """The stages in execution order, with their channels where these identify the layout."""
     if not has_stages(trunk):
         raise UserError("this vision tower does not name its stages; use occlusion")
     if getattr(trunk, "feature_info", None) is None:  # CLIP's own ResNets

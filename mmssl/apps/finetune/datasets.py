@@ -29,7 +29,7 @@ class LabelOptions:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """N images of a data set, in its order."""
+    """N images of a dataset, in its order."""
 
     samples: list[Sample]
     """Their records, without image bytes."""

@@ -15,18 +15,18 @@ NO_DIRECTION = ("samples", "classes", "captions", "train_samples", "k", "c")
 
 
 Row = list[tuple[Metric | None, bool]]
-"""Each run's figure and whether it is the best."""
+"""Value of each run, and a mark on the best."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A figure of a run against the first run's, on the same samples."""
+    """Change of a metric from the first run to another, on the same samples."""
 
     run: str
     figure: str
     difference: compare.Difference
     real: bool
-    """With a chance of any false alarm among a run's metrics of at most 5 % (Holm)."""
+    """Significant at 5 % over all metrics of the run (Holm)."""
 
     @property
     def text(self) -> str:
@@ -40,7 +40,7 @@ class RunComparison:
     """Runs side by side."""
 
     metrics: list[tuple[str, list[tuple[str, Row]]]]
-    """Evaluation, and what it measured with each run's figure."""
+    """Evaluation -> its metrics, with the value of each run."""
     changes: list[Change]
     settings: list[tuple[str, list[str]]]
     """Settings that differ, and their values."""

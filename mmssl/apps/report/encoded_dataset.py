@@ -1,4 +1,4 @@
-"""A data set as a model sees it: images drawn from it, and the texts they are judged against."""
+"""A dataset as a model sees it: sampled images and the texts they are compared with."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ class EncodedSamples:
     small: list[Pixels]
     texts: list[str]
     weights: Tensor
-    """Vectors of the texts, [M, D]."""
+    """Unit-length embeddings of the texts, [M, D]."""
     owner: Tensor
-    """The text that is right for each image (its first one), int64 [N]."""
+    """Index of the (first) matching text of each image, int64 [N]."""
     classified: bool
-    """Whether the texts are classes."""
+    """True if the texts are classes."""
 
     @property
     def scores(self) -> Tensor:
@@ -43,7 +43,7 @@ class EncodedSamples:
         return brief(self.texts[text])
 
     def right(self, row: int, text: int) -> bool:
-        """True if a text is the image's own, or reads the same."""
+        """True if a text belongs to the image or equals one that does."""
         return self.texts[text] == self.texts[int(self.owner[row])]
 
     def pixels(self, model: Model, rows: Sequence[int]) -> dict[int, Tensor]:
@@ -53,7 +53,7 @@ class EncodedSamples:
 
 
 def open_evaluated_dataset(run: RunRecord, key: str) -> datasets.Dataset | None:
-    """The data set of `DATA SET/TASK`, found by the shards that the evaluation's tables name; None: it has none."""
+    """The dataset of `DATASET/TASK`, found by the shards that the evaluation's tables name; None without tables."""
     name = key.rsplit("/", 1)[0]
     for table in ("predictions.csv", "ranks.csv"):
         shards = list(dict.fromkeys(row["shard"] for row in read_table(run.tables[key] / table)))
@@ -66,7 +66,7 @@ def open_evaluated_dataset(run: RunRecord, key: str) -> datasets.Dataset | None:
 
 
 def encode_sample(model: Model, dataset: datasets.Dataset, limit: int, captioned: bool) -> EncodedSamples:
-    """Encode up to `limit` images evenly drawn from a data set, and their captions or the names of the classes.
+    """Encode up to `limit` evenly spaced images of a dataset, and their captions or the class names.
 
     Raises:
         UserError: no image can be used, or a sample has no caption or label.

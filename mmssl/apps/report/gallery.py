@@ -28,7 +28,7 @@ class Shown:
 
     uri: str
     words: str
-    """What stands in for it where it cannot be seen."""
+    """Alternative text."""
     right: bool | None = None
 
 
@@ -42,12 +42,12 @@ class Example:
     """The best classes with their probabilities."""
     right: bool
     maps: list[tuple[str, Shown]]
-    """Class name and where the image speaks for it."""
+    """Class name and the map of the places that match it."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """A query and what it finds."""
+    """A query and its results."""
 
     query: str | Shown
     found: list[Any]
@@ -56,7 +56,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Space:
-    """The map: points with the place of their image in the sheet."""
+    """The map: points, with the position of each image in the sheet of thumbnails."""
 
     method: str
     sheet: str
@@ -65,10 +65,10 @@ class Space:
 
 @dataclass(frozen=True)
 class Gallery:
-    """All that is shown of one data set's images, with a note where something is missing."""
+    """The images of one dataset on the page, with a note if something is missing."""
 
     samples: int = 0
-    """Images that were encoded for it."""
+    """Number of encoded images."""
     method: str = ""
     examples: list[Example] = field(default_factory=list)
     by_text: list[Search] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Gallery:
 
 
 def gallery(run: RunRecord, key: str, model: Model, limit: int, method: str = DEFAULT) -> Gallery:
-    """Look at up to `limit` images of the data set of `DATA SET/TASK`; `method` makes the maps of the examples."""
+    """Build the gallery from up to `limit` images of `DATASET/TASK`; `method` makes the maps of the examples."""
     try:
         dataset = open_evaluated_dataset(run, key)
         if dataset is None:
@@ -101,7 +101,7 @@ def gallery(run: RunRecord, key: str, model: Model, limit: int, method: str = DE
 
 
 def _examples(model: Model, seen: EncodedSamples, scores: Tensor, method: str) -> list[Example]:
-    """Right ones, then wrong ones, drawn by chance."""
+    """Randomly drawn correct examples, then wrong ones."""
     right = scores.argmax(1) == seen.owner
     rng = generator(0, "report examples")
     rows: list[int] = []
@@ -112,7 +112,7 @@ def _examples(model: Model, seen: EncodedSamples, scores: Tensor, method: str) -
 
 
 def _example(model: Model, seen: EncodedSamples, row: int, pixels: Tensor, scores: Tensor, method: str) -> Example:
-    """An image with the maps of the predicted and of the right class. Its pixels [3, S, S], its similarities [C]."""
+    """An image with the maps of the predicted and the correct class. Pixels [3, S, S], similarities [C]."""
     best = (model.logit_scale * scores).softmax(0).topk(min(3, len(seen.texts)))
     owner = int(seen.owner[row])
     classes = list(dict.fromkeys([int(best.indices[0]), owner]))
@@ -125,7 +125,7 @@ def _example(model: Model, seen: EncodedSamples, row: int, pixels: Tensor, score
         guesses=[(seen.name(i), p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)],
         right=int(scores.argmax()) == owner,
         maps=[
-            (seen.name(c), Shown(uri(shrunk(overlay(pixels, h))), f"the places that speak for {seen.name(c)}"))
+            (seen.name(c), Shown(uri(shrunk(overlay(pixels, h))), f"the places that match {seen.name(c)}"))
             for c, h in places
         ],
     )
@@ -159,7 +159,7 @@ def _small(seen: EncodedSamples, row: int, right: bool | None = None) -> Shown:
 
 
 def _space(seen: EncodedSamples, scores: Tensor) -> Space:
-    """Images drawn evenly, placed so that those alike to the model are near each other."""
+    """Evenly spaced images, placed so that images with similar embeddings are close."""
     rows = list(range(0, len(seen.samples), max(1, -(-len(seen.samples) // MAP_POINTS))))
     places, method = plane(seen.features[rows])
     best = scores[rows].argmax(1).tolist()

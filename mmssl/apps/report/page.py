@@ -21,11 +21,11 @@ from mmssl.files import sha256
 from mmssl.inference import Model, load
 
 LARGEST = 10_000_000
-"""Bytes of a page that every browser opens quickly."""
+"""Page size that every browser opens quickly, in bytes."""
 MATRIX_CLASSES = 30
 LISTED = 10
 ENOUGH = 5
-"""Least samples of a class for its accuracy to be listed."""
+"""Least number of samples of a class for its accuracy to be listed."""
 ILLUSTRATED_TASKS = ("zero_shot", "retrieval")
 
 
@@ -83,7 +83,7 @@ def write_report(
         method: method for the maps of the examples, a name in `mmssl.apps.explain.METHODS`.
         progress: called with a description of the current work.
     Returns:
-        The file, and notes on files that could not be read.
+        The file, and notes on unreadable files.
     Raises:
         UserError: a folder is not a run, a model cannot be loaded, or the page cannot be written.
     """
@@ -162,7 +162,7 @@ def slice_gaps(metrics: Metrics) -> dict[str, Any]:
 
 
 def brief_rows(rows: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
-    """The rows of a table, with long cells cut."""
+    """The rows of a table, with long entries cut."""
     return [{name: facts.brief(cell) for name, cell in row.items()} for row in rows]
 
 

@@ -57,7 +57,7 @@ class RunRecord:
         """State of the run in words."""
         if self.model is not None:
             return "finished"
-        return "stopped early, or still going on" if self.metrics else "not begun"
+        return "stopped early, or still running" if self.metrics else "not started"
 
 
 def collect(folders: Sequence[Path]) -> list[RunRecord]:

@@ -1,4 +1,4 @@
-"""Figures and facts in plain words, the same for the page and the model card."""
+"""Metrics and facts in plain words, shared by the page and the model card."""
 
 import math
 import re
@@ -28,7 +28,7 @@ WORDS = {
 RATES = re.compile(r"acc\d|recall|precision|map@|calibration_error")
 
 LONGEST = 200
-"""Characters that are shown of a name or caption."""
+"""Largest number of characters shown of a name or caption."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Metric:
     value: float
     interval: tuple[float, float] | None
     rate: bool
-    """A share of 1, shown in percent."""
+    """A fraction, shown in percent."""
 
     @property
     def text(self) -> str:
@@ -49,14 +49,14 @@ class Metric:
 
     @property
     def interval_text(self) -> str:
-        """The 95 % interval, or nothing."""
+        """The 95 % interval; empty without one."""
         if self.interval is None:
             return ""
         return f"{in_words(self.interval[0], self.rate)} to {in_words(self.interval[1], self.rate)}"
 
 
 def in_words(value: float, rate: bool) -> str:
-    """A number as it is shown."""
+    """A number as text."""
     if not math.isfinite(value):
         return "none"
     if rate:
@@ -65,7 +65,7 @@ def in_words(value: float, rate: bool) -> str:
 
 
 def brief(text: str) -> str:
-    """A name or caption as it is shown: a caption may be a book."""
+    """A name or caption, cut if it is too long."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
@@ -89,7 +89,7 @@ def _metrics(tree: Metrics, intervals: Any, prefix: str) -> Iterator[Metric]:
 
 
 def metric_label(name: str) -> str:
-    """A figure's name in plain words."""
+    """Name of a metric in plain words."""
     if name in WORDS:
         return WORDS[name]
     if name.startswith("acc1_"):
@@ -104,13 +104,13 @@ def metric_label(name: str) -> str:
 
 
 def result_title(key: str) -> str:
-    """`DATA SET/TASK` in plain words."""
+    """`DATASET/TASK` in plain words."""
     name, _, task = key.rpartition("/")
     return f"{name}: {task_label(task)}" if name else key
 
 
 def main_metric(key: str, metrics: Metrics) -> Metric | None:
-    """The metric that sums up the evaluation of `DATA SET/TASK`."""
+    """The metric that sums up the evaluation of `DATASET/TASK`."""
     by_name = {metric.name: metric for metric in list_metrics(metrics)}
     return next(
         (by_name[name] for name in main_metrics(key.rpartition("/")[2]) if name in by_name),
@@ -142,7 +142,7 @@ def summary(run: RunRecord) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the units people use."""
+    """Seconds in readable units."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -164,6 +164,6 @@ def parameters(run: RunRecord) -> int | None:
         return None
     total = 0
     with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - it is no mapping
+        for name in file.keys():  # noqa: SIM118 - not a mapping
             total += math.prod(file.get_slice(name).get_shape())
     return total

@@ -155,7 +155,7 @@ def attach_head(encoder: TunableEncoder, head: Tensor, bias: Tensor | None = Non
 
 
 def render_labelled(encoder: RenderingEncoder, samples: Sequence[Sample], labels: Tensor, rows: Tensor) -> Labelled:
-    """Some samples of a data set as the model sees them, read from the shards.
+    """Some samples of a dataset as the model sees them, read from the shards.
 
     Args:
         labels: of all samples, int64 [N].

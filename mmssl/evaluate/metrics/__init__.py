@@ -1,4 +1,4 @@
-"""Metrics as functions of tensors; nothing here knows models, data sets or files."""
+"""Metrics as functions of tensors; nothing here knows models, datasets or files."""
 
 from mmssl.evaluate.metrics import classification, embedding, groups, ranking
 

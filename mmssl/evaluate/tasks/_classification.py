@@ -20,7 +20,7 @@ MAIN_METRICS = ("acc1", "acc5", "mean_per_class_recall")
 
 
 class TrainedTask(Task):
-    """A task that trains a classifier on the data set's training split."""
+    """A task that trains a classifier on the dataset's training split."""
 
     def ready(self, dataset: Dataset) -> None:
         """A training split."""

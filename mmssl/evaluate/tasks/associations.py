@@ -37,12 +37,12 @@ class Associations(Task):
         """Class names, and fields to group by."""
         if not dataset.slice_by:
             raise UserError(
-                f"task 'associations' of data set {dataset.name!r} compares groups; name their metadata field: "
+                f"task 'associations' of dataset {dataset.name!r} compares groups; name their metadata field: "
                 "--slice-by FIELD"
             )
         if dataset.classnames is None:
             raise UserError(
-                f"task 'associations' of data set {dataset.name!r} needs neutral classes; name their file: "
+                f"task 'associations' of dataset {dataset.name!r} needs neutral classes; name their file: "
                 "--classnames FILE"
             )
 

@@ -67,7 +67,7 @@ class Corruptions(Task):
         """The library of corruptions."""
         if find_spec("imagecorruptions") is None:
             raise UserError(
-                f"task 'corruptions' of data set {dataset.name!r} needs the library imagecorruptions: "
+                f"task 'corruptions' of dataset {dataset.name!r} needs the library imagecorruptions: "
                 "pip install 'mmssl[corruptions]'"
             )
 
@@ -150,7 +150,7 @@ class CorruptingEncoder:
 
 
 def evaluate(context: TaskContext) -> tuple[Robustness, list[Sample]]:
-    """Classify images of a data set under each corruption. Also returns these images, uncompressed.
+    """Classify images of a dataset under each corruption. Also returns these images, uncompressed.
 
     Raises:
         UserError: labels and class names do not fit.
@@ -208,7 +208,7 @@ def robustness(clean: NDArray[np.bool_], under: NDArray[np.bool_]) -> Robustness
 
 
 def choose_samples(context: TaskContext) -> list[Sample]:
-    """The samples to corrupt, their images of 224 pixels and uncompressed, in the order of the data set."""
+    """The samples to corrupt, their images of 224 pixels and uncompressed, in the order of the dataset."""
     samples = context.images.samples
     if len(samples) > SAMPLES:
         ids = [sample.id for sample in samples]
@@ -239,7 +239,7 @@ def draw(path: Path, name: str, shown: Sample, found: Robustness) -> None:
     """Rows: corruptions, columns: severities; below each image the accuracy, as number and bar.
 
     Args:
-        shown: an uncompressed image of the data set.
+        shown: an uncompressed image of the dataset.
     """
     clean = found.metrics["acc1_clean"]
     title = (

@@ -27,6 +27,6 @@ class Geometry(Task):
         """
         texts = [image_captions(sample)[0] for sample in context.images.samples]
         if len(texts) < 2:
-            raise UserError(f"task 'geometry' of data set {context.name!r} needs two samples or more; there is one")
+            raise UserError(f"task 'geometry' of dataset {context.name!r} needs two samples or more; there is one")
         images = context.images.features
         return embedding.geometry(images, context.encode_texts(texts)) | {"samples": len(texts)}

@@ -55,7 +55,7 @@ class AveragePrecisions:
 
 
 def list_labels(dataset: Dataset, sample: Sample) -> list[int | str]:
-    """The labels of a sample: class indices, or names where the data set has no class names.
+    """The labels of a sample: class indices, or names where the dataset has no class names.
 
     Raises:
         UserError: it has no list of labels, or one does not fit the class names.

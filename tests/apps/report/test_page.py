@@ -136,7 +136,7 @@ def test_a_run_that_still_goes_on_has_a_page(hostile_run: Path, tmp_path: Path) 
     path, notes = write_report([run], tmp_path / "report")
     text = Reader(path.read_text(encoding="utf-8")).text
     assert notes == []
-    assert "still going on" in text
+    assert "still running" in text
     assert "29 steps" in text
     assert "No figures yet" in text
 
@@ -265,14 +265,14 @@ def test_a_later_evaluation_goes_into_the_card(
     before = card.read_text(encoding="utf-8")
     judged(tmp_path / "elsewhere")
     assert card.read_text(encoding="utf-8") == before
-    assert "README.md has these figures too" in judged(run / "later")
+    assert "README.md has these metrics too" in judged(run / "later")
     after = card.read_text(encoding="utf-8")
     ((key, figures),) = json.loads((run / "later" / "results.json").read_text()).items()
     rows = [f"| {f.words} | {f.text} | {f.interval_text} |" for f in list_metrics(figures)]
     assert all(row in after.split(f"{key.partition('/')[0]}: ")[-1] for row in rows)
     assert all(line in after for line in before.splitlines() if not line.startswith("hostile: "))
     card.write_text(f"{after}\nOur own words.\n", encoding="utf-8")
-    assert "was changed by hand and is left as it is" in judged(run / "third")
+    assert "was edited and is left as it is" in judged(run / "third")
     assert card.read_text(encoding="utf-8").endswith("Our own words.\n")
 
 

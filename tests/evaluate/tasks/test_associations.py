@@ -67,7 +67,7 @@ def test_the_task_reads_groups_and_needs_no_labels(tmp_path: Path) -> None:
 
 
 def test_groups_and_classes_are_needed(numbers: Path, tmp_path: Path) -> None:
-    """Without a field to group by, or without classes, the data set is refused before it is read."""
+    """Without a field to group by, or without classes, the dataset is refused before it is read."""
     encoder = ToyEncoder()
     with pytest.raises(UserError, match="--slice-by FIELD"):
         suite.run(encoder, {"n": (numbers, "associations")})

@@ -1,25 +1,31 @@
-"""The images of a dataset as a model sees them: examples with maps, searches, calibration, and a map of the space."""
+"""Images of an evaluation: the examples and searches that it wrote, maps of the examples, and the map of all images."""
 
-from dataclasses import dataclass, field
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmssl.apps.explain import DEFAULT, image_maps, overlay
-from mmssl.apps.report.encoded_dataset import EncodedSamples, encode_sample, open_evaluated_dataset
-from mmssl.apps.report.run_reader import RunRecord
-from mmssl.apps.report.thumbnails import plane, sheet, shrunk, uri
+from mmssl.apps.report.run_reader import Name, RunRecord, first_captions, read_table
+from mmssl.apps.report.space import Space, draw_space, uri
+from mmssl.apps.report.wording import brief
+from mmssl.data.transforms import DecodeError
 from mmssl.errors import UserError
-from mmssl.evaluate.metrics import ranking
-from mmssl.evaluate.metrics import ranking as metrics
+from mmssl.evaluate import datasets, encode, open_dataset, prompts
 from mmssl.inference import Model
-from mmssl.rng import generator
+from mmssl.plotting import shrink
+from mmssl.types import Sample
 
-SHOWN = 6
-"""Examples of each kind, and searches in each direction."""
-FOUND = 5
-"""Results shown of a search."""
-MAP_POINTS = 600
+GUESSES = 3
+"""Classes shown of an example."""
+MAP_SIDE = 128
+"""Longest side of a map, in pixels."""
+FILE = "examples.json"
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,16 @@ class Shown:
 class Example:
     """A classified image with its maps."""
 
+    sample: Sample
+    """Without the image."""
     image: Shown
+    classes: tuple[str, str]
+    """The predicted class and the right one."""
     label: str
     guesses: list[tuple[str, float]]
     """The best classes with their probabilities."""
     right: bool
-    maps: list[tuple[str, Shown]]
+    maps: list[tuple[str, Shown]] = field(default_factory=list)
     """Class name and the map of the places that match it."""
 
 
@@ -55,122 +65,125 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Space:
-    """The map: points, with the position of each image in the sheet of thumbnails."""
-
-    method: str
-    sheet: str
-    points: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
 class Gallery:
-    """The images of one dataset on the page, with a note if something is missing."""
+    """The images of one evaluation on the page, with notes if something is missing."""
 
-    samples: int = 0
-    """Number of encoded images."""
     method: str = ""
+    """Method of the maps of the examples; empty without maps."""
     examples: list[Example] = field(default_factory=list)
     by_text: list[Search] = field(default_factory=list)
     by_image: list[Search] = field(default_factory=list)
-    bins: list[ranking.CalibrationBin] = field(default_factory=list)
     space: Space | None = None
-    note: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
-def gallery(run: RunRecord, key: str, model: Model, limit: int, method: str = DEFAULT) -> Gallery:
-    """Build the gallery from up to `limit` images of `DATASET/TASK`; `method` makes the maps of the examples."""
+def read_gallery(folder: Path) -> Gallery:
+    """The examples and searches in the folder of an evaluation's tables."""
+    path = folder / FILE
+    if not path.is_file():
+        return Gallery(notes=["No examples.json: mmssl eval RUN DATA --out RUN/NAME writes one, with example images."])
     try:
-        dataset = open_evaluated_dataset(run, key)
-        if dataset is None:
-            return Gallery(note="This evaluation kept no table of its samples, so none can be shown.")
-        seen = encode_sample(model, dataset, limit, captioned=key.endswith("/retrieval"))
-    except UserError as error:
-        return Gallery(note=f"Images cannot be shown: {error}")
-    scores = seen.scores
-    by_text, by_image = _searches(seen, scores)
-    return Gallery(
-        samples=len(seen.samples),
-        method=method,
-        examples=_examples(model, seen, scores, method) if seen.classified else [],
-        by_text=by_text,
-        by_image=by_image,
-        bins=_calibration(model, seen, scores) if seen.classified else [],
-        space=_space(seen, scores),
-    )
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if tree["kind"] == "classification":
+            return Gallery(examples=[_example(folder, example) for example in tree["examples"]])
+        captions = first_captions(read_table(folder / "ranks.csv"))
+        return Gallery(
+            by_text=[
+                Search(brief(s["caption"]), [_captioned(folder, image, captions, right) for image, right in s["found"]])
+                for s in tree["by_caption"]
+            ],
+            by_image=[
+                Search(_captioned(folder, s["image"], captions), [(brief(text), right) for text, right in s["found"]])
+                for s in tree["by_image"]
+            ],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Gallery(notes=[f"{path} cannot be shown ({error!r}); evaluate again to write it anew."])
 
 
-def _examples(model: Model, seen: EncodedSamples, scores: Tensor, method: str) -> list[Example]:
-    """Randomly drawn correct examples, then wrong ones."""
-    right = scores.argmax(1) == seen.owner
-    rng = generator(0, "report examples")
-    rows: list[int] = []
-    for kind in (right, ~right):
-        rows += sorted(rng.permutation(kind.nonzero().flatten().numpy())[:SHOWN].tolist())
-    pixels = seen.pixels(model, rows)
-    return [_example(model, seen, row, pixels[row], scores[row], method) for row in rows]
+def add_maps(gallery: Gallery, run: RunRecord, key: str, model: Model, limit: int, method: str = DEFAULT) -> Gallery:
+    """Draw the maps of the examples with `method`, and the map of up to `limit` images of `DATASET/TASK`."""
+    rows = read_table(run.tables[key] / "predictions.csv")
+    ranks = read_table(run.tables[key] / "ranks.csv")
+    if not rows and not ranks:
+        return replace(gallery, notes=[*gallery.notes, "This evaluation kept no table of its samples for a map."])
+    try:
+        dataset = _open_evaluated(run, key, [row["shard"] for row in rows or ranks])
+        return replace(
+            gallery,
+            method=method,
+            examples=_with_maps(gallery.examples, model, datasets.class_templates(dataset), method),
+            space=draw_space(
+                model,
+                {(row["shard"], row["key"]): row["label"] for row in rows} or first_captions(ranks),
+                {(row["shard"], row["key"]): row["class1"] for row in rows},
+                limit,
+            ),
+        )
+    except (UserError, DecodeError) as error:
+        return replace(gallery, notes=[*gallery.notes, f"Maps cannot be drawn: {error}"])
 
 
-def _example(model: Model, seen: EncodedSamples, row: int, pixels: Tensor, scores: Tensor, method: str) -> Example:
-    """An image with the maps of the predicted and the correct class. Pixels [3, S, S], similarities [C]."""
-    best = (model.logit_scale * scores).softmax(0).topk(min(3, len(seen.texts)))
-    owner = int(seen.owner[row])
-    classes = list(dict.fromkeys([int(best.indices[0]), owner]))
-    weights = seen.weights[classes].to(model.device)
-    maps = image_maps(model.encoder, pixels.expand(len(classes), -1, -1, -1).to(model.device), weights, method)
-    places = zip(classes, maps.cpu(), strict=True)
+def _open_evaluated(run: RunRecord, key: str, shards: Sequence[str]) -> datasets.Dataset:
+    """The dataset of `DATASET/TASK`, as configured or by the shards that the evaluation's tables name."""
+    name = key.rsplit("/", 1)[0]
+    configured = run.config.evaluate.suites.get(name) if run.config is not None else None
+    if configured is not None and Path(configured.data).is_dir():
+        return open_dataset(configured.data, name=name)
+    return open_dataset(list(dict.fromkeys(shards)), name=name)
+
+
+def _example(folder: Path, example: Mapping[str, Any]) -> Example:
+    image, label = example["image"], brief(example["label"])
     return Example(
-        image=Shown(uri(shrunk(pixels)), f"an image of the class {seen.name(owner)}"),
-        label=seen.name(owner),
-        guesses=[(seen.name(i), p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)],
-        right=int(scores.argmax()) == owner,
-        maps=[
-            (seen.name(c), Shown(uri(shrunk(overlay(pixels, h))), f"the places that match {seen.name(c)}"))
-            for c, h in places
-        ],
+        sample=Sample(image["id"], image["shard"], image["key"], b"", {}),
+        image=_thumbnail(folder, image, f"an image of the class {label}"),
+        classes=(example["best"][0][0], example["label"]),
+        label=label,
+        guesses=[(brief(name), score) for name, score in example["best"][:GUESSES]],
+        right=example["right"],
     )
 
 
-def _calibration(model: Model, seen: EncodedSamples, scores: Tensor) -> list[ranking.CalibrationBin]:
-    sure = (model.logit_scale * scores).softmax(1).amax(1)
-    return metrics.reliability(sure, scores.argmax(1) == seen.owner)
-
-
-def _searches(seen: EncodedSamples, scores: Tensor) -> tuple[list[Search], list[Search]]:
-    """Some texts and the images nearest to them; some images and the texts nearest to them."""
-    rng = generator(0, "report searches")
-    owned = sorted(set(seen.owner.tolist()))
-    queries = sorted(rng.permutation(owned)[:SHOWN].tolist())
-    images = sorted(rng.permutation(len(seen.samples))[:SHOWN].tolist())
-    by_text = []
-    for text in queries:
-        best = scores[:, text].topk(min(FOUND, len(scores))).indices.tolist()
-        by_text.append(Search(seen.name(text), [_small(seen, row, seen.right(row, text)) for row in best]))
-    by_image = []
-    for row in images:
-        best = scores[row].topk(min(FOUND, scores.shape[1])).indices.tolist()
-        by_image.append(Search(_small(seen, row), [(seen.name(i), seen.right(row, i)) for i in best]))
-    return by_text, by_image
-
-
-def _small(seen: EncodedSamples, row: int, right: bool | None = None) -> Shown:
+def _captioned(
+    folder: Path, image: Mapping[str, Any], captions: Mapping[Name, str], right: bool | None = None
+) -> Shown:
     verdict = "" if right is None else "right: " if right else "wrong: "
-    return Shown(uri(seen.small[row]), verdict + seen.name(int(seen.owner[row])), right)
+    caption = captions.get((image["shard"], image["key"]), image["key"])
+    return _thumbnail(folder, image, verdict + brief(caption), right)
 
 
-def _space(seen: EncodedSamples, scores: Tensor) -> Space:
-    """Evenly spaced images, placed so that images with similar embeddings are close."""
-    rows = list(range(0, len(seen.samples), max(1, -(-len(seen.samples) // MAP_POINTS))))
-    places, method = plane(seen.features[rows])
-    best = scores[rows].argmax(1).tolist()
-    points = [
-        {
-            "x": round(float(x), 4),
-            "y": round(float(y), 4),
-            "label": seen.name(int(seen.owner[row])),
-            "guess": seen.name(guess),
-            "right": seen.right(row, guess),
-        }
-        for row, (x, y), guess in zip(rows, places, best, strict=True)
+def _thumbnail(folder: Path, image: Mapping[str, Any], words: str, right: bool | None = None) -> Shown:
+    coded = base64.b64encode((folder / image["thumbnail"]).read_bytes()).decode()
+    return Shown(f"data:image/webp;base64,{coded}", words, right)
+
+
+def _with_maps(examples: list[Example], model: Model, templates: prompts.Templates, method: str) -> list[Example]:
+    """The examples with the maps of the predicted and the correct class, if their image still exists."""
+    names = sorted({name for example in examples for name in example.classes})
+    if not names:
+        return []
+    weights = dict(zip(names, encode.class_weights(model, names, templates), strict=True))
+    images = {s.id: model.view(s.image) for s in datasets.read_images(example.sample for example in examples)}
+    return [
+        replace(e, maps=_draw_maps(model, images[e.sample.id], {name: weights[name] for name in e.classes}, method))
+        if e.sample.id in images
+        else e
+        for e in examples
     ]
-    return Space(method, sheet([seen.small[row] for row in rows]), points)
+
+
+def _draw_maps(model: Model, pixels: Tensor, texts: Mapping[str, Tensor], method: str) -> list[tuple[str, Shown]]:
+    """The maps of an image, pixels [3, S, S], for the embedding [D] of each class name."""
+    images = pixels.expand(len(texts), -1, -1, -1).to(model.device)
+    maps = image_maps(model.encoder, images, torch.stack(list(texts.values())).to(model.device), method)
+    return [
+        (
+            brief(name),
+            Shown(
+                uri(shrink(overlay(pixels, heat).permute(1, 2, 0).numpy(), MAP_SIDE)),
+                f"the places that match {brief(name)}",
+            ),
+        )
+        for name, heat in zip(texts, maps.cpu(), strict=True)
+    ]

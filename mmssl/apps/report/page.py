@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from mmssl.apps.explain import DEFAULT
 from mmssl.apps.report import wording as facts
 from mmssl.apps.report.comparison import compare_runs
 from mmssl.apps.report.curves import build_curves
-from mmssl.apps.report.gallery import Gallery, gallery
+from mmssl.apps.report.gallery import Gallery, add_maps, read_gallery
 from mmssl.apps.report.render import render_page
 from mmssl.apps.report.run_reader import RunRecord, collect, read_table
 from mmssl.apps.report.wording import Metric, list_metrics
@@ -47,6 +47,8 @@ class Evaluation:
     """Class names, and counts by row = label, column = prediction."""
     classes: list[dict[str, str]]
     """The classes with the lowest recall, among those with enough samples."""
+    calibration: list[dict[str, float]]
+    """Bins of probability, with the share of right predictions."""
     gallery: Gallery | None
 
 
@@ -117,11 +119,13 @@ def _gallery(
 ) -> Gallery | None:
     if not key.endswith(ILLUSTRATED_TASKS):
         return None
+    gallery = read_gallery(run.tables[key])
     if model is None:
-        return Gallery(note="Images were not encoded for this page." if images == 0 else "There is no model yet.")
+        why = "Images were not encoded for this page." if images == 0 else "There is no model yet."
+        return replace(gallery, notes=[*gallery.notes, why])
     if progress is not None:
         progress(f"{run.name}: {key}")
-    return gallery(run, key, model, images, method)
+    return add_maps(gallery, run, key, model, images, method)
 
 
 def _view(run: RunRecord, name: str, look: Callable[[str], Gallery | None]) -> RunView:
@@ -140,6 +144,9 @@ def _view(run: RunRecord, name: str, look: Callable[[str], Gallery | None]) -> R
                 confusions=brief_rows(r for r in read_table(tables / "confusions.csv")[:LISTED] if int(r["count"]) > 1),
                 matrix=confusion_table(read_table(tables / "predictions.csv")),
                 classes=brief_rows(hardest(read_table(tables / "per_class.csv"))),
+                calibration=[
+                    {name: float(cell) for name, cell in row.items()} for row in read_table(tables / "calibration.csv")
+                ],
                 gallery=look(key),
             )
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmssl.apps.report.curves import Curves
-from mmssl.apps.report.thumbnails import SHEET_COLUMNS, SHEET_SIDE
+from mmssl.apps.report.space import SHEET_COLUMNS, SHEET_SIDE
 
 if TYPE_CHECKING:
     from jinja2 import Environment

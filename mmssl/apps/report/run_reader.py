@@ -1,7 +1,7 @@
 """Reading of run folders, finished or not."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from mmssl.evaluate import Metrics
 from mmssl.files import read_csv
 
 Row = dict[str, Any]
+Name = tuple[str, str]
+"""Shard and key of a sample."""
 
 
 @dataclass(frozen=True)
@@ -161,3 +163,12 @@ def _text(path: Path) -> str:
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file; empty if the file does not exist."""
     return read_csv(path) if path.is_file() else []
+
+
+def first_captions(ranks: Sequence[Mapping[str, str]]) -> dict[Name, str]:
+    """The first caption of each image of ranks.csv."""
+    captions: dict[Name, str] = {}
+    for row in ranks:
+        if row["retrieval"] == "image":
+            captions.setdefault((row["shard"], row["key"]), row["caption"])
+    return captions

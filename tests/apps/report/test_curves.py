@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from mmssl.apps.report.curves import POINTS, thinned
-from mmssl.apps.report.thumbnails import SHEET_COLUMNS, SHEET_SIDE, main_directions, plane, sheet
+from mmssl.apps.report.space import SHEET_COLUMNS, SHEET_SIDE, main_directions, plane, sheet
 
 
 def test_thinning_keeps_the_mean() -> None:

@@ -1,5 +1,6 @@
 """The page as text: it holds what runs left, nothing in it can run or ask the network, and half a run is enough."""
 
+import base64
 import json
 import re
 import shutil
@@ -182,7 +183,12 @@ def test_captions_as_long_as_books_do_not_fill_the_page(hostile_run: Path, tmp_p
     start = "long " * 40_000
     records = [{"png": paint(9 * i, i), "txt": f"{start} {i % 6}", "json": {"label": "x"}} for i in range(12)]
     shard = pack(tmp_path / "books-0.tar", records)
-    (run / "found" / "retrieval" / "ranks.csv").write_text(f"shard,key\n{shard},00000\n")
+    captions = [f"{start} {i % 6}" for i in range(12)]
+    lines = "".join(f"{shard},{i:05d},image,{captions[i]},1,1\n" for i in range(12))
+    (run / "found" / "retrieval" / "ranks.csv").write_text(f"shard,key,retrieval,caption,rank,place\n{lines}")
+    examples = json.loads((run / "found" / "retrieval" / "examples.json").read_text())
+    examples["by_caption"][0]["caption"] = start
+    (run / "found" / "retrieval" / "examples.json").write_text(json.dumps(examples))
     (run / "colors" / "zero_shot" / "per_class.csv").write_text(f"class,samples,recall,precision\n{start},9,0.5,\n")
     path, _ = write_report([run], tmp_path / "report")
     page = path.read_text(encoding="utf-8")
@@ -194,15 +200,42 @@ def test_captions_as_long_as_books_do_not_fill_the_page(hostile_run: Path, tmp_p
 
 
 def test_images_that_are_gone_are_told(hostile_run: Path, tmp_path: Path) -> None:
-    """Where the shards have been moved, the page has its figures and says why there are no images."""
+    """Where the shards have been moved, the page has its figures and examples and says why there are no maps."""
     run = tmp_path / "moved"
     shutil.copytree(hostile_run, run)
     for table in run.glob("*/*/*.csv"):
         table.write_text(table.read_text().replace("/hostile", "/elsewhere"))
     path, _ = write_report([run], tmp_path / "report")
     text = Reader(path.read_text(encoding="utf-8")).text
-    assert "Images cannot be shown" in text
+    assert "Maps cannot be drawn" in text
     assert "Accuracy" in text
+
+
+def test_examples_and_searches_are_those_of_the_evaluation(hostile_run: Path, tmp_path: Path) -> None:
+    """The page holds each thumbnail as the evaluation wrote it, without the model; more than maps it does not need."""
+    path, _ = write_report([hostile_run], tmp_path / "report", images=0)
+    page = path.read_text(encoding="utf-8")
+    thumbnails = [*hostile_run.glob("found/retrieval/thumbnails/*.webp")]
+    assert len(thumbnails) >= 6
+    for file in thumbnails:
+        assert base64.b64encode(file.read_bytes()).decode() in page
+    for words in ("From words to images", "From images to words", "Calibration", "Drawn by chance."):
+        assert words in page
+    assert "The orange places" not in page
+
+
+def test_a_run_without_examples_has_a_page(hostile_run: Path, tmp_path: Path) -> None:
+    """Runs of older versions have no examples.json: the page has its map and a note; a damaged file is a note too."""
+    run = tmp_path / "old"
+    shutil.copytree(hostile_run, run)
+    (run / "colors" / "zero_shot" / "examples.json").unlink()
+    (run / "found" / "retrieval" / "examples.json").write_text('{"kind": "retrieval"}')
+    path, _ = write_report([run], tmp_path / "report")
+    text = Reader(path.read_text(encoding="utf-8")).text
+    for words in ("No examples.json", "examples.json cannot be shown", "Map of the images"):
+        assert words in text
+    assert "From words to images" not in text
+    assert "Drawn by chance" not in text
 
 
 def test_damaged_lines_are_counted(hostile_run: Path, tmp_path: Path) -> None:

@@ -177,13 +177,8 @@ def _draw_maps(model: Model, pixels: Tensor, texts: Mapping[str, Tensor], method
     """The maps of an image, pixels [3, S, S], for the embedding [D] of each class name."""
     images = pixels.expand(len(texts), -1, -1, -1).to(model.device)
     maps = image_maps(model.encoder, images, torch.stack(list(texts.values())).to(model.device), method)
-    return [
-        (
-            brief(name),
-            Shown(
-                uri(shrink(overlay(pixels, heat).permute(1, 2, 0).numpy(), MAP_SIDE)),
-                f"the places that match {brief(name)}",
-            ),
-        )
-        for name, heat in zip(texts, maps.cpu(), strict=True)
-    ]
+    found = []
+    for name, heat in zip(texts, maps.cpu(), strict=True):
+        small = shrink(overlay(pixels, heat).permute(1, 2, 0).numpy(), MAP_SIDE)
+        found.append((brief(name), Shown(uri(small), f"the places that match {brief(name)}")))
+    return found

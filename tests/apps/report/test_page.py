@@ -212,7 +212,7 @@ def test_images_that_are_gone_are_told(hostile_run: Path, tmp_path: Path) -> Non
 
 
 def test_examples_and_searches_are_those_of_the_evaluation(hostile_run: Path, tmp_path: Path) -> None:
-    """The page holds each thumbnail as the evaluation wrote it, without the model; more than maps it does not need."""
+    """The page holds each thumbnail as the evaluation wrote it, and needs the model for maps only."""
     path, _ = write_report([hostile_run], tmp_path / "report", images=0)
     page = path.read_text(encoding="utf-8")
     thumbnails = [*hostile_run.glob("found/retrieval/thumbnails/*.webp")]
@@ -234,6 +234,8 @@ def test_a_run_without_examples_has_a_page(hostile_run: Path, tmp_path: Path) ->
     text = Reader(path.read_text(encoding="utf-8")).text
     for words in ("No examples.json", "examples.json cannot be shown", "Map of the images"):
         assert words in text
+    data = json.loads(path.read_text(encoding="utf-8").split('id="page-data">')[1].split("</script>")[0])
+    assert [len(points) for points in data["spaces"].values()] == [48, 48]
     assert "From words to images" not in text
     assert "Drawn by chance" not in text
 

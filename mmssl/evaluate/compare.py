@@ -21,7 +21,7 @@ Outcomes = tuple[list[str], dict[str, Values]]
 
 
 LOWER_IS_BETTER = ("calibration_error", "median_rank", "bad_samples")
-"""Endings of the names of metrics for which lower is better."""
+"""Endings of metric names for which lower is better."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Difference:
     first: float
     second: float
     interval: Interval
-    """Of second - first, from a bootstrap of the paired samples."""
+    """95 % interval of second - first, from a bootstrap of the paired samples."""
     p_value: float
-    """Probability of a difference at least as large if the two models were equal."""
+    """Probability of a difference at least this large between equal models."""
 
     @property
     def difference(self) -> float:
@@ -42,7 +42,7 @@ class Difference:
 
 
 def compare(first: Values, second: Values, seed: int = 0) -> Difference:
-    """Compare per-sample values (right or wrong, reciprocal ranks ...) of two models, paired by place, [N] each.
+    """Compare per-sample values (right or wrong, reciprocal ranks ...) of two models, paired by position, [N] each.
 
     Values that are all 0 or 1 are tested exactly (McNemar), others by flipping the differences' signs at random.
     """
@@ -55,13 +55,13 @@ def compare(first: Values, second: Values, seed: int = 0) -> Difference:
 
 
 def compare_results(first: Path, second: Path) -> dict[str, Difference]:
-    """Compare the tables of two evaluations: `NAME/TASK/METRIC` -> difference, for all that both have.
+    """Compare the tables of two evaluations: `NAME/TASK/METRIC` -> difference, for all metrics that both have.
 
     Metrics are acc1 and acc5 of classifications (from predictions.csv), recall@1, 5 and 10 of retrieval (from
     ranks.csv; the captions of an image count as one sample), and the columns of outcomes.csv.
 
     Raises:
-        UserError: they share no evaluation, or the samples of one differ.
+        UserError: they share no evaluation, or its samples differ.
     """
     found: dict[str, Difference] = {}
     second_outcomes = read_outcomes(second)
@@ -71,7 +71,7 @@ def compare_results(first: Path, second: Path) -> dict[str, Difference]:
         others, other_values = second_outcomes[place]
         if samples != others:
             raise UserError(
-                f"{first / place} and {second / place} are of different samples; evaluate both on the same data"
+                f"{first / place} and {second / place} have different samples; evaluate both on the same data"
             )
         for metric in values.keys() & other_values.keys():
             found[f"{place}/{metric}"] = compare(values[metric], other_values[metric])
@@ -117,9 +117,9 @@ def _verdict(key: str, d: Difference, sure: bool, first: str, second: str) -> st
         better, worse, sign = (second, first, 1) if d.difference > 0 else (first, second, -1)
         low, high = sorted(100 * sign * end for end in d.interval)
         size = f"{abs(100 * d.difference):.1f} points ({low:.1f} to {high:.1f})"
-        return f"{key}: {better} is better than {worse} by {size}; this is real (p = {d.p_value:.2g})."
+        return f"{key}: {better} is better than {worse} by {size} (significant, p = {d.p_value:.2g})."
     return (
-        f"{key}: no real difference is shown; {second} less {first} is {100 * d.difference:+.1f} points "
+        f"{key}: no significant difference; {second} minus {first} is {100 * d.difference:+.1f} points "
         f"({100 * d.interval[0]:+.1f} to {100 * d.interval[1]:+.1f}, p = {d.p_value:.2g})."
     )
 
@@ -170,7 +170,7 @@ def _sample(row: Mapping[str, str]) -> str:
 
 
 def parse_shifts(words: Sequence[str], datasets: Mapping[str, Dataset]) -> list[tuple[str, str]]:
-    """The pairs of datasets named by `A:B`.
+    """Parse pairs of datasets, `A:B`.
 
     Raises:
         UserError: a word is not a pair, a dataset is unknown, or the classes of the two differ.
@@ -190,8 +190,8 @@ def parse_shifts(words: Sequence[str], datasets: Mapping[str, Dataset]) -> list[
 def measure_shifts(results: Mapping[str, Metrics], wanted: Sequence[tuple[str, str]]) -> dict[str, Metrics]:
     """`A:B/TASK` -> `drop` of acc1 from A to B and the fraction `kept`, for every task with accuracies of both.
 
-    Taori et al. 2020 call a model effectively robust when it loses less than models of its accuracy usually do. That
-    takes many models; this is the drop of one.
+    Taori et al. 2020 call a model effectively robust if it loses less than other models of its accuracy. That needs many
+    models; this is the drop of one.
 
     Raises:
         UserError: no accuracy of a pair was measured.

@@ -1,9 +1,9 @@
 """Datasets: a folder in CLIP_benchmark's WebDataset layout, a flat folder, or any pattern of shards.
 
-FOLDER/classnames.txt                            one name a line; line 1 is class 0
-FOLDER/zeroshot_classification_templates.txt     one template a line, `{c}` for the name
+FOLDER/classnames.txt                            one name per line; line 1 is class 0
+FOLDER/zeroshot_classification_templates.txt     one template per line, `{c}` for the name
 FOLDER/classnames.fr.txt, FOLDER/zeroshot_classification_templates.fr.txt     the same in another language
-FOLDER/dataset_type.txt                          `retrieval` or `multilabel`; absent: classification
+FOLDER/dataset_type.txt                          `retrieval` or `multilabel`; missing: classification
 FOLDER/test/nshards.txt, FOLDER/test/0.tar ...   or flat: FOLDER/test-*.tar or FOLDER/val-*.tar
 """
 
@@ -38,15 +38,15 @@ class Dataset:
     shards: tuple[str, ...]
     """Paths or URLs, in reading order."""
     kind: Kind
-    """The kind of evaluation it is made for."""
+    """The kind of evaluation that the dataset supports."""
     classnames: tuple[str, ...] | None
     """Class names in the order of the labels. None: taken from the labels."""
     classnames_source: str
-    """The file they came from, for messages."""
+    """The file of the class names, for messages."""
     templates: Templates | None
     """Prompt templates that came with the data. None: the default."""
     train: tuple[str, ...] | None
-    """The shards of its training split, if it has one."""
+    """The shards of the training split, if any."""
     label: str | None
     """The field that holds the label: `cls`, or an entry of the JSON member. None: `cls`, or else `label`."""
     slice_by: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ def open_dataset(
 
     Args:
         spec: a folder, or a pattern (or list of patterns) of shards.
-        name: default from the folder or the file names.
+        name: default: from the folder or the file names.
         classnames: a file, `imagenet`, or the names themselves. Default: classnames.txt beside the shards.
         templates: a file, `openai-imagenet`, `simple-imagenet`, or the templates themselves.
             Default: the file beside the shards.
@@ -81,7 +81,7 @@ def open_dataset(
         slice_by: metadata fields to break accuracies down by.
         language: use the files of this language, as `classnames.fr.txt`; it is added to the name.
     Raises:
-        UserError: there are no shards, or a file is missing or of another form.
+        UserError: no shard matches, or a file is missing or malformed.
     """
     shards, home = _find(spec)
     if classnames is None and label in (None, "cls"):
@@ -108,7 +108,7 @@ def find_datasets(folder: str | Path) -> dict[str, Path]:
     """Every dataset in or under a folder, by its path relative to it (slashes as dashes), in name order.
 
     Raises:
-        UserError: there is none, or two have the same name.
+        UserError: no dataset is found, or two have the same name.
     """
     root = Path(folder)
     found: dict[str, Path] = {}
@@ -130,7 +130,7 @@ def training_split(dataset: Dataset) -> Dataset:
     """The same dataset with its training shards in place of its own.
 
     Raises:
-        UserError: it has none.
+        UserError: it has no training split.
     """
     if dataset.train is None:
         raise UserError(
@@ -145,9 +145,9 @@ def read(dataset: Dataset, on_bad: Callable[[BadSample], None] = lambda bad: Non
 
 
 def read_images(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """The same samples with their images, in the order of the dataset; those that are gone are left out.
+    """The same samples with their images, in the order of the dataset, without those that no longer exist.
 
-    Local shards are read only where the images are, others from beginning to end.
+    Local shards are read at the images only, others from beginning to end.
     """
     shards: dict[str, dict[str, Sample]] = {}
     for sample in sorted(samples, key=lambda sample: sample.id):
@@ -223,7 +223,7 @@ def _folder_shards(home: Path, split: str) -> list[str]:
         if shards:
             return [str(shard) for shard in shards]
     raise UserError(
-        f"no dataset in {home}: neither {' nor '.join(_patterns(split))} is there; "
+        f"no dataset in {home}: neither {' nor '.join(_patterns(split))} exists; "
         f"give a pattern of shards, such as {home}/*.tar"
     )
 

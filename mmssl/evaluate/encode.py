@@ -1,4 +1,4 @@
-"""Features of images and texts, in batches. Everything after this works on features alone.
+"""Features of images and texts, in batches. All evaluation after this works on features alone.
 
 With several ranks, each reads all records, encodes every world-size-th batch, and ends with all features. The batches
 are those of a single rank, so the features are equal to the last bit.
@@ -24,15 +24,15 @@ from mmssl.types import Sample
 
 T = TypeVar("T")
 Progress = Callable[[str, int], None]
-"""Called with the name of the work and the number of items done."""
+"""Callback: name of the work, number of items done."""
 ALONE = World()
 """A single rank."""
 AHEAD = 2
-"""Batches rendered ahead while an accelerator encodes one. A CPU does one after the other, as both take all cores."""
+"""Batches rendered ahead while an accelerator encodes one. A CPU alternates, as both take all cores."""
 
 
 class Encoder(Protocol):
-    """The model under evaluation: two functions into one space. `mmssl.load` gives one; a few lines make one."""
+    """The model under evaluation: two functions into one space. `mmssl.load` returns one."""
 
     def encode_image(self, images: Sequence[bytes]) -> Tensor:
         """Encoded images (JPEG, PNG, ...) -> features [N, D]. ValueError or OSError: one is unreadable."""
@@ -45,7 +45,7 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class RenderingEncoder(Encoder, Protocol):
-    """An encoder whose images can be decoded by other threads while it encodes the batch before."""
+    """An encoder whose images other threads can decode while it encodes the previous batch."""
 
     def render(self, image: bytes) -> Tensor:
         """An encoded image -> the model's input, uint8 [3, S, S]. ValueError or OSError: it is unreadable."""
@@ -73,7 +73,7 @@ class _Part:
     """Rows that one rank encoded."""
 
     places: list[int] = field(default_factory=list)
-    """Places of its rows among all."""
+    """Indices of its rows among all rows."""
     rows: list[Tensor] = field(default_factory=list)
     """Unit vectors, [n, D] per batch."""
     bad: list[BadSample] = field(default_factory=list)
@@ -102,7 +102,7 @@ def encode_images(
     An image that cannot be decoded is left out and kept in `bad`.
 
     Raises:
-        UserError: there is no sample, no image of a batch can be encoded, or a feature is not finite.
+        UserError: the shards are empty, no image of a batch can be encoded, or a feature is not finite.
     """
     records: list[Sample] = []
     part = _Part()
@@ -115,9 +115,9 @@ def encode_images(
             if progress is not None:
                 progress("images", len(records))
         if not records:
-            raise UserError("there is no sample to evaluate; the shards are empty")
+            raise UserError("no sample to evaluate: the shards are empty; give shards with samples")
     except UserError as error:
-        # Shared with all ranks below: a rank that stopped alone would leave the others waiting.
+        # Raised on all ranks below: a rank that stopped alone would leave the others waiting.
         problem = str(error)
     problems = gather_values(world, problem)
     if any(p is not None for p in problems):
@@ -233,7 +233,7 @@ def _finished(
 
 
 def _encode(encoder: Encoder, batch: list[Sample], bad: list[BadSample]) -> _Features:
-    """Encode a batch; when it fails, one by one, so that a broken image is named and costs only itself."""
+    """Encode a batch; if it fails, one by one, so that only the broken image is lost and named."""
     with torch.no_grad():
         try:
             return _Features(encoder.encode_image([sample.image for sample in batch]), list(range(len(batch))))
@@ -259,10 +259,10 @@ def _hopeless(batch: list[Sample], reason: str) -> UserError:
 
 
 def _keep(found: _Features, batch: list[Sample], start: int, part: _Part) -> None:
-    """Add the features of a batch, whose first sample is the `start`-th of all.
+    """Add the features of a batch, whose first sample has index `start`.
 
     Raises:
-        UserError: one is not finite.
+        UserError: a feature is not finite.
     """
     features = F.normalize(found.rows.float().cpu(), dim=-1)
     finite = features.isfinite().all(dim=1)
@@ -274,7 +274,7 @@ def _keep(found: _Features, batch: list[Sample], start: int, part: _Part) -> Non
 
 
 def _join(world: World, part: _Part, total: int) -> tuple[Tensor, Tensor]:
-    """The rows of all ranks in their places [total, D], and True where a place has one, bool [total]."""
+    """The rows of all ranks in order [total, D], and True for each row that exists, bool [total]."""
     # The first batch is rank 0's, so it knows the width.
     width = world.broadcast(part.rows[0].shape[1] if part.rows else 0)
     rows, known = torch.zeros(total, width), torch.zeros(total)

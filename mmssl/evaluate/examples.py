@@ -41,7 +41,7 @@ class ExampleImage:
     """An image of the dataset."""
 
     id: int
-    """The sample's number in the dataset."""
+    """Id of the sample in the dataset."""
     shard: str
     key: str
     thumbnail: str
@@ -56,7 +56,7 @@ class ClassifiedExample:
     label: str
     right: bool
     rank: int
-    """The label's place among all classes, from 1."""
+    """Rank of the label among all classes, from 1."""
     best: list[tuple[str, float]]
     """The best classes and their scores."""
 
@@ -85,16 +85,16 @@ class ClassificationExamples:
     classes: int
     acc1: float
     probabilities: bool
-    """The scores are probabilities; else similarities."""
+    """True: the scores are probabilities. False: similarities."""
     examples: list[ClassifiedExample]
-    """Drawn at random: right ones first, then wrong ones."""
+    """Drawn at random: correct ones first, then wrong ones."""
     confused: list[ConfusedPair]
     """The most frequent first."""
 
 
 @dataclass(frozen=True)
 class CaptionSearch:
-    """A caption and the images it finds, each with whether it is the caption's own."""
+    """A caption and its best images, each marked if it belongs to the caption."""
 
     caption: str
     found: list[tuple[ExampleImage, bool]]
@@ -102,7 +102,7 @@ class CaptionSearch:
 
 @dataclass(frozen=True)
 class ImageSearch:
-    """An image and the captions it finds, each with whether it is the image's own."""
+    """An image and its best captions, each marked if it belongs to the image."""
 
     image: ExampleImage
     found: list[tuple[str, bool]]
@@ -126,7 +126,7 @@ Thumbnails = dict[int, Pixels]
 def show_classification(
     context: TaskContext, found: Classification, scores: Callable[[Tensor], Tensor], probable: bool
 ) -> None:
-    """Write examples.json, examples.png and, where something is wrong, confused.png.
+    """Write examples.json, examples.png and, if there are mistakes, confused.png.
 
     Args:
         scores: features [n, D] -> scores of the classes, [n, C].
@@ -156,7 +156,7 @@ def show_classification(
 
 
 def show_retrieval(context: TaskContext, captions: Sequence[str], features: Tensor, image_of_caption: Tensor) -> None:
-    """Write examples.json and retrieval.png: the best images for some captions, and the other way round.
+    """Write examples.json and retrieval.png: the best images for some captions, and the best captions for some images.
 
     Args:
         features: of the captions, [M, D]. image_of_caption: int64 [M].
@@ -184,7 +184,7 @@ def show_retrieval(context: TaskContext, captions: Sequence[str], features: Tens
 def _write(
     context: TaskContext, kind: str, shown: ClassificationExamples | RetrievalExamples, images: Iterable[ExampleImage]
 ) -> Thumbnails:
-    """Write examples.json and the thumbnails, which are returned."""
+    """Write examples.json and the thumbnails; returns the thumbnails."""
     assert context.folder is not None
     wanted = {image.id: image for image in images}
     known = [sample for sample in context.images.samples if sample.id in wanted]
@@ -230,7 +230,7 @@ def _confused(samples: Sequence[Sample], found: Classification, pair: Confusion)
 
 
 def _draw_rows(right: Tensor) -> list[int]:
-    """Six rows drawn from the right ones and six from the wrong ones; more of one kind where the other is scarce."""
+    """Six random correct rows and six wrong ones; more of one kind if the other has fewer."""
     rng = generator(0, "examples")
     good: list[int] = rng.permutation(right.nonzero().flatten().numpy()).tolist()
     bad: list[int] = rng.permutation((~right).nonzero().flatten().numpy()).tolist()

@@ -1,4 +1,4 @@
-"""Features of images on disk, so that a second evaluation of the same model on the same shards need not encode.
+"""Features of images on disk, so that a second evaluation of the same model on the same shards does not encode again.
 
 A dataset's features are FOLDER/KEY.safetensors, its records FOLDER/KEY.json. KEY is a hash of the model's fingerprint,
 the versions of the libraries that render and encode, and the paths, sizes and modification times of the shards: when
@@ -25,12 +25,12 @@ from mmssl.types import Sample
 
 FORMAT = 2
 LIBRARIES = ("mmssl", "torch", "timm", "open_clip_torch", "pillow", "imagecorruptions")
-"""Libraries whose version may change the features of the same image and weights."""
+"""Libraries whose versions may change the features."""
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """The features of one model."""
+    """The stored features of one model."""
 
     folder: Path
     model: str
@@ -40,7 +40,7 @@ class FeatureCache:
         """The key of features of these shards; None for pipes, whose changes cannot be detected.
 
         Args:
-            variant: another change made to the images.
+            variant: name of a change made to the images.
         """
         states = [_state(shard) for shard in shards]
         if any(state is None for state in states):
@@ -49,7 +49,7 @@ class FeatureCache:
         return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
 
     def load(self, key: str, shards: Sequence[str]) -> EncodedImages | None:
-        """The features under a key of these shards; None where they are missing or incomplete."""
+        """The features under a key of these shards; None if missing or incomplete."""
         try:
             record = json.loads(self._path(key, "json").read_text(encoding="utf-8"))
             features = load_file(self._path(key, "safetensors"))["features"]
@@ -60,7 +60,7 @@ class FeatureCache:
         return EncodedImages(features, samples, bad) if len(samples) == len(features) else None
 
     def store(self, key: str, shards: Sequence[str], images: EncodedImages) -> None:
-        """Keep features under a key of these shards; a reader finds all of them or none.
+        """Store features under a key of these shards, atomically.
 
         Shards are stored as numbers, because the next evaluation may name them differently.
 
@@ -73,7 +73,7 @@ class FeatureCache:
         record = {kind: [{**e, "shard": place[e["shard"]]} for e in listed] for kind, listed in entries.items()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # The features come last: without them the records are ignored.
+            # Features are written last: records without features are ignored.
             atomic_write(self._path(key, "json"), lambda path: path.write_text(json.dumps(record), encoding="utf-8"))
             atomic_write(
                 self._path(key, "safetensors"),

@@ -13,7 +13,7 @@ from mmssl.types import Sample
 
 
 def sample_label(dataset: Dataset, sample: Sample) -> int | str:
-    """The class index of a sample, or its class name where the dataset has no list of class names.
+    """The class index of a sample, or its class name if the dataset has no list of class names.
 
     Raises:
         UserError: the sample has no label, or one that does not fit the class names.
@@ -22,7 +22,7 @@ def sample_label(dataset: Dataset, sample: Sample) -> int | str:
 
 
 def label_index(dataset: Dataset, sample: Sample, value: Any) -> int | str:
-    """One label of a sample: the class index, or the class name where the dataset has no list of class names.
+    """One label of a sample: the class index, or the class name if the dataset has no list of class names.
 
     Raises:
         UserError: it does not fit the class names, or is a number although there are no class names.
@@ -63,7 +63,7 @@ def image_captions(sample: Sample) -> list[str]:
     """The captions of a sample: the non-empty lines of its .txt member.
 
     Raises:
-        UserError: it has none.
+        UserError: it has no caption.
     """
     captions = [line.strip() for line in str(sample.fields.get("txt", "")).splitlines() if line.strip()]
     if not captions:
@@ -74,7 +74,7 @@ def image_captions(sample: Sample) -> list[str]:
 
 
 def locate(sample: Sample) -> str:
-    """The sample as messages name it."""
+    """Name of the sample in messages."""
     return f"{sample.key} in {sample.shard}"
 
 

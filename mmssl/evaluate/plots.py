@@ -1,4 +1,4 @@
-"""Pages of what a model gets right and wrong, as PNG files."""
+"""Pages of correct and wrong predictions, as PNG files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ GREEN_BAR, GRAY_BAR = "#8fdb9f", "#d5dce3"
 
 
 def draw_examples(path: Path, shown: "ClassificationExamples", small: Mapping[int, Pixels]) -> None:
-    """A page of images, each with its best labels as bars, the right one green.
+    """Draw a page of images, each with its best labels as bars, the correct one green.
 
     Args:
         small: sample id -> thumbnail.
@@ -38,7 +38,7 @@ def draw_examples(path: Path, shown: "ClassificationExamples", small: Mapping[in
 
 
 def draw_confused(path: Path, shown: "ClassificationExamples", small: Mapping[int, Pixels]) -> None:
-    """The most frequent mistakes: a mistaken image, one of the predicted class, and how often."""
+    """Draw the most frequent mistakes: a misclassified image, one of the predicted class, and the count."""
     across, width, height = 2, 5.7, 1.4
     size = (across * width, -(-len(shown.confused) // across) * height + 0.6)
     with sheet(path, *size, f"{shown.data}: most confused classes") as page:
@@ -53,7 +53,7 @@ def draw_confused(path: Path, shown: "ClassificationExamples", small: Mapping[in
 
 
 def draw_matrix(path: Path, name: str, found: Classification) -> None:
-    """The confusion matrix, each row in percent of its label's samples."""
+    """Draw the confusion matrix, each row in percent of the samples of its label."""
     classes = len(found.classnames)
     counts = confusion_matrix(found.predictions, found.labels, classes).double()
     percent = (100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
@@ -74,7 +74,7 @@ def draw_matrix(path: Path, name: str, found: Classification) -> None:
 
 
 def draw_retrieval(path: Path, shown: "RetrievalExamples", small: Mapping[int, Pixels]) -> None:
-    """The best images for some captions, and the other way round."""
+    """Draw the best images for some captions, and the best captions for some images."""
     title = f"{shown.data}: search among {shown.samples:,} images and {shown.captions:,} captions"
     height = 1.35
     with sheet(path, 15.2, max(len(shown.by_caption), len(shown.by_image)) * height + 1.0, title) as page:
@@ -94,7 +94,7 @@ def draw_retrieval(path: Path, shown: "RetrievalExamples", small: Mapping[int, P
 
 
 def _bars(page: Page, x: float, y: float, example: "ClassifiedExample", probable: bool) -> None:
-    """The best classes as bars from (x, y) down, and the true one below where it is not among them."""
+    """Draw the best classes as bars from (x, y) down, and the true one below if it is not among them."""
     full = 1.0 if probable else max(1e-6, max(value for _, value in example.best))
     for place, (name, value) in enumerate(example.best):
         top, right = y + 0.25 * place, name == example.label
@@ -102,5 +102,5 @@ def _bars(page: Page, x: float, y: float, example: "ClassifiedExample", probable
         text = f"{wrapped(name, 32, 1)}  {f'{100 * value:.0f} %' if probable else f'{value:.2f}'}"
         page.text(x + 0.05, top + 0.125, text, weight="bold" if right else "normal")
     if example.label not in [name for name, _ in example.best]:
-        text = f"{wrapped(example.label, 26, 1)}  (place {example.rank:,})"
+        text = f"{wrapped(example.label, 26, 1)}  (rank {example.rank:,})"
         page.text(x + 0.05, y + 1.375, text, color=GREEN, weight="bold")

@@ -9,7 +9,7 @@ from mmssl.errors import UserError
 Templates = tuple[str, ...] | dict[str, tuple[str, ...]]
 """Templates for all classes, with `{c}` for the name, or class name -> its prompts (like CuPL)."""
 DEFAULT_TEMPLATES: Templates = ("a photo of a {c}.",)
-"""Used where neither the data nor the user provides templates."""
+"""Default without templates from the data or the user."""
 
 
 def fill(classnames: Sequence[str], templates: Templates) -> list[list[str]]:

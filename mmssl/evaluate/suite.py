@@ -1,4 +1,4 @@
-"""Every evaluation of a model on every dataset."""
+"""Evaluation of a model on several datasets and tasks."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,17 +36,17 @@ class SuiteOptions:
     batch_size: int = 256
     """Images or texts per forward pass."""
     logit_scale: float | None = None
-    """The model's factor from similarities to logits, for calibration and the examples' bars."""
+    """The model's factor from similarities to logits, for calibration and the bars of examples."""
     draw: bool = True
-    """Draw plots and write examples, which reads their images again."""
+    """Draw plots and write examples; this reads their images again."""
     cache: FeatureCache | None = None
-    """Features of this model that are kept. None: keep none."""
+    """Cache of this model's features. None: no cache."""
     world: World = ALONE
-    """The ranks that share the work. All call alike and get the same metrics; rank 0 writes."""
+    """Ranks that share the work. All call with the same arguments and get the same metrics; rank 0 writes."""
     progress: Progress | None = None
-    """Called with `NAME: images` or `NAME: texts` and the number done."""
+    """Callback: `NAME: images` or `NAME: texts`, and the number done."""
     finished: Callable[[str, Metrics], None] | None = None
-    """Called with `NAME/TASK` and its metrics after each evaluation."""
+    """Callback after each evaluation: `NAME/TASK` and its metrics."""
 
 
 def run(
@@ -55,16 +55,16 @@ def run(
     out: Path | None = None,
     options: SuiteOptions | None = None,
 ) -> dict[str, Metrics]:
-    """Evaluate a model; datasets of the same shards are read and encoded once.
+    """Evaluate a model; datasets with the same shards are read and encoded once.
 
     Args:
         datasets: name -> dataset (or its folder or pattern) and its task or tasks (names or paths, `my_lab:MyTask`).
         out: folder for results.json and, in NAME/TASK/, tables (CSV), examples and plots. None: write nothing.
     Returns:
         `NAME/TASK` -> metrics, in the order of `datasets`, with 95 % `intervals`, the widest `gaps` between
-        groups, and `bad_samples` where some could not be used.
+        groups, and `bad_samples` if some could not be used.
     Raises:
-        UserError: bad data, an unknown task or an unwritable folder, found before anything of a dataset is written.
+        UserError: bad data, an unknown task or an unwritable folder, found before results of the dataset are written.
     """
     options = options or SuiteOptions()
     if out is not None:
@@ -101,7 +101,7 @@ class _Evaluation:
         return f"{self.name}/{self.task.name}"
 
     def check(self, sample: Sample) -> None:
-        """Refuse a sample that lacks what the task needs."""
+        """Refuse a sample that the task cannot use."""
         self.task.check(self.dataset, sample)
 
 
@@ -139,7 +139,7 @@ class DatasetEncoder:
     def encode_variant(
         self, dataset: Dataset, name: str, encoder: Encoder, samples: Iterable[Sample], variant: str
     ) -> EncodedImages:
-        """Changed images of a dataset; `variant` names the change, for the cache and for progress."""
+        """Features of changed images of a dataset; `variant` names the change for the cache and the progress."""
         found = self._cached(dataset, variant)
         if found is None:
             found = self._encode(encoder, samples, f"{name}: {variant}")
@@ -173,7 +173,7 @@ class DatasetEncoder:
         )
 
     def _cached(self, dataset: Dataset, variant: str) -> EncodedImages | None:
-        """From the cache, if all ranks find it there."""
+        """Features from the cache, if all ranks find them."""
         cache = self._options.cache
         if cache is None:
             return None
@@ -198,7 +198,7 @@ def _plan(datasets: Mapping[str, tuple[str | Path | Dataset, str | Sequence[str]
 
 
 def _by_shards(plan: Sequence[_Evaluation]) -> list[list[_Evaluation]]:
-    """Evaluations that read the same shards, together."""
+    """Evaluations grouped by the shards that they read."""
     groups: dict[tuple[str, ...], list[_Evaluation]] = {}
     for evaluation in plan:
         groups.setdefault(evaluation.dataset.shards, []).append(evaluation)
@@ -206,14 +206,14 @@ def _by_shards(plan: Sequence[_Evaluation]) -> list[list[_Evaluation]]:
 
 
 def _check_writable(folder: Path) -> None:
-    """Refuse an unwritable folder before hours of work, and without leaving a trace."""
+    """Refuse an unwritable folder before hours of work, without creating it."""
     nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {folder}: {nearest} is not a writable folder; give another one")
 
 
 def _checked(samples: Iterator[Sample], checks: Sequence[Check]) -> Iterator[Sample]:
-    """The samples; one that lacks what a task needs is refused before it is encoded."""
+    """The samples. One that a task cannot use is refused before it is encoded."""
     for sample in samples:
         for check in checks:
             check(sample)

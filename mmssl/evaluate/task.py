@@ -1,4 +1,4 @@
-"""The contract of an evaluation task: what it declares, and what it is given to run."""
+"""The contract of an evaluation task: its declarations, and the context of a run."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,11 +32,11 @@ class TaskContext:
     dataset: Dataset
     images: EncodedImages
     training_images: Callable[[], EncodedImages]
-    """Encode the training split. Raises UserError where the dataset has none."""
+    """Encode the training split. Raises UserError if the dataset has none."""
     encode_variant: Callable[[Encoder, Iterable[Sample], str], EncodedImages]
     """Encode changed images of the dataset with an encoder; the text names the change, for the cache."""
     folder: Path | None
-    """Folder for tables and plots, which may not exist yet. None: write nothing."""
+    """Folder for tables and plots; it may not exist yet. None: write nothing."""
     draw: bool
     """Draw plots too."""
     batch_size: int
@@ -76,20 +76,20 @@ class Task(ABC):
     name: ClassVar[str]
     """Name in results and folders."""
     label: ClassVar[str]
-    """A few words for a reader."""
+    """Short description in words."""
     description: ClassVar[str]
-    """One sentence: what is measured."""
+    """One sentence about the measurement."""
     main_metrics: ClassVar[tuple[str, ...]] = ()
-    """The metrics that sum an evaluation up, the most important first."""
+    """Main metrics of an evaluation, the most important first."""
     paired: ClassVar[bool] = False
-    """The metrics are means over samples, and a table holds each sample's outcome, so that two models can be compared
-    sample by sample."""
+    """True if the metrics are means over samples and a table holds the outcome of each sample. Then two models can be
+    compared sample by sample."""
 
     def ready(self, dataset: Dataset) -> None:  # noqa: B027 - most tasks need nothing
-        """Raise UserError for a dataset that lacks something, before it is read."""
+        """Raise UserError for an unsuitable dataset, before it is read."""
 
     def check(self, dataset: Dataset, sample: Sample) -> None:  # noqa: B027
-        """Raise UserError for a sample that lacks something, before it is encoded."""
+        """Raise UserError for an unsuitable sample, before it is encoded."""
 
     @abstractmethod
     def run(self, context: TaskContext) -> Metrics:

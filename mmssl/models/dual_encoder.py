@@ -36,19 +36,19 @@ class DualEncoder(nn.Module):
         self.max_log_logit_scale = math.log(max_logit_scale)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] -> unit vectors [B, embed_dim]."""
+        """uint8 [B, 3, S, S] -> unit-length embeddings [B, embed_dim]."""
         return self.project_image(self.vision(images).pooled)
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Token ids and mask [B, L] -> unit vectors [B, embed_dim]."""
+        """Token ids and mask [B, L] -> unit-length embeddings [B, embed_dim]."""
         return self.project_text(self.text(tokens, mask).pooled)
 
     def project_image(self, pooled: Tensor) -> Tensor:
-        """Pooled image vectors [B, width] -> unit vectors [B, embed_dim] in float32."""
+        """Pooled image features [B, width] -> unit-length embeddings [B, embed_dim] in float32."""
         return F.normalize(self.image_projection(pooled).float(), dim=-1)
 
     def project_text(self, pooled: Tensor) -> Tensor:
-        """Pooled text vectors [B, width] -> unit vectors [B, embed_dim] in float32."""
+        """Pooled text features [B, width] -> unit-length embeddings [B, embed_dim] in float32."""
         return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
     @property
@@ -73,7 +73,7 @@ class ImageEncoder(nn.Module):
         self.requires_grad_(True)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] -> unit vectors [B, embed_dim] in float32."""
+        """uint8 [B, 3, S, S] -> unit-length embeddings [B, embed_dim] in float32."""
         return F.normalize(self.projection(self.vision(images).pooled).float(), dim=-1)
 
 

@@ -99,7 +99,7 @@ def _block(size: DecoderSize) -> nn.TransformerEncoderLayer:
 
 
 class PlaceHead(nn.Module):
-    """Linear prediction of its square of the image from each token of a grid (SimMIM, Xie et al. 2021)."""
+    """Linear prediction of a square of the image from its token in a grid (SimMIM, Xie et al. 2021)."""
 
     def __init__(self, token_width: int, places: int, channels: int, side: int) -> None:
         """`side`: height and width of the prediction, `channels`: values per position."""

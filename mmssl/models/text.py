@@ -19,10 +19,10 @@ class TextTower(nn.Module):
     """A Hugging Face encoder with one pooled vector per caption.
 
     Attributes:
-        width: size of the pooled vector, and of each token's unless it projects.
+        width: size of the pooled vector and, unless the encoder projects, of token vectors.
         pooling: `cls`, `mean`, `eos` or `pooler`.
         projects: the encoder ends in its own projection to the shared space.
-        source: the folder or hub name of its pretrained weights, if it has any.
+        source: the folder or hub name of its pretrained weights, if any.
     """
 
     encoder: Any
@@ -70,7 +70,7 @@ class TextTower(nn.Module):
         try:
             with _quiet():
                 model, report = AutoModelForMaskedLM.from_pretrained(self.source, output_loading_info=True)
-        except ValueError:  # transformers has no such head for this kind of encoder
+        except ValueError:  # transformers has no masked-language head for this kind of encoder
             return None
         body = set(model.base_model.modules())
         modules = {n: m for n, m in model.named_modules() if m not in body}
@@ -113,8 +113,8 @@ class TextTower(nn.Module):
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """One vector per caption [B, W] from token vectors [B, L, W]: the first, the mean of those that are not
-    padding, or the last that is not padding."""
+    """One vector per caption [B, W] from token vectors [B, L, W]: the first one, the mean over real tokens,
+    or the last real token."""
     if pooling == "cls":
         return hidden[:, 0]
     if pooling == "mean":

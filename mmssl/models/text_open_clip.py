@@ -27,7 +27,7 @@ class OpenClipTextConfig:
     model_type: str = MODEL_TYPE
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The settings that build it again."""
+        """The settings to build it again."""
         return dict(self.settings)
 
 
@@ -40,7 +40,7 @@ class OpenClipText(nn.Module):
     """
 
     def __init__(self, model: Any, settings: dict[str, Any]) -> None:
-        """`model`: the TextTransformer, which is changed in place."""
+        """`model`: the TextTransformer; it is changed in place."""
         super().__init__()
         self.projects = not is_plain(settings)
         if self.projects:

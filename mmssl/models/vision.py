@@ -1,4 +1,4 @@
-"""Vision towers of open_clip and timm with one interface: uint8 images in, a vector and patch tokens out."""
+"""Vision towers of open_clip and timm with one interface: uint8 images -> one vector and patch tokens."""
 
 import math
 import sys

@@ -1,4 +1,4 @@
-"""Vision towers by the names that open_clip and timm give them."""
+"""Vision towers by their names in open_clip and timm."""
 
 import contextlib
 import difflib
@@ -146,7 +146,7 @@ def quiet(on: bool) -> Iterator[None]:
 
 
 def unknown_model(library: str, name: str, known: list[str]) -> str:
-    """Error message for a name that a library does not know, with similar names."""
+    """Error message for an unknown model name, with similar names."""
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.3)
     return f"{library} has no model {name!r}; similar names: {', '.join(near) or 'none'}"
 

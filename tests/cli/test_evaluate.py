@@ -186,7 +186,7 @@ def test_compare_two_models(home: Path, tmp_path: Path, capsys: pytest.CaptureFi
     for name, values in found.items():
         assert values["difference"] == pytest.approx(values["second"] - values["first"])
         sentence = next(line for line in printed.splitlines() if line.startswith(f"{name}: "))
-        assert ("this is real" in sentence) == values["real"]
+        assert ("(significant, p" in sentence) == values["real"]
     assert "shards/zero_shot/acc1" in found
     assert (tmp_path / "out" / "first" / "results.json").is_file()
     run("compare", home / "a", home / "a", *data)

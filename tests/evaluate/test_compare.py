@@ -156,8 +156,7 @@ def test_a_sentence_keeps_the_signs_of_its_interval() -> None:
     """Where the test finds a difference and the interval just touches zero, both are told."""
     d = Difference(0.5, 0.52, (-0.005, 0.045), 0.001)
     assert (
-        verdicts({"x": d}, "a", "b")[0]
-        == "x: b is better than a by 2.0 points (-0.5 to 4.5); this is real (p = 0.001)."
+        verdicts({"x": d}, "a", "b")[0] == "x: b is better than a by 2.0 points (-0.5 to 4.5) (significant, p = 0.001)."
     )
     d = Difference(0.52, 0.5, (-0.045, 0.005), 0.001)
     assert "a is better than b by 2.0 points (-0.5 to 4.5)" in verdicts({"x": d}, "a", "b")[0]

@@ -1,4 +1,4 @@
-"""Plot of an ablation: the difference of each mix to the baseline, seed by seed, with intervals."""
+"""Plot of an ablation: the difference between each mix and the baseline, per seed, with intervals."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -27,7 +27,7 @@ LAST_BYTES = 65_536
 
 @dataclass(frozen=True)
 class Slot:
-    """The share of the machine that one run gets."""
+    """The part of the machine that one run uses."""
 
     cores: tuple[int, ...]
     gpu: str | None
@@ -158,7 +158,7 @@ def _start(plan: AblationPlan, run: AblationRun, slot: Slot) -> Running:
 
 
 def _outcome(plan: AblationPlan, ended: Running, failed: dict[str, str]) -> str:
-    """A line on a run that ended; a failure is added to `failed`."""
+    """Message about a run that ended; a failure is added to `failed`."""
     run, code = ended.run, ended.process.returncode
     if code == 0:
         return f"finished {run.name}"

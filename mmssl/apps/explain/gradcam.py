@@ -9,7 +9,7 @@ from mmssl.errors import UserError
 from mmssl.models import DualEncoder
 
 MIN_SIDE = 7
-"""Least places per side of the stage that is used: the deepest such stage is the last one of usual towers at 224 px."""
+"""Least number of places per side of the stage: the deepest such stage is the last one of common towers at 224 px."""
 
 
 class Stage(NamedTuple):
@@ -25,7 +25,7 @@ def gradcam(encoder: DualEncoder, images: Tensor, texts: Tensor, min_side: int =
     Args:
         images: uint8 [B, 3, S, S].
         texts: unit-length embeddings [B, D].
-        min_side: least places per side of the stage. If no stage has that many, the finest one is used.
+        min_side: least number of places per side of the stage. If no stage has that many, the finest one is used.
 
     Raises:
         UserError: the tower does not name its stages.

@@ -35,7 +35,7 @@ def rise(encoder: DualEncoder, images: Tensor, texts: Tensor, grid: int = GRID, 
     """Mean effect of a patch on the similarity while a random half of the others is covered, [B, grid, grid].
 
     The similarities of randomly covered images (RISE, Petsiuk et al. 2018) are fitted by a sum of the effects of the
-    visible patches, which are then their Banzhaf values (Hammer and Holzman 1992). Unlike `occlusion` they show
+    visible patches, which are then their Banzhaf values (Hammer and Holzman 1992). Unlike `occlusion`, they show
     patches that can replace each other.
 
     Args:

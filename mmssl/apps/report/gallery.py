@@ -61,7 +61,7 @@ class Search:
 
     query: str | Shown
     found: list[Any]
-    """Images (Shown), or pairs of text and whether it is right."""
+    """Images (Shown), or pairs of a text and True if it is correct."""
 
 
 @dataclass(frozen=True)

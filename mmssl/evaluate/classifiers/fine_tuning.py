@@ -17,10 +17,10 @@ from mmssl.rng import generator
 from mmssl.types import Sample
 
 RATES = (1e-5, 1e-4, 1e-3)
-"""Learning rates to choose among."""
+"""Learning rates to choose from."""
 EPOCHS = 10
 STEPS = 100
-"""Updates at least: few samples are seen more often."""
+"""Least number of updates: few samples are seen more often."""
 BATCH = 64
 WEIGHT_DECAY = 0.1
 
@@ -38,7 +38,7 @@ class TuneOptions:
     epochs: int = EPOCHS
     """Passes over the samples."""
     seed: int = 0
-    """Of the order of the samples."""
+    """Seed of the order of the samples."""
 
 
 @runtime_checkable
@@ -122,9 +122,9 @@ def tune(
     world: World = ALONE,
     progress: Progress | None = None,
 ) -> float:
-    """Train the model, in place, with the learning rate that is best on held-out images, which is returned.
+    """Train the model in place with the learning rate that is best on held-out images; returns that rate.
 
-    Of equally good rates the lowest is taken, and without held-out images the first. Rank 0 trains; all ranks end
+    Of equally good rates the lowest wins; without held-out images, the first. Rank 0 trains; all ranks end
     with its weights.
     """
     options = options or TuneOptions()

@@ -49,13 +49,13 @@ def fit(
     start: Linear | None = None,
     centre: Linear | None = None,
 ) -> Linear:
-    """Minimise |W - W0|^2 / 2 + c * (sum of cross entropies), with W0 = 0 scikit-learn's LogisticRegression.
+    """Minimise |W - W0|^2 / 2 + c * (sum of cross entropies). W0 = 0 is scikit-learn's LogisticRegression.
 
     Args:
         features: [N, D]. labels: int64 [N].
         c: inverse strength of the regularisation; the bias is not regularised.
         start: the starting point; the minimum does not depend on it.
-        centre: the classifier with the weights W0 that c = 0 leaves. None: zeros.
+        centre: the classifier with weights W0, the solution for c = 0. None: zeros.
     """
     return Regression(features, labels, classes, centre).fit(c, EXACT, start)
 
@@ -91,7 +91,7 @@ class Regression:
         self.given = x @ self.centre.weights.T + self.centre.bias
 
     def fit(self, c: float, effort: Effort, start: Linear | None = None) -> Linear:
-        """The minimum for one C, or as near to it as the effort allows.
+        """The minimum for one C, to the precision that the effort allows.
 
         The solver works on V, where W = (V * stretch) axes^T: each axis stretched to a curvature of 1 at W = 0, so that
         the problem is well conditioned. That changes the solver's path, not the minimum, which lies in the axes' span.

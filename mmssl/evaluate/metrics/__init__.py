@@ -1,4 +1,4 @@
-"""Metrics as functions of tensors; nothing here knows models, datasets or files."""
+"""Metrics as functions of tensors, independent of models, datasets and files."""
 
 from mmssl.evaluate.metrics import classification, embedding, groups, ranking
 

@@ -22,7 +22,7 @@ class Classification:
     intervals: dict[str, Interval]
     """95 % bootstrap intervals of the metrics, over samples."""
     classnames: tuple[str, ...]
-    """Unique: equal names have their class number appended."""
+    """Unique class names: equal ones have their class number appended."""
     per_class: list[ClassRow]
     confusions: list[Confusion]
     """Every wrong pair of label and prediction, the most frequent first."""
@@ -40,7 +40,7 @@ class Classification:
 
 
 def list_length(classes: int) -> int:
-    """Number of best classes that are kept: 5, or 1 where there are fewer than 5 classes."""
+    """Number of best classes that are kept: 5, or 1 with fewer than 5 classes."""
     return 5 if classes >= 5 else 1
 
 

@@ -1,6 +1,6 @@
 """Accuracy of groups of samples, by a field of the metadata.
 
-A gap between groups is a fact about this model on this data. It does not explain itself: groups may differ in their
+A gap between groups describes this model on this data. It does not show the cause: groups may differ in their
 classes or in the quality of their images, and small groups differ by chance. Hence the intervals, the sizes, and the
 probability of a gap this wide among groups drawn at random."""
 
@@ -73,12 +73,11 @@ def group_accuracies(correct: Correct, groups: Sequence[str]) -> list[GroupAccur
 def widest_gap(
     correct: Correct, groups: Sequence[str], at_least: int = 10, draws: int = DRAWS, seed: int = 0
 ) -> Gap | None:
-    """The gap between the best and the worst group of `at_least` samples; None where fewer than two are that
-    large.
+    """The gap between the best and the worst group of `at_least` samples; None with fewer than two such groups.
 
     Args:
         correct: True where a sample is right, [N]. groups: its group, [N].
-        draws: of random groups; the p-value is no smaller than 1 / (draws + 1).
+        draws: number of random groupings; the p-value is at least 1 / (draws + 1).
     """
     names, sizes, hits = _counts(correct, groups)
     large = (sizes >= at_least).nonzero()[0]
@@ -86,7 +85,7 @@ def widest_gap(
         return None
     rates = hits[large] / sizes[large]
     width = float(np.ptp(rates))
-    # Right samples per group drawn at random: a draw from urns of the groups' sizes.
+    # Correct samples per random group: a multivariate hypergeometric draw.
     urns = [*sizes[large].tolist(), len(correct) - int(sizes[large].sum())]
     drawn = generator(seed, "gap").multivariate_hypergeometric(urns, int(hits.sum()), draws, method="marginals")
     as_wide = int((np.ptp(drawn[:, :-1] / sizes[large], axis=1) >= width - 1e-12).sum())

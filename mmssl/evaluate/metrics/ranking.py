@@ -19,9 +19,9 @@ class ClassRow:
     samples: int
     """Samples with this label."""
     recall: float | None
-    """Fraction of its samples that are predicted as it."""
+    """Recall: fraction of its samples that are predicted as this class."""
     precision: float | None
-    """Fraction of its predictions that are right."""
+    """Precision: fraction of its predictions that are correct."""
 
 
 @dataclass(frozen=True)
@@ -180,28 +180,28 @@ class Ranking:
     depth: int
     """The number K of best candidates."""
     places: Tensor
-    """Place of the first right candidate among the K best, from 1, equals in the order of `torch.topk`; 0: none is.
-    int64 [Q]"""
+    """Position of the first correct candidate among the K best, from 1; 0: none. Ties in the order of `torch.topk`.
+    int64 [Q]."""
     average_precision: Tensor
-    """Mean precision at the right candidates among the K best, of as many as fit there, [Q]."""
+    """Average precision at K, [Q]: the mean over min(K, number of correct candidates) positions."""
     ranks: Tensor
-    """Rank of the best right candidate, from 1; equals share the mean of their ranks. float64 [Q]."""
+    """Rank of the best correct candidate, from 1; ties share the mean of their ranks. float64 [Q]."""
 
     def hits(self, k: int) -> Tensor:
-        """True where a right candidate is among the k best, k <= K, bool [Q]."""
+        """True where a correct candidate is among the k best, k <= K, bool [Q]."""
         assert k <= self.depth
         return (self.places > 0) & (self.places <= k)
 
 
 def rank(queries: Tensor, candidates: Tensor, query_group: Tensor, candidate_group: Tensor, depth: int) -> Ranking:
-    """Search every query among all candidates; a candidate is right when it is of the query's group.
+    """Search every query among all candidates; a candidate is correct if it has the group of the query.
 
-    A query with several right candidates is a hit when one of them is found, as in the CLIP papers. The
+    A query with several correct candidates is a hit if one of them is found, as in the CLIP papers. The
     best are those of `torch.topk`, as in clip_benchmark. Only a block of the scores exists at a time.
 
     Args:
         queries: [Q, D]. candidates: [M, D].
-        query_group: int64 [Q]. candidate_group: int64 [M]. Every query has a right candidate.
+        query_group: int64 [Q]. candidate_group: int64 [M]. Every query has a correct candidate.
         depth: number of best candidates, at most M.
     """
     assert 1 <= depth <= len(candidates)

@@ -1,4 +1,4 @@
-"""Evaluation tasks, one per module: what each measures, needs, writes and draws.
+"""Evaluation tasks, one per module: measurement, requirements, tables and plots.
 
 A task of your own is a class derived from `Task`, named by its path: `my_lab.tasks:Counting`.
 """
@@ -25,7 +25,7 @@ def find_task(name: str) -> "Task":
     """The task of a name, or of a path to a class or to a module with one task.
 
     Raises:
-        UserError: there is no such task.
+        UserError: the task does not exist.
     """
     from mmssl.evaluate.task import Task
 
@@ -33,15 +33,15 @@ def find_task(name: str) -> "Task":
 
 
 def task_label(name: str) -> str:
-    """A task in words for a reader; of a task that is not built in, its name."""
+    """Short description of a built-in task; the name of any other."""
     return find_task(name).label if name in task_names() else name.replace("_", " ")
 
 
 def main_metrics(name: str) -> tuple[str, ...]:
-    """The metrics that sum a task up; of a task that is not built in, none."""
+    """Main metrics of a built-in task; empty for any other."""
     return find_task(name).main_metrics if name in task_names() else ()
 
 
 def paired_tasks() -> list[str]:
-    """The built-in tasks by which two models can be compared sample by sample."""
+    """Built-in tasks that can compare two models sample by sample."""
     return [name for name in task_names() if find_task(name).paired]

@@ -1,4 +1,4 @@
-"""Results that all classifications share: tables, examples, and groups of samples."""
+"""Results common to all classifications: tables, examples, and groups of samples."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,11 +23,11 @@ class TrainedTask(Task):
     """A task that trains a classifier on the dataset's training split."""
 
     def ready(self, dataset: Dataset) -> None:
-        """A training split."""
+        """Require a training split."""
         training_split(dataset)
 
     def check(self, dataset: Dataset, sample: Sample) -> None:
-        """A label that fits the class names."""
+        """Require a label that fits the class names."""
         sample_label(dataset, sample)
 
 

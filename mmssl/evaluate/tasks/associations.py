@@ -1,6 +1,6 @@
 """Associations of a model with groups: the neutral classes it chooses for each group's images.
 
-The classes ("a doctor", "a thief", ...) are in none of the images, so no answer is right. The audit shows whether one
+The classes ("a doctor", "a thief", ...) are in none of the images, so no answer is correct. The audit shows whether one
 class is chosen more often for one group than for another."""
 
 from collections.abc import Iterable, Sequence
@@ -18,9 +18,9 @@ from mmssl.files import write_csv
 from mmssl.stats import holm
 
 NOTE = (
-    "shares are forced choices among the given classes; a gap does not tell its cause (other things in the images "
-    "may differ between the groups), no gap does not show that there is no association, and nothing follows for "
-    "other words, prompts or images"
+    "fractions are forced choices among the given classes; a gap does not show its cause (other things in the images "
+    "may differ between the groups), the absence of a gap does not show the absence of an association, and "
+    "nothing follows for other words, prompts or images"
 )
 """Limits of the conclusions."""
 
@@ -34,7 +34,7 @@ class Associations(Task):
     main_metrics = ("real_gaps",)
 
     def ready(self, dataset: Dataset) -> None:
-        """Class names, and fields to group by."""
+        """Require class names and fields to group by."""
         if not dataset.slice_by:
             raise UserError(
                 f"task 'associations' of dataset {dataset.name!r} compares groups; name their metadata field: "
@@ -69,7 +69,7 @@ class Association:
     shares: list[GroupAccuracy]
     """Fraction of each group's samples that were given the class, the smallest first."""
     gap: Gap | None
-    """Between the groups with the greatest and the smallest share; None where fewer than two groups have 10 samples."""
+    """Gap between the groups with the largest and smallest fraction; None with fewer than two groups of 10 samples."""
 
 
 def audit(predictions: Sequence[int], names: Sequence[str], members: dict[str, list[str]]) -> list[Association]:

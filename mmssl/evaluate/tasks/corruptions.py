@@ -1,8 +1,8 @@
 """Zero-shot accuracy on corrupted images: the 15 common corruptions of ImageNet-C at 5 severities.
 
-Hendrycks & Dietterich 2019. As there, images are first brought to 224 pixels, so that a severity means the same for
-every image and every model. The corruptions are those of the imagecorruptions library. An image's randomness is
-keyed by its content, so it is corrupted alike in every evaluation.
+Hendrycks & Dietterich 2019. As in the paper, images are first resized to 224 pixels, so that a severity is comparable
+between images and models. The imagecorruptions library makes the corruptions. The content of an image is the key of its
+randomness, so every evaluation corrupts it in the same way.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 EVALUATED_SIDE = 224
 """Side of the images that are corrupted, in pixels."""
 SAMPLES = 500
-"""Images, drawn at random where there are more: each is corrupted 75 times, which takes more than a second."""
+"""Largest number of images, drawn at random: each is corrupted 75 times, which takes more than a second."""
 _SEEDED = ("impulse_noise", "glass_blur")
 """Corruptions that take a seed."""
 _GLOBAL = ("gaussian_noise", "shot_noise", "motion_blur", "snow", "frost", "fog", "elastic_transform")
@@ -64,7 +64,7 @@ class Corruptions(Task):
     paired = True
 
     def ready(self, dataset: Dataset) -> None:
-        """The library of corruptions."""
+        """Require the library of corruptions."""
         if find_spec("imagecorruptions") is None:
             raise UserError(
                 f"task 'corruptions' of dataset {dataset.name!r} needs the library imagecorruptions: "
@@ -72,11 +72,11 @@ class Corruptions(Task):
             )
 
     def check(self, dataset: Dataset, sample: Sample) -> None:
-        """A label that fits the class names."""
+        """Require a label that fits the class names."""
         sample_label(dataset, sample)
 
     def run(self, context: TaskContext) -> Metrics:
-        """Write corruptions.csv, and as corruptions.png one sample under everything with the accuracies."""
+        """Write corruptions.csv, and corruptions.png: one sample under every corruption, with the accuracies."""
         found, images = evaluate(context)
         write_outcomes(context, images, found.right)
         if context.folder is not None:
@@ -105,7 +105,7 @@ class Robustness:
 
 
 def corrupt(pixels: Pixels, name: str, severity: int, seed: int) -> Pixels:
-    """One image under a corruption, uint8 [H, W, 3] of at least 32 pixels a side; the seed fixes its randomness."""
+    """One image under a corruption, uint8 [H, W, 3] of at least 32 pixels per side; the seed fixes its randomness."""
     import imagecorruptions
 
     options = {"seed": seed} if name in _SEEDED else {}
@@ -153,17 +153,17 @@ def evaluate(context: TaskContext) -> tuple[Robustness, list[Sample]]:
     """Classify images of a dataset under each corruption. Also returns these images, uncompressed.
 
     Raises:
-        UserError: labels and class names do not fit.
+        UserError: labels do not fit the class names.
     """
     samples = choose_samples(context)
-    # The classes are those of all images, as in `zero_shot`, not only of the chosen ones.
+    # Classes come from all images, as in `zero_shot`, not only from the chosen ones.
     names, indices = class_indices(context.dataset, context.images.samples)
     label = {sample.id: index for sample, index in zip(context.images.samples, indices.tolist(), strict=True)}
     labels = torch.tensor([label[sample.id] for sample in samples])
     weights = context.class_weights(names)
 
     def right(encoder: Encoder, variant: str) -> NDArray[np.bool_]:
-        # Cached features must be of the same choice of images.
+        # The name identifies the chosen images in the cache.
         features = context.encode_variant(encoder, samples, f"{variant}, {len(samples)} images").features
         hits: NDArray[np.bool_] = ((features @ weights.T).argmax(1) == labels).numpy()
         return hits
@@ -186,7 +186,7 @@ def robustness(clean: NDArray[np.bool_], under: NDArray[np.bool_]) -> Robustness
         table = under[:, :, rows].mean(axis=2)
         found = {"acc1_clean": float(clean[rows].mean()), "acc1_corrupted": float(table.mean())}
         if clean.any():
-            # A resample may have no right image.
+            # A resample may have no correct image.
             found["acc1_kept"] = found["acc1_corrupted"] / found["acc1_clean"] if found["acc1_clean"] > 0 else np.nan
         found |= {f"acc1_{name}": float(rate) for name, rate in zip(CORRUPTIONS, table.mean(axis=1), strict=True)}
         return found | {
@@ -208,7 +208,7 @@ def robustness(clean: NDArray[np.bool_], under: NDArray[np.bool_]) -> Robustness
 
 
 def choose_samples(context: TaskContext) -> list[Sample]:
-    """The samples to corrupt, their images of 224 pixels and uncompressed, in the order of the dataset."""
+    """The samples to corrupt, their images resized to 224 pixels and uncompressed, in the order of the dataset."""
     samples = context.images.samples
     if len(samples) > SAMPLES:
         ids = [sample.id for sample in samples]

@@ -1,7 +1,7 @@
 """Fine-tuning with few labels, and the weights between the zero-shot and the fine-tuned model (WiSE-FT).
 
-Wortsman et al. 2022: the image tower and a linear head that begins as the zero-shot classifier are trained together
-on cross entropy; then both are interpolated, w = (1 - alpha) * zero-shot + alpha * fine-tuned."""
+Wortsman et al. 2022: the image tower and a linear head, initialised with the zero-shot classifier, are trained
+together on cross entropy; then both are interpolated, w = (1 - alpha) * zero-shot + alpha * fine-tuned."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,11 +67,11 @@ def evaluate(context: TaskContext) -> InterpolatedAccuracies:
     """Fine-tune on the most shots (of 1, 2, 4, 8, 16) that every class has, and evaluate each alpha.
 
     Raises:
-        UserError: the encoder cannot be trained, there is no training split, or labels do not fit.
+        UserError: the encoder cannot be trained, the training split is missing, or labels do not fit.
     """
     encoder = context.encoder
     if not isinstance(encoder, TunableEncoder):
-        raise UserError("task 'fine_tune' trains the model's image tower, which this encoder does not offer")
+        raise UserError("task 'fine_tune' trains the model's image tower, but this encoder has none")
     train, train_labels, labels, names = context.labelled_training()
     shots = logistic_regression.available_shots(train_labels)[-1]
     rows, held_out = logistic_regression.draw_shots(train_labels, shots, seed=0)

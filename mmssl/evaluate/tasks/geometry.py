@@ -23,10 +23,10 @@ class Geometry(Task):
         """Measure images and the first caption of each.
 
         Raises:
-            UserError: there is one sample only.
+            UserError: the dataset has one sample only.
         """
         texts = [image_captions(sample)[0] for sample in context.images.samples]
         if len(texts) < 2:
-            raise UserError(f"task 'geometry' of dataset {context.name!r} needs two samples or more; there is one")
+            raise UserError(f"task 'geometry' of dataset {context.name!r} needs two samples or more; it has one")
         images = context.images.features
         return embedding.geometry(images, context.encode_texts(texts)) | {"samples": len(texts)}

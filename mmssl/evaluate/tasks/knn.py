@@ -56,7 +56,7 @@ def knn_scores(
     votes = []
     for block in ranking.blocks(features, len(train)):
         nearest = (block @ train.T).topk(k, dim=1)
-        # Relative to the nearest: the same order, and no overflow.
+        # Relative to the nearest: the same order without overflow.
         weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()
         votes.append(torch.zeros(len(block), classes).scatter_add_(1, labels[nearest.indices], weights))
     return torch.cat(votes)

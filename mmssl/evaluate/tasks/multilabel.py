@@ -29,7 +29,7 @@ class MultiLabel(Task):
     main_metrics = ("mean_average_precision",)
 
     def check(self, dataset: Dataset, sample: Sample) -> None:
-        """A list of labels that fit the class names."""
+        """Require a list of labels that fit the class names."""
         list_labels(dataset, sample)
 
     def run(self, context: TaskContext) -> Metrics:
@@ -55,7 +55,7 @@ class AveragePrecisions:
 
 
 def list_labels(dataset: Dataset, sample: Sample) -> list[int | str]:
-    """The labels of a sample: class indices, or names where the dataset has no class names.
+    """The labels of a sample: class indices, or names if the dataset has no class names.
 
     Raises:
         UserError: it has no list of labels, or one does not fit the class names.

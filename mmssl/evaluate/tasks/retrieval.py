@@ -60,11 +60,11 @@ class RetrievalResult:
     captions) with X = `recall@k` for each k up to the number of candidates, `map@k` for the largest k, and
     `median_rank`; `samples` N and `captions` M."""
     intervals: dict[str, Interval]
-    """95 % bootstrap intervals, over images (an image's captions are drawn with it); the candidates stay."""
+    """95 % bootstrap intervals, over images (an image's captions are drawn with it), among the same candidates."""
     image_ranks: Ranking
-    """For each caption, the place and rank of its image, [M]."""
+    """Position and rank of the image of each caption, [M]."""
     text_ranks: Ranking
-    """For each image, the places and ranks of its captions, [N]."""
+    """Positions and ranks of the captions of each image, [N]."""
 
 
 def search(
@@ -95,7 +95,7 @@ def search(
 
 
 class _CaptionRows:
-    """From a choice of images to the rows of all their captions."""
+    """Map from chosen images to the rows of all their captions."""
 
     def __init__(self, counts: Rows) -> None:
         self.counts = counts

@@ -20,11 +20,11 @@ class ZeroShot(Task):
     paired = True
 
     def check(self, dataset: Dataset, sample: Sample) -> None:
-        """A label that fits the class names."""
+        """Require a label that fits the class names."""
         sample_label(dataset, sample)
 
     def run(self, context: TaskContext) -> Metrics:
-        """With a logit scale, also the calibration error of the probabilities."""
+        """Classify; with a logit scale, also measure the calibration error of the probabilities."""
         scale = context.logit_scale
         names, labels = class_indices(context.dataset, context.images.samples)
         weights = context.class_weights(names)

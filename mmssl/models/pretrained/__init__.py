@@ -1,4 +1,4 @@
-"""Dual encoders of open_clip and transformers. A reader imports its library when it is called."""
+"""Dual encoders of open_clip and transformers. Libraries are imported on use."""
 
 from mmssl.models.pretrained.key_mapping import to_open_clip, to_transformers
 from mmssl.models.pretrained.open_clip import PretrainedModel, read_open_clip

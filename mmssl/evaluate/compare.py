@@ -190,8 +190,8 @@ def parse_shifts(words: Sequence[str], datasets: Mapping[str, Dataset]) -> list[
 def measure_shifts(results: Mapping[str, Metrics], wanted: Sequence[tuple[str, str]]) -> dict[str, Metrics]:
     """`A:B/TASK` -> `drop` of acc1 from A to B and the fraction `kept`, for every task with accuracies of both.
 
-    Taori et al. 2020 call a model effectively robust if it loses less than other models of its accuracy. That needs many
-    models; this is the drop of one.
+    Taori et al. 2020 call a model effectively robust if it loses less than other models of its accuracy. That
+    needs many models; this is the drop of one.
 
     Raises:
         UserError: no accuracy of a pair was measured.

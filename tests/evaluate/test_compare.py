@@ -177,8 +177,8 @@ def test_results_that_cannot_be_compared(numbers: Path, tmp_path: Path) -> None:
         compare_results(tmp_path / "a", tmp_path)
     (numbers / "test" / "nshards.txt").write_text("1")
     suite.run(ToyEncoder(), {"n": (numbers, "zero_shot")}, tmp_path / "b", suite.SuiteOptions(draw=False))
-    with pytest.raises(UserError, match="are of other samples"):
+    with pytest.raises(UserError, match="have different samples"):
         compare_results(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / "n" / "zero_shot" / "predictions.csv").write_text("")
-    with pytest.raises(UserError, match=r"predictions\.csv is empty; .* make it again"):
+    with pytest.raises(UserError, match=r"predictions\.csv is empty; .* run it again"):
         compare_results(tmp_path / "a", tmp_path / "b")

@@ -113,7 +113,7 @@ def test_bad_data_is_refused_before_it_is_encoded(numbers: Path, tmp_path: Path)
     """Labels that do not fit, unknown tasks and broken images are errors that leave nothing behind."""
     out = tmp_path / "out"
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write to .*below: .*file is no folder"):
+    with pytest.raises(UserError, match=r"cannot write to .*below: .*file is not a writable folder"):
         suite.run(ToyEncoder(), {"x": (numbers, "zero_shot")}, tmp_path / "file" / "below")
     with pytest.raises(UserError, match=r"unknown task 'zeroshot'; .*zero_shot"):
         suite.run(ToyEncoder(), {"x": (numbers, "zeroshot")}, out)

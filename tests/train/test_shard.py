@@ -255,5 +255,5 @@ def test_what_cannot_be_sharded_is_refused() -> None:
 def test_an_encoder_beside_the_forward_is_refused() -> None:
     """FSDP2 gathers weights in the forward of what it wraps alone."""
     accelerator: Any = Sharded()
-    with pytest.raises(UserError, match="objectives.moco runs an encoder beside the forward pass"):
+    with pytest.raises(UserError, match="objectives.moco runs an encoder outside the forward pass"):
         prepare_sharding(accelerator, problem.tiny_task(["contrastive", "moco"]))

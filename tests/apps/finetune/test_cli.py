@@ -46,7 +46,7 @@ def test_several_numbers_of_labels_make_a_table(
 def test_bad_input_is_one_line(model_folder: Path, colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A wrong method, a wrong number of labels, and a table without numbers are told before anything is read."""
     command = ("finetune", model_folder, colors)
-    assert "there are linear, full, lp-ft" in refused(capsys, *command, "--method", "lora")
+    assert "choose from linear, full, lp-ft" in refused(capsys, *command, "--method", "lora")
     assert "--shots 'few'" in refused(capsys, *command, "--shots", "few")
     assert "a table needs --shots" in refused(capsys, *command, "--seeds", "3")
 

@@ -183,7 +183,7 @@ def test_words_and_images_are_told_apart(model: mmssl.Model, tmp_path: Path) -> 
     with pytest.raises(UserError, match="empty"):
         encode_query(model, " ")
     path.write_text("no image")
-    with pytest.raises(UserError, match=r"a cat\.png is no image"):
+    with pytest.raises(UserError, match=r"a cat\.png is not a usable image"):
         encode_query(model, str(path))
 
 

@@ -121,7 +121,7 @@ def _gallery(
         return None
     gallery = read_gallery(run.tables[key])
     if model is None:
-        why = "Images were not encoded for this page." if images == 0 else "There is no model yet."
+        why = "Images were not encoded for this page." if images == 0 else "The run has no model yet."
         return replace(gallery, notes=[*gallery.notes, why])
     if progress is not None:
         progress(f"{run.name}: {key}")
@@ -228,7 +228,7 @@ def health(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         rows = [("Samples that could not be used", str(run.last["bad_samples"]))]
         rows += [(f"{bad.get('shard')}:{bad.get('key')}", str(bad.get("error"))) for bad in run.bad_samples[:LISTED]]
         rows.append(("Remote reads that were retried", str(run.last.get("retries", 0))))
-        found.append(("While training", rows))
+        found.append(("During training", rows))
     advice = (run.health or {}).get("advice", [])
     if advice:
         found.append(("What to fix", [(str(n), str(line)) for n, line in enumerate(advice, start=1)]))

@@ -23,7 +23,7 @@ WORDS = {
     "classes": "Classes",
     "bad_samples": "Images that could not be used",
     "train_samples": "Training images",
-    "real_gaps": "Gaps between groups that are no chance",
+    "real_gaps": "Significant gaps between groups",
 }
 RATES = re.compile(r"acc\d|recall|precision|map@|calibration_error")
 

@@ -115,7 +115,7 @@ def test_runs_are_compared(page: str) -> None:
     text = Reader(page).text
     assert "Differences to hostile, on the same samples" in text
     assert "optim.lr" in text
-    assert "cannot be told" in text
+    assert "not significant" in text
 
 
 def test_what_is_needed_to_repeat_a_run_is_told(page: str, hostile_run: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_run_that_still_goes_on_has_a_page(hostile_run: Path, tmp_path: Path) 
     assert notes == []
     assert "still running" in text
     assert "29 steps" in text
-    assert "No figures yet" in text
+    assert "No metrics yet" in text
 
 
 def test_a_run_that_has_not_begun_has_a_page(hostile_run: Path, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_what_cannot_be_concluded_is_told(hostile_run: Path, tmp_path: Path) -> 
     path, _ = write_report([run], tmp_path / "report", images=0)
     text = Reader(path.read_text(encoding="utf-8")).text
     assert "What cannot be concluded: nothing follows." in text
-    assert "jobs: associations with groups: gaps between groups that are no chance 2." in text
+    assert "jobs: associations with groups: significant gaps between groups 2." in text
 
 
 def test_captions_as_long_as_books_do_not_fill_the_page(hostile_run: Path, tmp_path: Path) -> None:
@@ -219,9 +219,9 @@ def test_examples_and_searches_are_those_of_the_evaluation(hostile_run: Path, tm
     assert len(thumbnails) >= 6
     for file in thumbnails:
         assert base64.b64encode(file.read_bytes()).decode() in page
-    for words in ("From words to images", "From images to words", "Calibration", "Drawn by chance."):
+    for words in ("Text to image", "Image to text", "Calibration", "Drawn at random."):
         assert words in page
-    assert "The orange places" not in page
+    assert "Orange marks the places" not in page
 
 
 def test_a_run_without_examples_has_a_page(hostile_run: Path, tmp_path: Path) -> None:
@@ -236,8 +236,8 @@ def test_a_run_without_examples_has_a_page(hostile_run: Path, tmp_path: Path) ->
         assert words in text
     data = json.loads(path.read_text(encoding="utf-8").split('id="page-data">')[1].split("</script>")[0])
     assert [len(points) for points in data["spaces"].values()] == [48, 48]
-    assert "From words to images" not in text
-    assert "Drawn by chance" not in text
+    assert "Text to image" not in text
+    assert "Drawn at random" not in text
 
 
 def test_damaged_lines_are_counted(hostile_run: Path, tmp_path: Path) -> None:

@@ -222,7 +222,7 @@
       marks[index].parentNode.append(marks[index]);
       space.querySelector(".lens").classList.remove("unchosen");
       show(thumb, index);
-      says.textContent = point.right ? point.label : `${point.label}, taken for ${point.guess}`;
+      says.textContent = point.right ? point.label : `${point.label}, predicted as ${point.guess}`;
     };
     const draw = () => {
       const width = field.clientWidth, height = field.clientHeight;

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mmssl.config import Config, load_config, parse_config
+from scripts.bench.__main__ import app as bench_app
 from tests.helpers import docs_commands as commands
 from tests.helpers.docs_blocks import PAGES, REASONS, ROOT, Block, blocks
 from tests.helpers.docs_scripts import load_script
@@ -60,7 +61,7 @@ def test_commands_exist(block: Block) -> None:
             commands.check(words)
         words = commands.bench_arguments(line)
         if words is not None and "..." not in words:
-            commands.check(words, commands.bench_app)
+            commands.check(words, bench_app)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -77,7 +78,7 @@ def test_what_the_text_names_exists(page: Path) -> None:
             assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, code
         bench = commands.bench_arguments(code) if code.startswith("python -m ") else None
         if bench:
-            known = commands.options_of(bench, commands.bench_app)
+            known = commands.options_of(bench, bench_app)
             assert {word.partition("=")[0] for word in bench if word.startswith("--")} <= known, code
         key = re.match(r"((?:\w+\.)+\w+)([=:]|$)", code)
         # `model.vision` alone may be an attribute on a page whose Python has a `model`.

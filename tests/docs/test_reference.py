@@ -30,7 +30,7 @@ def test_values_and_defaults_are_said() -> None:
     """Bounds, choices, defaults and free names are those of the model."""
     page = reference.configuration()
     for row in (
-        "| `data.batch_size` | integer, at least 1 | `256` | Pairs a step over all processes. |",
+        "| `data.batch_size` | integer, at least 1 | `256` | Global batch size: pairs per step over all processes. |",
         "| `train.precision` | `auto`, `fp32`, `bf16`, `fp16` | `auto` | Number format of the forward pass.",
         "| `run_dir` | path | required | Folder the run writes; it must not exist unless resumed. |",
         "| `evaluate.suites.NAME.task` | ",

@@ -87,8 +87,6 @@ def theirs_classification(dataset: Dataset, encoder: Any, samples: Sequence[Samp
     )
 
 
-# scikit-learn tells that a predicted class has no sample, which is meant here.
-@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
 def classify(dataset: Dataset, encoder: ToyEncoder, images: EncodedImages) -> dict[str, float]:
     """Our metrics of zero-shot classification."""
     names, labels = class_indices(dataset, images.samples)
@@ -96,6 +94,8 @@ def classify(dataset: Dataset, encoder: ToyEncoder, images: EncodedImages) -> di
     return zero_shot.classify(images.features, weights, labels, names).metrics
 
 
+# scikit-learn warns that a predicted class has no sample, which is intended here.
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
 @pytest.mark.parametrize("classes", [3, 5, 7])
 @pytest.mark.parametrize("noise", [0.0, 1.0, 4.0])
 def test_zero_shot_classification_is_clip_benchmarks(numbers: Path, classes: int, noise: float) -> None:

@@ -75,7 +75,7 @@ def test_classifiers_predict_are_saved_and_mixed(
     printed = json.loads(capsys.readouterr().out)
     assert [row["image"] for row in printed] == [str(path) for path in images]
     assert [row["probabilities"] for row in printed] == [pytest.approx(one) for one in expected]
-    assert "has its own labels" in refused(capsys, "predict", tmp_path / "c0", images[0], "--labels", "a,b")
+    assert "with its own labels" in refused(capsys, "predict", tmp_path / "c0", images[0], "--labels", "a,b")
     model = MMSSL(tmp_path / "c0")
     model.save(tmp_path / "again")
     shutil.rmtree(tmp_path / "c0" / "tokenizer")

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmssl import system
 
@@ -127,26 +126,41 @@ def process_group() -> Iterator[World]:
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """The full tensor, gathered on every rank, if FSDP2 sharded it (a collective call); otherwise the tensor itself."""
-    if not isinstance(tensor, DTensor):
+    sharded = _as_sharded(tensor)
+    if sharded is None:
         return tensor
-    full: Tensor = tensor.full_tensor()
+    full: Tensor = sharded.full_tensor()
     return full
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
     """This rank's shard, in the same memory, if FSDP2 sharded the tensor; otherwise the tensor itself."""
-    if not isinstance(tensor, DTensor):
+    sharded = _as_sharded(tensor)
+    if sharded is None:
         return tensor
-    own: Tensor = tensor.to_local()
+    own: Tensor = sharded.to_local()
     return own
 
 
 @torch.no_grad()
 def copy_into(target: Tensor, value: Tensor) -> None:
     """Copy a full tensor, equal on all ranks, into `target`, which FSDP2 may have sharded."""
-    if isinstance(target, DTensor):
-        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    sharded = _as_sharded(target)
+    if sharded is not None:
+        from torch.distributed.tensor import distribute_tensor
+
+        value = distribute_tensor(value.to(target.device), sharded.device_mesh, sharded.placements)
     target.copy_(value)
+
+
+def _as_sharded(tensor: Tensor) -> Any:
+    """The tensor as a DTensor; None if it is not sharded."""
+    # DTensor takes seconds to import, and exists in process groups only.
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    from torch.distributed.tensor import DTensor
+
+    return tensor if isinstance(tensor, DTensor) else None
 
 
 def _await(works: Sequence[dist.Work], sent: list[Tensor], received: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -36,7 +36,7 @@ def test_an_objective_with_a_dotted_path_trains_and_resumes(tmp_path: Path) -> N
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     key = next(name for name in found if name.endswith(".seen"))
-    assert (int(_own_weights(first)[key]), int(found[key])) == (8 * 3, 8 * 8)
+    assert (int(_own_weights(first)[key]), int(found[key])) == (8 * 6, 8 * 8)
 
 
 def test_an_override_changes_an_entry_with_dots(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def a_step(task: TrainingTask, name: str) -> Tally:
     given = batch(task).to(torch.device("cuda"))
     inputs = task.inputs(given, [name], lambda _: Draws(), 0.5)
     tally = Tally()
-    count = task.objective(name).count(inputs)
+    count = task.objective(name).num_terms(inputs)
     total, outputs = task(inputs, {name: Weighted(1.0, 1 / count)})
     tally.add("total", total, count)
     for metric, (value, terms) in outputs[name].metrics.items():

@@ -130,7 +130,7 @@ def test_agrees_with_transformers(normalise: bool) -> None:
     inputs |= mae.sample_targets(inputs, random, encoder)
     features = {mae.read: encoder.vision(images, inputs[mae.read.mask])}
     output = mae.loss(mae.predict(features, inputs, encoder), inputs, World())
-    ours = output.total / mae.count(inputs)
+    ours = output.total / mae.num_terms(inputs)
     theirs = peer(encoder.vision.normalize(images), noise=noise).loss
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     ours.backward()
@@ -184,7 +184,7 @@ def test_a_tower_without_patches_has_its_input_covered() -> None:
     assert torch.equal(seen[cover], mean[cover])
     predictions = task.predict(inputs, ["mae"])["mae"]
     assert predictions["patches"].shape == (4, 64, 48)
-    shown = mae.shown(predictions, inputs, task.encoder)
+    shown = mae.visualize(predictions, inputs, task.encoder)
     assert shown.shape == (4, 3, 3, 32, 32)
     whole = shown[:, 2]
     assert (whole.int() - main.int()).abs()[~cover].max() <= 1

@@ -27,7 +27,7 @@ def test_captioning_agrees_with_open_clips_coca() -> None:
     inputs = prepared(task, "captioning")
     objective = task.objective("captioning")
     predictions = {"logits": task.predict(inputs, ["captioning"])["captioning"]["logits"].detach().requires_grad_()}
-    ours = objective.loss(predictions, inputs, World()).total / objective.count(inputs)
+    ours = objective.loss(predictions, inputs, World()).total / objective.num_terms(inputs)
     theirs_logits = predictions["logits"].detach().clone().requires_grad_()
     labels = inputs["tokens"].masked_fill(~inputs["token_mask"], 0)
     features = unit(torch.randn(ROWS, 4))

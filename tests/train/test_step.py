@@ -144,7 +144,7 @@ def mix_by_hand(names: Sequence[str], starts: Sequence[int]) -> tuple[dict[str, 
         for name in set(names) - {"contrastive"}:
             objective = module.objective(name)
             total = objective.loss(parts[-1][name], rows, World()).total
-            losses[name] = losses[name] + total / objective.count(inputs)
+            losses[name] = losses[name] + total / objective.num_terms(inputs)
     images, texts = (torch.cat([part["contrastive"][key] for part in parts]) for key in ("image", "text"))
     logits, target = module.encoder.logit_scale * images @ texts.T, torch.arange(ROWS)
     cross_entropy = torch.nn.functional.cross_entropy

@@ -32,7 +32,7 @@ def test_gradient_norms_and_cosines_by_hand() -> None:
         task.zero_grad()
         objective = task.objective(name)
         output = objective.loss(task.predict(inputs, [name])[name], inputs, World())
-        (output.total / objective.count(inputs)).backward()
+        (output.total / objective.num_terms(inputs)).backward()
         gradients[name] = {n: p.grad.clone() for n, p in task.encoder.named_parameters() if p.grad is not None}
     for name in MIX:
         expected = math.sqrt(sum(float(g.square().sum()) for g in gradients[name].values()))

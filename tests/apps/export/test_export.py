@@ -131,7 +131,8 @@ def test_onnxruntime_opens_both_encoders(kind: str, clip: mmssl.Model, tmp_path:
         close(theirs.encode_text(texts), model.encode_text(texts))
     assert quantize(tmp_path / "out") < (0.9 if kind == "clip" else 1)
     small = OnnxEncoder(tmp_path / "out")
-    assert (small.encode_text(CAPTIONS) * model.encode_text(CAPTIONS)).sum(1).min() > 0.97
+    # Processors without VNNI add 8-bit products in 16 bits, which saturate: 0.95 on AVX2 alone.
+    assert (small.encode_text(CAPTIONS) * model.encode_text(CAPTIONS)).sum(1).min() > 0.93
 
 
 @pytest.mark.parametrize("vision", ["timm:resnet10t", "timm:vit_tiny_patch16_224"])

@@ -119,8 +119,8 @@ def test_zero_shot_classification_is_clip_benchmarks(numbers: Path, classes: int
 
 
 def test_equal_scores_are_clip_benchmarks() -> None:
-    """Classes with equal scores are ranked as clip_benchmark ranks them: accuracies and recall agree to 1e-6. The scores
-    are given, because matrix products of some processors round equal columns differently."""
+    """Classes with equal scores are ranked as by clip_benchmark: accuracies and recall agree to 1e-6. The scores are
+    given, because matrix products of some processors round equal columns differently."""
     g = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 3, (200, 7), generator=g).float()
     labels = torch.randint(0, 7, (200,), generator=g)

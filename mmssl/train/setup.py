@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from rich.console import Console
 from torch import nn
 
@@ -118,7 +118,8 @@ def set_up(plan: RunPlan, resume: bool, rewind: bool, fit: MicroBatchFit = fit_m
 def _with_precision(plan: RunPlan) -> tuple[RunPlan, list[str]]:
     """The plan with `train.precision: auto` resolved, the same on every process, and lines to say about it."""
     # Joins the processes, so that the first one's measurement decides for all.
-    device_type = PartialState().device.type
+    # With the launcher's own flag, or Accelerate would take a launch on CPUs for single processes.
+    device_type = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device.type
     configured = plan.config.train.precision
     if configured != "auto":
         warning = emulation_warning(configured, device_type)

@@ -104,8 +104,8 @@ def test_show_counts_what_trains(shards: Path, tmp_path: Path) -> None:
     text = describe(config(shards, tmp_path / "run"))
     vision = 2 * ((32 + 96) + (32 + 32) + 2 * (32 + 128))  # qkv, proj, fc1, fc2 of one block
     (line,) = (line for line in text.splitlines() if "vision tower (" in line)
-    assert f"of which {vision:,} are trained" in line
-    assert any("in all" in line and "are trained" in line for line in text.splitlines())
+    assert f"{vision:,} of them trained" in line
+    assert any("total" in line and "of them trained" in line for line in text.splitlines())
 
 
 def adapted_mixer() -> TrainingTask:

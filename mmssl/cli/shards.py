@@ -16,6 +16,9 @@ shards_app = group(
     210, "shards", "Index, check, show and pack shards: tars of KEY.jpg (png, webp, ...) with KEY.txt, KEY.json."
 )
 
+_LISTED = 20
+"""Damaged shards that are listed one by one."""
+
 Patterns = Annotated[
     list[str],
     typer.Argument(
@@ -45,8 +48,7 @@ def index(
     Example: mmssl shards index '/data/pairs/*.tar'
     """
     from mmssl.data import expand
-    from mmssl.data.shards import describe_problems
-    from mmssl.data.sources import make_index
+    from mmssl.data.sources import account_of_indexes, make_index
     from mmssl.data.storage import Access
 
     names = expand(patterns)
@@ -55,14 +57,21 @@ def index(
     print(
         f"{len(found):,} shards, {sum(i.samples for i in found):,} samples, {sum(i.bytes for i in found) / 1e9:.3g} GB"
     )
-    lost = describe_problems(found)
-    if lost is not None:
-        print(f"{lost}\nfor a full report: mmssl shards check PATTERN")
+    account, problems = account_of_indexes(found), [f"{i.shard}: {problem}" for i in found for problem in i.problems]
+    if problems:
+        print(f"{len(problems):,} damaged shards:", *problems[:_LISTED], sep="\n  ")
+    if len(problems) > _LISTED:
+        print("  ...")
+    print(account.text())
+    if problems or account.omitted:
+        print("for a full report: mmssl shards check PATTERN")
     unwritten = sorted({str(Path(i.shard).parent) for i in found if i.offsets is not None and "://" not in i.shard})
     if unwritten:
         raise UserError(
             f"{', '.join(unwritten)} cannot be written, so the index was not kept; copy the shards elsewhere"
         )
+    if account.used == 0:
+        raise UserError(f"no sample of {names[0]}{_more(len(names))} is usable; see the causes above")
 
 
 @shards_app.command("check")
@@ -124,6 +133,8 @@ def check(
         with writing(image, "--image", "give another file"):
             draw_report(found, health, image, tokens)
     print(health.text())
+    if not len(found):
+        raise UserError(f"no sample of {names[0]}{_more(len(names))} is usable; see the causes above")
 
 
 @shards_app.command("show")
@@ -229,6 +240,11 @@ def pack(
         key, why = packed.bad[0]
         print(f"{len(packed.bad)} left out, listed in {out / 'bad_samples.jsonl'}; first: {key}: {why}")
     print(f"train on them with data.train='{out}/train-*.tar'" if "train" in packed.shards else str(out))
+
+
+def _more(count: int) -> str:
+    """Words for the shards behind the first of `count`."""
+    return "" if count == 1 else f" and {count - 1:,} more"
 
 
 def _limits(max_member_mib: float) -> "SampleLimits":

@@ -38,8 +38,10 @@ def test_index_counts_and_names_what_is_lost(shards: Path, capsys: pytest.Captur
     """The index lies beside the shards, and the output says how many samples there are and what is wrong."""
     out = run(["index", str(shards / "*.tar")], capsys)
     assert "3 shards, 53 samples" in out
-    assert "2 unusable samples left out, 1 damaged shards" in out
-    assert "'d' (no text)" in out
+    assert "1 damaged shards:" in out
+    assert "1 left out: no text, for example" in out
+    assert "2.tar:d (no text)" in out
+    assert "55 pairs offered = 53 used + 2 left out (.jpg is cut: 1; no text: 1)" in out
     offsets = np.fromfile(shards / "0.tar.idx", dtype="<u8")
     with tarfile.open(shards / "0.tar") as tar:
         starts = [member.offset for member in tar if member.name.endswith(".png")]

@@ -13,6 +13,8 @@ from mmssl.data.health import statistics
 from mmssl.data.health.duplicates import connect, equal_pairs, near_duplicates, sorted_words
 from mmssl.data.health.statistics import Statistics
 from mmssl.data.health.survey import Survey
+from mmssl.data.shards.account import Account
+from mmssl.data.shards.causes import account_of
 from mmssl.data.transforms import Tokenizer
 from mmssl.plotting import BLUE, ORANGE, drawing
 
@@ -30,19 +32,22 @@ class HealthReport:
     batches: Statistics
     advice: tuple[str, ...]
     """What to fix, most serious first. Empty: nothing."""
+    account: Account
+    """The samples that are used and left out, by cause."""
 
     def statistics(self) -> dict[str, Statistics]:
         """All statistics by subject."""
         return {name: getattr(self, name) for name in ("samples", "images", "captions", "batches")}
 
     def text(self) -> str:
-        """The report as text, ending with the advice."""
+        """The report as text, ending with the advice and the account of the samples."""
         lines = []
         for subject, values in self.statistics().items():
             lines.append(subject)
             lines += [f"  {name:<42} {_show(value)}" for name, value in values.items() if value not in ([], {})]
         lines += ["", "what to fix" if self.advice else "nothing to fix"]
-        return "\n".join([*lines, *(f"  {number}. {line}" for number, line in enumerate(self.advice, start=1))])
+        lines += [f"  {number}. {line}" for number, line in enumerate(self.advice, start=1)]
+        return "\n".join([*lines, "", self.account.text()])
 
     def json(self) -> str:
         """Statistics and advice as JSON."""
@@ -66,6 +71,7 @@ def check_health(
         captions=statistics.caption_statistics(survey, tokenizer) | statistics.caption_copy_statistics(survey, alike),
         batches={"batch size": batch_size} | statistics.batch_statistics(len(survey), groups, batch_size),
         advice=(),
+        account=account_of(len(survey), survey.bad),
     )
     return replace(health, advice=tuple(_advice(health, image_size)))
 
@@ -87,12 +93,12 @@ def draw_report(survey: Survey, health: HealthReport, path: Path, tokenizer: Tok
 def _advice(health: HealthReport, image_size: int) -> Iterator[str]:
     samples, captions, count = health.samples, health.captions, health.samples["usable"]
     if lost := sum(samples["left out"].values()):
-        yield f"{lost} samples are left out, for the reasons above: fix or remove them"
-    if count == 0:
-        yield "no sample is usable: a sample is NAME.jpg with NAME.txt or NAME.json next to it in the tar"
-        return
+        yield f"{lost} samples are left out: see the causes and remedies below"
     if damaged := samples["damaged shards"]:
         yield f"{len(damaged)} shards are damaged, as listed above: download or pack them again"
+    if count == 0:
+        yield "no sample is usable: a sample is KEY.jpg with KEY.txt or KEY.json next to it in the tar"
+        return
     if samples["keys in several shards"]:
         yield "the same keys occur in several shards: one of these may be a copy of another"
     yield from _image_advice(health.images, count, image_size)

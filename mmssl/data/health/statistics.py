@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mmssl.data.health.duplicates import Ints, connect
 from mmssl.data.health.survey import Survey
-from mmssl.data.shards import BadSample
+from mmssl.data.shards.causes import cause_of
 from mmssl.data.transforms import Tokenizer
 
 Statistics = dict[str, Any]
@@ -37,7 +37,7 @@ def sample_statistics(survey: Survey) -> Statistics:
         "usable": len(survey),
         "shards": len(per_shard),
         "samples of a shard, fewest to most": [min(per_shard.values()), max(per_shard.values())] if per_shard else [],
-        "left out": dict(Counter(_reason(bad) for bad in survey.bad).most_common()),
+        "left out": dict(Counter(cause_of(bad.error) for bad in survey.bad).most_common()),
         "left out, examples": [f"{bad.shard}:{bad.key} ({bad.error})" for bad in survey.bad[:_EXAMPLES]],
         "damaged shards": survey.problems,
         "keys in several shards": len(again),
@@ -140,13 +140,6 @@ def length_statistics(survey: Survey, tokenizer: Tokenizer | None) -> Floats:
     if tokenizer is None:
         return np.array([len(caption.split()) for caption in survey.captions], dtype=np.float64)
     return np.array(tokenizer.lengths(survey.captions), dtype=np.float64)
-
-
-def _reason(bad: BadSample) -> str:
-    """Kind of an error, without the numbers and names of the sample."""
-    return (
-        bad.error.partition(":")[0].partition(" (")[0] if not bad.error.startswith(".") else bad.error.partition(" ")[2]
-    )
 
 
 def _extra(groups: Ints) -> int:

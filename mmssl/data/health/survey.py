@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from mmssl.data.health.duplicates import thumbnail
 from mmssl.data.shards import BadSample, SampleLimits
+from mmssl.data.shards.causes import join_bad
 from mmssl.data.storage import iter_samples
 from mmssl.data.transforms import DecodeError, Pixels, captions, decoding
 from mmssl.errors import UserError
@@ -89,7 +90,8 @@ def survey_shards(
         UserError: a shard cannot be opened.
     """
     found = Survey(problems=list(problems))
-    samples = islice(iter_samples(shards, limits, on_bad=found.bad.append), first)
+    bad: list[BadSample] = []
+    samples = islice(iter_samples(shards, limits, on_bad=bad.append), first)
     done, workers = 0, threads or os.cpu_count() or 1
 
     def inspect(batch: list[Sample]) -> Inspected:
@@ -98,16 +100,19 @@ def survey_shards(
     with ThreadPoolExecutor(workers) as pool:
         for batch in _run_ahead(pool, inspect, _batches(samples), 2 * workers):
             for sample, info in batch:
-                _add(found, sample, info)
+                _add(found, bad, sample, info)
             done += len(batch)
             if progress is not None:
                 progress(done)
+    found.bad = join_bad(sample for sample in bad if sample.key)
+    damaged = {shard for shard in shards if any(problem.startswith(f"{shard}: ") for problem in problems)}
+    found.problems += [f"{b.shard}: {b.error}" for b in bad if not b.key and b.shard not in damaged]
     return found
 
 
-def _add(found: Survey, sample: Sample, info: _SampleInfo | str) -> None:
+def _add(found: Survey, bad: list[BadSample], sample: Sample, info: _SampleInfo | str) -> None:
     if isinstance(info, str):
-        found.bad.append(BadSample(sample.shard, sample.key, info))
+        bad.append(BadSample(sample.shard, sample.key, info))
         return
     found.keys.append(f"{sample.shard}:{sample.key}")
     found.shards.append(sample.shard)

@@ -1,6 +1,7 @@
 """Shards: the members of a tar, its samples, and the index of their offsets."""
 
-from mmssl.data.shards.index import FOLDER_FILE, Progress, describe_problems, index_shards
+from mmssl.data.shards.causes import describe_problems
+from mmssl.data.shards.index import FOLDER_FILE, Progress, index_shards
 from mmssl.data.shards.samples import IMAGES, BadSample, SampleLimits
 from mmssl.data.shards.shard_index import ShardIndex, image_ranges, offsets_path
 from mmssl.data.shards.urls import TABLES, is_remote

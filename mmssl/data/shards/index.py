@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.data.shards.samples import SampleLimits
-from mmssl.data.shards.shard_index import LeftOut, ShardIndex, index_shard, offsets_path
+from mmssl.data.shards.shard_index import RULES, LeftOut, ShardIndex, index_shard, offsets_path
 from mmssl.data.shards.urls import is_remote
 from mmssl.files import atomic_write
 
@@ -63,16 +63,6 @@ def fingerprint(indexes: Sequence[ShardIndex]) -> str:
     return digest.hexdigest()
 
 
-def describe_problems(indexes: Sequence[ShardIndex]) -> str | None:
-    """One line about excluded samples and damaged shards, or None without any."""
-    lost = [f"{index.shard}: {out.key!r} ({out.reason})" for index in indexes for out in index.left_out]
-    wrong = [f"{index.shard}: {problem}" for index in indexes for problem in index.problems]
-    if not lost and not wrong:
-        return None
-    first = "; ".join([*wrong, *lost][:3]) + ("; ..." if len(lost) + len(wrong) > 3 else "")
-    return f"{len(lost)} unusable samples left out, {len(wrong)} damaged shards: {first}"
-
-
 def _read_folder(folder: Path) -> dict[str, Any]:
     """The folder's entries by file name; empty if the file is missing or damaged."""
     try:
@@ -94,8 +84,8 @@ def _still_fits(shard: str, kept: Mapping[Path, dict[str, Any]], limits: SampleL
         return None
     if index is None or size != 8 * (index.groups + 1):
         return None
-    key = (index.bytes, index.mtime_ns, index.max_member_bytes)
-    return index if key == (status.st_size, status.st_mtime_ns, limits.max_member_bytes) else None
+    key = (index.bytes, index.mtime_ns, index.max_member_bytes, index.rules)
+    return index if key == (status.st_size, status.st_mtime_ns, limits.max_member_bytes, RULES) else None
 
 
 def index_to_json(index: ShardIndex) -> dict[str, Any]:
@@ -107,6 +97,7 @@ def index_to_json(index: ShardIndex) -> dict[str, Any]:
         "groups": index.groups,
         "checksum": index.checksum,
         "max_member_bytes": index.max_member_bytes,
+        "rules": index.rules,
         "left_out": [[out.ordinal, out.key, out.reason] for out in index.left_out],
         "problems": list(index.problems),
     }
@@ -126,6 +117,7 @@ def index_from_json(shard: str, entry: Mapping[str, Any]) -> ShardIndex:
         problems=tuple(map(str, entry["problems"])),
         checksum=str(entry["checksum"]),
         max_member_bytes=int(entry["max_member_bytes"]),
+        rules=int(entry.get("rules", 1)),
     )
 
 

@@ -1,17 +1,29 @@
 """Samples of a tar: members grouped by key, reasons why a group is unusable, and parsing of its bytes."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from mmssl.data.shards.tar import Archive, Member, TarError
 from mmssl.types import Sample
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_COMMON_IMAGES = ("jpg", "jpeg", "jfif", "jpe", "png", "webp", "gif", "bmp", "dib", "tif", "tiff")
+_FURTHER_IMAGES = ("apng", "avif", "jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "pnm", "qoi")
+IMAGES = (*_COMMON_IMAGES, *_FURTHER_IMAGES)
+"""Extensions of images. The format itself is recognised by the first bytes."""
 TEXTS = ("txt", "json")
 USED = (*IMAGES, *TEXTS, "cls")
 """Extensions that are read. Other members (`.npy`, `.pyd`, `.pth` ...) are never decoded."""
+
+_MANY_STEMS = 3
+"""Dotted names of one key from which on each is taken for a sample, although no image has its text beside it."""
+NOT_ADJACENT = "its members are not adjacent"
+REPEATED = "its key was used before"
+APART = "its image and its text lie in different folders"
+FRAGMENT = "further members of a sample that is named above"
+"""The reason of a group that is no sample of its own, so that it is not counted."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,8 @@ class Group:
     end: int
     members: dict[str, Member] = field(default_factory=dict)
     """Extension (lower case, without the leading dot) -> member."""
+    faults: dict[str, str] = field(default_factory=dict)
+    """Extension -> reason why this member makes the group unusable."""
     defect: str | None = None
     """Reason why the group is unusable, or None."""
 
@@ -45,27 +59,45 @@ class Group:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """`a/b.seg.png` -> (`a/b`, `seg.png`): WebDataset's key and extension, or None for other names."""
+    """`a/b.seg.png` -> (`a/b`, `seg.png`): WebDataset's key and extension, or None for other and hidden names."""
     name = name.removeprefix("./")
+    if "__MACOSX" in name.split("/"):  # macOS's copies of attributes, which no program reads
+        return None
     slash = name.rfind("/") + 1
     stem, dot, extension = name[slash:].partition(".")
     return (name[:slash] + stem, extension.lower()) if stem and dot and extension else None
 
 
+def cut_reason(extension: str) -> str:
+    """The reason of a group whose member is not complete."""
+    return f".{extension} is cut"
+
+
+def begins_hole(extension: str, content: bytes) -> bool:
+    """True if the last member before a hole of zeros ends in zeros, so that the hole begins inside of it."""
+    return content.endswith(bytes(4 if extension in IMAGES else 1))
+
+
 def groups(archive: Archive, limits: SampleLimits, need_text: bool = True) -> Iterator[Group]:
     """All groups of an archive in order. Unusable ones have a `defect`.
+
+    A key ends at the first dot of a name, as in WebDataset. Where dotted names pair up (`a.v1.jpg` with `a.v1.txt`),
+    each pair is a sample, with the key `a.v1`.
 
     Raises:
         TarError: after the last group that could be found, where the archive is damaged or cut.
     """
     seen: dict[str, bool] = {}
-    for group in _adjacent(archive, limits):
-        group.defect = group.defect or _defect(group, limits, need_text)
-        if group.key in seen:
-            both = seen[group.key] and group.defect is None
-            group.defect = "its key was used before" if both else "its members are not adjacent"
-        seen[group.key] = group.defect is None
-        yield group
+    dotted: set[str] = set()
+    for whole in _adjacent(archive, limits):
+        for group in _split_dotted(whole, whole.key in dotted):
+            if group.key != whole.key:
+                dotted.add(whole.key)
+            group.defect = group.defect or next(iter(group.faults.values()), None) or _defect(group, limits, need_text)
+            if group.key in seen:
+                group.defect = REPEATED if seen[group.key] else NOT_ADJACENT
+            seen[group.key] = seen.get(group.key, False) or group.defect is None
+            yield group
 
 
 def _adjacent(archive: Archive, limits: SampleLimits) -> Iterator[Group]:
@@ -76,7 +108,7 @@ def _adjacent(archive: Archive, limits: SampleLimits) -> Iterator[Group]:
             if names is None:
                 continue
             key, extension = names
-            if group is None or group.key != key or extension in group.members:
+            if group is None or group.key != key or extension in group.members or _ends_pair(group, extension):
                 if group is not None:
                     yield group
                 group = Group(key, member.start, member.end)
@@ -86,31 +118,137 @@ def _adjacent(archive: Archive, limits: SampleLimits) -> Iterator[Group]:
     except TarError as error:
         names = split_name(error.name) if error.name is not None else None
         if group is not None and names is not None and group.key == names[0]:
-            group.defect = f".{names[1]} is cut"
+            group.faults[names[1]] = cut_reason(names[1])
         if group is not None:
             yield group
         if names is not None and (group is None or group.key != names[0]):
-            yield Group(names[0], error.offset, archive.size, defect=f".{names[1]} is cut")
+            yield Group(names[0], error.offset, archive.size, defect=cut_reason(names[1]))
         raise
     if group is not None:
         yield group
 
 
+def _stem(extension: str) -> str:
+    """`v1.jpg` -> `v1`; nothing for an extension without a dot."""
+    return extension.rpartition(".")[0]
+
+
+def _dotted_pairs(group: Group, extensions: Iterable[str]) -> set[str]:
+    """Stems under which these members of a group are an image and its text.
+
+    Beside an image without a stem, .json and .cls members may describe that one, so that only .txt tells a pair.
+    """
+    lasts: dict[str, set[str]] = {}
+    for extension in extensions:
+        stem, _, last = extension.rpartition(".")
+        lasts.setdefault(stem, set()).add(last)
+    pairs = {stem for stem, found in lasts.items() if stem and found & {*IMAGES} and found & {*TEXTS, "cls"}}
+    return {stem for stem in pairs if "txt" in lasts[stem]} if pairs and group.image() is not None else pairs
+
+
+def _ends_pair(group: Group, extension: str) -> bool:
+    """True if the group ends in a dotted pair that a member with this extension does not belong to.
+
+    Such a group is closed at once: thousands of samples may share the part before the first dot.
+    """
+    stem = _stem(next(reversed(group.members)))
+    if stem in ("", _stem(extension)):
+        return False
+    return bool(_dotted_pairs(group, takewhile(lambda e: _stem(e) == stem, reversed(group.members))))
+
+
+def _dotted_stems(group: Group, known: bool) -> set[str]:
+    """Stems that name samples of their own.
+
+    Args:
+        known: stems of this key named samples before.
+    """
+    pairs = _dotted_pairs(group, group.members)
+    if group.image() is not None:
+        return pairs
+    used = [extension for extension in group.members if extension.rpartition(".")[2] in USED]
+    stems, images = {_stem(extension) for extension in used}, sum(e.endswith(IMAGES) for e in used)
+    alike = len(stems) == 1 or (len(stems) >= _MANY_STEMS and images in (0, len(used), len(stems)))
+    return stems - {""} if pairs or known or ("" not in stems and alike) else set()
+
+
+def _split_dotted(group: Group, known: bool) -> Iterator[Group]:
+    """Split off the samples with dotted names of their own. Other groups stay whole."""
+    stems = _dotted_stems(group, known)
+    if not stems:
+        yield group
+        return
+    parts: dict[str, Group] = {}
+    last: Group | None = None
+    for extension in (*group.members, *(e for e in group.faults if e not in group.members)):
+        stem = _stem(extension) if _stem(extension) in stems else ""
+        member = group.members.get(extension)
+        own = extension.removeprefix(f"{stem}.") if stem else extension
+        key = f"{group.key}.{stem}" if stem else group.key
+        part = parts.setdefault(stem, Group(key, group.end if member is None else member.start, group.end))
+        if extension in group.faults:
+            part.faults[own] = group.faults[extension]
+        if member is not None:
+            if part.members and part is not last:
+                part.defect = NOT_ADJACENT
+            part.members[own] = member
+            part.end = member.end if part.defect is None else part.end
+            last = part
+    yield from sorted(parts.values(), key=lambda part: part.start)
+
+
 def _refuse(group: Group, extension: str, member: Member, limits: SampleLimits) -> None:
     if member.refused is not None:
-        group.defect = f".{extension} is refused: {member.refused}"
+        group.faults[extension] = f".{extension} is refused: {member.refused}"
     elif member.size > limits.max_member_bytes:
-        group.defect = f".{extension} has {member.size} bytes, more than the limit of {limits.max_member_bytes}"
+        limit = limits.max_member_bytes
+        group.faults[extension] = f".{extension} has {member.size} bytes, more than the limit of {limit}"
 
 
 def _defect(group: Group, limits: SampleLimits, need_text: bool) -> str | None:
     if group.image() is None:
-        return "no image"
-    if need_text and not any(extension in group.members for extension in TEXTS):
-        return "no text"
+        return f"no image{_other_members(group)}"
+    texts = [extension for extension in TEXTS if extension in group.members]
+    if need_text and not texts:
+        return f"no text{_other_members(group)}"
+    # A label may stand for the caption, through a template.
+    if need_text and "cls" not in group.members and all(group.members[extension].size == 0 for extension in texts):
+        return "the caption is empty"
     if group.end - group.start > limits.max_sample_bytes:
         return f"its members span {group.end - group.start} bytes"
     return None
+
+
+def join_parts(left_out: Sequence[tuple[str, str]]) -> list[str]:
+    """The reasons of the unusable groups of a shard, given as (key, reason), with every sample named once.
+
+    Where the members of a sample lie apart, its first group says so, and its others are fragments. The same holds for
+    an image and a text with one name in different folders.
+    """
+    reasons = [reason for _, reason in left_out]
+    apart = {key for key, reason in left_out if reason == NOT_ADJACENT}
+    first: dict[str, int] = {}
+    texts: dict[str, list[int]] = {}
+    for number, (key, reason) in enumerate(left_out):
+        if key in apart:
+            begin = first.setdefault(key, number)
+            reasons[begin] = NOT_ADJACENT
+            reasons[number] = FRAGMENT if number != begin and reason == NOT_ADJACENT else reasons[number]
+        elif reason == "no image":
+            texts.setdefault(key.rpartition("/")[2], []).append(number)
+    for number, (key, reason) in enumerate(left_out):
+        same = texts.get(key.rpartition("/")[2], ())
+        if reason == "no text" and reasons[number] == reason and len(same) == 1 and reasons[same[0]] == "no image":
+            reasons[number], reasons[same[0]] = APART, FRAGMENT
+    return reasons
+
+
+def _other_members(group: Group) -> str:
+    """The extensions of a group without image or text, if some have no meaning here and may hold what is missing."""
+    if all(extension in USED for extension in group.members):
+        return ""
+    names = [f".{extension}" for extension in group.members]
+    return f": its members are {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}"
 
 
 @dataclass(frozen=True)

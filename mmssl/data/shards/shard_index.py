@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmssl.data.shards.samples import Group, SampleLimits, groups
+from mmssl.data.shards.damage import describe_foreign, describe_tail
+from mmssl.data.shards.samples import FRAGMENT, Group, SampleLimits, begins_hole, cut_reason, groups, join_parts
 from mmssl.data.shards.tar import Archive, ReadAt, TarError
 from mmssl.errors import UserError
 
 _WINDOW = 16 << 10
-_TAIL = 1 << 20
-"""Bytes after the end marker that are checked for data."""
+RULES = 2
+"""Version of the rules for what a sample is. An index of other rules is made again where its shard is at hand."""
 
 Offsets = NDArray[np.uint64]
 
@@ -50,11 +51,18 @@ class ShardIndex:
     """The limit that was used to make the index."""
     offsets: Offsets | None = None
     """[groups + 1], if they are not stored in a file."""
+    rules: int = RULES
+    """Version of the rules that were used to make the index."""
 
     @property
     def samples(self) -> int:
         """Number of usable samples."""
         return self.groups - len(self.left_out)
+
+    @property
+    def lost(self) -> list[LeftOut]:
+        """Excluded samples, each once: without further members of a sample that is excluded already."""
+        return [out for out in self.left_out if out.reason != FRAGMENT]
 
     def ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First byte and end of each usable sample of a local shard, int64 [samples] each.
@@ -95,7 +103,9 @@ def index_archive(shard: str, archive: Archive, mtime_ns: int, limits: SampleLim
     problems = list(_collect(archive, limits, found))
     end = found[-1].end if found else 0
     offsets = np.array([*(group.start for group in found), end], dtype="<u8")
-    left_out = (LeftOut(i, g.key, g.defect) for i, g in enumerate(found) if g.defect is not None)
+    out = [(i, g.key, g.defect) for i, g in enumerate(found) if g.defect is not None]
+    reasons = join_parts([(key, reason) for _, key, reason in out])
+    left_out = (LeftOut(i, key, reason) for (i, key, _), reason in zip(out, reasons, strict=True))
     return ShardIndex(
         shard=shard,
         bytes=archive.size,
@@ -129,18 +139,29 @@ def image_ranges(shard: str, mtime_ns: int, size: int) -> dict[str, tuple[int, i
 def _collect(archive: Archive, limits: SampleLimits, found: list[Group]) -> Iterator[str]:
     """Append every group to `found`; yield the problems of the shard itself."""
     if archive.size == 0:
-        yield "the file is empty"
+        yield "the file is empty; download or pack it again"
         return
     try:
         for group in groups(archive, limits):
             found.append(group)
     except TarError as error:
-        yield f"{error}; the {archive.size - error.offset} bytes from there on are not used"
+        yield describe_damage(archive, error)
         return
-    if archive.end >= archive.size:
-        yield "it has no end marker: it was probably cut between two members"
-    elif archive.read(archive.end, _TAIL).strip(b"\0"):
-        yield f"the {archive.size - archive.end} bytes after its end marker are not used"
+    tail = describe_tail(archive, len(found))
+    if tail is not None:
+        yield tail
+        if found and found[-1].defect is None and archive.end < archive.size:
+            extension, member = next(reversed(found[-1].members.items()))
+            if begins_hole(extension, archive.read(member.data, member.size)):
+                found[-1].defect = cut_reason(extension)
+
+
+def describe_damage(archive: Archive, error: TarError) -> str:
+    """A sentence about an archive that cannot be read to its end."""
+    foreign = describe_foreign(archive) if error.offset == 0 else None
+    return (
+        foreign or f"{error}; the {archive.size - error.offset} bytes from there on are not used: get the shard again"
+    )
 
 
 def windowed(file: int) -> ReadAt:

@@ -9,7 +9,10 @@ from contextlib import closing
 from pathlib import Path
 
 from mmssl.data.shards import BadSample, SampleLimits, ShardIndex, is_remote
-from mmssl.data.shards.samples import Group, SampleError, group_sample, groups
+from mmssl.data.shards.account import Account
+from mmssl.data.shards.causes import leave_out
+from mmssl.data.shards.damage import describe_foreign, describe_tail
+from mmssl.data.shards.samples import Group, SampleError, begins_hole, cut_reason, group_sample, groups
 from mmssl.data.shards.shard_index import index_archive
 from mmssl.data.shards.tar import Archive, TarError
 from mmssl.data.storage.fetch import Fetcher
@@ -31,15 +34,19 @@ def iter_samples(
     """All usable samples of local or remote shards, in file order, numbered from 0.
 
     With `need_text` a sample needs a caption, as for training; without, an image is enough. Unusable samples are
-    skipped and passed to `on_bad` (default: logged); an empty `key` means the rest of a shard.
+    skipped and passed to `on_bad` (default: counted and logged by cause); an empty `key` means the rest of a shard.
     """
-    report, fetcher, numbers = on_bad or _warn, Fetcher(), itertools.count()
-    for shard in shards:
-        for found, _ in read_shard(shard, limits or SampleLimits(), fetcher, lambda key: next(numbers), need_text):
-            if isinstance(found, Sample):
-                yield found
-            else:
-                report(found)
+    skipped, fetcher, numbers = _Skipped(), Fetcher(), itertools.count()
+    report = on_bad or skipped.add
+    try:
+        for shard in shards:
+            for found, _ in read_shard(shard, limits or SampleLimits(), fetcher, lambda key: next(numbers), need_text):
+                if isinstance(found, Sample):
+                    yield found
+                else:
+                    report(found)
+    finally:
+        skipped.log()
 
 
 def read_shard(
@@ -65,15 +72,28 @@ def read_shard(
             except SampleError as error:
                 found = BadSample(shard, group.key, str(error))
             yield found, end
-    except TarError as error:
-        yield BadSample(shard, "", f"{error}; the rest of the shard is not used"), end
+    except ShardDamageError as error:
+        yield BadSample(shard, "", str(error)), end
         return
     if end == 0:
         yield BadSample(shard, "", "the shard holds no sample"), end
 
 
-def _warn(bad: BadSample) -> None:
-    _log.warning("%s: sample %r is skipped: %s", bad.shard, bad.key, bad.error)
+class _Skipped:
+    """Counts unusable samples, to log one line per cause instead of one per sample."""
+
+    def __init__(self) -> None:
+        self._account = Account()
+
+    def add(self, bad: BadSample) -> None:
+        if bad.key:
+            leave_out(self._account, bad.shard, bad.key, bad.error)
+        else:
+            _log.warning("%s: %s", bad.shard, bad.error)
+
+    def log(self) -> None:
+        for line in self._account.causes():
+            _log.warning("%s", line)
 
 
 def index_forward(shard: str, fetcher: Fetcher, limits: SampleLimits) -> ShardIndex:
@@ -94,16 +114,42 @@ def read_groups(
 
     Raises:
         UserError: the shard is out of reach.
-        TarError: it is damaged; the groups before the damage were yielded.
+        ShardDamageError: it is damaged; the groups before the damage were yielded.
     """
     is_file = not is_remote(shard)
     with closing(_pieces(shard, fetcher)) as pieces:
         window = _Window(pieces, limits.max_sample_bytes)
         size = Path(shard).stat().st_size if is_file and Path(shard).is_file() else _ENDLESS
-        for group in groups(Archive(window.read, size), limits, need_text):
-            content = b"" if group.defect is not None else window.read(group.start, group.end - group.start)
-            window.forget(group.end)
-            yield group, content
+        archive = Archive(window.read, size)
+        foreign, number, last = describe_foreign(archive), 0, None
+        try:
+            for group in groups(archive, limits, need_text):
+                if last is not None:
+                    yield last
+                content = b"" if group.defect is not None else window.read(group.start, group.end - group.start)
+                window.forget(group.end)
+                number, last = number + 1, (group, content)
+        except TarError as error:
+            if last is not None:
+                yield last
+            raise ShardDamageError(foreign or f"{error}; the rest of the shard is not used") from None
+        if last is None:
+            return
+        tail = describe_tail(archive, number) if is_file else None
+        group, content = last
+        if tail is not None and archive.end < archive.size and group.defect is None:
+            extension, member = next(reversed(group.members.items()))
+            begin = member.data - group.start
+            group.defect = (
+                cut_reason(extension) if begins_hole(extension, content[begin : begin + member.size]) else None
+            )
+        yield group, content
+        if tail is not None:
+            raise ShardDamageError(tail)
+
+
+class ShardDamageError(ValueError):
+    """A shard that cannot be read further, or holds something behind its end."""
 
 
 class _Window:

@@ -1,5 +1,6 @@
 """The index finds every sample and every defect from the headers, and is remade when its shard changes."""
 
+import io
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from mmssl.data.shards import FOLDER_FILE, SampleLimits, ShardIndex, describe_problems, index_shards
 from mmssl.data.shards.index import fingerprint
-from mmssl.data.shards.samples import parse_sample
+from mmssl.data.shards.samples import FRAGMENT, parse_sample
 from mmssl.data.shards.shard_index import index_shard
 from mmssl.data.storage import LocalFiles
 from mmssl.errors import UserError
@@ -182,9 +183,9 @@ def test_faults_of_samples_are_named(tmp_path: Path) -> None:
     assert [(out.key, out.reason) for out in found.left_out] == [
         ("no-text", "no text"),
         ("no-image", "no image"),
-        ("split", "no text"),
-        ("twice", "its key was used before"),
         ("split", "its members are not adjacent"),
+        ("twice", "its key was used before"),
+        ("split", FRAGMENT),
         ("adjacent", "its key was used before"),
         ("huge", ".jpg has 9000 bytes, more than the limit of 8000"),
         ("label", "no text"),
@@ -217,7 +218,9 @@ def test_members_that_are_no_files_are_refused(tmp_path: Path, kind: bytes, reas
             info = tarfile.TarInfo(name)
             if name == "a.jpg":
                 info.type, info.linkname = kind, "/etc/passwd"
-            tar.addfile(info)
+            else:
+                info.size = 1
+            tar.addfile(info, io.BytesIO(b"c"))
         folder = tarfile.TarInfo("c.jpg")
         folder.type = tarfile.DIRTYPE
         tar.addfile(folder)
@@ -246,7 +249,8 @@ def test_faults_of_shards_are_named(tmp_path: Path) -> None:
         whole + b"x": (2, "after its end marker"),
         whole[: end - 512]: (1, "cut"),
         whole[: end - 400]: (2, "no end marker"),
-        b"not a tar" * 200: (0, "damaged header at byte 0"),
+        b"not a tar" * 200: (0, "it is text ('not a tar"),
+        b"\1\2\3" * 600: (0, "damaged header at byte 0"),
         whole[: end - 1000]: (1, "inside a header"),
     }
     for content, (samples, problem) in cases.items():
@@ -263,7 +267,10 @@ def test_report_counts_and_names(tmp_path: Path) -> None:
     good, bad = write_shards(tmp_path, [2]), write(tmp_path, [("a.jpg", b""), *pair("b")], "bad.tar")
     assert describe_problems(index_shards(good, LIMITS)) is None
     line = describe_problems(index_shards([*good, bad], LIMITS))
-    assert line == f"1 unusable samples left out, 0 damaged shards: {bad}: 'a' (no text)"
+    assert line == (
+        f"1 unusable samples left out, 0 damaged shards: 1 left out: no text, for example {bad}:a (no text); "
+        "to use it: put KEY.txt, or KEY.json with a caption, beside KEY.jpg in the tar"
+    )
 
 
 def test_fingerprint_tells_data_not_place(tmp_path: Path) -> None:

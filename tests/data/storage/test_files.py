@@ -155,7 +155,7 @@ def test_iter_samples_without_texts_and_with_damage(tmp_path: Path, caplog: pyte
     path.write_bytes(tar_bytes([("a.webp", b"i"), ("a.cls", b"3"), ("b.png", b"j" * 700)])[:2600])
     (sample,) = iter_samples([str(path)], need_text=False)
     assert (sample.key, sample.fields) == ("a", {"cls": 3})
-    assert "'b' is skipped: .png is cut" in caplog.text
+    assert "1 left out: .png is cut, for example" in caplog.text
     assert "the rest of the shard is not used" in caplog.text
     with pytest.raises(UserError, match="cannot be read: No such file"):
         list(iter_samples([str(tmp_path / "gone.tar")]))

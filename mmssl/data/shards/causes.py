@@ -1,0 +1,88 @@
+"""Causes for which samples are left out: their names without particulars, their remedies, their counts."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from mmssl.data.shards.account import Account
+from mmssl.data.shards.samples import APART, FRAGMENT, NOT_ADJACENT, REPEATED, BadSample, join_parts
+from mmssl.data.shards.shard_index import ShardIndex
+
+_PARTICULARS = re.compile(r"(: | \(|; ).*", re.DOTALL)
+_NUMBER = re.compile(r"\d[\d,]*")
+_PACK = "mmssl shards pack SHARD --out FOLDER"
+_NAME = "--{0}-member EXTENSION of the commands, data.members='{{{0}: [EXTENSION]}}' in training"
+_REMEDIES = (
+    (NOT_ADJACENT, f"write the tar with `tar --sort=name`, or pack it again: {_PACK}"),
+    (APART, f"pack it again, which joins them by name: {_PACK}"),
+    (REPEATED, f"give each sample a name of its own, or pack the shard again, which does so: {_PACK}"),
+    ("no text: ", f"if one of these members is the caption, name it: {_NAME.format('caption')}"),
+    ("no image: ", f"if one of these members is the image, name it: {_NAME.format('image')}"),
+    ("no text", "put KEY.txt, or KEY.json with a caption, beside KEY.jpg in the tar"),
+    ("no image", "put KEY.jpg beside KEY.txt in the tar"),
+    ("the caption is empty", f"write a caption, or pack without these samples: {_PACK}"),
+    ("more than the limit of", "raise --max-member-mib of the commands, data.max_member_mib in training"),
+    (" is refused: ", "store the file itself: tar --dereference --hard-dereference --sort=name"),
+    ("is cut", "get the shard again"),
+    ("the sample has no field", "name a field that it has: --caption '{FIELD}', data.captions=['{FIELD}'] in training"),
+    ("is not UTF-8", "convert the captions to UTF-8, for example with iconv"),
+    ("the image is broken or cut", f"get the image again, or pack without these samples: {_PACK}"),
+    ("images of this kind are not read", "convert them to JPEG or PNG"),
+)
+"""A part of the reason, and its remedy; the first that fits."""
+
+
+def cause_of(reason: str) -> str:
+    """The kind of a reason, without the numbers and names of its sample."""
+    return _NUMBER.sub("N", _PARTICULARS.sub("", reason))
+
+
+def remedy_of(reason: str) -> str:
+    """The remedy for a reason. Empty: none is known."""
+    return next((remedy for part, remedy in _REMEDIES if part in reason), "")
+
+
+def leave_out(account: Account, shard: str, key: str, reason: str) -> None:
+    """Count a sample of a shard as left out."""
+    account.leave_out(cause_of(reason), f"{shard}:{key} ({reason})", remedy=remedy_of(reason))
+
+
+def account_of_indexes(indexes: Sequence[ShardIndex]) -> Account:
+    """The samples of indexed shards: used, and left out by cause."""
+    account = Account(used=sum(index.samples for index in indexes))
+    for index in indexes:
+        for out in index.lost:
+            leave_out(account, index.shard, out.key, out.reason)
+    return account
+
+
+def join_bad(bad: Iterable[BadSample]) -> list[BadSample]:
+    """The unusable samples of a pass over shards, each of them once."""
+    shards: dict[str, list[BadSample]] = {}
+    for sample in bad:
+        shards.setdefault(sample.shard, []).append(sample)
+    return [
+        replace(sample, error=reason)
+        for found in shards.values()
+        for sample, reason in zip(found, join_parts([(s.key, s.error) for s in found]), strict=True)
+        if reason != FRAGMENT
+    ]
+
+
+def account_of(used: int, bad: Iterable[BadSample]) -> Account:
+    """The samples of a pass over shards."""
+    account = Account(used=used)
+    for sample in bad:
+        leave_out(account, sample.shard, sample.key, sample.error)
+    return account
+
+
+def describe_problems(indexes: Sequence[ShardIndex]) -> str | None:
+    """One line about excluded samples and damaged shards, or None without any."""
+    account = account_of_indexes(indexes)
+    wrong = [f"{index.shard}: {problem}" for index in indexes for problem in index.problems]
+    if not account.omitted and not wrong:
+        return None
+    shown = [*wrong[:3], *account.causes()][:4]
+    more = " ..." if len(wrong) + len(account.left_out) > len(shown) else ""
+    return f"{account.omitted:,} unusable samples left out, {len(wrong):,} damaged shards: {'; '.join(shown)}{more}"

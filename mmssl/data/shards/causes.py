@@ -24,7 +24,10 @@ _REMEDIES = (
     ("more than the limit of", "raise --max-member-mib of the commands, data.max_member_mib in training"),
     (" is refused: ", "store the file itself: tar --dereference --hard-dereference --sort=name"),
     ("is cut", "get the shard again"),
-    ("the sample has no field", "name a field that it has: --caption '{FIELD}', data.captions=['{FIELD}'] in training"),
+    (
+        "names the field",
+        "name a field that the samples have: --caption '{FIELD}', data.captions=['{FIELD}'] in training",
+    ),
     ("is not UTF-8", "convert the captions to UTF-8, for example with iconv"),
     ("the image is broken or cut", f"get the image again, or pack without these samples: {_PACK}"),
     ("images of this kind are not read", "convert them to JPEG or PNG"),

@@ -4,6 +4,7 @@ import io
 import itertools
 import logging
 import subprocess
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -121,29 +122,27 @@ def read_groups(
         window = _Window(pieces, limits.max_sample_bytes)
         size = Path(shard).stat().st_size if is_file and Path(shard).is_file() else _ENDLESS
         archive = Archive(window.read, size)
-        foreign, number, last = describe_foreign(archive), 0, None
+        foreign, number, held = describe_foreign(archive), 0, deque[tuple[Group, bytes]]()
         try:
             for group in groups(archive, limits, need_text):
-                if last is not None:
-                    yield last
                 content = b"" if group.defect is not None else window.read(group.start, group.end - group.start)
                 window.forget(group.end)
-                number, last = number + 1, (group, content)
+                number += 1
+                held.append((group, content))
+                # The last sample of a file is held until its end is known, in case a hole begins in it.
+                while len(held) > is_file:
+                    yield held.popleft()
         except TarError as error:
-            if last is not None:
-                yield last
+            yield from held
             raise ShardDamageError(foreign or f"{error}; the rest of the shard is not used") from None
-        if last is None:
-            return
-        tail = describe_tail(archive, number) if is_file else None
-        group, content = last
-        if tail is not None and archive.end < archive.size and group.defect is None:
-            extension, member = next(reversed(group.members.items()))
-            begin = member.data - group.start
-            group.defect = (
-                cut_reason(extension) if begins_hole(extension, content[begin : begin + member.size]) else None
-            )
-        yield group, content
+        tail = describe_tail(archive, number) if held else None
+        for group, content in held:
+            if tail is not None and archive.end < archive.size and group.defect is None:
+                extension, member = next(reversed(group.members.items()))
+                begin = member.data - group.start
+                cut = begins_hole(extension, content[begin : begin + member.size])
+                group.defect = cut_reason(extension) if cut else None
+            yield group, content
         if tail is not None:
             raise ShardDamageError(tail)
 

@@ -57,9 +57,7 @@ def _fill(slot: re.Match[str], template: str, fields: Mapping[str, Any], rng: np
         return slot.group()[0]
     if name not in fields:
         known = ", ".join(sorted(fields)) or "none"
-        raise UserError(
-            f"the sample has no field {name!r}, which the caption template {template!r} names: it has {known}"
-        )
+        raise UserError(f"caption template {template!r} names the field {name!r}; the sample has: {known}")
     value = fields[name]
     if not isinstance(value, (list, tuple)):
         return str(value)

@@ -1,12 +1,15 @@
 """Reading and writing files: atomic replacement, JSON, CSV and checksums."""
 
 import csv
+import errno
 import hashlib
 import json
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,25 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object], durable:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def open_regular(path: str | Path) -> FileIO:
+    """A file opened for reading, unbuffered. Raises OSError like `regular_handle`."""
+    return FileIO(regular_handle(path))
+
+
+def regular_handle(path: str | Path) -> int:
+    """The handle of a file opened for reading.
+
+    Raises:
+        OSError: it cannot be opened, or it is a folder, a device, a socket or a named pipe, which could block for ever.
+    """
+    # Without waiting, since opening a named pipe waits for a writer.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return handle
 
 
 def sync(path: Path) -> None:

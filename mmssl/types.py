@@ -65,3 +65,18 @@ class Batch:
             keys=self.keys[start:stop],
             augment_params={name: rows[start:stop] for name, rows in self.augment_params.items()},
         )
+
+
+class PipeCommand(str):
+    """A shard that is the output of a shell command, written `pipe:COMMAND`.
+
+    Only `expand` makes one, from a pattern for which the user allowed commands. Every other name, whatever it begins
+    with, is a file or a URL: names of files, of indexes and of caches never run.
+    """
+
+    PREFIX = "pipe:"
+
+    @property
+    def command(self) -> str:
+        """The text that the shell runs."""
+        return self.removeprefix(self.PREFIX)

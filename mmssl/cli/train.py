@@ -44,6 +44,14 @@ def train(
             "and skip the bad batches.",
         ),
     ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="With --resume: run the shell commands (pipe:) and import the modules that RUN/config.yaml names. "
+            "Only for runs whose configuration you know.",
+        ),
+    ] = False,
 ) -> None:
     """Train a dual encoder: `mmssl train --data pairs.csv`, `mmssl train CONFIG` or `mmssl train --resume RUN`.
 
@@ -55,10 +63,13 @@ def train(
         changes.insert(0, config)  # the first word was an override, not a file
         config = None
     _check_options(data, start, run, resume, rewind)
+    if trust and resume is None:
+        raise UserError("--trust needs a run: mmssl train --resume RUN --trust")
     if data is not None:
         _report(_train_on_data(data, config, changes, start, run))
     else:
-        _report(_train_config(config, changes, resume, rewind))
+        settings = _read_config(config, changes) if resume is None else resumed_config(resume, changes, trust)
+        _report(_train_config(settings, resume=resume is not None, rewind=rewind))
 
 
 def _check_options(data: str | None, start: str | None, run: Path | None, resume: Path | None, rewind: bool) -> None:
@@ -71,12 +82,11 @@ def _check_options(data: str | None, start: str | None, run: Path | None, resume
         raise UserError(f"--data and --resume are both given; {resume} has its data already: leave out --data")
 
 
-def _train_config(config: str | None, changes: list[str], resume: Path | None, rewind: bool) -> "Finished":
+def _train_config(settings: "Config", *, resume: bool, rewind: bool) -> "Finished":
     from mmssl.apps.autoconfig import after_training
     from mmssl.train import train as run
 
-    settings = _read_config(config, changes) if resume is None else resumed_config(resume, changes)
-    finished = run(settings, resume=resume is not None, rewind=rewind)
+    finished = run(settings, resume=resume, rewind=rewind)
     after_training(finished)
     return finished
 
@@ -92,14 +102,15 @@ def _read_config(path: str | None, changes: list[str]) -> "Config":
     return load_config(path, changes)
 
 
-def resumed_config(run: Path, changes: list[str]) -> "Config":
+def resumed_config(run: Path, changes: list[str], trust: bool = False) -> "Config":
     """The configuration of a run to resume, with the folder in which the run is now.
 
     Args:
         changes: KEY=VALUE words.
+        trust: accept a configuration that names shell commands or modules outside mmssl.
 
     Raises:
-        UserError: the folder is not a run, or a change is wrong.
+        UserError: the folder is not a run, a change is wrong, or it names code and is not trusted.
     """
     from mmssl.config import parse_config, parse_override, read_tree, set_key
     from mmssl.train import PACKED
@@ -113,7 +124,29 @@ def resumed_config(run: Path, changes: list[str]) -> "Config":
     for change in changes:
         set_key(tree, *parse_override(change))
     # As a value: text would be read as YAML, in which folders like 'exp #2' and 'null' mean something else.
-    return parse_config(tree | {"run_dir": str(run)}, where=str(path))
+    config = parse_config(tree | {"run_dir": str(run)}, where=str(path))
+    code = [] if trust else _named_code(config)
+    if code:
+        raise UserError(
+            f"{path} names code of its own: {', '.join(code)}; a run folder may come from elsewhere: "
+            f"read the file, then add --trust to run it"
+        )
+    return config
+
+
+def _named_code(config: "Config") -> list[str]:
+    """The shell commands and the modules that a configuration names, apart from those of mmssl."""
+    from mmssl.evaluate.tasks import task_names
+    from mmssl.objectives import objective_names
+    from mmssl.types import PipeCommand
+
+    train = [config.data.train] if isinstance(config.data.train, str) else config.data.train
+    shards = [entry if isinstance(entry, str) else entry.shards for entry in train]
+    patterns = [p for spec in shards for p in ([spec] if isinstance(spec, str) else spec)]
+    tasks = [task for suite in config.evaluate.suites.values() for task in suite.task]
+    named = {*config.objectives, *tasks} - {*objective_names(), *task_names()}
+    commands = [pattern for pattern in patterns if pattern.startswith(PipeCommand.PREFIX)]
+    return [*(commands if config.data.allow_pipe else []), *sorted(name for name in named if set(name) & {".", ":"})]
 
 
 def _train_on_data(

@@ -18,6 +18,7 @@ from mmssl.data import expand, iter_samples
 from mmssl.data.shards import BadSample, image_ranges
 from mmssl.errors import UserError
 from mmssl.evaluate.prompts import DEFAULT_TEMPLATES, Templates, read_classnames, read_templates
+from mmssl.files import open_regular
 from mmssl.types import Sample
 
 Kind = Literal["classification", "multilabel", "retrieval"]
@@ -158,7 +159,7 @@ def read_images(samples: Iterable[Sample]) -> Iterator[Sample]:
 
 
 def _local_images(shard: str, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    with Path(shard).open("rb", buffering=0) as file:
+    with open_regular(shard) as file:
         status = os.fstat(file.fileno())
         ranges = image_ranges(shard, status.st_mtime_ns, status.st_size)
         for key in keys:

@@ -21,7 +21,7 @@ from mmssl.data.storage import Fetcher
 from mmssl.errors import UserError
 from mmssl.evaluate.encode import EncodedImages
 from mmssl.files import atomic_write
-from mmssl.types import Sample
+from mmssl.types import PipeCommand, Sample
 
 FORMAT = 2
 LIBRARIES = ("mmssl", "torch", "timm", "open_clip_torch", "pillow", "imagecorruptions")
@@ -108,7 +108,7 @@ def _version(library: str) -> str | None:
 
 def _state(shard: str) -> tuple[str, int, int] | None:
     """Path, size and modification time of a shard (remote: address and size); None for a pipe."""
-    if shard.startswith("pipe:"):
+    if isinstance(shard, PipeCommand):
         return None
     if is_remote(shard):
         return shard.partition("?")[0], Fetcher().size(shard), 0

@@ -23,7 +23,7 @@ from mmssl.data.shards.shard_index import index_shard
 from mmssl.data.shards.tar import Archive, TarError
 from mmssl.data.transforms import Renderer
 from mmssl.data.transforms.views import View
-from mmssl.types import Sample
+from mmssl.types import PipeCommand, Sample
 from tests.helpers.images import png_of
 from tests.helpers.tars import File, pair, tar_bytes, toy_stream
 
@@ -198,7 +198,7 @@ def test_nothing_in_a_shard_is_executed(tmp_path: Path) -> None:
     path.write_bytes(tar_bytes(files))
     assert len(list(iter_samples([str(path)]))) == 8
     index_shards([str(path)], LIMITS)
-    for shard in (str(path), f"pipe:cat {path}"):
+    for shard in (str(path), PipeCommand(f"pipe:cat {path}")):
         with toy_stream([shard], lanes=1) as stream:
             assert len(next(stream)) == 8
     assert not (tmp_path / "executed").exists()

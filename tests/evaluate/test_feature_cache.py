@@ -14,7 +14,7 @@ from mmssl.evaluate import suite
 from mmssl.evaluate.encode import EncodedImages
 from mmssl.evaluate.feature_cache import FeatureCache, default_folder
 from mmssl.files import read_csv
-from mmssl.types import Sample
+from mmssl.types import PipeCommand, Sample
 from tests.helpers.evaluation_ranks import on_ranks
 from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 
@@ -148,7 +148,7 @@ def test_another_version_of_a_library_encodes_again(numbers: Path, monkeypatch: 
 
 def test_places_that_cannot_hold_features(tmp_path: Path) -> None:
     """Commands have no time of change, so nothing is kept of them; an unwritable folder is named with the remedy."""
-    assert FeatureCache(tmp_path, "a").key(["pipe:cat x.tar"]) is None
+    assert FeatureCache(tmp_path, "a").key([PipeCommand("pipe:cat x.tar")]) is None
     (tmp_path / "file").touch()
     images = EncodedImages(torch.ones(1, 1), [Sample(0, "a.tar", "0", b"", {})], [])
     with pytest.raises(UserError, match="file.* give another --cache, or"):

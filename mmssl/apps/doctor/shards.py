@@ -11,6 +11,7 @@ from mmssl.data import expand
 from mmssl.data.shards import FOLDER_FILE, SampleLimits, is_remote, offsets_path
 from mmssl.data.storage import Fetcher, RetryPolicy, find_remote_indexes
 from mmssl.errors import UserError
+from mmssl.files import open_regular
 
 SAMPLED = 4
 """Number of shards to check, evenly spread."""
@@ -75,7 +76,7 @@ def read(shards: Sequence[str]) -> tuple[int, float]:
     """
     count, seconds = 0, 0.0
     for shard in shards:
-        with Path(shard).open("rb", buffering=0) as file:
+        with open_regular(shard) as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, READ_BYTES, os.POSIX_FADV_DONTNEED)
             start, end = time.perf_counter(), count + READ_BYTES

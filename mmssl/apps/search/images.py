@@ -10,6 +10,7 @@ from mmssl.apps.search.index import Hit, Index
 from mmssl.data import iter_samples
 from mmssl.data.shards import image_ranges, is_remote
 from mmssl.data.transforms import DecodeError, decoding
+from mmssl.files import open_regular
 from mmssl.plotting import drawing
 
 CACHED_SHARDS = 32
@@ -31,7 +32,7 @@ class ShardImages:
         if is_remote(hit.shard):
             return None
         try:
-            with Path(hit.shard).open("rb", buffering=0) as file:
+            with open_regular(hit.shard) as file:
                 status = os.fstat(file.fileno())
                 found = self._ranges(hit.shard, status.st_mtime_ns, status.st_size).get(hit.key)
                 if found is None:

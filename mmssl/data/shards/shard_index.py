@@ -13,6 +13,7 @@ from mmssl.data.shards.damage import describe_foreign, describe_tail
 from mmssl.data.shards.samples import FRAGMENT, Group, SampleLimits, begins_hole, cut_reason, groups, join_parts
 from mmssl.data.shards.tar import Archive, ReadAt, TarError
 from mmssl.errors import UserError
+from mmssl.files import open_regular
 
 _WINDOW = 16 << 10
 RULES = 2
@@ -89,7 +90,7 @@ class ShardIndex:
 def index_shard(shard: str, limits: SampleLimits) -> ShardIndex:
     """The index of one local shard, read from its headers."""
     try:
-        with Path(shard).open("rb", buffering=0) as file:
+        with open_regular(shard) as file:
             status = os.fstat(file.fileno())
             archive = Archive(windowed(file.fileno()), status.st_size)
             return index_archive(shard, archive, status.st_mtime_ns, limits)
@@ -125,7 +126,7 @@ def image_ranges(shard: str, mtime_ns: int, size: int) -> dict[str, tuple[int, i
     `mtime_ns` and `size` describe the file, so that a cache of the results notices when it changes.
     """
     found: dict[str, tuple[int, int]] = {}
-    with Path(shard).open("rb", buffering=0) as file:
+    with open_regular(shard) as file:
         try:
             for group in groups(Archive(windowed(file.fileno()), size), SampleLimits(), need_text=False):
                 member = group.image()

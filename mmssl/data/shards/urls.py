@@ -1,5 +1,7 @@
 """Names of shards: local paths, URLs and commands."""
 
+from mmssl.types import PipeCommand
+
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """Extensions of tables, which are packed into shards and cannot be read as shards."""
 
@@ -10,8 +12,8 @@ def is_remote(shard: str) -> bool:
 
 
 def is_command(shard: str) -> bool:
-    """True if the shard is the output of a command."""
-    return shard.startswith("pipe:")
+    """True if the shard is the output of a command that the user allowed."""
+    return isinstance(shard, PipeCommand)
 
 
 def is_web(url: str) -> bool:

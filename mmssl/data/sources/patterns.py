@@ -10,9 +10,10 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from mmssl.data.shards import TABLES, is_remote
-from mmssl.data.shards.urls import is_command, is_web
+from mmssl.data.shards.urls import is_web
 from mmssl.data.storage import list_fsspec
 from mmssl.errors import UserError
+from mmssl.types import PipeCommand
 
 _MAX_NAMES = 2_000_000
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
@@ -65,10 +66,14 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _expand_one(pattern: str, allow_pipe: bool) -> list[str]:
-    if is_command(pattern):
+    """The names of one pattern. Commands come from its own text only, never from what it matches."""
+    if pattern.startswith(PipeCommand.PREFIX):
         if not allow_pipe:
-            raise UserError(f"{pattern!r} would run a command; set data.allow_pipe=true to allow it")
-        return expand_braces(pattern)
+            raise UserError(
+                f"{pattern!r} would run a command; set data.allow_pipe=true to allow it in a training "
+                f"(a file of this name is ./{pattern})"
+            )
+        return [PipeCommand(name) for name in expand_braces(pattern)]
     # os.path, unlike pathlib, accepts names that are too long, such as patterns with many braces.
     if not is_remote(pattern) and os.path.isfile(_path(pattern)):  # noqa: PTH113
         return [str(_path(pattern))]

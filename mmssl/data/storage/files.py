@@ -15,6 +15,7 @@ from mmssl.data.shards.samples import SampleError
 from mmssl.data.storage.blocks import DiskCache, RemoteReader, Span
 from mmssl.data.storage.fetch import Fetcher, RetryPolicy
 from mmssl.errors import UserError
+from mmssl.files import regular_handle
 
 _OPEN_FILES = 256
 """Shards that all workers of a process keep open together: a quarter of the limit on Linux (1,024)."""
@@ -57,7 +58,7 @@ class LocalFiles:
             self._open.move_to_end(shard)
             return self._open[shard]
         try:
-            self._open[shard] = os.open(shard, os.O_RDONLY)
+            self._open[shard] = regular_handle(shard)
         except OSError as error:
             raise UserError(f"shard {shard} cannot be opened: {error.strerror}; restore it and resume") from None
         if len(self._open) > self._most:

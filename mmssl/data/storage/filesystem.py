@@ -75,7 +75,13 @@ def list_fsspec(pattern: str) -> list[str]:
 
 
 def _driver(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL, and the path in it."""
+    """The file system of a URL, and the path in it.
+
+    Raises:
+        UserError: no driver is installed, or the URL is a chain, by which the name of a file could open another one.
+    """
+    if "::" in url:
+        raise UserError(f"{url} chains file systems with '::', which is not supported; rename or copy the file")
     try:
         with _retryable(ImportError, ValueError):
             filesystem, path = fsspec.core.url_to_fs(url)

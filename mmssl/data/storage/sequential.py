@@ -18,7 +18,8 @@ from mmssl.data.shards.shard_index import index_archive
 from mmssl.data.shards.tar import Archive, TarError
 from mmssl.data.storage.fetch import Fetcher
 from mmssl.errors import UserError
-from mmssl.types import Sample
+from mmssl.files import open_regular
+from mmssl.types import PipeCommand, Sample
 
 _PIECE = 1 << 20
 _ENDLESS = 1 << 62
@@ -181,26 +182,26 @@ class _Window:
 
 
 def _pieces(shard: str, fetcher: Fetcher) -> Generator[bytes, None, None]:
-    if shard.startswith("pipe:"):
-        yield from _pipe(shard.removeprefix("pipe:"))
+    if isinstance(shard, PipeCommand):
+        yield from _pipe(shard)
     elif is_remote(shard):
         yield from fetcher.stream(shard)
     else:
         try:
-            with Path(shard).open("rb") as file:
+            with open_regular(shard) as file:
                 while piece := file.read(_PIECE):
                     yield piece
         except OSError as error:
             raise UserError(f"shard {shard} cannot be read: {error.strerror}") from None
 
 
-def _pipe(command: str) -> Generator[bytes, None, None]:
+def _pipe(shard: PipeCommand) -> Generator[bytes, None, None]:
     """The output of a shell command.
 
     Raises:
         UserError: the command failed.
     """
-    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(shard.command, shell=True, stdout=subprocess.PIPE) as process:
         assert isinstance(process.stdout, io.BufferedReader)
         try:
             while piece := process.stdout.read1(_PIECE):
@@ -209,4 +210,4 @@ def _pipe(command: str) -> Generator[bytes, None, None]:
             process.kill()
             raise
     if process.returncode != 0:
-        raise UserError(f"pipe:{command} failed with exit status {process.returncode}; run it by hand to see why")
+        raise UserError(f"{shard} failed with exit status {process.returncode}; run it by hand to see why")

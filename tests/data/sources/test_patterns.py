@@ -9,6 +9,7 @@ from mmssl.data import expand
 from mmssl.data.shards import is_remote
 from mmssl.data.sources.patterns import expand_braces
 from mmssl.errors import UserError
+from mmssl.types import PipeCommand
 
 
 @pytest.fixture
@@ -121,5 +122,6 @@ def test_urls(folder: Path) -> None:
     assert expand("s3://bucket/{a,b}.tar") == ["s3://bucket/a.tar", "s3://bucket/b.tar"]
     assert expand("pipe:cat {0..1}.tar", allow_pipe=True) == ["pipe:cat 0.tar", "pipe:cat 1.tar"]
     assert is_remote("s3://a")
-    assert is_remote("pipe:cat")
+    assert is_remote(PipeCommand("pipe:cat"))
+    assert not is_remote("pipe:cat")
     assert not is_remote(str(folder))

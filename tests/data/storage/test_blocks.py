@@ -16,6 +16,7 @@ from mmssl.data.sources import make_index
 from mmssl.data.storage import Access, Fetcher, RetryPolicy, Span, find_remote_indexes
 from mmssl.data.storage.blocks import CHUNK, DiskCache, RemoteReader
 from mmssl.errors import UserError
+from mmssl.types import PipeCommand
 from tests.helpers.http_servers import Mischief, serve
 from tests.helpers.tars import pair, tar_bytes, toy_stream, write_shards
 
@@ -162,7 +163,7 @@ def test_indexing_remote_shards_writes_their_index_beside_them(shards: list[str]
     with serve(Path(shards[0]).parent) as url, pytest.raises(UserError, match="cannot be written over HTTP"):
         make_index(urls(url), SampleLimits(), ACCESS)
     with pytest.raises(UserError, match="is a command"):
-        make_index(["pipe:cat x"], SampleLimits(), ACCESS)
+        make_index([PipeCommand("pipe:cat x")], SampleLimits(), ACCESS)
 
 
 def test_damage_of_a_remote_shard_is_in_its_index(tmp_path: Path) -> None:
@@ -376,7 +377,7 @@ def test_shards_without_an_index_are_streamed(tmp_path: Path, workers: int, capl
 def test_streamed_shards_resume_with_another_order(tmp_path: Path) -> None:
     """A state restarts the stream in a new order, which the same state reproduces."""
     shards = bare_shards(tmp_path, [3, 20, 20, 20])
-    commands = [f"pipe:cat {shard}" for shard in shards]
+    commands = [PipeCommand(f"pipe:cat {shard}") for shard in shards]
     with toy_stream(commands, lanes=2, max_bad_fraction=1.0) as stream:
         first = [next(stream).keys for _ in range(3)]
         state = json.loads(json.dumps(stream.state_dict()))
@@ -392,29 +393,29 @@ def test_streamed_shards_resume_with_another_order(tmp_path: Path) -> None:
 def test_streamed_shards_need_enough_shards_and_working_commands(tmp_path: Path) -> None:
     """Too few shards, a failing command and only bad samples are one-line errors."""
     shards = bare_shards(tmp_path, [3, 20])
-    commands = [f"pipe:cat {shard}" for shard in shards]
+    commands = [PipeCommand(f"pipe:cat {shard}") for shard in shards]
     with pytest.raises(UserError, match="2 shards without an index cannot be read by 4 processes"):
         toy_stream(commands, lanes=None, world_size=4)
     with pytest.raises(UserError, match="in 4 lanes"):
         toy_stream(commands, lanes=4)
-    with toy_stream(["pipe:exit 3"], lanes=1) as stream, pytest.raises(UserError, match="exit status 3"):
+    with toy_stream([PipeCommand("pipe:exit 3")], lanes=1) as stream, pytest.raises(UserError, match="exit status 3"):
         next(stream)
     (tmp_path / "bad.tar").write_bytes(tar_bytes((f"{i}.jpg", b"") for i in range(300)))
     with (
-        toy_stream([f"pipe:cat {tmp_path}/bad.tar"], lanes=1, max_bad_fraction=1.0) as stream,
+        toy_stream([PipeCommand(f"pipe:cat {tmp_path}/bad.tar")], lanes=1, max_bad_fraction=1.0) as stream,
         pytest.raises(UserError, match="100 samples in a row"),
     ):
         next(stream)
     (tmp_path / "bad.tar").write_bytes(tar_bytes([]))
     with (
-        toy_stream([f"pipe:cat {tmp_path}/bad.tar"], lanes=1, max_bad_fraction=1.0) as stream,
+        toy_stream([PipeCommand(f"pipe:cat {tmp_path}/bad.tar")], lanes=1, max_bad_fraction=1.0) as stream,
         pytest.raises(UserError, match="100 samples in a row .*the shard holds no sample"),
     ):
         next(stream)
     broken = [f for i in range(300) for f in ((f"{i}.jpg", b"broken"), (f"{i}.txt", b""))]
     (tmp_path / "bad.tar").write_bytes(tar_bytes(broken))
     with (
-        toy_stream([f"pipe:cat {tmp_path}/bad.tar"], lanes=1, max_bad_fraction=1.0) as stream,
+        toy_stream([PipeCommand(f"pipe:cat {tmp_path}/bad.tar")], lanes=1, max_bad_fraction=1.0) as stream,
         pytest.raises(UserError, match="100 samples in a row"),
     ):
         next(stream)
@@ -423,7 +424,8 @@ def test_streamed_shards_need_enough_shards_and_working_commands(tmp_path: Path)
 def test_closing_ends_commands(tmp_path: Path) -> None:
     """A command that never ends is killed with the stream."""
     shards = write_shards(tmp_path, [400])
-    stream = toy_stream([f"pipe:echo $$ > {tmp_path}/pid; cat {shards[0]}; exec sleep 1000"], lanes=1, workers=1)
+    command = PipeCommand(f"pipe:echo $$ > {tmp_path}/pid; cat {shards[0]}; exec sleep 1000")
+    stream = toy_stream([command], lanes=1, workers=1)
     next(stream)
     process = int((tmp_path / "pid").read_text())
     assert Path(f"/proc/{process}").exists()
@@ -446,7 +448,7 @@ def test_a_command_that_stalls_is_reported_with_the_byte(tmp_path: Path, caplog:
     """For a shard without an index, the log names the shard and the byte after the last complete sample."""
     caplog.set_level(logging.WARNING)
     (shard,) = write_shards(tmp_path, [20])
-    command = f"pipe:head -c 10000 {shard}; sleep 1; tail -c +10001 {shard}"
+    command = PipeCommand(f"pipe:head -c 10000 {shard}; sleep 1; tail -c +10001 {shard}")
     with toy_stream([command], lanes=1, workers=1, stall_seconds=0.1) as stream:
         next(stream)
     # A sample is two headers and two blocks of data; the fifth one's end is still to come.

@@ -217,7 +217,7 @@ def pack(
 
     Example: mmssl shards pack photos/ --out shards/ --split train=0.95 --split val=0.05 --resize 512
     """
-    from mmssl.data.packing import Encoding, open_records
+    from mmssl.data.packing import BAD, Encoding, open_records
     from mmssl.data.packing import pack as write
 
     encoding = Encoding(resize=resize, format=format, quality=quality)
@@ -236,10 +236,10 @@ def pack(
         print(f"{name}: {len(paths)} shards, {packed.counts[name]:,} samples")
     if packed.kept:
         print(f"{packed.kept} shards existed already")
-    if packed.bad:
-        key, why = packed.bad[0]
-        print(f"{len(packed.bad)} left out, listed in {out / 'bad_samples.jsonl'}; first: {key}: {why}")
     print(f"train on them with data.train='{out}/train-*.tar'" if "train" in packed.shards else str(out))
+    if packed.account.omitted:
+        print(f"pairs left out are listed in {out / BAD}")
+    print(packed.account.text())
 
 
 def _more(count: int) -> str:

@@ -7,7 +7,7 @@ from glob import escape, has_magic
 from pathlib import Path
 
 from mmssl import system
-from mmssl.data import expand
+from mmssl.data import Account, expand
 from mmssl.data.packing import BAD, Encoding, open_records, pack
 from mmssl.data.shards import TABLES, Progress, SampleLimits, is_remote
 from mmssl.data.sources import index_source
@@ -39,6 +39,8 @@ class Prepared:
     """Description of the held-out pairs, or the reason why nothing is held out."""
     packed: bool
     """True if the data was packed into new shards."""
+    account: Account = field(default_factory=Account)
+    """All pairs of the data: used, or left out by cause."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -98,9 +100,10 @@ def _packed(source: Path, folder: Path, hold_out: bool, progress: Progress | Non
     splits = {TRAIN: 1 - fraction, HELD_OUT: fraction} if hold_out else {TRAIN: 1.0}
     packed = pack(records, folder, splits=splits, encoding=Encoding(resize=SIDE), progress=progress)
     notes = []
-    if packed.bad:
-        key, why = packed.bad[0]
-        notes.append(f"{len(packed.bad)} of {number:,} left out, listed in {folder / BAD}; first: {key}: {why}")
+    account = packed.account
+    if account.omitted:
+        first = next(iter(account.left_out.values())).example
+        notes.append(f"{account.omitted} of {account.offered:,} left out, listed in {folder / BAD}; first: {first}")
     counts = {name: sum(_counts([str(path) for path in paths])) for name, paths in packed.shards.items()}
     if sum(counts.values()) == 0:
         raise UserError(f"no usable pair in {source}; {notes[0] if notes else 'it is empty'}")
@@ -113,6 +116,7 @@ def _packed(source: Path, folder: Path, hold_out: bool, progress: Progress | Non
         held_out_pairs=held_out,
         why=f"{held_out:,} pairs, chosen by a hash of their keys, are held out from training",
         packed=True,
+        account=account,
         notes=notes,
     )
 

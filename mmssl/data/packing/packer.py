@@ -17,10 +17,11 @@ from PIL import Image
 
 from mmssl.data.packing.records import Fields, RecordError, Records
 from mmssl.data.shards import SampleLimits, index_shards
+from mmssl.data.shards.account import Account
 from mmssl.data.transforms import DecodeError, decoding, views
 from mmssl.errors import UserError
 
-Bad = list[tuple[str, str]]
+Bad = Sequence[tuple[str, RecordError | DecodeError]]
 """Key and error of each record that was left out."""
 Format = Literal["keep", "jpeg", "png", "webp"]
 
@@ -58,8 +59,10 @@ class Packed:
     """Samples written by this call."""
     kept: int = 0
     """Shards that existed from an interrupted packing."""
-    bad: Bad = field(default_factory=list)
-    """Records left out by this call. The file bad_samples.jsonl lists those of all calls."""
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    """Key and error of each record left out by this call."""
+    account: Account = field(default_factory=Account)
+    """All records of the source: in the shards, or left out as listed in bad_samples.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +105,15 @@ def pack(
     options = (records.identity(), sorted(splits.items()), shard_samples, encoding)
     _prepare(out, _fingerprint(keys, options), {shard.path.name for shard in shards})
     missing = [shard for shard in shards if not shard.path.exists()]
-    packed = Packed(kept=len(shards) - len(missing))
+    packed = Packed(kept=len(shards) - len(missing), bad=[(place, str(error)) for place, error in records.defects()])
+    _list_bad(out, None, records.defects())
     counter = _Progress(len(keys) - sum(len(shard.records) for shard in missing), len(keys), progress)
 
     def work(shard: _ShardPlan) -> None:
         written, bad = _write_shard(records, keys, shard, encoding, counter.tick)
         with counter.lock:
             packed.samples += written
-            packed.bad += bad
+            packed.bad += [(key, str(error)) for key, error in bad]
             _finish(out, shard, written, bad)
 
     try:
@@ -121,7 +125,18 @@ def pack(
     for name in splits:
         packed.shards[name] = [shard.path for shard in shards if shard.split == name and shard.path.exists()]
         packed.counts[name] = sum(i.samples for i in index_shards(list(map(str, packed.shards[name])), SampleLimits()))
+    packed.account = _account(out, sum(packed.counts.values()))
     return packed
+
+
+def _account(out: Path, used: int) -> Account:
+    """The records of this call and of interrupted ones before it."""
+    account = Account(used)
+    for line in (out / BAD).read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        example = f"{entry['key']} ({entry['error']})"
+        account.leave_out(entry["cause"], example, remedy=entry["remedy"])
+    return account
 
 
 class _Progress:
@@ -235,7 +250,8 @@ def _write_shard(
     records: Records, keys: Sequence[str], shard: _ShardPlan, encoding: Encoding, tick: Callable[[], None]
 ) -> tuple[int, Bad]:
     """Write one tar under its partial name. Returns the number of samples and the records left out."""
-    written, bad = 0, []
+    written = 0
+    bad: list[tuple[str, RecordError | DecodeError]] = []
     with tarfile.open(_partial_path(shard.path), "w") as tar:
         for number in shard.records:
             key = keys[number]
@@ -249,21 +265,30 @@ def _write_shard(
                     tar.addfile(info, io.BytesIO(content))
                 written += 1
             except (RecordError, DecodeError) as error:
-                bad.append((key, str(error)))
+                bad.append((key, error))
             tick()
     return written, bad
 
 
 def _finish(out: Path, shard: _ShardPlan, written: int, bad: Bad) -> None:
     """Record what is missing in a shard, then give it its final name. A shard without samples is deleted."""
-    with (out / BAD).open("a", encoding="utf-8") as file:
-        for key, error in bad:
-            entry = {"shard": shard.path.name, "key": key, "error": error}
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    _list_bad(out, shard.path.name, bad)
     if written:
         _partial_path(shard.path).replace(shard.path)
     else:
         _partial_path(shard.path).unlink()
+
+
+def _list_bad(out: Path, shard: str | None, bad: Bad) -> None:
+    """Add records to bad_samples.jsonl. None: they were left out before the records were distributed to shards."""
+    with (out / BAD).open("a", encoding="utf-8") as file:
+        for key, error in bad:
+            if isinstance(error, RecordError):
+                cause, remedy = error.cause, error.remedy
+            else:
+                cause, remedy = str(error).partition(":")[0], ""
+            entry = {"shard": shard, "key": key, "error": str(error), "cause": cause, "remedy": remedy}
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def _partial_path(path: Path) -> Path:
@@ -279,7 +304,7 @@ def _members(image: bytes, fields: Fields, encoding: Encoding) -> dict[str, byte
     """
     caption = str(fields["txt"]).strip()
     if not caption:
-        raise RecordError("the caption is empty")
+        raise RecordError("the caption is empty", remedy="write a caption")
     extension, content = _encode_image(image, encoding)
     members = {extension: content, "txt": caption.encode("utf-8", "replace")}
     others = {name: value for name, value in fields.items() if name != "txt"}
@@ -309,5 +334,5 @@ def _encode_image(image: bytes, encoding: Encoding) -> tuple[str, bytes]:
     try:
         Image.fromarray(pixels).save(buffer, wanted, quality=encoding.quality)
     except (OSError, ValueError) as error:
-        raise RecordError(f"it cannot be written as {wanted}: {error}") from None
+        raise RecordError(f"it cannot be written as {wanted}", str(error), "choose another --format") from None
     return _EXTENSIONS[wanted], buffer.getvalue()

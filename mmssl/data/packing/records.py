@@ -17,7 +17,18 @@ CAPTION_COLUMNS = ("caption", "text", "txt", "captions", "description", "title",
 
 
 class RecordError(ValueError):
-    """One unusable record."""
+    """One unusable record. The message is the cause, with the particulars behind a colon."""
+
+    def __init__(self, cause: str, detail: str = "", remedy: str = "") -> None:
+        """
+        Args:
+            cause: the same text for all records of its kind.
+            detail: the particulars of this record: a file, a line, a library's message.
+            remedy: an instruction that makes such records usable.
+        """
+        super().__init__(f"{cause}: {detail}" if detail else cause)
+        self.cause = cause
+        self.remedy = remedy
 
 
 class Records(ABC):
@@ -29,6 +40,10 @@ class Records(ABC):
     @abstractmethod
     def keys(self) -> list[str]:
         """Key of each record, without dots. Unique unless the source repeats a key."""
+
+    def defects(self) -> "list[tuple[str, RecordError]]":
+        """Place and error of each record that is no record at all: it has no key and cannot be loaded."""
+        return []
 
     def owners(self) -> list[str]:
         """For each record, the key of the first record with the same image: they belong to one split."""
@@ -67,16 +82,17 @@ class FolderRecords(Records):
             try:
                 tree = json.loads(read_file(sidecar))
             except (ValueError, RecursionError) as error:
-                raise RecordError(f"{sidecar.name} is damaged: {error}") from None
+                raise RecordError("the .json is damaged", f"{sidecar.name}: {error}", "write valid JSON") from None
             if not isinstance(tree, dict):
-                raise RecordError(f"{sidecar.name} is not a JSON object")
+                raise RecordError("the .json is not a JSON object", sidecar.name, "write {...} with a caption")
             fields = tree
         if (sidecar := path.with_suffix(".txt")).is_file():
             fields["txt"] = as_text(read_file(sidecar), sidecar.name)
         elif "txt" not in fields:
             found = next((name for name in CAPTION_COLUMNS if name in fields), None)
             if found is None:
-                raise RecordError(f"no caption: {path.stem}.txt and a caption in {path.stem}.json are both missing")
+                names = f"{path.stem}.txt and a caption in {path.stem}.json are both missing"
+                raise RecordError("no caption", names, "write the caption of NAME.jpg to NAME.txt")
             fields["txt"] = find_caption(fields[found])
         return read_file(path), fields
 
@@ -92,7 +108,9 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: an invalid file name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise RecordError(f"{str(path)!r} cannot be read: {reason}") from None
+        raise RecordError(
+            "a file cannot be read", f"{str(path)!r}: {reason}", "correct its path, or restore it"
+        ) from None
 
 
 def as_text(content: bytes, name: str) -> str:
@@ -100,7 +118,7 @@ def as_text(content: bytes, name: str) -> str:
     try:
         return content.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise RecordError(f"{name} is not UTF-8 (byte {error.start})") from None
+        raise RecordError("the text is not UTF-8", f"byte {error.start} of {name}", "save it as UTF-8") from None
 
 
 def find_caption(value: Any) -> str:

@@ -221,6 +221,9 @@ def test_resume_writes_what_is_missing(after: int, tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
     lines = [json.loads(line) for line in (tmp_path / "out" / BAD).read_text().splitlines()]
     assert sorted(line["key"] for line in lines) == ["r0003", "r0030"]
+    assert again.account == whole.account
+    assert (again.account.offered, again.account.used) == (50, 48)
+    assert {cause: omission.pairs for cause, omission in again.account.left_out.items()} == {"it is missing": 2}
     assert not list((tmp_path / "out").glob("*.partial"))
 
 
@@ -279,7 +282,9 @@ def test_bad_records_are_named(tmp_path: Path) -> None:
         "f": "UTF-8",
     }.items():
         assert words in reasons[key]
-    assert packed.samples == 13
+    assert packed.samples == packed.account.used == 13
+    assert packed.account.omitted == 6
+    assert len(packed.account.left_out) == 6
     assert {s.key for s in read(packed.shards["train"])} >= {"e"}
 
 

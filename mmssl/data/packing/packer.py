@@ -28,7 +28,8 @@ Format = Literal["keep", "jpeg", "png", "webp"]
 MANIFEST = "mmssl-pack.json"
 BAD = "bad_samples.jsonl"
 _PARTIAL = ".partial"
-_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+_EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
+"""Format -> extension, where they differ by more than case."""
 _REENCODED = {"JPEG": "JPEG", "WEBP": "WEBP"}
 """Formats that a resized image keeps; all others become PNG."""
 
@@ -313,6 +314,10 @@ def _members(image: bytes, fields: Fields, encoding: Encoding) -> dict[str, byte
     return members
 
 
+def _extension(format: str) -> str:
+    return _EXTENSIONS.get(format, format.lower())
+
+
 def _encode_image(image: bytes, encoding: Encoding) -> tuple[str, bytes]:
     """Extension and bytes of an image. It is always decoded, so broken images are found."""
     header = decoding.read_header(image, encoding.max_pixels)
@@ -321,7 +326,7 @@ def _encode_image(image: bytes, encoding: Encoding) -> tuple[str, bytes]:
     wanted = header.format if encoding.format == "keep" else encoding.format.upper()
     if not shrink and wanted == header.format:
         decoding.decode(image, header, max(decoding.REDUCTIONS))
-        return _EXTENSIONS[header.format], image
+        return _extension(header.format), image
     pixels = decoding.decode(
         image, header, views.dct_reduction(header, short / side, "quality") if side is not None else 1
     )
@@ -335,4 +340,4 @@ def _encode_image(image: bytes, encoding: Encoding) -> tuple[str, bytes]:
         Image.fromarray(pixels).save(buffer, wanted, quality=encoding.quality)
     except (OSError, ValueError) as error:
         raise RecordError(f"it cannot be written as {wanted}", str(error), "choose another --format") from None
-    return _EXTENSIONS[wanted], buffer.getvalue()
+    return _extension(wanted), buffer.getvalue()

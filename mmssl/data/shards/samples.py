@@ -9,7 +9,7 @@ from typing import Any
 from mmssl.data.shards.tar import Archive, Member, TarError
 from mmssl.types import Sample
 
-_COMMON_IMAGES = ("jpg", "jpeg", "jfif", "jpe", "png", "webp", "gif", "bmp", "dib", "tif", "tiff")
+_COMMON_IMAGES = ("jpg", "jpeg", "jfif", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff")
 _FURTHER_IMAGES = ("apng", "avif", "jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "pnm", "qoi")
 IMAGES = (*_COMMON_IMAGES, *_FURTHER_IMAGES)
 """Extensions of images. The format itself is recognised by the first bytes."""

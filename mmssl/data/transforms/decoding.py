@@ -12,15 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image
+
+from mmssl.data.transforms.formats import describe_unread, find_reader
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -29,16 +23,8 @@ MAX_PIXELS = 178_956_970
 REDUCTIONS = (8, 4, 2)
 """Factors by which a JPEG can be decoded smaller (DCT scaling), largest first."""
 
-_SIGNATURES = (
-    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
-    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
-    (b"GIF87a", GifImagePlugin.GifImageFile),
-    (b"GIF89a", GifImagePlugin.GifImageFile),
-    (b"BM", BmpImagePlugin.BmpImageFile),
-    (b"II*\x00", TiffImagePlugin.TiffImageFile),
-    (b"MM\x00*", TiffImagePlugin.TiffImageFile),
-    (b"WEBP", WebPImagePlugin.WebPImageFile),  # after RIFF and a length
-)
+_DEPTHS = (8, 10, 12, 14, 16)
+"""Bits per pixel that cameras and scanners store in wider integers."""
 _ROWS = 64
 _EXIF_ORIENTATION = 0x0112
 _EXIF_SHORT = 3
@@ -53,7 +39,7 @@ class Header:
     """Format and size of an image, known before decoding."""
 
     format: str
-    """JPEG, PNG, WEBP, GIF, BMP or TIFF."""
+    """Pillow's name: JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, JPEG2000, PPM or QOI."""
     width: int
     """Displayed width in pixels, after the EXIF orientation."""
     height: int
@@ -105,12 +91,12 @@ def rgb_pixels(image: Image.Image) -> Pixels:
     """RGB pixels of a Pillow image, uint8 [height, width, 3], with transparency over white.
 
     Raises:
-        DecodeError: the pixels are floats of unknown range.
+        DecodeError: the pixels are floats without a range.
     """
     if image.mode.startswith("I"):
-        return _from_16_bits(np.asarray(image))
+        return _from_integers(np.asarray(image))
     if image.mode == "F":
-        raise DecodeError("the image has floating-point pixels of unknown range; convert it to 8 or 16 bits")
+        return _from_floats(np.asarray(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         background = Image.new("RGB", image.size, "white")
@@ -119,15 +105,39 @@ def rgb_pixels(image: Image.Image) -> Pixels:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _from_16_bits(gray: npt.NDArray[np.integer[Any]]) -> Pixels:
-    """RGB of 16-bit gray [H, W]. Pillow's own conversion would clip at 255.
+def _from_integers(gray: npt.NDArray[np.integer[Any]]) -> Pixels:
+    """RGB of gray integers [H, W] of more than 8 bits. Pillow's own conversion would clip at 255.
 
-    Works on a few rows at a time: int32 copies of a whole image would take many times its memory.
+    White is the largest value of the fewest bits that hold all pixels: 8, 10, 12, 14 or 16. Wider and negative values,
+    such as Hounsfield units, are scaled from the smallest to the largest of the image.
+
+    Works on a few rows at a time: wide copies of a whole image would take many times its memory.
     """
+    low, high = int(gray.min()), int(gray.max())
+    white = next((2**bits - 1 for bits in _DEPTHS if high < 2**bits), None)
+    black, white = (0, white) if low >= 0 and white is not None else (low, high)
+    span = max(1, white - black)
     narrow = np.empty(gray.shape, np.uint8)
     for top in range(0, len(gray), _ROWS):
-        rows = gray[top : top + _ROWS].astype(np.int32).clip(0, 65535)
-        narrow[top : top + _ROWS] = (rows + 128) // 257
+        rows = gray[top : top + _ROWS].astype(np.int64) - black
+        narrow[top : top + _ROWS] = (rows * 255 + span // 2) // span
+    return np.repeat(narrow[:, :, None], 3, axis=2)
+
+
+def _from_floats(gray: npt.NDArray[np.floating[Any]]) -> Pixels:
+    """RGB of gray floats [H, W]: 0 to 1 is black to white; other ranges are scaled from the smallest to the largest.
+
+    Raises:
+        DecodeError: the pixels are all equal, or some are not finite.
+    """
+    low, high = float(gray.min()), float(gray.max())
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise DecodeError("the image has floating-point pixels without a range; convert it to 8 or 16 bits")
+    black, white = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    narrow = np.empty(gray.shape, np.uint8)
+    for top in range(0, len(gray), _ROWS):
+        rows = gray[top : top + _ROWS].astype(np.float64)
+        narrow[top : top + _ROWS] = np.rint((rows - black) / (white - black) * 255)
     return np.repeat(narrow[:, :, None], 3, axis=2)
 
 
@@ -181,16 +191,12 @@ def _exif_orientation(tiff: bytes) -> int:
 
 def _open(image: bytes) -> Image.Image:
     """Open an image with the Pillow reader that matches its first bytes. Pixels are not read yet."""
-    is_webp = image[:4] == b"RIFF" and image[8:12] == b"WEBP"
-    head = b"WEBP" if is_webp else image[:8]
-    readers = [reader for signature, reader in _SIGNATURES if head.startswith(signature)]
-    if not readers:
-        raise DecodeError(
-            f"not a JPEG, PNG, WebP, GIF, BMP or TIFF image: {len(image)} bytes starting with {image[:8]!r}"
-        )
+    reader = find_reader(image)
+    if reader is None:
+        raise DecodeError(describe_unread(image))
     try:
         # Not Image.open: the pixel cap is the caller's, not Pillow's global one.
-        return readers[0](io.BytesIO(image))
+        return reader(io.BytesIO(image))
     except Exception as error:  # Pillow's readers raise any kind of exception on broken bytes
         raise _broken(error) from error
 

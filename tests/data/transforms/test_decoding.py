@@ -110,10 +110,83 @@ def test_sixteen_bits_keep_their_range(format: str) -> None:
     np.testing.assert_array_equal(pixels[..., 1], np.floor(wide / 257 + 0.5))
 
 
-def test_float_pixels_are_refused() -> None:
-    """An image of floating-point pixels has no known range."""
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "JPEG2000"])
+def test_bits_in_wider_integers_fill_the_range(format: str, bits: int) -> None:
+    """Gray of 8 to 16 bits in 16-bit pixels: zero is black, the largest value of its bits is white, linear between."""
+    wide = np.linspace(0, 2**bits - 1, 64 * 64).round().astype(np.uint16).reshape(64, 64)
+    options = {"irreversible": False} if format == "JPEG2000" else {}
+    found = decode(encode(Image.fromarray(wide), format, **options))
+    expected = np.rint(wide.astype(np.float64) * 255 / (2**bits - 1))
+    assert np.array_equal(found, np.repeat(expected[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1024, 3071), (-5, 5), (0, 100_000), (70_000, 2_000_000_000), (-9, -3)])
+def test_wider_and_negative_integers_are_scaled_to_their_range(low: int, high: int) -> None:
+    """32-bit gray beyond 16 bits, and negative values such as Hounsfield units: smallest black, largest white."""
+    wide = np.linspace(low, high, 64 * 64).round().astype(np.int32).reshape(64, 64)
+    found = decode(encode(Image.fromarray(wide), "TIFF"))
+    expected = (wide.astype(np.float64) - low) * 255 / (high - low)
+    assert np.abs(found[..., 0] - expected).max() <= 0.5
+    assert (found[0, 0, 0], found[-1, -1, 0]) == (0, 255)
+
+
+@pytest.mark.parametrize(("low", "high", "black"), [(0.0, 1.0, 0), (0.25, 0.5, 64), (-3.0, 7.0, 0), (0.0, 255.0, 0)])
+def test_float_pixels_are_scaled(low: float, high: float, black: int) -> None:
+    """Floats from 0 to 1 are fractions of white; others are scaled from their smallest to their largest."""
+    wide = np.linspace(low, high, 64 * 64, dtype=np.float32).reshape(64, 64)
+    found = decode(encode(Image.fromarray(wide), "TIFF"))
+    assert found[0, 0, 0] == black
+    assert found[-1, -1, 0] == (128 if high == 0.5 else 255)
+    assert (np.diff(found[..., 0].ravel().astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, float("nan"), float("inf")])
+def test_float_pixels_without_a_range_are_refused(value: float) -> None:
+    """Equal floats, and floats that are not finite, have no known range."""
+    gray = np.zeros((4, 4), np.float32) + np.float32(value)
     with pytest.raises(DecodeError, match="floating-point"):
-        decode(encode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+        decode(encode(Image.fromarray(gray), "TIFF"))
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("AVIF", {"quality": 100}),
+        ("JPEG2000", {}),
+        ("JPEG2000", {"no_jp2": True}),
+        ("PPM", {}),
+        ("QOI", {}),
+        ("TIFF", {"big_tiff": True}),
+    ],
+)
+def test_further_formats_equal_pillow(format: str, options: dict[str, Any]) -> None:
+    """Formats that Pillow reads by itself give exactly Pillow's RGB."""
+    content = encode(photo(), format, **options)
+    assert np.array_equal(decode(content), np.asarray(pillow(content).convert("RGB")))
+    assert read_header(content).width == 400
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "the image is empty"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC"),
+        (b"\0\0\0\x18ftypmif1" + bytes(40), "HEIC"),
+        (b"\0\0\0\x18ftypisom" + bytes(40), "a video"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"<?xml version='1.0'?>\n<svg/>", "SVG"),
+        (b"%PDF-1.7", "a PDF"),
+        (bytes(128) + b"DICM" + bytes(40), "DICOM"),
+        (b"\xff\x0a" + bytes(40), "JPEG XL"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(content: bytes, says: str) -> None:
+    """What is no readable image is called by its name, with what to do."""
+    with pytest.raises(DecodeError, match=says) as error:
+        decode(content)
+    assert "convert" in str(error.value) or "again" in str(error.value)
 
 
 def test_animation_shows_its_first_frame() -> None:

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mmssl.cli.common import check_file, group, progress_bar, status, writing
+from mmssl.cli.common import (
+    CaptionColumn,
+    Encoding,
+    ImageColumn,
+    Separator,
+    check_file,
+    group,
+    progress_bar,
+    status,
+    writing,
+)
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -200,10 +210,10 @@ def pack(
         Literal["keep", "jpeg", "png", "webp"], typer.Option(help="Format of the packed images.")
     ] = "keep",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEG and WebP.")] = 90,
-    image_column: Annotated[
-        str | None, typer.Option(help="Column of image paths or images. Default: found by name.")
-    ] = None,
-    caption_column: Annotated[str | None, typer.Option(help="Column of captions. Default: found by name.")] = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
+    separator: Separator = None,
+    encoding: Encoding = None,
     key_column: Annotated[
         str | None, typer.Option(help="Column of keys. Default: found by name, else numbers.")
     ] = None,
@@ -211,24 +221,34 @@ def pack(
 ) -> None:
     """Pack images and captions into shards, and index them.
 
-    SOURCE is a folder of images, a CSV, TSV, JSONL or Parquet table of paths (or images) and captions, or a
-    Hugging Face dataset saved with save_to_disk. A hash of its key assigns each sample to a split, so splits do not
-    change when samples are added. Unusable samples are listed in bad_samples.jsonl.
+    SOURCE is a folder of images, a table of paths (or images) and captions, or a Hugging Face dataset saved with
+    save_to_disk. Tables are CSV, TSV, JSON and Parquet files, also compressed; their separator, encoding and columns
+    are recognised and printed. A hash of its key assigns each sample to a split, so splits do not change when samples
+    are added. Unusable samples are counted by cause, and listed in bad_samples.jsonl.
 
     Example: mmssl shards pack photos/ --out shards/ --split train=0.95 --split val=0.05 --resize 512
     """
-    from mmssl.data.packing import BAD, Encoding, open_records
-    from mmssl.data.packing import pack as write
+    from mmssl.data import packing
 
-    encoding = Encoding(resize=resize, format=format, quality=quality)
-    records = open_records(source, image_column, caption_column, key_column)
+    with progress_bar("rows", text="reading the table") as bar:
+        records = packing.open_records(
+            source,
+            image_column,
+            caption_column,
+            key_column,
+            separator=separator,
+            encoding=encoding,
+            progress=lambda done: bar.update(done, None),
+        )
+    if records.describe():
+        print(records.describe())
     with progress_bar("samples", text="packing") as bar:
-        packed = write(
+        packed = packing.pack(
             records,
             out,
             splits=_parse_splits(splits),
             shard_samples=shard_samples,
-            encoding=encoding,
+            encoding=packing.Encoding(resize=resize, format=format, quality=quality),
             threads=threads,
             progress=bar.update,
         )
@@ -238,7 +258,7 @@ def pack(
         print(f"{packed.kept} shards existed already")
     print(f"train on them with data.train='{out}/train-*.tar'" if "train" in packed.shards else str(out))
     if packed.account.omitted:
-        print(f"pairs left out are listed in {out / BAD}")
+        print(f"pairs left out are listed in {out / packing.BAD}")
     print(packed.account.text())
 
 

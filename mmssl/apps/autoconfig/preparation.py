@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmssl import system
 from mmssl.data import Account, expand
-from mmssl.data.packing import BAD, Encoding, open_records, pack
+from mmssl.data.packing import BAD, Encoding, open_records, pack, table_suffix
 from mmssl.data.shards import TABLES, Progress, SampleLimits, is_remote
 from mmssl.data.sources import index_source
 from mmssl.data.storage import Access
@@ -49,7 +49,7 @@ def is_shards(data: Source) -> bool:
     if not isinstance(data, str | Path):
         return True
     path = Path(data)
-    return any(path.glob("*.tar")) if path.is_dir() else path.suffix not in TABLES
+    return any(path.glob("*.tar")) if path.is_dir() else table_suffix(path.name) is None
 
 
 def prepare(data: Source, folder: Path, hold_out: bool = True, progress: Progress | None = None) -> Prepared:

@@ -133,8 +133,8 @@ def pack(
 def _account(out: Path, used: int) -> Account:
     """The records of this call and of interrupted ones before it."""
     account = Account(used)
-    for line in (out / BAD).read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    entries = map(json.loads, (out / BAD).read_text(encoding="utf-8").splitlines())
+    for entry in sorted(entries, key=lambda entry: str(entry["key"])):
         example = f"{entry['key']} ({entry['error']})"
         account.leave_out(entry["cause"], example, remedy=entry["remedy"])
     return account

@@ -3,7 +3,7 @@
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,19 @@ from mmssl.errors import UserError
 
 Fields = dict[str, Any]
 
-CAPTION_COLUMNS = ("caption", "text", "txt", "captions", "description", "title", "sentence")
+CAPTION_COLUMNS = (
+    "caption",
+    "text",
+    "txt",
+    "captions",
+    "description",
+    "title",
+    "sentence",
+    "sentences",
+    "comment",
+    "alt_text",
+    "raw",
+)
 """Names of a caption in a table or a JSON file, in order of preference."""
 
 
@@ -31,6 +43,10 @@ class RecordError(ValueError):
         self.remedy = remedy
 
 
+Defects = list[tuple[str, RecordError]]
+"""Place and error of records that cannot be read at all."""
+
+
 class Records(ABC):
     """Images with captions, readable one by one from several threads."""
 
@@ -41,9 +57,21 @@ class Records(ABC):
     def keys(self) -> list[str]:
         """Key of each record, without dots. Unique unless the source repeats a key."""
 
-    def defects(self) -> "list[tuple[str, RecordError]]":
+    def describe(self) -> str:
+        """One line: what was recognised in the source. Empty: nothing had to be."""
+        return ""
+
+    def defects(self) -> Defects:
         """Place and error of each record that is no record at all: it has no key and cannot be loaded."""
         return []
+
+    def values(self, field: str) -> list[Any]:
+        """The value of a field in each record.
+
+        Raises:
+            UserError: no record has the field.
+        """
+        raise UserError(f"the field {field!r} cannot be read: only tables have fields for --split-by and --group-by")
 
     def owners(self) -> list[str]:
         """For each record, the key of the first record with the same image: they belong to one split."""
@@ -128,6 +156,14 @@ def find_caption(value: Any) -> str:
     if not isinstance(value, str):
         raise RecordError(f"the caption is {type(value).__name__}, not text")
     return value
+
+
+def captions_as_fields(texts: Sequence[str], field: str) -> Fields:
+    """The fields of one or several captions: `txt` is the first, and a list under a name of captions has them all."""
+    if len(texts) == 1:
+        return {"txt": texts[0]}
+    names = {field} if field in CAPTION_COLUMNS else {field, "captions"}
+    return {"txt": texts[0]} | {name: list(texts) for name in names}
 
 
 def plain_value(value: Any) -> Any:

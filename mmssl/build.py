@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from mmssl import system
 from mmssl.config import Config, ModelConfig, ObjectiveConfig, SuiteConfig, ViewConfig
-from mmssl.data import LoaderConfig, Source, TrainLoader, iter_samples, resolve_sources
+from mmssl.data import LoaderConfig, Source, TrainLoader, resolve_sources
 from mmssl.data.shards import SampleLimits
+from mmssl.data.sources import iter_captions
 from mmssl.data.storage import Access
-from mmssl.data.transforms import Renderer, Tokenizer, captions, load_tokenizer, train_tokenizer, views
+from mmssl.data.transforms import Renderer, Tokenizer, load_tokenizer, train_tokenizer, views
 from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate import datasets, open_dataset
@@ -132,8 +133,7 @@ def _resolve_start(model: ModelConfig) -> ModelConfig:
 
 def train_tokenizer_on(shards: Sequence[str], templates: Sequence[str], vocab_size: int, max_tokens: int) -> Tokenizer:
     """A tokenizer trained on every caption template of the samples, in file order."""
-    rendered = (captions.render_caption(s.fields, [t], None) for s in iter_samples(shards) for t in templates)
-    return train_tokenizer(islice(rendered, TOKENIZER_CAPTIONS), vocab_size, max_tokens)
+    return train_tokenizer(islice(iter_captions(shards, templates), TOKENIZER_CAPTIONS), vocab_size, max_tokens)
 
 
 def build_tokenizer(plan: RunPlan, folder: Path) -> Tokenizer:

@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unicodedata import combining, east_asian_width
+from unicodedata import category, combining, east_asian_width
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,36 @@ def text_fonts() -> Iterator[None]:
     with rc_context({"font.family": families}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
+
+
+def font_for(text: str) -> str:
+    """The file of the installed font that covers most letters of a text: matplotlib's own, if no other covers more."""
+    return max(_font_files(), key=lambda path: len(_letters(text) & _charmap(path)))
+
+
+def has_font(text: str) -> bool:
+    """True if one installed font covers all letters of a text."""
+    return _letters(text) <= _charmap(font_for(text))
+
+
+def _letters(text: str) -> set[int]:
+    return {ord(letter) for letter in text if category(letter) not in ("Cc", "Cf", "Cs") and not letter.isspace()}
+
+
+@cache
+def _font_files() -> list[str]:
+    from matplotlib.font_manager import findfont, fontManager
+
+    files = {font.name: font.fname for font in fontManager.ttflist}
+    return [findfont("DejaVu Sans"), *(files[name] for name in FONTS if name in files)]
+
+
+@cache
+def _charmap(path: str) -> frozenset[int]:
+    """Code points of a font's letters."""
+    from matplotlib.font_manager import get_font
+
+    return frozenset(get_font(path).get_charmap())
 
 
 def hide_spines(axes: "Axes", *sides: str) -> None:

@@ -96,20 +96,6 @@ Cache = Annotated[
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither write nor read cached features.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images or captions per forward pass.")]
-ImageColumn = Annotated[
-    str | None,
-    typer.Option(
-        help="Column of a table with image paths or images; its number without header. Default: found by name."
-    ),
-]
-CaptionColumn = Annotated[
-    str | None,
-    typer.Option(help="Column of a table with captions; its number without header. Default: found by name."),
-]
-Separator = Annotated[
-    str | None, typer.Option(help="Separator of a text table: tab, comma, ';' ... Default: recognised.")
-]
-Encoding = Annotated[str | None, typer.Option(help="Encoding of a text table: utf-8, cp1252 ... Default: recognised.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file.")]
 
 

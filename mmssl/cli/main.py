@@ -1,6 +1,7 @@
 """The `mmssl` command. Its verbs are the modules beside this one: each registers itself by `verb` or `group`."""
 
 import errno
+import io
 import os
 import pkgutil
 import sys
@@ -33,6 +34,7 @@ UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; bad input ends with one line on stderr and exit code 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _escape_output()
     try:
         sys.exit(app(args=words, prog_name="mmssl", standalone_mode=False))
     except UserError as error:
@@ -44,6 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         place = "a file" if error.filename is None else error.filename
         _fail(f"{place} cannot be used: {error.strerror}; {REMEDIES[error.errno]}")
+
+
+def _escape_output() -> None:
+    """Print characters that the terminal's encoding lacks as escapes, instead of failing after the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run_module(module: str, *verb: str) -> None:

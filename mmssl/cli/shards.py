@@ -1,22 +1,13 @@
 """`mmssl shards`: index, check, show and pack WebDataset shards."""
 
 from collections.abc import Sequence
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mmssl.cli.common import (
-    CaptionColumn,
-    Encoding,
-    ImageColumn,
-    Separator,
-    check_file,
-    group,
-    progress_bar,
-    status,
-    writing,
-)
+from mmssl.cli.common import check_file, group, progress_bar, status, writing
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -138,7 +129,7 @@ def check(
     health = check_health(found, tokenizer=tokens, image_size=image_size, batch_size=batch_size)
     if json_file is not None:
         with writing(json_file, "--json", "give another file"):
-            json_file.write_text(health.json(), encoding="utf-8")
+            json_file.write_text(health.json(), encoding="utf-8", errors="backslashreplace")
     if image is not None:
         with writing(image, "--image", "give another file"):
             draw_report(found, health, image, tokens)
@@ -168,6 +159,7 @@ def show(
     from mmssl.data import expand
     from mmssl.data.health import browse
     from mmssl.data.transforms import captions
+    from mmssl.plotting import has_font
 
     captions.check_templates([caption])
     names = expand(patterns)
@@ -178,20 +170,26 @@ def show(
         if not samples:
             raise UserError(f"no sample of {names[0]} can be used; run: mmssl shards check PATTERN")
         if out is not None:
-            sheet = browse.contact_sheet(browse.entries(samples, [caption]), min(columns, len(samples)), side)
+            shown = browse.entries(samples, [caption])
+            sheet = browse.contact_sheet(shown, min(columns, len(samples)), side)
             with writing(out, remedy="give another file"):
                 sheet.save(out, "PNG")
     if key is not None:
         print(browse.describe(samples[0]))
     if out is not None:
         print(out)
+        boxes = sum(not has_font(entry.caption) for entry in shown)
+        if boxes:
+            print(f"{boxes} captions have letters that no installed font shows; install one, such as Noto Sans CJK")
 
 
 @shards_app.command("pack")
 def pack(
     source: Annotated[
         Path,
-        typer.Argument(help="Folder of images with NAME.txt or NAME.json beside them, a table, or a saved dataset."),
+        typer.Argument(
+            help="Folder of images with NAME.txt or NAME.json beside them, a table, a saved dataset, or shards."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the shards. Run the same command again to resume.")],
     splits: Annotated[
@@ -210,10 +208,10 @@ def pack(
         Literal["keep", "jpeg", "png", "webp"], typer.Option(help="Format of the packed images.")
     ] = "keep",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEG and WebP.")] = 90,
-    image_column: ImageColumn = None,
-    caption_column: CaptionColumn = None,
-    separator: Separator = None,
-    encoding: Encoding = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of image paths or images. Default: found by name.")
+    ] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Column of captions. Default: found by name.")] = None,
     key_column: Annotated[
         str | None, typer.Option(help="Column of keys. Default: found by name, else numbers.")
     ] = None,
@@ -221,34 +219,28 @@ def pack(
 ) -> None:
     """Pack images and captions into shards, and index them.
 
-    SOURCE is a folder of images, a table of paths (or images) and captions, or a Hugging Face dataset saved with
-    save_to_disk. Tables are CSV, TSV, JSON and Parquet files, also compressed; their separator, encoding and columns
-    are recognised and printed. A hash of its key assigns each sample to a split, so splits do not change when samples
-    are added. Unusable samples are counted by cause, and listed in bad_samples.jsonl.
+    SOURCE is a folder of images, a CSV, TSV, JSONL or Parquet table of paths (or images) and captions, or a
+    Hugging Face dataset saved with save_to_disk. Shards ('a/*.tar', in quotes) are packed again: members that lie
+    apart are joined, and unusable samples left out. A hash of its key assigns each sample to a split, so splits do not
+    change when samples are added. Unusable samples are listed in bad_samples.jsonl.
 
     Example: mmssl shards pack photos/ --out shards/ --split train=0.95 --split val=0.05 --resize 512
     """
-    from mmssl.data import packing
+    from mmssl.data.packing import BAD, Encoding, ShardRecords, open_records
+    from mmssl.data.packing import pack as write
 
-    with progress_bar("rows", text="reading the table") as bar:
-        records = packing.open_records(
-            source,
-            image_column,
-            caption_column,
-            key_column,
-            separator=separator,
-            encoding=encoding,
-            progress=lambda done: bar.update(done, None),
-        )
-    if records.describe():
-        print(records.describe())
+    encoding = Encoding(resize=resize, format=format, quality=quality)
+    if source.exists() or not has_magic(str(source)):
+        records = open_records(source, image_column, caption_column, key_column)
+    else:
+        records = ShardRecords(_tars(source))
     with progress_bar("samples", text="packing") as bar:
-        packed = packing.pack(
+        packed = write(
             records,
             out,
             splits=_parse_splits(splits),
             shard_samples=shard_samples,
-            encoding=packing.Encoding(resize=resize, format=format, quality=quality),
+            encoding=encoding,
             threads=threads,
             progress=bar.update,
         )
@@ -256,10 +248,29 @@ def pack(
         print(f"{name}: {len(paths)} shards, {packed.counts[name]:,} samples")
     if packed.kept:
         print(f"{packed.kept} shards existed already")
-    print(f"train on them with data.train='{out}/train-*.tar'" if "train" in packed.shards else str(out))
+    if packed.shards.get("train"):
+        print(f"train on them with data.train='{out}/train-*.tar'")
     if packed.account.omitted:
-        print(f"pairs left out are listed in {out / packing.BAD}")
+        print(f"pairs left out are listed in {out / BAD}")
     print(packed.account.text())
+    if packed.account.used == 0:
+        raise UserError(f"no pair of {source} is usable, so there is no shard; see the causes above")
+
+
+def _tars(pattern: Path) -> list[str]:
+    """The local shards that a pattern names.
+
+    Raises:
+        UserError: it names something else.
+    """
+    from mmssl.data import expand
+    from mmssl.data.shards import is_remote
+
+    names = expand(str(pattern))
+    other = next((name for name in names if is_remote(name) or Path(name).suffix != ".tar"), None)
+    if other is not None:
+        raise UserError(f"{other} is not a local .tar file; a pattern to pack names shards on a disk")
+    return names
 
 
 def _more(count: int) -> str:

@@ -92,7 +92,7 @@ class DataConfig(ConfigBase):
     """Members larger than this are refused."""
     max_caption_chars: int = Field(20_000, ge=1)
     """Longer captions are refused."""
-    bad_samples: float = Field(0.01, ge=0, le=1)
+    bad_samples: float = Field(0.1, ge=0, le=1)
     """Largest fraction of unusable samples. Above it (checked after 1,000 samples), or at 100 in a row, the run
     stops."""
     cache_dir: Path | None = None

@@ -1,6 +1,7 @@
 """`optim`, `train`, `objectives` and `mixer`: optimizer, training loop, objectives and their diagnostics."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -105,13 +106,17 @@ class TrainConfig(ConfigBase):
             )
         return self
 
-    def length(self, batch_size: int, samples_per_epoch: int) -> Length:
-        """Length of the run; a partial batch counts as a step."""
+    def length(self, batch_size: int, samples_per_epoch: Callable[[], int]) -> Length:
+        """Length of the run; a partial batch counts as a step.
+
+        Args:
+            samples_per_epoch: asked only for a length in epochs, since shards without an index cannot tell.
+        """
         if self.minutes is not None:
             return Length(None, self.minutes)
         if self.steps is not None:
             return Length(self.steps, None)
-        samples = self.samples if self.samples is not None else (self.epochs or 0) * samples_per_epoch
+        samples = self.samples if self.samples is not None else (self.epochs or 0) * samples_per_epoch()
         return Length(max(1, math.ceil(samples / batch_size)), None)
 
 

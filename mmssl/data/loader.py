@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mmssl import system
 from mmssl.config import SourceConfig
 from mmssl.data.loading import (
     NO_INDEX_WARNING,
@@ -25,7 +26,7 @@ from mmssl.data.loading import (
 from mmssl.data.loading.workers import InlineWorkers, ProcessWorkers, ThreadWorkers, Workers
 from mmssl.data.order import PlannedSource, Position, StreamPlan, default_lanes
 from mmssl.data.shards import Progress, SampleLimits, ShardIndex, describe_problems
-from mmssl.data.sources import Catalog, expand, index_source, plan_source
+from mmssl.data.sources import Catalog, expand, index_source, plan_source, set_apart
 from mmssl.data.storage import Access
 from mmssl.errors import UserError
 from mmssl.types import Batch
@@ -47,8 +48,22 @@ def resolve_sources(train: str | Sequence[str | SourceConfig], allow_pipe: bool 
     entries = [train] if isinstance(train, str) else list(train)
     plain = [entry for entry in entries if isinstance(entry, str)]
     weighted = [entry for entry in entries if isinstance(entry, SourceConfig)]
-    sources = [Source(expand(plain, allow_pipe))] if plain or not weighted else []
-    return sources + [Source(expand(s.shards, allow_pipe), s.weight) for s in weighted]
+    sources = [Source(_training_shards(plain, allow_pipe))] if plain or not weighted else []
+    return sources + [Source(_training_shards(s.shards, allow_pipe), s.weight) for s in weighted]
+
+
+def _training_shards(spec: str | Sequence[str], allow_pipe: bool) -> list[str]:
+    """The shards of patterns, without those of another split, which are logged."""
+    names, apart = set_apart(expand(spec, allow_pipe), [spec] if isinstance(spec, str) else spec)
+    if apart and system.rank() == 0:
+        _log.warning(
+            "%d shards beside train-*.tar are of another split and not trained on: %s%s; to train on them, name them "
+            "in data.train",
+            len(apart),
+            apart[0],
+            "" if len(apart) == 1 else " ...",
+        )
+    return names
 
 
 @dataclass

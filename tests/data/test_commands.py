@@ -17,8 +17,10 @@ from mmssl.cli.train import resumed_config
 from mmssl.data import Source, expand, iter_samples, resolve_sources
 from mmssl.data.health.browse import find, pick
 from mmssl.data.health.survey import survey_shards
+from mmssl.data.packing import ShardRecords
+from mmssl.data.packing.folders import FolderRecords
 from mmssl.data.shards import SampleLimits, image_ranges, index_shards
-from mmssl.data.sources import index_source, make_index
+from mmssl.data.sources import index_source, iter_captions, make_index
 from mmssl.data.storage import Access, Fetcher, LocalFiles, find_remote_indexes, index_remote_shards, read_shard
 from mmssl.errors import UserError
 from mmssl.evaluate import open_dataset
@@ -49,7 +51,9 @@ CALLERS = {
     "apps/explain/explanation.py",
     "apps/search/embed.py",
     "apps/search/images.py",
-    "build.py",
+    "data/packing/folders.py",
+    "data/packing/shard_records.py",
+    "data/sources/texts.py",
     "data/health/browse.py",
     "data/health/survey.py",
     "data/loading/unindexed.py",
@@ -96,6 +100,9 @@ OPENED: dict[str, Callable[[str], Any]] = {
     "LocalFiles": lambda name: LocalFiles().read(name, 0, 512),
     "loader": _loader,
     "loader in threads": lambda name: _loader(name, workers=1),
+    "ShardRecords": lambda name: ShardRecords([name]).load(0),
+    "FolderRecords": lambda name: FolderRecords(Path(name).parent),
+    "iter_captions": lambda name: list(iter_captions([name], ["{txt}"])),
     "pick": lambda name: pick([name], 2),
     "find": lambda name: find([name], "k"),
     "survey": lambda name: survey_shards([name]),

@@ -11,6 +11,7 @@ import torch
 
 from mmssl import system
 from mmssl.data import iter_samples
+from mmssl.data.sources import remedy_of
 from mmssl.data.transforms import DecodeError, captions, decoding
 from mmssl.errors import UserError
 
@@ -84,21 +85,26 @@ def probe_pairs(shards: Sequence[str], count: int, templates: Sequence[str] = ("
         count: the number of pairs, from the index of the shards.
 
     Raises:
-        UserError: a shard cannot be read, no sample is usable, or a template names a missing field.
+        UserError: a shard cannot be read, or no sample is usable.
     """
     step = max(1, len(shards) // SHARDS)
-    lengths, sides = [], []
+    lengths, sides, problem = [], [], ""
     for shard in shards[::step][:SHARDS]:
         for sample in islice(iter_samples([shard], on_bad=lambda bad: None), SAMPLES):
             try:
                 header = decoding.read_header(sample.image)
             except DecodeError:
                 continue
+            try:
+                rendered = [captions.render_caption(sample.fields, [template], None) for template in templates]
+            except UserError as error:
+                problem = problem or f"{shard}:{sample.key} ({error}); {remedy_of(str(error))}"
+                continue
             sides.append(min(header.width, header.height))
-            rendered = (captions.render_caption(sample.fields, [template], None) for template in templates)
             lengths.append(max(count_tokens(captions.clean_caption(caption)) for caption in rendered))
     if not sides:
-        raise UserError(f"no usable pair in {shards[0]}; for a full report: mmssl shards check PATTERN")
+        more = problem or "for a full report: mmssl shards check PATTERN"
+        raise UserError(f"no usable pair in {shards[0]}: {more}")
     return Pairs(count, sorted(lengths)[math.ceil(0.95 * len(lengths)) - 1], round(median(sides)))
 
 

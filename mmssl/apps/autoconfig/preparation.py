@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mmssl import system
 from mmssl.data import Account, expand
-from mmssl.data.packing import BAD, Encoding, open_records, pack, table_suffix
-from mmssl.data.shards import TABLES, Progress, SampleLimits, is_remote
-from mmssl.data.sources import index_source
+from mmssl.data.packing import BAD, Encoding, open_records, pack
+from mmssl.data.shards import TABLES, Progress, SampleLimits, ShardIndex, describe_problems, is_remote
+from mmssl.data.sources import account_of_indexes, index_source, refuse_mixed, set_apart
 from mmssl.data.storage import Access
 from mmssl.errors import UserError
 
@@ -49,7 +49,10 @@ def is_shards(data: Source) -> bool:
     if not isinstance(data, str | Path):
         return True
     path = Path(data)
-    return any(path.glob("*.tar")) if path.is_dir() else table_suffix(path.name) is None
+    if path.is_dir():
+        refuse_mixed(path)
+        return any(path.glob("*.tar"))
+    return path.suffix not in TABLES
 
 
 def prepare(data: Source, folder: Path, hold_out: bool = True, progress: Progress | None = None) -> Prepared:
@@ -68,7 +71,8 @@ def prepare(data: Source, folder: Path, hold_out: bool = True, progress: Progres
     else:
         found = _split_shards(data, hold_out)
     if found.pairs < LEAST:
-        raise UserError(f"{_name(data)} has {found.pairs} usable pairs to train on; give {LEAST} at least")
+        causes = "".join(f"; {cause}" for cause in (*found.notes, *found.account.causes()))
+        raise UserError(f"{_name(data)} has {found.pairs} usable pairs to train on; give {LEAST} at least{causes}")
     return found
 
 
@@ -135,22 +139,28 @@ def _expanded(data: Source) -> list[str]:
 
 def _split_shards(data: Source, hold_out: bool) -> Prepared:
     """Use shards without packing; some of them are held out as a whole."""
-    names = _expanded(data)
-    counts = _counts(names)
-    kept = _shards_to_hold_out(names, counts) if hold_out else []
-    held_out = sum(count for name, count in zip(names, counts, strict=True) if name in kept)
-    if kept:
+    given = str(data) if isinstance(data, str | Path) else list(data)
+    names, apart = set_apart(_expanded(data), [given] if isinstance(given, str) else given)
+    found = _indexes([*names, *apart])
+    counts = [index.samples for index in found]
+    kept = apart or (_shards_to_hold_out(names, counts) if hold_out else [])
+    held_out = sum(index.samples for index in found if index.shard in kept)
+    if apart:
+        why = f"{held_out:,} pairs in {len(apart)} shards of another split, such as {apart[0]}, are not trained on"
+    elif kept:
         why = f"{held_out:,} pairs in {len(kept)} of {len(names)} shards, chosen by a hash, are held out from training"
     else:
         why = "none: holding out one of so few shards would remove more than a quarter of the pairs"
-    everything = str(data) if isinstance(data, str | Path) else list(data)
+    problems = describe_problems(found)
     return Prepared(
-        train=[name for name in names if name not in kept] if kept else everything,
+        train=[name for name in names if name not in kept] if kept else given,
         pairs=sum(counts) - held_out,
         held_out=None if not kept else kept[0] if len(kept) == 1 else f"{{{','.join(kept)}}}",
         held_out_pairs=held_out,
         why=why,
         packed=False,
+        account=account_of_indexes(found),
+        notes=[] if problems is None else [problems],
     )
 
 
@@ -168,11 +178,16 @@ def _shards_to_hold_out(names: Sequence[str], counts: Sequence[int]) -> list[str
 
 def _counts(shards: Sequence[str]) -> list[int]:
     """Number of usable pairs in each shard, from its index."""
+    return [index.samples for index in _indexes(shards)]
+
+
+def _indexes(shards: Sequence[str]) -> list[ShardIndex]:
+    """The index of each shard."""
     found = index_source(shards, SampleLimits(), Access())
     unknown = [shard for shard, index in zip(shards, found, strict=True) if index is None]
     if unknown:
         raise UserError(f"{unknown[0]} has no index, so its pairs cannot be counted: mmssl shards index PATTERN")
-    return [index.samples for index in found if index is not None]
+    return [index for index in found if index is not None]
 
 
 def _hash(text: str) -> str:

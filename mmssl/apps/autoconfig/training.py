@@ -155,8 +155,7 @@ def _prepared(data: Source, run: Path, hold_out: bool, console: Console) -> Prep
         console.print(f"{run / PACKED}: {total:,} pairs packed", soft_wrap=True, markup=False)
     for note in found.notes:
         console.print(note, soft_wrap=True, markup=False)
-    if found.packed:
-        console.print(found.account.text(), soft_wrap=True, markup=False)
+    console.print(found.account.text(), soft_wrap=True, markup=False)
     return found
 
 

@@ -1,7 +1,6 @@
 """Single samples: a contact sheet of images with captions, or one sample by its key."""
 
 import json
-import textwrap
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from mmssl.data.sources import Catalog
 from mmssl.data.storage import LocalFiles, RetryPolicy, iter_samples
 from mmssl.data.transforms import DecodeError, Pixels, captions, decoding
 from mmssl.errors import UserError
+from mmssl.plotting import font_for, wrapped
 from mmssl.rng import generator
 from mmssl.types import Sample
 
@@ -103,7 +103,6 @@ def entries(samples: Iterable[Sample], templates: Sequence[str] = ("{txt}",)) ->
 
 def contact_sheet(entries: Sequence[SheetEntry], columns: int = 8, side: int = 160) -> Image.Image:
     """Draw images fitted into squares of `side` pixels, each with a few lines of its caption below."""
-    font = ImageFont.load_default(_FONT_SIZE)
     rows = max(1, -(-len(entries) // columns))
     width, height = side + _MARGIN, side + _MARGIN + _CAPTION_LINES * (_FONT_SIZE + 3)
     sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), "white")
@@ -115,8 +114,9 @@ def contact_sheet(entries: Sequence[SheetEntry], columns: int = 8, side: int = 1
         else:
             image = _fit_into(entry.pixels, side)
             sheet.paste(image, (left + (side - image.width) // 2, top + (side - image.height) // 2))
-        lines = textwrap.wrap(entry.caption, width=side // 6, max_lines=_CAPTION_LINES, placeholder=" ...")
-        canvas.multiline_text((left, top + side + 2), "\n".join(lines), fill="black", font=font, spacing=2)
+        caption = wrapped(entry.caption, side // 6, _CAPTION_LINES)
+        font = ImageFont.truetype(font_for(entry.caption), _FONT_SIZE)
+        canvas.multiline_text((left, top + side + 2), caption, fill="black", font=font, spacing=2)
     return sheet
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmssl.data.order import Position, SampleRun, StreamPlan
 from mmssl.data.shards import BadSample, SampleLimits, is_remote
+from mmssl.data.shards.causes import remedy_of
 from mmssl.data.shards.samples import SampleError, parse_sample
 from mmssl.data.sources import Catalog, SampleLocation
 from mmssl.data.storage import Access, Files, Span
@@ -177,9 +178,10 @@ class PartBuilder:
             read_bytes += location.stop - location.start
             if not assembly.render(run.epoch, [slot]):
                 return read_bytes
+        remedy = f"{known}; or " if (known := remedy_of(replaced.error)) else ""
         raise UserError(
             f"none of {tried} samples can stand in for {replaced.key!r} of {replaced.shard} ({replaced.error}); "
-            "run `mmssl shards check` on these shards"
+            f"{remedy}run `mmssl shards check` on these shards"
         )
 
 

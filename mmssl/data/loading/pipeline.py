@@ -172,7 +172,8 @@ class BadSampleBudget:
             assert self._last is not None
             raise UserError(
                 f"{self._bad} of {self._samples} samples could not be used, more than data.bad_samples="
-                f"{self._max_fraction}; the last one {self._name(self._last)}"
+                f"{self._max_fraction}; the last one {self._name(self._last)}; to go on, raise that fraction or leave "
+                "such samples out: mmssl shards pack SHARDS --out FOLDER"
             )
 
     def _name(self, bad: BadSample) -> str:

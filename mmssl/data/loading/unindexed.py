@@ -24,8 +24,8 @@ from mmssl.types import Sample
 BUFFER = 1_000
 """Samples in the shuffle buffer of a lane."""
 _UNKNOWN = (
-    "the number of samples is unknown because the shards have no index; run `mmssl shards index` on them, "
-    "or set the length in train.steps"
+    "the number of samples is unknown because the shards have no index; set the length in train.steps, or run "
+    "`mmssl shards index` where the shards are stored (the output of a pipe: command has no index: write it to files)"
 )
 NO_INDEX_WARNING = (
     "%d shards have no index (first: %s) and are read from beginning to end: the order changes with the number of "

@@ -1,8 +1,8 @@
-"""Writing shards from image folders, tables and Hugging Face datasets."""
+"""Writing shards from image folders, tables, Hugging Face datasets and other shards."""
 
+from mmssl.data.packing.folders import holds_pairs
 from mmssl.data.packing.packer import BAD, Encoding, Format, Packed, pack
-from mmssl.data.packing.table_records import TableOptions
+from mmssl.data.packing.shard_records import ShardRecords
 from mmssl.data.packing.tables import open_records
-from mmssl.data.shards.urls import table_suffix
 
-__all__ = ["BAD", "Encoding", "Format", "Packed", "TableOptions", "open_records", "pack", "table_suffix"]
+__all__ = ["BAD", "Encoding", "Format", "Packed", "ShardRecords", "holds_pairs", "open_records", "pack"]

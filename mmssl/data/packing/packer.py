@@ -11,13 +11,14 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Lock
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
-from mmssl.data.packing.records import Fields, RecordError, Records
+from mmssl.data.packing.records import MANIFEST, UNREADABLE, Fields, RecordError, Records
 from mmssl.data.shards import SampleLimits, index_shards
 from mmssl.data.shards.account import Account
+from mmssl.data.shards.causes import cause_of, remedy_of
 from mmssl.data.transforms import DecodeError, decoding, views
 from mmssl.errors import UserError
 
@@ -25,9 +26,9 @@ Bad = Sequence[tuple[str, RecordError | DecodeError]]
 """Key and error of each record that was left out."""
 Format = Literal["keep", "jpeg", "png", "webp"]
 
-MANIFEST = "mmssl-pack.json"
 BAD = "bad_samples.jsonl"
 _PARTIAL = ".partial"
+_REPEATED = "its key was used before"
 _EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 """Format -> extension, where they differ by more than case."""
 _REENCODED = {"JPEG": "JPEG", "WEBP": "WEBP"}
@@ -103,8 +104,11 @@ def pack(
     """
     encoding, splits, keys = encoding or Encoding(), dict(splits or {"train": 1.0}), records.keys()
     shards = _plan_shards(records, keys, splits, shard_samples, out)
-    options = (records.identity(), sorted(splits.items()), shard_samples, encoding)
-    _prepare(out, _fingerprint(keys, options), {shard.path.name for shard in shards})
+    fingerprint = _fingerprint(keys, (sorted(splits.items()), shard_samples, encoding))
+    _prepare(out, {"fingerprint": fingerprint, "content": records.identity()})
+    for name in _mended(out, records, keys, encoding):
+        (out / name).unlink()
+    _forget_bad(out)
     missing = [shard for shard in shards if not shard.path.exists()]
     packed = Packed(kept=len(shards) - len(missing), bad=[(place, str(error)) for place, error in records.defects()])
     _list_bad(out, None, records.defects())
@@ -133,8 +137,7 @@ def pack(
 def _account(out: Path, used: int) -> Account:
     """The records of this call and of interrupted ones before it."""
     account = Account(used)
-    entries = map(json.loads, (out / BAD).read_text(encoding="utf-8").splitlines())
-    for entry in sorted(entries, key=lambda entry: str(entry["key"])):
+    for entry in sorted(_listed_bad(out), key=lambda entry: entry["shard"] or ""):
         example = f"{entry['key']} ({entry['error']})"
         account.leave_out(entry["cause"], example, remedy=entry["remedy"])
     return account
@@ -217,23 +220,60 @@ def _split_records(keys: Sequence[str], splits: Mapping[str, float]) -> dict[str
     return found
 
 
-def _prepare(out: Path, fingerprint: str, shards: set[str]) -> None:
-    """Prepare the folder for this packing; refuse one with shards of another packing."""
-    manifest, bad = out / MANIFEST, out / BAD
+def _prepare(out: Path, manifest: dict[str, str]) -> None:
+    """Prepare the folder for this packing; refuse one with shards of another packing.
+
+    Args:
+        manifest: fingerprints of the records and options, and of the content of the images and captions.
+    """
+    path = out / MANIFEST
     try:
         out.mkdir(parents=True, exist_ok=True)
-        known = json.loads(manifest.read_text(encoding="utf-8")).get("fingerprint") if manifest.exists() else None
-        if known != fingerprint and (known is not None or any(out.glob("*.tar"))):
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        other = known.get("fingerprint") != manifest["fingerprint"]
+        if other and (known or any(out.glob("*.tar"))):
             raise UserError(f"{out} contains shards of other records or options; choose another folder, or remove them")
+        if not other and known.get("content") != manifest["content"]:
+            raise UserError(
+                f"{out} contains shards of these records as they were before: images or captions changed since; "
+                "choose another folder, or remove the shards to pack them again"
+            )
         for left in out.glob(f"*{_PARTIAL}"):
             left.unlink()
-        manifest.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
-        if bad.exists():  # records of missing shards will be listed again
-            lines = bad.read_text(encoding="utf-8").splitlines(keepends=True)
-            existing = {name for name in shards if (out / name).exists()}
-            bad.write_text("".join(line for line in lines if json.loads(line)["shard"] in existing), encoding="utf-8")
+        path.write_text(json.dumps(manifest), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}; pick another folder") from None
+
+
+def _mended(out: Path, records: Records, keys: Sequence[str], encoding: Encoding) -> set[str]:
+    """Finished shards from which a record was left out that can be used now, for example as its file was restored."""
+    numbers: dict[str, int] = {}
+    for place, key in enumerate(keys):
+        numbers.setdefault(key, place)
+    mended: set[str] = set()
+    for entry in _listed_bad(out):
+        shard, number = entry["shard"], numbers.get(entry["key"])
+        if entry["cause"] != UNREADABLE or number is None or shard in mended or not (out / shard).exists():
+            continue
+        try:
+            _members(*records.load(number), encoding)
+        except (RecordError, DecodeError):
+            continue
+        mended.add(shard)
+    return mended
+
+
+def _listed_bad(out: Path) -> list[dict[str, Any]]:
+    """The lines of bad_samples.jsonl."""
+    path = out / BAD
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def _forget_bad(out: Path) -> None:
+    """Keep the lines about finished shards: the records of missing ones will be listed again."""
+    kept = [entry for entry in _listed_bad(out) if entry["shard"] is not None and (out / entry["shard"]).exists()]
+    (out / BAD).write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept), encoding="utf-8")
 
 
 def _fingerprint(keys: Sequence[str], options: tuple[object, ...]) -> str:
@@ -258,7 +298,7 @@ def _write_shard(
             key = keys[number]
             try:
                 if number in shard.repeated:
-                    raise RecordError("its key was used before")
+                    raise RecordError(_REPEATED)
                 members = _members(*records.load(number), encoding)
                 for extension, content in members.items():
                     info = tarfile.TarInfo(f"{key}.{extension}")
@@ -282,12 +322,12 @@ def _finish(out: Path, shard: _ShardPlan, written: int, bad: Bad) -> None:
 
 def _list_bad(out: Path, shard: str | None, bad: Bad) -> None:
     """Add records to bad_samples.jsonl. None: they were left out before the records were distributed to shards."""
-    with (out / BAD).open("a", encoding="utf-8") as file:
+    with (out / BAD).open("a", encoding="utf-8", errors="backslashreplace") as file:
         for key, error in bad:
             if isinstance(error, RecordError):
                 cause, remedy = error.cause, error.remedy
             else:
-                cause, remedy = str(error).partition(":")[0], ""
+                cause, remedy = cause_of(str(error)), remedy_of(str(error))
             entry = {"shard": shard, "key": key, "error": str(error), "cause": cause, "remedy": remedy}
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 

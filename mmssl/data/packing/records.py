@@ -1,31 +1,22 @@
-"""Sources of images and captions that can be packed: the interface, and folders of images."""
+"""Sources of images and captions that can be packed: their interface, and what they share."""
 
-import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmssl.data.shards import IMAGES
-from mmssl.errors import UserError
-
 Fields = dict[str, Any]
 
-CAPTION_COLUMNS = (
-    "caption",
-    "text",
-    "txt",
-    "captions",
-    "description",
-    "title",
-    "sentence",
-    "sentences",
-    "comment",
-    "alt_text",
-    "raw",
-)
+MANIFEST = "mmssl-pack.json"
+"""File of a packed folder that identifies the records and options."""
+
+CAPTION_COLUMNS = ("caption", "text", "txt", "captions", "description", "title", "sentence")
 """Names of a caption in a table or a JSON file, in order of preference."""
+
+
+UNREADABLE = "a file cannot be read"
+"""Cause of records whose file may be restored."""
 
 
 class RecordError(ValueError):
@@ -43,10 +34,6 @@ class RecordError(ValueError):
         self.remedy = remedy
 
 
-Defects = list[tuple[str, RecordError]]
-"""Place and error of records that cannot be read at all."""
-
-
 class Records(ABC):
     """Images with captions, readable one by one from several threads."""
 
@@ -57,21 +44,9 @@ class Records(ABC):
     def keys(self) -> list[str]:
         """Key of each record, without dots. Unique unless the source repeats a key."""
 
-    def describe(self) -> str:
-        """One line: what was recognised in the source. Empty: nothing had to be."""
-        return ""
-
-    def defects(self) -> Defects:
+    def defects(self) -> "list[tuple[str, RecordError]]":
         """Place and error of each record that is no record at all: it has no key and cannot be loaded."""
         return []
-
-    def values(self, field: str) -> list[Any]:
-        """The value of a field in each record.
-
-        Raises:
-            UserError: no record has the field.
-        """
-        raise UserError(f"the field {field!r} cannot be read: only tables have fields for --split-by and --group-by")
 
     def owners(self) -> list[str]:
         """For each record, the key of the first record with the same image: they belong to one split."""
@@ -90,41 +65,6 @@ class Records(ABC):
         """
 
 
-class FolderRecords(Records):
-    """Images anywhere below a folder, each with NAME.txt or NAME.json next to it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        files = (path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in IMAGES and path.is_file())
-        self._paths = sorted(files)
-        if not self._paths:
-            raise UserError(f"{folder} contains no images; the extensions are {', '.join(IMAGES)}")
-
-    def keys(self) -> list[str]:
-        return [record_key(path.relative_to(self._folder).with_suffix("").as_posix()) for path in self._paths]
-
-    def load(self, number: int) -> tuple[bytes, Fields]:
-        path = self._paths[number]
-        fields: Fields = {}
-        if (sidecar := path.with_suffix(".json")).is_file():
-            try:
-                tree = json.loads(read_file(sidecar))
-            except (ValueError, RecursionError) as error:
-                raise RecordError("the .json is damaged", f"{sidecar.name}: {error}", "write valid JSON") from None
-            if not isinstance(tree, dict):
-                raise RecordError("the .json is not a JSON object", sidecar.name, "write {...} with a caption")
-            fields = tree
-        if (sidecar := path.with_suffix(".txt")).is_file():
-            fields["txt"] = as_text(read_file(sidecar), sidecar.name)
-        elif "txt" not in fields:
-            found = next((name for name in CAPTION_COLUMNS if name in fields), None)
-            if found is None:
-                names = f"{path.stem}.txt and a caption in {path.stem}.json are both missing"
-                raise RecordError("no caption", names, "write the caption of NAME.jpg to NAME.txt")
-            fields["txt"] = find_caption(fields[found])
-        return read_file(path), fields
-
-
 def record_key(name: str) -> str:
     """Turn a name into a WebDataset key: no dots, which would end the key, and no invalid characters."""
     return name.encode("utf-8", "replace").decode().strip("/").replace(".", "_").replace("\0", "_") or "_"
@@ -136,9 +76,7 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: an invalid file name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise RecordError(
-            "a file cannot be read", f"{str(path)!r}: {reason}", "correct its path, or restore it"
-        ) from None
+        raise RecordError(UNREADABLE, f"{str(path)!r}: {reason}", "correct its path, or restore it") from None
 
 
 def as_text(content: bytes, name: str) -> str:
@@ -156,14 +94,6 @@ def find_caption(value: Any) -> str:
     if not isinstance(value, str):
         raise RecordError(f"the caption is {type(value).__name__}, not text")
     return value
-
-
-def captions_as_fields(texts: Sequence[str], field: str) -> Fields:
-    """The fields of one or several captions: `txt` is the first, and a list under a name of captions has them all."""
-    if len(texts) == 1:
-        return {"txt": texts[0]}
-    names = {field} if field in CAPTION_COLUMNS else {field, "captions"}
-    return {"txt": texts[0]} | {name: list(texts) for name in names}
 
 
 def plain_value(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Samples of a tar: members grouped by key, reasons why a group is unusable, and parsing of its bytes."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -14,6 +14,8 @@ _FURTHER_IMAGES = ("apng", "avif", "jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "pn
 IMAGES = (*_COMMON_IMAGES, *_FURTHER_IMAGES)
 """Extensions of images. The format itself is recognised by the first bytes."""
 TEXTS = ("txt", "json")
+CAPTION_FIELDS = ("caption", "text", "captions")
+"""Fields of the .json that stand for a missing .txt, in order of preference."""
 USED = (*IMAGES, *TEXTS, "cls")
 """Extensions that are read. Other members (`.npy`, `.pyd`, `.pth` ...) are never decoded."""
 
@@ -66,6 +68,58 @@ def split_name(name: str) -> tuple[str, str] | None:
     slash = name.rfind("/") + 1
     stem, dot, extension = name[slash:].partition(".")
     return (name[:slash] + stem, extension.lower()) if stem and dot and extension else None
+
+
+def scattered_groups(archive: Archive, limits: SampleLimits) -> Iterator[Group]:
+    """The groups of an archive, whose members may lie anywhere in it. Unusable ones have a `defect`.
+
+    An image and a text with one name in different folders belong together, unless others have that name too. A key that
+    repeats an extension makes a further group.
+
+    Raises:
+        TarError: after the last group that could be found, where the archive is damaged or cut.
+    """
+    keys: dict[str, list[Group]] = {}
+    damage: TarError | None = None
+    try:
+        for member in archive.members():
+            names = split_name(member.name)
+            if names is not None:
+                key, extension = names
+                found = keys.setdefault(key, [])
+                group = next((group for group in found if extension not in group.members), None)
+                if group is None:
+                    group = Group(key, member.start, member.end)
+                    found.append(group)
+                group.members[extension] = member
+                _refuse(group, extension, member, limits)
+    except TarError as error:
+        damage = error
+    parts = [part for found in keys.values() for group in found for part in _split_dotted(group, False)]
+    for group in _joined_by_name(parts):
+        # Its members are read one by one, so that their span does not matter.
+        group.end = group.start
+        group.defect = next(iter(group.faults.values()), None) or _defect(group, limits, True)
+        yield group
+    if damage is not None:
+        raise damage
+
+
+def _joined_by_name(parts: Sequence[Group]) -> list[Group]:
+    """The groups, with a text alone put to the image alone of the same name in another folder."""
+    alone: dict[tuple[bool, str], list[Group]] = {}
+    for part in parts:
+        has_text = any(extension in TEXTS for extension in part.members)
+        if (part.image() is None) == has_text:
+            alone.setdefault((has_text, part.key.rpartition("/")[2]), []).append(part)
+    moved: set[int] = set()
+    for (has_text, name), found in alone.items():
+        images = alone.get((False, name), [])
+        if has_text and len(found) == len(images) == 1:
+            images[0].members.update({e: m for e, m in found[0].members.items() if e not in images[0].members})
+            images[0].faults.update(found[0].faults)
+            moved.add(id(found[0]))
+    return [part for part in parts if id(part) not in moved]
 
 
 def cut_reason(extension: str) -> str:
@@ -294,14 +348,23 @@ def group_sample(number: int, shard: str, group: Group, content: bytes) -> Sampl
     Raises:
         SampleError: a member is cut or cannot be parsed.
     """
+    return read_sample(number, shard, group, lambda start, stop: content[start - group.start : stop - group.start])
+
+
+def read_sample(number: int, shard: str, group: Group, read: Callable[[int, int], bytes]) -> Sample:
+    """The sample of a group, whose bytes [start, stop) of the shard `read` returns.
+
+    Raises:
+        SampleError: a member is cut or cannot be parsed.
+    """
     image = group.image()
     assert image is not None
 
     def bytes_of(member: Member) -> bytes:
-        begin = member.data - group.start
-        if begin + member.size > len(content):
+        found = read(member.data, member.data + member.size)
+        if len(found) < member.size:
             raise SampleError(f"{member.name!r} is cut")
-        return content[begin : begin + member.size]
+        return found
 
     fields: dict[str, Any] = {}
     if "json" in group.members:
@@ -310,6 +373,10 @@ def group_sample(number: int, shard: str, group: Group, content: bytes) -> Sampl
         if extension in group.members:
             text = _decode(bytes_of(group.members[extension]), extension)
             fields[extension] = _label(text) if extension == "cls" else text
+    if "txt" not in fields:
+        name = next((name for name in CAPTION_FIELDS if isinstance(fields.get(name), str)), None)
+        if name is not None:
+            fields["txt"] = fields[name]
     return Sample(number, shard, group.key, bytes_of(image), fields)
 
 

@@ -1,8 +1,9 @@
 """Sources: from patterns of shards to numbered samples."""
 
-from mmssl.data.shards.causes import account_of_indexes
+from mmssl.data.shards.causes import account_of_indexes, remedy_of
 from mmssl.data.sources.catalog import Catalog, SampleLocation, index_source, make_index, plan_source
-from mmssl.data.sources.patterns import expand
+from mmssl.data.sources.patterns import expand, refuse_mixed, set_apart
+from mmssl.data.sources.texts import iter_captions
 
 __all__ = [
     "Catalog",
@@ -10,6 +11,10 @@ __all__ = [
     "account_of_indexes",
     "expand",
     "index_source",
+    "iter_captions",
     "make_index",
     "plan_source",
+    "refuse_mixed",
+    "remedy_of",
+    "set_apart",
 ]

@@ -9,12 +9,16 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from mmssl.data.shards import is_remote
-from mmssl.data.shards.urls import is_web, table_suffix
+from mmssl.data.packing import holds_pairs
+from mmssl.data.shards import TABLES, is_remote
+from mmssl.data.shards.urls import is_web
 from mmssl.data.storage import list_fsspec
 from mmssl.errors import UserError
 from mmssl.types import PipeCommand
 
+_TRAIN = re.compile(r"train(ing)?[-_.\d]", re.IGNORECASE)
+_SPLITS = "val|valid|validation|test|testing|dev|eval|held[-_]?out|hold[-_]?out"
+_HELD_OUT = re.compile(rf"^({_SPLITS})([-_.\d*?]|$)", re.IGNORECASE)
 _MAX_NAMES = 2_000_000
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 
@@ -33,7 +37,7 @@ def expand(spec: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
     names = [name for pattern in patterns for name in _expand_one(pattern, allow_pipe)]
     if not names:
         raise UserError(f"no shards are given ({spec!r}); give a path, a pattern or a list of them")
-    table = next((name for name in names if not is_remote(name) and table_suffix(name) is not None), None)
+    table = next((name for name in names if not is_remote(name) and Path(name).suffix in TABLES), None)
     if table is not None:
         raise UserError(
             f"{table} is a table, not a shard; give .tar files, or pack it: mmssl shards pack {table} --out FOLDER"
@@ -43,6 +47,34 @@ def expand(spec: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
         if first == second:
             raise UserError(f"shard {first} is given twice; give it once (to repeat data, use source weights)")
     return names
+
+
+def refuse_mixed(folder: Path) -> None:
+    """Refuse a folder that holds images with captions and shards: either of them would be left out.
+
+    Raises:
+        UserError: names both, and what to type for each.
+    """
+    shards = sum(child.is_file() for child in folder.glob("*.tar"))
+    if shards and holds_pairs(folder):
+        raise UserError(
+            f"folder {folder} holds images with captions and {shards} .tar file{'s' if shards > 1 else ''}; for the "
+            f"shards give '{folder}/*.tar', for the images pack them: mmssl shards pack {folder} --out FOLDER"
+        )
+
+
+def set_apart(names: Sequence[str], patterns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Shards to train on, and those of a validation or test split that lie beside them.
+
+    `val-*.tar` beside `train-*.tar` of one folder is set apart, unless a pattern names such a split itself.
+    """
+    # The last part of a pattern, unless it is a folder: data/test/ may hold anything.
+    own = [pattern.rpartition("/")[2] for pattern in patterns if ".tar" in pattern or has_magic(pattern)]
+    if any(_HELD_OUT.search(part) for name in own for part in re.split(r"[{},]", name)):
+        return list(names), []
+    folders = {name.rpartition("/")[0] for name in names if _TRAIN.match(name.rpartition("/")[2])}
+    apart = {n for n in names if n.rpartition("/")[0] in folders and _HELD_OUT.match(n.rpartition("/")[2])}
+    return [name for name in names if name not in apart], sorted(apart)
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -83,6 +115,7 @@ def _expand_one(pattern: str, allow_pipe: bool) -> list[str]:
 def _local(name: str) -> list[str]:
     path = _path(name)
     if os.path.isdir(path):  # noqa: PTH112
+        refuse_mixed(path)
         found = [str(child) for child in sorted(path.glob("*.tar")) if child.is_file()]
         if not found:
             raise UserError(

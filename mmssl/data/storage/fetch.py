@@ -3,7 +3,9 @@
 import http.client
 import itertools
 import logging
+import socket
 import threading
+import urllib.error
 from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager
@@ -37,6 +39,7 @@ class Fetcher:
         self._tags: dict[str, str] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._reached = threading.Event()
         self.retries = 0
         """Reads that were resumed."""
 
@@ -77,6 +80,7 @@ class Fetcher:
         for failures in itertools.count(1):
             try:
                 with self._open(url, 0, 1) as opened:
+                    self._reached.set()
                     if opened.size is not None:
                         return opened.size
                 raise UserError(f"{url}: the server does not report its size; copy the shards to a disk")
@@ -99,6 +103,7 @@ class Fetcher:
             before = position
             try:
                 with self._open(url, position, stop) as opened:
+                    self._reached.set()
                     size = self._check(url, opened, size)
                     for piece in _from(opened, position, stop):
                         position += len(piece)
@@ -129,6 +134,11 @@ class Fetcher:
 
     def _pause(self, url: str, position: int, failures: int, error: Exception) -> None:
         policy = self._retry_policy
+        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(cause, socket.gaierror) and not self._reached.is_set():
+            raise UserError(
+                f"{url}: its host is not known ({cause.strerror}); correct the address, or check the network"
+            )
         reason = " ".join(str(error).split()) or type(error).__name__
         if failures >= policy.tries:
             raise UserError(

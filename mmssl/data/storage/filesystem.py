@@ -13,6 +13,8 @@ from mmssl.data.storage.http import ReadInterruptedError, RemoteFile, RemoteFile
 from mmssl.errors import UserError
 
 _PIECE = 8 << 20
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+"""Protocol -> extra of mmssl that installs its driver."""
 
 
 @contextmanager
@@ -87,7 +89,8 @@ def _driver(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
             filesystem, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         protocol = url.partition("://")[0]
-        raise UserError(f"{url}: no driver for {protocol}:// ({_line(error)}); install it") from None
+        remedy = f"pip install 'mmssl[{_EXTRAS[protocol]}]'" if protocol in _EXTRAS else "install it, or copy the files"
+        raise UserError(f"{url}: no driver for {protocol}:// ({_line(error)}); {remedy}") from None
     return filesystem, path
 
 

@@ -290,3 +290,14 @@ def test_a_fetcher_survives_pickling(folder: Path) -> None:
     with serve(folder) as url:
         copy = pickle.loads(pickle.dumps(Fetcher(PATIENT)))
         assert copy.read(f"{url}/x.tar", 5, 9, len(CONTENT)) == CONTENT[5:9]
+
+
+def test_a_host_that_does_not_exist_is_an_error_at_once() -> None:
+    """A name that no server answers for is wrong, not slow: no retry, and one line that names it."""
+    begin = time.monotonic()
+    fetcher = Fetcher(RetryPolicy())
+    for ask in (lambda url: list(fetcher.stream(url)), fetcher.size):
+        with pytest.raises(UserError, match=r"http://no\.such\.host\.invalid/x\.tar: its host is not known"):
+            ask("http://no.such.host.invalid/x.tar")
+    assert time.monotonic() - begin < 5
+    assert fetcher.retries == 0

@@ -1,0 +1,297 @@
+"""Folders as people have them: every image with a caption is packed rightly, or counted and named."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mmssl.data import Account, iter_samples
+from mmssl.data.packing.folders import FolderRecords, holds_pairs
+from mmssl.data.packing.packer import Packed, pack
+from mmssl.data.packing.tables import open_records
+from mmssl.errors import UserError
+from tests.helpers.images import encode
+from tests.helpers.tars import pair, tar_bytes
+
+
+def image(number: int, format: str = "PNG") -> bytes:
+    """A small image unlike the others."""
+    return encode(Image.new("RGB", (16, 12), (number * 20 % 256, 99, 255 - number * 20 % 256)), format)
+
+
+def put(root: Path, name: str, number: int = 0, caption: str | None = None, format: str = "PNG") -> None:
+    """An image with its caption beside it."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(image(number, format))
+    path.with_suffix(".txt").write_text(caption or f"caption {number}", encoding="utf-8")
+
+
+def captions(packed: Packed) -> dict[bytes, str]:
+    """Image -> caption of all packed samples."""
+    shards = [str(path) for paths in packed.shards.values() for path in paths]
+    return {sample.image: sample.fields["txt"] for sample in iter_samples(shards)}
+
+
+def packed_folder(root: Path, out: Path) -> tuple[dict[bytes, str], Account]:
+    """The pairs of a packed folder, and the account."""
+    packed = pack(FolderRecords(root), out, threads=1)
+    return captions(packed), packed.account
+
+
+FORMATS = {
+    "jpg": "JPEG",
+    "JPEG": "JPEG",
+    "jfif": "JPEG",
+    "jpe": "JPEG",
+    "Png": "PNG",
+    "apng": "PNG",
+    "webp": "WEBP",
+    "avif": "AVIF",
+    "gif": "GIF",
+    "bmp": "BMP",
+    "tif": "TIFF",
+    "TIFF": "TIFF",
+    "jp2": "JPEG2000",
+    "ppm": "PPM",
+    "pnm": "PPM",
+    "qoi": "QOI",
+}
+
+
+def test_every_format_that_pillow_decodes_is_packed(tmp_path: Path) -> None:
+    """Whatever the extension and its case, the bytes of the image and its caption arrive, and are read again."""
+    for number, (extension, format) in enumerate(FORMATS.items()):
+        put(tmp_path / "in", f"a{number}.{extension}", number, format=format)
+    found, account = packed_folder(tmp_path / "in", tmp_path / "out")
+    assert found == {image(n, format): f"caption {n}" for n, format in enumerate(FORMATS.values())}
+    assert account.summary() == f"{len(FORMATS)} pairs offered = {len(FORMATS)} used + 0 left out"
+
+
+@pytest.mark.parametrize("extension", ["heic", "HEIF", "svg", "dcm", "jxl", "cr2", "xyz"])
+def test_other_formats_are_counted_with_a_remedy(tmp_path: Path, extension: str) -> None:
+    """A file with a caption beside it that is no readable image is left out by its extension, with what to do."""
+    put(tmp_path / "in", "good.png", 1)
+    for number in range(3):
+        put(tmp_path / "in", f"sub/x{number}.{extension}")
+    found, account = packed_folder(tmp_path / "in", tmp_path / "out")
+    assert found == {image(1): "caption 1"}
+    (omission,) = account.left_out.values()
+    assert (account.offered, omission.pairs) == (4, 3)
+    assert "convert them to JPEG or PNG" in omission.remedy
+    assert any(f".{extension.lower()}" in cause for cause in account.left_out)
+
+
+def test_an_image_of_another_kind_under_a_known_name_is_named(tmp_path: Path) -> None:
+    """An SVG or a HEIC file that is called .jpg is left out by its kind, not as broken."""
+    put(tmp_path / "in", "good.png", 1)
+    for name, content in (("a.jpg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), ("b.jpg", b"\0\0\0\x18ftypheic")):
+        put(tmp_path / "in", name)
+        (tmp_path / "in" / name).write_bytes(content.ljust(64, b"\0"))
+    _, account = packed_folder(tmp_path / "in", tmp_path / "out")
+    assert set(account.left_out) == {"the image is SVG", "the image is HEIC"}
+    assert all("convert" in omission.remedy for omission in account.left_out.values())
+
+
+def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+    """Images in a linked folder count once, whichever way leads to them; a link that leads nowhere is named."""
+    root = tmp_path / "in"
+    put(root, "a/1.png", 1)
+    put(tmp_path / "elsewhere", "sub/2.png", 2)
+    put(tmp_path / "store", "3.png", 3)
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "again").symlink_to(root / "a")
+    (root / "a" / "circle").symlink_to(root)
+    (tmp_path / "elsewhere" / "back").symlink_to(root)
+    (root / "3.png").symlink_to(tmp_path / "store" / "3.png")
+    (root / "3.txt").symlink_to(tmp_path / "store" / "3.txt")
+    (root / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
+    found, account = packed_folder(root, tmp_path / "out")
+    assert found == {image(n): f"caption {n}" for n in (1, 2, 3)}
+    assert list(account.left_out) == ["the link leads to no file"]
+    assert "gone.jpg" in account.left_out["the link leads to no file"].example
+
+
+def test_files_of_desktops_do_not_count_but_hidden_pairs_do(tmp_path: Path) -> None:
+    """AppleDouble files, Thumbs.db and folders of file managers are ignored; an image hidden by a dot is named."""
+    root = tmp_path / "in"
+    put(root, "1.png", 1)
+    for name in ("._1.png", "._1.txt", ".DS_Store", "Thumbs.db", "desktop.ini", "README.txt", "notes.pdf"):
+        (root / name).write_bytes(b"\0\5\x16\7")
+    put(root, "__MACOSX/1.png", 7)
+    put(root, "@eaDir/1.png", 8)
+    put(root, ".thumbnails/1.png", 9)
+    put(root, ".secret.png", 2)
+    put(root, ".folder/3.png", 3)
+    (root / ".alone.png").write_bytes(image(4))
+    found, account = packed_folder(root, tmp_path / "out")
+    assert found == {image(1): "caption 1"}
+    assert {cause: o.pairs for cause, o in account.left_out.items()} == {"the file or its folder is hidden": 2}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_shards_among_images_are_named_with_their_pairs(tmp_path: Path, count: int) -> None:
+    """Each pair of a tar in the folder counts as left out, with the command that packs it; so does a packed tar."""
+    root = tmp_path / "in"
+    for number in range(5):
+        put(root, f"{number}.png", number)
+    for number in range(count):
+        (root / f"backup{number}.tar").write_bytes(tar_bytes(f for i in range(12) for f in pair(f"{number}-{i}")))
+    (root / "more.tar.gz").write_bytes(b"\x1f\x8b")
+    found, account = packed_folder(root, tmp_path / "out")
+    assert len(found) == 5
+    assert account.left_out["a shard lies among the images"].pairs == 12 * count + 1
+    assert "mmssl shards pack" in account.left_out["a shard lies among the images"].remedy
+
+
+def test_shards_packed_into_their_own_source_are_no_pairs_of_it(tmp_path: Path) -> None:
+    """Packing again with the shards below the folder of images finds the same pairs."""
+    for number in range(4):
+        put(tmp_path, f"{number}.png", number)
+    first = pack(FolderRecords(tmp_path), tmp_path / "shards", threads=1)
+    again = pack(FolderRecords(tmp_path), tmp_path / "shards", threads=1)
+    assert first.account.summary() == again.account.summary() == "4 pairs offered = 4 used + 0 left out"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["v1.0.png", "v1_0.png"],
+        ["x/a.b.png", "x/a_b.png", "x.a/b.png", "x_a/b.png"],
+        ["a.b.png", "a_b.jpg", "a_b_2.webp"],
+    ],
+)
+def test_names_that_make_one_key_are_all_packed(tmp_path: Path, names: list[str]) -> None:
+    """Dots that fall away in keys lose no image."""
+    for number, name in enumerate(names):
+        put(tmp_path / "in", name, number)
+    records = FolderRecords(tmp_path / "in")
+    assert len(set(records.keys())) == len(names)
+    packed = pack(records, tmp_path / "out", splits={"train": 0.5, "val": 0.5})
+    assert {*captions(packed)} == {image(number) for number in range(len(names))}
+
+
+def test_captions_are_found_in_any_case_and_kind(tmp_path: Path) -> None:
+    """NAME.TXT, NAME.caption and NAME.JSON are captions; a text without image and an image without text are named."""
+    root = tmp_path / "in"
+    root.mkdir()
+    for number, (name, text) in enumerate(
+        [("a.TXT", "one"), ("b.caption", "two"), ("c.JSON", json.dumps({"caption": "three"})), ("d.Txt", "four")]
+    ):
+        (root / f"{name[0]}.png").write_bytes(image(number))
+        (root / name).write_text(text)
+    (root / "bare.png").write_bytes(image(9))
+    (root / "lonely.txt").write_text("a caption")
+    found, account = packed_folder(root, tmp_path / "out")
+    assert found == {image(n): text for n, text in enumerate(("one", "two", "three", "four"))}
+    assert {cause: o.pairs for cause, o in account.left_out.items()} == {
+        "no caption": 1,
+        "no image beside the caption": 1,
+    }
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may hold pairs and cannot be listed is no silent loss."""
+    put(tmp_path / "in", "1.png", 1)
+    put(tmp_path / "in", "closed/2.png", 2)
+    scan = os.scandir
+
+    def refuse(path: Path) -> "os._ScandirIterator[str]":
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return scan(str(path))
+
+    monkeypatch.setattr("mmssl.data.packing.folders.os.scandir", refuse)
+    _, account = packed_folder(tmp_path / "in", tmp_path / "out")
+    assert {cause: o.pairs for cause, o in account.left_out.items()} == {"a folder cannot be read": 1}
+
+
+@pytest.mark.parametrize("change", ["caption mended", "caption emptied", "image replaced", "caption added"])
+def test_packing_again_notices_changes(tmp_path: Path, change: str) -> None:
+    """Images or captions that changed since are not taken for packed: the message says what to do."""
+    root = tmp_path / "in"
+    for number in range(6):
+        put(root, f"{number}.png", number)
+    (root / "3.txt").unlink()
+    pack(FolderRecords(root), tmp_path / "out", threads=1)
+    pack(FolderRecords(root), tmp_path / "out", threads=1)
+    if change == "image replaced":
+        (root / "1.png").write_bytes(image(11))
+    elif change == "caption added":
+        (root / "3.txt").write_text("now there is one")
+    else:
+        (root / "1.txt").write_text("" if change == "caption emptied" else "better")
+    with pytest.raises(UserError, match=r"images or captions changed since; choose another folder, or remove"):
+        pack(FolderRecords(root), tmp_path / "out", threads=1)
+
+
+def test_a_restored_file_of_a_table_is_packed_by_the_next_call(tmp_path: Path) -> None:
+    """Rows left out for a missing image are packed once the image is back; the account follows."""
+    (tmp_path / "t.csv").write_text("image,caption\n" + "".join(f"{i}.png,caption {i}\n" for i in range(6)))
+    for number in range(0, 6, 2):
+        (tmp_path / f"{number}.png").write_bytes(image(number))
+    first = pack(open_records(tmp_path / "t.csv"), tmp_path / "out", shard_samples=2)
+    assert (first.account.used, first.account.omitted) == (3, 3)
+    for number in (1, 3):
+        (tmp_path / f"{number}.png").write_bytes(image(number))
+    again = pack(open_records(tmp_path / "t.csv"), tmp_path / "out", shard_samples=2)
+    assert (again.account.used, again.account.omitted) == (5, 1)
+    assert captions(again) == {image(n): f"caption {n}" for n in (0, 1, 2, 3, 4)}
+
+
+def test_a_folder_without_a_usable_image_says_what_it_holds(tmp_path: Path) -> None:
+    """Ten HEIC files with captions are not "no images": they are counted, with the remedy."""
+    for number in range(10):
+        put(tmp_path, f"{number}.heic")
+    with pytest.raises(UserError, match=r"contains no images.*10 left out: \.heic files.*convert them"):
+        FolderRecords(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "holds"),
+    [(["a.png", "a.txt"], True), (["a.png"], False), (["a.txt", "b.tar"], False), (["A.JPG", "A.JSON"], True)],
+)
+def test_pairs_in_a_folder_are_seen(tmp_path: Path, files: list[str], holds: bool) -> None:
+    """Only an image with a caption of its name makes a folder one of images."""
+    for name in files:
+        (tmp_path / name).write_bytes(b"x")
+    assert holds_pairs(tmp_path) is holds
+
+
+NAMES = st.text(st.sampled_from("ab.é _-1東"), min_size=1, max_size=6).filter(lambda t: t.strip(". ") == t)
+KINDS = st.sampled_from(["good", "json", "bare", "empty", "broken", "heic", "lonely", "latin"])
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.tuples(st.sampled_from(["", "x/", "x/y.z/"]), NAMES), KINDS, min_size=1, max_size=8))
+def test_random_folders_add_up(tmp_path_factory: pytest.TempPathFactory, files: dict[tuple[str, str], str]) -> None:
+    """Whatever the names and defects: offered = used + left out, every used image has its own caption."""
+    root = tmp_path_factory.mktemp("folder")
+    expected: dict[bytes, str] = {}
+    put(root / "in", "sure.png", 250, "a sure one")
+    expected[image(250)] = "a sure one"
+    kinds = [kind for (place, _), kind in files.items()]
+    for number, ((place, name), kind) in enumerate(files.items()):
+        base = root / "in" / place / name
+        base.parent.mkdir(parents=True, exist_ok=True)
+        if kind != "lonely":
+            content = image(number)
+            Path(f"{base}.{'heic' if kind == 'heic' else 'png'}").write_bytes(b"x" if kind == "broken" else content)
+        if kind == "json":
+            Path(f"{base}.json").write_text(json.dumps({"caption": f"{name} {number}"}), encoding="utf-8")
+        elif kind == "latin":
+            Path(f"{base}.txt").write_bytes(b"caf\xe9")
+        elif kind != "bare":
+            Path(f"{base}.txt").write_text("" if kind == "empty" else f"{name} {number}", encoding="utf-8")
+        if kind in ("good", "json"):
+            expected[image(number)] = f"{name} {number}"
+    found, account = packed_folder(root / "in", root / "out")
+    assert found == expected
+    lonely = sum(kind == "lonely" for kind in kinds)
+    assert account.used == len(expected)
+    assert account.offered - 1 - len(files) in range(-lonely, 1)
+    assert account.offered == account.used + account.omitted

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -23,6 +24,11 @@ class PrecisionChoice(NamedTuple):
 
     precision: Precision
     reason: str
+
+
+def autocast(device_type: str, precision: Precision) -> AbstractContextManager[object]:
+    """A context in which towers compute in this precision; their weights stay as they are."""
+    return torch.autocast(device_type, DTYPES[precision], enabled=precision != "fp32")
 
 
 @cache

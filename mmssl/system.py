@@ -3,14 +3,19 @@
 Every call that exists on some systems only is here.
 """
 
+import ctypes
 import os
+import platform
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
+_MALLOC_OPTIONS = ((-3, 32 << 20), (-1, (1 << 31) - 1), (-2, 64 << 20))
+"""M_MMAP_THRESHOLD at its limit, M_TRIM_THRESHOLD, M_TOP_PAD."""
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
@@ -87,6 +92,49 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def watch_load() -> Callable[[], float]:
+    """Start to watch the machine; the result gives the cores that other programs took since, on average.
+
+    Processes that this one started are not others. Where a launcher started several here, the others are unknown: 0.
+    """
+    start, machine, own = time.monotonic(), _machine_seconds(), _own_seconds()
+
+    def others() -> float:
+        seconds = max(time.monotonic() - start, 1e-3)
+        taken = _machine_seconds() - machine - (_own_seconds() - own)
+        return max(0.0, taken / seconds) if local_world_size() == 1 else 0.0
+
+    return others
+
+
+def _machine_seconds() -> float:
+    times = psutil.cpu_times()
+    return float(times.user + times.system + getattr(times, "nice", 0.0))
+
+
+def _own_seconds() -> float:
+    """CPU seconds of this process and of those that it started and that still run."""
+    total = time.process_time()
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            times = child.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed blocks for the next step instead of returning them to the system.
+
+    A training step frees and takes the same large blocks again; each return costs page faults. glibc only; elsewhere
+    nothing is changed. Meanings and numbers of the options: mallopt(3) of Linux.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    for option, value in _MALLOC_OPTIONS:
+        mallopt(option, value)
 
 
 def open_file_limit() -> int | None:

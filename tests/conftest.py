@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmssl import precision
 from mmssl.models import DualEncoder, build_dual_encoder
 from tests.helpers.browser import browser
 from tests.helpers.models import tiny_model_config
@@ -64,3 +65,10 @@ def tiny_encoder() -> DualEncoder:
     """A dual encoder with fixed random weights and a vocabulary of 100."""
     torch.manual_seed(0)
     return build_dual_encoder(tiny_model_config(), vocab_size=100, pad_id=0)
+
+
+@pytest.fixture(autouse=True)
+def _verbs_compute_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics and embeddings of verbs must not depend on which format this processor multiplies fastest."""
+    choice = precision.PrecisionChoice("fp32", "the tests compare figures")
+    monkeypatch.setattr(precision, "choose_precision", lambda device_type: choice)

@@ -1,8 +1,12 @@
 """The choice of the number format, by made-up and by real measurements."""
 
 import pytest
+import torch
 
-from mmssl.precision import Precision, choose_precision, emulation_warning, product_milliseconds
+from mmssl import precision
+from mmssl.cli.common import set_precision
+from mmssl.precision import Precision, PrecisionChoice, choose_precision, emulation_warning, product_milliseconds
+from tests.helpers.export_models import own
 
 MACHINES = [
     ("a CPU with AMX", "cpu", {"fp32": 1.0, "bf16": 0.2, "fp16": 5.0}, "bf16"),
@@ -46,3 +50,30 @@ def test_this_machine_is_measured_once() -> None:
     assert first > 0
     assert product_milliseconds("cpu", "fp32") == first
     assert choose_precision("cpu") == choose_precision("cpu")
+
+
+def test_a_model_computes_in_its_precision() -> None:
+    """Embeddings in bf16 are those of the encoder under PyTorch's own autocast, bit for bit; weights and results stay
+    float32; the fingerprint tells the precisions apart."""
+    model = own()
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    exact, name = model.encode_rendered(images), model.fingerprint()
+    model.precision = "bf16"
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model.encoder.encode_image(images)
+    found = model.encode_rendered(images)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected.float())
+    assert not torch.equal(found, exact)
+    assert model.fingerprint() != name
+    assert torch.equal(model.image_module().eval()(images), found)
+
+
+def test_a_verb_takes_the_measured_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--precision auto` lets the model compute in what the measurement chooses; a given one is taken as it is."""
+    model = own()
+    monkeypatch.setattr(precision, "choose_precision", lambda device: PrecisionChoice("bf16", f"{device} is fast"))
+    set_precision(model, "auto")
+    assert model.precision == "bf16"
+    set_precision(model, "fp32")
+    assert model.precision == "fp32"

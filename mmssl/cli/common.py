@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -95,6 +95,10 @@ Cache = Annotated[
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither write nor read cached features.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"],
+    typer.Option(help="Number format of the towers. auto: bf16 where this device multiplies it faster than fp32."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images or captions per forward pass.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file.")]
 
@@ -217,10 +221,11 @@ def write_json(path: Path, tree: object) -> None:
         write(path, tree)
 
 
-def load_model(name: str, device: str | None, *, show_notes: bool = False) -> "Model":
+def load_model(name: str, device: str | None, precision: Precision = "fp32", *, show_notes: bool = False) -> "Model":
     """Load a model onto a device.
 
     Args:
+        precision: number format of the towers; `auto` is measured, once for all processes.
         show_notes: print how weights of another library were converted.
 
     Raises:
@@ -229,9 +234,21 @@ def load_model(name: str, device: str | None, *, show_notes: bool = False) -> "M
     from mmssl.inference import load
 
     model = load(name).to(parse_device(device))
+    set_precision(model, precision)
     for note in model.notes if show_notes else ():
         print(note)
     return model
+
+
+def set_precision(model: "Model", precision: Precision) -> None:
+    """Let the towers compute in a number format; `auto` is measured, once for all processes."""
+    if precision == "auto":
+        from mmssl.distributed import current_world
+        from mmssl.precision import choose_precision
+
+        model.precision = current_world().broadcast(choose_precision(model.device.type).precision)
+    else:
+        model.precision = precision
 
 
 def parse_device(device: str | None) -> str:

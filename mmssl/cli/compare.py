@@ -17,6 +17,7 @@ from mmssl.cli.common import (
     JsonFile,
     Label,
     NoCache,
+    Precision,
     Tasks,
     Templates,
     load_model,
@@ -46,6 +47,7 @@ def compare(
     no_cache: NoCache = False,
     batch_size: BatchSize = 256,
     device: Device = None,
+    precision: Precision = "auto",
 ) -> None:
     """Evaluate two models on the same samples and test which differences are real.
 
@@ -65,7 +67,7 @@ def compare(
         total = 2 * sum(len(tasks) for _, tasks in plan.values())
         with progress_bar("evaluations", total, text="starting", shown=world.rank == 0) as bar:
             for name, place in zip((first, second), places, strict=True):
-                model = load_model(name, device)
+                model = load_model(name, device, precision)
                 suite.run(
                     model,
                     plan,

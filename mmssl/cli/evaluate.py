@@ -14,6 +14,7 @@ from mmssl.cli.common import (
     JsonFile,
     Label,
     NoCache,
+    Precision,
     Tasks,
     Templates,
     load_model,
@@ -58,6 +59,7 @@ def evaluate(
     no_cache: NoCache = False,
     batch_size: BatchSize = 256,
     device: Device = None,
+    precision: Precision = "auto",
 ) -> None:
     """Evaluate a model on datasets. docs/evaluation.md explains each task.
 
@@ -78,7 +80,7 @@ def evaluate(
         make_folder(json_file.absolute().parent, "--json in")
     card = card_beside(Path(model), out)
     with process_group() as world:
-        loaded = load_model(model, device)
+        loaded = load_model(model, device, precision)
         total = sum(len(tasks) for _, tasks in plan.values())
         with progress_bar("evaluations", total, text="starting", shown=world.rank == 0) as bar:
             results = suite.run(

@@ -15,6 +15,7 @@ from mmssl.cli.common import (
     Label,
     ModelName,
     NoCache,
+    Precision,
     ProgressBar,
     Templates,
     load_model,
@@ -77,6 +78,7 @@ def finetune(
     no_cache: NoCache = False,
     batch_size: BatchSize = 256,
     device: Device = None,
+    precision: Precision = "auto",
 ) -> None:
     """Fine-tune a classifier on labelled images, and evaluate it on the test split.
 
@@ -90,7 +92,7 @@ def finetune(
     plan = _plan(method, shots, seed, seeds, alpha, lr, epochs)
     if out is not None:
         make_folder(out, empty=True)
-    loaded = load_model(model, device)
+    loaded = load_model(model, device, precision)
     with progress_bar("classifiers", plan.classifiers, text="starting") as bar:
         dataset = gather(
             loaded,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmssl.cli.common import Device, load_model, parse_device, stdout, verb
+from mmssl.cli.common import Device, Precision, load_model, parse_device, set_precision, stdout, verb
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Draw each image with its probabilities into this folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the probability of every label as JSON.")] = False,
     device: Device = None,
+    precision: Precision = "auto",
 ) -> None:
     """Classify images with the given labels.
 
@@ -47,7 +48,7 @@ def predict(
     from mmssl.inference import list_images
     from mmssl.inference import predict as run
 
-    classify = _classifier(model, _read_labels(labels, classnames), template, device)
+    classify = _classifier(model, _read_labels(labels, classnames), template, device, precision)
     found = list(run(list_images(images), classify, False if out is None else out))
     if as_json:
         print(
@@ -61,7 +62,9 @@ def predict(
         print(f"{out}: {len(found)} drawn")
 
 
-def _classifier(model: str, labels: list[str] | None, template: list[str] | None, device: str | None) -> "Classify":
+def _classifier(
+    model: str, labels: list[str] | None, template: list[str] | None, device: str | None, precision: Precision
+) -> "Classify":
     """A fine-tuned classifier, or a zero-shot classifier of the labels."""
     from mmssl.apps.finetune import is_classifier, load_classifier
     from mmssl.inference import zero_shot
@@ -73,11 +76,11 @@ def _classifier(model: str, labels: list[str] | None, template: list[str] | None
                 f"--template"
             )
         classifier = load_classifier(Path(model))
-        classifier.model.to(parse_device(device))
+        set_precision(classifier.model.to(parse_device(device)), precision)
         return classifier.predict
     if labels is None:
         raise UserError("--labels is missing; give the labels to choose from, for example --labels 'a cat,a dog'")
-    return zero_shot(load_model(model, device), labels, tuple(template or ["{c}"]))
+    return zero_shot(load_model(model, device, precision), labels, tuple(template or ["{c}"]))
 
 
 def _read_labels(words: str | None, classnames: str | None) -> list[str] | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmssl.cli.common import Device, ModelName, load_model, status, stdout, verb, writing
+from mmssl.cli.common import Device, ModelName, Precision, load_model, status, stdout, verb, writing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,6 +38,7 @@ def embed(
         ),
     ] = None,
     device: Device = None,
+    precision: Precision = "auto",
 ) -> None:
     """Store the embedding of every image: float16 arrays, and Parquet tables of keys and captions.
 
@@ -53,7 +54,7 @@ def embed(
     from mmssl.distributed import process_group
 
     with process_group() as world:
-        loaded = load_model(model, device, show_notes=world.rank == 0)
+        loaded = load_model(model, device, precision, show_notes=world.rank == 0)
         with status("embedding") as spinner:
             done = embed_shards(
                 loaded,
@@ -88,6 +89,7 @@ def search(
     out: Annotated[Path | None, typer.Option(help="Draw the images to this PNG; reads the shards.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON instead of a table.")] = False,
     device: Device = None,
+    precision: Precision = "auto",
 ) -> None:
     """Find the images nearest to a text or to an image.
 
@@ -96,7 +98,7 @@ def search(
     from mmssl.apps.search import Index, draw_hits, encode_query, read_images
 
     stored = Index(index)
-    loaded = load_model(model, device)
+    loaded = load_model(model, device, precision)
     stored.check(loaded)
     rows, similarities = stored.nearest(encode_query(loaded, query), count, exact or None)
     hits = stored.hits(rows[0].tolist(), similarities[0].tolist())

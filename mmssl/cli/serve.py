@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mmssl.cli.common import Device, ModelName, load_model, verb
+from mmssl.cli.common import Device, ModelName, Precision, load_model, verb
 from mmssl.errors import UserError
 
 
@@ -30,6 +30,7 @@ def serve(
     ] = None,
     max_upload: Annotated[int, typer.Option(metavar="MIB", min=1, max=1024, help="Largest upload in MiB.")] = 10,
     device: Device = None,
+    precision: Precision = "auto",
 ) -> None:
     """Serve a web page and a JSON API: search by text or image, zero-shot labels, similarity maps.
 
@@ -46,7 +47,7 @@ def serve(
     with listen(host, port) as socket:
         names = tuple(name.lower() for name in [*(allow_host or []), host])
         limits = ServerLimits(upload_bytes=max_upload << 20, hosts=names)
-        app = create_app(load_model(model, device), stored, limits)
+        app = create_app(load_model(model, device, precision), stored, limits)
         number = socket.getsockname()[1]
         print(f"http://{f'[{host}]' if ':' in host else host}:{number}  (API: /api/openapi.json; Ctrl-C stops it)")
         if not _is_loopback(host):

@@ -6,7 +6,17 @@ Runtime values (device, rank, number of samples) never live here; they are passe
 from mmssl.config.config import Config
 from mmssl.config.data import DataConfig, SourceConfig, ViewConfig
 from mmssl.config.evaluate import EvaluateConfig, SuiteConfig
-from mmssl.config.load import dump_config, known_keys, load_config, parse_config, parse_override, read_tree, set_key
+from mmssl.config.load import (
+    dump_config,
+    known_keys,
+    load_config,
+    parse_config,
+    parse_override,
+    preset_names,
+    preset_text,
+    read_tree,
+    set_key,
+)
 from mmssl.config.model import LoraConfig, ModelConfig, TextConfig, VisionConfig
 from mmssl.config.train import Length, MixerConfig, ObjectiveConfig, OptimConfig, TrainConfig
 
@@ -31,6 +41,8 @@ __all__ = [
     "load_config",
     "parse_config",
     "parse_override",
+    "preset_names",
+    "preset_text",
     "read_tree",
     "set_key",
 ]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from mmssl.config.config import Config
 from mmssl.errors import UserError
 
+_PRESETS = Path(__file__).with_name("presets")
 _RENAMED = {"picture_steps": "image_steps", "changed": "augment"}
 """Keys of version 0.1.0 in any section -> current names."""
 _REMOVED = {"mixer": {"balance": "fixed"}, "optim": {"name": "adamw"}}
@@ -18,7 +19,7 @@ _REMOVED = {"mixer": {"balance": "fixed"}, "optim": {"name": "adamw"}}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `key=value` overrides (values are YAML), and check it all.
+    """Read a YAML file or a preset, apply `key=value` overrides (values are YAML), and check it all.
 
     Raises:
         UserError: the file is missing or not a YAML mapping, or a key or value is wrong; the message names the key.
@@ -29,17 +30,39 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return parse_config(tree, where=str(path))
 
 
+def preset_names() -> list[str]:
+    """Names of the configurations that are part of the package."""
+    return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
+
+
+def preset_text(name: str) -> str:
+    """The YAML text of a preset; its first comment says what it is for."""
+    return (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _find(name: str | Path) -> Path:
+    """A YAML file by its path, or a preset by its name.
+
+    Raises:
+        UserError: neither exists.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if str(name) in preset_names():
+        return _PRESETS / f"{name}.yaml"
+    near = difflib.get_close_matches(str(name), preset_names(), n=1)
+    hint = f"did you mean the preset {near[0]!r}?" if near else "give the path of a YAML file, or a preset"
+    raise UserError(f"no configuration file at {path}; {hint} (mmssl presets lists them)")
+
+
 def read_tree(path: str | Path) -> dict[str, Any]:
-    """A YAML file as a nested mapping, unchecked.
+    """A YAML file, or a preset, as a nested mapping, unchecked.
 
     Raises:
         UserError: the file is missing or not a YAML mapping.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"no configuration file at {path}; give the path of a YAML file, for example configs/quickstart.yaml"
-        )
+    path = _find(path)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

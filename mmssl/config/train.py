@@ -64,6 +64,9 @@ class TrainConfig(ConfigBase):
     """Length in samples seen."""
     minutes: float | None = Field(None, gt=0)
     """Length in minutes of wall clock; the schedule follows the clock."""
+    expected_minutes: float | None = Field(None, gt=0)
+    """Minutes that a recipe's training takes on the hardware it names; a run that will take over three times as long
+    says why."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the forward pass. `auto`: bf16 where the device multiplies it faster than fp32 (measured at the
     start), else fp16 on GPUs and fp32 on CPUs; the choice is written to the run's configuration."""

@@ -19,6 +19,7 @@ from mmssl.data.transforms import DecodeError, EvalView, Tokenizer, decoding, lo
 from mmssl.errors import UserError
 from mmssl.models import DualEncoder, ImageEncoder, OpenClipText, TextTower, VisionTower, build_dual_encoder
 from mmssl.models.pretrained import PretrainedModel, is_transformers_folder, read_open_clip, read_transformers
+from mmssl.precision import Precision, autocast
 
 FORMAT = 1
 
@@ -30,13 +31,22 @@ class Model:
     """Encodes images and texts as unit vectors in one space, and classifies images zero-shot."""
 
     def __init__(
-        self, encoder: DualEncoder, tokenizer: Tokenizer, config: ModelConfig, notes: Sequence[str] = ()
+        self,
+        encoder: DualEncoder,
+        tokenizer: Tokenizer,
+        config: ModelConfig,
+        notes: Sequence[str] = (),
+        precision: Precision = "fp32",
     ) -> None:
-        """`notes`: the origin of the weights and what was left out, one line each."""
+        """Args:
+        notes: the origin of the weights and what was left out, one line each.
+        precision: number format that the towers compute in; the weights keep theirs.
+        """
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.config = config
         self.notes = list(notes)
+        self.precision: Precision = precision
         self.view = EvalView(encoder.vision.image_size, config.vision.fit, interpolation=config.vision.interpolation)
 
     @property
@@ -118,13 +128,15 @@ class Model:
 
     def image_module(self) -> ImageEncoder:
         """A copy of the image encoder (rendered images to unit vectors), to be trained further."""
-        return ImageEncoder(self.encoder)
+        # fp16 would need a scaler of gradients.
+        return ImageEncoder(self.encoder, "fp32" if self.precision == "fp16" else self.precision)
 
     def fingerprint(self) -> str:
-        """A digest of everything that determines image features: weights, rendering, and the kind of device."""
+        """A digest of everything that determines image features: weights, rendering, precision, kind of device."""
         weights = {**self.vision.state_dict(), **self.encoder.image_projection.state_dict(prefix="projection.")}
         digest = hashlib.blake2b(digest_size=16)
         digest.update(repr((self.config.vision, self.config.projection, vars(self.view), self.device.type)).encode())
+        digest.update(self.precision.encode())
         for name, tensor in sorted(weights.items()):
             digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -169,7 +181,8 @@ class Model:
         training = self.encoder.training
         self.encoder.eval()
         try:
-            features: Tensor = encode()
+            with autocast(self.device.type, self.precision):
+                features: Tensor = encode()
             return features.float().cpu()
         finally:
             self.encoder.train(training)

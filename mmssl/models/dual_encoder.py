@@ -11,6 +11,7 @@ from mmssl.config import ModelConfig
 from mmssl.models.text import TextTower, build_text
 from mmssl.models.vision import VisionTower
 from mmssl.models.vision_factory import build_vision
+from mmssl.precision import Precision, autocast
 
 
 class DualEncoder(nn.Module):
@@ -66,15 +67,19 @@ class DualEncoder(nn.Module):
 class ImageEncoder(nn.Module):
     """A trainable copy of the vision tower and image projection of a dual encoder."""
 
-    def __init__(self, encoder: DualEncoder) -> None:
+    def __init__(self, encoder: DualEncoder, precision: Precision = "fp32") -> None:
+        """`precision`: number format that the copy computes in."""
         super().__init__()
+        self.precision = precision
         self.vision = copy.deepcopy(encoder.vision)
         self.projection = copy.deepcopy(encoder.image_projection)
         self.requires_grad_(True)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] -> unit-length embeddings [B, embed_dim] in float32."""
-        return F.normalize(self.projection(self.vision(images).pooled).float(), dim=-1)
+        with autocast(images.device.type, self.precision):
+            features: Tensor = self.projection(self.vision(images).pooled)
+        return F.normalize(features.float(), dim=-1)
 
 
 def build_dual_encoder(config: ModelConfig, vocab_size: int, pad_id: int) -> DualEncoder:

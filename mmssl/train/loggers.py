@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TextColumn
 
 from mmssl.config import Config, Length
 from mmssl.files import atomic_write
 from mmssl.objectives import find_objective, mixing
 from mmssl.train.diagnostics import Alarms
+from mmssl.train.pace import Pace, clock_text
 from mmssl.train.state import RunState
 
 Record = dict[str, float | int | str]
@@ -46,42 +46,28 @@ class StepLog:
         self._file.close()
 
 
-class _Remaining(ProgressColumn):
-    """Time left, estimated from the fraction done since the start."""
-
-    def render(self, task: Task) -> Text:
-        # A resumed run did some of it before.
-        done, before = task.completed, task.fields["before"]
-        if done <= before:
-            return Text("ETA --:--")
-        left = int((task.elapsed or 0.0) * (1 - done) / (done - before))
-        hours, minutes, seconds = left // 3600, left // 60 % 60, left % 60
-        return Text(f"ETA {hours}:{minutes:02d}:{seconds:02d}" if hours else f"ETA {minutes:02d}:{seconds:02d}")
-
-
 class StepProgress:
     """A bar with loss, batch accuracy, samples per second, fraction of time spent waiting for data, and time left.
 
     On a terminal it is redrawn in place; elsewhere it prints a line every 20th of the run.
     """
 
-    def __init__(self, console: Console, shown: bool, done: float = 0.0) -> None:
-        """`done`: fraction of the run that was done before."""
+    def __init__(self, console: Console, shown: bool, pace: Pace) -> None:
         self._live = shown and console.is_terminal
         self._plain = shown and not console.is_terminal
         self._console = console
+        self._pace = pace
         self._lines = 0
         self._bar = Progress(
             TextColumn("step {task.fields[step]}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[numbers]}"),
-            _Remaining(),
+            TextColumn("{task.fields[eta]}"),
             console=console,
             disable=not self._live,
         )
-        self._task = self._bar.add_task("train", total=1.0, before=done, step=0, numbers="")
-        self._bar.update(self._task, completed=done)
+        self._task = self._bar.add_task("train", total=1.0, step=0, numbers="", eta="")
 
     def __enter__(self) -> "StepProgress":
         self._bar.start()
@@ -96,24 +82,39 @@ class StepProgress:
 
     def update(self, record: Record, fraction: float) -> None:
         """Show a step's record; `fraction` of the run is done."""
-        numbers = _numbers(record)
-        self._bar.update(self._task, completed=fraction, step=record["step"], numbers=numbers)
+        numbers, left = _numbers(record), self._pace.left(fraction)
+        eta = "ETA --:--" if left is None else f"ETA {clock_text(left)}"
+        self._bar.update(self._task, completed=fraction, step=record["step"], numbers=numbers, eta=eta)
+        late = self._pace.late(fraction)
+        if late is not None:
+            self.say(f"warning: {late}")
         if self._plain and int(fraction * 20) >= self._lines:
             self._lines = int(fraction * 20) + 1
-            self._console.print(f"step {record['step']} ({fraction:.0%}): {numbers}", soft_wrap=True)
+            self._console.print(f"step {record['step']} ({fraction:.0%}): {numbers}, {eta}", soft_wrap=True)
 
 
 class RunLogger:
     """Writes each step to metrics.jsonl, Accelerate's trackers and the progress bar, on the main process only."""
 
     def __init__(
-        self, config: Config, run: RunState, length: Length, console: Console, track: Callable[..., None], main: bool
+        self,
+        config: Config,
+        run: RunState,
+        length: Length,
+        console: Console,
+        track: Callable[..., None],
+        main: bool,
+        slow_precision: str | None = None,
     ) -> None:
-        """`track`: the accelerator's `log`. Files are opened when the logger is entered."""
+        """Args:
+        track: the accelerator's `log`. Files are opened when the logger is entered.
+        slow_precision: a line on a precision that this device emulates.
+        """
         self._run_dir, self._run, self._length, self._track, self._main = config.run_dir, run, length, track, main
         self._names = ["metrics", *(["sample_ids"] if config.train.log_samples else [])] if main else []
         self._files: dict[str, StepLog] = {}
-        self._bar = StepProgress(console, main, length.fraction(run.step, run.seconds))
+        done = length.fraction(run.step, run.seconds)
+        self._bar = StepProgress(console, main, Pace(done, config.train.expected_minutes, slow_precision))
         self._alarms = Alarms(
             {name: find_objective(name) for name in config.objectives},
             config.data.batch_size,

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from rich.console import Console
 from torch import nn
 
-from mmssl import build
+from mmssl import build, system
 from mmssl.build import RunPlan
 from mmssl.config import Config, Length, ViewConfig, dump_config
 from mmssl.data.transforms import Tokenizer
@@ -143,6 +143,8 @@ def _build_task(
     task = build.build_task(plan.objectives, encoder, tokenizer, world)
     if config.train.sync_batch_norm and world.size > 1:
         synchronize_batch_norm(task, world, accelerator.device)
+    if accelerator.device.type == "cpu":
+        system.keep_freed_memory()
     task.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return task
 

@@ -21,6 +21,7 @@ from mmssl.files import write_json
 from mmssl.inference import Model
 from mmssl.models import lora
 from mmssl.objectives import base, mixing
+from mmssl.precision import Precision, emulation_warning
 from mmssl.train import state
 from mmssl.train.checkpoint import load_model_state
 from mmssl.train.diagnostics import objective_gradients, objective_images, write_image_grid
@@ -65,6 +66,8 @@ class Trainer:
         """
         self.setup = setup
         self.config, self.accelerator, self.world = setup.plan.config, setup.accelerator, setup.world
+        assert self.config.train.precision != "auto", "set_up resolves it"
+        self.precision: Precision = self.config.train.precision
         self.main = self.world.rank == 0
         self.task, self.stream = setup.trained.task, setup.trained.stream
         self.run_state = setup.trained.run
@@ -75,7 +78,13 @@ class Trainer:
         self.last_step_at = self.last_save_at = clock()
         self.evaluator = RunEvaluator(setup.plan, self.accelerator, self.world, self.run_state)
         self.logger = RunLogger(
-            self.config, self.run_state, setup.length, setup.console, self.accelerator.log, self.main
+            self.config,
+            self.run_state,
+            setup.length,
+            setup.console,
+            self.accelerator.log,
+            self.main,
+            emulation_warning(self.precision, self.accelerator.device.type),
         )
         scaled = self.accelerator.scaler is not None
         guard = NonFiniteGuard(self.config, self.run_state, self.world.rank, scaled)
@@ -224,7 +233,8 @@ class Trainer:
             found = {name: full_tensor(tensor).to(copied.log_logit_scale.device) for name, tensor in weights.items()}
             load_model_state(copied.state_dict(), found, "the model")
             encoder = copied.to(self.accelerator.device).eval()
-        return Model(lora.merged(encoder), self.setup.tokenizer, lora.without_adapters(self.config.model))
+        settings = lora.without_adapters(self.config.model)
+        return Model(lora.merged(encoder), self.setup.tokenizer, settings, precision=self.precision)
 
 
 def train(config: Config, resume: bool = False, rewind: bool = False) -> Finished:

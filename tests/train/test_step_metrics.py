@@ -5,8 +5,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from rich.console import Console
 from mmssl.config import Length, parse_config
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.train.loggers import RunLogger, _Remaining
+from mmssl.train.loggers import RunLogger
 from mmssl.train.recovery import NonFiniteGuard
 from mmssl.train.state import RunState
 from mmssl.train.step import Tally
@@ -77,9 +75,3 @@ def test_a_scaler_may_skip_more(tmp_path: Path, scaled: bool, most: int) -> None
             step(reader, math.nan)
         with pytest.raises(UserError, match=f"at {most} steps in a row"):
             step(reader, math.nan)
-
-
-def test_time_left_of_a_resumed_run() -> None:
-    """A quarter took 100 seconds after half of the run was there: the last quarter takes as long."""
-    task: Any = SimpleNamespace(completed=0.75, elapsed=100.0, fields={"before": 0.5})
-    assert _Remaining().render(task).plain == "ETA 01:40"

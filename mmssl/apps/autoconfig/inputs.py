@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -14,6 +13,7 @@ from mmssl.data import iter_samples
 from mmssl.data.sources import remedy_of
 from mmssl.data.transforms import DecodeError, captions, decoding
 from mmssl.errors import UserError
+from mmssl.precision import choose_precision
 
 SHARDS, SAMPLES = 8, 128
 """Number of shards to probe, and of samples in each."""
@@ -44,7 +44,7 @@ class Machine:
     gpu_memory: tuple[int, ...] = ()
     """Memory of each GPU in bytes. Empty: the run uses the CPU."""
     bf16: bool = False
-    """True if the device multiplies bfloat16 in hardware."""
+    """True if the device multiplies bfloat16 faster than float32."""
     processes: int = 1
     """Number of training processes on this machine."""
     machines: int = 1
@@ -126,18 +126,7 @@ def this_machine() -> Machine:
         cores=system.cores(),
         memory=system.memory(),
         gpu_memory=gpus,
-        bf16=_multiplies_bf16(on_gpu=len(gpus) > 0),
+        bf16=choose_precision("cuda" if gpus else "cpu").precision == "bf16",
         processes=processes,
         machines=max(1, system.world_size() // processes),
     )
-
-
-def _multiplies_bf16(on_gpu: bool) -> bool:
-    """True for GPUs from Ampere on, and for CPUs with AMX or AVX-512 bf16 instructions (Linux only)."""
-    if on_gpu:
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("flags")[2].partition("\n")[0].split()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags

@@ -1,10 +1,9 @@
-"""Towers that are trained from scratch: settings from `presets/*.yaml`, with their costs."""
+"""Towers that are trained from scratch: settings from presets, with their costs."""
 
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from mmssl.apps.autoconfig.inputs import Machine, Pairs
@@ -16,7 +15,7 @@ class Towers:
     """A vision tower, a text tower, and the recipe that goes with them."""
 
     preset: str
-    """Name of the configuration in `presets/`."""
+    """Name of the preset with their settings."""
     why: str
     """Reason for the choice, for the user."""
     least_pairs: int
@@ -109,4 +108,4 @@ def choose_towers(pairs: Pairs, machine: Machine) -> Towers:
 
 @cache
 def _preset(name: str) -> dict[str, Any]:
-    return read_tree(Path(__file__).with_name("presets") / f"{name}.yaml")
+    return read_tree(name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmssl.apps.doctor.machine import SystemFacts
+from mmssl.precision import SIDE, choose_precision
 
 State = Literal["ok", "warning", "error"]
 _ORDER: tuple[State, ...] = ("ok", "warning", "error")
@@ -19,8 +20,6 @@ MEMORY = 4 * GIB
 DISK = 10 * GIB
 """Room for a few checkpoints of a ViT-B with its optimizer, at 1.8 GB each."""
 FULL = GIB // 2
-FASTER = 0.9
-"""Fraction of float32's time below which bf16 is worthwhile."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +86,14 @@ def precision(facts: SystemFacts) -> Finding:
     """Speed of half precision on this machine."""
     plain = facts.product_ms["fp32"]
     ratios = {name: time / plain for name, time in facts.product_ms.items() if name != "fp32"}
-    found = f"a product of 1024 x 1024 takes {plain:.1f} ms in fp32; " + ", ".join(
+    found = f"a product of {SIDE} x {SIDE} takes {plain:.1f} ms in fp32; " + ", ".join(
         f"{name} takes {ratio:.2f} of that" for name, ratio in ratios.items()
     )
     old = [device.name for device in facts.devices if not device.bf16]
     if old:
         return Finding("precision", "warning", f"{found}; {old[0]} emulates bf16", "set train.precision=fp16 or fp32")
-    if ratios["bf16"] > FASTER:
-        remedy = "set train.precision=fp32; bf16 gains nothing here but memory"
-        return Finding("precision", "warning", found, remedy)
-    return Finding("precision", "ok", found)
+    chosen = choose_precision("cuda" if facts.devices else "cpu", lambda _, name: facts.product_ms.get(name))
+    return Finding("precision", "ok", f"{found}; train.precision=auto takes {chosen.precision}")
 
 
 def shared_memory(facts: SystemFacts) -> Finding:

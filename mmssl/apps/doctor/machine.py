@@ -4,8 +4,6 @@ import importlib
 import os
 import platform
 import shutil
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,12 +15,11 @@ import torch
 from packaging.requirements import Requirement
 
 from mmssl import system
+from mmssl.precision import Precision, product_milliseconds
 
 SHARED_MEMORY = Path("/dev/shm")
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "RANK", "WORLD_SIZE")
 """Environment variables that affect devices, threads and launching."""
-_SIDE = 1024
-_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class SystemFacts:
     driver: bool
     """True if the system has a device file of an NVIDIA driver."""
     product_ms: Mapping[str, float]
-    """Precision -> milliseconds of a product of two 1024 x 1024 matrices under autocast."""
+    """Precision -> milliseconds of a product of two square matrices of `mmssl.precision.SIDE` rows."""
     shared_memory: int | None
     """Free shared memory. None: no /dev/shm."""
     open_files: int | None
@@ -95,7 +92,7 @@ def gather(folder: Path) -> SystemFacts:
         devices=devices,
         cuda_build=torch.version.cuda,
         driver=any(Path("/dev").glob("nvidia[0-9]*")),
-        product_ms={name: product_ms(dtype) for name, dtype in _formats(bool(devices)).items()},
+        product_ms=_products("cuda" if devices else "cpu"),
         shared_memory=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None,
         open_files=system.open_file_limit(),
         cores=len(system.allowed_cores()),
@@ -110,23 +107,10 @@ def gather(folder: Path) -> SystemFacts:
     )
 
 
-def product_ms(dtype: torch.dtype) -> float:
-    """Median milliseconds of a float32 matrix product under autocast to `dtype`, on the GPU if available."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    left, right = torch.ones(_SIDE, _SIDE, device=device), torch.ones(_SIDE, _SIDE, device=device)
-    times = []
-    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-        for _ in range(_ROUNDS):
-            start = time.perf_counter()
-            # Reading a number synchronises the device.
-            float((left @ right)[0, 0])
-            times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
-
-
-def _formats(gpu: bool) -> dict[str, torch.dtype]:
-    formats = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    return {**formats, "fp16": torch.float16} if gpu else formats
+def _products(device_type: str) -> dict[str, float]:
+    formats: tuple[Precision, ...] = ("fp32", "bf16", "fp16") if device_type == "cuda" else ("fp32", "bf16")
+    times = {name: product_milliseconds(device_type, name) for name in formats}
+    return {name: time for name, time in times.items() if time is not None}
 
 
 def _device(number: int) -> Device:

@@ -194,4 +194,5 @@ def _with_tower(model: Model, tower: ImageEncoder) -> Model:
     encoder = copy.deepcopy(model.encoder)
     encoder.vision.load_state_dict(tower.vision.state_dict())
     encoder.image_projection.load_state_dict(tower.projection.state_dict())
-    return Model(encoder, model.tokenizer, model.config, [*model.notes, "its image tower was fine-tuned"])
+    notes = [*model.notes, "its image tower was fine-tuned"]
+    return Model(encoder, model.tokenizer, model.config, notes, model.precision)

@@ -155,7 +155,7 @@ def untrained(model: Model, images: LabelledImages, seed: int) -> Model:
             norm.train()
         with torch.no_grad():
             encoder.encode_image(pixels.to(model.device))
-    return Model(encoder.eval(), tokenizer, model.config)
+    return Model(encoder.eval(), tokenizer, model.config, precision=model.precision)
 
 
 def _without_pretraining(

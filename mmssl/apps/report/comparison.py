@@ -23,7 +23,7 @@ class Change:
     """Change of a metric from the first run to another, on the same samples."""
 
     run: str
-    figure: str
+    metric: str
     difference: compare.Difference
     real: bool
     """Significant at 5 % over all metrics of the run (Holm)."""
@@ -64,11 +64,11 @@ def compare_runs(runs: Sequence[RunRecord]) -> RunComparison:
 
 def _metrics(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[tuple[str, Row]]]]:
     for key in dict.fromkeys(key for run in runs for key in run.results):
-        of_runs = [{figure.name: figure for figure in list_metrics(run.results.get(key, {}))} for run in runs]
+        of_runs = [{metric.name: metric for metric in list_metrics(run.results.get(key, {}))} for run in runs]
         rows = []
         for name in dict.fromkeys(name for metrics in of_runs for name in metrics):
             row = [metrics.get(name) for metrics in of_runs]
-            words = next(figure.words for figure in row if figure is not None)
+            words = next(metric.words for metric in row if metric is not None)
             rows.append((words, list(zip(row, _best(name, row), strict=True))))
         yield result_title(key), rows
 
@@ -76,11 +76,11 @@ def _metrics(runs: Sequence[RunRecord]) -> Iterator[tuple[str, list[tuple[str, R
 def _best(name: str, row: Sequence[Metric | None]) -> list[bool]:
     """The best run of a row, if there is one and not all are equal."""
     last = name.rsplit(" / ", 1)[-1]
-    values = [figure.value for figure in row if figure is not None]
+    values = [metric.value for metric in row if metric is not None]
     if last in NO_DIRECTION or len(set(values)) < 2:
         return [False] * len(row)
     best = min(values) if last.endswith(compare.LOWER_IS_BETTER) else max(values)
-    return [figure is not None and figure.value == best for figure in row]
+    return [metric is not None and metric.value == best for metric in row]
 
 
 def _settings(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:

@@ -183,11 +183,11 @@ def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     """The run in a few large numbers."""
     found = []
     for key, metrics in run.results.items():
-        figure, guess = facts.main_metric(key, metrics), facts.chance(metrics)
-        if figure is not None and figure.rate and key.endswith(ILLUSTRATED_TASKS):
-            parts = [f"95 %: {figure.interval_text}" if figure.interval is not None else ""]
+        metric, guess = facts.main_metric(key, metrics), facts.chance(metrics)
+        if metric is not None and metric.rate and key.endswith(ILLUSTRATED_TASKS):
+            parts = [f"95 %: {metric.interval_text}" if metric.interval is not None else ""]
             parts.append(f"chance {100 * guess:.2g} %" if guess is not None else "")
-            found.append((figure.text, facts.result_title(key), "; ".join(part for part in parts if part)))
+            found.append((metric.text, facts.result_title(key), "; ".join(part for part in parts if part)))
     last = run.last
     if isinstance(last.get("seconds"), int | float):
         found.append((facts.duration(last["seconds"]), "training time", f"{last['step']:,} steps"))

@@ -133,11 +133,11 @@ def summary(run: RunRecord) -> str:
         took = f", {duration(seconds)} of training" if isinstance(seconds, int | float) else ""
         sentences.append(f"{run.last['step']:,} steps{seen}{took}.")
     for key, metrics in run.results.items():
-        figure, guess = main_metric(key, metrics), chance(metrics)
-        if figure is not None:
-            sure = f" ({figure.interval_text})" if figure.interval is not None else ""
-            times = f", {figure.value / guess:.0f} times chance" if guess and figure.name == "acc1" else ""
-            sentences.append(f"{result_title(key)}: {figure.words.lower()} {figure.text}{sure}{times}.")
+        metric, guess = main_metric(key, metrics), chance(metrics)
+        if metric is not None:
+            sure = f" ({metric.interval_text})" if metric.interval is not None else ""
+            times = f", {metric.value / guess:.0f} times chance" if guess and metric.name == "acc1" else ""
+            sentences.append(f"{result_title(key)}: {metric.words.lower()} {metric.text}{sure}{times}.")
     return " ".join(sentences)
 
 

@@ -42,7 +42,6 @@ WRONG: list[tuple[str, State, dict[str, Any], str, str]] = [
     ("devices", "error", {"driver": True}, "CUDA 12.8 cannot use it", "driver"),
     ("devices", "error", {"driver": True, "cuda_build": None}, "built for CPUs", "CUDA build"),
     ("devices", "warning", {"driver": True, "environment": {"CUDA_VISIBLE_DEVICES": ""}}, "hides", "unset"),
-    ("precision", "warning", {"product_ms": {"fp32": 10.0, "bf16": 30.0}}, "bf16 takes 3.00", "train.precision=fp32"),
     ("shared memory", "warning", {"shared_memory": 64 * 2**20}, "0.06 GiB", "--shm-size"),
     ("open files", "warning", {"open_files": 1024}, "1,024", "ulimit -n"),
     ("cores", "warning", {"threads": 16}, "8 cores; 16 PyTorch threads", "train.threads=8"),
@@ -88,6 +87,14 @@ def test_an_old_gpu_is_warned_of_bf16() -> None:
     assert one.state == "warning"
     assert "Old GPU emulates bf16" in one.found
     assert "fp16" in one.remedy
+
+
+def test_a_slow_bf16_is_no_problem_but_is_told() -> None:
+    """A CPU that emulates bf16 is sound: the check names the factor and what `train.precision: auto` takes."""
+    one = finding("precision", product_ms={"fp32": 10.0, "bf16": 30.0})
+    assert one.state == "ok"
+    assert "bf16 takes 3.00" in one.found
+    assert "train.precision=auto takes fp32" in one.found
 
 
 def test_missing_extras_are_not_a_problem() -> None:

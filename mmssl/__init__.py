@@ -1,6 +1,11 @@
 """Train image-text dual encoders with contrastive and self-supervised objectives, and use them."""
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# Threads of PyTorch's operations that wait must not spin: they would take the core that a busy program, or the loader,
+# leaves to the thread they wait for. PyTorch reads this when it is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from mmssl.api import MMSSL

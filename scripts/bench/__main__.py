@@ -141,6 +141,22 @@ def step(
 
 
 @app.command()
+def busy(
+    config: Annotated[str, typer.Argument(help="A YAML file or a preset.")] = "configs/quickstart.yaml",
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the configuration.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps per run.")] = 12,
+    rounds: Rounds = 3,
+    neighbours: Annotated[int, typer.Option(min=1, help="Busy processes that it starts beside the run.")] = 1,
+) -> None:
+    """Speed of training beside busy processes, relative to its speed alone."""
+    from scripts.bench.busy import bench_busy
+
+    print(bench_busy(config, overrides or [], steps, rounds, neighbours).text())
+
+
+@app.command()
 def embed(
     model: ModelPath,
     data: DataPath,

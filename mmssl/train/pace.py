@@ -15,7 +15,7 @@ BUSY = 0.5
 
 def clock_text(seconds: float) -> str:
     """Hours, minutes and seconds: 1:02:03 or 02:03."""
-    left = int(seconds)
+    left = round(seconds)
     hours, minutes, rest = left // 3600, left // 60 % 60, left % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
 

@@ -31,8 +31,10 @@ MODULE_COUNT = 300
 """210 were planned, before every folder had a front door (33) and every task, verb and export a file of its own."""
 TOP_ENTRIES = 22  # 21 was planned; the choice of the precision is needed below every package that computes
 """Files and folders of mmssl/, besides those that Python prescribes: `__init__.py`, `__main__.py`, `py.typed`."""
-FLAT_FILES = 14
-"""Plug-in folders are left out: one file per verb or objective is what makes an addition one file."""
+FLAT_FILES = 16
+"""14 were planned. train/ has more: each part of the loop is one file beside it, and a folder for two would hide them.
+
+Plug-in folders are left out: one file per verb or objective is what makes an addition one file."""
 PLUGIN_FOLDERS = (PACKAGE / "cli", PACKAGE / "objectives")
 SMALL_MODULES = 25
 """Modules under 60 lines, `__init__.py` aside."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,9 +21,6 @@ from mmssl.evaluate.tasks import find_task
 from mmssl.inference import load
 from mmssl.models import DualEncoder, build_dual_encoder, lora
 from mmssl.objectives import Objective, ObjectiveOptions, TrainingTask, base, find_objective, mixing
-
-TOKENIZER_CAPTIONS = 1_000_000
-"""Largest number of captions that a tokenizer is trained on."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +127,11 @@ def _resolve_start(model: ModelConfig) -> ModelConfig:
     return found.model_copy(update={"start": model.start, "vision": vision, "text": text})
 
 
-def train_tokenizer_on(shards: Sequence[str], templates: Sequence[str], vocab_size: int, max_tokens: int) -> Tokenizer:
+def train_tokenizer_on(
+    shards: Sequence[str], templates: Sequence[str], vocab_size: int, max_tokens: int, *, lowercase: bool = True
+) -> Tokenizer:
     """A tokenizer trained on every caption template of the samples, in file order."""
-    return train_tokenizer(islice(iter_captions(shards, templates), TOKENIZER_CAPTIONS), vocab_size, max_tokens)
+    return train_tokenizer(iter_captions(shards, templates), vocab_size, max_tokens, lowercase=lowercase)
 
 
 def build_tokenizer(plan: RunPlan, folder: Path) -> Tokenizer:
@@ -150,7 +148,7 @@ def build_tokenizer(plan: RunPlan, folder: Path) -> Tokenizer:
     if source != "train":
         return load_tokenizer(source, text.max_tokens)
     shards = [shard for source in plan.sources for shard in source.shards]
-    return train_tokenizer_on(shards, config.data.captions, text.vocab_size, text.max_tokens)
+    return train_tokenizer_on(shards, config.data.captions, text.vocab_size, text.max_tokens, lowercase=text.lowercase)
 
 
 def build_encoder(config: Config, tokenizer: Tokenizer, say: Callable[[str], None] | None = None) -> DualEncoder:

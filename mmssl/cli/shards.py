@@ -80,11 +80,14 @@ def check(
     patterns: Patterns,
     caption: Template = "{txt}",
     tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer folder or hub name: measure captions in its tokens instead of words.")
-    ] = None,
-    max_tokens: Annotated[
-        int, typer.Option(min=4, help="With --tokenizer: length at which training cuts captions, in tokens.")
-    ] = 77,
+        str,
+        typer.Option(
+            help="Tokenizer to measure captions with: a folder, a hub name, clip, or train for one that is learnt from "
+            "these captions, as in training."
+        ),
+    ] = "train",
+    vocab_size: Annotated[int, typer.Option(min=64, help="Largest vocabulary of a learnt tokenizer.")] = 8192,
+    max_tokens: Annotated[int, typer.Option(min=4, help="Length at which training cuts captions, in tokens.")] = 77,
     image_size: Annotated[int, typer.Option(min=1, help="Side of the model's images, in pixels.")] = 224,
     batch_size: Annotated[
         int, typer.Option(min=2, help="Batch size for the expected number of false negatives.")
@@ -97,21 +100,21 @@ def check(
     """Check every sample and report the health of a dataset, with a list of what to fix, most serious first.
 
     The report covers sample counts, samples left out and why, image sizes and formats, exact and near duplicates,
-    caption lengths, repetitions and scripts, captions too short for masked words, and expected false negatives per
-    batch.
+    caption lengths, repetitions and scripts, captions that the tokenizer cuts or does not know, captions too short for
+    masked words, and expected false negatives per batch.
 
     Example: mmssl shards check '/data/pairs/*.tar' --image health.png
     """
     from mmssl.data import expand
     from mmssl.data.health import check_health, draw_report, survey_shards
     from mmssl.data.shards import is_remote
-    from mmssl.data.transforms import captions, load_tokenizer
+    from mmssl.data.transforms import captions, load_tokenizer, train_tokenizer
 
     captions.check_templates([caption])
     names, limits = expand(patterns), _limits(max_member_mib)
     check_file(json_file, "--json")
     check_file(image, "--image")
-    tokens = None if tokenizer is None else load_tokenizer(tokenizer, max_tokens)
+    tokens = None if tokenizer == "train" else load_tokenizer(tokenizer, max_tokens)
     known = _indexed([name for name in names if not is_remote(name)], max_member_mib)
     total = None if len(known) < len(names) else sum(i.groups for i in known)
     if first is not None:
@@ -126,6 +129,9 @@ def check(
             problems=problems,
             progress=lambda done: bar.update(done, total),
         )
+    if tokens is None and len(found):
+        with status("learning a tokenizer"):
+            tokens = train_tokenizer(found.captions, vocab_size, max_tokens)
     health = check_health(found, tokenizer=tokens, image_size=image_size, batch_size=batch_size)
     if json_file is not None:
         with writing(json_file, "--json", "give another file"):

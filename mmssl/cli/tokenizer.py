@@ -18,11 +18,19 @@ def train_tokenizer(
     captions: Annotated[
         list[str] | None, typer.Option(help="Caption templates, for example '{label}: {tags}'.")
     ] = None,
+    lowercase: Annotated[
+        bool, typer.Option(help="Read captions in lower case, so that Dog and dog are one word.")
+    ] = True,
 ) -> None:
-    """Train a WordPiece tokenizer on the captions of shards."""
+    """Train a byte-level BPE tokenizer on the captions of shards. It keeps every letter and mark of every script.
+
+    Example: mmssl tokenizer train '/data/pairs/*.tar' --out tokenizer/
+    """
     from mmssl.build import train_tokenizer_on
     from mmssl.data import expand
 
-    tokenizer = train_tokenizer_on(expand(shards), captions or ["{txt}"], vocab_size, max_tokens=77)
+    tokenizer = train_tokenizer_on(
+        expand(shards), captions or ["{txt}"], vocab_size, max_tokens=77, lowercase=lowercase
+    )
     tokenizer.save(out)
     print(f"{out}: {tokenizer.vocab_size} tokens")

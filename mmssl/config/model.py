@@ -67,7 +67,9 @@ class TextConfig(ConfigBase):
     """A hub name, a folder with a fast tokenizer, `clip` for OpenAI's CLIP tokenizer, or `train` to train one on the
     training captions. Default: `name`."""
     vocab_size: int = Field(8192, ge=64)
-    """Largest vocabulary of a trained tokenizer (`tokenizer: train`)."""
+    """Most tokens of a trained tokenizer (`tokenizer: train`). From 420 on it knows every letter of every script."""
+    lowercase: bool = True
+    """A trained tokenizer (`tokenizer: train`) reads captions in lower case, so that `Dog` and `dog` are one word."""
     pooling: Literal["auto", "cls", "mean", "eos", "pooler"] = "auto"
     """Pooling of the token vectors. `auto`: as the folder states (sentence-transformers), else cls. `pooler`: the
     encoder's own pooled vector."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ from mmssl.errors import UserError
 from mmssl.models import DualEncoder, ImageEncoder, OpenClipText, TextTower, VisionTower, build_dual_encoder
 from mmssl.models.pretrained import PretrainedModel, is_transformers_folder, read_open_clip, read_transformers
 from mmssl.precision import Precision, autocast
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -112,12 +115,15 @@ class Model:
     def encode_text(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
         """Unit vectors [N, D], float32 on the CPU, of one text or several."""
         captions = [texts] if isinstance(texts, str) else list(texts)
-        rows = []
+        rows, cut, unknown = [], 0, 0
         for start in range(0, len(captions), batch_size):
-            tokens, mask = self.tokenizer.encode(captions[start : start + batch_size])
+            tokens, mask, found = self.tokenizer.encode_and_measure(captions[start : start + batch_size])
+            cut += sum(length > self.tokenizer.max_tokens for length in found.lengths)
+            unknown += sum(count > 0 for count in found.unknown)
             rows.append(
                 self._evaluate(lambda t=tokens, m=mask: self.encoder.encode_text(t.to(self.device), m.to(self.device)))
             )
+        self._report_loss(len(captions), cut, unknown)
         return torch.cat(rows) if rows else torch.empty(0, self.config.embed_dim)
 
     def classify(self, image: ImageInput, labels: Sequence[str], template: str = "{c}") -> dict[str, float]:
@@ -175,6 +181,18 @@ class Model:
         )
         text = self.text.to_config("tokenizer", self.config.text.max_tokens)
         return self.config.model_copy(update={"text": text, "vision": vision, "start": None})
+
+    def _report_loss(self, count: int, cut: int, unknown: int) -> None:
+        """Warn, once per tokenizer, that captions lost words."""
+        if self.tokenizer.loss_reported or not (cut or unknown):
+            return
+        self.tokenizer.loss_reported = True
+        parts = []
+        if cut:
+            parts.append(f"{cut:,} ({cut / count:.1%}) are cut at {self.tokenizer.max_tokens} tokens: shorten them")
+        if unknown:
+            parts.append(f"{unknown:,} ({unknown / count:.1%}) hold letters or words that the tokenizer does not know")
+        _log.warning("of %s captions, %s", f"{count:,}", "; ".join(parts))
 
     @torch.no_grad()
     def _evaluate(self, encode: Any) -> Tensor:

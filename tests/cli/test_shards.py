@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmssl.build import train_tokenizer_on
+from mmssl.data.storage import iter_samples
+from mmssl.data.transforms.captions import render_caption
 from tests.cli.test_main import fails, main_ok
 from tests.helpers.images import encode, photo
 from tests.helpers.tars import tar_bytes
@@ -80,6 +83,20 @@ def test_check_measures_captions_in_tokens(shards: Path, tmp_path: Path, capsys:
     report = json.loads(_json(["check", str(shards / "0.tar"), *options], tmp_path / "tokens.json", capsys))
     assert report["captions"]["cut"] == 1
     assert "tokens, quantiles 1 50 99 %" in report["captions"]
+
+
+def test_check_learns_a_tokenizer_like_training(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --tokenizer captions are measured with one that training would learn from them."""
+    names, captions = [str(shards / "0.tar")], ["{txt}"]
+    report = json.loads(
+        _json(["check", *names, "--max-tokens", "5", "--vocab-size", "500"], tmp_path / "r.json", capsys)
+    )
+    texts = [render_caption(sample.fields, captions, None) for sample in iter_samples(names)]
+    lengths = train_tokenizer_on(names, captions, 500, 5).measure(texts).lengths
+    assert report["captions"]["cut"] == pytest.approx(np.mean([length > 5 for length in lengths]))
+    assert report["captions"]["unknown tokens"] == 0
 
 
 def test_show_draws_a_sheet_or_tells_of_one_sample(

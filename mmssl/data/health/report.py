@@ -108,12 +108,26 @@ def _advice(health: HealthReport, image_size: int) -> Iterator[str]:
             f"{meets:.0%} of the samples meet a copy of their image or caption in a batch of {size}, as a false "
             "negative: vary the captions, or use a smaller batch"
         )
-    if captions.get("cut", 0.0) > 0.05:
-        yield f"{captions['cut']:.0%} of the captions are cut: raise model.text.max_tokens"
+    yield from _token_advice(captions)
     if (bare := captions["no masked word at a rate of 0.15"]) > 0.2:
         yield (
             f"{bare:.0%} of the captions would get no masked word at BERT's rate of 0.15: raise the rate of masked "
             "language modelling to 0.3 or 0.4"
+        )
+
+
+def _token_advice(captions: Statistics) -> Iterator[str]:
+    if captions.get("cut", 0.0) > 0.05:
+        yield f"{captions['cut']:.0%} of the captions are cut: raise model.text.max_tokens"
+    if (unknown := captions.get("unknown tokens", 0.0)) > 0.001:
+        yield (
+            f"{unknown:.1%} of the tokens are unknown, in {captions['captions with unknown tokens']:.1%} of captions: "
+            f"use a tokenizer that knows {_show(captions['unknown, examples'])}, such as model.text.tokenizer=train"
+        )
+    if same := captions.get("different captions with the same tokens", 0):
+        yield (
+            f"{same} captions have the same tokens as a different caption: this tokenizer drops marks or letters; "
+            "model.text.tokenizer=train keeps all"
         )
 
 

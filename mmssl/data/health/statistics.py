@@ -26,6 +26,8 @@ LONG = 4
 MASK_RATES = (0.15, 0.3, 0.4)
 """Fractions of masked words at which captions without a target are counted."""
 _EXAMPLES = 5
+_UNKNOWN_READ = 1000
+"""Captions with unknown tokens that are searched for examples."""
 
 
 def sample_statistics(survey: Survey) -> Statistics:
@@ -87,14 +89,14 @@ def image_copy_statistics(survey: Survey, copies: Ints, near: Ints) -> Statistic
 
 
 def caption_statistics(survey: Survey, tokenizer: Tokenizer | None) -> Statistics:
-    """Lengths, scripts, and the fraction that masked language modelling leaves without a target."""
+    """Lengths, what a tokenizer loses, scripts, and the fraction without a target for masked language modelling."""
     if not len(survey):
         return {"most repeated": {}, "scripts of letters": {}}
-    unit, lengths = "words" if tokenizer is None else "tokens", length_statistics(survey, tokenizer)
     words = np.array([len(caption.split()) for caption in survey.captions])
-    found: Statistics = {f"{unit}, quantiles 1 50 99 %": _quantiles(lengths)}
-    if tokenizer is not None:
-        found["cut"] = float(np.mean(lengths > tokenizer.max_tokens))
+    if tokenizer is None:
+        found: Statistics = {"words, quantiles 1 50 99 %": _quantiles(words)}
+    else:
+        found = _token_statistics(survey.captions, tokenizer)
     found |= {
         "not plain ASCII": float(np.mean([not caption.isascii() for caption in survey.captions])),
         "scripts of letters": _shares(_scripts(survey.captions)),
@@ -139,7 +141,28 @@ def length_statistics(survey: Survey, tokenizer: Tokenizer | None) -> Floats:
     """Length of each caption in tokens, or in words without a tokenizer."""
     if tokenizer is None:
         return np.array([len(caption.split()) for caption in survey.captions], dtype=np.float64)
-    return np.array(tokenizer.lengths(survey.captions), dtype=np.float64)
+    return np.array(tokenizer.measure(survey.captions).lengths, dtype=np.float64)
+
+
+def _token_statistics(captions: Sequence[str], tokenizer: Tokenizer) -> Statistics:
+    """Lengths in tokens, and what is lost: cut captions, unknown tokens, and captions whose difference is lost.
+
+    Captions that differ in case only do not count as different.
+    """
+    tokens = tokenizer.measure(captions)
+    lengths, unknown = np.array(tokens.lengths), np.array(tokens.unknown)
+    parts = Counter(
+        part for i in np.flatnonzero(unknown)[:_UNKNOWN_READ] for part in tokenizer.unknown_parts(captions[i])
+    )
+    different = {(row, caption.casefold()) for row, caption in zip(tokens.ids, captions, strict=True)}
+    return {
+        "tokens, quantiles 1 50 99 %": _quantiles(lengths),
+        "cut": float(np.mean(lengths > tokenizer.max_tokens)),
+        "unknown tokens": float(unknown.sum() / max(1, sum(map(len, tokens.ids)))),
+        "captions with unknown tokens": float(np.mean(unknown > 0)),
+        "unknown, examples": [part for part, _ in parts.most_common(_EXAMPLES)],
+        "different captions with the same tokens": len(different) - len(set(tokens.ids)),
+    }
 
 
 def _extra(groups: Ints) -> int:

@@ -1,21 +1,23 @@
 """Captions to token ids: a Hugging Face fast tokenizer, loaded or trained."""
 
-import gzip
-import importlib.util
+import itertools
 import json
 import re
 import string
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tokenizers
 import torch
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import normalizers, pre_tokenizers
 from torch import Tensor
 
+from mmssl.data.transforms.byte_bpe import byte_letters, clip_bpe, train_byte_bpe
 from mmssl.data.transforms.captions import clean_caption
 from mmssl.errors import UserError
 
@@ -30,12 +32,25 @@ SPECIAL_TOKENS = {
     "mask_token": "[MASK]",
 }
 """BERT's special tokens; a trained tokenizer gives them the ids 0 to 4."""
+TRAINING_CAPTIONS = 1_000_000
+"""Largest number of captions that a tokenizer is trained on."""
 _CONTINUES = "##"
 _CHUNK = 1000
 _PUNCTUATION = f"[{re.escape(string.punctuation)}]"
-_CLIP_MERGES = "bpe_simple_vocab_16e6.txt.gz"
-_CLIP_WORDS = 49_152
-_CLIP_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+"""First words of the Unicode names of letters whose scripts put no spaces between words."""
+
+
+@dataclass(frozen=True)
+class CaptionTokens:
+    """What a tokenizer makes of N captions, without truncation."""
+
+    lengths: list[int]
+    """Tokens of each caption, with its start and end tokens."""
+    unknown: list[int]
+    """Unknown tokens of each caption."""
+    ids: list[tuple[int, ...]]
+    """Token ids of each caption, without start and end tokens."""
 
 
 class Tokenizer:
@@ -57,19 +72,50 @@ class Tokenizer:
         """Token at the end of every caption, if any."""
         self.mask_id: int | None = tokenizer.mask_token_id
         self.special_ids: list[int] = sorted(set(tokenizer.all_special_ids))
+        self.loss_reported = False
+        """Whether someone was told that captions are cut or hold unknown tokens. Set by the one who tells."""
+        self._unknown_id: int | None = tokenizer.unk_token_id
         self._hugging_face = tokenizer
         self._backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
+        _read_names_as_text(self._backend, tokenizer.unk_token)
         self._backend.enable_truncation(max_tokens)
         self._backend.enable_padding(pad_id=self.pad_id, pad_token=tokenizer.pad_token)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy; the library does not keep this setting."""
+        self.__dict__.update(state)
+        self._backend.encode_special_tokens = True
+
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids, int64 [B, L], and a mask, bool [B, L], that is False on padding."""
-        if not texts:
-            return torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.bool)
-        rows = self._backend.encode_batch_fast([clean_caption(text) for text in texts])
-        tokens = np.array([row.ids for row in rows], dtype=np.int64)
-        mask = np.array([row.attention_mask for row in rows], dtype=np.bool_)
-        return torch.from_numpy(tokens), torch.from_numpy(mask)
+        return _tensors(self._encode(texts))
+
+    def encode_and_measure(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, CaptionTokens]:
+        """As `encode`, with the captions' tokens before truncation."""
+        rows = self._encode(texts)
+        return *_tensors(rows), self._measure(rows)
+
+    def measure(self, texts: Sequence[str]) -> CaptionTokens:
+        """The tokens of captions before truncation."""
+        found = CaptionTokens([], [], [])
+        for start in range(0, len(texts), _CHUNK):  # each encoding takes a few kilobytes
+            part = self._measure(self._encode(texts[start : start + _CHUNK]))
+            found.lengths.extend(part.lengths)
+            found.unknown.extend(part.unknown)
+            found.ids.extend(part.ids)
+        return found
+
+    def unknown_parts(self, text: str) -> list[str]:
+        """Parts of a caption that become unknown tokens."""
+        clean = clean_caption(text)
+        row = self._backend.encode(clean, add_special_tokens=False)
+        pieces = [row, *row.overflowing]
+        return [
+            clean[start:stop].strip()
+            for piece in pieces
+            for token, (start, stop) in zip(piece.ids, piece.offsets, strict=True)
+            if token == self._unknown_id and stop > start
+        ]
 
     def drop_punctuation(self) -> None:
         """Lower-case captions and drop their punctuation first: SigLIP's canonical form (big_vision).
@@ -86,17 +132,6 @@ class Tokenizer:
         own = self._backend.normalizer
         self._backend.normalizer = normalizers.Sequence([*steps, *([] if own is None else [own])])
 
-    def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Number of tokens of each caption without truncation, including its start and end tokens."""
-        ends, found = self._backend.num_special_tokens_to_add(False), []
-        for start in range(0, len(texts), _CHUNK):  # each encoding takes a few kilobytes
-            rows = self._backend.encode_batch_fast([clean_caption(text) for text in texts[start : start + _CHUNK]])
-            found += [
-                sum(row.attention_mask) + sum(sum(rest.attention_mask) - ends for rest in row.overflowing)
-                for row in rows
-            ]
-        return found
-
     @property
     def vocabulary(self) -> dict[str, int]:
         """Token -> id."""
@@ -108,20 +143,22 @@ class Tokenizer:
         """True for tokens that continue the word of the token before them, bool [vocab_size].
 
         Taken from the marks in the vocabulary: "##" on continuing tokens (WordPiece), or a mark on tokens that begin
-        a word (byte-level BPE and SentencePiece). Without such marks, every token is a word.
+        a word (byte-level BPE and SentencePiece). With the latter, letters of scripts without spaces begin a word too.
+        Without such marks, every token is a word.
         """
         vocabulary = self.vocabulary
         marks = Counter(token[:1] for token in vocabulary)
         begins = next((mark for mark in ("Ġ", "▁") if marks[mark] > len(vocabulary) // 20), None)
         special = set(self.special_ids)
         continues = torch.zeros(self.vocab_size, dtype=torch.bool)
+        bytes_of = {letter: byte for byte, letter in enumerate(byte_letters())} if begins == "Ġ" else None
         for token, index in vocabulary.items():
             if index in special:
                 continue
             if begins is None:
                 continues[index] = token.startswith(_CONTINUES) and len(token) > len(_CONTINUES)
             else:
-                continues[index] = not token.startswith(begins)
+                continues[index] = not token.startswith(begins) and not _begins_without_space(token, bytes_of)
         return continues
 
     def save(self, folder: Path) -> None:
@@ -129,9 +166,27 @@ class Tokenizer:
         self._hugging_face.save_pretrained(str(folder))
         config = folder / "tokenizer_config.json"
         record = json.loads(config.read_text(encoding="utf-8"))
+        record["split_special_tokens"] = True
         if record.get("tokenizer_class") == "TokenizersBackend":  # unknown to transformers 4
             record["tokenizer_class"] = "PreTrainedTokenizerFast"
-            config.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+        config.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+
+    def _encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        rows: list[tokenizers.Encoding] = self._backend.encode_batch_fast([clean_caption(text) for text in texts])
+        return rows
+
+    def _measure(self, rows: Sequence[tokenizers.Encoding]) -> CaptionTokens:
+        ends = self._backend.num_special_tokens_to_add(False)
+        ids = [
+            tuple(
+                token
+                for part in (row, *row.overflowing)
+                for token, added in zip(part.ids, part.special_tokens_mask, strict=True)
+                if not added
+            )
+            for row in rows
+        ]
+        return CaptionTokens([len(row) + ends for row in ids], [row.count(self._unknown_id) for row in ids], ids)
 
 
 def load_tokenizer(name_or_folder: str, max_tokens: int) -> Tokenizer:
@@ -143,7 +198,10 @@ def load_tokenizer(name_or_folder: str, max_tokens: int) -> Tokenizer:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if name_or_folder == "clip":
-        return Tokenizer(_clip_tokenizer(max_tokens), max_tokens)
+        end = "<|endoftext|>"
+        special = {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": end}
+        clip = PreTrainedTokenizerFast(tokenizer_object=clip_bpe(), model_max_length=max_tokens, **special)
+        return Tokenizer(clip, max_tokens)
     folder = Path(name_or_folder)
     if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
         raise UserError(f"folder {folder} holds no tokenizer; it needs tokenizer.json and tokenizer_config.json")
@@ -166,95 +224,58 @@ def load_tokenizer(name_or_folder: str, max_tokens: int) -> Tokenizer:
     return Tokenizer(loaded, max_tokens)
 
 
-def train_tokenizer(captions: Iterable[str], vocab_size: int, max_tokens: int) -> Tokenizer:
-    """Train a lower-cased WordPiece tokenizer in BERT's form: "##" marks tokens that continue a word.
+def train_tokenizer(captions: Iterable[str], vocab_size: int, max_tokens: int, *, lowercase: bool = True) -> Tokenizer:
+    """Train a byte-level BPE tokenizer with BERT's special tokens. It keeps every letter and mark of every script.
 
-    Deterministic. The alphabet has at most `vocab_size // 4` characters; words with rarer characters become [UNK].
+    Deterministic. At most a million captions are read. Below 420 tokens, letters that are rare in them become unknown.
 
     Raises:
         UserError: the captions contain no words.
     """
-    words = _count_words(captions)
-    if not words:
-        raise UserError("cannot train a tokenizer: the captions contain no words; check data.captions and the shards")
-    letters = Counter[str]()
-    for word, count in words.items():
-        for letter in word:
-            letters[letter] += count
-    ranked = sorted(letters, key=lambda letter: (-letters[letter], letter))
-    alphabet = set(ranked[: vocab_size // 4])
-    # The trainer numbers continuing letters in the order of a hash map, which differs between runs. As special tokens
-    # they get fixed ids, which also decide between equally frequent merges.
-    fixed = [*SPECIAL_TOKENS.values(), *(_CONTINUES + letter for letter in sorted(alphabet))]
-    backend = tokenizers.Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS["unk_token"]))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, show_progress=False)
-    backend.train_from_iterator(_repeat(words, alphabet), trainer)
-    return Tokenizer(_bert_tokenizer(backend.get_vocab(), max_tokens), max_tokens)
-
-
-def _clip_tokenizer(max_tokens: int) -> "PreTrainedTokenizerFast":
-    """OpenAI's CLIP tokenizer (Radford et al. 2021), from the merges shipped with open_clip."""
     from transformers import PreTrainedTokenizerFast
 
-    package = importlib.util.find_spec("open_clip")
-    assert package is not None
-    assert package.origin is not None
-    lines = gzip.decompress(Path(package.origin).with_name(_CLIP_MERGES).read_bytes()).decode("utf-8").split("\n")
-    merges = [(left, right) for left, right in (line.split() for line in lines[1 : _CLIP_WORDS - 256 - 2 + 1])]
-    letters = _byte_letters()
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    words = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), start, end]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    model = models.BPE(vocabulary, merges, unk_token=end, continuing_subword_prefix="", end_of_word_suffix="</w>")
-    backend = tokenizers.Tokenizer(model)
-    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    split = pre_tokenizers.Split(tokenizers.Regex(_CLIP_SPLIT), behavior="removed", invert=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    backend.decoder = decoders.ByteLevel()
-    ends = [(start, vocabulary[start]), (end, vocabulary[end])]
-    backend.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ends)
-    special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=max_tokens, **special)
+    backend = train_byte_bpe(itertools.islice(captions, TRAINING_CAPTIONS), vocab_size, SPECIAL_TOKENS, lowercase)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=max_tokens,
+        clean_up_tokenization_spaces=False,
+        **SPECIAL_TOKENS,
+    )
+    return Tokenizer(wrapped, max_tokens)
 
 
-def _byte_letters() -> list[str]:
-    """A letter for each byte, as in GPT-2's vocabulary: printing bytes come first and stand for themselves."""
-    printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printing]
-    return [chr(byte) for byte in printing] + [chr(256 + place) for place in range(len(others))]
+def _tensors(rows: Sequence[tokenizers.Encoding]) -> tuple[Tensor, Tensor]:
+    if not rows:
+        return torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.bool)
+    tokens = np.array([row.ids for row in rows], dtype=np.int64)
+    mask = np.array([row.attention_mask for row in rows], dtype=np.bool_)
+    return torch.from_numpy(tokens), torch.from_numpy(mask)
+
+
+def _read_names_as_text(backend: tokenizers.Tokenizer, unknown: str | None) -> None:
+    """Make the names of special tokens in captions, such as "[SEP]", ordinary text.
+
+    Some vocabularies (Unigram) hold the names as pieces. There, each name is split after its first letter.
+    """
+    backend.encode_special_tokens = True
+    backend.no_padding()
+    names = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
+    found = [backend.token_to_id(name) in backend.encode(name, add_special_tokens=False).ids for name in names]
+    if not any(taken for name, taken in zip(names, found, strict=True) if name != unknown):
+        return
+    first = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names if len(name) > 1)
+    split, own = pre_tokenizers.Split(tokenizers.Regex(first), behavior="isolated"), backend.pre_tokenizer
+    backend.pre_tokenizer = split if own is None else pre_tokenizers.Sequence([own, split])
+
+
+def _begins_without_space(token: str, bytes_of: dict[str, int] | None) -> bool:
+    """Whether a token begins with a letter of a script without spaces. `bytes_of`: byte of each byte-level letter."""
+    if bytes_of is not None:
+        content = bytes(bytes_of[letter] for letter in token if letter in bytes_of)
+        # A token may end within a letter. Its first bytes tell the script, whatever follows.
+        token = (content + b"\xa4\xa4\xa4").decode(errors="replace")
+    return unicodedata.name(token[:1] or " ", "").startswith(_WITHOUT_SPACES)
 
 
 def _first(*candidates: int | None) -> int | None:
     return next((candidate for candidate in candidates if candidate is not None), None)
-
-
-def _count_words(captions: Iterable[str]) -> Counter[str]:
-    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    words = Counter[str]()
-    for caption in captions:
-        normal = normalizer.normalize_str(clean_caption(caption))
-        words.update(word for word, _ in splitter.pre_tokenize_str(normal))
-    return words
-
-
-def _repeat(words: Counter[str], alphabet: set[str]) -> Iterator[str]:
-    """Every word as often as it was counted, in lines of up to 1,000 words."""
-    for word, count in words.items():
-        if alphabet.issuperset(word):
-            for start in range(0, count, _CHUNK):
-                yield " ".join([word] * min(_CHUNK, count - start))
-
-
-def _bert_tokenizer(vocabulary: dict[str, int], max_tokens: int) -> "PreTrainedTokenizerFast":
-    from transformers import PreTrainedTokenizerFast
-
-    special = SPECIAL_TOKENS
-    model = models.WordPiece(vocabulary, unk_token=special["unk_token"], continuing_subword_prefix=_CONTINUES)
-    backend = tokenizers.Tokenizer(model)
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix=_CONTINUES)
-    ends = [(special[name], vocabulary[special[name]]) for name in ("cls_token", "sep_token")]
-    backend.post_processor = processors.TemplateProcessing(single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=max_tokens, **special)

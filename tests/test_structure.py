@@ -87,7 +87,7 @@ DATA_LAYERS = (
 """The same inside data/."""
 APPS_LAYERS = (
     ("doctor", "finetune", "search"),
-    ("explain",),
+    ("explain", "suspects"),
     ("export", "report", "serve"),
     ("autoconfig",),
     ("ablate",),

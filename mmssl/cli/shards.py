@@ -1,6 +1,6 @@
 """`mmssl shards`: index, check, show and pack WebDataset shards."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +11,8 @@ from mmssl.cli.common import check_file, group, progress_bar, status, writing
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
+    from mmssl.data.health import KnownImages
+    from mmssl.data.packing import Exclusion
     from mmssl.data.shards import SampleLimits, ShardIndex
 
 shards_app = group(
@@ -92,6 +94,12 @@ def check(
     batch_size: Annotated[
         int, typer.Option(min=2, help="Batch size for the expected number of false negatives.")
     ] = 256,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shards of another split: count the images that are copies or near copies of theirs. Repeat."
+        ),
+    ] = None,
     first: Annotated[int | None, typer.Option(min=1, help="Check only the first N samples.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all statistics to this file.")] = None,
     image: Annotated[Path | None, typer.Option(help="Draw the distributions to this PNG.")] = None,
@@ -103,7 +111,8 @@ def check(
     caption lengths, repetitions and scripts, captions that the tokenizer cuts or does not know, captions too short for
     masked words, and expected false negatives per batch.
 
-    Example: mmssl shards check '/data/pairs/*.tar' --image health.png
+    Examples: mmssl shards check '/data/pairs/*.tar' --image health.png;
+    mmssl shards check 'out/train-*.tar' --against 'out/val-*.tar'
     """
     from mmssl.data import expand
     from mmssl.data.health import check_health, draw_report, survey_shards
@@ -112,14 +121,15 @@ def check(
 
     captions.check_templates([caption])
     names, limits = expand(patterns), _limits(max_member_mib)
+    others = expand(against) if against else []
     check_file(json_file, "--json")
     check_file(image, "--image")
     tokens = None if tokenizer == "train" else load_tokenizer(tokenizer, max_tokens)
-    known = _indexed([name for name in names if not is_remote(name)], max_member_mib)
-    total = None if len(known) < len(names) else sum(i.groups for i in known)
+    indexed = _indexed([name for name in names if not is_remote(name)], max_member_mib)
+    total = None if len(indexed) < len(names) else sum(i.groups for i in indexed)
     if first is not None:
         total = first if total is None else min(first, total)
-    problems = [f"{i.shard}: {problem}" for i in known for problem in i.problems]
+    problems = [f"{i.shard}: {problem}" for i in indexed for problem in i.problems]
     with progress_bar("samples", text="checking") as bar:
         found = survey_shards(
             names,
@@ -132,7 +142,8 @@ def check(
     if tokens is None and len(found):
         with status("learning a tokenizer"):
             tokens = train_tokenizer(found.captions, vocab_size, max_tokens)
-    health = check_health(found, tokenizer=tokens, image_size=image_size, batch_size=batch_size)
+    known = _known_images(others, max_member_mib) if others else None
+    health = check_health(found, tokenizer=tokens, image_size=image_size, batch_size=batch_size, against=known)
     if json_file is not None:
         with writing(json_file, "--json", "give another file"):
             json_file.write_text(health.json(), encoding="utf-8", errors="backslashreplace")
@@ -221,6 +232,17 @@ def pack(
     key_column: Annotated[
         str | None, typer.Option(help="Column of keys. Default: found by name, else numbers.")
     ] = None,
+    without_copies_of: Annotated[
+        list[str] | None,
+        typer.Option(help="Shards: leave out images that are copies or near copies of theirs. Repeat for several."),
+    ] = None,
+    without_leaks: Annotated[
+        bool,
+        typer.Option(
+            "--without-leaks",
+            help="With --split: leave out of a larger split the copies and near copies of images in a smaller one.",
+        ),
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: one per core.")] = None,
 ) -> None:
     """Pack images and captions into shards, and index them.
@@ -235,6 +257,7 @@ def pack(
     from mmssl.data.packing import BAD, Encoding, ShardRecords, open_records
     from mmssl.data.packing import pack as write
 
+    exclusion = _exclusion(without_copies_of or [], without_leaks)
     encoding = Encoding(resize=resize, format=format, quality=quality)
     if source.exists() or not has_magic(str(source)):
         records = open_records(source, image_column, caption_column, key_column)
@@ -249,6 +272,7 @@ def pack(
             encoding=encoding,
             threads=threads,
             progress=bar.update,
+            exclusion=exclusion,
         )
     for name, paths in packed.shards.items():
         print(f"{name}: {len(paths)} shards, {packed.counts[name]:,} samples")
@@ -277,6 +301,32 @@ def _tars(pattern: Path) -> list[str]:
     if other is not None:
         raise UserError(f"{other} is not a local .tar file; a pattern to pack names shards on a disk")
     return names
+
+
+def _known_images(shards: Sequence[str], max_member_mib: float = 64.0) -> "KnownImages":
+    """The images of other shards, read with a progress bar."""
+    from mmssl.data.health import read_known_images
+
+    with progress_bar("images", text="reading the other shards") as bar:
+        return read_known_images(shards, _limits(max_member_mib), lambda done: bar.update(done, None))
+
+
+def _exclusion(patterns: Sequence[str], leaks: bool) -> "Exclusion | None":
+    """What `pack` leaves out: copies of images in given shards, and of those in smaller splits."""
+    from mmssl.data import expand
+    from mmssl.data.health import read_known_images
+    from mmssl.data.packing import Exclusion
+
+    if not patterns and not leaks:
+        return None
+    given = expand(patterns) if patterns else []
+    known = _known_images(given)
+
+    def finder(smaller: Sequence[Path]) -> Callable[[bytes], str | None]:
+        others = read_known_images([*map(str, smaller)] if leaks else [])
+        return lambda image: known.find(image) or others.find(image)
+
+    return Exclusion(f"copies of {given}{' and of smaller splits' if leaks else ''}", finder)
 
 
 def _more(count: int) -> str:

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from mmssl.build import train_tokenizer_on
-from mmssl.data.storage import iter_samples
+from mmssl.data import expand, iter_samples
 from mmssl.data.transforms.captions import render_caption
 from tests.cli.test_main import fails, main_ok
+from tests.data.health.test_duplicates import copies, images
 from tests.helpers.images import encode, photo
 from tests.helpers.tars import tar_bytes
 from tests.helpers.tiny_runs import write_pairs
@@ -172,6 +173,61 @@ def test_mistakes_end_in_one_line(
     (tmp_path / "photos" / "a.txt").write_text("a")
     fails(["shards", *(a.format(here=tmp_path) for a in arguments)], capsys, *words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """A folder of 20 photographs, each in four forms that are copies or near copies: N-0.png to N-3.png."""
+    source = tmp_path / "album"
+    source.mkdir()
+    for number, photograph in enumerate(images()):
+        for form, copy in enumerate(copies(photograph)):
+            copy.save(source / f"{number:02}-{form}.png")
+            (source / f"{number:02}-{form}.txt").write_text(f"photograph {number}, form {form}")
+    return source
+
+
+def photographs(pattern: Path) -> list[str]:
+    """Numbers of the photographs in shards, sorted."""
+    return sorted(sample.key[:2] for sample in iter_samples(expand([str(pattern)]), need_text=False))
+
+
+def test_copies_in_two_splits_are_found_and_left_out(
+    album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`check --against` counts images with a copy in the other split. With --without-leaks `pack` leaves them out of
+    the larger one and lists each with its copy, after an interruption too."""
+    splits = ["--split", "train=0.7", "--split", "val=0.3", "--shard-samples", "20"]
+    run(["pack", str(album), "--out", str(tmp_path / "a"), *splits], capsys)
+    train, val = photographs(tmp_path / "a" / "train-*.tar"), photographs(tmp_path / "a" / "val-*.tar")
+    leaking = sum(number in set(val) for number in train)
+    arguments = ["check", str(tmp_path / "a" / "train-*.tar"), "--against", str(tmp_path / "a" / "val-*.tar")]
+    found = json.loads(_json(arguments, tmp_path / "a.json", capsys))
+    assert found["against"]["exact copies"] + found["against"]["near copies"] == leaking > 20
+    assert found["against"]["images compared with"] == len(val)
+    assert any(f"{leaking} images are copies" in line for line in found["advice"])
+    pack = ["pack", str(album), "--out", str(tmp_path / "b"), *splits, "--without-leaks"]
+    printed = run(pack, capsys)
+    clean = photographs(tmp_path / "b" / "train-*.tar")
+    assert photographs(tmp_path / "b" / "val-*.tar") == val
+    assert clean == [number for number in train if number not in set(val)]
+    assert f"{leaking} left out" in printed
+    left_out = [json.loads(line) for line in (tmp_path / "b" / "bad_samples.jsonl").read_text().splitlines()]
+    assert all(line["key"][:2] == line["error"].rpartition(":")[2][:2] for line in left_out)
+    first = next((tmp_path / "b").glob("train-*.tar"))
+    content = first.read_bytes()
+    first.unlink()
+    run(pack, capsys)
+    assert first.read_bytes() == content
+    fails(["shards", *pack[:-1]], capsys, "contains shards of other records or options")
+
+
+def test_copies_of_given_shards_are_left_out(album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --without-copies-of, no image is packed that has a copy in the given shards, captions or not."""
+    files = [(f"{n:02}.png", (album / f"{n:02}-1.png").read_bytes()) for n in range(5)]
+    (tmp_path / "test.tar").write_bytes(tar_bytes(files))
+    run(["pack", str(album), "--out", str(tmp_path / "c"), "--without-copies-of", str(tmp_path / "test.tar")], capsys)
+    assert photographs(tmp_path / "c" / "*.tar") == [f"{n:02}" for n in range(5, 20) for _ in range(4)]
 
 
 def _json(arguments: list[str], file: Path, capsys: pytest.CaptureFixture[str]) -> str:

@@ -1,19 +1,23 @@
 """Duplicate and near-duplicate images and captions."""
 
+import hashlib
 import re
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from mmssl.data.transforms import Pixels
+from mmssl.data.transforms import Pixels, decoding
 
 Ints = npt.NDArray[np.int64]
 
 THUMBNAIL = 12
 """Side of the compared thumbnails, in pixels."""
+_DECODED_SIDE = 48
+"""Smallest side in pixels after a reduced decode: enough for a thumbnail."""
 _EQUAL_DIFFERENCE = 2
 """Neighbouring blocks that differ by at most this (0 to 255) count as equal."""
 _WINDOW = 16
@@ -26,6 +30,66 @@ _MAX_SIGN_CHANGES = 10
 _CHUNK = 1 << 16
 _BITS = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)
 _WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What is compared of an image."""
+
+    digest: bytes
+    """BLAKE2b-128 of the encoded image."""
+    thumbnail: Pixels
+    """uint8 [12, 12, 3]."""
+
+
+class KnownImages:
+    """Images by their keys, to find copies of them."""
+
+    def __init__(self, keys: Sequence[str], images: Sequence[Fingerprint]) -> None:
+        self._keys = keys
+        self._digests = {image.digest: key for key, image in zip(keys, images, strict=True)}
+        thumbnails = np.array([image.thumbnail for image in images], np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL, 3)
+        self._flat = thumbnails.reshape(len(thumbnails), 3 * THUMBNAIL**2)
+        self._signs, self._variation = _signs(thumbnails), _variation(thumbnails)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def find(self, image: bytes) -> str | None:
+        """Key of a known image of which an encoded image is a copy or a near copy.
+
+        Raises:
+            DecodeError: it cannot be decoded.
+        """
+        return self.copy_of(fingerprint(image, decoding.read_header(image)))
+
+    def is_exact(self, image: Fingerprint) -> bool:
+        """Whether an image has the same bytes as a known one."""
+        return image.digest in self._digests
+
+    def copy_of(self, image: Fingerprint) -> str | None:
+        """Key of a known image of which this is a copy or a near copy (`near_duplicates`)."""
+        if (key := self._digests.get(image.digest)) is not None:
+            return key
+        one = image.thumbnail[None]
+        close = np.flatnonzero(_BITS[self._signs ^ _signs(one)].sum(1) <= _MAX_SIGN_CHANGES)
+        flat = np.concatenate([one.reshape(1, -1), self._flat[close]])
+        variation = np.concatenate([_variation(one), self._variation[close]])
+        pairs = np.stack([np.zeros(len(close), np.int64), np.arange(1, len(flat))], axis=1)
+        near = close[_near(flat, variation, pairs)]
+        return self._keys[int(near[0])] if len(near) else None
+
+
+def fingerprint(image: bytes, header: decoding.Header) -> Fingerprint:
+    """The fingerprint of an encoded image.
+
+    Raises:
+        DecodeError: it cannot be decoded.
+    """
+    side = min(header.width, header.height)
+    reduce = next((r for r in decoding.REDUCTIONS if side >= r * _DECODED_SIDE), 1)
+    small = thumbnail(decoding.decode(image, header, reduce))
+    return Fingerprint(hashlib.blake2b(image, digest_size=16).digest(), small)
 
 
 def thumbnail(pixels: Pixels) -> Pixels:
@@ -98,7 +162,7 @@ def _signs(thumbnails: Pixels) -> Pixels:
     step = 4 * 1000 * _EQUAL_DIFFERENCE
     right = luma[:, :, 1:] - luma[:, :, :-1] > step
     down = luma[:, 1:, :] - luma[:, :-1, :] > step
-    return np.packbits(np.concatenate([a.reshape(len(a), -1) for a in (right, down)], axis=1), axis=1)
+    return np.packbits(np.concatenate([a.reshape(len(a), half * (half - 1)) for a in (right, down)], axis=1), axis=1)
 
 
 def _near(flat: Pixels, variation: npt.NDArray[np.float32], pairs: Ints) -> npt.NDArray[np.bool_]:
@@ -110,5 +174,5 @@ def _near(flat: Pixels, variation: npt.NDArray[np.float32], pairs: Ints) -> npt.
 
 def _variation(thumbnails: Pixels) -> npt.NDArray[np.float32]:
     """Mean absolute difference of the pixels from the image's mean colour (0 to 255), [N]."""
-    pixels = thumbnails.reshape(len(thumbnails), -1, 3)
+    pixels = thumbnails.reshape(len(thumbnails), THUMBNAIL**2, 3)
     return np.array([np.abs(c - c.mean(0, dtype=np.float32)).mean() for c in pixels], dtype=np.float32)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.data.health import statistics
-from mmssl.data.health.duplicates import connect, equal_pairs, near_duplicates, sorted_words
+from mmssl.data.health.duplicates import KnownImages, connect, equal_pairs, near_duplicates, sorted_words
 from mmssl.data.health.statistics import Statistics
 from mmssl.data.health.survey import Survey
 from mmssl.data.shards.account import Account
@@ -34,10 +34,13 @@ class HealthReport:
     """What to fix, most serious first. Empty: nothing."""
     account: Account
     """The samples that are used and left out, by cause."""
+    against: Statistics = field(default_factory=dict)
+    """Images that are copies of those in other shards. Empty: none were given."""
 
     def statistics(self) -> dict[str, Statistics]:
         """All statistics by subject."""
-        return {name: getattr(self, name) for name in ("samples", "images", "captions", "batches")}
+        names = ("samples", "images", "captions", "batches", *(["against"] if self.against else []))
+        return {name: getattr(self, name) for name in names}
 
     def text(self) -> str:
         """The report as text, ending with the advice and the account of the samples."""
@@ -55,11 +58,17 @@ class HealthReport:
 
 
 def check_health(
-    survey: Survey, *, tokenizer: Tokenizer | None = None, image_size: int = 224, batch_size: int = 256
+    survey: Survey,
+    *,
+    tokenizer: Tokenizer | None = None,
+    image_size: int = 224,
+    batch_size: int = 256,
+    against: KnownImages | None = None,
 ) -> HealthReport:
     """Assess a surveyed dataset for training at an image size and batch size.
 
-    Caption lengths are in tokens of `tokenizer`, or in words without one.
+    Caption lengths are in tokens of `tokenizer`, or in words without one. `against`: images of another split, of which
+    this one should hold no copies.
     """
     copies = equal_pairs(survey.digests)
     near = near_duplicates(np.array(survey.thumbnails))
@@ -72,6 +81,7 @@ def check_health(
         batches={"batch size": batch_size} | statistics.batch_statistics(len(survey), groups, batch_size),
         advice=(),
         account=account_of(len(survey), survey.bad),
+        against={} if against is None else statistics.shared_statistics(survey, against),
     )
     return replace(health, advice=tuple(_advice(health, image_size)))
 
@@ -101,6 +111,11 @@ def _advice(health: HealthReport, image_size: int) -> Iterator[str]:
         return
     if samples["keys in several shards"]:
         yield "the same keys occur in several shards: one of these may be a copy of another"
+    if shared := health.against.get("exact copies", 0) + health.against.get("near copies", 0):
+        yield (
+            f"{shared} images are copies of images in the shards of --against, so that metrics on one of them are too "
+            "high: pack again with `mmssl shards pack SOURCE --out OUT --without-copies-of SHARDS`"
+        )
     yield from _image_advice(health.images, count, image_size)
     meets, size = health.batches.get("samples that meet a copy", 0.0), health.batches["batch size"]
     if meets > 0.1:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmssl.data.health.duplicates import Ints, connect
+from mmssl.data.health.duplicates import Fingerprint, Ints, KnownImages, connect
 from mmssl.data.health.survey import Survey
 from mmssl.data.shards.causes import cause_of
 from mmssl.data.transforms import Tokenizer
@@ -85,6 +85,19 @@ def image_copy_statistics(survey: Survey, copies: Ints, near: Ints) -> Statistic
             for group in largest
             if (both == group).sum() > 1
         ],
+    }
+
+
+def shared_statistics(survey: Survey, known: KnownImages) -> Statistics:
+    """Images that are copies of known ones, of other shards."""
+    images = [Fingerprint(*image) for image in zip(survey.digests, survey.thumbnails, strict=True)]
+    pairs = [[key, found] for key, image in zip(survey.keys, images, strict=True) if (found := known.copy_of(image))]
+    exact = sum(map(known.is_exact, images))
+    return {
+        "images compared with": len(known),
+        "exact copies": exact,
+        "near copies": len(pairs) - exact,
+        "copies, examples": pairs[:_EXAMPLES],
     }
 
 

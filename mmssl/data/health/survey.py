@@ -1,17 +1,18 @@
 """One pass over all samples of shards that collects what the health report needs."""
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mmssl.data.health.duplicates import thumbnail
+from mmssl.data.health.duplicates import Fingerprint, KnownImages, fingerprint
 from mmssl.data.shards import BadSample, SampleLimits
 from mmssl.data.shards.causes import join_bad
 from mmssl.data.storage import iter_samples
@@ -20,8 +21,6 @@ from mmssl.errors import UserError
 from mmssl.types import Sample
 
 _BATCH = 64
-_DECODED_SIDE = 48
-"""Smallest side in pixels after a reduced decode: enough for a thumbnail."""
 
 
 @dataclass
@@ -61,12 +60,11 @@ class _SampleInfo:
 
     caption: str
     header: decoding.Header
-    digest: bytes
-    thumbnail: Pixels
+    image: Fingerprint
 
 
-Inspected = list[tuple[Sample, _SampleInfo | str]]
-Inspect = Callable[[list[Sample]], Inspected]
+Info = TypeVar("Info")
+Inspect = Callable[[list[Sample]], Info]
 
 
 def survey_shards(
@@ -94,11 +92,11 @@ def survey_shards(
     samples = islice(iter_samples(shards, limits, on_bad=bad.append), first)
     done, workers = 0, threads or os.cpu_count() or 1
 
-    def inspect(batch: list[Sample]) -> Inspected:
+    def inspect(batch: list[Sample]) -> list[tuple[Sample, _SampleInfo | str]]:
         return [(sample, _inspect(sample, template)) for sample in batch]
 
     with ThreadPoolExecutor(workers) as pool:
-        for batch in _run_ahead(pool, inspect, _batches(samples), 2 * workers):
+        for batch in _run_ahead(pool, inspect, samples, 2 * workers):
             for sample, info in batch:
                 _add(found, bad, sample, info)
             done += len(batch)
@@ -108,6 +106,35 @@ def survey_shards(
     damaged = {shard for shard in shards if any(problem.startswith(f"{shard}: ") for problem in problems)}
     found.problems += [f"{b.shard}: {b.error}" for b in bad if not b.key and b.shard not in damaged]
     return found
+
+
+def read_known_images(
+    shards: Sequence[str], limits: SampleLimits | None = None, progress: Callable[[int], None] | None = None
+) -> KnownImages:
+    """The images of shards that can be decoded, with or without captions.
+
+    Raises:
+        UserError: a shard cannot be opened.
+    """
+
+    def inspect(batch: list[Sample]) -> list[tuple[str, Fingerprint]]:
+        found = []
+        for sample in batch:
+            with suppress(DecodeError):  # nothing can be a copy of it
+                image = fingerprint(sample.image, decoding.read_header(sample.image))
+                found.append((f"{sample.shard}:{sample.key}", image))
+        return found
+
+    keys: list[str] = []
+    images: list[Fingerprint] = []
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        for batch in _run_ahead(pool, inspect, iter_samples(shards, limits, need_text=False), 2 * workers):
+            keys += [key for key, _ in batch]
+            images += [image for _, image in batch]
+            if progress is not None:
+                progress(len(keys))
+    return KnownImages(keys, images)
 
 
 def _add(found: Survey, bad: list[BadSample], sample: Sample, info: _SampleInfo | str) -> None:
@@ -120,8 +147,8 @@ def _add(found: Survey, bad: list[BadSample], sample: Sample, info: _SampleInfo 
     found.formats.append(info.header.format)
     found.sizes.append((info.header.width, info.header.height))
     found.image_bytes.append(len(sample.image))
-    found.digests.append(info.digest)
-    found.thumbnails.append(info.thumbnail)
+    found.digests.append(info.image.digest)
+    found.thumbnails.append(info.image.thumbnail)
 
 
 def _inspect(sample: Sample, template: str) -> _SampleInfo | str:
@@ -129,14 +156,12 @@ def _inspect(sample: Sample, template: str) -> _SampleInfo | str:
     try:
         caption = captions.clean_caption(captions.render_caption(sample.fields, [template], None))
         header = decoding.read_header(sample.image)
-        side = min(header.width, header.height)
-        reduce = next((r for r in decoding.REDUCTIONS if side >= r * _DECODED_SIDE), 1)
-        small = thumbnail(decoding.decode(sample.image, header, reduce))
+        image = fingerprint(sample.image, header)
     except (DecodeError, UserError) as error:
         return str(error)
     if not caption:
         return "the caption is empty"
-    return _SampleInfo(caption, header, hashlib.blake2b(sample.image, digest_size=16).digest(), small)
+    return _SampleInfo(caption, header, image)
 
 
 def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
@@ -145,10 +170,10 @@ def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
         yield batch
 
 
-def _run_ahead(pool: Executor, work: Inspect, batches: Iterable[list[Sample]], ahead: int) -> Iterator[Inspected]:
-    """Results in order. At most `ahead` batches are in work, so that shards are not read far ahead."""
-    pending: deque[Future[Inspected]] = deque()
-    for batch in batches:
+def _run_ahead(pool: Executor, work: Inspect[Info], samples: Iterable[Sample], ahead: int) -> Iterator[Info]:
+    """Results of batches, in order. At most `ahead` are in work, so that shards are not read far ahead."""
+    pending: deque[Future[Info]] = deque()
+    for batch in _batches(samples):
         pending.append(pool.submit(work, batch))
         if len(pending) > ahead:
             yield pending.popleft().result()

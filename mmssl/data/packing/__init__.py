@@ -1,8 +1,20 @@
-"""Writing shards from image folders, tables, Hugging Face datasets and other shards."""
+"""Writing shards from image folders, tables, Hugging Face datasets and other shards. `correct`: corrected shards."""
 
+from mmssl.data.packing import correct
 from mmssl.data.packing.folders import holds_pairs
-from mmssl.data.packing.packer import BAD, Encoding, Format, Packed, pack
+from mmssl.data.packing.packer import BAD, Encoding, Exclusion, Format, Packed, pack
 from mmssl.data.packing.shard_records import ShardRecords
 from mmssl.data.packing.tables import open_records
 
-__all__ = ["BAD", "Encoding", "Format", "Packed", "ShardRecords", "holds_pairs", "open_records", "pack"]
+__all__ = [
+    "BAD",
+    "Encoding",
+    "Exclusion",
+    "Format",
+    "Packed",
+    "ShardRecords",
+    "correct",
+    "holds_pairs",
+    "open_records",
+    "pack",
+]

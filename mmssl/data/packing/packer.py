@@ -6,9 +6,10 @@ import json
 import math
 import os
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from mmssl.errors import UserError
 
 Bad = Sequence[tuple[str, RecordError | DecodeError]]
 """Key and error of each record that was left out."""
+CopyFinder = Callable[[bytes], str | None]
+"""From an encoded image to the key of the known image of which it is a copy."""
 Format = Literal["keep", "jpeg", "png", "webp"]
 
 BAD = "bad_samples.jsonl"
@@ -47,6 +50,16 @@ class Encoding:
     """Quality of JPEG and WebP, 1 to 100."""
     max_pixels: int = decoding.MAX_PIXELS
     """Images with more pixels are left out."""
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Copies of images that are left out."""
+
+    identity: str
+    """What is left out, in words. A folder that was packed with another exclusion is refused."""
+    finder: Callable[[Sequence[Path]], CopyFinder]
+    """From the shards of the smaller splits, which are written first, to the finder for the next one."""
 
 
 @dataclass
@@ -88,6 +101,7 @@ def pack(
     encoding: Encoding | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    exclusion: Exclusion | None = None,
 ) -> Packed:
     """Write SPLIT-00000.tar, SPLIT-00001.tar ... and their index.
 
@@ -98,13 +112,16 @@ def pack(
     Args:
         splits: name -> fraction of the records. Default: all in `train`.
         progress: called with the number of records done and the total.
+        exclusion: copies to leave out.
 
     Raises:
         UserError: the folder contains shards of another packing, or cannot be written.
     """
     encoding, splits, keys = encoding or Encoding(), dict(splits or {"train": 1.0}), records.keys()
     shards = _plan_shards(records, keys, splits, shard_samples, out)
-    fingerprint = _fingerprint(keys, (sorted(splits.items()), shard_samples, encoding))
+    options: tuple[object, ...] = (sorted(splits.items()), shard_samples, encoding)
+    options += () if exclusion is None else (exclusion.identity,)
+    fingerprint = _fingerprint(keys, options)
     _prepare(out, {"fingerprint": fingerprint, "content": records.identity()})
     for name in _mended(out, records, keys, encoding):
         (out / name).unlink()
@@ -114,15 +131,16 @@ def pack(
     _list_bad(out, None, records.defects())
     counter = _Progress(len(keys) - sum(len(shard.records) for shard in missing), len(keys), progress)
 
-    def work(shard: _ShardPlan) -> None:
-        written, bad = _write_shard(records, keys, shard, encoding, counter.tick)
+    def work(shard: _ShardPlan, find: CopyFinder | None) -> None:
+        written, bad = _write_shard(records, keys, shard, encoding, counter.tick, find)
         with counter.lock:
             packed.samples += written
             packed.bad += [(key, str(error)) for key, error in bad]
             _finish(out, shard, written, bad)
 
     try:
-        _run_in_threads(work, missing, threads or os.cpu_count() or 1, counter.stopped)
+        for part, find in _parts(shards, splits, exclusion):
+            _run_in_threads(partial(work, find=find), part, threads or os.cpu_count() or 1, counter.stopped)
     except OSError as error:
         raise UserError(
             f"{out} cannot be written: {error.strerror}; finished shards are kept, call again to continue"
@@ -132,6 +150,22 @@ def pack(
         packed.counts[name] = sum(i.samples for i in index_shards(list(map(str, packed.shards[name])), SampleLimits()))
     packed.account = _account(out, sum(packed.counts.values()))
     return packed
+
+
+def _parts(
+    shards: Sequence[_ShardPlan], splits: Mapping[str, float], exclusion: Exclusion | None
+) -> Iterator[tuple[list[_ShardPlan], CopyFinder | None]]:
+    """Missing shards to write together: all, or with an exclusion a split at a time, the smallest first."""
+    if exclusion is None:
+        yield [shard for shard in shards if not shard.path.exists()], None
+        return
+    done: list[Path] = []
+    for name in sorted(splits, key=lambda name: splits[name]):
+        own = [shard for shard in shards if shard.split == name]
+        missing = [shard for shard in own if not shard.path.exists()]
+        if missing:
+            yield missing, exclusion.finder(done)
+        done += [shard.path for shard in own if shard.path.exists()]
 
 
 def _account(out: Path, used: int) -> Account:
@@ -288,7 +322,12 @@ def _hash(text: str) -> int:
 
 
 def _write_shard(
-    records: Records, keys: Sequence[str], shard: _ShardPlan, encoding: Encoding, tick: Callable[[], None]
+    records: Records,
+    keys: Sequence[str],
+    shard: _ShardPlan,
+    encoding: Encoding,
+    tick: Callable[[], None],
+    find: CopyFinder | None,
 ) -> tuple[int, Bad]:
     """Write one tar under its partial name. Returns the number of samples and the records left out."""
     written = 0
@@ -299,7 +338,10 @@ def _write_shard(
             try:
                 if number in shard.repeated:
                     raise RecordError(_REPEATED)
-                members = _members(*records.load(number), encoding)
+                image, fields = records.load(number)
+                if find is not None and (known := find(image)) is not None:
+                    raise RecordError("its image is a copy of one in another split", known)
+                members = _members(image, fields, encoding)
                 for extension, content in members.items():
                     info = tarfile.TarInfo(f"{key}.{extension}")
                     info.size = len(content)

@@ -11,7 +11,15 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from skimage import data
 
-from mmssl.data.health.duplicates import connect, equal_pairs, near_duplicates, sorted_words, thumbnail
+from mmssl.data.health.duplicates import (
+    Fingerprint,
+    KnownImages,
+    connect,
+    equal_pairs,
+    near_duplicates,
+    sorted_words,
+    thumbnail,
+)
 from tests.helpers.images import encode
 
 
@@ -46,6 +54,28 @@ def test_near_images_against_all_pairs() -> None:
     assert found <= every
     pairs = np.array(sorted(every))
     np.testing.assert_array_equal(connect(1500, np.array(sorted(found))), connect(1500, pairs))
+
+
+@pytest.mark.parametrize("count", [0, 1, 60])
+def test_known_images_against_all_pairs(count: int) -> None:
+    """An image has a copy among known ones exactly if comparing it with each of them finds one; bytes alike suffice."""
+    rng = np.random.default_rng(count)
+    base = rng.integers(0, 256, (20, 12, 12, 3))
+    noisy = (base[rng.integers(0, 20, count + 12)] + rng.integers(-3, 4, (count + 12, 12, 12, 3))).clip(0, 255)
+    prints = [Fingerprint(bytes([0, i % 256, i // 256]), thumb) for i, thumb in enumerate(noisy.astype(np.uint8))]
+    known = KnownImages([f"k{i}" for i in range(count)], prints[:count])
+    for image in prints[count:]:
+        close = [
+            f"k{i}"
+            for i, other in enumerate(prints[:count])
+            if len(near_duplicates(np.stack([image.thumbnail, other.thumbnail])))
+        ]
+        assert known.copy_of(image) == (close[0] if close else None)
+        assert not known.is_exact(image)
+    unlike = np.zeros((12, 12, 3), np.uint8)
+    for i, image in enumerate(prints[:count]):
+        assert known.copy_of(Fingerprint(image.digest, unlike)) == f"k{i}"
+        assert known.is_exact(image)
 
 
 def test_faint_drawings_are_no_copies() -> None:

@@ -45,7 +45,7 @@ class VisionConfig(ConfigBase):
     lock: bool = False
     """Freeze the tower (LiT); its batch norms keep their statistics."""
     unlocked_layers: int = Field(0, ge=0)
-    """With `lock`: the last layers left free."""
+    """With `lock`: the last layers left free, with what follows them; all weights if there are not as many."""
     lora: LoraConfig | None = None
     """Train low-rank adapters in place of the tower's own weights. Needs `pip install 'mmssl[lora]'`."""
 
@@ -71,14 +71,15 @@ class TextConfig(ConfigBase):
     lowercase: bool = True
     """A trained tokenizer (`tokenizer: train`) reads captions in lower case, so that `Dog` and `dog` are one word."""
     pooling: Literal["auto", "cls", "mean", "eos", "pooler"] = "auto"
-    """Pooling of the token vectors. `auto`: as the folder states (sentence-transformers), else cls. `pooler`: the
-    encoder's own pooled vector."""
+    """Pooling of the token vectors. `auto`: as the folder declares (sentence-transformers), else `eos`, the last token,
+    for causal models, `mean` for the encoder of an encoder-decoder, and `cls`, the first token. `pooler`: the encoder's
+    own pooled vector."""
     max_tokens: int = Field(77, ge=4)
     """Captions are cut to this many tokens and padded to the longest of the batch only."""
     lock: bool = False
     """Freeze the tower."""
     unlocked_layers: int = Field(0, ge=0)
-    """With `lock`: the last layers left free."""
+    """With `lock`: the last layers left free, with what follows them; all weights if there are not as many."""
     lora: LoraConfig | None = None
     """Train low-rank adapters in place of the tower's own weights. Needs `pip install 'mmssl[lora]'`."""
 

@@ -1,6 +1,6 @@
 """Towers, the dual encoder, heads of objectives, and LoRA. Libraries of towers are imported when one is built."""
 
-from mmssl.models import heads, lora
+from mmssl.models import heads, lora, tower_check
 from mmssl.models.batch_norm import has_local_statistics, synchronize_batch_norm
 from mmssl.models.dual_encoder import DualEncoder, ImageEncoder, build_dual_encoder
 from mmssl.models.text import TextTower
@@ -19,4 +19,5 @@ __all__ = [
     "heads",
     "lora",
     "synchronize_batch_norm",
+    "tower_check",
 ]

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.config import ModelConfig
-from mmssl.models.text import TextTower, build_text
+from mmssl.models.text import TextTower
+from mmssl.models.text_factory import build_text
 from mmssl.models.vision import VisionTower
 from mmssl.models.vision_factory import build_vision
 from mmssl.precision import Precision, autocast

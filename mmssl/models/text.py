@@ -1,48 +1,105 @@
-"""Text towers: any Hugging Face encoder, pretrained or built from a configuration."""
+"""Text towers: a Hugging Face encoder, or one with its interface, with one pooled vector per caption."""
 
 import contextlib
-import json
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.config import TextConfig
 from mmssl.errors import UserError, one_line
-from mmssl.models.text_open_clip import MODEL_TYPE, OpenClipText, build_open_clip_text, is_plain
-from mmssl.models.vision import Encoded
+from mmssl.models.text_open_clip import MODEL_TYPE, OpenClipText
+from mmssl.models.vision import Encoded, still
+
+PROBE_LENGTHS = (13, 6)
+"""Tokens of the two captions that a new tower is measured with."""
 
 
 class TextTower(nn.Module):
-    """A Hugging Face encoder with one pooled vector per caption.
+    """A Hugging Face encoder with one pooled vector per caption. Its abilities are measured, not taken from its class.
 
     Attributes:
-        width: size of the pooled vector and, unless the encoder projects, of token vectors.
+        width: size of the pooled vector.
         pooling: `cls`, `mean`, `eos` or `pooler`.
         projects: the encoder ends in its own projection to the shared space.
         source: the folder or hub name of its pretrained weights, if any.
+        pad_to: length to which every caption is padded, because its vector depends on its padding; None if it does not.
     """
 
     encoder: Any
 
-    def __init__(self, encoder: nn.Module, pooling: str, source: str | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Any,
+        pooling: str,
+        source: str | None = None,
+        *,
+        max_tokens: int = 77,
+        pad_id: int = 0,
+        reads_padding: bool = False,
+    ) -> None:
+        """Measure the encoder with two short captions.
+
+        Args:
+            max_tokens: length of the longest caption.
+            pad_id: the padding token.
+            reads_padding: the encoder was trained on captions padded to its full length, without a mask (SigLIP).
+
+        Raises:
+            UserError: the encoder cannot encode captions, or has no pooled vector for `pooling: pooler`.
+        """
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
         self.source = source
-        own = _own_dim(encoder) if pooling == "pooler" else None
-        self.projects = own is not None
-        self.width = int(self.encoder.config.hidden_size) if own is None else own
+        self.pad_id = pad_id
+        self.reads_padding = reads_padding
+        self.projects = pooling == "pooler" and isinstance(encoder, OpenClipText) and encoder.projects
+        self.pad_to = int(encoder.config.max_position_embeddings) if reads_padding else None
         self._locked = False
+        self._options = call_options(encoder)
+        self.width = self._measure(max_tokens)
+
+    def _measure(self, max_tokens: int) -> int:
+        """The width of the pooled vector. Sets `pad_to` if the second of two captions has another vector alone."""
+        tokens, mask = probe_captions(self.encoder, self.pad_id)
+        short = PROBE_LENGTHS[1]
+        try:
+            with still(self.encoder), torch.no_grad():
+                try:
+                    together, alone = self(tokens, mask).pooled, self(tokens[1:, :short], mask[1:, :short]).pooled
+                except UserError:
+                    raise
+                except Exception:  # some encoders take captions of one length only
+                    self.pad_to = max_tokens
+                    return int(self(tokens, mask).pooled.shape[-1])
+        except UserError:
+            raise
+        except Exception as error:  # encoders raise many kinds when they are not made for plain captions
+            kind = self.encoder.config.model_type
+            raise UserError(f"model.text: a {kind!r} cannot encode captions: {one_line(error, 200)}") from error
+        if not torch.allclose(together[1], alone[0], rtol=0, atol=1e-5 * float(together.abs().max())):
+            self.pad_to = self.pad_to or max_tokens
+        return int(together.shape[-1])
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Encoded:
         """Encode captions: token ids int64 [B, L] and their mask bool [B, L] (True: a real token)."""
-        output = self.encoder(input_ids=tokens, attention_mask=mask.long())
+        if self.pad_to is not None and tokens.shape[1] < self.pad_to:
+            missing = self.pad_to - tokens.shape[1]
+            tokens, mask = F.pad(tokens, (0, missing), value=self.pad_id), F.pad(mask, (0, missing))
+        seen = torch.ones_like(mask) if self.reads_padding else mask
+        output = call_encoder(self.encoder, tokens, seen, self._options)
         hidden = output.last_hidden_state
         if self.pooling == "pooler":
-            return Encoded(output.pooler_output, hidden)
+            pooled = getattr(output, "pooler_output", None)
+            if pooled is None:
+                kind = self.encoder.config.model_type
+                raise UserError(f"model.text.pooling=pooler: a {kind!r} has no pooled vector; use mean or eos")
+            return Encoded(pooled, hidden)
         return Encoded(pool(hidden, mask, self.pooling), hidden)
 
     @property
@@ -68,8 +125,10 @@ class TextTower(nn.Module):
         from transformers import AutoModelForMaskedLM
 
         try:
-            with _quiet():
-                model, report = AutoModelForMaskedLM.from_pretrained(self.source, output_loading_info=True)
+            with quiet_transformers():
+                model, report = AutoModelForMaskedLM.from_pretrained(
+                    self.source, output_loading_info=True, dtype=torch.float32
+                )
         except ValueError:  # transformers has no masked-language head for this kind of encoder
             return None
         body = set(model.base_model.modules())
@@ -85,14 +144,26 @@ class TextTower(nn.Module):
         return MaskedLanguageHead(dense, norm, decoder.bias.detach())
 
     def checkpoint_activations(self) -> None:
-        """Discard activations inside blocks in training and recompute them in the backward pass."""
-        if hasattr(self.encoder, "activation_checkpointing_enable"):
-            self.encoder.activation_checkpointing_enable()
-        else:  # the older name of the same switch
-            self.encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        """Discard activations inside blocks in training and recompute them in the backward pass.
+
+        Raises:
+            UserError: the library's encoder does not support this.
+        """
+        try:
+            if hasattr(self.encoder, "activation_checkpointing_enable"):
+                self.encoder.activation_checkpointing_enable()
+            else:  # the older name of the same switch
+                self.encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except (ValueError, AttributeError, NotImplementedError) as error:
+            kind = self.encoder.config.model_type
+            raise UserError(
+                f"train.activation_checkpointing: a {kind!r} text tower does not support it; set it to false"
+            ) from error
 
     def lock(self, unlocked_layers: int = 0) -> None:
-        """Freeze all but the last `unlocked_layers` transformer blocks.
+        """Freeze all but the last `unlocked_layers` transformer blocks and what follows them.
+
+        With more layers than there are blocks, the embeddings are free too, which is everything.
 
         Raises:
             UserError: the encoder's blocks cannot be found.
@@ -100,11 +171,8 @@ class TextTower(nn.Module):
         self.requires_grad_(False)
         self._locked = True
         if unlocked_layers > 0:
-            blocks = next((m for m in self.encoder.modules() if isinstance(m, nn.ModuleList) and len(m) > 0), None)
-            if blocks is None:
-                raise UserError("model.text.unlocked_layers: this tower has no list of blocks to unlock; set it to 0")
-            for block in list(blocks)[-unlocked_layers:]:
-                block.requires_grad_(True)
+            for parameter in _last_layers(self.encoder, unlocked_layers):
+                parameter.requires_grad_(True)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "TextTower":
@@ -125,36 +193,6 @@ def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
     return hidden.gather(1, last.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])).squeeze(1)
 
 
-def build_text(config: TextConfig, vocab_size: int, pad_id: int) -> TextTower:
-    """The text tower of a configuration. A tower with random weights takes the tokenizer's vocabulary size.
-
-    Raises:
-        UserError: the model cannot be found or built, or its vocabulary is smaller than the tokenizer's.
-    """
-    encoder = (
-        _from_config(config.config, vocab_size, pad_id) if config.config is not None else _pretrained(str(config.name))
-    )
-    if encoder.config.vocab_size < vocab_size:
-        raise UserError(
-            f"model.text: the tokenizer has {vocab_size} tokens, the tower {encoder.config.vocab_size}; use "
-            f"the tower's own tokenizer"
-        )
-    limit = getattr(encoder.config, "max_position_embeddings", None)
-    if limit is not None and limit < config.max_tokens:
-        raise UserError(
-            f"model.text.max_tokens={config.max_tokens}, but the tower has {limit} positions; lower "
-            f"model.text.max_tokens"
-        )
-    pooling = _pooling(config)
-    # The weights of an unused pooler would get no gradient.
-    if pooling != "pooler" and getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None
-    tower = TextTower(encoder, pooling, config.name)
-    if config.lock:
-        tower.lock(config.unlocked_layers)
-    return tower
-
-
 @dataclass(frozen=True)
 class MaskedLanguageHead:
     """The pretrained layers between a BERT-like encoder and its tied decoder."""
@@ -165,40 +203,38 @@ class MaskedLanguageHead:
     """Bias of the decoder, [vocabulary]."""
 
 
-def _from_config(options: dict[str, Any], vocab_size: int, pad_id: int) -> Any:
-    values = {"vocab_size": vocab_size, "pad_token_id": pad_id, **options}
-    kind = values.pop("model_type", None)
-    if kind == MODEL_TYPE:
-        return build_open_clip_text({key: value for key, value in values.items() if key != "pad_token_id"})
-    if kind is None:
-        raise UserError("model.text.config needs model_type, for example bert")
-    from transformers import AutoConfig, AutoModel
-
-    try:
-        settings = AutoConfig.for_model(kind, **values)
-        return AutoModel.from_config(settings)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"model.text.config: transformers could not build a {kind!r}: {one_line(error)}") from error
+def call_options(encoder: nn.Module) -> dict[str, bool]:
+    """How an encoder is called: `mask` if it takes a mask, `use_cache` if it would keep its keys and values."""
+    named = inspect.signature(encoder.forward).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in named.values())
+    return {"mask": "attention_mask" in named or open_ended, "use_cache": "use_cache" in named}
 
 
-def _pretrained(name: str) -> Any:
-    from transformers import AutoModel
+def call_encoder(encoder: Any, tokens: Tensor, mask: Tensor, options: dict[str, bool]) -> Any:
+    """The output of an encoder for token ids and their mask, both [B, L]."""
+    named: dict[str, Any] = {"attention_mask": mask.long()} if options["mask"] else {}
+    if options["use_cache"]:
+        named["use_cache"] = False
+    return encoder(input_ids=tokens, **named)
 
-    folder = Path(name)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise UserError(f"model.text.name={name}: the folder has no config.json; give a Hugging Face model folder")
-    try:
-        with _quiet():
-            model = AutoModel.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.text.name={name!r} is neither a folder here nor reachable on the hub: {one_line(error, 200)}"
-        ) from error
-    return getattr(model, "text_model", model) if not hasattr(model.config, "hidden_size") else model
+
+def probe_captions(encoder: Any, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Two different captions of PROBE_LENGTHS tokens each, which end in the encoder's end token, and their mask."""
+    size = int(getattr(encoder.config, "vocab_size", None) or 64)
+    length = max(PROBE_LENGTHS)
+    taken = {pad_id, *(getattr(encoder.config, name, None) for name in ("pad_token_id", "eos_token_id"))}
+    usable = [index for index in range(size - 1, max(-1, size - 60), -1) if index not in taken] or [0]
+    rows = [[usable[(5 * place + 3 * row) % len(usable)] for place in range(length)] for row in range(2)]
+    end = getattr(encoder.config, "eos_token_id", None)
+    tokens = torch.tensor(rows)
+    mask = torch.arange(length) < torch.tensor(PROBE_LENGTHS).unsqueeze(1)
+    if isinstance(end, int) and 0 <= end < size:
+        tokens[torch.arange(2), mask.sum(1) - 1] = end
+    return tokens.masked_fill(~mask, pad_id), mask
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silence transformers, which warns about every unused weight of a folder."""
     import transformers
 
@@ -210,19 +246,23 @@ def _quiet() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
 
 
-def _own_dim(encoder: Any) -> int | None:
-    """Size of the vectors of an encoder that projects itself; None for any other."""
-    projects = isinstance(encoder, OpenClipText) and encoder.projects
-    return int(encoder.config.settings["output_dim"]) if projects else None
-
-
-def _pooling(config: TextConfig) -> str:
-    if config.config is not None and config.config.get("model_type") == MODEL_TYPE:
-        return "eos" if is_plain({k: v for k, v in config.config.items() if k != "model_type"}) else "pooler"
-    if config.pooling != "auto":
-        return config.pooling
-    declared = Path(config.name or "") / "1_Pooling" / "config.json"
-    if config.name is not None and declared.is_file():
-        flags = json.loads(declared.read_text(encoding="utf-8"))
-        return "mean" if flags.get("pooling_mode_mean_tokens") else "cls"
-    return "cls"
+def _last_layers(encoder: nn.Module, count: int) -> list[nn.Parameter]:
+    """Weights of the last `count` blocks and of what follows them; all weights if there are fewer blocks."""
+    lists = {name: m for name, m in encoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0}
+    outer = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
+    if not outer:
+        raise UserError("model.text.unlocked_layers: this tower has no list of blocks to unlock; set it to 0")
+    length = max(map(len, outer.values()))
+    parent = next(name for name, m in outer.items() if len(m) == length).rpartition(".")[0]
+    # Some encoders keep the parts of a block in lists side by side.
+    blocks = [name for name, m in outer.items() if len(m) == length and name.rpartition(".")[0] == parent]
+    if count > length:
+        return list(encoder.parameters())
+    names = [name for name, _ in encoder.named_parameters()]
+    in_blocks = [name for name in names if name.startswith(tuple(f"{block}." for block in blocks))]
+    freed = tuple(f"{block}.{index}." for block in blocks for index in range(length - count, length))
+    after = names[names.index(in_blocks[-1]) + 1 :]
+    free = {name for name in in_blocks if name.startswith(freed)}
+    free |= {name for name in after if "embed" not in name}
+    free |= {name for name in names if name.rpartition(".")[2] == "text_projection" or "text_projection." in name}
+    return [parameter for name, parameter in encoder.named_parameters() if name in free]

@@ -160,6 +160,11 @@ def token_grid(vision: VisionTower, name: str) -> tuple[int, int]:
     Raises:
         UserError: the tower has no tokens.
     """
+    if vision.drops_patches:
+        raise UserError(
+            f"objectives.{name} predicts from every patch, but the vision tower leaves out patches in training; "
+            f"remove patch_dropout or patch_drop_rate from model.vision.options"
+        )
     if vision.token_width is None or vision.places is None:
         raise UserError(
             f"objectives.{name}: this vision tower has neither patch tokens nor a feature map; ViTs of open_clip and "

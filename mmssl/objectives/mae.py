@@ -47,13 +47,16 @@ class Mae(base.Objective):
             size = heads.DecoderSize(width, options.decoder_depth, width // 32)
             values = 3 * self.cell**2
             self.decoder = heads.PatchDecoder(vision.token_width, vision.width, vision.grid, values, size)
+            # A ViT leaves out the margin of an image that its patches do not divide.
+            self.side = vision.grid[0] * self.cell
         else:
+            self.side = vision.image_size
             self.cell = vision.image_size // _cells(vision.image_size)
             self.read = base.EncoderPass("vision", "mae.image")
             self.decoder = heads.PlaceHead(*base.token_grid(vision, "mae"), 3, vision.image_size)
 
     def sample_targets(self, inputs: base.Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
-        images = inputs["view.main"]
+        images = self._covered(inputs)
         if self.read.mask:
             drawn = visible_patches(inputs, random, encoder, self.read)
             keep = {**inputs, **drawn}[self.read.mask]
@@ -62,6 +65,10 @@ class Mae(base.Objective):
         order = random.uniform(patches).argsort(1)
         hidden = hidden_patches(order[:, : max(1, int(patches * (1 - self.options.mask_ratio)))], patches)
         return {"mae.hidden": hidden, "mae.image": hide(images, hidden, self.cell, encoder.vision)}
+
+    def _covered(self, inputs: base.Inputs) -> Tensor:
+        """The part of the main view that patches cover, uint8 [B, 3, side, side]."""
+        return inputs["view.main"][..., : self.side, : self.side]
 
     def num_terms(self, inputs: base.Inputs) -> Tensor:
         return inputs["mae.hidden"].sum().float()
@@ -75,7 +82,7 @@ class Mae(base.Objective):
             predicted = self.decoder(encoded.tokens, encoded.pooled, inputs[self.read.mask])
         else:
             predicted = heads.patchify(self.decoder(encoded.tokens), self.cell)
-        target = heads.patchify(encoder.vision.normalize(inputs["view.main"]), self.cell)
+        target = heads.patchify(encoder.vision.normalize(self._covered(inputs)), self.cell)
         return {"patches": predicted, "target": normalise_patches(target) if self.options.normalise else target}
 
     def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
@@ -85,7 +92,7 @@ class Mae(base.Objective):
 
     def visualize(self, predictions: base.Predictions, inputs: base.Inputs, encoder: DualEncoder) -> Tensor:
         """The image, its visible part, and the reconstruction."""
-        main, vision = inputs["view.main"], encoder.vision
+        main, vision = self._covered(inputs), encoder.vision
         patches = heads.patchify(vision.normalize(main), self.cell)
         predicted = predictions["patches"].float()
         if self.options.normalise:

@@ -22,7 +22,7 @@ from mmssl.data.transforms import Tokenizer
 from mmssl.distributed import World, current_world
 from mmssl.errors import UserError
 from mmssl.files import atomic_write
-from mmssl.models import DualEncoder, synchronize_batch_norm
+from mmssl.models import DualEncoder, synchronize_batch_norm, tower_check
 from mmssl.objectives import TrainingTask
 from mmssl.precision import choose_precision, emulation_warning
 from mmssl.rng import torch_seed
@@ -146,6 +146,8 @@ def _build_task(
     if accelerator.device.type == "cpu":
         system.keep_freed_memory()
     task.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for line in tower_check.check_towers(encoder):
+        say(line)
     return task
 
 

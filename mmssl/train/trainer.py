@@ -19,7 +19,7 @@ from mmssl.errors import UserError
 from mmssl.evaluate import Metrics
 from mmssl.files import write_json
 from mmssl.inference import Model
-from mmssl.models import lora
+from mmssl.models import lora, tower_check
 from mmssl.objectives import base, mixing
 from mmssl.precision import Precision, emulation_warning
 from mmssl.train import state
@@ -114,7 +114,11 @@ class Trainer:
 
     def _loop(self) -> None:
         self.last_step_at = self.last_save_at = self.clock()
+        checked = False
         for batch, wait in self._timed_batches() if not self._done() else ():
+            if not checked:
+                self._check_embeddings(batch)
+                checked = True
             self.metrics.read(next_step=self._launch(batch, wait))
             self.run_state.step += 1
             if self._save_due():
@@ -134,6 +138,13 @@ class Trainer:
             start = self.clock()
             batch = next(iterator)
             yield batch, self.clock() - start
+
+    def _check_embeddings(self, batch: Batch) -> None:
+        """Stop a run whose captions or images all have one embedding; called with its first batch."""
+        # Sharded weights cannot be read outside of a step.
+        encoder = self.setup.unsharded or self.task.encoder
+        first = batch.slice(0, min(len(batch), 4 * tower_check.SAMPLES)).to(encoder.log_logit_scale.device)
+        tower_check.check_embeddings(encoder, first.views["main"], first.tokens, first.token_mask)
 
     def _fraction(self) -> float:
         """Fraction of the training that is done."""

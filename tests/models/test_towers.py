@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.errors import UserError
 from mmssl.models import DualEncoder, build_dual_encoder
-from mmssl.models.text import build_text, pool
+from mmssl.models.text import pool
+from mmssl.models.text_factory import build_text
 from mmssl.models.vision_factory import build_vision
 from tests.helpers.models import TINY_TEXT, tiny_model_config
 

@@ -10,7 +10,7 @@ from mmssl.config import TextConfig
 from mmssl.errors import UserError
 from mmssl.losses import NO_TARGET
 from mmssl.models import build_dual_encoder
-from mmssl.models.text import build_text
+from mmssl.models.text_factory import build_text
 from mmssl.objectives._base import Vocabulary
 from mmssl.objectives.mlm import SPARE, Mlm, MlmHead, MlmOptions, choose_words, corrupt
 from mmssl.rng import RowRandom

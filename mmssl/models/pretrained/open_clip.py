@@ -91,7 +91,10 @@ def _hugging_face_text(text: Any, settings: dict[str, Any], source: str) -> tupl
             f"{source}: its text tower is pooled by {settings.get('hf_pooler_type')} and projected by "
             f"{type(text.proj).__name__}; only mean or cls pooling with a linear projection is supported"
         )
-    return TextTower(text.transformer, pooling), text.proj.weight.detach()
+    transformer = text.transformer.float()
+    longest = int(settings.get("context_length", 77))
+    pad_id = getattr(transformer.config, "pad_token_id", None) or 0
+    return TextTower(transformer, pooling, max_tokens=longest, pad_id=pad_id), text.proj.weight.detach()
 
 
 def _assembled(

@@ -17,6 +17,7 @@ from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.pretrained.key_mapping import to_open_clip, to_timm
 from mmssl.models.pretrained.open_clip import PretrainedModel, linear
 from mmssl.models.text import TextTower
+from mmssl.models.text_factory import positions
 from mmssl.models.text_open_clip import build_open_clip_text
 from mmssl.models.vision import VisionTower
 from mmssl.models.vision_factory import build_vision
@@ -45,7 +46,8 @@ def read_transformers(name: str) -> PretrainedModel:
     from transformers import AutoModel
 
     try:
-        model, report = AutoModel.from_pretrained(name, output_loading_info=True)
+        # The stored type may be a half format, which does not multiply with the projections.
+        model, report = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"transformers cannot read {name!r}: {one_line(error)}") from error
     kind = model.config.model_type
@@ -70,9 +72,11 @@ def _clip(model: Any, name: str) -> tuple[DualEncoder, ModelConfig]:
     tower, _ = build_vision(vision, dim)
     _load(tower, to_open_clip, model.vision_model, name)
     # CLIP's text model pools at the end token, which the mask shows as well; others have their own pooling module.
-    text = TextTower(model.text_model, "eos" if model.text_model.config.model_type == "clip_text_model" else "pooler")
-    limit = int(getattr(model.text_model.config, "max_position_embeddings", 77))
-    config = ModelConfig(vision=vision, text=text.to_config(name, min(limit, 77)), embed_dim=dim)
+    pooling = "eos" if model.text_model.config.model_type == "clip_text_model" else "pooler"
+    longest = min(positions(model.text_model) or 77, 77)
+    pad_id = getattr(model.text_model.config, "pad_token_id", None) or 0
+    text = TextTower(model.text_model, pooling, max_tokens=longest, pad_id=pad_id)
+    config = ModelConfig(vision=vision, text=text.to_config(name, longest), embed_dim=dim)
     projections = (linear(model.visual_projection.weight.detach()), linear(model.text_projection.weight.detach()))
     return DualEncoder(tower, text, *projections, dim, config.init_temperature, config.max_logit_scale), config
 

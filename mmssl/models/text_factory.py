@@ -1,0 +1,254 @@
+"""Text towers from a configuration: pretrained by name, or of any model type of transformers with random weights."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmssl.config import TextConfig
+from mmssl.errors import UserError, one_line
+from mmssl.models.text import TextTower, call_encoder, call_options, probe_captions, quiet_transformers
+from mmssl.models.text_open_clip import MODEL_TYPE, OpenClipText, build_open_clip_text
+from mmssl.models.vision import still
+
+_READ_PADDING = ("siglip_text_model", "siglip2_text_model")
+"""Kinds whose own pooled vector is that of captions padded to the full length and read without a mask."""
+_TEXT_PARTS = ("text_model", "language_model")
+"""Names of the text part of an image-text model."""
+_ROUNDING = 16
+_POSITIONS = ("max_position_embeddings", "num_hash_buckets")
+"""Numbers of positions that are rounded up to a multiple of _ROUNDING if an encoder does not take its longest caption:
+CANINE pads captions inside, and its table of positions has a row for each hash."""
+_SENTENCE_POOLING = {"cls": "cls", "mean": "mean", "lasttoken": "eos"}
+"""sentence-transformers' name of a pooling -> ours."""
+_FLAG = "pooling_mode_"
+_OLDER_FLAGS = {f"{_FLAG}cls_token": "cls", f"{_FLAG}mean_tokens": "mean", f"{_FLAG}lasttoken": "lasttoken"}
+"""The same in its older form, one flag for each."""
+
+
+def build_text(config: TextConfig, vocab_size: int, pad_id: int) -> TextTower:
+    """The text tower of a configuration. A tower with random weights takes the tokenizer's vocabulary size.
+
+    Raises:
+        UserError: the model cannot be found or built, or its vocabulary is smaller than the tokenizer's.
+    """
+    if config.config is not None:
+        encoder = _from_config(config.config, vocab_size, pad_id, config.max_tokens)
+    else:
+        encoder = _pretrained(str(config.name))
+    size = getattr(encoder.config, "vocab_size", None)
+    if size is not None and size < vocab_size:
+        raise UserError(
+            f"model.text: the tokenizer has {vocab_size} tokens, the tower {size}; use the tower's own tokenizer"
+        )
+    positions = positions(encoder)
+    if positions is not None and positions < config.max_tokens:
+        raise UserError(
+            f"model.text.max_tokens={config.max_tokens}, but the tower has {positions} positions; lower "
+            f"model.text.max_tokens"
+        )
+    pooling = _pooling(config, encoder, pad_id)
+    reads_padding = pooling == "pooler" and encoder.config.model_type in _READ_PADDING
+    tower = _with_used_pooler(encoder, pooling, config, pad_id, reads_padding)
+    if config.lock:
+        tower.lock(config.unlocked_layers)
+    return tower
+
+
+def _with_used_pooler(encoder: Any, pooling: str, config: TextConfig, pad_id: int, reads_padding: bool) -> TextTower:
+    """The tower, without the encoder's own pooling layer unless that is used: its weights would get no gradient."""
+    pooler = getattr(encoder, "pooler", None)
+
+    def tower() -> TextTower:
+        return TextTower(
+            encoder, pooling, config.name, max_tokens=config.max_tokens, pad_id=pad_id, reads_padding=reads_padding
+        )
+
+    if pooling == "pooler" or not isinstance(pooler, nn.Module):
+        return tower()
+    encoder.pooler = None
+    try:
+        return tower()
+    except UserError:  # this encoder calls it in any case
+        encoder.pooler = pooler.requires_grad_(False)
+        return tower()
+
+
+def _from_config(options: dict[str, Any], vocab_size: int, pad_id: int, max_tokens: int) -> Any:
+    values = {"vocab_size": vocab_size, "pad_token_id": pad_id, **options}
+    kind = values.pop("model_type", None)
+    if kind == MODEL_TYPE:
+        return build_open_clip_text({key: value for key, value in values.items() if key != "pad_token_id"})
+    if kind is None:
+        raise UserError("model.text.config needs model_type, for example bert")
+    encoder = _random(kind, values)
+    usable = positions(encoder)
+    if usable is None:
+        return encoder
+    declared = int(encoder.config.max_position_embeddings)
+    if usable < max_tokens <= declared:
+        # RoBERTa's family counts positions from the padding token's on, so some of them are never used.
+        encoder = _random(kind, {**values, "max_position_embeddings": max_tokens + declared - usable})
+    elif 0 <= usable - max_tokens < _ROUNDING and not _fits(encoder, max_tokens):
+        rounded = -(-declared // _ROUNDING) * _ROUNDING
+        encoder = _random(kind, {**values, **{key: rounded for key in _POSITIONS if hasattr(encoder.config, key)}})
+        if not _fits(encoder, max_tokens):
+            raise UserError(f"model.text.max_tokens={max_tokens}: a {kind!r} cannot encode captions of that length")
+    return encoder
+
+
+def _fits(encoder: Any, length: int) -> bool:
+    """True if the encoder takes a caption of this length."""
+    tokens = torch.ones(1, length, dtype=torch.int64)
+    try:
+        with still(encoder), torch.no_grad():
+            call_encoder(encoder, tokens, tokens.bool(), call_options(encoder))
+    except (IndexError, RuntimeError):
+        return False
+    return True
+
+
+def _random(kind: str, values: dict[str, Any]) -> Any:
+    """The text encoder of a model type, with random weights in float32."""
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        settings = AutoConfig.for_model(kind, **values)
+        if type(settings) in AutoModel._model_mapping:
+            model = AutoModel.from_config(settings)
+        else:
+            model = _text_class(settings)(settings)
+    except Exception as error:  # libraries raise many kinds on options that do not fit together
+        raise UserError(f"model.text.config: transformers could not build a {kind!r}: {one_line(error)}") from error
+    return _text_part(model, kind).float()
+
+
+def _text_class(settings: Any) -> Any:
+    """The class of the text half of an image-text model, which has no automatic class."""
+    package = importlib.import_module(type(settings).__module__.rpartition(".")[0])
+    names = [name for name in dir(package) if name.endswith("TextModel")]
+    found = [
+        c for c in (getattr(package, name) for name in names) if getattr(c, "config_class", None) is type(settings)
+    ]
+    if not found:
+        raise ValueError("transformers has no text model for it")
+    return found[0]
+
+
+def _pretrained(name: str) -> Any:
+    from transformers import AutoConfig, AutoModel
+
+    folder = Path(name)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise UserError(f"model.text.name={name}: the folder has no config.json; give a Hugging Face model folder")
+    try:
+        with quiet_transformers():
+            settings = AutoConfig.from_pretrained(name)
+            kind = AutoModel if type(settings) in AutoModel._model_mapping else _text_class(settings)
+            # The stored type may be a half format, which neither trains well nor multiplies with the projections.
+            model = kind.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.text.name={name!r} is neither a folder here nor reachable on the hub: {one_line(error, 200)}"
+        ) from error
+    return _text_part(model, name)
+
+
+def _text_part(model: Any, name: str) -> Any:
+    """The part of a model that encodes text: an encoder-decoder's encoder, or an image-text model's text half."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        encoder = model.get_encoder()
+        if encoder is model:
+            raise UserError(f"model.text: {name} has no encoder of its own; use an encoder such as bert")
+        # The kind from which it can be built again.
+        encoder.config.is_encoder_decoder = True
+        return encoder
+    parts = [getattr(model, part) for part in _TEXT_PARTS if isinstance(getattr(model, part, None), nn.Module)]
+    is_pair = any(hasattr(model.config, key) for key in ("vision_config", "image_config"))
+    return parts[0] if is_pair and parts else model
+
+
+def positions(encoder: Any) -> int | None:
+    """Length of the longest caption that the positions allow; None without a limit."""
+    limit = getattr(encoder.config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    tables = [m for n, m in encoder.named_modules() if "position" in n and getattr(m, "padding_idx", None) is not None]
+    skipped = [table.padding_idx + 1 for table in tables if len(getattr(table, "weight", ())) == limit]
+    return limit - max(skipped, default=0)
+
+
+def _pooling(config: TextConfig, encoder: Any, pad_id: int) -> str:
+    """The pooling of the configuration; for `auto`, what the model declares or was made for."""
+    if isinstance(encoder, OpenClipText):
+        return "pooler" if encoder.projects else "eos"
+    if config.pooling != "auto":
+        return config.pooling
+    declared = None if config.name is None else _declared_pooling(config.name)
+    if declared is not None:
+        return declared
+    if encoder.config.model_type in _READ_PADDING:
+        return "pooler"
+    if getattr(encoder.config, "is_encoder_decoder", False):
+        return "mean"
+    return "eos" if _is_causal(encoder, pad_id) else "cls"
+
+
+def _is_causal(encoder: Any, pad_id: int) -> bool:
+    """True if the vector of the first token does not see the last one."""
+    tokens, mask = probe_captions(encoder, pad_id)
+    changed = tokens[:1].clone()
+    changed[0, -2] = tokens[1, 0]
+    try:
+        with still(encoder), torch.no_grad():
+            first, second = (
+                call_encoder(encoder, t, mask[:1], call_options(encoder)).last_hidden_state
+                for t in (tokens[:1], changed)
+            )
+    except Exception as error:  # encoders raise many kinds when they are not made for plain captions
+        kind = encoder.config.model_type
+        raise UserError(f"model.text: a {kind!r} cannot encode captions: {one_line(error, 200)}") from error
+    return torch.equal(first[:, 0], second[:, 0]) and not torch.equal(first[:, -1], second[:, -1])
+
+
+def _declared_pooling(name: str) -> str | None:
+    """The pooling that a folder or hub model of sentence-transformers declares; None for any other model.
+
+    Raises:
+        UserError: it is one that towers do not have.
+    """
+    modules = _read_json(name, "modules.json")
+    places = [entry["path"] for entry in modules or [] if str(entry.get("type", "")).endswith(".Pooling")]
+    place = places[0] if places else "1_Pooling"
+    record = _read_json(name, f"{place}/config.json")
+    if record is None:
+        return None
+    mode = record.get("pooling_mode")
+    modes = [mode] if isinstance(mode, str) else list(mode or [])
+    modes = modes or [_OLDER_FLAGS.get(key, key) for key, value in record.items() if key.startswith(_FLAG) and value]
+    if len(modes) != 1 or modes[0] not in _SENTENCE_POOLING:
+        raise UserError(
+            f"model.text.name={name} declares the pooling {'+'.join(modes) or 'none'}, which text towers do not have; "
+            f"set model.text.pooling to mean, cls or eos"
+        )
+    return _SENTENCE_POOLING[modes[0]]
+
+
+def _read_json(name: str, path: str) -> Any:
+    """A JSON file of a model folder or of the hub; None if there is none."""
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            name,
+            path,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}/{path} cannot be read: {one_line(error)}") from error

@@ -44,10 +44,10 @@ def build_text(config: TextConfig, vocab_size: int, pad_id: int) -> TextTower:
         raise UserError(
             f"model.text: the tokenizer has {vocab_size} tokens, the tower {size}; use the tower's own tokenizer"
         )
-    positions = positions(encoder)
-    if positions is not None and positions < config.max_tokens:
+    usable = positions(encoder)
+    if usable is not None and usable < config.max_tokens:
         raise UserError(
-            f"model.text.max_tokens={config.max_tokens}, but the tower has {positions} positions; lower "
+            f"model.text.max_tokens={config.max_tokens}, but the tower has {usable} positions; lower "
             f"model.text.max_tokens"
         )
     pooling = _pooling(config, encoder, pad_id)

@@ -23,7 +23,6 @@ ONE_POINT = 5e-7
 """Unit vectors that differ by less in every coordinate are one point: float32 resolves 1e-7."""
 _ALONE = 1e-4
 """Largest change of a vector, relative to the largest coordinate, by what else is in the batch."""
-_VOCABULARY = 8192
 _CAUSES = {
     "cls": "the first token does not see the others; set model.text.pooling=eos or mean",
     "eos": "the last token does not see the others; set model.text.pooling=mean",
@@ -120,13 +119,13 @@ def examine_vision(name: str, config: VisionConfig, embed_dim: int | None = None
     )
 
 
-def examine_text(name: str, config: TextConfig, vocab_size: int = _VOCABULARY, pad_id: int = 0) -> TowerReport:
-    """Build a text tower and try what it can do, with random captions."""
+def examine_text(name: str, config: TextConfig) -> TowerReport:
+    """Build a text tower and try what it can do, with random captions. No tokenizer is read or trained."""
     start = time.monotonic()
     try:
-        if config.name is not None:
-            vocab_size = 1  # any vocabulary fits: no tokenizer is read
-        tower = build_text(config, vocab_size, pad_id)
+        # A tower that knows its vocabulary keeps it.
+        known = config.config is None or "vocab_size" in config.config
+        tower = build_text(config, 1 if known else config.vocab_size, pad_id=0)
         tokens, mask = _two_captions(tower)
         encoded, idle = _encoded(tower, lambda: tower(tokens, mask), "model.text")
         _check_alone(encoded.pooled, lambda row: tower(tokens[row : row + 1], mask[row : row + 1]).pooled, tower)

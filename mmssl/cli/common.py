@@ -100,6 +100,20 @@ Precision = Annotated[
     typer.Option(help="Number format of the towers. auto: bf16 where this device multiplies it faster than fp32."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images or captions per forward pass.")]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of a table with image paths or images; its number without header. Default: found by name."
+    ),
+]
+CaptionColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of a table with captions; its number without header. Default: found by name."),
+]
+Separator = Annotated[
+    str | None, typer.Option(help="Separator of a text table: tab, comma, ';' ... Default: recognised.")
+]
+Encoding = Annotated[str | None, typer.Option(help="Encoding of a text table: utf-8, cp1252 ... Default: recognised.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file.")]
 
 

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mmssl.cli.common import check_file, group, progress_bar, status, writing
+from mmssl.cli.common import (
+    CaptionColumn,
+    Encoding,
+    ImageColumn,
+    Separator,
+    check_file,
+    group,
+    progress_bar,
+    status,
+    writing,
+)
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -225,10 +235,10 @@ def pack(
         Literal["keep", "jpeg", "png", "webp"], typer.Option(help="Format of the packed images.")
     ] = "keep",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEG and WebP.")] = 90,
-    image_column: Annotated[
-        str | None, typer.Option(help="Column of image paths or images. Default: found by name.")
-    ] = None,
-    caption_column: Annotated[str | None, typer.Option(help="Column of captions. Default: found by name.")] = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
+    separator: Separator = None,
+    encoding: Encoding = None,
     key_column: Annotated[
         str | None, typer.Option(help="Column of keys. Default: found by name, else numbers.")
     ] = None,
@@ -247,29 +257,39 @@ def pack(
 ) -> None:
     """Pack images and captions into shards, and index them.
 
-    SOURCE is a folder of images, a CSV, TSV, JSONL or Parquet table of paths (or images) and captions, or a
-    Hugging Face dataset saved with save_to_disk. Shards ('a/*.tar', in quotes) are packed again: members that lie
-    apart are joined, and unusable samples left out. A hash of its key assigns each sample to a split, so splits do not
-    change when samples are added. Unusable samples are listed in bad_samples.jsonl.
+    SOURCE is a folder of images, a table of paths (or images) and captions, or a Hugging Face dataset saved with
+    save_to_disk. Tables are CSV, TSV, JSON and Parquet files, also compressed; their separator, encoding and columns
+    are recognised and printed. Shards ('a/*.tar', in quotes) are packed again: members that lie apart are joined, and
+    unusable samples left out. A hash of its key assigns each sample to a split, so splits do not change when samples
+    are added. Unusable samples are counted by cause, and listed in bad_samples.jsonl.
 
     Example: mmssl shards pack photos/ --out shards/ --split train=0.95 --split val=0.05 --resize 512
     """
-    from mmssl.data.packing import BAD, Encoding, ShardRecords, open_records
-    from mmssl.data.packing import pack as write
+    from mmssl.data import packing
 
     exclusion = _exclusion(without_copies_of or [], without_leaks)
-    encoding = Encoding(resize=resize, format=format, quality=quality)
-    if source.exists() or not has_magic(str(source)):
-        records = open_records(source, image_column, caption_column, key_column)
+    if source.exists() or not has_magic(str(source)) or packing.table_suffix(source.name) is not None:
+        with progress_bar("rows", text="reading the table") as bar:
+            records = packing.open_records(
+                source,
+                image_column,
+                caption_column,
+                key_column,
+                separator=separator,
+                encoding=encoding,
+                progress=lambda done: bar.update(done, None),
+            )
     else:
-        records = ShardRecords(_tars(source))
+        records = packing.ShardRecords(_tars(source))
+    if records.describe():
+        print(records.describe())
     with progress_bar("samples", text="packing") as bar:
-        packed = write(
+        packed = packing.pack(
             records,
             out,
             splits=_parse_splits(splits),
             shard_samples=shard_samples,
-            encoding=encoding,
+            encoding=packing.Encoding(resize=resize, format=format, quality=quality),
             threads=threads,
             progress=bar.update,
             exclusion=exclusion,
@@ -281,7 +301,7 @@ def pack(
     if packed.shards.get("train"):
         print(f"train on them with data.train='{out}/train-*.tar'")
     if packed.account.omitted:
-        print(f"pairs left out are listed in {out / BAD}")
+        print(f"pairs left out are listed in {out / packing.BAD}")
     print(packed.account.text())
     if packed.account.used == 0:
         raise UserError(f"no pair of {source} is usable, so there is no shard; see the causes above")

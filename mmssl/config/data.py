@@ -65,7 +65,8 @@ class DataConfig(ConfigBase):
     """Global batch size: pairs per step over all processes."""
     captions: list[str] = ["{txt}"]
     """Caption templates; each sample draws one. `{txt}` is the .txt member, other fields come from the .json member.
-    A list field such as `{tags}` renders a random non-empty subset in random order."""
+    A list of tags such as `{tags}` renders a random non-empty subset in random order. Of several captions (a list of
+    sentences, or the lines of `{txt}`) one is drawn. `{name|one}` and `{name|all}` decide for themselves."""
     lanes: int | None = Field(None, ge=1)
     """Parallel read positions in the data, fixed for a run. The number must divide the batch size. Default: the
     largest divisor of the batch size up to 64."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmssl.data.transforms import captions
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import CLASSNAMES_FILE, Dataset
 from mmssl.types import Sample
@@ -60,17 +61,17 @@ def class_indices(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[st
 
 
 def image_captions(sample: Sample) -> list[str]:
-    """The captions of a sample: the non-empty lines of its .txt member.
+    """The captions of a sample: the lines of its .txt member, or a list in its .json that begins with the text.
 
     Raises:
         UserError: it has no caption.
     """
-    captions = [line.strip() for line in str(sample.fields.get("txt", "")).splitlines() if line.strip()]
-    if not captions:
+    texts = [text for text in captions.sample_captions({"txt": "", **sample.fields}) if text.strip()]
+    if not texts:
         raise UserError(
             f"{locate(sample)} has no caption; retrieval needs one in each: a .txt member, a caption per line"
         )
-    return captions
+    return texts
 
 
 def locate(sample: Sample) -> str:

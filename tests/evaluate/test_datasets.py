@@ -38,6 +38,20 @@ def test_retrieval_layout(captioned: Path) -> None:
     assert [len(image_captions(s)) for s in read(dataset, on_bad=pytest.fail)] == [1 + i % 3 for i in range(30)]
 
 
+@pytest.mark.parametrize(
+    ("fields", "captions"),
+    [
+        ({"txt": "one\n\ntwo \n"}, ["one", "two"]),
+        ({"txt": "one", "captions": ["one", "two"]}, ["one", "two"]),
+        ({"txt": "one\nline", "captions": ["one\nline"]}, ["one\nline"]),
+        ({"txt": "one", "captions": ["others", "two"]}, ["one"]),
+    ],
+)
+def test_retrieval_has_every_caption(fields: dict[str, object], captions: list[str]) -> None:
+    """The captions of an image are the lines of its text, or the list that packing wrote beside it."""
+    assert image_captions(sample(**fields)) == captions
+
+
 def test_flat_folder_and_pattern(tmp_path: Path) -> None:
     """A flat folder gives its val shards; a pattern gives what it names, with the names beside the shards."""
     home = tmp_path / "flat"

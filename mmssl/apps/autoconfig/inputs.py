@@ -96,12 +96,12 @@ def probe_pairs(shards: Sequence[str], count: int, templates: Sequence[str] = ("
             except DecodeError:
                 continue
             try:
-                rendered = [captions.render_caption(sample.fields, [template], None) for template in templates]
+                texts = [text for template in templates for text in captions.every_caption(sample.fields, template)]
             except UserError as error:
                 problem = problem or f"{shard}:{sample.key} ({error}); {remedy_of(str(error))}"
                 continue
             sides.append(min(header.width, header.height))
-            lengths.append(max(count_tokens(captions.clean_caption(caption)) for caption in rendered))
+            lengths.append(max(count_tokens(captions.clean_caption(caption)) for caption in texts))
     if not sides:
         more = problem or "for a full report: mmssl shards check PATTERN"
         raise UserError(f"no usable pair in {shards[0]}: {more}")

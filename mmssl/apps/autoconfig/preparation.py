@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmssl import system
 from mmssl.data import Account, expand
-from mmssl.data.packing import BAD, Encoding, open_records, pack
+from mmssl.data.packing import BAD, Encoding, open_records, pack, table_suffix
 from mmssl.data.shards import TABLES, Progress, SampleLimits, ShardIndex, describe_problems, is_remote
 from mmssl.data.sources import account_of_indexes, index_source, refuse_mixed, set_apart
 from mmssl.data.storage import Access
@@ -52,7 +52,7 @@ def is_shards(data: Source) -> bool:
     if path.is_dir():
         refuse_mixed(path)
         return any(path.glob("*.tar"))
-    return path.suffix not in TABLES
+    return table_suffix(path.name) is None
 
 
 def prepare(data: Source, folder: Path, hold_out: bool = True, progress: Progress | None = None) -> Prepared:

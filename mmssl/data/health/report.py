@@ -150,7 +150,7 @@ def _image_advice(images: Statistics, count: int, image_size: int) -> Iterator[s
     if again := images["exact copies under another caption"]:
         yield (
             f"{again} images occur again under another caption: merge the captions into a list in one sample's JSON "
-            "and name the list in data.captions"
+            "and name the list in data.captions: each epoch draws one of them"
         )
     if (copies := images["exact copies"] + images["near copies"]) > 0.02 * count:
         yield f"{copies / count:.1%} of the images are copies of others: keep one of each"

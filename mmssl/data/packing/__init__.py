@@ -5,6 +5,7 @@ from mmssl.data.packing.folders import holds_pairs
 from mmssl.data.packing.packer import BAD, Encoding, Exclusion, Format, Packed, pack
 from mmssl.data.packing.shard_records import ShardRecords
 from mmssl.data.packing.tables import open_records
+from mmssl.data.shards.urls import table_suffix
 
 __all__ = [
     "BAD",
@@ -17,4 +18,5 @@ __all__ = [
     "holds_pairs",
     "open_records",
     "pack",
+    "table_suffix",
 ]

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmssl.data.packing import values
 from mmssl.data.packing.records import (
-    CAPTION_COLUMNS,
     MANIFEST,
     Fields,
     RecordError,
     Records,
     as_text,
-    find_caption,
+    captions_as_fields,
     read_file,
     record_key,
 )
@@ -98,13 +98,13 @@ class FolderRecords(Records):
         text = next((beside[extension] for extension in _TEXTS if extension in beside), None)
         if text is not None:
             fields["txt"] = as_text(read_file(text), text.name)
-        elif "txt" not in fields:
-            found = next((name for name in CAPTION_COLUMNS if name in fields), None)
+        else:
+            found = values.caption_field(fields)
             if found is None:
                 stem = Path(image.path).stem
                 names = f"{stem}.txt and a caption in {stem}.json are both missing"
                 raise RecordError("no caption", names, "write the caption of NAME.jpg to NAME.txt")
-            fields["txt"] = find_caption(fields[found])
+            fields |= captions_as_fields(values.captions(fields[found]), found)
         return read_file(self._folder / image.path), fields
 
 

@@ -171,7 +171,7 @@ def _parts(
 def _account(out: Path, used: int) -> Account:
     """The records of this call and of interrupted ones before it."""
     account = Account(used)
-    for entry in sorted(_listed_bad(out), key=lambda entry: entry["shard"] or ""):
+    for entry in sorted(_listed_bad(out), key=lambda entry: (entry["shard"] or "", entry["key"])):
         example = f"{entry['key']} ({entry['error']})"
         account.leave_out(entry["cause"], example, remedy=entry["remedy"])
     return account

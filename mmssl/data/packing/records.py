@@ -2,18 +2,17 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from mmssl.data.transforms import captions
+from mmssl.errors import UserError
 
 Fields = dict[str, Any]
 
 MANIFEST = "mmssl-pack.json"
 """File of a packed folder that identifies the records and options."""
-
-CAPTION_COLUMNS = ("caption", "text", "txt", "captions", "description", "title", "sentence")
-"""Names of a caption in a table or a JSON file, in order of preference."""
-
 
 UNREADABLE = "a file cannot be read"
 """Cause of records whose file may be restored."""
@@ -34,6 +33,10 @@ class RecordError(ValueError):
         self.remedy = remedy
 
 
+Defects = list[tuple[str, RecordError]]
+"""Place and error of records that cannot be read at all."""
+
+
 class Records(ABC):
     """Images with captions, readable one by one from several threads."""
 
@@ -44,9 +47,21 @@ class Records(ABC):
     def keys(self) -> list[str]:
         """Key of each record, without dots. Unique unless the source repeats a key."""
 
-    def defects(self) -> "list[tuple[str, RecordError]]":
+    def describe(self) -> str:
+        """One line: what was recognised in the source. Empty: nothing had to be."""
+        return ""
+
+    def defects(self) -> Defects:
         """Place and error of each record that is no record at all: it has no key and cannot be loaded."""
         return []
+
+    def values(self, field: str) -> list[Any]:
+        """The value of a field in each record.
+
+        Raises:
+            UserError: no record has the field.
+        """
+        raise UserError(f"the field {field!r} cannot be read: only tables have fields for --split-by and --group-by")
 
     def owners(self) -> list[str]:
         """For each record, the key of the first record with the same image: they belong to one split."""
@@ -87,13 +102,15 @@ def as_text(content: bytes, name: str) -> str:
         raise RecordError("the text is not UTF-8", f"byte {error.start} of {name}", "save it as UTF-8") from None
 
 
-def find_caption(value: Any) -> str:
-    """A caption, or the first of a list. Raises RecordError for anything else."""
-    if isinstance(value, (list, tuple)) and value:
-        value = value[0]
-    if not isinstance(value, str):
-        raise RecordError(f"the caption is {type(value).__name__}, not text")
-    return value
+def captions_as_fields(texts: Sequence[str], field: str) -> Fields:
+    """The fields of one or several captions: `txt` is the first, and a list under a name of captions has them all.
+
+    A text of several lines gets the list too: without it, each line would be a caption.
+    """
+    if len(texts) == 1 and len(texts[0].splitlines()) < 2:
+        return {"txt": texts[0]}
+    names = {field} if field in captions.CAPTION_FIELDS else {field, "captions"}
+    return {"txt": texts[0]} | {name: list(texts) for name in names}
 
 
 def plain_value(value: Any) -> Any:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmssl.data.packing.records import CAPTION_COLUMNS, Fields, RecordError, Records, find_caption, record_key
+from mmssl.data.packing import values
+from mmssl.data.packing.records import Fields, RecordError, Records, captions_as_fields, record_key
 from mmssl.data.shards import SampleLimits
 from mmssl.data.shards.causes import cause_of, remedy_of
 from mmssl.data.shards.damage import describe_tail
@@ -81,11 +82,11 @@ class ShardRecords(Records):
         except OSError as error:
             raise RecordError("a shard cannot be read", f"{place.shard}: {error.strerror}", "restore it") from None
         fields = dict(sample.fields)
-        if "txt" not in fields:
-            found = next((name for name in CAPTION_COLUMNS if name in fields), None)
+        if not isinstance(fields.get("txt"), str):
+            found = values.caption_field(fields)
             if found is None:
                 raise RecordError("the .json has no caption", ", ".join(fields), "put the caption into KEY.txt")
-            fields["txt"] = find_caption(fields[found])
+            fields |= captions_as_fields(values.captions(fields[found]), found)
         return sample.image, fields
 
     def _add(self, shard: str, limits: SampleLimits) -> None:

@@ -2,8 +2,19 @@
 
 from mmssl.types import PipeCommand
 
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+TABLES = (".csv", ".tsv", ".tab", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 """Extensions of tables, which are packed into shards and cannot be read as shards."""
+COMPRESSED = (".gz", ".bz2", ".xz")
+"""Extensions behind those of text tables."""
+
+
+def table_suffix(name: str) -> str | None:
+    """The extension of a table in lower case, without that of its compression. None: the name is not of a table."""
+    name = name.lower()
+    base = next((name.removesuffix(packed) for packed in COMPRESSED if name.endswith(packed)), name)
+    found = next((suffix for suffix in TABLES if base.endswith(suffix)), None)
+    return None if found == ".parquet" and base != name else found
+
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 """Endings of the names of tars. Compressed ones are refused with their remedy."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from mmssl.data.packing import holds_pairs
-from mmssl.data.shards import TABLES, is_remote
-from mmssl.data.shards.urls import is_web
+from mmssl.data.shards import is_remote
+from mmssl.data.shards.urls import is_web, table_suffix
 from mmssl.data.storage import list_fsspec
 from mmssl.errors import UserError
 from mmssl.types import PipeCommand
@@ -37,7 +37,7 @@ def expand(spec: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
     names = [name for pattern in patterns for name in _expand_one(pattern, allow_pipe)]
     if not names:
         raise UserError(f"no shards are given ({spec!r}); give a path, a pattern or a list of them")
-    table = next((name for name in names if not is_remote(name) and Path(name).suffix in TABLES), None)
+    table = next((name for name in names if not is_remote(name) and table_suffix(name) is not None), None)
     if table is not None:
         raise UserError(
             f"{table} is a table, not a shard; give .tar files, or pack it: mmssl shards pack {table} --out FOLDER"

@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 def iter_captions(shards: Sequence[str], templates: Sequence[str]) -> Iterator[str]:
-    """Every caption template of the samples, in file order. Samples that lack a field are logged, counted by cause.
+    """Every caption of the samples, in file order. Samples that lack a field are logged, counted by cause.
 
     Raises:
         UserError: a template is malformed, or no caption can be rendered: names a sample, the cause and the remedy.
@@ -47,7 +47,7 @@ def _render(fields: dict[str, object], templates: Sequence[str]) -> tuple[list[s
     problem: str | None = None
     for template in templates:
         try:
-            found.append(captions.render_caption(fields, [template], None))
+            found += captions.every_caption(fields, template)
         except UserError as error:
             problem = problem or str(error)
     return found, problem

@@ -1,6 +1,7 @@
 """Caption templates and caption cleaning."""
 
 import html
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,23 @@ import numpy as np
 from mmssl.errors import UserError
 
 _SLOT = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-_NAME = re.compile(r"[^.\[\]!:]+")
+_NAME = re.compile(r"[^.\[\]!:|]+(\|(one|all))?")
+CAPTION_FIELDS = (
+    "caption",
+    "text",
+    "txt",
+    "captions",
+    "description",
+    "title",
+    "sentence",
+    "sentences",
+    "comment",
+    "alt_text",
+    "raw",
+)
+"""Usual names of captions in tables and JSON, in order of preference."""
+_CAPTION_WORDS = 3
+"""Words from which on the items of a list are captions under any name; shorter ones are tags."""
 
 
 def render_caption(fields: Mapping[str, Any], templates: Sequence[str], rng: np.random.Generator | None) -> str:
@@ -20,16 +37,51 @@ def render_caption(fields: Mapping[str, Any], templates: Sequence[str], rng: np.
     A field is named in braces; `{{` and `}}` are literal braces. Only whole field names are looked up: attributes,
     indices and formats are refused, so data cannot reach anything else.
 
+    Several captions of an image are never joined: one of them is drawn. Several captions are a list under a usual name
+    (`CAPTION_FIELDS`), a list of texts of three words or more, and the lines of `{txt}`. Other lists are tags. Their
+    items are joined by ", ". `{name|one}` and `{name|all}` decide for themselves.
+
     Args:
-        fields: the sample's fields. A list renders its items joined by ", ".
-        rng: draws the template, and for each list field a non-empty subset in random order. None: the first
-            template and full lists.
+        fields: the sample's fields.
+        rng: draws the template, one of several captions, and of tags a non-empty subset in random order. None: the
+            first template, the first caption and all tags.
 
     Raises:
-        UserError: the template is malformed, or names a field that the sample lacks.
+        UserError: the template is malformed, or names a field that the sample lacks or that is no text.
     """
     template = templates[0 if rng is None else int(rng.integers(len(templates)))]
     return _SLOT.sub(lambda slot: _fill(slot, template, fields, rng), template)
+
+
+def sample_captions(fields: Mapping[str, Any]) -> list[str]:
+    """All captions of `{txt}`: the list that begins with it under a usual name, or its lines; at least one.
+
+    Raises:
+        UserError: the text is missing or is no text.
+    """
+    text = _text(fields.get("txt"), "txt")
+    lists = (fields[name] for name in CAPTION_FIELDS if isinstance(fields.get(name), (list, tuple)))
+    listed = next((items for items in lists if items and items[0] == text), None)
+    if listed is not None:
+        return _texts(listed, "captions")
+    return [line.strip() for line in text.splitlines() if line.strip()] or [text]
+
+
+def every_caption(fields: Mapping[str, Any], template: str) -> list[str]:
+    """Each caption that a template renders: one for each of several captions of an image. Tags are in full.
+
+    Raises:
+        UserError: as `render_caption`.
+    """
+    several: dict[str, list[str]] = {}
+    for slot in _SLOT.finditer(template):
+        name, choice = _name(slot, template)
+        items = _choices(fields, name, choice) if name is not None and name in fields else []
+        if name is not None and len(items) > 1:
+            several[name] = items
+    count = max(map(len, several.values()), default=1)
+    chosen = ({name: items[i % len(items)] for name, items in several.items()} for i in range(count))
+    return [render_caption({**fields, **one}, [template], None) for one in chosen]
 
 
 def check_templates(templates: Sequence[str]) -> None:
@@ -52,28 +104,68 @@ def clean_caption(text: str) -> str:
 
 
 def _fill(slot: re.Match[str], template: str, fields: Mapping[str, Any], rng: np.random.Generator | None) -> str:
-    name = _name(slot, template)
+    name, choice = _name(slot, template)
     if name is None:
         return slot.group()[0]
     if name not in fields:
         known = ", ".join(sorted(fields)) or "none"
         raise UserError(f"caption template {template!r} names the field {name!r}; the sample has: {known}")
+    several = _choices(fields, name, choice)
+    if several:
+        return several[0 if rng is None else int(rng.integers(len(several)))]
     value = fields[name]
     if not isinstance(value, (list, tuple)):
-        return str(value)
-    if rng is not None and len(value) > 1:
-        value = [value[i] for i in rng.permutation(len(value))[: rng.integers(1, len(value) + 1)]]
-    return ", ".join(str(item) for item in value)
+        return _text(value, name)
+    items = _texts(value, name)
+    if rng is not None and len(items) > 1 and choice is None:
+        items = [items[i] for i in rng.permutation(len(items))[: rng.integers(1, len(items) + 1)]]
+    return ", ".join(items)
 
 
-def _name(slot: re.Match[str], template: str) -> str | None:
-    """Field name of a slot; None for a doubled brace."""
+def _choices(fields: Mapping[str, Any], name: str, choice: str | None) -> list[str]:
+    """The captions of a field of which one is drawn. Empty: it has one, or holds tags."""
+    value = fields[name]
+    if name == "txt" and isinstance(value, str) and choice != "all":
+        found = sample_captions(fields)
+        return found if len(found) > 1 else []
+    if not isinstance(value, (list, tuple)) or choice == "all":
+        return []
+    items = _texts(value, name)
+    known = name in CAPTION_FIELDS or all(len(item.split()) >= _CAPTION_WORDS for item in items)
+    return items if choice == "one" or known else []
+
+
+def _texts(value: Sequence[Any], name: str) -> list[str]:
+    """The texts of a list, without its nulls. Raises UserError if nothing but nulls is in it."""
+    items = [_text(item, name) for item in value if item is not None]
+    if value and not items:
+        raise UserError(f"the field {name!r} holds no text: its list has nothing but null")
+    return items
+
+
+def _text(value: Any, name: str) -> str:
+    """A text or number as text. Raises UserError for what is none: null, NaN, truth values and JSON objects."""
+    kind = None
+    if value is None or isinstance(value, bool):
+        kind = {None: "null", True: "true", False: "false"}[value]
+    elif isinstance(value, Mapping):
+        kind = "an object"
+    elif isinstance(value, float) and not math.isfinite(value):
+        kind = "not a number"
+    if kind is not None:
+        raise UserError(f"the field {name!r} is no text: it is {kind}")
+    return str(value)
+
+
+def _name(slot: re.Match[str], template: str) -> tuple[str | None, str | None]:
+    """Field name of a slot, and the choice behind it, `one` or `all`; no name for a doubled brace."""
     if slot.group() in ("{{", "}}"):
-        return None
+        return None, None
     name: str | None = slot.group(1)
     if name is None or _NAME.fullmatch(name) is None:
         raise UserError(
             f"caption template {template!r} is malformed at {slot.group()!r}; "
             "a field is a plain name in braces, for example {txt}, and a plain brace is doubled"
         )
-    return name
+    field, _, choice = name.partition("|")
+    return field, choice or None

@@ -82,7 +82,8 @@ class Renderer:
 
     def _caption(self, row: int, sample: Sample, epoch: int, bad: dict[int, str]) -> str:
         # Most captions need no randomness, and creating a generator takes 16 microseconds.
-        is_drawn = len(self.templates) > 1 or any(isinstance(v, (list, tuple)) for v in sample.fields.values())
+        has_lists = any(isinstance(value, (list, tuple)) for value in sample.fields.values())
+        is_drawn = len(self.templates) > 1 or has_lists or "\n" in str(sample.fields.get("txt", "")).strip()
         rng = generator(self.seed, "caption", epoch, sample.id) if is_drawn else None
         try:
             text = render_caption(sample.fields, self.templates, rng)

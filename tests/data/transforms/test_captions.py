@@ -1,5 +1,6 @@
 """Caption templates: what they render, and what they refuse."""
 
+import math
 from collections import Counter
 from itertools import permutations
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.tokenizer import basic_clean, whitespace_clean
 
-from mmssl.data.transforms.captions import check_templates, clean_caption, render_caption
+from mmssl.data.transforms.captions import check_templates, clean_caption, every_caption, render_caption
 from mmssl.errors import UserError
 
 FIELDS: dict[str, Any] = {
@@ -137,3 +138,72 @@ def test_cleaning_equals_openclips(text: str) -> None:
 def test_ascii_needs_no_mending(text: str) -> None:
     """On printable ASCII, leaving ftfy out changes nothing."""
     assert clean_caption(text) == whitespace_clean(basic_clean(text))
+
+
+SENTENCES = ["Two people watch a dog.", "The brown dog is playing.", "a dog, and people"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "template"),
+    [
+        ({"captions": SENTENCES}, "{captions}"),
+        ({"txt": SENTENCES[0], "caption": SENTENCES}, "{txt}"),
+        ({"txt": SENTENCES[0], "captions": [*SENTENCES, None]}, "{txt}"),
+        ({"txt": "\n".join(SENTENCES) + "\n"}, "{txt}"),
+        ({"txt": "\r\n\r\n".join(SENTENCES)}, "{txt}"),
+        ({"said_by_five": SENTENCES}, "{said_by_five}"),
+        ({"raw": SENTENCES, "n": 3}, "{raw}"),
+        ({"x": SENTENCES}, "{x|one}"),
+    ],
+)
+def test_several_captions_are_drawn_one_at_a_time(fields: dict[str, Any], template: str) -> None:
+    """A list of captions, or the lines of a text, gives each of its captions equally often and never two in one.
+    Without randomness it gives the first."""
+    rng = np.random.default_rng(0)
+    counts = Counter(render_caption(fields, [template], rng) for _ in range(600))
+    assert set(counts) == set(SENTENCES)
+    assert min(counts.values()) > 150
+    assert render_caption(fields, [template], None) == SENTENCES[0]
+    assert every_caption(fields, template) == SENTENCES
+    around = [f"<{text}>" for text in SENTENCES]
+    assert {render_caption(fields, [f"<{template}>"], rng) for _ in range(100)} == set(around)
+    assert every_caption(fields, f"<{template}>") == around
+
+
+def test_a_text_that_is_one_caption_stays_whole() -> None:
+    """A list of one text, under a usual name, tells that a text of several lines is one caption."""
+    fields = {"txt": "one caption\nof two lines", "captions": ["one caption\nof two lines"]}
+    assert render_caption(fields, ["{txt}"], np.random.default_rng(0)) == fields["txt"]
+    assert every_caption(fields, "{txt}") == [fields["txt"]]
+
+
+@pytest.mark.parametrize("template", ["{tags}", "{tags|all}"])
+def test_tags_are_joined(template: str) -> None:
+    """Lists of words are tags: in full without randomness, and always with `all`."""
+    assert every_caption(FIELDS, template) == [", ".join(FIELDS["tags"])]
+    drawn = {render_caption(FIELDS, [template], np.random.default_rng(seed)) for seed in range(50)}
+    assert (len(drawn) == 1) == (template == "{tags|all}")
+    assert {render_caption(FIELDS, ["{tags|one}"], np.random.default_rng(seed)) for seed in range(50)} == set(
+        FIELDS["tags"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "null"),
+        (math.nan, "not a number"),
+        (math.inf, "not a number"),
+        (True, "true"),
+        (False, "false"),
+        ({"en": "a cat"}, "an object"),
+        ([None, None], "nothing but null"),
+        ([{"raw": "a cat"}], "an object"),
+    ],
+)
+@pytest.mark.parametrize("name", ["caption", "tags"])
+def test_values_that_are_no_text_are_refused(value: Any, words: str, name: str) -> None:
+    """Null, NaN, truth values and objects never become words of a caption."""
+    for rng in (None, np.random.default_rng(0)):
+        with pytest.raises(UserError, match=f"'{name}'.*{words}"):
+            render_caption({name: value}, [f"a {{{name}}}"], rng)

@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -181,3 +182,13 @@ def test_malformed_templates_are_refused_at_once() -> None:
     """A template that can never work is refused when the renderer is made."""
     with pytest.raises(UserError, match="malformed"):
         Renderer({}, ["{txt}", "{a.b}"], 0)
+
+
+@pytest.mark.parametrize("fields", [{"txt": "one\ntwo\nthree\n"}, {"txt": "one", "captions": ["one", "two", "three"]}])
+def test_an_epoch_draws_one_of_several_captions(fields: dict[str, Any]) -> None:
+    """Over the epochs a sample gives each of its captions, one at a time, and the same again for the same epoch."""
+    renderer = Renderer({}, ["{txt}"], seed=3)
+    sample = Sample(7, "a.tar", "key", b"", fields)
+    texts = [renderer([sample], epoch).texts[0] for epoch in range(40)]
+    assert set(texts) == {"one", "two", "three"}
+    assert texts[:5] == [renderer([sample], epoch).texts[0] for epoch in range(5)]

@@ -1,0 +1,199 @@
+"""Tables of images and captions: what CSV, JSON, Parquet and Arrow tables have in common, and several as one."""
+
+import hashlib
+import os
+from abc import abstractmethod
+from bisect import bisect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import Any
+
+from mmssl.data.packing import values
+from mmssl.data.packing.columns import Columns, Sample, Wanted, find_column
+from mmssl.data.packing.records import Defects, Fields, Records, captions_as_fields, plain_value, record_key
+
+Progress = Callable[[int], None]
+"""Called with the number of rows read so far."""
+
+SAMPLE = 200
+"""First rows whose values tell what the columns hold."""
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """How to read a table. None: recognised from its content."""
+
+    image_column: str | None = None
+    caption_column: str | None = None
+    key_column: str | None = None
+    separator: str | None = None
+    encoding: str | None = None
+
+    def wanted(self) -> Wanted:
+        """The columns that are named."""
+        return Wanted(self.image_column, self.caption_column, self.key_column)
+
+
+class TableRecords(Records):
+    """Rows with an image column, a caption column, and others."""
+
+    def __init__(self, source: Path, names: Sequence[str], columns: Columns, sample: Sample) -> None:
+        """
+        Args:
+            sample: column -> its values in the first rows.
+        """
+        self.source = source
+        self.columns = columns
+        self._names = list(names)
+        folder = source if source.is_dir() else source.parent
+        self._folder = _image_folder(folder, sample[columns.image])
+        self._moved = self._folder != folder
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    @abstractmethod
+    def row(self, number: int) -> Mapping[str, Any]:
+        """One row by column name."""
+
+    @abstractmethod
+    def column(self, name: str) -> Iterator[Any]:
+        """The values of one column."""
+
+    @abstractmethod
+    def form(self) -> str:
+        """The form in which the table was read, for example "tab-separated, windows-1252"."""
+
+    def describe(self) -> str:
+        columns = self.columns
+        key = "" if columns.key is None else f", key column {columns.key!r}"
+        place = f", images in {self._folder}" if self._moved else ""
+        return (
+            f"{self.source}: read as {self.form()}, image column {columns.image!r}, caption column "
+            f"{columns.caption!r}{key}{place}, {len(self):,} rows"
+        )
+
+    def keys(self) -> list[str]:
+        if self.columns.key is None:
+            return [f"{number:09}" for number in range(len(self))]
+        return distinct_keys(self.column(self.columns.key))
+
+    def owners(self) -> list[str]:
+        return first_keys(self.keys(), self.image_identities())
+
+    def image_identities(self) -> Iterator[str | bytes | None]:
+        """For each row, a value that is equal for the same image: its path, or a hash of its bytes.
+
+        None: there is no image.
+        """
+        for value in self.column(self.columns.image):
+            yield _image_identity(value, self._folder)
+
+    def values(self, field: str) -> list[Any]:
+        name = find_column(self.source, self._names, field)
+        return [plain_value(value) for value in self.column(name)]
+
+    def load(self, number: int) -> tuple[bytes, Fields]:
+        row, columns = self.row(number), self.columns
+        image = row.get(columns.image)
+        content = values.image_bytes(image, self._folder, columns.image, columns.caption)
+        texts = values.captions(row.get(columns.caption))
+        # The path is kept as a field, so that the file of a sample can be found.
+        is_path = isinstance(image, str) and len(image) <= values.LONGEST_PATH
+        left_out = {columns.caption} if is_path else {columns.caption, columns.image}
+        fields = {name: plain_value(value) for name, value in row.items() if name not in left_out}
+        return content, fields | captions_as_fields(texts, columns.caption)
+
+
+class JoinedRecords(Records):
+    """Several tables as one."""
+
+    def __init__(self, parts: Sequence[TableRecords]) -> None:
+        self._parts = parts
+        self._ends = list(accumulate(map(len, parts)))
+        self.ordered = any(part.ordered for part in parts)
+
+    def describe(self) -> str:
+        return f"{len(self._parts)} tables, {self._ends[-1]:,} rows; the first is {self._parts[0].describe()}"
+
+    def keys(self) -> list[str]:
+        if all(part.columns.key is None for part in self._parts):
+            return [f"{number:09}" for number in range(self._ends[-1])]
+        return distinct_keys(chain.from_iterable(part.keys() for part in self._parts))
+
+    def owners(self) -> list[str]:
+        return first_keys(self.keys(), chain.from_iterable(part.image_identities() for part in self._parts))
+
+    def defects(self) -> Defects:
+        return [(f"{part.source}: {place}", error) for part in self._parts for place, error in part.defects()]
+
+    def identity(self) -> str:
+        return hashlib.blake2b("".join(part.identity() for part in self._parts).encode(), digest_size=16).hexdigest()
+
+    def values(self, field: str) -> list[Any]:
+        return [value for part in self._parts for value in part.values(field)]
+
+    def load(self, number: int) -> tuple[bytes, Fields]:
+        part = bisect(self._ends, number)
+        return self._parts[part].load(number - (self._ends[part - 1] if part else 0))
+
+
+def distinct_keys(cells: Iterable[Any]) -> list[str]:
+    """Keys of rows by the values of a column.
+
+    A repeated `a` becomes `a-2`. Without a value, the row number is the key.
+    """
+    found = [f"{n:09}" if values.is_missing(cell) else record_key(str(cell)) for n, cell in enumerate(cells)]
+    taken, counts = set(found), dict.fromkeys(found, 0)
+    for number, key in enumerate(found):
+        counts[key] += 1
+        if counts[key] > 1:
+            while (unique := f"{key}-{counts[key]}") in taken:
+                counts[key] += 1
+            taken.add(unique)
+            found[number] = unique
+    return found
+
+
+def first_keys(keys: Sequence[str], identities: Iterable[str | bytes | None]) -> list[str]:
+    """For each row the key of the first row with the same identity; its own without an identity."""
+    first: dict[str | bytes, str] = {}
+    return [key if it is None else first.setdefault(it, key) for key, it in zip(keys, identities, strict=True)]
+
+
+def _image_identity(value: Any, folder: Path) -> str | bytes | None:
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and not values.is_missing(value):
+        if len(value) <= values.LONGEST_PATH:
+            return os.path.normpath(folder / values.image_path(value, folder))
+        value = "".join(value.split()).encode()
+    return hashlib.blake2b(value, digest_size=16).digest() if isinstance(value, bytes) and value else None
+
+
+def _image_folder(folder: Path, cells: Sequence[Any]) -> Path:
+    """The folder to which the paths of a table are relative.
+
+    It is the folder of the table, unless none of the paths exists there, but some do in the current folder or in a
+    folder beside the table.
+    """
+    paths = [cell for cell in cells if values.is_image(cell) and isinstance(cell, str)]
+    paths = [path for path in paths if len(path) <= values.LONGEST_PATH]
+
+    def exist(place: Path) -> bool:
+        return any(_is_file(place / values.image_path(path, place)) for path in paths)
+
+    if not paths or exist(folder):
+        return folder
+    beside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return next((place for place in (Path.cwd(), *beside) if exist(place)), folder)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a null character
+        return False

@@ -233,9 +233,9 @@ def load(source: str | Path) -> Model:
     """Load a model of this or of another library. Its `notes` say what was loaded.
 
     Args:
-        source: a run folder or its `model/` folder; `open_clip:MODEL/TAG` or `open_clip:MODEL/FILE`; `local-dir:FOLDER`
-            of open_clip; a folder of Hugging Face's CLIPModel, SiglipModel or VisionTextDualEncoderModel, or
-            `transformers:NAME` of the hub.
+        source: a run folder or its `model/` folder; `open_clip:MODEL/TAG`, `open_clip:MODEL/FILE` or
+            `open_clip:hf-hub:USER/MODEL`; `local-dir:FOLDER` of open_clip; a folder of Hugging Face's CLIPModel,
+            SiglipModel or VisionTextDualEncoderModel, or `transformers:NAME` of the hub.
 
     Raises:
         UserError: the model is missing, or its files do not fit together.

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64, "patch_size": None}
 TIMM = {"image_size": 64, "timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear"}
+TIMM_HEAD = {"image_size": 64, "timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": None}
+EVA_HEAD = {"image_size": 224, "timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "timm_proj": None}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 SIGLIP_TEXT = {**TEXT, "context_length": 16, "no_causal_mask": True, "pool_type": "last", "proj_bias": True}
 BIDIRECTIONAL = {**TEXT, "no_causal_mask": True}
@@ -20,6 +22,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "vit-quickgelu": {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": TEXT, "quick_gelu": True},
     "resnet": {"embed_dim": 24, "vision_cfg": RESNET, "text_cfg": TEXT},
     "timm": {"embed_dim": 24, "vision_cfg": TIMM, "text_cfg": TEXT, "custom_text": True},
+    "timm-head": {"embed_dim": 24, "vision_cfg": TIMM_HEAD, "text_cfg": TEXT, "custom_text": True},
+    "timm-head-as-wide": {"embed_dim": 512, "vision_cfg": TIMM_HEAD, "text_cfg": TEXT, "custom_text": True},
+    "eva-head": {"embed_dim": 24, "vision_cfg": EVA_HEAD, "text_cfg": TEXT, "custom_text": True},
     "siglip-text": {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": SIGLIP_TEXT, "custom_text": True},
     "bidirectional": {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": BIDIRECTIONAL, "custom_text": True},
 }

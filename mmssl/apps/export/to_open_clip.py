@@ -125,7 +125,9 @@ def _visual(model: Model) -> tuple[dict[str, Any], dict[str, Tensor]]:
         settings = {key: value for key, value in settings.items() if key not in ("timm_model_pretrained", *_TOKENS)}
     settings["image_size"] = model.vision.image_size
     if model.vision.projects:
-        return settings, state(trunk, "visual.")
+        # timm's own head projects inside the trunk of open_clip's wrapper.
+        inside = type(trunk).__module__.partition(".")[0] == "timm"
+        return settings, state(trunk, "visual.trunk." if inside else "visual.")
     assert weight is not None
     if _is_vit(model):
         return settings, {**state(trunk, "visual."), "visual.proj": weight.detach().cpu().T.contiguous()}

@@ -13,7 +13,7 @@ from mmssl.errors import UserError, one_line
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.text import TextTower
 from mmssl.models.text_open_clip import text_module
-from mmssl.models.vision_factory import quiet, unknown_model, wrap_trunk
+from mmssl.models.vision_factory import check_quick_gelu, quiet, unknown_model, wrap_trunk
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PretrainedModel:
 
 
 def read_open_clip(source: str) -> PretrainedModel:
-    """Read open_clip's `MODEL`, `MODEL/TAG`, `MODEL/FILE` (weights) or `local-dir:FOLDER`.
+    """Read open_clip's `MODEL`, `MODEL/TAG`, `MODEL/FILE` (weights), `hf-hub:USER/MODEL` or `local-dir:FOLDER`.
 
     Raises:
         UserError: open_clip has no such model, or its weights cannot be loaded.
@@ -40,21 +40,26 @@ def read_open_clip(source: str) -> PretrainedModel:
     import open_clip
 
     local = source.startswith("local-dir:")
-    name, _, pretrained = (source, "", "") if local else source.partition("/")
-    if not local and open_clip.get_model_config(name) is None:
-        raise UserError(unknown_model("open_clip", name, open_clip.list_models()))
+    complete = local or source.startswith("hf-hub:")
+    name, _, pretrained = (source, "", "") if complete else source.partition("/")
+    if not complete:
+        if open_clip.get_model_config(name) is None:
+            raise UserError(unknown_model("open_clip", name, open_clip.list_models()))
+        check_quick_gelu(name, pretrained)
     try:
         with quiet(True):
             settings = open_clip.get_model_config(name)
-            model = open_clip.create_model(name, pretrained=pretrained or None, pretrained_text=False)
-    except (RuntimeError, TypeError, OSError, ValueError, KeyError) as error:
+            model = open_clip.create_model(
+                name, pretrained=pretrained or None, pretrained_text=False, require_pretrained=complete
+            )
+    except Exception as error:  # libraries raise many kinds on files that are missing, damaged or do not fit
         raise UserError(f"open_clip could not build {source!r}: {one_line(error)}") from error
     words = settings["text_cfg"].get("tokenizer_kwargs") or {}
     if words.get("strip_sep_token", False):
         raise UserError(
             f"open_clip's {source} drops the end token of captions, which is not supported; use another model"
         )
-    origin = "a folder of open_clip" if local else f"open_clip's {name}/{Path(pretrained).name}"
+    origin = "a folder of open_clip" if local else f"open_clip's {name}/{Path(pretrained).name}".rstrip("/")
     notes = [f"{len(model.state_dict())} weights of {origin}"]
     if settings["text_cfg"].get("hf_model_name") is not None:
         text, projection = _hugging_face_text(model.text, settings["text_cfg"], source)
@@ -64,13 +69,13 @@ def read_open_clip(source: str) -> PretrainedModel:
         tokenizer = settings["text_cfg"].get("hf_tokenizer_name") or "clip"
         if local and tokenizer != "clip":
             tokenizer = name.removeprefix("local-dir:")
-    if not local and not pretrained:
+    if not complete and not pretrained:
         notes = [f"random weights for open_clip's {source}; give {source}/TAG for trained ones"]
     if getattr(model, "logit_bias", None) is not None:
         notes.append("left out: logit_bias, which does not change rankings")
     if hasattr(model, "text_decoder"):
         notes.append("left out: the text decoder, which is used for captioning only")
-    built = None if local else name
+    built = None if complete else name
     return _assembled(model, settings, text, projection, tokenizer, notes, built)
 
 

@@ -84,7 +84,7 @@ def _clip(model: Any, name: str) -> tuple[DualEncoder, ModelConfig]:
 def _siglip(model: Any, name: str) -> tuple[DualEncoder, ModelConfig]:
     """SigLIP's towers, which pool and project themselves."""
     settings = model.text_model.config
-    vision = _siglip_vision(model.vision_model.config, _preprocessing(name))
+    vision = _siglip_vision(model.vision_model.config, _preprocessing(name, int(model.vision_model.config.image_size)))
     dim = int(settings.projection_size)
     tower, _ = build_vision(vision, dim)
     _load(tower, to_timm, model.vision_model, name)
@@ -117,27 +117,69 @@ def _vision_config(vision: Any, name: str) -> VisionConfig:
         name=f"open_clip:ViT-B-32{'-quickgelu' if quick else ''}",
         options=options,
         image_size=vision.image_size,
-        **_preprocessing(name),
+        **_preprocessing(name, vision.image_size),
     )
 
 
-def _preprocessing(name: str) -> dict[str, Any]:
-    """Colour statistics and resizing of the folder's image processor; empty, for CLIP's, without one."""
+def _preprocessing(name: str, side: int) -> dict[str, Any]:
+    """Colours and resizing of the folder's image processor for images of `side` pixels; empty, for CLIP's, without one.
+
+    Raises:
+        UserError: the processor does something that evaluation here does not do.
+    """
     from transformers import AutoImageProcessor
 
     try:
         processor = AutoImageProcessor.from_pretrained(name).to_dict()
     except OSError:
         return {}
+    return {**_colours(processor), **_resizing(processor, name, side)}
+
+
+def _colours(processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean and standard deviation on a scale of 0 to 1 with which (x - mean) / std is what the processor computes."""
+    # The processor's value of white.
+    white = 255 * float(processor.get("rescale_factor", 1 / 255)) if processor.get("do_rescale", True) else 255.0
+    if not processor.get("do_normalize", True):
+        mean, std = [0.0] * 3, [1.0] * 3
+    else:
+        mean, std = processor["image_mean"], processor["image_std"]
+    return {"mean": tuple(value / white for value in mean), "std": tuple(value / white for value in std)}
+
+
+def _resizing(processor: Mapping[str, Any], name: str, side: int) -> dict[str, Any]:
+    """Fit and interpolation of the processor.
+
+    Raises:
+        UserError: it resizes or crops to another size, does not do it, or uses another filter.
+    """
     interpolation = _RESAMPLE.get(int(processor.get("resample", 3)))
     if interpolation is None:
         raise UserError(f"{name}: Pillow's filter {processor['resample']} is not supported; use bilinear or bicubic")
-    return {
-        "mean": tuple(processor["image_mean"]),
-        "std": tuple(processor["image_std"]),
-        "fit": "shortest" if "shortest_edge" in (processor.get("size") or {}) else "squash",
-        "interpolation": interpolation,
-    }
+    size, crop = _sides(processor.get("size")), _sides(processor.get("crop_size"))
+    crops = bool(processor.get("do_center_crop", False))
+    shortest = set(size) == {"shortest_edge"}
+    wanted = {key: value for key, value in size.items() if value != side}
+    problems = [
+        ("does not resize images (do_resize)", not processor.get("do_resize", True)),
+        (f"resizes to {wanted} for a model of {side} pixels", bool(wanted)),
+        (f"crops to {crop} for a model of {side} pixels", crops and any(value != side for value in crop.values())),
+        ("leaves images that are not square (do_center_crop)", shortest and not crops),
+        ("pads images (do_pad)", bool(processor.get("do_pad", False))),
+    ]
+    for problem, found in problems:
+        if found:
+            raise UserError(f"{name}: its image processor {problem}, which is not supported; edit its configuration")
+    return {"fit": "shortest" if shortest else "squash", "interpolation": interpolation}
+
+
+def _sides(size: Any) -> dict[str, int]:
+    """The sides that a processor's `size` or `crop_size` names, in any of its forms."""
+    if size is None:
+        return {}
+    if isinstance(size, int):
+        return {"shortest_edge": size}
+    return {key: int(value) for key, value in dict(size).items() if value is not None}
 
 
 def _siglip_vision(vision: Any, preprocessing: Mapping[str, Any]) -> VisionConfig:

@@ -1,5 +1,7 @@
 """Models of open_clip and transformers, loaded here, give their own libraries' features."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from PIL import Image
 
 import mmssl
 from mmssl.build import RunPlan, build_encoder, build_tokenizer, complete_config
-from mmssl.config import dump_config, load_config, parse_config
+from mmssl.config import VisionConfig, dump_config, load_config, parse_config
 from mmssl.data.transforms import load_tokenizer
 from mmssl.errors import UserError
+from mmssl.models.vision_factory import build_vision
 from tests.helpers.open_clip_folders import MODELS, PREPROCESSING, TEXTS, write_open_clip
 
 
@@ -197,3 +200,102 @@ def test_what_cannot_be_had_is_named(source: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         mmssl.load(source)
     assert "\n" not in str(caught.value)
+
+
+def hub_cache(folder: Path, repository: str, source: Path) -> None:
+    """The files of a folder as the hub's cache keeps those of a repository."""
+    place = folder / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("abc")
+    shutil.copytree(source, place / "snapshots" / "abc")
+
+
+@pytest.mark.parametrize("name", ["vit", "timm-head"])
+def test_an_open_clip_model_of_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip:hf-hub:USER/MODEL gives open_clip's features, and saved as our own needs the hub no more; without
+    weights it is refused."""
+    theirs = write_open_clip(tmp_path / "theirs", name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub_cache(tmp_path / "hub", "user/model", tmp_path / "theirs")
+    ours = mmssl.load("open_clip:hf-hub:user/model")
+    agree(ours, theirs, 32 if name == "vit" else 64)
+    ours.save(tmp_path / "ours")
+    (tmp_path / "theirs" / "open_clip_model.safetensors").unlink()
+    hub_cache(tmp_path / "hub", "user/bare", tmp_path / "theirs")
+    for missing in ("user/bare", "user/none"):
+        with pytest.raises(UserError, match=f"hf-hub:{missing}"):
+            mmssl.load(f"open_clip:hf-hub:{missing}")
+    shutil.rmtree(tmp_path / "hub")
+    assert torch.equal(mmssl.load(tmp_path / "ours").encode_text(TEXTS), ours.encode_text(TEXTS))
+
+
+@pytest.mark.parametrize(("name", "tag"), [("ViT-B-32", "openai"), ("ViT-L-14", "dfn2b"), ("RN50", "openai")])
+def test_weights_trained_with_another_activation_are_refused(name: str, tag: str) -> None:
+    """Before anything is loaded, with the name of the architecture that fits, as whole model and as vision tower."""
+    words = f"trained with QuickGELU.*use {name}-quickgelu"
+    with pytest.raises(UserError, match=words):
+        mmssl.load(f"open_clip:{name}/{tag}")
+    with pytest.raises(UserError, match=words):
+        build_vision(VisionConfig(name=f"open_clip:{name}", pretrained=tag), 512)
+
+
+def clip_folder(folder: Path, processor: dict[str, Any]) -> Any:
+    """A tiny CLIPModel of transformers for 32 pixels with this image processor."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config=dict(sizes), vision_config={**sizes, "image_size": 32, "patch_size": 8}, projection_dim=24
+    )
+    model = transformers.CLIPModel(config).eval()
+    model.save_pretrained(folder)
+    load_tokenizer("clip", 77).save(folder)
+    given = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "crop_size": 32}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**given, **processor}))
+    return model
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        {},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5},
+        {"do_rescale": False, "image_mean": [120.0, 110.0, 100.0], "image_std": [60.0, 50.0, 40.0]},
+        {"do_rescale": False, "do_normalize": False},
+        {"rescale_factor": 1 / 100, "do_normalize": False},
+        {"crop_size": {"height": 32, "width": 32}, "resample": 2},
+        {"size": {"height": 32, "width": 32}, "do_center_crop": False},
+    ],
+)
+def test_an_image_processor_is_honoured(processor: dict[str, Any], tmp_path: Path) -> None:
+    """Images of the model's size through transformers' own processor and model, against ours, to 1e-4."""
+    theirs = clip_folder(tmp_path, processor)
+    ours = mmssl.load(tmp_path)
+    pixels = transformers.AutoImageProcessor.from_pretrained(tmp_path)(image(32, 32), return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs.get_image_features(**pixels)
+        expected = getattr(expected, "pooler_output", expected)
+    torch.testing.assert_close(
+        ours.encode_image(image(32, 32)), torch.nn.functional.normalize(expected, dim=-1), atol=1e-4, rtol=0
+    )
+    assert ours.view.fit == ("squash" if "height" in processor.get("size", {}) else "shortest")
+
+
+@pytest.mark.parametrize(
+    ("processor", "words"),
+    [
+        ({"crop_size": 24}, "crops to .*24"),
+        ({"crop_size": {"height": 32, "width": 24}}, "crops to .*24"),
+        ({"size": {"shortest_edge": 40}}, "resizes to .*40"),
+        ({"size": {"height": 32, "width": 48}}, "resizes to .*48"),
+        ({"do_resize": False}, "does not resize"),
+        ({"do_center_crop": False}, "not square"),
+        ({"resample": 1}, "filter 1"),
+    ],
+)
+def test_an_image_processor_that_differs_is_refused(processor: dict[str, Any], words: str, tmp_path: Path) -> None:
+    """Sizes other than the model's, steps that are left out and filters that we do not have, by name."""
+    clip_folder(tmp_path, processor)
+    with pytest.raises(UserError, match=words):
+        mmssl.load(tmp_path)

@@ -102,7 +102,7 @@ def examine_vision(name: str, config: VisionConfig, embed_dim: int | None = None
         tower = _built_vision(config, embed_dim)
         images = _two_images(tower)
         encoded, idle = _encoded(tower, lambda: tower(images), "model.vision")
-        _check_alone(encoded.pooled, lambda row: tower(images[row : row + 1]).pooled, tower)
+        _check_alone(encoded.pooled.detach(), lambda row: tower(images[row : row + 1]).pooled, tower)
     except UserError as error:
         return TowerReport(name, str(error))
     places = "none" if tower.places is None else f"{tower.places} x {tower.places}"
@@ -128,7 +128,9 @@ def examine_text(name: str, config: TextConfig) -> TowerReport:
         tower = build_text(config, 1 if known else config.vocab_size, pad_id=0)
         tokens, mask = _two_captions(tower)
         encoded, idle = _encoded(tower, lambda: tower(tokens, mask), "model.text")
-        _check_alone(encoded.pooled, lambda row: tower(tokens[row : row + 1], mask[row : row + 1]).pooled, tower)
+        _check_alone(
+            encoded.pooled.detach(), lambda row: tower(tokens[row : row + 1], mask[row : row + 1]).pooled, tower
+        )
         _check_longest(tower, config.max_tokens)
     except UserError as error:
         return TowerReport(name, str(error))

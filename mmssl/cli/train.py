@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmssl.cli.common import Overrides, print_results, verb
+from mmssl.cli.common import CaptionColumn, Encoding, ImageColumn, Overrides, Separator, print_results, verb
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ def train(
     run: Annotated[
         Path | None, typer.Option(help="With --data: folder of the run. Default: runs/NAME, after the data.")
     ] = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
+    separator: Separator = None,
+    encoding: Encoding = None,
     resume: Annotated[
         Path | None,
         typer.Option(help="Run to resume from its newest checkpoint; KEY=VALUE may change settings."),
@@ -65,8 +69,10 @@ def train(
     _check_options(data, start, run, resume, rewind)
     if trust and resume is None:
         raise UserError("--trust needs a run: mmssl train --resume RUN --trust")
+    table = {"image_column": image_column, "caption_column": caption_column, "separator": separator}
+    table_options = _table_options(data, table | {"encoding": encoding})
     if data is not None:
-        _report(_train_on_data(data, config, changes, start, run))
+        _report(_train_on_data(data, config, changes, start, run, table_options))
     else:
         settings = _read_config(config, changes) if resume is None else resumed_config(resume, changes, trust)
         _report(_train_config(settings, resume=resume is not None, rewind=rewind))
@@ -80,6 +86,15 @@ def _check_options(data: str | None, start: str | None, run: Path | None, resume
         raise UserError(f"{option} needs --data; with a configuration, set model.start=MODEL and run_dir=RUN")
     if data is not None and resume is not None:
         raise UserError(f"--data and --resume are both given; {resume} has its data already: leave out --data")
+
+
+def _table_options(data: str | None, options: dict[str, str | None]) -> dict[str, str]:
+    """The options of tables that are given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if data is None and given:
+        option, value = next(iter(given.items()))
+        raise UserError(f"--{option.replace('_', '-')} {value} needs a table: --data pairs.csv")
+    return given
 
 
 def _train_config(settings: "Config", *, resume: bool, rewind: bool) -> "Finished":
@@ -150,7 +165,7 @@ def _named_code(config: "Config") -> list[str]:
 
 
 def _train_on_data(
-    data: str, config: str | None, changes: list[str], start: str | None, run: Path | None
+    data: str, config: str | None, changes: list[str], start: str | None, run: Path | None, table: dict[str, str]
 ) -> "Finished":
     from mmssl.apps.autoconfig import start_from, train_on
     from mmssl.config import parse_override, read_tree
@@ -159,9 +174,9 @@ def _train_on_data(
     if config is not None:
         if start is not None:
             pinned["model.start"] = start
-        return train_on(data, run, tree=read_tree(config), pinned=pinned)
+        return train_on(data, run, tree=read_tree(config), pinned=pinned, table=table)
     start = pinned.pop("model.start", start)
-    return train_on(data, run, start=None if start is None else start_from(start), pinned=pinned)
+    return train_on(data, run, start=None if start is None else start_from(start), pinned=pinned, table=table)
 
 
 def _report(finished: "Finished") -> None:

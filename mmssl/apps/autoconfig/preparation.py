@@ -1,10 +1,11 @@
 """Preparation of data in any form as shards, split into training and held-out pairs."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import escape, has_magic
 from pathlib import Path
+from typing import Any
 
 from mmssl import system
 from mmssl.data import Account, expand
@@ -42,6 +43,8 @@ class Prepared:
     account: Account = field(default_factory=Account)
     """All pairs of the data: used, or left out by cause."""
     notes: list[str] = field(default_factory=list)
+    recognised: str = ""
+    """One line: how a table was read. Empty: nothing had to be recognised."""
 
 
 def is_shards(data: Source) -> bool:
@@ -55,19 +58,30 @@ def is_shards(data: Source) -> bool:
     return table_suffix(path.name) is None
 
 
-def prepare(data: Source, folder: Path, hold_out: bool = True, progress: Progress | None = None) -> Prepared:
+def prepare(
+    data: Source,
+    folder: Path,
+    hold_out: bool = True,
+    progress: Progress | None = None,
+    *,
+    table: Mapping[str, str] | None = None,
+) -> Prepared:
     """Turn any data into shards. Images and tables are packed into the folder; packing can be resumed.
 
     Args:
         hold_out: hold out a fraction of the pairs for evaluation.
         progress: called with the number of packed records and the total.
+        table: how to read a table: options of `open_records`.
 
     Raises:
         UserError: the data are missing, damaged or too few, or would have to be packed by several processes.
     """
     if not is_shards(data):
         assert isinstance(data, str | Path)
-        found = _packed(Path(data), folder, hold_out, progress)
+        found = _packed(Path(data), folder, hold_out, progress, table or {})
+    elif table:
+        option, value = next(iter(table.items()))
+        raise UserError(f"--{option.replace('_', '-')} {value} is for tables, but {_name(data)} names shards")
     else:
         found = _split_shards(data, hold_out)
     if found.pairs < LEAST:
@@ -85,7 +99,7 @@ def resolve_shards(data: Source, folder: Path) -> list[str]:
     if is_shards(data):
         return _expanded(data)
     assert isinstance(data, str | Path)
-    return expand(_packed(Path(data), folder, False, None).train)
+    return expand(_packed(Path(data), folder, False, None, {}).train)
 
 
 def held_out_fraction(pairs: int) -> float:
@@ -93,12 +107,14 @@ def held_out_fraction(pairs: int) -> float:
     return min(0.25, min(5_000, max(36, pairs / 10)) / max(pairs, 1))
 
 
-def _packed(source: Path, folder: Path, hold_out: bool, progress: Progress | None) -> Prepared:
+def _packed(
+    source: Path, folder: Path, hold_out: bool, progress: Progress | None, table: Mapping[str, Any]
+) -> Prepared:
     if system.world_size() > 1:
         raise UserError(
             f"{source} cannot be packed by several processes; run mmssl shards pack {source} --out DIR and train on DIR"
         )
-    records = open_records(source)
+    records = open_records(source, **table)
     number = len(records.keys())
     fraction = held_out_fraction(number) if hold_out else 0.0
     splits = {TRAIN: 1 - fraction, HELD_OUT: fraction} if hold_out else {TRAIN: 1.0}
@@ -122,6 +138,7 @@ def _packed(source: Path, folder: Path, hold_out: bool, progress: Progress | Non
         packed=True,
         account=account,
         notes=notes,
+        recognised=records.describe(),
     )
 
 

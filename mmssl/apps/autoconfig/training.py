@@ -42,6 +42,7 @@ def train_on(
     start: Start | None = None,
     tree: Tree | None = None,
     pinned: Mapping[str, Any] | None = None,
+    table: Mapping[str, str] | None = None,
 ) -> Finished:
     """Train on a folder of images with captions, a table or shards, with settings that suit them.
 
@@ -51,6 +52,7 @@ def train_on(
         tree: a configuration, in which the data and pinned settings are replaced. None: settings are chosen, and the
             model is evaluated on held-out pairs at the end.
         pinned: dotted key -> value given by the user.
+        table: how to read a table: image_column, caption_column, separator, encoding. Others are recognised.
 
     Raises:
         UserError: the data are unusable, a setting is wrong, or the folder contains another run.
@@ -65,7 +67,7 @@ def train_on(
     trial = tree if tree is not None else _tree(choose(_TRIAL, machine, start, given))
     objective_options(_config(trial, "unknown", run, given))
     console = Console(quiet=not _is_first())
-    prepared = _prepared(data, run, hold_out=tree is None, console=console)
+    prepared = _prepared(data, run, tree is None, console, table)
     if tree is None:
         pairs = probe_pairs(expand(prepared.train), prepared.pairs, given.get("data.captions", ["{txt}"]))
         choices = [*choose(pairs, machine, start, given), *_evaluation(prepared, given)]
@@ -145,11 +147,17 @@ def _folder(given: Path | None, data: Source) -> Path:
     return found
 
 
-def _prepared(data: Source, run: Path, hold_out: bool, console: Console) -> Prepared:
+def _prepared(data: Source, run: Path, hold_out: bool, console: Console, table: Mapping[str, str] | None) -> Prepared:
     with console.status("packing") as status:
         found = prepare(
-            data, run / PACKED, hold_out, lambda done, total: status.update(f"packing: {done:,} of {total:,} pairs")
+            data,
+            run / PACKED,
+            hold_out,
+            lambda done, total: status.update(f"packing: {done:,} of {total:,} pairs"),
+            table=table,
         )
+    if found.recognised:
+        console.print(found.recognised, soft_wrap=True, markup=False)
     if found.packed:
         total = found.pairs + found.held_out_pairs
         console.print(f"{run / PACKED}: {total:,} pairs packed", soft_wrap=True, markup=False)

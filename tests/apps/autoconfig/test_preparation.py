@@ -151,3 +151,18 @@ def write_empty(path: Path) -> Path:
     """A tar without members."""
     path.write_bytes(bytes(10240))
     return path
+
+
+def test_options_of_tables_are_used(table: Path, tmp_path: Path) -> None:
+    """Columns, separator and encoding can be given, and are described as used. Shards refuse them."""
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    path = table.parent / "odd.csv"
+    lines = [f"{row['image']}~wrong~café {row['caption']}" for row in rows]
+    path.write_bytes("\n".join(["photo~caption~words", *lines]).encode("cp1252"))
+    options = {"image_column": "photo", "caption_column": "words", "separator": "~", "encoding": "cp1252"}
+    found = prepare(path, tmp_path / "a", table=options)
+    assert found.account.used == found.pairs + found.held_out_pairs == 40
+    assert all(s.fields["txt"].startswith("café a ") for s in iter_samples(expand(found.train)))
+    assert "windows-1252, image column 'photo', caption column 'words', 40 rows" in found.recognised
+    with pytest.raises(UserError, match="--separator ~ is for tables"):
+        prepare(str(write_pairs(tmp_path) / "*.tar"), tmp_path / "b", table={"separator": "~"})

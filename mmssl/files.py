@@ -1,14 +1,17 @@
-"""Reading and writing files: atomic replacement, JSON, CSV and checksums."""
+"""Reading and writing files: atomic replacement, JSON, JSON Lines, CSV and checksums."""
 
 import csv
 import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,87 @@ def write_json(path: Path, tree: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False)
     atomic_write(path, f"{text}\n".encode())
+
+
+@dataclass
+class JsonLines:
+    """A JSON Lines file as far as it can be read. Logs are cut by kills and damaged by disks."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    """The text of each row."""
+    damaged: list[bytes] = field(default_factory=list)
+    """Complete lines that are no JSON object in UTF-8."""
+    cut: bytes = b""
+    """A last line without a line break that is not complete."""
+
+
+def read_json_lines(path: Path) -> JsonLines:
+    """Read a JSON Lines file. A missing one is empty; a last line that lacks only its line break counts.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found = JsonLines()
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines):
+        text = line.strip()
+        try:
+            # Decoded here: json would take bytes with NULs for UTF-16.
+            row = json.loads(text.decode("utf-8")) if text else None
+        except (ValueError, RecursionError):
+            row = text
+        if isinstance(row, dict):
+            found.rows.append(row)
+            found.lines.append(text.decode("utf-8"))
+        elif text and number == len(lines) - 1:
+            found.cut = line
+        elif text:
+            found.damaged.append(line)
+    return found
+
+
+def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Append rows in one write, so that other processes may append too. A cut last line stays a line of its own.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            text = text if file.read(1) == b"\n" else "\n" + text
+        file.write(text.encode())
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder that cannot be used to the first free of NAME.damaged, NAME.damaged-2, ...
+
+    Returns: its new path.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    return path.rename(unused_path(path, "damaged"))
+
+
+def unused_path(path: Path, suffix: str) -> Path:
+    """The first of PATH.SUFFIX, PATH.SUFFIX-2, ... that does not exist."""
+    found, number = path.with_name(f"{path.name}.{suffix}"), 1
+    while found.exists() or found.is_symlink():
+        number += 1
+        found = path.with_name(f"{path.name}.{suffix}-{number}")
+    return found
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link, or a folder with all in it. A missing one is no error, and neither is a failure."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -6,11 +6,16 @@ Every call that exists on some systems only is here.
 import ctypes
 import os
 import platform
+import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
 import psutil
 
@@ -59,6 +64,61 @@ def restricted_to(numbers: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, own)
+
+
+def host() -> str:
+    """Name of this computer."""
+    return socket.gethostname()
+
+
+def machine() -> str:
+    """This computer since it started, and the numbering of its processes, which containers have of their own."""
+    started = read_text(Path("/proc/sys/kernel/random/boot_id")) or str(round(psutil.boot_time()))
+    numbering = Path("/proc/self/ns/pid")
+    return f"{host()} {started.strip()} {numbering.readlink() if numbering.is_symlink() else ''}"
+
+
+def process_start(pid: int) -> float | None:
+    """Start of a process of this computer, in seconds since 1970; None if it does not run."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def stop_signals() -> list[int]:
+    """Signals that ask a program to stop, of those this system has.
+
+    Beside Ctrl-C and SIGTERM: a closed terminal (SIGHUP), and what schedulers send as a warning (SIGUSR1, SIGUSR2).
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")
+    return [int(getattr(signal, name)) for name in names if hasattr(signal, name)]
+
+
+@contextmanager
+def on_stop_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[dict[int, Any]]:
+    """Handle the signals to stop while the block runs; gives the handlers before. Does nothing outside the main thread.
+
+    A SIGHUP that is ignored stays so: `nohup` asks for it.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in stop_signals():
+            if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            # None: another library handles it in C.
+            before[number] = signal.signal(number, handler) or signal.SIG_DFL
+    try:
+        yield before
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def leave(number: int) -> NoReturn:
+    """End this process at once, as stopped by a signal. Nothing is waited for, flushed or cleaned up."""
+    os._exit(128 + number)
 
 
 def memory() -> int:

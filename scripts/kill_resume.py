@@ -11,11 +11,18 @@ run; so must those of the steps that a kill undid.
 
 One process on a CPU: a third of the kills come while a checkpoint is being written, a third while the run starts, and
 a third at random moments of its steps. Weights, optimizer, averaged weights and metrics must end equal to the bit.
+
+    python scripts/kill_resume.py --exact --kills 210 --moments writing starting step signal stall damaged locked
+
+Further kinds of ends: one of the signals that ask a run to stop, after which it must have left within 10 seconds; the
+same while the reads of its disk hang; a kill after which a log is damaged; and a second process in the same folder,
+which must be refused, before the first is killed. A log that was damaged may lack lines; those it has must be equal.
 """
 
 import argparse
 import contextlib
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -24,16 +31,32 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+
+from mmssl import system
 
 LOG = "sample_ids.jsonl"
 CLOCKS = ("samples_per_s", "data_wait", "mb_per_s", "seconds", "time_share")
 """Metrics of time, which differ between runs."""
 MOMENTS = ("writing", "starting", "step")
+MORE_MOMENTS = ("signal", "stall", "damaged", "locked")
+LEAVE_SECONDS = 10.0
+LOGS = (LOG, "metrics.jsonl")
+DAMAGE: tuple[Callable[[bytes], bytes], ...] = (
+    lambda content: content[: -len(content) // 3],
+    lambda content: content[:-5],
+    lambda content: content + bytes(64),
+    lambda content: content[: len(content) // 2] + b"\xff\x00" + content[len(content) // 2 + 2 :],
+    lambda content: b'{"loss": 1}\n' + content,
+    lambda content: b"",
+)
+"""Changes to the bytes of a log."""
 Ids = dict[int, list[int]]
 """Step -> sample numbers of its global batch, in order."""
 
@@ -153,9 +176,16 @@ def _kill(processes: Sequence[BaseProcess], run: Path, life: int, part_of_step: 
 
 def read_ids(run: Path) -> Ids:
     """The whole lines of a run's log; the last one may be cut."""
-    log = run / LOG
-    lines = log.read_text().split("\n")[:-1] if log.is_file() else []
-    return {record["step"]: record["ids"] for record in map(json.loads, lines)}
+    return {record["step"]: record["ids"] for record in read_lines(run / LOG)}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log that are whole and name their step."""
+    from mmssl.files import read_json_lines
+
+    content = path.read_bytes() if path.is_file() else b""
+    whole = content.count(b"\n")
+    return [row for row in read_json_lines(path).rows[:whole] if "step" in row]
 
 
 def differing(found: Ids, expected: Ids) -> int:
@@ -163,9 +193,14 @@ def differing(found: Ids, expected: Ids) -> int:
     return sum(expected.get(step) != ids for step, ids in found.items())
 
 
-def train_in_fork(config: str, overrides: Sequence[str], run: Path, log: Path) -> None:
-    """Begin the run, or go on with it, in a process that has imported everything already."""
+def train_in_fork(config: str, overrides: Sequence[str], run: Path, log: Path, reads: int | None) -> None:
+    """Begin the run, or go on with it, in a process that has imported everything already.
+
+    Args:
+        reads: reads of samples after which the disk hangs. None: it never does.
+    """
     from mmssl.config import load_config
+    from mmssl.errors import UserError
     from mmssl.train.trainer import train
 
     with log.open("ab") as file:
@@ -174,7 +209,29 @@ def train_in_fork(config: str, overrides: Sequence[str], run: Path, log: Path) -
     resume = (run / "config.yaml").is_file()
     if not resume:
         shutil.rmtree(run, ignore_errors=True)
-    train(load_config(config, [*overrides, f"run_dir={run}"]), resume=resume)
+    if reads is not None:
+        hang_after(reads)
+    try:
+        finished = train(load_config(config, [*overrides, f"run_dir={run}"]), resume=resume)
+    except UserError as error:
+        print(f"error: {error}", flush=True)
+        os._exit(2)
+    if finished.signal is not None:
+        os._exit(128 + finished.signal)  # threads that read would be waited for
+
+
+def hang_after(reads: int) -> None:
+    """Make the reads of local shards hang in this process, after a number of them."""
+    from mmssl.data.storage import LocalFiles
+
+    read, count = LocalFiles.read, itertools.count()
+
+    def hanging(self: LocalFiles, shard: str, start: int, stop: int) -> bytes:
+        if next(count) >= reads:
+            threading.Event().wait()
+        return read(self, shard, start, stop)
+
+    LocalFiles.read = hanging  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -185,9 +242,9 @@ class Exact:
     overrides: list[str]
     log: Path
 
-    def start(self, run: Path) -> BaseProcess:
-        """Begin the run, or go on with it."""
-        arguments = (self.config, self.overrides, run, self.log)
+    def start(self, run: Path, reads: int | None = None) -> BaseProcess:
+        """Begin the run, or go on with it; `reads` as for `train_in_fork`."""
+        arguments = (self.config, self.overrides, run, self.log, reads)
         process = multiprocessing.get_context("fork").Process(target=train_in_fork, args=arguments)
         process.start()
         return process
@@ -200,9 +257,9 @@ class Exact:
             raise SystemExit(f"the run failed; see the end of {self.log}")
 
     def kill(self, run: Path, moment: str, rng: random.Random) -> bool:
-        """Go on with the run and kill it at a moment of this kind; returns whether a checkpoint was being written."""
+        """Go on with the run and end it at a moment of this kind; returns whether a checkpoint was being written."""
         start, log = time.time_ns(), run / LOG
-        process = self.start(run)
+        process = self.start(run, rng.randint(40, 200) if moment == "stall" else None)
 
         def writing() -> bool:
             with contextlib.suppress(FileNotFoundError):  # renamed while we looked
@@ -219,33 +276,58 @@ class Exact:
         if moment == "writing":
             self._wait(process, writing)
             time.sleep(rng.uniform(0, 0.01))
-        elif moment == "step":
+        elif moment == "stall":
+            self._wait(process, lambda: time.time_ns() - log.stat().st_mtime_ns > 0.7e9)
+        elif moment != "starting":
             time.sleep(rng.uniform(0, 0.5))
         if process.exitcode is not None:
             raise SystemExit(f"the run ended by itself with exit status {process.exitcode}; see {self.log}")
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        if moment == "locked":
+            self._check_refused(run)
+        self._end(process, rng.choice(system.stop_signals()) if moment in ("signal", "stall") else signal.SIGKILL)
+        if moment == "damaged":
+            path = run / rng.choice(LOGS)
+            path.write_bytes(rng.choice(DAMAGE)(path.read_bytes()))
         return writing()
+
+    def _end(self, process: BaseProcess, number: int) -> None:
+        """Send a signal; after one to stop, the process must leave by itself, soon."""
+        assert process.pid is not None
+        os.kill(process.pid, number)
+        process.join(LEAVE_SECONDS)
+        if process.exitcode not in (-signal.SIGKILL, 128 + number):
+            raise SystemExit(f"after signal {number}: exit status {process.exitcode}; see the end of {self.log}")
+
+    def _check_refused(self, run: Path) -> None:
+        """Go on with a run that another process trains; it must be refused."""
+        second = self.start(run)
+        second.join()
+        if second.exitcode != 2:
+            raise SystemExit(f"a second process ended with status {second.exitcode}; see the end of {self.log}")
 
     def _wait(self, process: BaseProcess, ready: Callable[[], bool]) -> None:
         while not ready() and process.is_alive():
             time.sleep(0.0003)
 
 
-def differing_files(run: Path, other: Path, step: int) -> list[str]:
-    """What of two finished runs is not equal to the bit."""
+def differing_files(run: Path, other: Path, step: int, gaps: bool = False) -> list[str]:
+    """What of two finished runs is not equal to the bit; with `gaps`, the logs of the first may lack steps."""
     last = f"checkpoints/step-{step:09d}"
-    names = [f"{last}/model.safetensors", f"{last}/optimizer.safetensors", "model/model.safetensors", LOG]
+    names = [f"{last}/model.safetensors", f"{last}/optimizer.safetensors", "model/model.safetensors"]
     wrong = [name for name in names if (run / name).read_bytes() != (other / name).read_bytes()]
-    metrics = [untimed(folder / "metrics.jsonl") for folder in (run, other)]
-    return wrong + (["metrics.jsonl"] if metrics[0] != metrics[1] else [])
+    for name in LOGS:
+        found, expected = (untimed(folder / name) for folder in (run, other))
+        kept = {step: record for step, record in expected.items() if step in found or not gaps}
+        wrong += [name] if found != kept or step not in found else []
+    return wrong
 
 
-def untimed(path: Path) -> list[dict[str, object]]:
-    """Metrics of every step without clocks."""
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in record.items() if not k.endswith(CLOCKS)} for record in records]
+def untimed(path: Path) -> dict[int, dict[str, object]]:
+    """Records of every step without clocks."""
+    return {
+        record["step"]: {k: v for k, v in record.items() if not k.endswith(CLOCKS)}
+        for record in map(json.loads, path.read_text().splitlines())
+    }
 
 
 def exact(options: argparse.Namespace, out: Path) -> bool:
@@ -260,14 +342,14 @@ def exact(options: argparse.Namespace, out: Path) -> bool:
     print(f"uninterrupted: {steps} steps", flush=True)
     writing = 0
     for number in range(options.kills):
-        moment = MOMENTS[number % len(MOMENTS)]
+        moment = options.moments[number % len(options.moments)]
         written = training.kill(out / "pieces", moment, rng)
         writing += written
         logged = max(read_ids(out / "pieces"), default=0)
         inside = ", inside a checkpoint's write" if written else ""
         print(f"kill {number + 1} ({moment}): log at step {logged}{inside}", flush=True)
     training.finish(out / "pieces")
-    wrong = differing_files(out / "pieces", out / "whole", steps)
+    wrong = differing_files(out / "pieces", out / "whole", steps, gaps="damaged" in options.moments)
     end = f"{', '.join(wrong)} DIFFER" if wrong else "weights, optimizer, samples and metrics are equal to the bit"
     print(f"{options.kills} kills, {writing} of them inside a checkpoint's write: {end}")
     return not wrong
@@ -284,6 +366,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="drawn from for each piece")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and numbers of processes")
     parser.add_argument("--exact", action="store_true", help="one process; compare everything to the bit")
+    choices = MOMENTS + MORE_MOMENTS
+    parser.add_argument("--moments", nargs="+", choices=choices, default=MOMENTS, help="with --exact: kinds of ends")
     parser.add_argument("--out", type=Path, help="folder for the runs; default: a temporary one")
     return parser.parse_args()
 

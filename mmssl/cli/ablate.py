@@ -1,6 +1,7 @@
 """`mmssl ablate`."""
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mmssl.cli.common import Overrides, make_folder, progress_bar, stdout, verb, writing
-from mmssl.errors import UserError
+from mmssl.errors import StopRequested, UserError
 
 if TYPE_CHECKING:
     from mmssl.apps.ablate import AblationPlan, Budget
@@ -68,9 +69,9 @@ def ablate(
     try:
         with progress_bar("runs", text="starting") as bar:
             failed = run_all(plan, slots, bar.print, bar.update)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print(f"stopped; resume with the same command: {command}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + (stopped.number if isinstance(stopped, StopRequested) else signal.SIGINT)) from None
     _report(plan, command, metric or [], failed)
     if failed:
         print(f"error: {len(failed)} of {len(plan.runs)} runs failed: {', '.join(failed)}", file=sys.stderr)

@@ -5,16 +5,24 @@ import io
 import os
 import pkgutil
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from threading import Event, Thread
+from types import FrameType
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
+from mmssl import system
 from mmssl.cli.common import VERBS
-from mmssl.errors import UserError
+from mmssl.errors import StopRequested, UserError
 
+SAME_SECONDS = 2.0
+"""Signals closer together than this, in seconds, are one request."""
+PATIENCE_SECONDS = 8.0
+"""Time for a verb to end after a signal, before the process ends without it."""
 REMEDIES = {
     errno.EACCES: "change its permissions, or give another place",
     errno.EPERM: "change its permissions, or give another place",
@@ -35,8 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; bad input ends with one line on stderr and exit code 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     _escape_output()
+    stop = _Stop()
     try:
-        sys.exit(app(args=words, prog_name="mmssl", standalone_mode=False))
+        with stop, system.on_stop_signals(stop):
+            code = app(args=words, prog_name="mmssl", standalone_mode=False)
+        sys.exit(code if stop.number is None else stop.finish())
     except UserError as error:
         _fail(str(error))
     except UsageError as error:
@@ -53,6 +64,50 @@ def _escape_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+class _Stop:
+    """Handler of signals to stop: the first ends the verb, and the process soon after; a later one ends it at once.
+
+    While a training runs, its own handler stands in: it saves first.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._when = 0.0
+        self._ended = Event()
+        # The thread that ends the process stands ready: starting one in a handler may wait for a lock for ever.
+        self._signalled, self._writing = os.pipe()
+        Thread(target=self._watch, daemon=True).start()
+
+    def __enter__(self) -> "_Stop":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        os.close(self._writing)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            if time.monotonic() - self._when > SAME_SECONDS:
+                system.leave(self.number)
+            return
+        self.number, self._when = number, time.monotonic()
+        os.write(self._writing, b"!")
+        raise StopRequested(number)
+
+    def finish(self) -> int:
+        """Say what ended the verb; returns the exit code."""
+        assert self.number is not None
+        print(f"stopped by signal {self.number}", file=sys.stderr)
+        return 128 + self.number
+
+    def _watch(self) -> None:
+        signalled = os.read(self._signalled, 1)
+        os.close(self._signalled)
+        if signalled and not self._ended.wait(PATIENCE_SECONDS):
+            assert self.number is not None
+            system.leave(self.number)
 
 
 def run_module(module: str, *verb: str) -> None:

@@ -183,6 +183,7 @@ def _report(finished: "Finished") -> None:
     """Print the metrics, the model folder, and commands that use the model."""
     from mmssl import system
     from mmssl.apps.autoconfig import next_commands
+    from mmssl.train import resume_command
 
     if system.rank() == 0:
         print_results(finished.results)
@@ -191,7 +192,7 @@ def _report(finished: "Finished") -> None:
             print("next:", *next_commands(finished.run_dir), sep="\n  ")
     if finished.signal is not None:
         print(
-            f"stopped by signal {finished.signal}; resume with: mmssl train --resume {finished.run_dir}",
+            f"stopped by signal {finished.signal}; resume with: {resume_command(finished.run_dir)}",
             file=sys.stderr,
         )
         raise typer.Exit(128 + finished.signal)

@@ -189,6 +189,15 @@ class TrainLoader:
             self._builder = self._build(lanes)
         self._position = self._builder.plan.position(state)
 
+    def place(self) -> Position:
+        """The position after the last batch, for `return_to`."""
+        return self._position
+
+    def return_to(self, place: Position) -> None:
+        """Drop the batches after a place, without waiting for reads that are under way."""
+        self.abandon()
+        self._position = place
+
     def skip(self, batches: int) -> None:
         """Skip global batches without reading them."""
         self.close()
@@ -207,6 +216,9 @@ class TrainLoader:
             loaded = self._pipeline.next()
             self._position = loaded.after
             self._bad_budget.count(loaded)
+        except KeyboardInterrupt:
+            self.abandon()
+            raise
         except BaseException:
             self.close()
             raise
@@ -222,13 +234,22 @@ class TrainLoader:
     def __enter__(self) -> "TrainLoader":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.abandon()
+        else:
+            self.close()
 
     def close(self) -> None:
         """Stop the workers. Iterating again continues after the last batch."""
         if self._pipeline is not None:
             self._pipeline.close()
+            self._pipeline = None
+
+    def abandon(self) -> None:
+        """As `close`, but reads that stall are not waited for; they end by themselves."""
+        if self._pipeline is not None:
+            self._pipeline.abandon()
             self._pipeline = None
 
     def _index(

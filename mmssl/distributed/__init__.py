@@ -1,5 +1,6 @@
-"""Processes of one run: communication between ranks, detection of lost ones, and launching on CPUs."""
+"""Processes of one run: communication between ranks, detection of lost ones, launching on CPUs, locks of folders."""
 
+from mmssl.distributed.folder_lock import FolderLock
 from mmssl.distributed.heartbeat import Heartbeat, peer_loss_as_user_error
 from mmssl.distributed.launch import missing_processes, start_processes
 from mmssl.distributed.world import (
@@ -14,6 +15,7 @@ from mmssl.distributed.world import (
 
 __all__ = [
     "SINGLE_PROCESS",
+    "FolderLock",
     "Heartbeat",
     "World",
     "copy_into",

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 import torch.distributed as dist
@@ -19,6 +19,9 @@ BEAT_SECONDS = 2.0
 PATIENCE_SECONDS = 45.0
 """A process without a report for this long is lost."""
 EXIT_CODE = 2
+
+LEFT = "left"
+"""The last word of a process that ended by itself."""
 
 _BROKEN = re.compile(
     r"connection (closed|reset|refused)|broken pipe|timed out|timeout|socket|remote process|nccl|gloo", re.IGNORECASE
@@ -52,8 +55,19 @@ class Heartbeat:
     If a process is silent for `PATIENCE_SECONDS`, the thread prints an error and ends this process.
     """
 
-    def __init__(self, world: World, remedy: str, end: Callable[[int], object] = os._exit) -> None:
-        self._world, self._remedy, self._end = world, remedy, end
+    def __init__(
+        self,
+        world: World,
+        remedy: str,
+        leaving: Callable[[], int | None] = lambda: None,
+        end: Callable[[int], object] = os._exit,
+    ) -> None:
+        """Watch the processes of a world.
+
+        Args:
+            leaving: the exit status with which this process must end, although it waits for others; None: it stays.
+        """
+        self._world, self._remedy, self._leaving, self._end = world, remedy, leaving, end
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._store = dist.distributed_c10d._get_default_store() if self._on else None
@@ -84,6 +98,10 @@ class Heartbeat:
         number = 0
         while not self._stop.wait(BEAT_SECONDS):
             number += 1
+            status = self._leaving()
+            if status is not None:
+                self._leave(status)
+                return
             try:
                 self._beat(str(number))
                 missing = self._missing(seen)
@@ -97,6 +115,18 @@ class Heartbeat:
                 )
                 self._end(EXIT_CODE)
                 return
+
+    def _leave(self, status: int) -> None:
+        """Tell the others, and end this process."""
+        with suppress(RuntimeError, OSError):
+            self._beat(LEFT)
+        print(
+            f"error (process {self._world.rank}): stopped by a signal while the processes waited for each other; the "
+            f"newest checkpoint stands; {self._remedy}",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._end(status)
 
     def _beat(self, word: str) -> None:
         assert self._store is not None
@@ -112,7 +142,7 @@ class Heartbeat:
             before, since = seen.setdefault(rank, (word, now))
             if word != before:
                 seen[rank] = (word, now)
-            elif word != b"done" and now - since > PATIENCE_SECONDS:
+            elif word == LEFT.encode() or (word != b"done" and now - since > PATIENCE_SECONDS):
                 return f"process {rank} of {self._world.size}"
         return None
 

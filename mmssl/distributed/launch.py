@@ -1,6 +1,7 @@
 """Start of several CPU processes, which `accelerate launch --cpu --num_processes N` fails to do."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -50,6 +51,9 @@ def start_processes(count: int, module: str, arguments: Sequence[str]) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # The signals that torchrun passes on to the processes; its own list lacks those of schedulers.
+    names = ",".join(signal.Signals(number).name for number in system.stop_signals())
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", f"{names},SIGQUIT")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(system.allowed_cores()) // count)))
     try:
         torch.distributed.run.main(torchrun_arguments(count, module, arguments))

@@ -102,7 +102,7 @@ def encode_images(
     An image that cannot be decoded is left out and kept in `bad`.
 
     Raises:
-        UserError: the shards are empty, no image of a batch can be encoded, or a feature is not finite.
+        UserError: the shards are empty, no image can be encoded, or a feature is not finite.
     """
     records: list[Sample] = []
     part = _Part()
@@ -122,6 +122,9 @@ def encode_images(
     problems = gather_values(world, problem)
     if any(p is not None for p in problems):
         raise UserError(next(p for p in problems if p is not None))
+    if not any(gather_values(world, len(part.places))):
+        reason = next(entry[2] for entries in gather_values(world, _as_lists(part.bad)) for entry in entries)
+        raise UserError(f"no image from {records[0].shard}:{records[0].key} on could be encoded: {reason}")
     features, known = _join(world, part, len(records))
     bad = [BadSample(*entry) for entries in gather_values(world, _as_lists(part.bad)) for entry in entries]
     return EncodedImages(features[known], [s for s, there in zip(records, known.tolist(), strict=True) if there], bad)
@@ -184,14 +187,15 @@ def gather_values(world: World, value: T) -> list[T]:
 def _encoded(
     encoder: Encoder, samples: Iterable[Sample], batch_size: int, world: World, bad: list[BadSample]
 ) -> Iterator[tuple[list[Sample], _Features | None]]:
-    """Every batch in order, with its features if this rank encodes it."""
+    """Every batch in order, with its features if this rank encodes it and an image of it is usable."""
     rank, world_size = world.rank, world.size
     if not isinstance(encoder, RenderingEncoder):
         for number, batch in enumerate(_batches(samples, batch_size)):
             yield batch, _encode(encoder, batch, bad) if number % world_size == rank else None
         return
     ahead = 0 if getattr(encoder, "device", torch.device("cpu")).type == "cpu" else AHEAD
-    with ThreadPoolExecutor(len(system.allowed_cores())) as pool:
+    pool = ThreadPoolExecutor(len(system.allowed_cores()))
+    try:
         # Images go to the threads one by one as they are read.
         rendered = (
             (sample, pool.submit(encoder.render, sample.image) if index // batch_size % world_size == rank else None)
@@ -204,6 +208,9 @@ def _encoded(
                 yield _finished(encoder, waiting.popleft(), bad)
         while waiting:
             yield _finished(encoder, waiting.popleft(), bad)
+    finally:
+        # Images that are queued are not waited for when an error or a signal ends this.
+        pool.shutdown(cancel_futures=True)
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -215,7 +222,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def _finished(
     encoder: RenderingEncoder, pairs: Sequence[tuple[Sample, Future[Tensor] | None]], bad: list[BadSample]
 ) -> tuple[list[Sample], _Features | None]:
-    """Encode a batch once its images are rendered; None for a batch of another rank."""
+    """Encode a batch once its images are rendered; None for a batch of another rank, or without a usable image."""
     batch = [sample for sample, _ in pairs]
     images, usable = [], []
     for index, (sample, future) in enumerate(pairs):
@@ -227,21 +234,21 @@ def _finished(
         except (ValueError, OSError) as error:
             bad.append(BadSample(sample.shard, sample.key, str(error)))
     if not usable:
-        raise _hopeless(batch, bad[-1].error)
+        return batch, None
     with torch.no_grad():
         return batch, _Features(encoder.encode_rendered(torch.stack(images)), usable)
 
 
-def _encode(encoder: Encoder, batch: list[Sample], bad: list[BadSample]) -> _Features:
+def _encode(encoder: Encoder, batch: list[Sample], bad: list[BadSample]) -> _Features | None:
     """Encode a batch; if it fails, one by one, so that only the broken image is lost and named."""
     with torch.no_grad():
         try:
             return _Features(encoder.encode_image([sample.image for sample in batch]), list(range(len(batch))))
-        except (ValueError, OSError) as error:
-            return _one_by_one(encoder, batch, bad, error)
+        except (ValueError, OSError):
+            return _one_by_one(encoder, batch, bad)
 
 
-def _one_by_one(encoder: Encoder, batch: list[Sample], bad: list[BadSample], batch_error: Exception) -> _Features:
+def _one_by_one(encoder: Encoder, batch: list[Sample], bad: list[BadSample]) -> _Features | None:
     usable, features = [], []
     for index, sample in enumerate(batch):
         try:
@@ -249,13 +256,7 @@ def _one_by_one(encoder: Encoder, batch: list[Sample], bad: list[BadSample], bat
             usable.append(index)
         except (ValueError, OSError) as error:
             bad.append(BadSample(sample.shard, sample.key, str(error)))
-    if not usable:
-        raise _hopeless(batch, str(batch_error))
-    return _Features(torch.cat(features), usable)
-
-
-def _hopeless(batch: list[Sample], reason: str) -> UserError:
-    return UserError(f"no image from {batch[0].shard}:{batch[0].key} on could be encoded: {reason}")
+    return _Features(torch.cat(features), usable) if usable else None
 
 
 def _keep(found: _Features, batch: list[Sample], start: int, part: _Part) -> None:
@@ -275,8 +276,8 @@ def _keep(found: _Features, batch: list[Sample], start: int, part: _Part) -> Non
 
 def _join(world: World, part: _Part, total: int) -> tuple[Tensor, Tensor]:
     """The rows of all ranks in order [total, D], and True for each row that exists, bool [total]."""
-    # The first batch is rank 0's, so it knows the width.
-    width = world.broadcast(part.rows[0].shape[1] if part.rows else 0)
+    # A rank without a usable image does not know the width.
+    width = max(gather_values(world, part.rows[0].shape[1] if part.rows else 0))
     rows, known = torch.zeros(total, width), torch.zeros(total)
     if part.rows:
         rows[part.places] = torch.cat(part.rows)

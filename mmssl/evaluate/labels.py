@@ -13,11 +13,16 @@ from mmssl.evaluate.datasets import CLASSNAMES_FILE, Dataset
 from mmssl.types import Sample
 
 
+class UnusableSampleError(UserError):
+    """One sample lacks what a task needs; others of its dataset may have it."""
+
+
 def sample_label(dataset: Dataset, sample: Sample) -> int | str:
     """The class index of a sample, or its class name if the dataset has no list of class names.
 
     Raises:
-        UserError: the sample has no label, or one that does not fit the class names.
+        UnusableSampleError: the sample has no label, or -1.
+        UserError: its label does not fit the class names.
     """
     return label_index(dataset, sample, sample.fields[_label_field(dataset, sample)])
 
@@ -43,7 +48,9 @@ def label_index(dataset: Dataset, sample: Sample, value: Any) -> int | str:
             f"of {dataset.classnames_source}; add it there"
         )
     if not 0 <= index < len(names):
-        raise UserError(
+        # -1 is the usual mark of a sample without a label.
+        kind = UnusableSampleError if index == -1 else UserError
+        raise kind(
             f"label {index} of {locate(sample)} does not fit the {len(names)} class names "
             f"of {dataset.classnames_source} (0 to {len(names) - 1}); give the names of these shards"
         )
@@ -64,11 +71,11 @@ def image_captions(sample: Sample) -> list[str]:
     """The captions of a sample: the lines of its .txt member, or a list in its .json that begins with the text.
 
     Raises:
-        UserError: it has no caption.
+        UnusableSampleError: it has no caption.
     """
     texts = [text for text in captions.sample_captions({"txt": "", **sample.fields}) if text.strip()]
     if not texts:
-        raise UserError(
+        raise UnusableSampleError(
             f"{locate(sample)} has no caption; retrieval needs one in each: a .txt member, a caption per line"
         )
     return texts
@@ -86,7 +93,7 @@ def _label_field(dataset: Dataset, sample: Sample) -> str:
         if field in fields:
             return field
     has = ", ".join(sorted(fields)) or "none"
-    raise UserError(
+    raise UnusableSampleError(
         f"{locate(sample)} has no label {' or '.join(map(repr, wanted))} (its fields: {has}); "
         "name the field that holds the label, or evaluate captions by the task 'retrieval'"
     )

@@ -1,9 +1,12 @@
 """Evaluation of a model on several datasets and tasks."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +16,17 @@ from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, open_dataset, read, training_split
 from mmssl.evaluate.encode import ALONE, EncodedImages, Encoder, Progress, encode_images, gather_values
 from mmssl.evaluate.feature_cache import FeatureCache
-from mmssl.evaluate.labels import sample_label
+from mmssl.evaluate.labels import UnusableSampleError, sample_label
 from mmssl.evaluate.task import Metrics, Task, TaskContext
 from mmssl.evaluate.tasks import find_task
 from mmssl.files import write_json
 from mmssl.types import Sample
 
 Check = Callable[[Sample], Any]
-"""Raises UserError for a sample that a task cannot use."""
+"""Raises UnusableSampleError for a sample that a task cannot use, UserError if it cannot use the dataset."""
+FIRST = 1000
+"""Samples after which a dataset without a usable one is refused."""
+_log = logging.getLogger(__name__)
 DEFAULT_TASKS = {"classification": "zero_shot", "multilabel": "multilabel", "retrieval": "retrieval"}
 
 
@@ -47,6 +53,9 @@ class SuiteOptions:
     """Callback: `NAME: images` or `NAME: texts`, and the number done."""
     finished: Callable[[str, Metrics], None] | None = None
     """Callback after each evaluation: `NAME/TASK` and its metrics."""
+    failed: Callable[[str, Exception], None] | None = None
+    """Callback with an evaluation that failed, `NAME/TASK`, and the error; the others go on. None: the error ends
+    all."""
 
 
 def run(
@@ -64,7 +73,8 @@ def run(
         `NAME/TASK` -> metrics, in the order of `datasets`, with 95 % `intervals`, the widest `gaps` between
         groups, and `bad_samples` if some could not be used.
     Raises:
-        UserError: bad data, an unknown task or an unwritable folder, found before results of the dataset are written.
+        UserError: bad data, an unknown task or an unwritable folder, found before results of the dataset are written;
+            with `options.failed`, bad data are reported there.
     """
     options = options or SuiteOptions()
     if out is not None:
@@ -74,17 +84,83 @@ def run(
     folder = out if options.world.rank == 0 else None
     encoded = DatasetEncoder(encoder, options)
     for group in _by_shards(plan):
-        images = encoded.encode(group[0].dataset, group[0].name, [evaluation.check for evaluation in group])
-        bad = {"bad_samples": len(images.bad)} if images.bad else {}
+        keys = [evaluation.key for evaluation in group]
+        with _reported(keys, results, options):
+            images = encoded.encode(group[0].dataset, group[0].name, [evaluation.check for evaluation in group])
         for evaluation in group:
-            place = None if folder is None else folder / evaluation.key
-            context = encoded.context(evaluation.name, evaluation.dataset, images, place)
-            results[evaluation.key] = evaluation.task.run(context) | bad
-            if options.finished is not None:
-                options.finished(evaluation.key, results[evaluation.key])
+            if evaluation.key not in results:
+                continue
+            with _reported([evaluation.key], results, options):
+                place = None if folder is None else folder / evaluation.key
+                usable = usable_images(images, evaluation.check)
+                _report_bad(evaluation.key, usable, options.world)
+                context = encoded.context(evaluation.name, evaluation.dataset, usable, place)
+                bad = {"bad_samples": len(usable.bad)} if usable.bad else {}
+                results[evaluation.key] = evaluation.task.run(context) | bad
+                if options.finished is not None:
+                    options.finished(evaluation.key, results[evaluation.key])
     if folder is not None:
         write_json(folder / "results.json", results)
     return results
+
+
+def check_readable(datasets: Mapping[str, tuple[Dataset, Sequence[str]]]) -> None:
+    """Read the beginning of each dataset, before hours of work whose evaluation would fail.
+
+    Raises:
+        UserError: a dataset cannot be read, or has no sample that a task can use among the first ones.
+    """
+    for group in _by_shards(list(_plan(datasets))):
+        waiting: dict[str, UserError | None] = {evaluation.key: None for evaluation in group}
+        for sample in islice(read(group[0].dataset, lambda bad: None), FIRST):
+            for evaluation in group:
+                if evaluation.key in waiting:
+                    try:
+                        evaluation.check(sample)
+                        del waiting[evaluation.key]
+                    except UnusableSampleError as error:
+                        waiting[evaluation.key] = waiting[evaluation.key] or error
+            if not waiting:
+                break
+        for key, problem in waiting.items():
+            raise problem or UserError(f"{key}: no sample to evaluate: the shards are empty; give shards with samples")
+
+
+def usable_images(images: EncodedImages, check: Check) -> EncodedImages:
+    """The images whose samples pass a check; the others join the bad samples."""
+    kept, bad = [], list(images.bad)
+    for row, sample in enumerate(images.samples):
+        try:
+            check(sample)
+            kept.append(row)
+        except UnusableSampleError as error:
+            bad.append(BadSample(sample.shard, sample.key, str(error)))
+    if len(kept) == len(images.samples):
+        return images
+    return EncodedImages(images.features[kept], [images.samples[row] for row in kept], bad)
+
+
+@contextmanager
+def _reported(keys: Sequence[str], results: dict[str, Metrics], options: SuiteOptions) -> Iterator[None]:
+    """With `options.failed`, report an error instead of raising it, and take the evaluations out of the results."""
+    try:
+        yield
+    except Exception as error:
+        # Other errors than bad input may concern one rank only, and the others would wait for it.
+        if options.failed is None or (options.world.size > 1 and not isinstance(error, UserError)):
+            raise
+        for key in keys:
+            del results[key]
+            options.failed(key, error)
+
+
+def _report_bad(key: str, images: EncodedImages, world: World) -> None:
+    """Name the first samples that an evaluation leaves out."""
+    if images.bad and world.rank == 0:
+        named = "; ".join(f"{bad.key or 'all'} in {bad.shard}: {bad.error}" for bad in images.bad[:3])
+        total = len(images.bad) + len(images.samples)
+        more = "; ..." if len(images.bad) > 3 else ""
+        _log.warning("%s: %d of %d samples are left out: %s%s", key, len(images.bad), total, named, more)
 
 
 @dataclass(frozen=True)
@@ -114,12 +190,17 @@ class DatasetEncoder:
         self._training: dict[tuple[str, ...], EncodedImages] = {}
 
     def encode(self, dataset: Dataset, name: str, checks: Sequence[Check]) -> EncodedImages:
-        """The images of a dataset; its bad samples include those that could not be read."""
+        """The images of a dataset; its bad samples include those that could not be read.
+
+        Samples that a task cannot use are among them: the cache is for all tasks. `usable_images` leaves them out.
+
+        Raises:
+            UserError: no sample passes one of the checks.
+        """
         found = self._cached(dataset, "")
         if found is not None:
-            for sample in found.samples:
-                for check in checks:
-                    check(sample)
+            for _ in _checked(found.samples, checks):
+                pass
             return found
         unread: list[BadSample] = []
         samples = _checked(read(dataset, unread.append), checks)
@@ -133,7 +214,8 @@ class DatasetEncoder:
         split = training_split(dataset)
         if split.shards not in self._training:
             labelled = partial(sample_label, split)
-            self._training[split.shards] = self.encode(split, f"{name} (training split)", [labelled])
+            images = self.encode(split, f"{name} (training split)", [labelled])
+            self._training[split.shards] = usable_images(images, labelled)
         return self._training[split.shards]
 
     def encode_variant(
@@ -212,12 +294,26 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"cannot write to {folder}: {nearest} is not a writable folder; give another one")
 
 
-def _checked(samples: Iterator[Sample], checks: Sequence[Check]) -> Iterator[Sample]:
-    """The samples. One that a task cannot use is refused before it is encoded."""
-    for sample in samples:
-        for check in checks:
-            check(sample)
+def _checked(samples: Iterable[Sample], checks: Sequence[Check]) -> Iterator[Sample]:
+    """The samples. If none passes a check, at the beginning or at all, its first error is raised."""
+    passed, problems = [False] * len(checks), dict[int, UserError]()
+    for number, sample in enumerate(samples, start=1):
+        for place, check in enumerate(checks):
+            try:
+                check(sample)
+                passed[place] = True
+            except UnusableSampleError as error:
+                problems.setdefault(place, error)
+        if number == FIRST:
+            _refuse_unusable(passed, problems)
         yield sample
+    _refuse_unusable(passed, problems)
+
+
+def _refuse_unusable(passed: Sequence[bool], problems: Mapping[int, UserError]) -> None:
+    for place, problem in problems.items():
+        if not passed[place]:
+            raise problem
 
 
 def _named(name: str, progress: Progress | None) -> Progress | None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -254,7 +255,9 @@ def load(source: str | Path) -> Model:
     if (folder / "open_clip_config.json").is_file():
         return _converted(read_open_clip(f"local-dir:{folder}"))
     if (folder / "config.yaml").is_file():
-        raise UserError(f"run {source} has no model yet; it is written at the end: mmssl train --resume {source}")
+        raise UserError(
+            f"run {source} has no model yet; it is written at the end: mmssl train --resume {shlex.quote(str(source))}"
+        )
     if not (folder / "config.json").is_file():
         raise UserError(
             f"no model at {source}; give a run folder with model/, a model folder (config.json, model.safetensors), "

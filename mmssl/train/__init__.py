@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mmssl.train.checkpoint import list_checkpoints
     from mmssl.train.cost import StepCosts, predicted_cost, untrained_task
     from mmssl.train.optim import lr_factor
-    from mmssl.train.setup import PACKED, is_available
+    from mmssl.train.setup import PACKED, is_available, resume_command
     from mmssl.train.trainer import Finished, train
 
 _MODULES = {
@@ -21,6 +21,7 @@ _MODULES = {
     "list_checkpoints": "checkpoint",
     "lr_factor": "optim",
     "predicted_cost": "cost",
+    "resume_command": "setup",
     "train": "trainer",
     "untrained_task": "cost",
 }
@@ -32,6 +33,7 @@ __all__ = [
     "list_checkpoints",
     "lr_factor",
     "predicted_cost",
+    "resume_command",
     "train",
     "untrained_task",
 ]

@@ -1,6 +1,6 @@
 """`python -m mmssl.train CONFIG [KEY=VALUE]...`: `mmssl train`, for `torchrun` and `accelerate launch`."""
 
-from mmssl.cli import run_module
+from mmssl.__main__ import main
 
 if __name__ == "__main__":
-    run_module("mmssl.train", "train")
+    main("mmssl.train", "train")

@@ -5,8 +5,8 @@ optimizer.safetensors, and state.json (step, position in the data, versions, che
 written last. A checkpoint holds no code.
 """
 
+import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmssl.distributed import copy_into
-from mmssl.errors import UserError
-from mmssl.files import sha256, sync
+from mmssl.errors import UserError, one_line
+from mmssl.files import atomic_write, remove, sha256, sync
 
 FORMAT = 1
+FILES = ("model.safetensors", "optimizer.safetensors")
 
 
 _RENAMED = {
@@ -28,6 +29,21 @@ _RENAMED = {
     "objectives.moco.queue_picture": "objectives.moco.queue_paired_image",
 }
 """Parts of weights' names in checkpoints of version 0.1.0 -> current names."""
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "seconds": (int, float),
+    "sha256": dict,
+    "skipped": list,
+    "best": (list, type(None)),
+    "alarms": list,
+    "micro_batch": (int, type(None)),
+    "stream": dict,
+    "scaler": (dict, type(None)),
+    "versions": dict,
+}
+"""Entries of state.json, and their types."""
+_OWN = ("step", "sha256")
+"""Entries that every checkpoint has; the others are the run's."""
 
 
 def save_checkpoint(
@@ -46,7 +62,7 @@ def save_checkpoint(
     partial = folder / f".writing-{final.name}"
     try:
         for left in folder.glob(".writing-*"):
-            shutil.rmtree(left, ignore_errors=True)
+            remove(left)
         partial.mkdir(parents=True)
         sums = {}
         for name, tensors in (("model", model), ("optimizer", optimizer)):
@@ -54,19 +70,34 @@ def save_checkpoint(
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
             sums[path.name] = _flush(path)
         record = {"format": FORMAT, "step": step, "sha256": sums, **state}
+        record["place_sha256"] = _place_sha256(record)
         (partial / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         _flush(partial / "state.json")
         sync(partial)
-        shutil.rmtree(final, ignore_errors=True)
+        remove(final)
         partial.rename(final)
         sync(folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         raise UserError(
             f"could not write checkpoint {final}: {error}; free some space, then resume with --resume from the "
             f"previous one"
         ) from error
     return final
+
+
+def update_state(folder: Path, step: int, changes: Mapping[str, Any]) -> None:
+    """Replace entries of the state of `folder/step-N`, atomically.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = folder / f"step-{step:09d}"
+    record = {**read_state(path), **changes}
+    try:
+        atomic_write(path / "state.json", json.dumps(record, indent=1).encode(), durable=True)
+    except OSError as error:
+        raise UserError(f"could not write {path}: {error}; free some space, then resume with --resume") from error
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
@@ -93,9 +124,9 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         UserError: a file is missing, cut or altered.
     """
     state = read_state(path)
-    for name, expected in state["sha256"].items():
+    for name in FILES:
         file = path / name
-        if not file.is_file() or sha256(file) != expected:
+        if not file.is_file() or sha256(file) != state["sha256"].get(name):
             raise UserError(f"checkpoint {path} is damaged: {name} is missing or does not match its checksum")
     return state
 
@@ -108,11 +139,25 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"checkpoint {path} is damaged: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"checkpoint {path} is damaged: state.json: {one_line(error)}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"checkpoint {path} has format {state.get('format')!r}, this version reads {FORMAT}")
+        found = state.get("format") if isinstance(state, dict) else None
+        raise UserError(f"checkpoint {path} has format {found!r}, this version reads {FORMAT}")
+    lacking = [
+        name for name, kind in KINDS.items() if not isinstance(state.get(name), kind) and name in (*state, *_OWN)
+    ]
+    # Checkpoints of version 0.1.0 have no checksum of their place.
+    if lacking or state.get("place_sha256", _place_sha256(state)) != _place_sha256(state):
+        reason = f"{lacking[0]} is missing or wrong" if lacking else "it does not match its checksum"
+        raise UserError(f"checkpoint {path} is damaged: state.json: {reason}")
     return state
+
+
+def _place_sha256(state: Mapping[str, Any]) -> str:
+    """Checksum of what places a run: its step, its clock, its position in the data, and the checksums of the files."""
+    place = {name: state.get(name) for name in ("step", "seconds", "stream", "sha256")}
+    return hashlib.sha256(json.dumps(place, sort_keys=True).encode()).hexdigest()
 
 
 def newest_checkpoint(folder: Path, before: int | None = None) -> tuple[Path, list[str]] | None:
@@ -140,7 +185,7 @@ def newest_checkpoint(folder: Path, before: int | None = None) -> tuple[Path, li
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+    return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal())
 
 
 def step_of(path: Path) -> int:
@@ -160,7 +205,7 @@ def prune_checkpoints(folder: Path, step: int, keep: int, best: Path | None) -> 
 def delete_checkpoints(paths: Iterable[Path]) -> None:
     """Delete checkpoint folders."""
     for path in paths:
-        shutil.rmtree(path)
+        remove(path)
 
 
 def load_model_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:

@@ -1,17 +1,18 @@
 """Evaluation in and after training, and the choice of the best checkpoint."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from mmssl.build import RunPlan
+from mmssl.build import RunPlan, evaluation_names
 from mmssl.distributed import World
-from mmssl.errors import UserError
+from mmssl.errors import UserError, one_line
 from mmssl.evaluate import Metrics
-from mmssl.files import atomic_write
+from mmssl.files import atomic_write, read_json_lines
 from mmssl.inference import Model
 from mmssl.train.state import RunState
 
@@ -24,9 +25,13 @@ class RunEvaluator:
     accelerator: Accelerator
     world: World
     run: RunState
+    say: Callable[[str], None]
+    """Says a line to the user, on process 0."""
 
     def evaluate(self, model: Model, out: Path | None) -> dict[str, Metrics]:
         """`suite/task` -> metrics, the same on every process; the processes share the work.
+
+        An evaluation that fails is said and recorded, and has no metrics: it never ends a training.
 
         Args:
             out: folder for tables and plots.
@@ -36,6 +41,7 @@ class RunEvaluator:
         from mmssl.evaluate import suite  # a run without evaluation does not load the tasks
 
         config = self.plan.config
+        failed: dict[str, str] = {}
         results = suite.run(
             model,
             self.plan.suites,
@@ -45,10 +51,16 @@ class RunEvaluator:
                 logit_scale=model.logit_scale,
                 draw=out is not None,
                 world=self.world,
+                failed=lambda key, error: failed.update({key: _described(error)}),
             ),
         )
+        for key, problem in failed.items():
+            self.say(
+                f"error: the evaluation {key} at step {self.run.step} failed: {problem}; the run goes on without it"
+            )
         if self.world.rank == 0:
             record = {"step": self.run.step, "seconds": self.run.seconds, "results": results}
+            record |= {"failed": failed} if failed else {}
             _append(config.run_dir / "evaluations.jsonl", record)
             numbers = {
                 f"eval/{n}/{k}": v for n, m in results.items() for k, v in m.items() if isinstance(v, (int, float))
@@ -57,25 +69,36 @@ class RunEvaluator:
         return results
 
     def update_best(self, results: dict[str, Metrics]) -> None:
-        """Record this step if it is the best so far.
-
-        Raises:
-            UserError: the results lack the metric that picks the best step.
-        """
-        name = self.plan.config.evaluate.best or next((f"{r}/{next(iter(m))}" for r, m in results.items()), None)
-        if name is None:
+        """Record this step if it is the best so far."""
+        if not results:
             return
-        result, _, metric = name.rpartition("/")
-        if metric not in results.get(result, {}):
-            known = ", ".join(f"{r}/{m}" for r, metrics in results.items() for m in metrics)
-            raise UserError(f"evaluate.best={name!r} is not measured; choose one of: {known}")
+        name = self.plan.config.evaluate.best
+        result, _, metric = (name or "").rpartition("/")
+        if name is None:
+            result = evaluation_names(self.plan.suites)[0]
+            metric = next(iter(results.get(result, {})), "")
+        if result not in results:
+            return  # it failed, which was said
+        if metric not in results[result]:
+            known = ", ".join(f"{result}/{measured}" for measured in results[result])
+            self.say(f"error: evaluate.best={name!r} is not measured; choose one of: {known}")
+            return
         value = float(results[result][metric])
         if self.run.best is None or value > self.run.best[0]:
             self.run.best = (value, self.run.step)
 
 
+def _described(error: Exception) -> str:
+    """An error in one line: bad input in its own words, others with their kind."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+
+
 def _append(path: Path, record: dict[str, Any]) -> None:
     """Append an evaluation; drop those of this step and later ones, which a resumed run does again."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    kept = [line for line in lines if json.loads(line)["step"] < record["step"]]
+    found = read_json_lines(path)
+    kept = [
+        line
+        for row, line in zip(found.rows, found.lines, strict=True)
+        if isinstance(row.get("step"), int) and row["step"] < record["step"]
+    ]
     atomic_write(path, "".join(f"{line}\n" for line in [*kept, json.dumps(record)]).encode())

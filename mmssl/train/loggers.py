@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,39 +12,82 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from mmssl.config import Config, Length
-from mmssl.files import atomic_write
+from mmssl.files import atomic_write, read_json_lines, unused_path
 from mmssl.objectives import find_objective, mixing
 from mmssl.train.diagnostics import Alarms
 from mmssl.train.pace import Pace, clock_text
-from mmssl.train.state import RunState
-
-Record = dict[str, float | int | str]
+from mmssl.train.state import Record, RunState
 
 
 class StepLog:
-    """A file with one JSON object per step; on resuming, the lines of later steps are cut off."""
+    """A file with one JSON object per step; on resuming, the lines of later steps are cut off.
 
-    def __init__(self, path: Path, first_step: int) -> None:
-        kept = []
-        if path.is_file():
-            # A line cut by a kill has no line break and is dropped with what follows.
-            whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-            kept = [line for line in whole.split("\n") if line and json.loads(line)["step"] <= first_step]
+    It is a log: what cannot be read in it is set aside, and never ends a run.
+
+    Attributes:
+        warning: one line about damage that was found; None without any.
+    """
+
+    def __init__(self, path: Path, first_step: int, last: Record | None = None) -> None:
+        """Keep the lines up to `first_step`.
+
+        Args:
+            last: the record of `first_step`, as the checkpoint has it; it replaces one that was cut.
+        """
+        found = read_json_lines(path)
+        known = {row["step"]: line for row, line in zip(found.rows, found.lines, strict=True) if _is_step(row)}
+        kept = {step: line for step, line in known.items() if step <= first_step}
+        if last is not None:
+            kept.setdefault(first_step, json.dumps(last))
+        damaged = found.damaged + [
+            line.encode() for row, line in zip(found.rows, found.lines, strict=True) if not _is_step(row)
+        ]
+        self.warning = _describe_damage(path, damaged, _missing(kept, first_step) if path.exists() else [])
         # A kill at this moment must not cost the lines of all steps so far.
-        atomic_write(path, "".join(f"{line}\n" for line in kept).encode())
+        atomic_write(path, "".join(f"{kept[step]}\n" for step in sorted(kept)).encode())
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; numbers that JSON cannot hold become null."""
-        safe = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(safe) + "\n")
+    def write(self, record: Record) -> None:
+        """Append one record."""
+        self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """Flush to the disk, so that no checkpoint is newer than its log after a power failure."""
+        os.fsync(self._file.fileno())
 
     def __enter__(self) -> "StepLog":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def _is_step(row: Mapping[str, Any]) -> bool:
+    """Whether a line of a log names its step."""
+    return type(row.get("step")) is int and row["step"] > 0
+
+
+def _missing(kept: Mapping[int, str], last: int) -> list[int]:
+    """Steps without a line, of those that the log covers up to `last`."""
+    return [step for step in range(min(kept, default=1), last + 1) if step not in kept]
+
+
+def _describe_damage(path: Path, damaged: Sequence[bytes], missing: Sequence[int]) -> str | None:
+    """Write damaged lines to a file of their own; one line about them and about steps without a line, or None."""
+    parts = []
+    if damaged:
+        place = unused_path(path, "damaged")
+        atomic_write(place, b"".join(line + b"\n" for line in damaged))
+        parts.append(f"{len(damaged)} lines cannot be read; they are in {place}")
+    if missing:
+        parts.append(f"{len(missing)} steps have no line, from step {missing[0]} to {missing[-1]}")
+    return f"{path}: {'; '.join(parts)}; the training goes on" if parts else None
+
+
+def _safe(record: Mapping[str, Any]) -> Record:
+    """A record whose numbers JSON can hold; others become null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 
 class StepProgress:
@@ -78,7 +122,7 @@ class StepProgress:
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self._console.print(line, soft_wrap=True, highlight=False)
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def update(self, record: Record, fraction: float) -> None:
         """Show a step's record; `fraction` of the run is done."""
@@ -125,8 +169,10 @@ class RunLogger:
 
     def __enter__(self) -> "RunLogger":
         for name in self._names:
-            log = StepLog(self._run_dir / f"{name}.jsonl", self._run.step)
+            log = StepLog(self._run_dir / f"{name}.jsonl", self._run.step, self._run.records.get(name))
             self._files[name] = self._stack.enter_context(log)
+            if log.warning is not None:
+                self._bar.say(f"warning: {log.warning}")
         self._stack.enter_context(self._bar)
         return self
 
@@ -145,11 +191,19 @@ class RunLogger:
         alarms = self._alarms.look(record, fraction)
         for alarm in alarms:
             self._bar.say(f"warning: {alarm}")
-        self._files["metrics"].write({**record, "alarm": "; ".join(alarms)} if alarms else record)
+        records = {"metrics": _safe({**record, "alarm": "; ".join(alarms)} if alarms else record)}
         if ids is not None:
-            self._files["sample_ids"].write({"step": step, "ids": ids()})
+            records["sample_ids"] = {"step": step, "ids": ids()}
+        for name, entry in records.items():
+            self._files[name].write(entry)
+        self._run.records = records
         self._track({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step)
         self._bar.update(record, fraction)
+
+    def sync(self) -> None:
+        """Flush the files to the disk."""
+        for log in self._files.values():
+            log.sync()
 
 
 def _numbers(record: dict[str, Any]) -> str:

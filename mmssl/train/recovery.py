@@ -1,20 +1,22 @@
 """Stopping and resuming: non-finite updates, `--rewind` past bad batches, and signals.
 
-SIGTERM and SIGINT make a run save and stop; a later signal stops it at once.
+A signal to stop makes a run save and stop; a later one stops it at once.
 """
 
 import json
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from mmssl import system
 from mmssl.config import Config
-from mmssl.errors import UserError
+from mmssl.errors import StopRequested, UserError
 from mmssl.files import atomic_write
 from mmssl.train import checkpoint
 from mmssl.train.state import RunState
@@ -86,7 +88,7 @@ def rewind(run_dir: Path) -> str:
     notes = sorted(run_dir.glob("nonfinite-step-*-rank-0.json"), key=lambda path: path.stat().st_mtime)
     if not notes:
         raise UserError(f"{run_dir} did not stop at bad data (no nonfinite-step-*.json); use --resume alone")
-    steps = [int(bad["step"]) for bad in json.loads(notes[-1].read_text(encoding="utf-8"))["steps"]]
+    steps = _bad_steps(notes[-1])
     first, last = steps[0], steps[-1]
     folder = run_dir / "checkpoints"
     past = [path.name for path in checkpoint.list_checkpoints(folder) if checkpoint.step_of(path) > last]
@@ -103,7 +105,10 @@ def rewind(run_dir: Path) -> str:
         )
     path, _ = found
     step = checkpoint.step_of(path)
-    batches = last - step + batches_past(run_dir, step)
+    try:
+        batches = last - step + batches_past(run_dir, step)
+    except ValueError as error:
+        raise UserError(f"{error}, so the batches to skip are unknown; use --resume alone") from None
     atomic_write(run_dir / _NOTE, json.dumps({"step": step, "batches": batches}).encode())
     checkpoint.delete_checkpoints(p for p in checkpoint.list_checkpoints(folder) if checkpoint.step_of(p) > step)
     for note in run_dir.glob(f"nonfinite-step-{last}-rank-*.json"):
@@ -111,48 +116,113 @@ def rewind(run_dir: Path) -> str:
     return f"rewound to {path}; the batches of steps {step + 1} to {last} are skipped"
 
 
+def _bad_steps(note: Path) -> list[int]:
+    """The steps of a note of bad data, at least one.
+
+    Raises:
+        UserError: the note is damaged.
+    """
+    try:
+        steps = [int(bad["step"]) for bad in json.loads(note.read_text(encoding="utf-8"))["steps"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        steps = []
+    if not steps:
+        raise UserError(f"{note} is damaged, so the bad batches are unknown; use --resume alone")
+    return steps
+
+
 def batches_past(run_dir: Path, step: int) -> int:
-    """Number of batches to skip when the checkpoint of `step` is restored."""
+    """Number of batches to skip when the checkpoint of `step` is restored.
+
+    Raises:
+        ValueError: the note about them is damaged.
+    """
     note = run_dir / _NOTE
     if not note.is_file():
         return 0
-    record = json.loads(note.read_text(encoding="utf-8"))
-    return int(record["batches"]) if record["step"] == step else 0
+    try:
+        record = json.loads(note.read_text(encoding="utf-8"))
+        rewound, batches = record["step"], record["batches"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        rewound, batches = None, None
+    if type(rewound) is not int or type(batches) is not int or batches < 0:
+        raise ValueError(f"{note} is damaged")
+    return batches if rewound == step else 0
 
 
 SAME_SECONDS = 2.0
 """Signals closer together than this, in seconds, are one request: batch systems send them to every process, and
 launchers forward theirs."""
+STALL_SECONDS = 5.0
+"""A process that waits for data or evaluates for this long after a signal is stalled."""
 
 
 class StopRequest:
-    """Context manager that records the first signal instead of ending the process."""
+    """Context manager that records the first signal instead of ending the process.
+
+    A later signal does what it did before: it ends the process.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._when = 0.0
+        self._since: float | None = None
+        self._raises = False
         self._previous: dict[int, Any] = {}
+        self._stack = ExitStack()
 
     @property
     def requested(self) -> bool:
         """True once a signal has arrived."""
         return self.signal is not None
 
+    @property
+    def stalled(self) -> bool:
+        """True if this process has been waiting for long since the signal."""
+        since = self._since
+        return self.requested and since is not None and time.monotonic() - max(since, self._when) > STALL_SECONDS
+
+    @contextmanager
+    def waiting(self, raises: bool = True) -> Iterator[None]:
+        """Mark a wait during which nothing is lost: a signal ends it at once, also one that arrived before.
+
+        Args:
+            raises: False: other processes wait for this one in the same place, so the signal does not end the wait.
+
+        Raises:
+            StopRequested: a signal has arrived.
+        """
+        self._since, self._raises = time.monotonic(), raises
+        try:
+            if raises and self.signal is not None:
+                raise StopRequested(self.signal)
+            yield
+        finally:
+            self._since, self._raises = None, False
+
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._remember)
+        self._previous = self._stack.enter_context(system.on_stop_signals(self._remember))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._stack.close()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.signal is None:
             self.signal, self._when = number, now
         elif now - self._when > SAME_SECONDS:
-            signal.signal(number, self._previous[number])
-            os.kill(os.getpid(), number)
+            self._end(number)
+        if self._raises:
+            self._raises = False
+            raise StopRequested(number)
+
+    def _end(self, number: int) -> None:
+        previous = self._previous[number]
+        if previous not in (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler):
+            # The command line's own, for which this signal would be the first.
+            system.leave(number)
+        signal.signal(number, previous)
+        os.kill(os.getpid(), number)

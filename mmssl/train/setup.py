@@ -2,6 +2,8 @@
 
 import copy
 import os
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,9 +21,9 @@ from mmssl import build, system
 from mmssl.build import RunPlan
 from mmssl.config import Config, Length, ViewConfig, dump_config
 from mmssl.data.transforms import Tokenizer
-from mmssl.distributed import World, current_world
+from mmssl.distributed import FolderLock, World, current_world
 from mmssl.errors import UserError
-from mmssl.files import atomic_write
+from mmssl.files import atomic_write, remove, set_aside
 from mmssl.models import DualEncoder, synchronize_batch_norm, tower_check
 from mmssl.objectives import TrainingTask
 from mmssl.precision import choose_precision, emulation_warning
@@ -35,6 +37,16 @@ from mmssl.train.provenance import record_start
 from mmssl.train.state import RunState, Trained
 
 _LOAD_ON_ONE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+_FOLDERS = ("checkpoints", "images", "model", "tensorboard", "tokenizer")
+_FILES = (
+    "bad_samples.jsonl",
+    "environment.json",
+    "evaluations.jsonl",
+    "metrics.jsonl",
+    "results.json",
+    "rewound.json",
+    "sample_ids.jsonl",
+)
 PACKED = "shards"
 """Folder of a run for shards packed for it; it may exist before the run begins."""
 MicroBatchFit = Callable[[TrainingTask, int, int, Mapping[str, float], Accelerator], tuple[int, str]]
@@ -60,6 +72,8 @@ class Setup:
     prepared_optimizer: Any
     unsharded: DualEncoder | None
     """Under FSDP: an unsharded CPU copy of the encoder, used for evaluation."""
+    lock: FolderLock
+    """The lock of the run's folder, held by process 0."""
 
 
 def set_up(plan: RunPlan, resume: bool, rewind: bool, fit: MicroBatchFit = fit_micro_batch) -> Setup:
@@ -70,8 +84,19 @@ def set_up(plan: RunPlan, resume: bool, rewind: bool, fit: MicroBatchFit = fit_m
         fit: measures the micro-batch for `train.micro_batch: auto`.
 
     Raises:
-        UserError: bad input; nothing was written.
+        UserError: bad input, or another process works in the run's folder; nothing was written.
     """
+    lock = FolderLock(plan.config.run_dir, partial(print, file=sys.stderr))
+    try:
+        if resume and plan.config.run_dir.is_dir():
+            _lock(plan.config.run_dir, lock)
+        return _set_up(plan, resume, rewind, fit, lock)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _set_up(plan: RunPlan, resume: bool, rewind: bool, fit: MicroBatchFit, lock: FolderLock) -> Setup:
     plan, precision_notes = _with_precision(plan)
     config = plan.config
     accelerator = build_accelerator(config)
@@ -79,8 +104,12 @@ def set_up(plan: RunPlan, resume: bool, rewind: bool, fit: MicroBatchFit = fit_m
     check_start(config, world.size, resume)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
+    if plan.suites:
+        from mmssl.evaluate import suite  # a run without evaluation does not load the tasks
+
+        suite.check_readable(plan.suites)
     console = Console(stderr=True, quiet=world.rank != 0)
-    say = partial(console.print, soft_wrap=True, highlight=False)
+    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     for line in precision_notes:
         say(line)
     tokenizer = build.build_tokenizer(plan, config.run_dir / "tokenizer")
@@ -108,10 +137,11 @@ def set_up(plan: RunPlan, resume: bool, rewind: bool, fit: MicroBatchFit = fit_m
         model=model,
         prepared_optimizer=prepared_optimizer,
         unsharded=unsharded,
+        lock=lock,
     )
     if resume:
         _restore(setup, rewind, say)
-    _take_folder(setup, resume)
+    _take_folder(setup, resume, say)
     return setup
 
 
@@ -183,21 +213,28 @@ def _restore(setup: Setup, rewind: bool, say: Callable[[str], None]) -> None:
         # Dropout is drawn per micro-batch, so keep the old size if it fits.
         fitting = min(fitting, run.micro_batch)
     run.micro_batch = fitting
-    setup.trained.stream.skip(recovery.batches_past(config.run_dir, step_of(path)))
+    try:
+        setup.trained.stream.skip(recovery.batches_past(config.run_dir, step_of(path)))
+    except ValueError as error:
+        say(f"warning: {error}: batches that an earlier --rewind skipped are trained on again")
 
 
-def _take_folder(setup: Setup, resume: bool) -> None:
+def _take_folder(setup: Setup, resume: bool, say: Callable[[str], None]) -> None:
     """Make the run's folder with everything known at the start, and begin the trackers."""
     config, step = setup.plan.config, setup.trained.run.step
     # No process may find the folder taken by process 0 while it still checks whether it is free.
     setup.world.barrier()
     if setup.world.rank == 0:
         create_run_dir(config, resume)
+        _lock(config.run_dir, setup.lock)
+        for line in clear_the_way(config.run_dir):
+            say(f"warning: {line}")
         record_start(config.run_dir, step, setup.world.size, setup.trained.stream.state_dict())
         folder = config.run_dir / "tokenizer"
         if not folder.is_dir():
             # A kill in between must not leave half a tokenizer.
             partial_folder = folder.with_name(".writing-tokenizer")
+            remove(partial_folder)
             setup.tokenizer.save(partial_folder)
             partial_folder.rename(folder)
     setup.world.barrier()
@@ -205,9 +242,37 @@ def _take_folder(setup: Setup, resume: bool) -> None:
     setup.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1}})
 
 
+def _lock(run_dir: Path, lock: FolderLock) -> None:
+    """Take the lock of the run's folder, on process 0.
+
+    Raises:
+        UserError: another process works there, or it cannot be written.
+    """
+    if system.rank() > 0:
+        return
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"run_dir={run_dir} cannot be written: {error.strerror}; pick another folder") from None
+
+
+def clear_the_way(run_dir: Path) -> list[str]:
+    """Set aside files where the run writes folders, and folders where it writes files. One line for each."""
+    found = [run_dir / name for name in (*_FOLDERS, *_FILES)]
+    wrong = [path for path in found if os.path.lexists(path) and not _is_usable(path)]
+    return [
+        f"{path} is no {'folder' if path.name in _FOLDERS else 'file'}; it is set aside as {set_aside(path)}"
+        for path in wrong
+    ]
+
+
+def _is_usable(path: Path) -> bool:
+    return path.is_dir() if path.name in _FOLDERS else path.is_file()
+
+
 def is_available(run: Path) -> bool:
-    """True if a run may begin in this folder: it does not exist, or holds nothing but packed shards."""
-    return not run.exists() or (run.is_dir() and [path.name for path in run.iterdir()] == [PACKED])
+    """True if a run may begin in this folder: it does not exist, or holds nothing but packed shards and a lock."""
+    return not run.exists() or (run.is_dir() and {path.name for path in run.iterdir()} - {FolderLock.FILE} == {PACKED})
 
 
 def build_accelerator(config: Config) -> Accelerator:
@@ -238,6 +303,11 @@ def build_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
+def resume_command(run_dir: Path) -> str:
+    """The command that goes on with a run, as a shell takes it."""
+    return f"mmssl train --resume {shlex.quote(str(run_dir))}"
+
+
 def check_start(config: Config, world_size: int, resume: bool) -> None:
     """Refuse a run that cannot start here.
 
@@ -246,7 +316,7 @@ def check_start(config: Config, world_size: int, resume: bool) -> None:
     """
     if not resume and not is_available(config.run_dir):
         raise UserError(
-            f"run_dir={config.run_dir} exists; pick another, or go on with it: mmssl train --resume {config.run_dir}"
+            f"run_dir={config.run_dir} exists; pick another, or go on with it: {resume_command(config.run_dir)}"
         )
     if config.data.batch_size % world_size:
         raise UserError(

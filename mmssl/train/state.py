@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from mmssl.data import TrainLoader
-from mmssl.distributed import full_tensor
+from mmssl.distributed import FolderLock, full_tensor
 from mmssl.errors import UserError
 from mmssl.objectives import TrainingTask
 from mmssl.train import checkpoint
 from mmssl.train.optim import Ema
 from mmssl.train.provenance import versions
+
+Record = dict[str, Any]
+"""What a log says of one step: numbers, words, and lists of numbers."""
 
 
 @dataclass
@@ -35,6 +38,10 @@ class RunState:
     """Kinds of alarms already logged."""
     micro_batch: int | None = None
     """Samples whose activations are held at a time, as configured or as measured; None: all."""
+    evaluation_due: bool = False
+    """The step was saved before its evaluation, which has not finished."""
+    records: dict[str, Record] = field(default_factory=dict)
+    """Name of a log -> its record of the last step, which replaces a line that a power failure cut."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,8 @@ class Trained:
     run: RunState
 
 
-def save(folder: Path, trained: Trained, keep: int) -> None:
-    """Write a checkpoint into `folder` and delete older ones beyond `keep`, except the best one.
+def save(folder: Path, trained: Trained, lock: FolderLock) -> None:
+    """Write a checkpoint into `folder`, of which this process still holds the lock.
 
     Every process calls it. Process 0 writes; the others provide their shards and wait, so that none continues after
     a failed write.
@@ -66,20 +73,36 @@ def save(folder: Path, trained: Trained, keep: int) -> None:
         tensors |= _gathered({f"ema.{name}": value for name, value in trained.ema.weights.items()}, main)
     optimizer = _gathered(checkpoint.optimizer_tensors(trained.optimizer, names), main)
     if main:
+        lock.check()
         state = {
             "seconds": run.seconds,
             "skipped": [run.skipped, run.skipped_in_row],
             "best": run.best,
             "alarms": run.alarms,
             "micro_batch": run.micro_batch,
+            "evaluation_due": run.evaluation_due,
+            "records": run.records,
             "stream": trained.stream.state_dict(),
             "scaler": None if trained.scaler is None else trained.scaler.state_dict(),
             "versions": versions(),
         }
         checkpoint.save_checkpoint(folder, run.step, tensors, optimizer, state)
-        best = None if run.best is None else folder / f"step-{run.best[1]:09d}"
-        checkpoint.prune_checkpoints(folder, run.step, keep, best)
     task.world.barrier()
+
+
+def note_evaluation(folder: Path, run: RunState) -> None:
+    """Add the outcome of its evaluation to the checkpoint just written. One process calls it.
+
+    Raises:
+        UserError: the checkpoint cannot be written; it stays as it was.
+    """
+    checkpoint.update_state(folder, run.step, {"best": run.best, "evaluation_due": run.evaluation_due})
+
+
+def prune(folder: Path, run: RunState, keep: int) -> None:
+    """Delete checkpoints beyond the newest `keep`, except the best one. One process calls it."""
+    best = None if run.best is None else folder / f"step-{run.best[1]:09d}"
+    checkpoint.prune_checkpoints(folder, run.step, keep, best)
 
 
 def restore(path: Path, trained: Trained) -> list[str]:
@@ -91,6 +114,11 @@ def restore(path: Path, trained: Trained) -> list[str]:
         UserError: it is damaged, or has another architecture than the configuration.
     """
     tensors, optimizer, state = checkpoint.load_checkpoint(path)
+    lacking = sorted(checkpoint.KINDS.keys() - state.keys())
+    if lacking:
+        raise UserError(
+            f"checkpoint {path} is damaged: state.json: {lacking[0]} is missing; remove it to use the one before"
+        )
     differing = _differing_versions(state["versions"])
     where = f"checkpoint {path}" + (f" ({differing})" if differing else "")
     ema = {name.removeprefix("ema."): tensors.pop(name) for name in list(tensors) if name.startswith("ema.")}
@@ -107,6 +135,8 @@ def restore(path: Path, trained: Trained) -> list[str]:
     run.best = None if state["best"] is None else (state["best"][0], state["best"][1])
     run.alarms.extend(state["alarms"])
     run.micro_batch = state["micro_batch"]
+    run.evaluation_due = state.get("evaluation_due", False)
+    run.records = state.get("records", {})
     if trained.scaler is not None and state["scaler"] is not None:
         trained.scaler.load_state_dict(state["scaler"])
     lines = [f"{where}: the resumed run may differ by rounding"] if differing else []

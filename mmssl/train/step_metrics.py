@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mmssl.distributed import World
-from mmssl.train.loggers import Record, RunLogger
+from mmssl.train.loggers import RunLogger
 from mmssl.train.recovery import NonFiniteGuard
-from mmssl.train.state import RunState
+from mmssl.train.state import Record, RunState
 from mmssl.train.step import Tally
 from mmssl.types import Batch
 

@@ -5,7 +5,7 @@ import errno
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from mmssl.build import resolve
 from mmssl.config import Config
 from mmssl.data.transforms import finish_views
 from mmssl.distributed import Heartbeat, full_tensor, peer_loss_as_user_error
-from mmssl.errors import UserError
+from mmssl.errors import StopRequested, UserError
 from mmssl.evaluate import Metrics
 from mmssl.files import write_json
 from mmssl.inference import Model
@@ -26,10 +26,11 @@ from mmssl.train import state
 from mmssl.train.checkpoint import load_model_state
 from mmssl.train.diagnostics import objective_gradients, objective_images, write_image_grid
 from mmssl.train.evaluation import RunEvaluator
-from mmssl.train.loggers import Record, RunLogger
+from mmssl.train.loggers import RunLogger
 from mmssl.train.optim import lr_factor, set_lr, update
 from mmssl.train.recovery import NonFiniteGuard, StopRequest
-from mmssl.train.setup import Setup, set_up
+from mmssl.train.setup import Setup, resume_command, set_up
+from mmssl.train.state import Record
 from mmssl.train.step import Step, Tally, backward
 from mmssl.train.step_metrics import PendingStep, StepMetrics
 from mmssl.types import Batch
@@ -61,7 +62,7 @@ class Trainer:
 
         Args:
             clock: seconds, for speeds and for saving by time.
-            stop_request: asks the run to save and stop. Default: SIGTERM or SIGINT.
+            stop_request: asks the run to save and stop. Default: the signals to stop.
             backward: computes the gradient of a step.
         """
         self.setup = setup
@@ -76,7 +77,9 @@ class Trainer:
         self.backward = backward
         self.last_counts = replace(self.stream.counters())
         self.last_step_at = self.last_save_at = clock()
-        self.evaluator = RunEvaluator(setup.plan, self.accelerator, self.world, self.run_state)
+        self.checkpoints = self.config.run_dir / "checkpoints"
+        self.saved_step = self.run_state.step
+        self.evaluator = RunEvaluator(setup.plan, self.accelerator, self.world, self.run_state, self._say)
         self.logger = RunLogger(
             self.config,
             self.run_state,
@@ -92,27 +95,38 @@ class Trainer:
 
     def run(self) -> Finished:
         """Train to the end, or until a signal."""
-        remedy = f"go on with: mmssl train --resume {self.config.run_dir}"
+        remedy = f"go on with: {resume_command(self.config.run_dir)}"
+        results = None
         with peer_loss_as_user_error(self.world, remedy), _exhaustion_as_user_error(self.config.run_dir, remedy):
-            with Heartbeat(self.world, remedy), self.logger, self.stream, self.stop_request:
+            beat = Heartbeat(self.world, remedy, self._left_behind)
+            with self.stop_request, ExitStack() as stack, beat, self.logger, self.stream:
+                stack.callback(self.setup.lock.release)
                 self._loop()
-                results = self._finish() if self._done() else {}
+                if not self._done():
+                    self.stream.abandon()  # reads that stall would be waited for
+                results = self._finish() if self._done() else None
             # Destroys the process group, so only after the heartbeat has ended.
             self.accelerator.end_training()
         # Another process may have received the signal.
-        stopped_by = None if self._done() else self.stop_request.signal or signal.SIGTERM
-        return Finished(self.config.run_dir, results, stopped_by)
+        stopped_by = None if results is not None else self.stop_request.signal or signal.SIGTERM
+        return Finished(self.config.run_dir, results or {}, stopped_by)
 
-    def _finish(self) -> dict[str, Metrics]:
-        """Evaluate the trained model and write it."""
+    def _finish(self) -> dict[str, Metrics] | None:
+        """Evaluate the trained model and write it; None if a signal ended the evaluation."""
         run, model = self.config.run_dir, self._model()
-        results = self.evaluator.evaluate(model, run)
+        try:
+            with self._waiting():
+                results = self.evaluator.evaluate(model, run)
+        except StopRequested:
+            return None
         if self.main:
             model.save(run / "model")
             write_json(run / "results.json", results)
         return results
 
     def _loop(self) -> None:
+        if self.run_state.evaluation_due:
+            self._evaluate()
         self.last_step_at = self.last_save_at = self.clock()
         checked = False
         for batch, wait in self._timed_batches() if not self._done() else ():
@@ -122,21 +136,50 @@ class Trainer:
             self.metrics.read(next_step=self._launch(batch, wait))
             self.run_state.step += 1
             if self._save_due():
-                self.metrics.read()
-                if self._every(self.config.evaluate.every) and not self._done():
-                    self.evaluator.update_best(self.evaluator.evaluate(self._model(), None))
-                state.save(self.config.run_dir / "checkpoints", self.setup.trained, self.config.train.keep)
-                self.metrics.save = False
-                self.last_step_at = self.last_save_at = self.clock()
+                self._save()
             if self.metrics.stop or self._done():
-                break
+                return
+        if self.run_state.step > self.saved_step:
+            self._save()  # a signal ended the wait for a batch
+
+    def _save(self) -> None:
+        """Write a checkpoint, then evaluate if it is time to: an evaluation that ends badly costs no step."""
+        self.metrics.read()
+        self.run_state.evaluation_due = self._every(self.config.evaluate.every) and not self._done()
+        self.logger.sync()
+        state.save(self.checkpoints, self.setup.trained, self.setup.lock)
+        self.saved_step = self.run_state.step
+        self.metrics.save = False
+        if self.run_state.evaluation_due and not self.metrics.stop:
+            self._evaluate()
+        if self.main:
+            state.prune(self.checkpoints, self.run_state, self.config.train.keep)
+        self.last_step_at = self.last_save_at = self.clock()
+
+    def _evaluate(self) -> None:
+        """Evaluate the checkpoint just written. A signal leaves that to the resumed run."""
+        try:
+            with self._waiting():
+                results = self.evaluator.evaluate(self._model(), None)
+        except StopRequested:
+            self.metrics.stop = True
+            return
+        self.evaluator.update_best(results)
+        self.run_state.evaluation_due = False
+        if self.main:
+            state.note_evaluation(self.checkpoints, self.run_state)
 
     def _timed_batches(self) -> Iterator[tuple[Batch, float]]:
-        """Batches with the seconds spent waiting for each."""
+        """Batches with the seconds spent waiting for each, until a signal ends a wait."""
         iterator = iter(self.stream)
         while True:
-            start = self.clock()
-            batch = next(iterator)
+            start, place = self.clock(), self.stream.place()
+            try:
+                with self._waiting():
+                    batch = next(iterator)
+            except StopRequested:
+                self.stream.return_to(place)
+                return
             yield batch, self.clock() - start
 
     def _check_embeddings(self, batch: Batch) -> None:
@@ -145,6 +188,19 @@ class Trainer:
         encoder = self.setup.unsharded or self.task.encoder
         first = batch.slice(0, min(len(batch), 4 * tower_check.SAMPLES)).to(encoder.log_logit_scale.device)
         tower_check.check_embeddings(encoder, first.views["main"], first.tokens, first.token_mask)
+
+    def _waiting(self) -> AbstractContextManager[None]:
+        """A wait that a signal ends; not with several processes, where the others would wait for this one."""
+        return self.stop_request.waiting(raises=self.world.size == 1)
+
+    def _left_behind(self) -> int | None:
+        """The exit status if this process, one of several, waits too long to save after a signal. Else None."""
+        number = self.stop_request.signal
+        return 128 + number if number is not None and self.stop_request.stalled else None
+
+    def _say(self, line: str) -> None:
+        """Print a line for the user, on process 0."""
+        self.setup.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _fraction(self) -> float:
         """Fraction of the training that is done."""

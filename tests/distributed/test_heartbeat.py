@@ -50,3 +50,20 @@ def test_a_broken_connection_is_one_line() -> None:
         raise RuntimeError("shapes differ")
     with pytest.raises(RuntimeError, match="Connection closed"), peer_loss_as_user_error(World(), "x"):
         raise broken
+
+
+def leaving(world: World) -> list[int]:
+    """Rank 1 must leave while rank 0 waits for it."""
+    peers.BEAT_SECONDS, peers.PATIENCE_SECONDS = 0.05, 60.0
+    codes: list[int] = []
+    status = 143 if world.rank == 1 else None
+    with Heartbeat(world, "go on", lambda: status, end=codes.append) as watch:
+        watch._thread.join(20)
+        world.barrier()
+    return codes
+
+
+def test_a_process_that_leaves_tells_the_others() -> None:
+    """One that was told to stop while all wait for each other ends with its own status; the others need not wait for
+    the patience to run out."""
+    assert on_ranks(2, leaving) == [[EXIT_CODE], [143]]

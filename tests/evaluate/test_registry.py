@@ -192,7 +192,8 @@ def test_several_processes_equal_one(trained: Path, captioned: Path, tmp_path: P
 
 
 def test_broken_images_over_processes(numbers: Path) -> None:
-    """An image that one rank cannot decode is left out on all; a rank that fails stops all of them."""
+    """An image that one rank cannot decode is left out on all, and so is a whole batch of them, which leaves a rank
+    without any; if none can be decoded, all ranks stop alike."""
     records = [{"png": paint(100 + i % 6, i) if i != 9 else b"broken", "cls": i % 6} for i in range(40)]
     pack(numbers / "test" / "0.tar", records[:25])
     alone = suite.run(ToyEncoder(noise=3.0), {"n": (numbers, "zero_shot")}, options=suite.SuiteOptions(batch_size=8))
@@ -200,8 +201,14 @@ def test_broken_images_over_processes(numbers: Path) -> None:
     assert [results for results, _ in outcomes] == [alone] * 2
     assert alone["n/zero_shot"]["bad_samples"] == 1
     records[8:16] = [{"png": b"broken", "cls": 0}] * 8
-    pack(numbers / "test" / "0.tar", records[:25])
+    for split in ("0", "1"):
+        pack(numbers / "test" / f"{split}.tar", records[:16] if split == "0" else [])
+    alone = suite.run(ToyEncoder(noise=3.0), {"n": (numbers, "zero_shot")}, options=suite.SuiteOptions(batch_size=8))
+    outcomes = on_ranks(2, noisy, {"n": (numbers, "zero_shot")}, batch_size=8)
+    assert [results for results, _ in outcomes] == [alone] * 2
+    assert (alone["n/zero_shot"]["samples"], alone["n/zero_shot"]["bad_samples"]) == (8, 9)  # with the empty tar
+    pack(numbers / "test" / "0.tar", [{"png": b"broken", "cls": 0}] * 16)
     errors = on_ranks(2, noisy, {"n": (numbers, "zero_shot")}, batch_size=8)
     assert all(isinstance(error, UserError) for error in errors)
     assert str(errors[0]) == str(errors[1])
-    assert str(errors[0]).startswith(f"no image from {numbers / 'test' / '0.tar'}:00008 on")
+    assert str(errors[0]).startswith(f"no image from {numbers / 'test' / '0.tar'}:00000 on")

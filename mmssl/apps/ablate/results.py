@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from mmssl.config import Length
 from mmssl.errors import UserError
 from mmssl.evaluate import Metrics, compare
 from mmssl.evaluate.tasks import main_metrics
+from mmssl.files import read_json_lines
 from mmssl.stats import LEVEL, Interval, Paired, bootstrap, holm, paired_t
 
 Verdict = Literal["helps", "hurts", "no difference", "too few runs"]
@@ -212,9 +213,7 @@ def _over_samples(
 
 def _read(planned: PlannedMix, run: AblationRun) -> RunResults:
     results = json.loads((run.run_dir / "results.json").read_text(encoding="utf-8"))
-    steps: list[dict[str, Any]] = [
-        json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    steps = read_json_lines(run.run_dir / "metrics.jsonl").rows
     batch = run.config.data.batch_size
     length = Length(run.config.train.steps, run.config.train.minutes)
     operations, seconds = 0.0, 0.0

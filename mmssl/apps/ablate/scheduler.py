@@ -16,11 +16,14 @@ import torch
 from mmssl import system
 from mmssl.apps.ablate.plan import AblationPlan, AblationRun
 from mmssl.config import Length, dump_config
+from mmssl.distributed import FolderLock
 from mmssl.errors import UserError
 from mmssl.files import atomic_write
 from mmssl.train import list_checkpoints
 
 POLL_SECONDS = 0.3
+STOP_SECONDS = 6.0
+"""Time to wait for runs that save after a signal."""
 LAST_BYTES = 65_536
 """Bytes at the end of a log that are searched for its last line."""
 
@@ -87,12 +90,23 @@ def run_all(
 ) -> dict[str, str]:
     """Run everything that is not finished; returns the last line of failed runs, by name.
 
-    On KeyboardInterrupt the running processes save and stop before it is raised again; a second one kills them.
+    On KeyboardInterrupt the running processes save and stop, for which it waits a while before it is raised again; a
+    second one kills them.
 
     Args:
         log: called with a line when a run starts and when it ends.
         progress: called with the number of runs done, fractions included, and their total.
     """
+    with FolderLock(plan.out, log):
+        return _run_all(plan, slots, log, progress)
+
+
+def _run_all(
+    plan: AblationPlan,
+    slots: Sequence[Slot],
+    log: Callable[[str], None],
+    progress: Callable[[float, float], None],
+) -> dict[str, str]:
     todo = [run for run in plan.runs if not run.is_finished]
     total = len(todo)
     if total < len(plan.runs):
@@ -114,7 +128,9 @@ def run_all(
             progress(total - len(todo) - len(running) + sum(fraction_done(r.run) for r in running), total)
     except KeyboardInterrupt:
         log("stopping: the running processes save first (press Ctrl-C again to kill them)")
-        _stop(running)
+        left = _stop(running)
+        if left:
+            log(f"{left} runs still save; they stop by themselves")
         raise
     return failed
 
@@ -122,12 +138,12 @@ def run_all(
 def fraction_done(run: AblationRun) -> float:
     """The fraction of its training that a run has done, 0 to 1."""
     last = _last_line(run.run_dir / "metrics.jsonl")
+    train = run.config.train
     try:
         record = json.loads(last)
-    except ValueError:
+        return Length(train.steps, train.minutes).fraction(record["step"], record["seconds"])
+    except (ValueError, TypeError, KeyError):
         return 0.0
-    train = run.config.train
-    return Length(train.steps, train.minutes).fraction(record["step"], record["seconds"])
 
 
 def _start(plan: AblationPlan, run: AblationRun, slot: Slot) -> Running:
@@ -166,15 +182,19 @@ def _outcome(plan: AblationPlan, ended: Running, failed: dict[str, str]) -> str:
     return f"failed   {run.name}: {failed[run.name]} (full log: {plan.log(run)})"
 
 
-def _stop(running: Sequence[Running]) -> None:
+def _stop(running: Sequence[Running]) -> int:
+    """Tell the processes to save and stop; returns the number of those that are not done soon."""
+    end = time.monotonic() + STOP_SECONDS
     try:
         for r in running:
             _close(r)
-        for r in running:
-            r.process.wait()
-    finally:
+        while any(r.process.poll() is None for r in running) and time.monotonic() < end:
+            time.sleep(POLL_SECONDS / 10)
+    except KeyboardInterrupt:
         for r in running:
             r.process.kill()
+        raise
+    return sum(r.process.poll() is None for r in running)
 
 
 def _close(running: Running) -> None:

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if finished.signal is not None:
-        return 128 + finished.signal
+        system.leave(finished.signal)  # without waiting for reads that stall
     write_card(config.run_dir)
     gpu = torch.cuda.is_available()
     write_json(

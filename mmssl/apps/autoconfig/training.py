@@ -25,7 +25,7 @@ from mmssl.config import Config, load_config, parse_config, set_key
 from mmssl.data import expand
 from mmssl.errors import UserError
 from mmssl.inference import Model, load
-from mmssl.train import PACKED, Finished, is_available, train
+from mmssl.train import PACKED, Finished, is_available, resume_command, train
 
 INDEX = "index"
 """Folder of a run for the embeddings of its packed pairs."""
@@ -132,9 +132,7 @@ def _folder(given: Path | None, data: Source) -> Path:
     """Folder of the run. Default: the first of runs/NAME, runs/NAME-2, ... that is available."""
     if given is not None:
         if not is_available(given):
-            raise UserError(
-                f"the run {given} exists; pick another folder, or continue it: mmssl train --resume {given}"
-            )
+            raise UserError(f"the run {given} exists; pick another folder, or continue it: {resume_command(given)}")
         return given
     path = Path(data if isinstance(data, str | Path) else data[0])
     name = path.stem if not path.is_dir() else path.resolve().name

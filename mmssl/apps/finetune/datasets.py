@@ -123,7 +123,8 @@ def _label(
     encoder = suite.DatasetEncoder(model, options)
     found = []
     for split in splits:
-        images = encoder.encode(split, split.name, [partial(labels.sample_label, split)])
+        labelled = partial(labels.sample_label, split)
+        images = suite.usable_images(encoder.encode(split, split.name, [labelled]), labelled)
         found.append(images)
         if images.bad:
             first = images.bad[0]

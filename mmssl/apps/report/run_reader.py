@@ -9,7 +9,7 @@ from typing import Any
 from mmssl.config import Config, load_config
 from mmssl.errors import UserError
 from mmssl.evaluate import Metrics
-from mmssl.files import read_csv
+from mmssl.files import read_csv, read_json_lines
 
 Row = dict[str, Any]
 Name = tuple[str, str]
@@ -141,19 +141,10 @@ def _lines(path: Path, notes: list[str]) -> list[Row]:
     """The records of a JSON Lines file; an incomplete last line is ignored."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    rows, damaged = [], 0
-    for number, line in enumerate(lines):
-        try:
-            row = json.loads(line) if line else None
-        except ValueError:
-            damaged += number < len(lines) - 1
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    if damaged:
-        notes.append(f"{path}: {damaged} lines cannot be read and are left out")
-    return rows
+    found = read_json_lines(path)
+    if found.damaged:
+        notes.append(f"{path}: {len(found.damaged)} lines cannot be read and are left out")
+    return found.rows
 
 
 def _text(path: Path) -> str:

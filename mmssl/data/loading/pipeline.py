@@ -1,6 +1,5 @@
 """Batches prepared ahead of the training loop: parts from workers, joined in order and tokenized; bad samples."""
 
-import json
 import logging
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from mmssl.data.loading.workers import Wait, Workers
 from mmssl.data.order import Position
 from mmssl.data.shards import BadSample
 from mmssl.errors import UserError
+from mmssl.files import append_json_lines
 from mmssl.types import Batch
 
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
@@ -122,6 +122,12 @@ class Pipeline:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
+    def abandon(self) -> None:
+        """Drop pending batches; threads that wait for a read end when it does."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._workers.abandon()
+
     def _request(self) -> tuple[Wait, Position]:
         plan, batch_size = self._workers.builder.plan, self._workers.tasks[0].batch_size
         start = plan.start(self._position, batch_size)
@@ -183,6 +189,10 @@ class BadSampleBudget:
     def _write(self, loaded: LoadedBatch) -> None:
         if self._log is None or not loaded.bad:
             return
-        with self._log.open("a", encoding="utf-8") as file:
-            # In one write: other processes append to the same file.
-            file.write("".join(json.dumps(asdict(bad)) + "\n" for _, bad in loaded.bad))
+        try:
+            append_json_lines(self._log, (asdict(bad) for _, bad in loaded.bad))
+        except OSError as error:
+            _log.warning(
+                "%s cannot be written (%s): bad samples are counted, but not listed", self._log, error.strerror
+            )
+            self._log = None

@@ -1,16 +1,21 @@
 """Workers that build the parts of a batch: the caller itself, threads or processes. The plan fixes the order."""
 
+import os
 import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from multiprocessing import get_context, parent_process
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from mmssl import system
 from mmssl.data.loading.parts import BatchPart, PartBuilder, PartTask
 from mmssl.data.loading.unindexed import UnindexedBuilder
 from mmssl.data.order import Position
@@ -50,6 +55,10 @@ class Workers(ABC):
     def close(self) -> None:
         """Stop working and free everything."""
 
+    @abstractmethod
+    def abandon(self) -> None:
+        """Stop working, without waiting for reads that are under way."""
+
 
 class InlineWorkers(Workers):
     """No workers: parts are built in the caller, when they are waited for."""
@@ -67,6 +76,11 @@ class InlineWorkers(Workers):
         """Close the files."""
         for files in self._files:
             files.close()
+
+    def abandon(self) -> None:
+        """Resume no read that breaks off, and start none."""
+        for files in self._files:
+            files.abandon()
 
 
 class ThreadWorkers(InlineWorkers):
@@ -99,6 +113,12 @@ class ThreadWorkers(InlineWorkers):
             pool.shutdown(wait=True)
         super().close()
 
+    def abandon(self) -> None:
+        """Drop queued parts."""
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        super().abandon()
+
 
 def _use_one_core() -> None:
     """Keep torch from starting more threads inside this one. Reading the number back makes it take effect."""
@@ -111,8 +131,9 @@ class ProcessWorkers(Workers):
 
     def __init__(self, builder: Builder, tasks: list[PartTask], first: Position, ahead: int) -> None:
         super().__init__(builder, tasks)
+        self._ended = get_context("spawn").Event()
         loader = DataLoader(
-            _Parts(builder, tasks, first, self.reading),
+            _Parts(builder, tasks, first, self.reading, self._ended),
             batch_size=None,
             num_workers=len(tasks),
             collate_fn=_same,
@@ -126,8 +147,13 @@ class ProcessWorkers(Workers):
         return self._take
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, at once: they only read."""
+        self._ended.set()
         self._parts = None
+
+    def abandon(self) -> None:
+        """As `close`."""
+        self.close()
 
     def _take(self) -> list[BatchPart]:
         assert self._parts is not None
@@ -143,7 +169,8 @@ class ProcessWorkers(Workers):
 class _Parts(IterableDataset[BatchPart | UserError]):
     """The parts of one worker process, batch after batch."""
 
-    def __init__(self, builder: Builder, tasks: list[PartTask], first: Position, reading: Tensor) -> None:
+    def __init__(self, builder: Builder, tasks: list[PartTask], first: Position, reading: Tensor, ended: Event) -> None:
+        self._ended = ended
         self._builder = builder
         self._tasks = tasks
         self._first = first
@@ -153,8 +180,10 @@ class _Parts(IterableDataset[BatchPart | UserError]):
         info = get_worker_info()
         assert info is not None
         # Terminals and schedulers signal these processes too; training needs them until it has saved.
-        for request in (signal.SIGINT, signal.SIGTERM):
+        for request in system.stop_signals():
             signal.signal(request, signal.SIG_IGN)
+        for wait in (self._ended.wait, _wait_for_parent):
+            threading.Thread(target=_end_after, args=(wait,), daemon=True).start()
         task, plan = self._tasks[info.id], self._builder.plan
         files = self._builder.access.open(reading=self._reading[info.id].numpy())
         position = self._first
@@ -167,6 +196,19 @@ class _Parts(IterableDataset[BatchPart | UserError]):
                 yield error
                 return
             position = plan.after(position, task.batch_size)
+
+
+def _end_after(wait: Callable[[], object]) -> None:
+    """End this process after a wait, also in the middle of a read that stalls."""
+    wait()
+    os._exit(0)
+
+
+def _wait_for_parent() -> None:
+    """Return when the training process is gone, however it ended."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
 
 
 def _same(part: Any) -> Any:

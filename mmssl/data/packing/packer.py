@@ -21,7 +21,9 @@ from mmssl.data.shards import SampleLimits, index_shards
 from mmssl.data.shards.account import Account
 from mmssl.data.shards.causes import cause_of, remedy_of
 from mmssl.data.transforms import DecodeError, decoding, views
+from mmssl.distributed import FolderLock
 from mmssl.errors import UserError
+from mmssl.files import read_json_lines
 
 Bad = Sequence[tuple[str, RecordError | DecodeError]]
 """Key and error of each record that was left out."""
@@ -115,9 +117,31 @@ def pack(
         exclusion: copies to leave out.
 
     Raises:
-        UserError: the folder contains shards of another packing, or cannot be written.
+        UserError: the folder contains shards of another packing, another process packs into it, or it cannot be
+            written.
     """
-    encoding, splits, keys = encoding or Encoding(), dict(splits or {"train": 1.0}), records.keys()
+    lock = FolderLock(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}; pick another folder") from None
+    with lock:
+        options = dict(splits or {"train": 1.0}), shard_samples, encoding or Encoding()
+        return _pack(records, out, *options, threads, progress, exclusion)
+
+
+def _pack(
+    records: Records,
+    out: Path,
+    splits: Mapping[str, float],
+    shard_samples: int,
+    encoding: Encoding,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+    exclusion: Exclusion | None,
+) -> Packed:
+    keys = records.keys()
     shards = _plan_shards(records, keys, splits, shard_samples, out)
     options: tuple[object, ...] = (sorted(splits.items()), shard_samples, encoding)
     options += () if exclusion is None else (exclusion.identity,)
@@ -298,10 +322,9 @@ def _mended(out: Path, records: Records, keys: Sequence[str], encoding: Encoding
 
 
 def _listed_bad(out: Path) -> list[dict[str, Any]]:
-    """The lines of bad_samples.jsonl."""
-    path = out / BAD
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """The lines of bad_samples.jsonl that are whole."""
+    needed = {"shard", "key", "error", "cause", "remedy"}
+    return [row for row in read_json_lines(out / BAD).rows if needed <= row.keys()]
 
 
 def _forget_bad(out: Path) -> None:

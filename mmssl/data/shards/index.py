@@ -42,13 +42,17 @@ def index_shards(
     done = {shard: index for shard in shards if (index := _still_fits(shard, kept, limits)) is not None}
     missing = [shard for shard in shards if shard not in done]
     made: list[ShardIndex] = []
-    for number, index in enumerate(_index_all(missing, limits, processes), start=len(done) + 1):
-        made.append(index)
-        if progress is not None:
-            progress(number, len(shards))
-        if len(made) == _TOGETHER or number == len(shards):
-            done.update((index.shard, index) for index in _write_all(made, kept))
-            made = []
+    try:
+        for number, index in enumerate(_index_all(missing, limits, processes), start=len(done) + 1):
+            made.append(index)
+            if progress is not None:
+                progress(number, len(shards))
+            if len(made) == _TOGETHER:
+                done.update((index.shard, index) for index in _write_all(made, kept))
+                made = []
+    finally:
+        # Also what was made before an interruption.
+        done.update((index.shard, index) for index in _write_all(made, kept))
     return [done[shard] for shard in shards]
 
 
@@ -90,7 +94,7 @@ def _still_fits(shard: str, kept: Mapping[Path, dict[str, Any]], limits: SampleL
 
 def index_to_json(index: ShardIndex) -> dict[str, Any]:
     """The entry of a shard in its folder's file."""
-    return {
+    entry = {
         "bytes": index.bytes,
         "mtime_ns": index.mtime_ns,
         "samples": index.samples,
@@ -101,24 +105,41 @@ def index_to_json(index: ShardIndex) -> dict[str, Any]:
         "left_out": [[out.ordinal, out.key, out.reason] for out in index.left_out],
         "problems": list(index.problems),
     }
+    return {**entry, "entry_checksum": _entry_checksum(entry)}
 
 
 def index_from_json(shard: str, entry: Mapping[str, Any]) -> ShardIndex:
     """Parse an entry of a folder's file. Raises ValueError, TypeError or KeyError if it is damaged."""
-    left_out = tuple(LeftOut(int(i), str(key), str(reason)) for i, key, reason in entry["left_out"])
-    if any(not 0 <= out.ordinal < int(entry["groups"]) for out in left_out):
-        raise ValueError(f"the index of {shard} is damaged")
+    left_out = tuple(LeftOut(i, str(key), str(reason)) for i, key, reason in entry["left_out"])
+    counts = {name: entry[name] for name in ("bytes", "samples", "groups", "max_member_bytes")}
+    ordinals = [out.ordinal for out in left_out]
+    numbers = [*counts.values(), *ordinals]
+    # Except the time: a file may be older than 1970.
+    if any(type(n) is not int for n in (*numbers, entry["mtime_ns"])) or min(numbers) < 0:
+        raise ValueError(f"the index of {shard} has a count that is no whole number of at least 0")
+    if len(set(ordinals)) < len(ordinals) or any(ordinal >= counts["groups"] for ordinal in ordinals):
+        raise ValueError(f"the index of {shard} leaves out samples that it does not have")
+    # Indexes of version 0.1.0 have no checksum of the entry.
+    known = entry.get("entry_checksum")
+    body = {name: value for name, value in entry.items() if name != "entry_checksum"}
+    if counts["samples"] != counts["groups"] - len(left_out) or known not in (None, _entry_checksum(body)):
+        raise ValueError(f"the index of {shard} does not match its checksum")
     return ShardIndex(
         shard=shard,
-        bytes=int(entry["bytes"]),
-        mtime_ns=int(entry["mtime_ns"]),
-        groups=int(entry["groups"]),
+        bytes=counts["bytes"],
+        mtime_ns=entry["mtime_ns"],
+        groups=counts["groups"],
         left_out=left_out,
         problems=tuple(map(str, entry["problems"])),
         checksum=str(entry["checksum"]),
-        max_member_bytes=int(entry["max_member_bytes"]),
+        max_member_bytes=counts["max_member_bytes"],
         rules=int(entry.get("rules", 1)),
     )
+
+
+def _entry_checksum(entry: Mapping[str, Any]) -> str:
+    """BLAKE2b-64 of an entry, which decides what a run reads."""
+    return hashlib.blake2b(json.dumps(entry, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _index_all(shards: Sequence[str], limits: SampleLimits, processes: int) -> Iterator[ShardIndex]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from mmssl.data.packing import holds_pairs
 from mmssl.data.shards import is_remote
 from mmssl.data.shards.urls import is_web, table_suffix
 from mmssl.data.storage import list_fsspec
@@ -55,6 +54,8 @@ def refuse_mixed(folder: Path) -> None:
     Raises:
         UserError: names both, and what to type for each.
     """
+    from mmssl.data.packing import holds_pairs  # a training without such a folder does not load the packing
+
     shards = sum(child.is_file() for child in folder.glob("*.tar"))
     if shards and holds_pairs(folder):
         raise UserError(

@@ -156,6 +156,10 @@ class RemoteReader:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._chunks.clear()
 
+    def abandon(self) -> None:
+        """Cancel the fetches that have not begun."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def _chunk(self, chunk: Chunk) -> bytes:
         future, place = self._chunks[chunk]
         self._chunks.move_to_end(chunk)

@@ -127,6 +127,12 @@ class Files:
         """Do not resume fetches that break off from now on. May be called from another thread."""
         self.fetcher.stop()
 
+    def abandon(self) -> None:
+        """Start no fetch and resume none, without waiting for those under way. May be called from another thread."""
+        self.stop()
+        if self._remote is not None:
+            self._remote.abandon()
+
     def close(self) -> None:
         """Close every file, connection and stream."""
         self.stop()

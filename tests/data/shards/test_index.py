@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,6 +110,41 @@ def test_deleted_or_damaged_index_is_rebuilt(tmp_path: Path, lost: str) -> None:
         assert [samples_of(i) for i in index_shards(shards, LIMITS)] == expected
     (tmp_path / lost).unlink()
     assert [samples_of(i) for i in made] == expected, "an index in use survives the loss of its files"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"groups": -3},
+        {"samples": -1, "groups": -1},
+        {"bytes": -1},
+        {"samples": 99},
+        {"groups": "3"},
+        {"groups": 3.0},
+        {"groups": True, "samples": True},
+        {"left_out": [[0, "a", "b"]]},
+        {"left_out": [[-1, "a", "b"]], "samples": 2},
+        {"left_out": [[0, "a", "b"], [0, "a", "b"]], "samples": 1},
+        {"left_out": [[0, "a", "b"]], "samples": 2},
+        {"left_out": 7},
+        {"max_member_bytes": None},
+        {"checksum": 5},
+        {"problems": 5},
+    ],
+)
+def test_an_entry_with_impossible_or_altered_counts_is_rebuilt(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Counts below 0, of another type or that do not add up, and samples left out that the index did not leave out:
+    the shard is read again, and its entry written anew."""
+    shards = write_shards(tmp_path, [3, 2])
+    made = index_shards(shards, LIMITS)
+    expected = [samples_of(i) for i in made]
+    path = tmp_path / FOLDER_FILE
+    tree = json.loads(path.read_text())
+    whole = dict(tree["shards"]["00000.tar"])
+    tree["shards"]["00000.tar"].update(change)
+    path.write_text(json.dumps(tree))
+    assert [samples_of(i) for i in index_shards(shards, LIMITS)] == expected
+    assert json.loads(path.read_text())["shards"]["00000.tar"] == whole
 
 
 def test_changed_shard_is_indexed_again(tmp_path: Path) -> None:

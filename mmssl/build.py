@@ -8,8 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from mmssl import system
-from mmssl.config import Config, ModelConfig, ObjectiveConfig, SuiteConfig, ViewConfig
-from mmssl.data import LoaderConfig, Source, TrainLoader, resolve_sources
+from mmssl.config import Config, DataConfig, ModelConfig, ObjectiveConfig, SuiteConfig, ViewConfig
+from mmssl.data import LoaderConfig, MemberNames, Source, TrainLoader, resolve_sources
 from mmssl.data.shards import SampleLimits
 from mmssl.data.sources import iter_captions
 from mmssl.data.storage import Access
@@ -146,11 +146,23 @@ def _resolve_start(model: ModelConfig) -> ModelConfig:
     return found.model_copy(update={"start": model.start, "vision": vision, "text": text})
 
 
+def build_limits(data: DataConfig) -> SampleLimits:
+    """Limits and names of members of the training shards."""
+    members = MemberNames.of(data.members.image, data.members.caption)
+    return SampleLimits(int(data.max_member_mib * 2**20), members)
+
+
 def train_tokenizer_on(
-    shards: Sequence[str], templates: Sequence[str], vocab_size: int, max_tokens: int, *, lowercase: bool = True
+    shards: Sequence[str],
+    templates: Sequence[str],
+    vocab_size: int,
+    max_tokens: int,
+    *,
+    lowercase: bool = True,
+    limits: SampleLimits | None = None,
 ) -> Tokenizer:
     """A tokenizer trained on every caption template of the samples, in file order."""
-    return train_tokenizer(iter_captions(shards, templates), vocab_size, max_tokens, lowercase=lowercase)
+    return train_tokenizer(iter_captions(shards, templates, limits), vocab_size, max_tokens, lowercase=lowercase)
 
 
 def build_tokenizer(plan: RunPlan, folder: Path) -> Tokenizer:
@@ -167,7 +179,14 @@ def build_tokenizer(plan: RunPlan, folder: Path) -> Tokenizer:
     if source != "train":
         return load_tokenizer(source, text.max_tokens)
     shards = [shard for source in plan.sources for shard in source.shards]
-    return train_tokenizer_on(shards, config.data.captions, text.vocab_size, text.max_tokens, lowercase=text.lowercase)
+    return train_tokenizer_on(
+        shards,
+        config.data.captions,
+        text.vocab_size,
+        text.max_tokens,
+        lowercase=text.lowercase,
+        limits=build_limits(config.data),
+    )
 
 
 def build_encoder(config: Config, tokenizer: Tokenizer, say: Callable[[str], None] | None = None) -> DualEncoder:
@@ -254,7 +273,7 @@ def build_loader(plan: RunPlan, task: TrainingTask, tokenizer: Tokenizer, bad_sa
         world_size=world.size,
         workers=data.workers if data.workers is not None else default_workers(),
         worker_kind=data.worker_kind,
-        limits=SampleLimits(max_member_bytes=int(data.max_member_mib * 2**20)),
+        limits=build_limits(data),
         access=Access(cache_dir=data.cache_dir, cache_bytes=int(data.cache_gib * 2**30)),
         max_bad_fraction=data.bad_samples,
         bad_log=bad_samples,

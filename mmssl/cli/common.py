@@ -70,6 +70,19 @@ Data = Annotated[
         help="Datasets: folders in CLIP_benchmark's WebDataset layout, folders of such folders, or shard patterns.",
     ),
 ]
+ImageMember = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image-member",
+        metavar="NAME",
+        help="Member of the shards that holds the image, if it is not named as usual: img_content for KEY.img_content, "
+        "input.jpg for KEY.input.jpg or KEY/input.jpg; repeat for further names.",
+    ),
+]
+CaptionMember = Annotated[
+    list[str] | None,
+    typer.Option("--caption-member", metavar="NAME", help="The same for the caption, for example output.txt."),
+]
 Tasks = Annotated[
     list[str] | None,
     typer.Option(

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmssl.cli.common import Device, ModelName, Precision, load_model, status, stdout, verb, writing
+from mmssl.cli.common import (
+    CaptionMember,
+    Device,
+    ImageMember,
+    ModelName,
+    Precision,
+    load_model,
+    status,
+    stdout,
+    verb,
+    writing,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,6 +48,8 @@ def embed(
             "--graph/--no-graph", help="Build a graph for fast search in large sets. Default: from 200,000 images."
         ),
     ] = None,
+    image_member: ImageMember = None,
+    caption_member: CaptionMember = None,
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
@@ -51,6 +64,8 @@ def embed(
 
     from mmssl.apps.autoconfig import resolve_shards
     from mmssl.apps.search import Index, embed_shards
+    from mmssl.data import MemberNames
+    from mmssl.data.health import account_of
     from mmssl.distributed import process_group
 
     with process_group() as world:
@@ -61,11 +76,12 @@ def embed(
                 resolve_shards(data[0] if len(data) == 1 else data, out / "shards"),
                 out,
                 batch_size=batch_size,
+                members=MemberNames.of(image_member or [], caption_member or []),
                 world=world,
                 progress=lambda count: spinner.update(f"embedding: {count:,} images"),
             )
-        for bad in done.bad[:5]:
-            print(f"left out: {bad.shard}:{bad.key}: {bad.error}")
+        if done.bad:
+            print(account_of(done.images, done.bad).text())
         total = int(world.sum(torch.tensor([done.images])))
         if world.rank != 0:
             return
@@ -107,7 +123,7 @@ def search(
     else:
         stdout().print(_table(hits))
     if out is not None:
-        images = read_images(hits)
+        images = read_images(hits, stored.members)
         with writing(out, remedy="give another file"):
             draw_hits(out, query, hits, images)
         if not as_json:

@@ -9,8 +9,10 @@ import typer
 
 from mmssl.cli.common import (
     CaptionColumn,
+    CaptionMember,
     Encoding,
     ImageColumn,
+    ImageMember,
     Separator,
     check_file,
     group,
@@ -52,6 +54,8 @@ def index(
     patterns: Patterns,
     processes: Annotated[int, typer.Option(min=0, help="Processes that read headers; 0: threads only.")] = 0,
     max_member_mib: MaxMember = 64.0,
+    image_member: ImageMember = None,
+    caption_member: CaptionMember = None,
 ) -> None:
     """Write the index of shards: the offset of every sample, in NAME.tar.idx and mmssl-index.json.
 
@@ -66,7 +70,8 @@ def index(
 
     names = expand(patterns)
     with progress_bar("shards", text="indexing") as bar:
-        found = make_index(names, _limits(max_member_mib), Access(), processes, bar.update)
+        limits = _limits(max_member_mib, image_member, caption_member)
+        found = make_index(names, limits, Access(), processes, bar.update)
     print(
         f"{len(found):,} shards, {sum(i.samples for i in found):,} samples, {sum(i.bytes for i in found) / 1e9:.3g} GB"
     )
@@ -114,6 +119,8 @@ def check(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all statistics to this file.")] = None,
     image: Annotated[Path | None, typer.Option(help="Draw the distributions to this PNG.")] = None,
     max_member_mib: MaxMember = 64.0,
+    image_member: ImageMember = None,
+    caption_member: CaptionMember = None,
 ) -> None:
     """Check every sample and report the health of a dataset, with a list of what to fix, most serious first.
 
@@ -130,12 +137,12 @@ def check(
     from mmssl.data.transforms import captions, load_tokenizer, train_tokenizer
 
     captions.check_templates([caption])
-    names, limits = expand(patterns), _limits(max_member_mib)
+    names, limits = expand(patterns), _limits(max_member_mib, image_member, caption_member)
     others = expand(against) if against else []
     check_file(json_file, "--json")
     check_file(image, "--image")
     tokens = None if tokenizer == "train" else load_tokenizer(tokenizer, max_tokens)
-    indexed = _indexed([name for name in names if not is_remote(name)], max_member_mib)
+    indexed = _indexed([name for name in names if not is_remote(name)], limits)
     total = None if len(indexed) < len(names) else sum(i.groups for i in indexed)
     if first is not None:
         total = first if total is None else min(first, total)
@@ -177,6 +184,8 @@ def show(
     side: Annotated[int, typer.Option(min=32, help="Side of an image on the sheet, in pixels.")] = 160,
     caption: Template = "{txt}",
     out: Annotated[Path | None, typer.Option(help="PNG to write. Default: sheet.png; with --key, none.")] = None,
+    image_member: ImageMember = None,
+    caption_member: CaptionMember = None,
 ) -> None:
     """Draw a sheet of random samples with their captions, or print one sample in full.
 
@@ -189,11 +198,11 @@ def show(
     from mmssl.plotting import has_font
 
     captions.check_templates([caption])
-    names = expand(patterns)
+    names, limits = expand(patterns), _limits(64.0, image_member, caption_member)
     out = Path("sheet.png") if out is None and key is None else out
     check_file(out, "--out")
     with status("reading"):
-        samples = [browse.find(names, key)] if key is not None else browse.pick(names, count, seed)
+        samples = [browse.find(names, key, limits)] if key is not None else browse.pick(names, count, seed, limits)
         if not samples:
             raise UserError(f"no sample of {names[0]} can be used; run: mmssl shards check PATTERN")
         if out is not None:
@@ -254,6 +263,8 @@ def pack(
         ),
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: one per core.")] = None,
+    image_member: ImageMember = None,
+    caption_member: CaptionMember = None,
 ) -> None:
     """Pack images and captions into shards, and index them.
 
@@ -268,6 +279,7 @@ def pack(
     from mmssl.data import packing
 
     exclusion = _exclusion(without_copies_of or [], without_leaks)
+    limits = _limits(64.0, image_member, caption_member)
     if source.exists() or not has_magic(str(source)) or packing.table_suffix(source.name) is not None:
         with progress_bar("rows", text="reading the table") as bar:
             records = packing.open_records(
@@ -278,9 +290,10 @@ def pack(
                 separator=separator,
                 encoding=encoding,
                 progress=lambda done: bar.update(done, None),
+                limits=limits,
             )
     else:
-        records = packing.ShardRecords(_tars(source))
+        records = packing.ShardRecords(_tars(source), limits)
     if records.describe():
         print(records.describe())
     with progress_bar("samples", text="packing") as bar:
@@ -354,18 +367,21 @@ def _more(count: int) -> str:
     return "" if count == 1 else f" and {count - 1:,} more"
 
 
-def _limits(max_member_mib: float) -> "SampleLimits":
+def _limits(
+    max_member_mib: float = 64.0, image_member: list[str] | None = None, caption_member: list[str] | None = None
+) -> "SampleLimits":
+    from mmssl.data import MemberNames
     from mmssl.data.shards import SampleLimits
 
-    return SampleLimits(max_member_bytes=int(max_member_mib * 2**20))
+    return SampleLimits(int(max_member_mib * 2**20), MemberNames.of(image_member or [], caption_member or []))
 
 
-def _indexed(shards: Sequence[str], max_member_mib: float) -> "list[ShardIndex]":
+def _indexed(shards: Sequence[str], limits: "SampleLimits") -> "list[ShardIndex]":
     """The index of local shards; missing entries are made."""
     from mmssl.data.shards import index_shards
 
     with progress_bar("shards", text="indexing") as bar:
-        return index_shards(shards, _limits(max_member_mib), progress=bar.update)
+        return index_shards(shards, limits, progress=bar.update)
 
 
 def _parse_splits(splits: Sequence[str] | None) -> dict[str, float] | None:

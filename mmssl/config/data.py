@@ -17,6 +17,16 @@ class SourceConfig(ConfigBase):
     """Fraction of the batch, relative to the weights of the other sources."""
 
 
+class MembersConfig(ConfigBase):
+    """Members of the shards that hold the image and the caption, where they are not named as usual."""
+
+    image: list[str] = []
+    """Extensions or names, in order of preference: `img_content` for KEY.img_content, `input.jpg` for KEY.input.jpg or
+    KEY/input.jpg."""
+    caption: list[str] = []
+    """The same for the caption, which becomes the field `txt`."""
+
+
 class ViewConfig(ConfigBase):
     """One named view of an image in training. The defaults are OpenCLIP's."""
 
@@ -63,6 +73,8 @@ class DataConfig(ConfigBase):
     """Training shards: a pattern, or a list of patterns and weighted sources."""
     batch_size: int = Field(256, ge=1)
     """Global batch size: pairs per step over all processes."""
+    members: MembersConfig = MembersConfig()
+    """Members of the shards that hold the image and the caption, where they are not named as usual."""
     captions: list[str] = ["{txt}"]
     """Caption templates; each sample draws one. `{txt}` is the .txt member, other fields come from the .json member.
     A list of tags such as `{tags}` renders a random non-empty subset in random order. Of several captions (a list of

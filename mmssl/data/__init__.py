@@ -2,13 +2,16 @@
 
 from mmssl.data.loader import LoaderConfig, LoaderCounters, Source, TrainLoader, resolve_sources
 from mmssl.data.shards.account import Account
+from mmssl.data.shards.samples import USUAL_MEMBERS, MemberNames
 from mmssl.data.sources import expand
 from mmssl.data.storage import iter_samples
 
 __all__ = [
+    "USUAL_MEMBERS",
     "Account",
     "LoaderConfig",
     "LoaderCounters",
+    "MemberNames",
     "Source",
     "TrainLoader",
     "expand",

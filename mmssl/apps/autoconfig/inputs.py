@@ -10,6 +10,7 @@ import torch
 
 from mmssl import system
 from mmssl.data import iter_samples
+from mmssl.data.shards import SampleLimits
 from mmssl.data.sources import remedy_of
 from mmssl.data.transforms import DecodeError, captions, decoding
 from mmssl.errors import UserError
@@ -78,7 +79,9 @@ class Start:
     """Number of parameters of both towers."""
 
 
-def probe_pairs(shards: Sequence[str], count: int, templates: Sequence[str] = ("{txt}",)) -> Pairs:
+def probe_pairs(
+    shards: Sequence[str], count: int, templates: Sequence[str] = ("{txt}",), limits: SampleLimits | None = None
+) -> Pairs:
     """Estimate the properties of pairs from samples of evenly spread shards.
 
     Args:
@@ -90,7 +93,7 @@ def probe_pairs(shards: Sequence[str], count: int, templates: Sequence[str] = ("
     step = max(1, len(shards) // SHARDS)
     lengths, sides, problem = [], [], ""
     for shard in shards[::step][:SHARDS]:
-        for sample in islice(iter_samples([shard], on_bad=lambda bad: None), SAMPLES):
+        for sample in islice(iter_samples([shard], limits, on_bad=lambda bad: None), SAMPLES):
             try:
                 header = decoding.read_header(sample.image)
             except DecodeError:

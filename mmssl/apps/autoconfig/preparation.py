@@ -65,6 +65,7 @@ def prepare(
     progress: Progress | None = None,
     *,
     table: Mapping[str, str] | None = None,
+    limits: SampleLimits | None = None,
 ) -> Prepared:
     """Turn any data into shards. Images and tables are packed into the folder; packing can be resumed.
 
@@ -72,6 +73,7 @@ def prepare(
         hold_out: hold out a fraction of the pairs for evaluation.
         progress: called with the number of packed records and the total.
         table: how to read a table: options of `open_records`.
+        limits: limits and names of members of shards.
 
     Raises:
         UserError: the data are missing, damaged or too few, or would have to be packed by several processes.
@@ -83,7 +85,7 @@ def prepare(
         option, value = next(iter(table.items()))
         raise UserError(f"--{option.replace('_', '-')} {value} is for tables, but {_name(data)} names shards")
     else:
-        found = _split_shards(data, hold_out)
+        found = _split_shards(data, hold_out, limits or SampleLimits())
     if found.pairs < LEAST:
         causes = "".join(f"; {cause}" for cause in (*found.notes, *found.account.causes()))
         raise UserError(f"{_name(data)} has {found.pairs} usable pairs to train on; give {LEAST} at least{causes}")
@@ -154,11 +156,11 @@ def _expanded(data: Source) -> list[str]:
     return expand(str(data))
 
 
-def _split_shards(data: Source, hold_out: bool) -> Prepared:
+def _split_shards(data: Source, hold_out: bool, limits: SampleLimits) -> Prepared:
     """Use shards without packing; some of them are held out as a whole."""
     given = str(data) if isinstance(data, str | Path) else list(data)
     names, apart = set_apart(_expanded(data), [given] if isinstance(given, str) else given)
-    found = _indexes([*names, *apart])
+    found = _indexes([*names, *apart], limits)
     counts = [index.samples for index in found]
     kept = apart or (_shards_to_hold_out(names, counts) if hold_out else [])
     held_out = sum(index.samples for index in found if index.shard in kept)
@@ -195,12 +197,12 @@ def _shards_to_hold_out(names: Sequence[str], counts: Sequence[int]) -> list[str
 
 def _counts(shards: Sequence[str]) -> list[int]:
     """Number of usable pairs in each shard, from its index."""
-    return [index.samples for index in _indexes(shards)]
+    return [index.samples for index in _indexes(shards, SampleLimits())]
 
 
-def _indexes(shards: Sequence[str]) -> list[ShardIndex]:
+def _indexes(shards: Sequence[str], limits: SampleLimits) -> list[ShardIndex]:
     """The index of each shard."""
-    found = index_source(shards, SampleLimits(), Access())
+    found = index_source(shards, limits, Access())
     unknown = [shard for shard, index in zip(shards, found, strict=True) if index is None]
     if unknown:
         raise UserError(f"{unknown[0]} has no index, so its pairs cannot be counted: mmssl shards index PATTERN")

@@ -20,9 +20,10 @@ from mmssl.apps.autoconfig.inputs import Machine, Pairs, Start, probe_pairs, thi
 from mmssl.apps.autoconfig.preparation import HELD_OUT, Prepared, Source, prepare
 from mmssl.apps.report import write_card
 from mmssl.apps.search import embed_shards, read_record
-from mmssl.build import objective_options
+from mmssl.build import build_limits, objective_options
 from mmssl.config import Config, load_config, parse_config, set_key
 from mmssl.data import expand
+from mmssl.data.shards import SampleLimits
 from mmssl.errors import UserError
 from mmssl.inference import Model, load
 from mmssl.train import PACKED, Finished, is_available, resume_command, train
@@ -65,11 +66,12 @@ def train_on(
     named = given.pop("run_dir", None) or (tree or {}).get("run_dir")
     run = _folder(run_dir or (Path(named) if named is not None else None), data)
     trial = tree if tree is not None else _tree(choose(_TRIAL, machine, start, given))
-    objective_options(_config(trial, "unknown", run, given))
-    console = Console(quiet=not _is_first())
-    prepared = _prepared(data, run, tree is None, console, table)
+    tried = _config(trial, "unknown", run, given)
+    objective_options(tried)
+    console, limits = Console(quiet=not _is_first()), build_limits(tried.data)
+    prepared = _prepared(data, run, tree is None, limits, console, table)
     if tree is None:
-        pairs = probe_pairs(expand(prepared.train), prepared.pairs, given.get("data.captions", ["{txt}"]))
+        pairs = probe_pairs(expand(prepared.train), prepared.pairs, given.get("data.captions", ["{txt}"]), limits)
         choices = [*choose(pairs, machine, start, given), *_evaluation(prepared, given)]
         console.print(_settings_table(choices, given))
         _report_unused_gpus(machine, console)
@@ -145,7 +147,14 @@ def _folder(given: Path | None, data: Source) -> Path:
     return found
 
 
-def _prepared(data: Source, run: Path, hold_out: bool, console: Console, table: Mapping[str, str] | None) -> Prepared:
+def _prepared(
+    data: Source,
+    run: Path,
+    hold_out: bool,
+    limits: SampleLimits,
+    console: Console,
+    table: Mapping[str, str] | None,
+) -> Prepared:
     with console.status("packing") as status:
         found = prepare(
             data,
@@ -153,6 +162,7 @@ def _prepared(data: Source, run: Path, hold_out: bool, console: Console, table: 
             hold_out,
             lambda done, total: status.update(f"packing: {done:,} of {total:,} pairs"),
             table=table,
+            limits=limits,
         )
     if found.recognised:
         console.print(found.recognised, soft_wrap=True, markup=False)

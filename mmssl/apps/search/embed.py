@@ -3,7 +3,7 @@ shards."""
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.apps.search.index import FORMAT, PARTS, RECORD, SAME, part, probe, read_record, write_part
-from mmssl.data import iter_samples
-from mmssl.data.shards import IMAGES, BadSample, is_remote
+from mmssl.data import USUAL_MEMBERS, MemberNames, iter_samples
+from mmssl.data.shards import IMAGES, BadSample, SampleLimits, is_remote
 from mmssl.distributed import SINGLE_PROCESS, World
 from mmssl.errors import UserError
 
@@ -38,6 +38,7 @@ def embed_shards(
     out: Path,
     *,
     batch_size: int = 256,
+    members: MemberNames = USUAL_MEMBERS,
     world: World = SINGLE_PROCESS,
     progress: Callable[[int], None] | None = None,
 ) -> Embedded:
@@ -46,20 +47,21 @@ def embed_shards(
     Rank r of n embeds shards r, r + n, ...; all ranks return when all shards are stored.
 
     Args:
+        members: members of the shards that hold the image and the caption, beside the usual ones.
         progress: called with the number of images embedded so far.
 
     Raises:
         UserError: the folder holds another index or cannot be written, or images cannot be encoded.
     """
     names = [shard if is_remote(shard) else str(Path(shard).resolve()) for shard in shards]
-    _prepare(model, names, out, world)
+    _prepare(model, names, out, members, world)
     done = Embedded()
     for number in range(world.rank, len(names), world.size):
         if part(out, number).is_file():
             done.kept += 1
             continue
         try:
-            _embed_shard(model, names[number], out, number, batch_size, done)
+            _embed_shard(model, names[number], out, number, batch_size, members, done)
         except OSError as error:
             raise UserError(
                 f"{out} cannot be written: {error.strerror}; finished shards are kept, call again to resume"
@@ -70,12 +72,13 @@ def embed_shards(
     return done
 
 
-def _embed_shard(model: "Model", shard: str, out: Path, number: int, batch_size: int, done: Embedded) -> None:
+def _embed_shard(
+    model: "Model", shard: str, out: Path, number: int, batch_size: int, members: MemberNames, done: Embedded
+) -> None:
     from mmssl.evaluate import encode
 
-    images = encode.encode_images(
-        model, iter_samples([shard], need_text=False, on_bad=done.bad.append), batch_size=batch_size
-    )
+    found = iter_samples([shard], SampleLimits(members=members), need_text=False, on_bad=done.bad.append)
+    images = encode.encode_images(model, found, batch_size=batch_size)
     samples = images.samples
     columns = {
         "shard": [sample.shard for sample in samples],
@@ -87,7 +90,7 @@ def _embed_shard(model: "Model", shard: str, out: Path, number: int, batch_size:
     done.bad += images.bad
 
 
-def _prepare(model: "Model", shards: list[str], out: Path, world: World) -> None:
+def _prepare(model: "Model", shards: list[str], out: Path, members: MemberNames, world: World) -> None:
     """Write index.json, or check that the existing one names the same model and shards."""
     own_probe = probe(model)
     known = read_record(out)
@@ -101,6 +104,7 @@ def _prepare(model: "Model", shards: list[str], out: Path, world: World) -> None
         try:
             (out / PARTS).mkdir(parents=True, exist_ok=True)
             record = {"format": FORMAT, "shards": shards, "probe": [float(value) for value in own_probe]}
+            record["members"] = asdict(members)
             (out / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
         except OSError as error:
             raise UserError(f"--out {out} cannot be written: {error.strerror}; pick another folder") from None

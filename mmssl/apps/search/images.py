@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from mmssl.apps.search.index import Hit, Index
-from mmssl.data import iter_samples
-from mmssl.data.shards import image_ranges, is_remote
+from mmssl.data import USUAL_MEMBERS, MemberNames, iter_samples
+from mmssl.data.shards import SampleLimits, image_ranges, is_remote
 from mmssl.data.transforms import DecodeError, decoding
 from mmssl.files import open_regular
 from mmssl.plotting import drawing
@@ -34,7 +34,7 @@ class ShardImages:
         try:
             with open_regular(hit.shard) as file:
                 status = os.fstat(file.fileno())
-                found = self._ranges(hit.shard, status.st_mtime_ns, status.st_size).get(hit.key)
+                found = self._ranges(hit.shard, status.st_mtime_ns, status.st_size, self._index.members).get(hit.key)
                 if found is None:
                     return None
                 start, size = found
@@ -44,14 +44,14 @@ class ShardImages:
         return content if len(content) == size else None
 
 
-def read_images(hits: Sequence[Hit]) -> list[bytes | None]:
+def read_images(hits: Sequence[Hit], members: MemberNames = USUAL_MEMBERS) -> list[bytes | None]:
     """The encoded image of each hit, read from its shard, which may be remote; None where it is missing."""
     wanted: dict[str, set[str]] = {}
     for hit in hits:
         wanted.setdefault(hit.shard, set()).add(hit.key)
     found: dict[tuple[str, str], bytes] = {}
     for shard, keys in wanted.items():
-        for sample in iter_samples([shard], need_text=False, on_bad=lambda bad: None):
+        for sample in iter_samples([shard], SampleLimits(members=members), need_text=False, on_bad=lambda bad: None):
             if sample.key in keys:
                 found[shard, sample.key] = sample.image
                 keys.discard(sample.key)

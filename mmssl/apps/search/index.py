@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from mmssl.apps.search.nearest import Embeddings, Graph, Matches, exact_nearest, locate, part_starts
+from mmssl.data import MemberNames
 from mmssl.errors import UserError
 from mmssl.files import atomic_write
 from mmssl.rng import torch_generator
@@ -53,6 +54,8 @@ class Index:
         if record is None:
             raise UserError(f"no index at {folder}; make one: mmssl embed MODEL SHARDS --out {folder}")
         self.shards: list[str] = record["shards"]
+        self.members = MemberNames.of(**record.get("members", {}))
+        """Members of the shards that hold the image and the caption, beside the usual ones."""
         self.probe = np.array(record["probe"], dtype=np.float32)
         missing = [number for number in range(len(self.shards)) if not part(self.folder, number).is_file()]
         if missing:

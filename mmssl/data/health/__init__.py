@@ -4,11 +4,13 @@ from mmssl.data.health import browse
 from mmssl.data.health.duplicates import KnownImages
 from mmssl.data.health.report import HealthReport, check_health, draw_report
 from mmssl.data.health.survey import Survey, read_known_images, survey_shards
+from mmssl.data.shards.causes import account_of
 
 __all__ = [
     "HealthReport",
     "KnownImages",
     "Survey",
+    "account_of",
     "browse",
     "check_health",
     "draw_report",

@@ -13,6 +13,7 @@ from mmssl.data.shards import SampleLimits
 from mmssl.data.shards.causes import cause_of, remedy_of
 from mmssl.data.shards.damage import describe_tail
 from mmssl.data.shards.samples import (
+    UNCOUNTED,
     Group,
     SampleError,
     begins_hole,
@@ -97,7 +98,8 @@ class ShardRecords(Records):
                 self._stamps.append((Path(shard).name, status.st_size, status.st_mtime_ns))
                 archive, before = Archive(windowed(file.fileno()), status.st_size), len(self._places)
                 try:
-                    self._places += (_Place(shard, group) for group in scattered_groups(archive, limits))
+                    found = (group for group in scattered_groups(archive, limits) if group.defect not in UNCOUNTED)
+                    self._places += (_Place(shard, group) for group in found)
                     damage = describe_tail(archive, len(self._places) - before)
                     if damage is not None and archive.end < archive.size:
                         _refuse_hole([place.group for place in self._places[before:]], archive)

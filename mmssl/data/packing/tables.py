@@ -13,7 +13,7 @@ from mmssl.data.packing.records import Records
 from mmssl.data.packing.shard_records import ShardRecords
 from mmssl.data.packing.table_records import JoinedRecords, Progress, TableOptions, TableRecords
 from mmssl.data.packing.text_tables import JsonRecords, SeparatedRecords
-from mmssl.data.shards import TABLES
+from mmssl.data.shards import TABLES, SampleLimits
 from mmssl.data.shards.urls import ARCHIVES, table_suffix
 from mmssl.errors import UserError
 
@@ -32,6 +32,7 @@ def open_records(
     separator: str | None = None,
     encoding: str | None = None,
     progress: Progress | None = None,
+    limits: SampleLimits | None = None,
 ) -> Records:
     """Open a folder of images, a table, several tables, or a Hugging Face dataset saved with `save_to_disk`.
 
@@ -39,15 +40,16 @@ def open_records(
         source: a file or folder, or a glob of tables.
         image_column, caption_column, key_column, separator, encoding: of tables; None: recognised.
         progress: called with the number of rows of a text table that are read.
+        limits: limits and names of members, for shards.
 
     Raises:
         UserError: the source or a column is missing, or the source has several splits.
     """
     options = TableOptions(image_column, caption_column, key_column, separator, encoding)
     if source.is_dir():
-        return _open_folder(source, options, progress)
+        return _open_folder(source, options, progress, limits)
     if source.is_file() and source.name.lower().endswith(ARCHIVES):
-        return ShardRecords([str(source)])
+        return ShardRecords([str(source)], limits)
     if not source.is_file():
         found = sorted(map(Path, glob(str(source)))) if has_magic(str(source)) else []  # noqa: PTH207
         if found:
@@ -56,7 +58,9 @@ def open_records(
     return _open_table(source, options, progress)
 
 
-def _open_folder(folder: Path, options: TableOptions, progress: Progress | None) -> Records:
+def _open_folder(
+    folder: Path, options: TableOptions, progress: Progress | None, limits: SampleLimits | None
+) -> Records:
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
         raise UserError(f"{folder} has several splits; name one: {', '.join(str(folder / s) for s in splits)}")
@@ -64,7 +68,7 @@ def _open_folder(folder: Path, options: TableOptions, progress: Progress | None)
         return ArrowRecords(folder, options)
     shards = sorted(str(path) for path in folder.glob("*.tar"))
     if shards and not holds_pairs(folder):
-        return ShardRecords(shards)
+        return ShardRecords(shards, limits)
     metadata = sorted(path for name in _METADATA for path in folder.rglob(name))
     if metadata:
         return _open_tables(folder, metadata, options, progress)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mmssl.data.shards.account import Account
-from mmssl.data.shards.samples import APART, FRAGMENT, NOT_ADJACENT, REPEATED, BadSample, join_parts
+from mmssl.data.shards.samples import APART, NOT_ADJACENT, REPEATED, UNCOUNTED, BadSample, join_parts
 from mmssl.data.shards.shard_index import ShardIndex
 
 _PARTICULARS = re.compile(r"(: | \(|; ).*", re.DOTALL)
@@ -68,7 +68,7 @@ def join_bad(bad: Iterable[BadSample]) -> list[BadSample]:
         replace(sample, error=reason)
         for found in shards.values()
         for sample, reason in zip(found, join_parts([(s.key, s.error) for s in found]), strict=True)
-        if reason != FRAGMENT
+        if reason not in UNCOUNTED
     ]
 
 

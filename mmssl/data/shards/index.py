@@ -10,12 +10,12 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from mmssl.data.shards.samples import SampleLimits
+from mmssl.data.shards.samples import MemberNames, SampleLimits
 from mmssl.data.shards.shard_index import RULES, LeftOut, ShardIndex, index_shard, offsets_path
 from mmssl.data.shards.urls import is_remote
 from mmssl.files import atomic_write
@@ -88,8 +88,8 @@ def _still_fits(shard: str, kept: Mapping[Path, dict[str, Any]], limits: SampleL
         return None
     if index is None or size != 8 * (index.groups + 1):
         return None
-    key = (index.bytes, index.mtime_ns, index.max_member_bytes, index.rules)
-    return index if key == (status.st_size, status.st_mtime_ns, limits.max_member_bytes, RULES) else None
+    key = (index.bytes, index.mtime_ns, index.rules, SampleLimits(index.max_member_bytes, index.members))
+    return index if key == (status.st_size, status.st_mtime_ns, RULES, limits) else None
 
 
 def index_to_json(index: ShardIndex) -> dict[str, Any]:
@@ -102,6 +102,7 @@ def index_to_json(index: ShardIndex) -> dict[str, Any]:
         "checksum": index.checksum,
         "max_member_bytes": index.max_member_bytes,
         "rules": index.rules,
+        "members": asdict(index.members),
         "left_out": [[out.ordinal, out.key, out.reason] for out in index.left_out],
         "problems": list(index.problems),
     }
@@ -134,6 +135,7 @@ def index_from_json(shard: str, entry: Mapping[str, Any]) -> ShardIndex:
         checksum=str(entry["checksum"]),
         max_member_bytes=counts["max_member_bytes"],
         rules=int(entry.get("rules", 1)),
+        members=MemberNames.of(**entry.get("members", {})),
     )
 
 

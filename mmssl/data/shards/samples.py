@@ -14,9 +14,13 @@ _FURTHER_IMAGES = ("apng", "avif", "jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "pn
 IMAGES = (*_COMMON_IMAGES, *_FURTHER_IMAGES)
 """Extensions of images. The format itself is recognised by the first bytes."""
 TEXTS = ("txt", "json")
+MAPPED_IMAGE, MAPPED_CAPTION = "image=", "caption="
+"""Extensions that members get here which a `MemberNames` names. No file has them."""
+_IMAGES = (MAPPED_IMAGE, *IMAGES)
+_TEXTS = (MAPPED_CAPTION, *TEXTS)
 CAPTION_FIELDS = ("caption", "text", "captions")
 """Fields of the .json that stand for a missing .txt, in order of preference."""
-USED = (*IMAGES, *TEXTS, "cls")
+USED = (*_IMAGES, *_TEXTS, "cls")
 """Extensions that are read. Other members (`.npy`, `.pyd`, `.pth` ...) are never decoded."""
 
 _MANY_STEMS = 3
@@ -25,15 +29,53 @@ NOT_ADJACENT = "its members are not adjacent"
 REPEATED = "its key was used before"
 APART = "its image and its text lie in different folders"
 FRAGMENT = "further members of a sample that is named above"
-"""The reason of a group that is no sample of its own, so that it is not counted."""
+STRAY = "a file that belongs to no sample"
+UNCOUNTED = (FRAGMENT, STRAY)
+"""Reasons of groups that are no samples of their own, so that they are not counted."""
+
+
+@dataclass(frozen=True)
+class MemberNames:
+    """Members that hold the image and the caption, where they are not named as usual.
+
+    `img_content` stands for KEY.img_content, `input.jpg` for KEY.input.jpg or, with a folder per sample, KEY/input.jpg.
+    """
+
+    image: tuple[str, ...] = ()
+    caption: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, image: Iterable[str] = (), caption: Iterable[str] = ()) -> "MemberNames":
+        """Names in any case, with or without a leading dot."""
+        return cls(*(tuple(name.removeprefix(".").lower() for name in names) for names in (image, caption)))
+
+    def split(self, name: str) -> tuple[str, str] | None:
+        """As `split_name`, with the extension of a named member replaced."""
+        names = split_name(name)
+        if names is None:
+            return None
+        key, extension = names
+        folder, _, base = key.rpartition("/")
+        for wanted, mapped in ((self.image, MAPPED_IMAGE), (self.caption, MAPPED_CAPTION)):
+            for own in wanted:
+                if extension == own or extension.endswith(f".{own}"):
+                    return key, extension.removesuffix(own) + mapped
+                if folder and f"{base}.{extension}".lower() == own:
+                    return folder, mapped
+        return names
+
+
+USUAL_MEMBERS = MemberNames()
 
 
 @dataclass(frozen=True)
 class SampleLimits:
-    """Size limits, checked before a sample is read into memory."""
+    """What is read of a shard: size limits, checked before a sample is read into memory, and names of members."""
 
     max_member_bytes: int = 64 << 20
     """A larger member makes its sample unusable."""
+    members: MemberNames = USUAL_MEMBERS
+    """Members that hold the image and the caption, beside the usual ones."""
 
     @property
     def max_sample_bytes(self) -> int:
@@ -56,8 +98,9 @@ class Group:
     """Reason why the group is unusable, or None."""
 
     def image(self) -> Member | None:
-        """The first member that is an image."""
-        return next((member for extension, member in self.members.items() if extension in IMAGES), None)
+        """The member that is named as the image, else the first that is one."""
+        mapped = self.members.get(MAPPED_IMAGE)
+        return mapped or next((member for extension, member in self.members.items() if extension in IMAGES), None)
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -83,7 +126,7 @@ def scattered_groups(archive: Archive, limits: SampleLimits) -> Iterator[Group]:
     damage: TarError | None = None
     try:
         for member in archive.members():
-            names = split_name(member.name)
+            names = limits.members.split(member.name)
             if names is not None:
                 key, extension = names
                 found = keys.setdefault(key, [])
@@ -109,7 +152,7 @@ def _joined_by_name(parts: Sequence[Group]) -> list[Group]:
     """The groups, with a text alone put to the image alone of the same name in another folder."""
     alone: dict[tuple[bool, str], list[Group]] = {}
     for part in parts:
-        has_text = any(extension in TEXTS for extension in part.members)
+        has_text = any(extension in _TEXTS for extension in part.members)
         if (part.image() is None) == has_text:
             alone.setdefault((has_text, part.key.rpartition("/")[2]), []).append(part)
     moved: set[int] = set()
@@ -129,7 +172,7 @@ def cut_reason(extension: str) -> str:
 
 def begins_hole(extension: str, content: bytes) -> bool:
     """True if the last member before a hole of zeros ends in zeros, so that the hole begins inside of it."""
-    return content.endswith(bytes(4 if extension in IMAGES else 1))
+    return content.endswith(bytes(4 if extension in _IMAGES else 1))
 
 
 def groups(archive: Archive, limits: SampleLimits, need_text: bool = True) -> Iterator[Group]:
@@ -158,7 +201,7 @@ def _adjacent(archive: Archive, limits: SampleLimits) -> Iterator[Group]:
     group: Group | None = None
     try:
         for member in archive.members():
-            names = split_name(member.name)
+            names = limits.members.split(member.name)
             if names is None:
                 continue
             key, extension = names
@@ -170,7 +213,7 @@ def _adjacent(archive: Archive, limits: SampleLimits) -> Iterator[Group]:
             group.end = member.end
             _refuse(group, extension, member, limits)
     except TarError as error:
-        names = split_name(error.name) if error.name is not None else None
+        names = limits.members.split(error.name) if error.name is not None else None
         if group is not None and names is not None and group.key == names[0]:
             group.faults[names[1]] = cut_reason(names[1])
         if group is not None:
@@ -196,8 +239,13 @@ def _dotted_pairs(group: Group, extensions: Iterable[str]) -> set[str]:
     for extension in extensions:
         stem, _, last = extension.rpartition(".")
         lasts.setdefault(stem, set()).add(last)
-    pairs = {stem for stem, found in lasts.items() if stem and found & {*IMAGES} and found & {*TEXTS, "cls"}}
-    return {stem for stem in pairs if "txt" in lasts[stem]} if pairs and group.image() is not None else pairs
+    texts = {*_TEXTS, "cls"}
+    pairs = {stem for stem, found in lasts.items() if stem and found & {*_IMAGES} and found & texts}
+    return (
+        {stem for stem in pairs if lasts[stem] & {"txt", MAPPED_CAPTION}}
+        if pairs and group.image() is not None
+        else pairs
+    )
 
 
 def _ends_pair(group: Group, extension: str) -> bool:
@@ -221,7 +269,7 @@ def _dotted_stems(group: Group, known: bool) -> set[str]:
     if group.image() is not None:
         return pairs
     used = [extension for extension in group.members if extension.rpartition(".")[2] in USED]
-    stems, images = {_stem(extension) for extension in used}, sum(e.endswith(IMAGES) for e in used)
+    stems, images = {_stem(extension) for extension in used}, sum(e.endswith(_IMAGES) for e in used)
     alike = len(stems) == 1 or (len(stems) >= _MANY_STEMS and images in (0, len(used), len(stems)))
     return stems - {""} if pairs or known or ("" not in stems and alike) else set()
 
@@ -260,9 +308,11 @@ def _refuse(group: Group, extension: str, member: Member, limits: SampleLimits) 
 
 
 def _defect(group: Group, limits: SampleLimits, need_text: bool) -> str | None:
+    if len(group.members) == 1 and not any(extension in USED for extension in group.members):
+        return STRAY
     if group.image() is None:
         return f"no image{_other_members(group)}"
-    texts = [extension for extension in TEXTS if extension in group.members]
+    texts = [extension for extension in _TEXTS if extension in group.members]
     if need_text and not texts:
         return f"no text{_other_members(group)}"
     # A label may stand for the caption, through a template.
@@ -373,6 +423,8 @@ def read_sample(number: int, shard: str, group: Group, read: Callable[[int, int]
         if extension in group.members:
             text = _decode(bytes_of(group.members[extension]), extension)
             fields[extension] = _label(text) if extension == "cls" else text
+    if MAPPED_CAPTION in group.members:
+        fields["txt"] = _decode(bytes_of(group.members[MAPPED_CAPTION]), "caption")
     if "txt" not in fields:
         name = next((name for name in CAPTION_FIELDS if isinstance(fields.get(name), str)), None)
         if name is not None:

@@ -10,7 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmssl.data.shards.damage import describe_foreign, describe_tail
-from mmssl.data.shards.samples import FRAGMENT, Group, SampleLimits, begins_hole, cut_reason, groups, join_parts
+from mmssl.data.shards.samples import (
+    UNCOUNTED,
+    USUAL_MEMBERS,
+    Group,
+    MemberNames,
+    SampleLimits,
+    begins_hole,
+    cut_reason,
+    groups,
+    join_parts,
+)
 from mmssl.data.shards.tar import Archive, ReadAt, TarError
 from mmssl.errors import UserError
 from mmssl.files import open_regular
@@ -52,6 +62,8 @@ class ShardIndex:
     """The limit that was used to make the index."""
     offsets: Offsets | None = None
     """[groups + 1], if they are not stored in a file."""
+    members: MemberNames = USUAL_MEMBERS
+    """The names of members that were used to make the index."""
     rules: int = RULES
     """Version of the rules that were used to make the index."""
 
@@ -63,7 +75,7 @@ class ShardIndex:
     @property
     def lost(self) -> list[LeftOut]:
         """Excluded samples, each once: without further members of a sample that is excluded already."""
-        return [out for out in self.left_out if out.reason != FRAGMENT]
+        return [out for out in self.left_out if out.reason not in UNCOUNTED]
 
     def ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First byte and end of each usable sample of a local shard, int64 [samples] each.
@@ -73,7 +85,7 @@ class ShardIndex:
         """
         offsets = self.offsets if self.offsets is not None else _read_offsets(self)
         if offsets is None:
-            offsets = index_shard(self.shard, SampleLimits(self.max_member_bytes)).offsets
+            offsets = index_shard(self.shard, SampleLimits(self.max_member_bytes, self.members)).offsets
             assert offsets is not None
         return self.usable(offsets)
 
@@ -116,11 +128,14 @@ def index_archive(shard: str, archive: Archive, mtime_ns: int, limits: SampleLim
         problems=tuple(problems),
         checksum=checksum(offsets),
         max_member_bytes=limits.max_member_bytes,
+        members=limits.members,
         offsets=offsets,
     )
 
 
-def image_ranges(shard: str, mtime_ns: int, size: int) -> dict[str, tuple[int, int]]:
+def image_ranges(
+    shard: str, mtime_ns: int, size: int, members: MemberNames = USUAL_MEMBERS
+) -> dict[str, tuple[int, int]]:
     """First byte and size of the image of each sample in a local shard, by key; up to the damage if it is damaged.
 
     `mtime_ns` and `size` describe the file, so that a cache of the results notices when it changes.
@@ -128,7 +143,7 @@ def image_ranges(shard: str, mtime_ns: int, size: int) -> dict[str, tuple[int, i
     found: dict[str, tuple[int, int]] = {}
     with open_regular(shard) as file:
         try:
-            for group in groups(Archive(windowed(file.fileno()), size), SampleLimits(), need_text=False):
+            for group in groups(Archive(windowed(file.fileno()), size), SampleLimits(members=members), need_text=False):
                 member = group.image()
                 if group.defect is None and member is not None:
                     found[group.key] = (member.data, member.size)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 
-from mmssl.data.shards import BadSample
+from mmssl.data.shards import BadSample, SampleLimits
 from mmssl.data.shards.account import Account
 from mmssl.data.shards.causes import leave_out
 from mmssl.data.storage import iter_samples
@@ -13,7 +13,7 @@ from mmssl.errors import UserError
 _log = logging.getLogger(__name__)
 
 
-def iter_captions(shards: Sequence[str], templates: Sequence[str]) -> Iterator[str]:
+def iter_captions(shards: Sequence[str], templates: Sequence[str], limits: SampleLimits | None = None) -> Iterator[str]:
     """Every caption of the samples, in file order. Samples that lack a field are logged, counted by cause.
 
     Raises:
@@ -26,7 +26,7 @@ def iter_captions(shards: Sequence[str], templates: Sequence[str]) -> Iterator[s
         leave_out(account, bad.shard, bad.key, bad.error)
 
     try:
-        for sample in iter_samples(shards, on_bad=report):
+        for sample in iter_samples(shards, limits, on_bad=report):
             found, problem = _render(sample.fields, templates)
             if problem is not None:
                 leave_out(account, sample.shard, sample.key, problem)

@@ -262,6 +262,13 @@ def pack(
             help="With --split: leave out of a larger split the copies and near copies of images in a smaller one.",
         ),
     ] = False,
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="With --split: column of a table; rows with the same value, such as a patient, stay in one split.",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: one per core.")] = None,
     image_member: ImageMember = None,
     caption_member: CaptionMember = None,
@@ -306,6 +313,7 @@ def pack(
             threads=threads,
             progress=bar.update,
             exclusion=exclusion,
+            group_by=group_by,
         )
     for name, paths in packed.shards.items():
         print(f"{name}: {len(paths)} shards, {packed.counts[name]:,} samples")

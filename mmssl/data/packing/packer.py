@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from mmssl.data.packing.records import MANIFEST, UNREADABLE, Fields, RecordError, Records
+from mmssl.data.packing.records import MANIFEST, UNREADABLE, Fields, RecordError, Records, join_owners
 from mmssl.data.shards import SampleLimits, index_shards
 from mmssl.data.shards.account import Account
 from mmssl.data.shards.causes import cause_of, remedy_of
@@ -104,6 +104,7 @@ def pack(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     exclusion: Exclusion | None = None,
+    group_by: str | None = None,
 ) -> Packed:
     """Write SPLIT-00000.tar, SPLIT-00001.tar ... and their index.
 
@@ -115,6 +116,7 @@ def pack(
         splits: name -> fraction of the records. Default: all in `train`.
         progress: called with the number of records done and the total.
         exclusion: copies to leave out.
+        group_by: field whose equal values stay in one split, for example a patient or a product.
 
     Raises:
         UserError: the folder contains shards of another packing, another process packs into it, or it cannot be
@@ -128,7 +130,7 @@ def pack(
         raise UserError(f"{out} cannot be written: {error.strerror}; pick another folder") from None
     with lock:
         options = dict(splits or {"train": 1.0}), shard_samples, encoding or Encoding()
-        return _pack(records, out, *options, threads, progress, exclusion)
+        return _pack(records, out, *options, threads, progress, exclusion, group_by)
 
 
 def _pack(
@@ -140,11 +142,16 @@ def _pack(
     threads: int | None,
     progress: Callable[[int, int], None] | None,
     exclusion: Exclusion | None,
+    group_by: str | None,
 ) -> Packed:
     keys = records.keys()
-    shards = _plan_shards(records, keys, splits, shard_samples, out)
+    owners = records.owners()
+    if group_by is not None:
+        owners = join_owners(owners, records.values(group_by))
+    shards = _plan_shards(keys, owners, splits, shard_samples, out, records.ordered)
     options: tuple[object, ...] = (sorted(splits.items()), shard_samples, encoding)
     options += () if exclusion is None else (exclusion.identity,)
+    options += () if group_by is None else (f"grouped by {group_by}",)
     fingerprint = _fingerprint(keys, options)
     _prepare(out, {"fingerprint": fingerprint, "content": records.identity()})
     for name in _mended(out, records, keys, encoding):
@@ -247,13 +254,18 @@ def _run_in_threads(
 
 
 def _plan_shards(
-    records: Records, keys: Sequence[str], splits: Mapping[str, float], shard_samples: int, out: Path
+    keys: Sequence[str],
+    owners: Sequence[str],
+    splits: Mapping[str, float],
+    shard_samples: int,
+    out: Path,
+    ordered: bool,
 ) -> list[_ShardPlan]:
     """The shards to write."""
     first: dict[str, int] = {}
     shards = []
-    for name, numbers in _split_records(records.owners(), splits).items():
-        if not records.ordered:  # shuffle records that can be read in any order
+    for name, numbers in _split_records(owners, splits).items():
+        if not ordered:  # shuffle records that can be read in any order
             numbers.sort(key=lambda number: (_hash(f"order {keys[number]}"), number))
         chunks = [numbers[start : start + shard_samples] for start in range(0, len(numbers), shard_samples)]
         for i, chunk in enumerate(chunks):

@@ -80,6 +80,28 @@ class Records(ABC):
         """
 
 
+def join_owners(owners: Sequence[str], groups: Sequence[Any]) -> list[str]:
+    """Owners of records of which those with equal groups belong together too, also over several steps.
+
+    Args:
+        groups: for each record, its group. None or an empty text: none.
+    """
+    parents: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while (parent := parents.get(name, name)) != name:
+            parents[name] = parents.get(parent, parent)
+            name = parent
+        return name
+
+    first: dict[str, str] = {}
+    for owner, group in zip(owners, groups, strict=True):
+        if group not in (None, ""):
+            other = root(first.setdefault(str(group), owner))
+            parents[root(owner)] = other
+    return [root(owner) for owner in owners]
+
+
 def record_key(name: str) -> str:
     """Turn a name into a WebDataset key: no dots, which would end the key, and no invalid characters."""
     return name.encode("utf-8", "replace").decode().strip("/").replace(".", "_").replace("\0", "_") or "_"

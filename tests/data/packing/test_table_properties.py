@@ -6,11 +6,17 @@ import json
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import networkx as nx
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from mmssl.data.packing.records import RecordError
+from mmssl.data import iter_samples
+from mmssl.data.packing.packer import pack
+from mmssl.data.packing.records import RecordError, join_owners
 from mmssl.data.packing.tables import open_records
 from mmssl.errors import UserError
 
@@ -122,3 +128,37 @@ def test_any_text_is_read_or_refused_in_one_line(text: str, suffix: str) -> None
             message = str(error)
     assert (offered > 0) != bool(message)
     assert "\n" not in message
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from([None, "", "a", "b", "c", "d", 7])), max_size=14))
+def test_groups_and_images_are_joined(rows: list[tuple[int, Any]]) -> None:
+    """Two records have one owner exactly if a chain of equal images and equal groups leads from one to the other."""
+    owners, groups = [str(image) for image, _ in rows], [group for _, group in rows]
+    graph = nx.Graph()
+    graph.add_nodes_from(("image", owner) for owner in owners)
+    pairs = zip(owners, groups, strict=True)
+    graph.add_edges_from((("image", owner), ("group", str(group))) for owner, group in pairs if group not in (None, ""))
+    found = join_owners(owners, groups)
+    expected = {node: number for number, part in enumerate(nx.connected_components(graph)) for node in part}
+    for i, first in enumerate(owners):
+        for j, second in enumerate(owners):
+            assert (found[i] == found[j]) == (expected["image", first] == expected["image", second])
+    assert set(found) <= set(owners)
+
+
+def test_a_group_stays_in_one_split(tmp_path: Path) -> None:
+    """With group_by, no value of the column is in two splits, and all rows are packed; an unknown column is refused."""
+    for number in range(60):
+        Image.new("RGB", (8, 8), (number * 4, 9, 9)).save(tmp_path / f"{number}.png")
+    rows = "".join(f"{number}.png,seen {number},p{number % 20}\n" for number in range(60))
+    (tmp_path / "t.csv").write_text(f"image,caption,Patient\n{rows}")
+    records = open_records(tmp_path / "t.csv")
+    packed = pack(records, tmp_path / "out", splits={"train": 0.5, "val": 0.5}, group_by="patient")
+    split = {name: {s.fields["Patient"] for s in iter_samples(list(map(str, p)))} for name, p in packed.shards.items()}
+    assert packed.samples == 60
+    assert split["train"]
+    assert split["val"]
+    assert not split["train"] & split["val"]
+    with pytest.raises(UserError, match="no column 'product'; its columns are image, caption, Patient"):
+        pack(records, tmp_path / "x", group_by="product")

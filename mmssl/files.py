@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -171,17 +172,34 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""Text that a spreadsheet takes for a formula, or that `write_csv` would confuse with a marked one."""
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table; None is an empty cell."""
+    """Write a table; None is an empty cell.
+
+    Text that a spreadsheet would run as a formula is marked by an apostrophe in front. `read_csv` removes it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerow(map(_marked, header))
+        writer.writerows(map(_marked, row) for row in rows)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a table by column name."""
     csv.field_size_limit(min(LONGEST_CELL, sys.maxsize))
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        reader = csv.reader(file)
+        header = [_unmarked(cell) for cell in next(reader, [])]
+        return [dict(zip(header, map(_unmarked, row), strict=False)) for row in reader if row]
+
+
+def _marked(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+def _unmarked(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -22,6 +23,10 @@ import psutil
 _MALLOC_OPTIONS = ((-3, 32 << 20), (-1, (1 << 31) - 1), (-2, 64 << 20))
 """M_MMAP_THRESHOLD at its limit, M_TRIM_THRESHOLD, M_TOP_PAD."""
 CONTROL_GROUP = Path("/sys/fs/cgroup")
+_NETWORK = frozenset(("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"))
+"""Audit events of Python when a program reaches for the network."""
+_closed = threading.local()
+"""`reason`: why this thread may neither reach the network nor ask a question now."""
 
 
 def rank() -> int:
@@ -231,3 +236,30 @@ def read_text(path: Path) -> str | None:
         return path.read_text(encoding="utf-8")
     except OSError:
         return None
+
+
+@contextmanager
+def without_network(reason: str) -> Iterator[None]:
+    """Refuse the network and questions to the user for this thread while the block runs.
+
+    Raises:
+        PermissionError: `reason`, where code inside tries one of them.
+    """
+    _watch()
+    before, _closed.reason = getattr(_closed, "reason", None), reason
+    try:
+        yield
+    finally:
+        _closed.reason = before
+
+
+@cache
+def _watch() -> None:
+    """Watch the audit events of the process; once, since Python has no way to remove the hook."""
+    sys.addaudithook(_refuse)
+
+
+def _refuse(event: str, arguments: tuple[object, ...]) -> None:
+    reason = getattr(_closed, "reason", None)
+    if reason is not None and (event in _NETWORK or event == "builtins.input"):
+        raise PermissionError(reason)

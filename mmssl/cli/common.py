@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from mmssl.errors import UserError
+from mmssl.errors import UserError, console
 from mmssl.evaluate.tasks import task_names
 
 if TYPE_CHECKING:
@@ -132,16 +132,12 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the metrics
 
 def stdout() -> "Console":
     """The console for tables and sentences."""
-    from rich.console import Console
-
-    return Console()
+    return console()
 
 
 def status(text: str) -> "Status":
     """A spinner on stderr while the block runs."""
-    from rich.console import Console
-
-    return Console(stderr=True).status(text)
+    return console(stderr=True).status(text)
 
 
 class ProgressBar:
@@ -178,7 +174,6 @@ def progress_bar(unit: str, total: float | None = None, *, text: str = "", shown
         text: first description.
         shown: False on ranks other than 0.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -188,13 +183,13 @@ def progress_bar(unit: str, total: float | None = None, *, text: str = "", shown
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
+    terminal = console(stderr=True)
     # No markup: names of datasets may hold brackets.
     description = TextColumn("{task.description}", markup=False)
     times = TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()
     columns = BarColumn(), MofNCompleteColumn(), TextColumn(unit), *times, description
-    hidden = not (shown and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=hidden, speed_estimate_period=3600) as progress:
+    hidden = not (shown and terminal.is_terminal)
+    with Progress(*columns, console=terminal, transient=True, disable=hidden, speed_estimate_period=3600) as progress:
         yield ProgressBar(progress, progress.add_task(text, total=total))
 
 
@@ -356,7 +351,7 @@ def print_results(results: "Mapping[str, Metrics]") -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    from mmssl.evaluate import console
+    from mmssl.evaluate import console as metrics_text
 
     if not results:
         return
@@ -368,7 +363,7 @@ def print_results(results: "Mapping[str, Metrics]") -> None:
     )
     # As Text: names of datasets and groups may hold brackets, which would be markup.
     for name, metrics in results.items():
-        for place, row in enumerate(console.format_metrics(metrics)):
+        for place, row in enumerate(metrics_text.format_metrics(metrics)):
             table.add_row(Text(name if place == 0 else ""), *map(Text, row))
     stdout().print(table)
     for name, metrics in results.items():

@@ -17,7 +17,7 @@ import typer
 
 from mmssl import system
 from mmssl.cli.common import VERBS
-from mmssl.errors import StopRequested, UserError
+from mmssl.errors import StopRequested, UserError, clean_streams
 
 SAME_SECONDS = 2.0
 """Signals closer together than this, in seconds, are one request."""
@@ -43,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; bad input ends with one line on stderr and exit code 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     _escape_output()
+    with clean_streams():
+        _run(words)
+
+
+def _run(words: list[str]) -> NoReturn:
     stop = _Stop()
     try:
         with stop, system.on_stop_signals(stop):

@@ -103,6 +103,10 @@ def search(
         bool, typer.Option("--exact", help="Compare with every image, even if the index has a graph.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Draw the images to this PNG; reads the shards.")] = None,
+    remote: Annotated[
+        bool,
+        typer.Option("--remote", help="With --out: also fetch images from the web or object stores that INDEX names."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON instead of a table.")] = False,
     device: Device = None,
     precision: Precision = "auto",
@@ -112,6 +116,7 @@ def search(
     Example: mmssl search runs/mine index "two dogs on a beach" --out hits.png
     """
     from mmssl.apps.search import Index, draw_hits, encode_query, read_images
+    from mmssl.data.shards import is_remote
 
     stored = Index(index)
     loaded = load_model(model, device, precision)
@@ -123,11 +128,14 @@ def search(
     else:
         stdout().print(_table(hits))
     if out is not None:
-        images = read_images(hits, stored.members)
+        images = read_images(hits, stored.members, remote)
         with writing(out, remedy="give another file"):
             draw_hits(out, query, hits, images)
         if not as_json:
-            print(f"{out}: {len(hits)} images")
+            print(f"{out}: {sum(image is not None for image in images)} images")
+            unread = [hit.shard for hit in hits if is_remote(hit.shard)]
+            if unread and not remote:
+                print(f"{len(unread)} images are in remote shards, such as {unread[0]}; add --remote to fetch them")
 
 
 def _table(hits: "list[Hit]") -> "Table":

@@ -20,12 +20,14 @@ from mmssl.config import ModelConfig
 from mmssl.data.transforms import DecodeError, EvalView, Tokenizer, decoding, load_tokenizer
 from mmssl.errors import UserError
 from mmssl.models import DualEncoder, ImageEncoder, OpenClipText, TextTower, VisionTower, build_dual_encoder
-from mmssl.models.pretrained import PretrainedModel, is_transformers_folder, read_open_clip, read_transformers
+from mmssl.models.pretrained import PretrainedModel, foreign, is_transformers_folder, read_open_clip, read_transformers
 from mmssl.precision import Precision, autocast
 
 _log = logging.getLogger(__name__)
 
 FORMAT = 1
+_LOCATIONS = ("checkpoint_path", "cache_dir", "hf_model_name", "state_dict")
+"""Options of timm, open_clip and transformers that name files elsewhere, as all with `pretrained` in their name."""
 
 ImageInput = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
 """A file's path, an encoded image, a PIL image, or uint8 pixels (array [H, W, 3], tensor [3, H, W])."""
@@ -246,14 +248,16 @@ def load(source: str | Path) -> Model:
     if library == "open_clip" and name:
         return _converted(read_open_clip(name))
     if library == "local-dir" and name:
-        return _converted(read_open_clip(words))
+        with foreign.reading(Path(name)):
+            return _converted(read_open_clip(words))
     if library == "transformers" and name:
         return _converted(read_transformers(name))
     folder = Path(source)
     if (folder / "model" / "config.json").is_file():
         folder = folder / "model"
     if (folder / "open_clip_config.json").is_file():
-        return _converted(read_open_clip(f"local-dir:{folder}"))
+        with foreign.reading(folder):
+            return _converted(read_open_clip(f"local-dir:{folder}"))
     if (folder / "config.yaml").is_file():
         raise UserError(
             f"run {source} has no model yet; it is written at the end: mmssl train --resume {shlex.quote(str(source))}"
@@ -263,9 +267,8 @@ def load(source: str | Path) -> Model:
             f"no model at {source}; give a run folder with model/, a model folder (config.json, model.safetensors), "
             f"open_clip:MODEL/TAG or transformers:NAME"
         )
-    if is_transformers_folder(folder):
-        return _converted(read_transformers(str(folder)))
-    return _own(folder)
+    with foreign.reading(folder):
+        return _converted(read_transformers(str(folder))) if is_transformers_folder(folder) else _own(folder)
 
 
 def _converted(found: PretrainedModel) -> Model:
@@ -279,10 +282,11 @@ def _converted(found: PretrainedModel) -> Model:
 
 def _own(folder: Path) -> Model:
     try:
-        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        record = foreign.read_json(folder / "config.json")
         if record["format"] != FORMAT:
             raise UserError(f"{folder} has format {record['format']!r}, this version reads {FORMAT}")
         config = ModelConfig.model_validate(record["model"])
+        _check_self_contained(config, folder)
         tokenizer = load_tokenizer(str(folder / "tokenizer"), config.text.max_tokens)
         state = load_file(folder / "model.safetensors")
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
@@ -299,3 +303,16 @@ def _own(folder: Path) -> Model:
     text = config.text.model_copy(update={"tokenizer": str(folder / "tokenizer")})
     config = config.model_copy(update={"text": text})
     return Model(encoder.eval(), tokenizer, config, [f"all {len(own)} weights match"])
+
+
+def _check_self_contained(config: ModelConfig, folder: Path) -> None:
+    """Raises UserError if the configuration of a model folder names other files, or weights to fetch."""
+    outside = [
+        *(["model.start"] if config.start is not None else []),
+        *(["model.text.name"] if config.text.name is not None else []),
+        *(["model.vision.pretrained"] if config.vision.pretrained is not None else []),
+        *(f"model.vision.options.{key}" for key in config.vision.options if "pretrained" in key or key in _LOCATIONS),
+        *(f"model.text.config.{key}" for key in config.text.config or {} if "pretrained" in key or key in _LOCATIONS),
+    ]
+    if outside:
+        raise UserError(f"{folder / 'config.json'} sets {', '.join(outside)}: a model folder may not name other files")

@@ -127,7 +127,7 @@ class TextTower(nn.Module):
         try:
             with quiet_transformers():
                 model, report = AutoModelForMaskedLM.from_pretrained(
-                    self.source, output_loading_info=True, dtype=torch.float32
+                    self.source, output_loading_info=True, dtype=torch.float32, trust_remote_code=False
                 )
         except ValueError:  # transformers has no masked-language head for this kind of encoder
             return None

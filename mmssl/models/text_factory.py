@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def _random(kind: str, values: dict[str, Any]) -> Any:
     try:
         settings = AutoConfig.for_model(kind, **values)
         if type(settings) in AutoModel._model_mapping:
-            model = AutoModel.from_config(settings)
+            model = AutoModel.from_config(settings, trust_remote_code=False)
         else:
             model = _text_class(settings)(settings)
     except Exception as error:  # libraries raise many kinds on options that do not fit together
@@ -144,13 +145,17 @@ def _pretrained(name: str) -> Any:
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(f"model.text.name={name}: the folder has no config.json; give a Hugging Face model folder")
+    from mmssl.models.pretrained import foreign  # imports this module
+
     try:
-        with quiet_transformers():
-            settings = AutoConfig.from_pretrained(name)
+        with quiet_transformers(), foreign.reading(folder) if folder.is_dir() else nullcontext():
+            settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
             kind = AutoModel if type(settings) in AutoModel._model_mapping else _text_class(settings)
             # The stored type may be a half format, which neither trains well nor multiplies with the projections.
-            model = kind.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+            model = kind.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises many kinds on what it cannot read
         raise UserError(
             f"model.text.name={name!r} is neither a folder here nor reachable on the hub: {one_line(error, 200)}"
         ) from error

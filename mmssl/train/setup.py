@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from rich.console import Console
 from torch import nn
 
-from mmssl import build, system
+from mmssl import build, errors, system
 from mmssl.build import RunPlan
 from mmssl.config import Config, Length, ViewConfig, dump_config
 from mmssl.data.transforms import Tokenizer
@@ -108,7 +108,7 @@ def _set_up(plan: RunPlan, resume: bool, rewind: bool, fit: MicroBatchFit, lock:
         from mmssl.evaluate import suite  # a run without evaluation does not load the tasks
 
         suite.check_readable(plan.suites)
-    console = Console(stderr=True, quiet=world.rank != 0)
+    console = errors.console(stderr=True, quiet=world.rank != 0)
     say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     for line in precision_notes:
         say(line)

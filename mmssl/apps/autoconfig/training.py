@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from mmssl import system
+from mmssl import errors, system
 from mmssl.apps.autoconfig.choices import Choice, choose
 from mmssl.apps.autoconfig.inputs import Machine, Pairs, Start, probe_pairs, this_machine
 from mmssl.apps.autoconfig.preparation import HELD_OUT, Prepared, Source, prepare
@@ -68,7 +68,7 @@ def train_on(
     trial = tree if tree is not None else _tree(choose(_TRIAL, machine, start, given))
     tried = _config(trial, "unknown", run, given)
     objective_options(tried)
-    console, limits = Console(quiet=not _is_first()), build_limits(tried.data)
+    console, limits = errors.console(quiet=not _is_first()), build_limits(tried.data)
     prepared = _prepared(data, run, tree is None, limits, console, table)
     if tree is None:
         pairs = probe_pairs(expand(prepared.train), prepared.pairs, given.get("data.captions", ["{txt}"]), limits)
@@ -112,7 +112,7 @@ def index_packed(finished: Finished) -> None:
         if known is not None and known["shards"] == [str(Path(shard).resolve()) for shard in shards]:
             shutil.rmtree(run / INDEX)  # made with the weights before the run was resumed
         model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
-        with Console(stderr=True).status("embedding") as status:
+        with errors.console(stderr=True).status("embedding") as status:
             embed_shards(model, shards, run / INDEX, progress=lambda done: status.update(f"embedding: {done:,} images"))
 
 

@@ -113,7 +113,7 @@ def nearest(
         Hit(similarity, sample.shard, sample.key, labels.image_captions(sample)[0])
         for sample, similarity in zip(chosen, similarities[0].tolist(), strict=True)
     ]
-    images = read_images(hits)
+    images = read_images(hits, remote=True)
     return [Neighbour(**vars(hit), image=image or b"") for hit, image in zip(hits, images, strict=True)]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from mmssl.errors import UserError
 from mmssl.evaluate.classifiers import fine_tuning
 from mmssl.inference import ImageInput, Model, load
+from mmssl.models.pretrained import foreign
 
 FORMAT = 1
 RECORD, HEAD = "classifier.json", "head.safetensors"
@@ -94,14 +95,12 @@ def load_classifier(folder: str | Path) -> Classifier:
     place = Path(folder)
     if not is_classifier(place):
         raise UserError(f"no classifier in {place} (it has no {RECORD}); give a folder that mmssl finetune wrote")
-    try:
-        record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+    with foreign.reading(place, "classifier"):
+        record = foreign.read_json(place / RECORD)
         if record["format"] != FORMAT:
             raise UserError(f"{place} has format {record['format']!r}, this version reads {FORMAT}")
         head = load_file(place / HEAD)
         labels, weight, bias = [str(label) for label in record["labels"]], head["weight"], head["bias"]
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
-        raise UserError(f"{place} is not a classifier of mmssl: {' '.join(str(error).split())[:300]}") from None
     model = load(place)
     if weight.shape != (len(labels), model.config.embed_dim) or bias.shape != (len(labels),):
         raise UserError(f"{place}: {HEAD} does not fit the {len(labels)} labels and the model; write it again")

@@ -2,11 +2,13 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmssl.apps.report.curves import Curves
 from mmssl.apps.report.space import SHEET_COLUMNS, SHEET_SIDE
+from mmssl.errors import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -41,7 +43,10 @@ def render_card(**facts: Any) -> str:
 
 
 def templates() -> "Environment":
-    """The templates of the package: HTML is escaped, Markdown is not; an undefined name is an error."""
+    """The templates of the package; an undefined name is an error.
+
+    HTML is escaped. In Markdown, the filters `md` and `code` escape text of the data.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -51,6 +56,7 @@ def templates() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"md": _markdown, "code": _code}
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     return environment
 
@@ -58,3 +64,13 @@ def templates() -> "Environment":
 def _source(environment: "Environment", name: str) -> str:
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
+
+
+def _markdown(text: object) -> str:
+    """Text that Markdown shows as it is: no tags, links, code or cells."""
+    return re.sub(r"([\\`<>\[\]|])", r"\\\1", printable(" ".join(str(text).split())))
+
+
+def _code(text: object) -> str:
+    """Text for between backticks in a cell."""
+    return printable(" ".join(str(text).split())).replace("`", "'").replace("|", "\\|")

@@ -10,9 +10,12 @@ from mmssl.apps.search.index import Hit, Index
 from mmssl.data import USUAL_MEMBERS, MemberNames, iter_samples
 from mmssl.data.shards import SampleLimits, image_ranges, is_remote
 from mmssl.data.transforms import DecodeError, decoding
+from mmssl.errors import UserError
 from mmssl.files import open_regular
 from mmssl.plotting import drawing
 
+REMOTE = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
+"""Schemes of addresses that an index may name."""
 CACHED_SHARDS = 32
 """Shards whose tables of contents stay in memory."""
 _COLUMNS = 5
@@ -44,13 +47,27 @@ class ShardImages:
         return content if len(content) == size else None
 
 
-def read_images(hits: Sequence[Hit], members: MemberNames = USUAL_MEMBERS) -> list[bytes | None]:
-    """The encoded image of each hit, read from its shard, which may be remote; None where it is missing."""
+def read_images(
+    hits: Sequence[Hit], members: MemberNames = USUAL_MEMBERS, remote: bool = False
+) -> list[bytes | None]:
+    """The encoded image of each hit, read from its shard; None where it is missing.
+
+    Args:
+        members: names of the images inside the shards.
+        remote: read remote shards too. Only for names that the user gave: an index from elsewhere can name any address.
+
+    Raises:
+        UserError: a shard cannot be read, or its address is of another kind than REMOTE.
+    """
     wanted: dict[str, set[str]] = {}
     for hit in hits:
         wanted.setdefault(hit.shard, set()).add(hit.key)
     found: dict[tuple[str, str], bytes] = {}
     for shard, keys in wanted.items():
+        if is_remote(shard):
+            if not remote:
+                continue
+            _check_address(shard)
         for sample in iter_samples([shard], SampleLimits(members=members), need_text=False, on_bad=lambda bad: None):
             if sample.key in keys:
                 found[shard, sample.key] = sample.image
@@ -58,6 +75,12 @@ def read_images(hits: Sequence[Hit], members: MemberNames = USUAL_MEMBERS) -> li
             if not keys:
                 break
     return [found.get((hit.shard, hit.key)) for hit in hits]
+
+
+def _check_address(shard: str) -> None:
+    scheme = shard.partition("://")[0]
+    if scheme not in REMOTE:
+        raise UserError(f"the index names the shard {shard}; of addresses, only {', '.join(REMOTE)} are read")
 
 
 def draw_hits(path: Path, query: str, hits: Sequence[Hit], images: Sequence[bytes | None]) -> None:

@@ -5,6 +5,7 @@ when its .npy exists, because the table is written first.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -17,13 +18,14 @@ import torch
 
 from mmssl.apps.search.nearest import Embeddings, Graph, Matches, exact_nearest, locate, part_starts
 from mmssl.data import MemberNames
-from mmssl.errors import UserError
-from mmssl.files import atomic_write
+from mmssl.errors import UserError, one_line
+from mmssl.files import atomic_write, sha256, write_json
 from mmssl.rng import torch_generator
 
 if TYPE_CHECKING:
     from mmssl.inference import Model
 
+_log = logging.getLogger(__name__)
 FORMAT = 1
 RECORD, PARTS, GRAPH = "index.json", "parts", "graph.usearch"
 TABLES = 64
@@ -64,12 +66,10 @@ class Index:
                 f"resume with the same mmssl embed command"
             )
         self.parts: list[npt.NDArray[np.float16]] = [
-            # Mode "c" copies on write, which never happens; torch warns of read-only arrays.
-            np.load(part(self.folder, number), mmap_mode="c")
-            for number in range(len(self.shards))
+            _read_part(part(self.folder, number), len(self.probe)) for number in range(len(self.shards))
         ]
         self._starts = part_starts(self.parts)
-        self._table = lru_cache(TABLES)(lambda number: _parquet().read_table(table(self.folder, number)))
+        self._table = lru_cache(TABLES)(lambda number: _read_table(table(self.folder, number), len(self.parts[number])))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -112,7 +112,12 @@ class Index:
 
     @cached_property
     def _graph(self) -> Graph:
-        return Graph.open(self.folder / GRAPH, self.parts)
+        path = self.folder / GRAPH
+        if _sealed(path):
+            return Graph.open(path, self.parts)
+        # The library follows the numbers in the file without checks: a damaged one ends the process.
+        _log.warning("%s does not match its checksum: it is built again from the embeddings", path)
+        return self._build_graph()
 
     def build_graph(self) -> None:
         """Write the graph for fast search of a large index.
@@ -120,7 +125,16 @@ class Index:
         Raises:
             UserError: usearch is not installed.
         """
-        self._graph = Graph.build(self.parts, len(self.probe), self.folder / GRAPH)
+        self._graph = self._build_graph()
+
+    def _build_graph(self) -> Graph:
+        path = self.folder / GRAPH
+        try:
+            graph = Graph.build(self.parts, len(self.probe), path)
+            write_json(_seal(path), {"sha256": sha256(path)})
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}; search with --exact") from None
+        return graph
 
 
 def probe(model: "Model") -> npt.NDArray[np.float32]:
@@ -140,11 +154,19 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / RECORD} cannot be read: {error}") from None
-    if record.get("format") != FORMAT:
-        raise UserError(f"{folder / RECORD} has format {record.get('format')!r}, this version reads {FORMAT}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder / RECORD} cannot be read: {one_line(error)}") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else None
+        raise UserError(f"{folder / RECORD} has format {found!r}, this version reads {FORMAT}")
+    shards, numbers = record.get("shards"), record.get("probe")
+    if not _is_list(shards, str) or not _is_list(numbers, float, int) or not numbers:
+        raise UserError(f"{folder / RECORD} is damaged: it lists no shards or no probe; embed again")
     return record
+
+
+def _is_list(value: Any, *kinds: type) -> bool:
+    return isinstance(value, list) and all(type(entry) in kinds for entry in value)
 
 
 def part(folder: Path, number: int) -> Path:
@@ -155,6 +177,56 @@ def part(folder: Path, number: int) -> Path:
 def table(folder: Path, number: int) -> Path:
     """Path of the table of a shard: shard, key and caption of each row."""
     return part(folder, number).with_suffix(".parquet")
+
+
+def _read_part(path: Path, dim: int) -> npt.NDArray[np.float16]:
+    """The embeddings of a shard, float16 [n, dim], mapped into memory.
+
+    Raises:
+        UserError: the file is damaged, or has another shape.
+    """
+    try:
+        # Mode "c" copies on write, which never happens; torch warns of read-only arrays.
+        found: npt.NDArray[np.float16] = np.lib.format.open_memmap(path, mode="c")
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError) as error:
+        raise UserError(f"{path} is damaged: {one_line(error)}; remove it and embed again") from None
+    if not isinstance(found, np.ndarray) or found.dtype != np.float16 or found.ndim != 2 or found.shape[1] != dim:
+        raise UserError(f"{path} does not hold float16 embeddings of {dim} dimensions; remove it and embed again")
+    return found
+
+
+def _read_table(path: Path, rows: int) -> Any:
+    """The keys and captions of a shard.
+
+    Raises:
+        UserError: the file is missing or damaged, or has another number of rows.
+    """
+    pyarrow = _parquet()
+    try:
+        found = pyarrow.read_table(path, columns=["key", "caption"])
+        texts = all(str(field.type) in ("string", "large_string") for field in found.schema)
+    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError, MemoryError) as error:
+        raise UserError(f"{path} is damaged: {one_line(error)}; remove it and its .npy, and embed again") from None
+    whole = found.column_names == ["key", "caption"] and texts and not any(c.null_count for c in found.columns)
+    if not whole or len(found) != rows:
+        raise UserError(
+            f"{path} does not hold the keys and captions of {rows} images; remove it and its .npy, and embed again"
+        )
+    return found
+
+
+def _seal(graph: Path) -> Path:
+    """The file beside a graph that holds its checksum."""
+    return graph.with_suffix(".json")
+
+
+def _sealed(graph: Path) -> bool:
+    """True if a graph is as it was built."""
+    try:
+        expected = json.loads(_seal(graph).read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+    return bool(expected == sha256(graph))
 
 
 def write_part(folder: Path, number: int, embeddings: npt.NDArray[np.float16], columns: dict[str, list[str]]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmssl.data.transforms.byte_bpe import byte_letters, clip_bpe, train_byte_bpe
 from mmssl.data.transforms.captions import clean_caption
-from mmssl.errors import UserError
+from mmssl.errors import UserError, panics_as_user_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -172,7 +172,8 @@ class Tokenizer:
         config.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
 
     def _encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        rows: list[tokenizers.Encoding] = self._backend.encode_batch_fast([clean_caption(text) for text in texts])
+        with panics_as_user_errors("the tokenizer cannot encode these captions; its patterns may be too complex"):
+            rows: list[tokenizers.Encoding] = self._backend.encode_batch_fast([clean_caption(text) for text in texts])
         return rows
 
     def _measure(self, rows: Sequence[tokenizers.Encoding]) -> CaptionTokens:
@@ -209,11 +210,11 @@ def load_tokenizer(name_or_folder: str, max_tokens: int) -> Tokenizer:
         raise UserError(f"no tokenizer folder at {folder}; correct the path")
     try:
         try:
-            loaded = AutoTokenizer.from_pretrained(name_or_folder, local_files_only=True)
+            loaded = AutoTokenizer.from_pretrained(name_or_folder, local_files_only=True, trust_remote_code=False)
         except OSError:
             if folder.is_dir():
                 raise
-            loaded = AutoTokenizer.from_pretrained(name_or_folder)
+            loaded = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
     except Exception as error:  # the library raises many kinds on missing, broken and remote-code tokenizers
         reason = " ".join(str(error).split())[:200]
         raise UserError(

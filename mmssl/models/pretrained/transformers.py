@@ -33,7 +33,7 @@ def is_transformers_folder(folder: Path) -> bool:
     """True if the folder has a model of transformers."""
     try:
         return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
@@ -47,8 +47,10 @@ def read_transformers(name: str) -> PretrainedModel:
 
     try:
         # The stored type may be a half format, which does not multiply with the projections.
-        model, report = AutoModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+        model, report = AutoModel.from_pretrained(
+            name, output_loading_info=True, dtype=torch.float32, trust_remote_code=False
+        )
+    except Exception as error:  # transformers and pickle raise many kinds on damaged or unsafe files
         raise UserError(f"transformers cannot read {name!r}: {one_line(error)}") from error
     kind = model.config.model_type
     if kind not in _KINDS:
@@ -130,7 +132,7 @@ def _preprocessing(name: str, side: int) -> dict[str, Any]:
     from transformers import AutoImageProcessor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(name).to_dict()
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False).to_dict()
     except OSError:
         return {}
     return {**_colours(processor), **_resizing(processor, name, side)}

@@ -67,10 +67,10 @@ def test_a_folder_that_is_none_or_damaged_is_refused(
     (tmp_path / "classifier.json").write_text(json.dumps(record))
     head = load_file(tmp_path / "head.safetensors")
     save_file({"weight": head["weight"]}, tmp_path / "head.safetensors")
-    with pytest.raises(UserError, match="not a classifier"):
+    with pytest.raises(UserError, match="not a usable classifier"):
         load_classifier(tmp_path)
     (tmp_path / "head.safetensors").write_bytes(b"cut")
-    with pytest.raises(UserError, match="not a classifier"):
+    with pytest.raises(UserError, match="no readable weights"):
         load_classifier(tmp_path)
 
 

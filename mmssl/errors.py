@@ -1,4 +1,4 @@
-"""Text for people: exceptions for bad input and signals, other libraries' errors, and output that data cannot control."""
+"""Text for people: exceptions for bad input and signals, errors of libraries, and output that data cannot control."""
 
 import re
 import sys

@@ -118,6 +118,8 @@ STEPS: dict[str, Sequence[str]] = {
     "finetune": ["finetune", "<M>", "<S>", "--out", "<.>/tuned<B>", "--no-cache"],
     "interpolate": ["interpolate", "<M>", "<M>", "--out", "<.>/between<B>"],
     "export": ["export", "<M>", "--format", "timm", "--out", "<.>/exported<B>"],
+    "presets": ["presets", "<H>"],
+    "towers": ["towers", "check", "<H>"],
     "serve": ["serve", "<M>", "<.>/<B>"],
     "ablate": ["ablate", "<.>/<B>.yaml", "<H>=<H>", "--out", "<.>/ablation"],
 }

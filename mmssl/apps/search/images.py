@@ -47,9 +47,7 @@ class ShardImages:
         return content if len(content) == size else None
 
 
-def read_images(
-    hits: Sequence[Hit], members: MemberNames = USUAL_MEMBERS, remote: bool = False
-) -> list[bytes | None]:
+def read_images(hits: Sequence[Hit], members: MemberNames = USUAL_MEMBERS, remote: bool = False) -> list[bytes | None]:
     """The encoded image of each hit, read from its shard; None where it is missing.
 
     Args:

@@ -137,7 +137,9 @@ def stdout() -> "Console":
 
 def status(text: str) -> "Status":
     """A spinner on stderr while the block runs."""
-    return console(stderr=True).status(text)
+    from rich.text import Text
+
+    return console(stderr=True).status(Text(text))  # as it is: names may look like markup
 
 
 class ProgressBar:

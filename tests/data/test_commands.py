@@ -57,6 +57,7 @@ CALLERS = {
     "data/health/browse.py",
     "data/health/survey.py",
     "data/loading/unindexed.py",
+    "apps/suspects/scan.py",
     "data/packing/correct.py",
     "data/shards/index.py",
     "data/shards/shard_index.py",

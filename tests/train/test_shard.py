@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from mmssl.config import ModelConfig, OptimConfig, VisionConfig
 from mmssl.data import TrainLoader
-from mmssl.distributed import World, full_tensor, local_tensor
+from mmssl.distributed import FolderLock, World, full_tensor, local_tensor
 from mmssl.errors import UserError
 from mmssl.models import build_dual_encoder
 from mmssl.objectives import find_objective, objective_names
@@ -185,7 +185,12 @@ def updates(
         assert live.ema is not None
         live.ema.update(module.encoder, step, torch.isfinite(norm))
     if folder is not None:
-        save(folder, live, keep=2)
+        folder.mkdir(exist_ok=True)
+        lock = FolderLock(folder)
+        if module.world.rank == 0:
+            lock.acquire()
+        save(folder, live, lock)
+        lock.release()
     return live
 
 

@@ -10,6 +10,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,13 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from mmssl import system
+
+_PARTIAL = ".part"
+"""End of the name of a file that is being written."""
+_WRITER = re.compile(rf"\.([0-9a-f]{{8}})-(\d{{1,10}})-\w+{re.escape(_PARTIAL)}$")
+"""Computer and process that write a file, in its name."""
+_PARTIAL_SECONDS = 24 * 3600.0
 LONGEST_CELL = 2**31 - 1
 """Characters that a CSV cell may have when it is read: a caption may be long."""
 
@@ -31,7 +39,8 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object], durable:
     Raises:
         OSError: the file cannot be written; the old one stays.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    prefix = f".{path.name[:40]}.{_place()}-{os.getpid()}-"
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=_PARTIAL)
     os.close(handle)
     partial = Path(name)
     try:
@@ -46,6 +55,30 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object], durable:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Delete what killed writers left of files in a folder. A file whose writer may still run stays.
+
+    On the same computer the writer is looked up. Elsewhere it counts as gone a day after it wrote last.
+    """
+    here, now = _place(), time.time()
+    for path in folder.glob(f".*{_PARTIAL}"):
+        named = _WRITER.search(path.name)
+        if named is None:
+            continue
+        with suppress(OSError):  # renamed or removed meanwhile, or it belongs to another user
+            if named[1] != here:
+                left = now - path.stat().st_mtime > _PARTIAL_SECONDS
+            else:
+                left = system.process_start(int(named[2])) is None
+            if left:
+                path.unlink()
+
+
+def _place() -> str:
+    """This computer since it started, and the numbering of its processes, in eight letters."""
+    return hashlib.sha256(system.machine().encode()).hexdigest()[:8]
 
 
 def open_regular(path: str | Path) -> FileIO:

@@ -108,7 +108,7 @@ OWNERS = {
     "torch.distributed": ("distributed/", "train/parallel.py"),
     "transformers": ("models/", "data/transforms/tokenizer.py", "train/provenance.py", "apps/export/"),
     "uvicorn": ("apps/serve/",),
-    "braceexpand": ("data/sources/patterns.py",),
+    "braceexpand": ("data/sources/braces.py",),
     "webdataset": (),
     "yaml": ("config/",),
 }

@@ -17,7 +17,7 @@ from tempfile import NamedTemporaryFile
 
 from mmssl import system
 from mmssl.errors import UserError
-from mmssl.files import atomic_write, set_aside
+from mmssl.files import atomic_write, remove_partial_files, set_aside
 
 BEAT_SECONDS = 10.0
 """Interval at which a process renews its lock."""
@@ -88,7 +88,7 @@ class FolderLock:
         self.release()
 
     def acquire(self) -> None:
-        """Take the lock; a lock that was left behind is taken over.
+        """Take the lock; a lock that was left behind is taken over. Partial files of killed writers are deleted.
 
         Raises:
             UserError: another process holds it.
@@ -107,6 +107,7 @@ class FolderLock:
                 continue
             if self._take_over():
                 break
+        remove_partial_files(self._folder)
         self._thread = threading.Thread(target=self._beat, name="folder-lock", daemon=True)
         self._thread.start()
 

@@ -17,6 +17,7 @@ import pytest
 from mmssl import system
 from mmssl.distributed import FolderLock, folder_lock
 from mmssl.errors import UserError
+from mmssl.files import atomic_write
 
 
 @pytest.fixture
@@ -182,3 +183,35 @@ def test_of_many_processes_one_gets_the_lock(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert sorted(results) == [False] * 5 + [True]
+
+
+def test_the_next_owner_deletes_what_killed_writers_left(tmp_path: Path) -> None:
+    """A writer of this computer that was killed, and one of another that wrote last a day ago, leave no partial file.
+    Those of a running writer and of another computer stay, and so do names of the user's own."""
+    begun = multiprocessing.get_context("fork").Event()
+
+    def write_slowly(partial: Path) -> None:
+        partial.write_text("half")
+        begun.set()
+        time.sleep(100)
+
+    for name in ("killed.json", "running.json"):
+        begun.clear()
+        writer = multiprocessing.get_context("fork").Process(
+            target=atomic_write, args=(tmp_path / name, write_slowly), daemon=True
+        )
+        writer.start()
+        assert begun.wait(10)
+        if name == "killed.json":
+            writer.kill()
+            writer.join()
+    elsewhere, old, own = (tmp_path / f".{name}.part" for name in ("a.0a1b2c3d-1-x", "b.0a1b2c3d-1-x", "notes"))
+    for path in (elsewhere, old, own):
+        path.touch()
+    os.utime(old, (time.time() - 25 * 3600,) * 2)
+    assert len(list(tmp_path.glob(".*.part"))) == 5
+    with FolderLock(tmp_path):
+        left = {path.name.split(".")[1] for path in tmp_path.glob(".*.part")}
+    writer.kill()
+    writer.join()
+    assert left == {"running", "a", "notes"}

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
 
-from braceexpand import braceexpand
-
 from mmssl.data.shards import is_remote
 from mmssl.data.shards.urls import is_web, table_suffix
+from mmssl.data.sources.braces import expand_braces
 from mmssl.data.storage import list_fsspec
 from mmssl.errors import UserError
 from mmssl.types import PipeCommand
@@ -18,8 +17,6 @@ from mmssl.types import PipeCommand
 _TRAIN = re.compile(r"train(ing)?[-_.\d]", re.IGNORECASE)
 _SPLITS = "val|valid|validation|test|testing|dev|eval|held[-_]?out|hold[-_]?out"
 _HELD_OUT = re.compile(rf"^({_SPLITS})([-_.\d*?]|$)", re.IGNORECASE)
-_MAX_NAMES = 2_000_000
-_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 
 
 def expand(spec: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
@@ -76,26 +73,6 @@ def set_apart(names: Sequence[str], patterns: Sequence[str]) -> tuple[list[str],
     folders = {name.rpartition("/")[0] for name in names if _TRAIN.match(name.rpartition("/")[2])}
     apart = {n for n in names if n.rpartition("/")[0] in folders and _HELD_OUT.match(n.rpartition("/")[2])}
     return [name for name in names if name not in apart], sorted(apart)
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Expand `{a,b}`, `{00..10..2}` and `{a..c}` like a shell. Text with unbalanced braces stays as it is.
-
-    Raises:
-        UserError: more than two million names.
-    """
-    too_many = UserError(f"pattern {pattern} names more than {_MAX_NAMES:,} shards; shorten its ranges")
-    # Before the expansion, which holds all numbers of a range in memory.
-    for low, high, step in _RANGE.findall(pattern):
-        if abs(int(high) - int(low)) // (int(step or 1) or 1) >= _MAX_NAMES:
-            raise too_many
-    try:
-        names = list(itertools.islice(braceexpand(pattern, escape=False), _MAX_NAMES + 1))
-    except ValueError:
-        return [pattern]
-    if len(names) > _MAX_NAMES:
-        raise too_many
-    return names
 
 
 def _expand_one(pattern: str, allow_pipe: bool) -> list[str]:

@@ -1,13 +1,18 @@
 """Patterns expand to the same shards as in a shell; errors are one line."""
 
+import tracemalloc
 from pathlib import Path
 
+import braceexpand
 import fsspec
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from mmssl.data import expand
 from mmssl.data.shards import is_remote
-from mmssl.data.sources.patterns import expand_braces
+from mmssl.data.sources import braces
+from mmssl.data.sources.braces import expand_braces
 from mmssl.errors import UserError
 from mmssl.types import PipeCommand
 
@@ -40,6 +45,54 @@ def folder(tmp_path: Path) -> Path:
 def test_braces_expand_like_in_a_shell(pattern: str, names: list[str]) -> None:
     """Ranges, lists and nested ones; unbalanced braces, single words and backslashes stay as they are."""
     assert expand_braces(pattern) == names
+
+
+PIECES = st.sampled_from(["{", "}", ",", "{0..3}", "{07..1..2}", "{a..c}", "{c..A..9}", "{a,b}", "x", "..", "1", "-2"])
+
+
+@given(st.lists(PIECES, max_size=12).map("".join), st.integers(1, 20))
+@example("}a{b,c}d{e", 1)
+@example("{{1..2},{a,}{b..d}}{x}", 13)
+def test_the_number_of_names_is_known_before_they_are_made(pattern: str, most: int) -> None:
+    """A pattern of any form is expanded as braceexpand does, and refused if that gives more names than the limit."""
+    try:
+        names = list(braceexpand.braceexpand(pattern, escape=False))
+    except braceexpand.UnbalancedBracesError:
+        names = [pattern]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(braces, "_MAX_NAMES", most)
+        if len(names) <= most:
+            assert expand_braces(pattern) == names
+        else:
+            with pytest.raises(UserError, match=f"more than {most} shards"):
+                expand_braces(pattern)
+
+
+DIGITS = "{0..9}"
+BOMBS = {
+    "ranges": (8 * DIGITS, "2,000,000"),
+    "nested": ("{{" + 8 * DIGITS + ",a},b}", "2,000,000"),
+    "nested without a comma": ("{" + 8 * DIGITS + "}", "2,000,000"),
+    "many lists": (5000 * "{a,b}", "2,000,000"),
+    "many digits": ("{0..1" + 5000 * "0" + "}", "2,000,000"),
+    "deep": (20_000 * "{" + "a,b" + 20_000 * "}", "20,000 deep"),
+    "long names": ("{0..1999999}" + 1000 * "x", "a GiB"),
+    "levels": (9 * "{" + "{0..1900000}" + 9 * ",a}", "a GiB"),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_patterns_that_explode_are_refused_at_once(bomb: str) -> None:
+    """However braces are combined, the refusal is one short line and takes less than 32 MB."""
+    pattern, reason = BOMBS[bomb]
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=reason) as error:
+            expand([f"s3://bucket/{pattern}.tar"])
+        assert tracemalloc.get_traced_memory()[1] < 32e6
+    finally:
+        tracemalloc.stop()
+    assert len(str(error.value)) < 500
 
 
 def test_every_way_to_name_local_shards(folder: Path) -> None:

@@ -352,6 +352,14 @@ def closure_files() -> list[Path]:
     return [place / "__init__.py" if place.is_dir() else place for place in places if place is not None]
 
 
+def tracked_but_ignored() -> list[str]:
+    """A merge replaces what stands in their place without asking, such as the folder of an environment by a link."""
+    if not (ROOT / ".git").exists():  # an unpacked archive
+        return []
+    command = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
 SIZES = {
     "lines": (lambda: sum(map(line_count, MODULES)), LINES),
     "modules": (lambda: len(MODULES), MODULE_COUNT),
@@ -385,6 +393,7 @@ LISTS = {
     "functions with more than 7 parameters": (many_parameters, MANY_PARAMETERS),
     "folders without a front door": (doors_to_mend, NO_DOORS),
     "settings that nothing reads": (unread_settings, 0),
+    "tracked files that .gitignore names": (tracked_but_ignored, 0),
 }
 """Measure -> (the places found, the most there may be)."""
 

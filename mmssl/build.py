@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,8 +13,8 @@ from mmssl.config import Config, DataConfig, ModelConfig, ObjectiveConfig, Suite
 from mmssl.data import LoaderConfig, MemberNames, Source, TrainLoader, resolve_sources
 from mmssl.data.shards import SampleLimits
 from mmssl.data.sources import iter_captions
-from mmssl.data.storage import Access
-from mmssl.data.transforms import Renderer, Tokenizer, load_tokenizer, train_tokenizer, views
+from mmssl.data.storage import Access, iter_samples
+from mmssl.data.transforms import Renderer, Tokenizer, captions, load_tokenizer, train_tokenizer, views
 from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate import datasets, open_dataset
@@ -21,6 +22,9 @@ from mmssl.evaluate.tasks import find_task
 from mmssl.inference import load
 from mmssl.models import DualEncoder, build_dual_encoder, lora
 from mmssl.objectives import Objective, ObjectiveOptions, TrainingTask, base, find_objective, mixing
+
+_PEEK = 100
+"""Samples of each source in which fields are looked for."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +250,27 @@ def build_views(config: Config, task: TrainingTask) -> dict[str, ViewConfig]:
     return {**required, **config.data.views}
 
 
+def build_groups(plan: RunPlan, task: TrainingTask) -> list[str]:
+    """The fields of samples by which objectives group them.
+
+    Raises:
+        UserError: the first samples of all sources lack such a field.
+    """
+    limits, found = build_limits(plan.config.data), set[str]()
+    wanted = list(dict.fromkeys(field for name in task.names for field in task.objective(name).groups()))
+    for source in plan.sources if set(wanted) - {captions.CAPTION_GROUP} else ():
+        found.update(*(sample.fields for sample in islice(iter_samples(source.shards, limits), _PEEK)))
+    for name in task.names:
+        missing = [f for f in task.objective(name).groups() if f not in (captions.CAPTION_GROUP, *found)]
+        if missing:
+            known = ", ".join(sorted(found - {"txt"})) or "none"
+            raise UserError(
+                f"objectives.{name}.positives={missing[0]!r} names a field that the first {_PEEK} samples of the "
+                f"shards lack; use caption, diagonal or one of theirs: {known}"
+            )
+    return wanted
+
+
 def build_loader(plan: RunPlan, task: TrainingTask, tokenizer: Tokenizer, bad_samples: Path) -> TrainLoader:
     """The training batches of this process.
 
@@ -279,7 +304,8 @@ def build_loader(plan: RunPlan, task: TrainingTask, tokenizer: Tokenizer, bad_sa
         bad_log=bad_samples,
         pin_memory=torch.cuda.is_available(),
     )
-    renderer = Renderer(renderings, data.captions, config.seed, data.max_caption_chars, augment_on_device=on_device)
+    groups = build_groups(plan, task)
+    renderer = Renderer(renderings, data.captions, config.seed, data.max_caption_chars, on_device, groups)
     return TrainLoader(plan.sources, options, renderer, tokenizer.encode)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # so that `mmssl --help`, which needs UserError, does without torch
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,29 +43,41 @@ class Batch:
     """`shard:key` of each sample, for messages."""
     augment_params: dict[str, Tensor] = field(default_factory=dict)
     """View name -> parameters of augmentations still to be applied on the device, float64 [B, n]."""
+    groups: dict[str, Tensor] = field(default_factory=dict)
+    """Field -> the number of each sample's value there, int64 [B]: equal for equal values, and for these alone."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to(self, device: torch.device) -> Batch:
         """A copy with every tensor but `augment_params` on `device` (asynchronously from pinned memory)."""
-        return replace(
-            self,
-            views={name: view.to(device, non_blocking=True) for name, view in self.views.items()},
-            **{f: getattr(self, f).to(device, non_blocking=True) for f in ("tokens", "token_mask", "ids")},
-        )
+        moved: dict[str, Any] = {
+            f.name: _each(getattr(self, f.name), lambda tensor: tensor.to(device, non_blocking=True))
+            for f in fields(self)
+            if f.name not in ("keys", "augment_params")
+        }
+        return replace(self, **moved)
 
     def slice(self, start: int, stop: int) -> Batch:
         """Samples [start, stop) as a batch of views on the same memory."""
-        assert {f.name for f in fields(self)} == {"views", "tokens", "token_mask", "ids", "keys", "augment_params"}
-        return Batch(
-            views={name: view[start:stop] for name, view in self.views.items()},
-            tokens=self.tokens[start:stop],
-            token_mask=self.token_mask[start:stop],
-            ids=self.ids[start:stop],
-            keys=self.keys[start:stop],
-            augment_params={name: rows[start:stop] for name, rows in self.augment_params.items()},
-        )
+        rows: dict[str, Any] = {f.name: _each(getattr(self, f.name), lambda x: x[start:stop]) for f in fields(self)}
+        return Batch(**rows)
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A value changed, or each value of a dictionary."""
+    return {name: change(rows) for name, rows in value.items()} if isinstance(value, dict) else change(value)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Numbers that say which images (left) and captions (right) belong together, beyond the two of one sample."""
+
+    left: Tensor
+    """Int64 [n, 1] or [n, 2]: an image and a caption with the same first number are positives of each other. With the
+    same second number only, they are neither positive nor negative."""
+    right: Tensor
+    """The same of the captions, int64 [m, 1] or [m, 2]."""
 
 
 class PipeCommand(str):

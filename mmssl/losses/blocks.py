@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from mmssl.distributed import World
+from mmssl.losses.pairing import LEFT_OUT, Pairing
 
 SMALLEST_EXPONENT = -60.0
 """Smaller exponents are set to this. exp(-60) is below the rounding of every sum, and much smaller ones make
 subnormal numbers: a CPU multiplies them about 20 times slower, and a confident model's matrix is full of them."""
-LEFT_OUT = -1e30
-"""Logit of an entry left out of a sum. Not -inf, because -inf minus -inf is not a number."""
 
 
 def block_shape(device: torch.device) -> tuple[int, int]:
@@ -22,16 +21,11 @@ def block_shape(device: torch.device) -> tuple[int, int]:
     return (1024, 2048) if device.type == "cpu" else (4096, 8192)
 
 
-def add_logsumexps(
-    blocks: "Blocks", row_lse: Tensor, column_lse: Tensor, diagonal: Tensor, without_diagonal: bool
-) -> None:
-    """Add a matrix to running log-sum-exps of rows and columns, and write its diagonal; all in place."""
+def add_logsumexps(blocks: "Blocks", pairing: Pairing, row_lse: Tensor, column_lse: Tensor, positives: Tensor) -> None:
+    """Add a matrix to running log-sum-exps of rows and columns, and to its rows' sums of positives; all in place."""
     for rows in blocks.row_slices():
         for columns, logits, scratch in blocks.along(rows):
-            crossed, values = blocks.diagonal(logits, rows, columns)
-            diagonal[crossed] = values
-            if without_diagonal:
-                values.fill_(LEFT_OUT)
+            pairing.read(logits, rows, columns, positives)
             by_column = _logsumexp(logits, 0, scratch)
             column_lse[columns] = torch.logaddexp(column_lse[columns], by_column)
             row_lse[rows] = torch.logaddexp(row_lse[rows], _logsumexp(logits, 1, logits))
@@ -39,10 +33,10 @@ def add_logsumexps(
 
 def add_logsumexp_gradients(
     blocks: "Blocks",
+    pairing: Pairing,
     by_row: tuple[Tensor, Tensor],
     by_column: tuple[Tensor, Tensor],
-    diagonal_gradient: Tensor,
-    without_diagonal: bool,
+    positive_gradient: Tensor,
     gradients: "Gradients",
 ) -> None:
     """Add the gradients of the log-sum-exps for the two sides of a matrix to `gradients`.
@@ -55,15 +49,12 @@ def add_logsumexp_gradients(
             torch.sub(logits, column_lse[columns], out=scratch)
             _exp_(scratch).mul_(column_gradient[columns])
             _exp_(logits.sub_(row_lse[rows, None])).mul_(row_gradient[rows, None]).add_(scratch)
-            crossed, values = blocks.diagonal(logits, rows, columns)
-            if without_diagonal:
-                values.zero_()
-            values.add_(diagonal_gradient[crossed])
+            pairing.add_gradient(logits, rows, columns, positive_gradient)
             gradients.add(blocks, logits, rows, columns)
 
 
 def add_sigmoid_losses(
-    blocks: "Blocks", bias: Tensor, gradients: "Gradients | None", factor: Tensor | None = None
+    blocks: "Blocks", pairing: Pairing, bias: Tensor, gradients: "Gradients | None", factor: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sum of the sigmoid losses of a matrix, and its gradient for the bias.
 
@@ -75,12 +66,11 @@ def add_sigmoid_losses(
     for rows in blocks.row_slices():
         for columns, logits, scratch in blocks.along(rows):
             # The loss of a pair is softplus(z), z = logit of a negative and -logit of a positive.
-            _, positives = blocks.diagonal(logits.add_(bias), rows, columns)
-            positives.neg_()
+            pairing.negate(logits.add_(bias), rows, columns, LEFT_OUT)
             losses[rows] += torch.logaddexp(logits, zero, out=scratch).sum(1)
             if gradients is not None:
                 logits.clamp_(min=SMALLEST_EXPONENT).sigmoid_()
-                positives.neg_()
+                pairing.negate(logits, rows, columns, 0)
                 if factor is not None:
                     logits.mul_(factor)
                 bias_gradient[rows] += logits.sum(1)
@@ -91,8 +81,8 @@ def add_sigmoid_losses(
 class Blocks:
     """The blocks of an [n, N] matrix of logits, row by row, each computed into the same memory."""
 
-    def __init__(self, left: Tensor, right: Tensor, scale: Tensor, offset: int, block: tuple[int, int]) -> None:
-        self.left, self.right, self.scale, self.offset = left, right, scale, offset
+    def __init__(self, left: Tensor, right: Tensor, scale: Tensor, block: tuple[int, int]) -> None:
+        self.left, self.right, self.scale = left, right, scale
         self.height, self.width = min(block[0], len(left)), min(block[1], len(right))
         self.memory = left.new_empty(2, self.height * self.width)
 
@@ -107,13 +97,6 @@ class Blocks:
             shape = len(left), len(right)
             logits, scratch = (flat[: shape[0] * shape[1]].view(shape) for flat in self.memory)
             yield columns, torch.mm(left, right.T, out=logits), scratch
-
-    def diagonal(self, block: Tensor, rows: slice, columns: slice) -> tuple[slice, Tensor]:
-        """The rows in which the diagonal crosses this block, and a view of the block's values there."""
-        first = self.offset + rows.start - columns.start
-        values = block.diagonal(first)
-        start = rows.start + max(0, -first)
-        return slice(start, start + len(values)), values
 
 
 class Gradients:

@@ -25,6 +25,7 @@ from mmssl.losses.blocks import (
     add_sigmoid_losses,
     block_shape,
 )
+from mmssl.losses.pairing import Pairing
 
 Block = tuple[int, int]
 """Rows and columns held at a time."""
@@ -34,53 +35,57 @@ def logsumexps(
     left: Tensor,
     right: Tensor,
     scale: Tensor,
-    offset: int = 0,
-    without_diagonal: bool = False,
+    pairing: Pairing,
+    *,
     block: Block | None = None,
     world: World = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp of each row [n] and each column [N] of scale * left @ right.T, and its diagonal [n].
+    """Log-sum-exp of each row [n] and each column [N] of scale * left @ right.T, and each row's sum of positives [n].
 
-    `left` is [n, D], `right` [N, D], `scale` a scalar. Row i's diagonal entry is in column offset + i;
-    `without_diagonal` leaves it out of the sums. Differentiable once, in the three tensors. In a `world` of
+    `left` is [n, D], `right` [N, D], `scale` a scalar. Differentiable once, in the three tensors. In a `world` of
     several ranks, the sums run over the columns of all ranks, and N is this rank's number of columns.
     """
     shape = block_shape(left.device) if block is None else block
-    rows, columns, diagonal = _LogSumExps.apply(left, right, scale, offset, without_diagonal, shape, world)
-    return rows, columns, diagonal
+    rows, columns, positives = _LogSumExps.apply(left, right, scale, pairing, shape, world)
+    return rows, columns, positives
 
 
 def sigmoid_loss(
-    left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, offset: int = 0, block: Block | None = None
+    left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing, *, block: Block | None = None
 ) -> Tensor:
-    """Sum over [n, N] of -log sigmoid(+-(scale * left @ right.T + bias)): + on the diagonal, - elsewhere.
+    """Sum over [n, N] of -log sigmoid(+-(scale * left @ right.T + bias)): + for positives, - elsewhere.
 
     Arguments as in `logsumexps`. The forward pass finds the gradients while it has each block.
     """
     shape = block_shape(left.device) if block is None else block
-    total: Tensor = _SigmoidLoss.apply(left, right, scale, bias, offset, shape, torch.is_grad_enabled())
+    total: Tensor = _SigmoidLoss.apply(left, right, scale, bias, pairing, shape, torch.is_grad_enabled())
     return total
 
 
-def ring_sigmoid_loss(left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, world: World) -> Tensor:
+def ring_sigmoid_loss(
+    left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing, *, world: World
+) -> Tensor:
     """Sum over this rank's rows and all ranks' columns, as `sigmoid_loss`. Differentiable once."""
-    total: Tensor = _RingSigmoidLoss.apply(left, right, scale, bias, world)
+    total: Tensor = _RingSigmoidLoss.apply(left, right, scale, bias, pairing, world)
     return total
 
 
 @torch.no_grad()
-def nearest(left: Tensor, right: Tensor, world: World) -> Tensor:
-    """The column of the greatest product with each row, int64 [n], counted from this rank's first column round the
-    ring. Ranks may have different numbers of rows."""
+def nearest(left: Tensor, right: Tensor, world: World, labels: Tensor | None = None) -> Tensor:
+    """The label of the column with the greatest product with each row, int64 [n].
+
+    `labels` are those of `right`; by default columns are counted from this rank's first one round the ring. Ranks may
+    have different numbers of rows.
+    """
     best = left.new_full((len(left),), -torch.inf)
-    place = torch.zeros(len(left), dtype=torch.int64, device=left.device)
+    found = torch.zeros(len(left), dtype=torch.int64, device=left.device)
     start = 0
-    for (columns,) in _visitors(world, right):
+    for columns, *own in _visitors(world, right, *([] if labels is None else [labels])):
         most, index = (left @ columns.T).max(1)
-        place = torch.where(most > best, index + start, place)
+        found = torch.where(most > best, own[0][index] if own else index + start, found)
         best = torch.maximum(best, most)
         start += len(columns)
-    return place
+    return found
 
 
 def _visitors(world: World, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -95,44 +100,35 @@ def _visitors(world: World, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
 class _LogSumExps(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        left: Tensor,
-        right: Tensor,
-        scale: Tensor,
-        offset: int,
-        without_diagonal: bool,
-        block: Block,
-        world: World,
+        ctx: Any, left: Tensor, right: Tensor, scale: Tensor, pairing: Pairing, block: Block, world: World
     ) -> tuple[Tensor, Tensor, Tensor]:
         row_lse = left.new_full((len(left),), -torch.inf)
         column_lse = right.new_full((len(right),), -torch.inf)
-        diagonal = torch.empty_like(row_lse)
-        for visit, (columns,) in enumerate(_visitors(world, right)):
-            blocks = Blocks(left, columns, scale, _offset(visit, columns, offset), block)
-            add_logsumexps(blocks, row_lse, column_lse, diagonal, without_diagonal)
+        positives = torch.zeros_like(row_lse)
+        for visit, (columns, *groups) in enumerate(_visitors(world, right, *pairing.columns)):
+            here = pairing.visiting(visit, len(columns), groups)
+            add_logsumexps(Blocks(left, columns, scale, block), here, row_lse, column_lse, positives)
             (column_lse,) = world.ring_shift(column_lse)()
         ctx.save_for_backward(left, right, scale, row_lse, column_lse)
-        ctx.offset, ctx.without_diagonal, ctx.block, ctx.world = offset, without_diagonal, block, world
-        return row_lse, column_lse, diagonal
+        ctx.pairing, ctx.block, ctx.world = pairing, block, world
+        return row_lse, column_lse, positives
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, row_gradient: Tensor, column_gradient: Tensor, diagonal_gradient: Tensor
+        ctx: Any, row_gradient: Tensor, column_gradient: Tensor, positive_gradient: Tensor
     ) -> tuple[Tensor | None, ...]:
         left, right, scale, row_lse, column_lse = ctx.saved_tensors
         gradients = Gradients(left, right, scale, ctx.needs_input_grad)
         by_row = row_lse, row_gradient
         with torch.autocast(left.device.type, enabled=False):
-            visitors = _visitors(ctx.world, right, column_lse, column_gradient)
-            for visit, (columns, *by_column) in enumerate(visitors):
-                blocks = Blocks(left, columns, scale, _offset(visit, columns, ctx.offset), ctx.block)
-                by_column_pair = by_column[0], by_column[1]
-                add_logsumexp_gradients(
-                    blocks, by_row, by_column_pair, diagonal_gradient, ctx.without_diagonal, gradients
-                )
+            visitors = _visitors(ctx.world, right, column_lse, column_gradient, *ctx.pairing.columns)
+            for visit, (columns, lse, gradient, *groups) in enumerate(visitors):
+                here = ctx.pairing.visiting(visit, len(columns), groups)
+                blocks = Blocks(left, columns, scale, ctx.block)
+                add_logsumexp_gradients(blocks, here, by_row, (lse, gradient), positive_gradient, gradients)
                 gradients.pass_on(ctx.world)
-            return *gradients.finish(), None, None, None, None
+            return *gradients.finish(), None, None, None
 
 
 class _SigmoidLoss(torch.autograd.Function):
@@ -143,13 +139,13 @@ class _SigmoidLoss(torch.autograd.Function):
         right: Tensor,
         scale: Tensor,
         bias: Tensor,
-        offset: int,
+        pairing: Pairing,
         block: Block,
         with_gradients: bool,
     ) -> Tensor:
-        blocks = Blocks(left, right, scale, offset, block)
+        blocks = Blocks(left, right, scale, block)
         gradients = Gradients(left, right, scale, [with_gradients and need for need in ctx.needs_input_grad])
-        loss, bias_gradient = add_sigmoid_losses(blocks, bias, gradients if with_gradients else None)
+        loss, bias_gradient = add_sigmoid_losses(blocks, pairing, bias, gradients if with_gradients else None)
         ctx.save_for_backward(*gradients.finish(), bias_gradient)
         return loss
 
@@ -162,13 +158,15 @@ class _SigmoidLoss(torch.autograd.Function):
 
 class _RingSigmoidLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, world: World) -> Tensor:
+    def forward(
+        ctx: Any, left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing, world: World
+    ) -> Tensor:
         total = left.new_zeros(())
-        for visit, (columns,) in enumerate(_visitors(world, right)):
-            blocks = Blocks(left, columns, scale, _offset(visit, columns), block_shape(left.device))
-            total += add_sigmoid_losses(blocks, bias, None)[0]
+        for visit, (columns, *groups) in enumerate(_visitors(world, right, *pairing.columns)):
+            here = pairing.visiting(visit, len(columns), groups)
+            total += add_sigmoid_losses(Blocks(left, columns, scale, block_shape(left.device)), here, bias, None)[0]
         ctx.save_for_backward(left, right, scale, bias)
-        ctx.world = world
+        ctx.pairing, ctx.world = pairing, world
         return total
 
     @staticmethod
@@ -179,13 +177,9 @@ class _RingSigmoidLoss(torch.autograd.Function):
         gradients = Gradients(left, right, scale, ctx.needs_input_grad)
         bias_gradient = torch.zeros_like(bias)
         with torch.autocast(left.device.type, enabled=False):
-            for visit, (columns,) in enumerate(_visitors(ctx.world, right)):
-                blocks = Blocks(left, columns, scale, _offset(visit, columns), block_shape(left.device))
-                bias_gradient += add_sigmoid_losses(blocks, bias, gradients, gradient)[1]
+            for visit, (columns, *groups) in enumerate(_visitors(ctx.world, right, *ctx.pairing.columns)):
+                here = ctx.pairing.visiting(visit, len(columns), groups)
+                blocks = Blocks(left, columns, scale, block_shape(left.device))
+                bias_gradient += add_sigmoid_losses(blocks, here, bias, gradients, gradient)[1]
                 gradients.pass_on(ctx.world)
-            return *gradients.finish(), bias_gradient, None
-
-
-def _offset(visit: int, columns: Tensor, own: int = 0) -> int:
-    """The column in which the diagonal begins: `own` among this rank's columns, beyond the edge of any others."""
-    return own if visit == 0 else len(columns)
+            return *gradients.finish(), bias_gradient, None, None

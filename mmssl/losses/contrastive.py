@@ -1,7 +1,8 @@
 """Losses that compare each sample with all others of the global batch, and MoCo's loss against a queue.
 
-InfoNCE (CLIP, arXiv:2103.00020), sigmoid loss (SigLIP, arXiv:2303.15343), NT-Xent (SimCLR, arXiv:2002.05709,
-equation 1 and algorithm 1), MoCo (arXiv:1911.05722, algorithm 1).
+InfoNCE (CLIP, arXiv:2103.00020), with several positives (SupCon, arXiv:2004.11362, equation 2; UniCL, arXiv:2204.03610,
+equation 3), sigmoid loss (SigLIP, arXiv:2303.15343), NT-Xent (SimCLR, arXiv:2002.05709, equation 1 and algorithm 1),
+MoCo (arXiv:1911.05722, algorithm 1).
 """
 
 import math
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 from mmssl.distributed import SINGLE_PROCESS, World
 from mmssl.losses.common import in_float32, share
 from mmssl.losses.logits import Form, logsumexps, sigmoid_loss
+from mmssl.losses.pairing import group_sizes
+from mmssl.types import Groups
 
 SIGLIP_LOG_SCALE = math.log(10)
 """SigLIP's t at the first step: the scale is exp(t)."""
@@ -28,16 +31,43 @@ def info_nce(
     *,
     world: World = SINGLE_PROCESS,
     form: Form = "auto",
+    groups: Groups | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """This rank's share of the mean over all pairs of -(log p(text | image) + log p(image | text)) / 2.
 
     `image_features` and `text_features` [n, D] are this rank's pairs, L2-normalised by the caller;
     `logit_scale` multiplies their dot products (exp(s), not s), a scalar. The candidates for each image are
     all ranks' texts, and vice versa.
+
+    With `groups`, log p is the mean over all positives of an image or text (UniCL), and there may be m texts for n
+    images. `label_smoothing` is the weight of the mean of log p over all candidates, as in F.cross_entropy; it needs
+    groups that leave no pair out.
     """
-    by_image, by_text, positives = logsumexps(image_features, text_features, logit_scale, world=world, form=form)
-    losses = ((by_image - positives) + (by_text - positives)) / 2
-    return share(losses.sum(), len(losses), world)
+    by_image, by_text, positives = logsumexps(
+        image_features, text_features, logit_scale, world=world, form=form, groups=groups
+    )
+    if groups is None:
+        losses = ((by_image - (1 - label_smoothing) * positives) + (by_text - (1 - label_smoothing) * positives)) / 2
+        loss = share(losses.sum(), len(losses), world)
+    else:
+        images, texts = (world.gather(side[:, 0].contiguous())[0] for side in (groups.left, groups.right))
+        own = groups.left[:, 0].contiguous()
+        # Each positive pair counts once for its image and once for its text.
+        of_image, of_text = (group_sizes(own, everyone).to(positives.dtype) for everyone in (texts, images))
+        weight = 1 / (of_image * len(images)) + 1 / (of_text * len(texts))
+        summed = (1 - label_smoothing) * world.size * (weight * positives).sum()
+        loss = (share(by_image.sum(), len(by_image), world) + share(by_text.sum(), len(by_text), world) - summed) / 2
+    if label_smoothing == 0:
+        return loss
+    mean_text = _mean_of_all(text_features, world)
+    return loss - label_smoothing * logit_scale * share(image_features.sum(0) @ mean_text, len(image_features), world)
+
+
+def _mean_of_all(features: Tensor, world: World) -> Tensor:
+    """The mean [D] of all ranks' features [n, D]. Differentiable; a vector of each rank travels."""
+    count = world.sum(features.new_full((), len(features)))
+    return world.gather(features.sum(0, keepdim=True))[0].sum(0) / count
 
 
 @in_float32
@@ -49,14 +79,20 @@ def siglip(
     *,
     world: World = SINGLE_PROCESS,
     form: Form = "auto",
+    groups: Groups | None = None,
 ) -> Tensor:
     """This rank's share of the sum over all N x N pairs of -log sigmoid(+-logit), divided by N.
 
-    The sign is + for the N true pairs. `image_features` and `text_features` [n, D] are this rank's pairs,
+    The sign is + for the N true pairs. With `groups` it is + for all pairs of one group, the sum is divided by their
+    number, and there may be m texts for n images. `image_features` and `text_features` [n, D] are this rank's pairs,
     L2-normalised by the caller; `logit_scale` (exp(t), not t) and `logit_bias` are scalars.
     """
-    total = sigmoid_loss(image_features, text_features, logit_scale, logit_bias, world=world, form=form)
-    return share(total, len(image_features), world)
+    total = sigmoid_loss(image_features, text_features, logit_scale, logit_bias, world=world, form=form, groups=groups)
+    if groups is None:
+        return share(total, len(image_features), world)
+    texts, _ = world.gather(groups.right[:, 0].contiguous())
+    positives = group_sizes(groups.left[:, 0].contiguous(), texts).sum()
+    return share(total, positives.to(total.dtype), world)
 
 
 @in_float32

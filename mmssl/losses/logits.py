@@ -2,7 +2,7 @@
 
 The matrix is scale * left @ right.T [N, N] over all ranks' rows. A rank works on its own n rows of it: its
 left side against all ranks' right sides, gathered or (`world.ring`) one rank's after the other. The diagonal
-holds the true pairs.
+holds the true pairs; with `Groups`, pairs of one group are true too.
 """
 
 from typing import Literal
@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from mmssl.distributed import World
 from mmssl.losses import blockwise
-from mmssl.losses.blocks import LEFT_OUT
+from mmssl.losses.pairing import LEFT_OUT, Diagonal, Grouped
+from mmssl.types import Groups
 
 Form = Literal["auto", "plain", "blocked"]
 """`plain` holds the matrix, `blocked` never does."""
@@ -27,45 +28,59 @@ def logsumexps(
     world: World,
     form: Form = "auto",
     without_diagonal: bool = False,
+    groups: Groups | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp of this rank's rows and of this rank's columns, and its part of the diagonal, all [n].
+    """Log-sum-exp of this rank's rows [n] and columns [m], and the sum of each row's positives [n].
 
-    `left` and `right` [n, D], `scale` a scalar. `without_diagonal` leaves the diagonal out of the sums. Over a ring
-    the form is always the blocked one.
+    `left` [n, D] and `right` [m, D], `scale` a scalar. `without_diagonal` leaves the diagonal out of the sums. With
+    `groups` of this rank's rows and columns these tell the positives, in place of the diagonal. Over a ring the form is
+    always the blocked one.
     """
     if world.ring:
-        return blockwise.logsumexps(left, right, scale, without_diagonal=without_diagonal, world=world)
+        pairing = Diagonal(0, without_diagonal) if groups is None else Grouped(groups)
+        return blockwise.logsumexps(left, right, scale, pairing, world=world)
     all_right, offset = world.gather(right)
-    if choose_form(form, len(left), len(all_right), left.device) == "plain":
-        rows, columns, diagonal = _plain_logsumexps(left, all_right, scale, offset, without_diagonal)
-    else:
-        rows, columns, diagonal = blockwise.logsumexps(left, all_right, scale, offset, without_diagonal)
+    pairing = Diagonal(offset, without_diagonal) if groups is None else _gathered(groups, world)
+    plain = choose_form(form, len(left), len(all_right), left.device) == "plain"
+    rows, columns, positives = (_plain_logsumexps if plain else blockwise.logsumexps)(left, all_right, scale, pairing)
     # So far a column has summed over this rank's rows only.
-    return rows, world.logsumexp(columns)[offset : offset + len(right)], diagonal
+    return rows, world.logsumexp(columns)[offset : offset + len(right)], positives
 
 
 def sigmoid_loss(
-    left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, *, world: World, form: Form = "auto"
+    left: Tensor,
+    right: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    *,
+    world: World,
+    form: Form = "auto",
+    groups: Groups | None = None,
 ) -> Tensor:
-    """Sum over this rank's rows of -log sigmoid(+-(logit + bias)): + on the diagonal, - elsewhere."""
+    """Sum over this rank's rows of -log sigmoid(+-(logit + bias)): + for positives, - elsewhere."""
     if world.ring:
-        return blockwise.ring_sigmoid_loss(left, right, scale, bias, world)
+        pairing = Diagonal() if groups is None else Grouped(groups)
+        return blockwise.ring_sigmoid_loss(left, right, scale, bias, pairing, world=world)
     all_right, offset = world.gather(right)
+    pairing = Diagonal(offset) if groups is None else _gathered(groups, world)
     plain = choose_form(form, len(left), len(all_right), left.device) == "plain"
-    return (_plain_sigmoid_loss if plain else blockwise.sigmoid_loss)(left, all_right, scale, bias, offset)
+    return (_plain_sigmoid_loss if plain else blockwise.sigmoid_loss)(left, all_right, scale, bias, pairing)
 
 
 @torch.no_grad()
-def correct_matches(left: Tensor, right: Tensor, *, world: World) -> Tensor:
-    """True if the greatest logit of a row lies on the diagonal, bool [m].
+def correct_matches(left: Tensor, right: Tensor, *, world: World, groups: Groups | None = None) -> Tensor:
+    """True if the greatest logit of a row lies on the diagonal, or in the group of the row, bool [m].
 
-    `left` [m, D] holds the first rows of this rank's side, `right` [n, D] all of its other side.
+    `left` [m, D] holds the first rows of this rank's side, `right` [n, D] all of its other side. Of `groups`, the last
+    number counts: what is no negative is no mistake.
     """
-    own = torch.arange(len(left), device=left.device)
+    own = torch.arange(len(left), device=left.device) if groups is None else groups.left[: len(left), -1]
+    labels = None if groups is None else groups.right[:, -1].contiguous()
     if world.ring:
-        return blockwise.nearest(left, right, world) == own
+        return blockwise.nearest(left, right, world, labels) == own
     all_right, offset = world.gather(right)
-    return (left @ all_right.T).argmax(1) == own + offset
+    best = (left @ all_right.T).argmax(1)
+    return best == own + offset if labels is None else world.gather(labels)[0][best] == own
 
 
 def choose_form(form: Form, rows: int, columns: int, device: torch.device) -> Literal["plain", "blocked"]:
@@ -78,19 +93,36 @@ def choose_form(form: Form, rows: int, columns: int, device: torch.device) -> Li
     return "plain" if rows * columns < largest_plain else "blocked"
 
 
+def _gathered(groups: Groups, world: World) -> Grouped:
+    """The pairing of this rank's rows with the columns of all ranks."""
+    return Grouped(Groups(groups.left, world.gather(groups.right)[0]))
+
+
 def _plain_logsumexps(
-    left: Tensor, right: Tensor, scale: Tensor, offset: int, without_diagonal: bool
+    left: Tensor, right: Tensor, scale: Tensor, pairing: Diagonal | Grouped
 ) -> tuple[Tensor, Tensor, Tensor]:
     logits = scale * left @ right.T
-    diagonal = logits.diagonal(offset)
-    if without_diagonal:
-        own = torch.arange(len(left), device=left.device)
-        logits = logits.index_put((own, own + offset), logits.new_full((), LEFT_OUT))
-    return logits.logsumexp(1), logits.logsumexp(0), diagonal
+    if isinstance(pairing, Grouped):
+        same, left_out = pairing.marks(slice(None), slice(None))
+        positives = torch.where(same, logits, 0).sum(1)
+        logits = logits if left_out is None else logits.masked_fill(left_out, LEFT_OUT)
+    else:
+        positives = logits.diagonal(pairing.offset)
+        if pairing.left_out:
+            own = torch.arange(len(left), device=left.device)
+            logits = logits.index_put((own, own + pairing.offset), logits.new_full((), LEFT_OUT))
+    return logits.logsumexp(1), logits.logsumexp(0), positives
 
 
-def _plain_sigmoid_loss(left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, offset: int) -> Tensor:
+def _plain_sigmoid_loss(
+    left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, pairing: Diagonal | Grouped
+) -> Tensor:
     logits = scale * left @ right.T + bias
-    logits.diagonal(offset).neg_()
+    if isinstance(pairing, Grouped):
+        same, left_out = pairing.marks(slice(None), slice(None))
+        logits = torch.where(same, -logits, logits)
+        logits = logits if left_out is None else logits.masked_fill(left_out, LEFT_OUT)
+    else:
+        logits.diagonal(pairing.offset).neg_()
     # The loss of a pair is softplus(z), where z is the logit of a negative or minus the logit of a positive.
     return F.softplus(logits, threshold=50).sum()

@@ -28,7 +28,8 @@ from mmssl.models import DualEncoder, Encoded, VisionTower
 from mmssl.rng import RowRandom
 
 Inputs = Mapping[str, Tensor]
-"""Name -> tensor of B rows: `view.NAME`, `tokens`, `token_mask`, `ids`, and the results of `sample_targets`."""
+"""Name -> tensor of B rows: `view.NAME`, `tokens`, `token_mask`, `ids`, `group.FIELD`, and the results of
+`sample_targets`."""
 
 Predictions = dict[str, Tensor]
 """Name -> tensor. For a batch-coupled loss: of b rows, or a scalar shared by all samples (a temperature)."""
@@ -97,6 +98,11 @@ class Objective(nn.Module, abc.ABC):
     def views(self) -> dict[str, ViewConfig]:
         """Views needed in addition to `main`, by name."""
         return {}
+
+    def groups(self) -> tuple[str, ...]:
+        """Fields of the samples whose values tell groups: inputs `group.FIELD`, int64 [B], equal for equal values.
+        `caption` stands for the caption."""
+        return ()
 
     def on_step_start(self, progress: float) -> None:
         """Called at the start of a step, at the fraction `progress` of the training (0 to 1)."""

@@ -79,6 +79,7 @@ class TrainingTask(nn.Module):
         """
         inputs = {f"view.{name}": view for name, view in batch.views.items()}
         inputs |= {"tokens": batch.tokens, "token_mask": batch.token_mask, "ids": batch.ids}
+        inputs |= {f"group.{name}": numbers for name, numbers in batch.groups.items()}
         for name in active:
             objective = self.objective(name)
             objective.on_step_start(progress)

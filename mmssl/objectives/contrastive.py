@@ -2,28 +2,36 @@
 
 import math
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmssl.distributed import World
-from mmssl.losses import correct_matches, info_nce
+from mmssl.losses import info_nce
 from mmssl.models import DualEncoder
 from mmssl.objectives import base
+from mmssl.objectives._pairs import PairOptions, group_fields, matching_accuracy, pair_groups
 from mmssl.objectives._patch_masking import check_sees_patches, visible_pass, visible_patches
 from mmssl.rng import RowRandom
 
-ACCURACY_ROWS = 512
-"""Number of images for accuracy in the batch: its cost is negligible next to the loss."""
 
-
-class ContrastiveOptions(base.ObjectiveOptions):
+class ContrastiveOptions(PairOptions):
     """Options of the contrastive objective."""
 
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Part of the target that is spread evenly over all captions (or images) of the batch, as in F.cross_entropy."""
     mask_ratio: float = Field(0.0, ge=0, lt=1)
     """Fraction of the patches hidden from the vision tower (FLIP, Li et al. 2023): cheaper steps, larger batches. With
     the same ratio in `mae`, both share one encoder pass."""
     unmasked_finish: float = Field(0.1, ge=0, le=1)
     """With `mask_ratio`: the last fraction of the training, in which the tower sees all patches."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ContrastiveOptions":
+        if self.label_smoothing > 0 and self.same == "mask":
+            raise ValueError(
+                "objectives.contrastive: label_smoothing spreads over all pairs, and same=mask leaves some out; set one"
+            )
+        return self
 
 
 class Contrastive(base.Objective):
@@ -40,6 +48,9 @@ class Contrastive(base.Objective):
         if options.mask_ratio > 0:
             check_sees_patches("objectives.contrastive.mask_ratio", encoder)
         self.on_step_start(0.0)
+
+    def groups(self) -> tuple[str, ...]:
+        return group_fields(self.options)
 
     def on_step_start(self, progress: float) -> None:
         masked = self.options.mask_ratio > 0 and progress < 1 - self.options.unmasked_finish
@@ -64,13 +75,7 @@ class Contrastive(base.Objective):
 
     def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         image, text, scale = (predictions[k] for k in ("image", "text", "logit_scale"))
-        total = info_nce(image, text, scale, world=world)
-        accuracy = matching_accuracy(image, text, world)
+        groups = pair_groups(self.options, inputs)
+        total = info_nce(image, text, scale, world=world, groups=groups, label_smoothing=self.options.label_smoothing)
+        accuracy = matching_accuracy(image, text, world, groups)
         return base.Output(total, {"accuracy": accuracy, "logit_scale": (scale.detach(), 1.0)})
-
-
-def matching_accuracy(rows: Tensor, columns: Tensor, world: World) -> tuple[Tensor, int]:
-    """Number of this process's first rows [n, D] that are nearest to their own column [n, D] of the global batch, and
-    the number of rows tested."""
-    rows = rows[:ACCURACY_ROWS]
-    return correct_matches(rows, columns, world=world).sum(), len(rows)

@@ -9,7 +9,7 @@ from mmssl.distributed import World
 from mmssl.losses import SIGLIP_BIAS, SIGLIP_LOG_SCALE, siglip
 from mmssl.models import DualEncoder
 from mmssl.objectives import base
-from mmssl.objectives.contrastive import matching_accuracy
+from mmssl.objectives._pairs import PairOptions, group_fields, matching_accuracy, pair_groups
 
 
 class Siglip(base.Objective):
@@ -18,13 +18,18 @@ class Siglip(base.Objective):
     The temperature belongs to the dual encoder and starts at the paper's 1/10; the bias belongs to the objective.
     """
 
+    Options = PairOptions
     batch_coupled = True
     is_reference = True
 
-    def __init__(self, options: base.ObjectiveOptions, encoder: DualEncoder, vocabulary: base.Vocabulary) -> None:
+    def __init__(self, options: PairOptions, encoder: DualEncoder, vocabulary: base.Vocabulary) -> None:
         super().__init__()
+        self.options = options
         nn.init.constant_(encoder.log_logit_scale, SIGLIP_LOG_SCALE)
         self.bias = nn.Parameter(torch.tensor(SIGLIP_BIAS))
+
+    def groups(self) -> tuple[str, ...]:
+        return group_fields(self.options)
 
     @classmethod
     def chance_loss(cls, batch_size: int) -> float:
@@ -46,6 +51,7 @@ class Siglip(base.Objective):
 
     def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         image, text, scale, bias = (predictions[k] for k in ("image", "text", "logit_scale", "bias"))
-        total = siglip(image, text, scale, bias, world=world)
-        accuracy = matching_accuracy(image, text, world)
+        groups = pair_groups(self.options, inputs)
+        total = siglip(image, text, scale, bias, world=world, groups=groups)
+        accuracy = matching_accuracy(image, text, world, groups)
         return base.Output(total, {"accuracy": accuracy, "logit_scale": (scale.detach(), 1.0)})

@@ -9,7 +9,7 @@ from mmssl.distributed import World
 from mmssl.losses import nt_xent
 from mmssl.models import DualEncoder, heads
 from mmssl.objectives import base
-from mmssl.objectives.contrastive import matching_accuracy
+from mmssl.objectives._pairs import matching_accuracy
 from mmssl.rng import RowRandom
 
 STRONG_VIEW = ViewConfig(

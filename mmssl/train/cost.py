@@ -126,6 +126,7 @@ def synthetic_batch(task: TrainingTask, objectives: Iterable[str], samples: int,
     generator = torch_generator("synthetic batch")
     chosen = [task.objective(name) for name in objectives]
     views = {"main", *(name for objective in chosen for name in objective.views())}
+    groups = {field for objective in chosen for field in objective.groups()}
     size, words = task.encoder.vision.image_size, int(task.encoder.text.encoder.config.vocab_size)
     images = torch.randint(256, (samples, 3, size, size), generator=generator, dtype=torch.uint8)
     # Special tokens are at the beginning or at the end of a vocabulary.
@@ -136,6 +137,7 @@ def synthetic_batch(task: TrainingTask, objectives: Iterable[str], samples: int,
         token_mask=torch.ones_like(ids, dtype=torch.bool),
         ids=torch.arange(samples),
         keys=[f"synthetic:{i}" for i in range(samples)],
+        groups={field: torch.arange(samples) for field in sorted(groups)},
     ).to(device)
 
 

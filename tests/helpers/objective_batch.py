@@ -57,9 +57,11 @@ def tiny_task(
     world: World = ALONE,
     dropout: float = 0.0,
     text: dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> TrainingTask:
     """Tiny towers with some objectives; the same weights every time. `changes` are those of the vision tower, `text`
-    is another text tower's configuration; `dropout` is that of tokens and of blocks."""
+    is another text tower's configuration; `dropout` is that of tokens and of blocks; `options` are those of every
+    objective, in place of OPTIONS."""
     torch.manual_seed(0)
     config = tiny_model_config(dropout, dropout)
     if text is not None:
@@ -67,9 +69,9 @@ def tiny_task(
     vision = config.vision.model_copy(update={"image_size": SIDE, **(changes or {})})
     encoder = build_dual_encoder(config.model_copy(update={"vision": vision}), WORDS, 0)
     kinds = {name: find_objective(name) for name in names}
+    chosen = {name: OPTIONS.get(name, {}) if options is None else options for name in names}
     objectives = {
-        name: kind(kind.Options.model_validate(OPTIONS.get(name, {})), encoder, vocabulary())
-        for name, kind in kinds.items()
+        name: kind(kind.Options.model_validate(chosen[name]), encoder, vocabulary()) for name, kind in kinds.items()
     }
     return TrainingTask(encoder, objectives, world).train()
 
@@ -88,7 +90,10 @@ def batch(task: TrainingTask, seed: int = 0) -> Batch:
     mask = torch.arange(8) < torch.randint(6, 9, (ROWS, 1), generator=g)
     tokens = words.expand(-1, 8).clone()
     tokens[:, 0] = 1
-    return Batch(views, tokens * mask, mask, torch.arange(ROWS), [f"k{i}" for i in range(ROWS)])
+    fields = [field for name in task.names for field in task.objective(name).groups()]
+    groups = {field: torch.randint(4, (ROWS,), generator=g) for field in fields}
+    keys = [f"k{i}" for i in range(ROWS)]
+    return Batch(views, tokens * mask, mask, torch.arange(ROWS), keys, groups=groups)
 
 
 def part(whole: Batch, world: World) -> Batch:

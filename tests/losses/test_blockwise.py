@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmssl.losses import blockwise
-from mmssl.losses.blocks import LEFT_OUT
+from mmssl.losses.pairing import LEFT_OUT, Diagonal, Grouped
+from mmssl.types import Groups
 from tests.helpers.features import gradients, unit_rows
 
 Arguments = tuple[list[Tensor], int, tuple[int, int]]
@@ -41,7 +42,7 @@ def test_logsumexps_are_those_of_the_matrix(example: Arguments, without_diagonal
     hidden.diagonal(offset).fill_(without_diagonal)
     summed = logits.masked_fill(hidden, LEFT_OUT)
     expected = summed.logsumexp(1), summed.logsumexp(0), logits.diagonal(offset)
-    found = blockwise.logsumexps(left, right, scale, offset, without_diagonal, block)
+    found = blockwise.logsumexps(left, right, scale, Diagonal(offset, without_diagonal), block=block)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     # Sines weigh every output differently.
     weighted = [sum((x * torch.arange(1.0, len(x) + 1).sin()).sum() for x in xs) for xs in (found, expected)]
@@ -58,7 +59,7 @@ def test_sigmoid_loss_is_that_of_the_matrix(example: Arguments) -> None:
     signs = torch.full_like(logits, -1)
     signs.diagonal(offset).fill_(1)
     expected = -F.logsigmoid(signs * logits).sum()
-    found = blockwise.sigmoid_loss(left, right, scale, bias, offset, block)
+    found = blockwise.sigmoid_loss(left, right, scale, bias, Diagonal(offset), block=block)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     inputs = [left, right, scale, bias]
     torch.testing.assert_close(gradients(3 * found, inputs), gradients(3 * expected, inputs), rtol=1e-9, atol=1e-10)
@@ -73,18 +74,20 @@ def test_gradients_agree_with_finite_differences(block: tuple[int, int], without
         unit_rows(9, 3, seed=1),
         torch.tensor(2.0, dtype=torch.float64).requires_grad_(),
     )
-    assert torch.autograd.gradcheck(lambda *x: blockwise.logsumexps(*x, 2, without_diagonal, block), inputs)
+    assert torch.autograd.gradcheck(
+        lambda *x: blockwise.logsumexps(*x, Diagonal(2, without_diagonal), block=block), inputs
+    )
     bias = torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *x: blockwise.sigmoid_loss(*x, 2, block), (*inputs, bias))
+    assert torch.autograd.gradcheck(lambda *x: blockwise.sigmoid_loss(*x, Diagonal(2), block=block), (*inputs, bias))
 
 
-def _info_nce_parts(*inputs: Tensor) -> Tensor:
-    rows, columns, diagonal = blockwise.logsumexps(*inputs[:3], block=(16, 32))
-    return (rows + columns - 2 * diagonal).mean()
+def _info_nce_parts(*inputs: Tensor, pairing: Diagonal | Grouped | None = None) -> Tensor:
+    rows, columns, positives = blockwise.logsumexps(*inputs[:3], pairing or Diagonal(), block=(16, 32))
+    return (rows + columns - 2 * positives).mean()
 
 
-def _sigmoid_loss(*inputs: Tensor) -> Tensor:
-    return blockwise.sigmoid_loss(*inputs, block=(16, 32)) / len(inputs[0])
+def _sigmoid_loss(*inputs: Tensor, pairing: Diagonal | Grouped | None = None) -> Tensor:
+    return blockwise.sigmoid_loss(*inputs, pairing or Diagonal(), block=(16, 32)) / len(inputs[0])
 
 
 BOTH = pytest.mark.parametrize("loss", [_info_nce_parts, _sigmoid_loss])
@@ -129,11 +132,15 @@ class _Watch(TorchDispatchMode):
 
 
 @BOTH
-def test_the_matrix_is_never_held(loss: Loss) -> None:
-    """No operation, forward or backward, makes a tensor larger than a batch of features or two blocks."""
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_matrix_is_never_held(loss: Loss, grouped: bool) -> None:
+    """No operation, forward or backward, makes a tensor larger than a batch of features or two blocks, with groups
+    neither."""
     inputs = [unit_rows(200, 8, seed=s, dtype=torch.float32) for s in (0, 1)]
+    numbers = torch.stack([torch.arange(200), torch.arange(200) % 9], 1)
+    pairing = Grouped(Groups(numbers, numbers)) if grouped else None
     with _Watch() as watch:
-        loss(*inputs, *torch.tensor([10.0, -10.0]).requires_grad_()).backward()
+        loss(*inputs, *torch.tensor([10.0, -10.0]).requires_grad_(), pairing=pairing).backward()
     assert 200 * 8 <= watch.largest < 200 * 200 / 10
 
 
@@ -179,6 +186,6 @@ def test_no_gradient_is_computed_under_no_grad() -> None:
     products = []
     for train in (False, True):
         with _Watch() as watch, torch.set_grad_enabled(train):
-            blockwise.sigmoid_loss(*inputs, *scalars, block=(16, 32))
+            blockwise.sigmoid_loss(*inputs, *scalars, Diagonal(), block=(16, 32))
         products.append(watch.products)
     assert products == [2, 6]

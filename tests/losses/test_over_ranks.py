@@ -17,11 +17,19 @@ from mmssl.distributed import World
 from mmssl.losses import blockwise, info_nce, masked_patches, moco, nt_xent, siglip
 from mmssl.losses.common import share
 from mmssl.losses.logits import Form, correct_matches
+from mmssl.types import Groups
 from tests.helpers.ranks import on_ranks
 
 FORMS: tuple[Form, ...] = ("plain", "blocked")
 NAMES = (
     *(f"{loss} {form}" for loss in ("info_nce", "siglip", "nt_xent") for form in (*FORMS, "ring")),
+    *(
+        f"{loss}+{groups} {form}"
+        for loss in ("info_nce", "siglip")
+        for groups in ("same", "mask")
+        for form in (*FORMS, "ring")
+    ),
+    *(f"info_nce+smooth {form}" for form in (*FORMS, "ring")),
     "moco",
     "patches",
 )
@@ -56,11 +64,16 @@ def _loss(
     world: World,
 ) -> Tensor:
     loss, _, way = name.partition(" ")
+    loss, _, more = loss.partition("+")
     form: Form = "auto" if way in ("", "ring") else "plain" if way == "plain" else "blocked"
+    numbers = torch.stack([batch["numbers"], batch["numbers"] % 5], 1)
+    numbers = numbers[:, 1:] if more in ("same", "smooth") else numbers
+    groups = Groups(numbers, numbers) if more else None
     if loss == "info_nce":
-        return info_nce(left, right, scale, world=world, form=form)
+        smoothing = 0.3 if more == "smooth" else 0.0
+        return info_nce(left, right, scale, world=world, form=form, groups=groups, label_smoothing=smoothing)
     if loss == "siglip":
-        return siglip(left, right, scale, bias, world=world, form=form)
+        return siglip(left, right, scale, bias, world=world, form=form, groups=groups)
     if loss == "nt_xent":
         return nt_xent(left, right, 0.1, world=world, form=form)
     if loss == "moco":
@@ -74,7 +87,16 @@ def _batch(size: int, dtype: torch.dtype) -> dict[str, Tensor]:
         key: torch.randn(size, width, generator=generator, dtype=dtype) for key, width in (("left", 6), ("right", 5))
     }
     queue = F.normalize(torch.randn(7, 8, generator=generator, dtype=dtype), dim=1)
-    return {**batch, "mask": torch.arange(size) % 3 != 1, "queue": queue}
+    return {**batch, "mask": torch.arange(size) % 3 != 1, "queue": queue, "numbers": torch.arange(size)}
+
+
+_gather = World.gather
+
+
+def _gather_numbers(world: World, rows: Tensor) -> tuple[Tensor, int]:
+    """Over a ring, only one number per sample and one vector per rank are gathered."""
+    assert rows.ndim == 1 or len(rows) == 1, "features were gathered"
+    return _gather(world, rows)
 
 
 def _outcome(name: str, module: nn.Module, batch: dict[str, Tensor], world: World) -> dict[str, Any]:
@@ -84,7 +106,7 @@ def _outcome(name: str, module: nn.Module, batch: dict[str, Tensor], world: Worl
         stack.enter_context(mock.patch.object(blockwise, "block_shape", return_value=(2, 3)))
         if name.endswith("ring"):
             world = replace(world, ring=True)
-            stack.enter_context(mock.patch.object(World, "gather", side_effect=AssertionError("gathered")))
+            stack.enter_context(mock.patch.object(World, "gather", _gather_numbers))
         value = module(name, batch, world)
         value.backward()
     gradients = torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
@@ -133,23 +155,27 @@ def test_shares_and_gradients_are_those_of_one_process(world_size: int, name: st
                 assert error < tolerance, (dtype, spread, error)
 
 
-def _picks(world: World, over_a_ring: bool) -> list[bool]:
+def _picks(world: World, over_a_ring: bool, grouped: bool) -> list[bool]:
     start, size = sum(SIZES["uneven"][: world.rank]), SIZES["uneven"][world.rank]
     left, right = (_batch(12, torch.float32)[side][start : start + size, :5] for side in ("left", "right"))
     # Correlated, so that about half find their own.
-    mine = correct_matches(0.3 * left + right, right, world=replace(world, ring=over_a_ring))
+    numbers = _batch(12, torch.float32)["numbers"][start : start + size, None] % 5
+    groups = Groups(numbers, numbers) if grouped else None
+    mine = correct_matches(0.3 * left + right, right, world=replace(world, ring=over_a_ring), groups=groups)
     found: list[bool] = mine.tolist()
     return found
 
 
 @pytest.mark.parametrize("over_a_ring", [False, True])
-def test_who_picks_their_own_among_all_ranks(over_a_ring: bool) -> None:
-    """As in one process: a row picks its own column if no other rank has a closer one."""
+@pytest.mark.parametrize("grouped", [False, True])
+def test_who_picks_their_own_among_all_ranks(over_a_ring: bool, grouped: bool) -> None:
+    """As in one process: a row picks its own column, or one of its group, if no other rank has a closer one."""
     batch = _batch(12, torch.float32)
     left, right = batch["left"][:, :5], batch["right"]
-    expected = [int(row.argmax()) == i for i, row in enumerate((0.3 * left + right) @ right.T)]
+    best = ((0.3 * left + right) @ right.T).argmax(1).tolist()
+    expected = [j % 5 == i % 5 if grouped else j == i for i, j in enumerate(best)]
     assert 0 < sum(expected) < 12
-    assert [pick for picks in on_ranks(4, _picks, over_a_ring) for pick in picks] == expected
+    assert [pick for picks in on_ranks(4, _picks, over_a_ring, grouped) for pick in picks] == expected
 
 
 def _unequal_upstream(world: World, name: str) -> Any:
@@ -161,7 +187,7 @@ def _unequal_upstream(world: World, name: str) -> Any:
     return torch.cat([parameter.grad.flatten() for parameter in module.parameters()]).numpy()
 
 
-@pytest.mark.parametrize("loss", ["info_nce", "siglip", "nt_xent"])
+@pytest.mark.parametrize("loss", ["info_nce", "siglip", "nt_xent", "info_nce+same", "info_nce+smooth", "siglip+mask"])
 def test_the_ring_hands_back_what_each_rank_asks_for(loss: str) -> None:
     """Also where ranks weigh their shares differently, gradients through the ring are those through the gather."""
     over_ring, gathered = (on_ranks(3, _unequal_upstream, f"{loss} {way}") for way in ("ring", "plain"))

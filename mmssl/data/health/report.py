@@ -78,7 +78,9 @@ def check_health(
         samples=statistics.sample_statistics(survey),
         images=statistics.image_statistics(survey, image_size) | statistics.image_copy_statistics(survey, copies, near),
         captions=statistics.caption_statistics(survey, tokenizer) | statistics.caption_copy_statistics(survey, alike),
-        batches={"batch size": batch_size} | statistics.batch_statistics(len(survey), groups, batch_size),
+        batches={"batch size": batch_size}
+        | statistics.batch_statistics(len(survey), groups, batch_size)
+        | statistics.caption_batch_statistics(survey, batch_size),
         advice=(),
         account=account_of(len(survey), survey.bad),
         against={} if against is None else statistics.shared_statistics(survey, against),
@@ -118,10 +120,17 @@ def _advice(health: HealthReport, image_size: int) -> Iterator[str]:
         )
     yield from _image_advice(health.images, count, image_size)
     meets, size = health.batches.get("samples that meet a copy", 0.0), health.batches["batch size"]
-    if meets > 0.1:
+    if (by_caption := health.batches.get("samples that meet their caption", 0.0)) > 0.1:
         yield (
-            f"{meets:.0%} of the samples meet a copy of their image or caption in a batch of {size}, as a false "
-            "negative: vary the captions, or use a smaller batch"
+            f"{by_caption:.0%} of the samples meet another sample with their caption in a batch of {size}, as a false "
+            "negative: train with objectives.contrastive.positives=caption, so that these are positives too (or, with "
+            "objectives.contrastive.same=mask beside it, neither)"
+        )
+    if meets > by_caption + 0.1:
+        yield (
+            f"{meets:.0%} of the samples meet a copy of their image, or their caption's words, in a batch of {size}: "
+            "keep one of each, vary the captions, use a smaller batch, or train with "
+            "objectives.contrastive.positives=FIELD if a field of the .json tells which samples belong together"
         )
     yield from _token_advice(captions)
     if (bare := captions["no masked word at a rate of 0.15"]) > 0.2:

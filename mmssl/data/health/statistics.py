@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmssl.data.health.duplicates import Fingerprint, Ints, KnownImages, connect
+from mmssl.data.health.duplicates import Fingerprint, Ints, KnownImages, connect, equal_pairs
 from mmssl.data.health.survey import Survey
 from mmssl.data.shards.causes import cause_of
 from mmssl.data.transforms import Tokenizer
@@ -148,6 +148,13 @@ def batch_statistics(count: int, groups: Ints, batch_size: int) -> Statistics:
         "expected pairs of copies": batch_size * (batch_size - 1) / 2 * collide,
         "samples that meet a copy": touched,
     }
+
+
+def caption_batch_statistics(survey: Survey, batch_size: int) -> Statistics:
+    """The part of these false negatives that have the very same caption, as `positives: caption` finds them."""
+    groups = connect(len(survey), equal_pairs(survey.captions))
+    found = batch_statistics(len(survey), groups, batch_size)
+    return {"samples that meet their caption": found["samples that meet a copy"]} if found else {}
 
 
 def length_statistics(survey: Survey, tokenizer: Tokenizer | None) -> Floats:

@@ -39,6 +39,7 @@ class BatchPart:
 
     views: dict[str, Tensor]
     augment_params: dict[str, Tensor]
+    groups: dict[str, Tensor]
     texts: list[str]
     ids: list[int]
     keys: list[str]
@@ -78,11 +79,12 @@ class PartAssembly:
         """The part, once every slot is rendered."""
         samples = [sample for sample in self.samples if sample is not None]
         assert len(samples) == len(self.samples)
-        views, augment_params, texts = compose(self._pieces, len(samples))
+        composed = compose(self._pieces, len(samples))
         return BatchPart(
-            views,
-            augment_params,
-            texts,
+            composed.views,
+            composed.augment_params,
+            composed.groups,
+            composed.texts,
             ids=[sample.id for sample in samples],
             keys=[f"{sample.shard}:{sample.key}" for sample in samples],
             sources=sources,
@@ -185,22 +187,21 @@ class PartBuilder:
         )
 
 
-def compose(
-    pieces: Sequence[tuple[list[int], list[int], Rendered]], count: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
-    """Views, augmentation parameters and texts of all pieces, in the order of their slots."""
+def compose(pieces: Sequence[tuple[list[int], list[int], Rendered]], count: int) -> Rendered:
+    """Views, parameters, groups and texts of all pieces, in the order of their slots."""
     slots, rows, rendered = pieces[0]
     if slots == rows == list(range(count)) and len(rendered.texts) == count:
-        return rendered.views, rendered.augment_params, rendered.texts
-    views, augment_params = (
+        return rendered
+    views, augment_params, groups = (
         {name: torch.empty(count, *rows.shape[1:], dtype=rows.dtype) for name, rows in kept.items()}
-        for kept in (rendered.views, rendered.augment_params)
+        for kept in (rendered.views, rendered.augment_params, rendered.groups)
     )
     texts = [""] * count
     for slots, rows, rendered in pieces:
-        for composed, found in ((views, rendered.views), (augment_params, rendered.augment_params)):
+        parts = ((views, rendered.views), (augment_params, rendered.augment_params), (groups, rendered.groups))
+        for composed, found in parts:
             for name, values in found.items():
                 composed[name][slots] = values[rows]
         for slot, row in zip(slots, rows, strict=True):
             texts[slot] = rendered.texts[row]
-    return views, augment_params, texts
+    return Rendered(views, texts, [], augment_params, groups)

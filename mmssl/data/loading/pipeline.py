@@ -62,6 +62,7 @@ class PartJoiner:
             augment_params={
                 name: torch.cat([part.augment_params[name] for part in found]) for name in found[0].augment_params
             },
+            groups={name: torch.cat([part.groups[name] for part in found]) for name in found[0].groups},
         )
         first, bad = 0, []
         for part in found:

@@ -27,6 +27,8 @@ CAPTION_FIELDS = (
     "raw",
 )
 """Usual names of captions in tables and JSON, in order of preference."""
+CAPTION_GROUP = "caption"
+"""The name of a group that stands for the caption as it was rendered, not for the field."""
 _CAPTION_WORDS = 3
 """Words from which on the items of a list are captions under any name; shorter ones are tags."""
 

@@ -1,17 +1,20 @@
-"""Samples to training inputs: every view of the image, and a caption."""
+"""Samples to training inputs: every view of the image, a caption, and numbers of the groups it belongs to."""
 
+import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from mmssl.data.transforms.augment import has_augmentations
 from mmssl.data.transforms.augment_params import AugmentParams, draw_params, to_rows
-from mmssl.data.transforms.captions import check_templates, render_caption
+from mmssl.data.transforms.captions import CAPTION_GROUP, check_templates, clean_caption, render_caption
 from mmssl.data.transforms.decoding import DecodeError, decode, read_header
 from mmssl.data.transforms.views import View, empty_images
 from mmssl.errors import UserError
-from mmssl.rng import generator
+from mmssl.rng import generator, torch_seed
 from mmssl.types import Sample
 
 
@@ -27,6 +30,8 @@ class Rendered:
     """Row and error of every unusable sample."""
     augment_params: dict[str, Tensor]
     """View name -> augmentation parameters, float64 [n, SCALARS], for views that are augmented on the device."""
+    groups: dict[str, Tensor] = field(default_factory=dict)
+    """Field -> number of each sample's value there, int64 [n]."""
 
 
 class Renderer:
@@ -39,10 +44,12 @@ class Renderer:
         seed: int,
         max_caption_chars: int = 20_000,
         augment_on_device: bool = False,
+        groups: Sequence[str] = (),
     ) -> None:
         """
         Args:
             augment_on_device: only crop and resize, and return the augmentation parameters.
+            groups: fields whose values are numbered, as in `group_number`.
 
         Raises:
             UserError: a malformed caption template.
@@ -52,6 +59,7 @@ class Renderer:
         self.templates = list(templates)
         self.seed = seed
         self.max_caption_chars = max_caption_chars
+        self.groups = list(groups)
         self.on_device = {name for name, view in views.items() if augment_on_device and has_augmentations(view.config)}
 
     def __call__(self, samples: Sequence[Sample], epoch: int) -> Rendered:
@@ -78,7 +86,9 @@ class Renderer:
             for view in views.values():
                 view[row] = 0
         on_device = {name: to_rows(params[name]) for name in self.views if name in self.on_device}
-        return Rendered(views, texts, sorted(bad.items()), on_device)
+        pairs = list(zip(samples, texts, strict=True))
+        groups = {name: torch.tensor([group_number(name, *pair) for pair in pairs]) for name in self.groups}
+        return Rendered(views, texts, sorted(bad.items()), on_device, groups)
 
     def _caption(self, row: int, sample: Sample, epoch: int, bad: dict[int, str]) -> str:
         # Most captions need no randomness, and creating a generator takes 16 microseconds.
@@ -108,3 +118,19 @@ class Renderer:
             name: view.paint(pixels, header, crops[name], None if name in self.on_device else params[name])
             for name, view in self.views.items()
         }
+
+
+def group_number(name: str, sample: Sample, caption: str) -> int:
+    """A number from 0 to 2^63 - 1 that samples with the same value of a field share, on every machine.
+
+    The value is a field of the .json or the label `cls`; `caption` stands for the caption, with white space and
+    entities cleaned. A sample without a value (no field, null, an empty text, NaN) is alone in its group.
+    """
+    if name == CAPTION_GROUP:
+        return torch_seed("caption", clean_caption(caption))
+    value = sample.fields.get(name)
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        value = int(value)  # tables with gaps store whole numbers as floats
+    if value in (None, "", [], {}) or (isinstance(value, float) and math.isnan(value)):
+        return torch_seed("sample", sample.id)
+    return torch_seed("value", json.dumps(value, sort_keys=True))

@@ -172,7 +172,8 @@ def test_class_captions_make_false_negatives(tmp_path: Path) -> None:
         members |= {f"s{i:02}.png": image(i), f"s{i:02}.txt": f"a photo of class {i % 4}".encode()}
     _, health = survey_and_check(tmp_path, members)
     assert health.batches["expected pairs of copies"] == pytest.approx(8 * 7 / 2 * 9 / 39)
-    assert any("meet a copy" in line for line in health.advice)
+    assert health.batches["samples that meet their caption"] == health.batches["samples that meet a copy"]
+    assert any("objectives.contrastive.positives=caption" in line for line in health.advice)
 
 
 def test_keys_of_several_shards(tmp_path: Path) -> None:

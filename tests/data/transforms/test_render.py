@@ -106,7 +106,8 @@ def test_views_may_be_augmented_on_the_device() -> None:
     broken = Sample(9, "a.tar", "9", b"no image", {"txt": "x"})
     parts = [later([samples()[0], broken], epoch=3), later(samples()[1:], epoch=3)]
     # A part of two pieces, one with a hole.
-    images, augment_params, texts = compose([([6], [0], parts[0]), (list(range(6)), list(range(6)), parts[1])], 7)
+    composed = compose([([6], [0], parts[0]), (list(range(6)), list(range(6)), parts[1])], 7)
+    images, augment_params, texts = composed.views, composed.augment_params, composed.texts
     assert (augment_params.keys(), at_once.augment_params) == ({"busy"}, {})
     ids = torch.arange(7)
     batch = Batch(images, ids[:, None], ids[:, None] > -1, ids, texts, augment_params)
@@ -192,3 +193,22 @@ def test_an_epoch_draws_one_of_several_captions(fields: dict[str, Any]) -> None:
     texts = [renderer([sample], epoch).texts[0] for epoch in range(40)]
     assert set(texts) == {"one", "two", "three"}
     assert texts[:5] == [renderer([sample], epoch).texts[0] for epoch in range(5)]
+
+
+def test_groups_have_the_numbers_of_their_values() -> None:
+    """Samples with one caption, or one value of a field, share a number, whatever its type and order of keys; a sample
+    without a value is alone. Numbers are the same in every process: two are written down here."""
+    values: list[Any] = ["a", "a", 3, 3.0, {"x": 1, "y": 2}, {"y": 2, "x": 1}, "3", None, None, "", float("nan"), [], 0]
+    image = encode(photo(8, 8), "PNG")
+    given = [Sample(i, "a.tar", str(i), image, {"txt": f"word  {i % 2}", "kind": v}) for i, v in enumerate(values)]
+    given.append(Sample(99, "a.tar", "99", image, {"txt": "word &amp; 0"}))
+    found = Renderer({}, ["{txt}"], 0, groups=["kind", "caption"])(given, epoch=0).groups
+    kinds = found["kind"].tolist()
+    alike = [{0, 1}, {2, 3}, {4, 5}]
+    for i in range(len(given)):
+        partners = {j for j, number in enumerate(kinds) if number == kinds[i]}
+        assert partners == next((pair for pair in alike if i in pair), {i}), i
+    captions = found["caption"].tolist()
+    assert captions[:13] == [captions[0], captions[1]] * 6 + [captions[0]]
+    assert len(set(captions)) == 3
+    assert (kinds[0], captions[0]) == (6800671158684483484, 8000105346553975115)

@@ -1,0 +1,116 @@
+"""Objectives that pair images with captions, with positives beyond each image's own caption."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from mmssl.build import complete_config, resolve
+from mmssl.config import parse_config
+from mmssl.data.storage import iter_samples
+from mmssl.distributed import World
+from mmssl.errors import UserError
+from mmssl.objectives import TrainingTask
+from mmssl.train.setup import set_up
+from mmssl.train.step import Step, Tally, backward
+from mmssl.train.trainer import Trainer, train
+from tests.helpers.objective_batch import ROWS, Plain, batch, part, tiny_task
+from tests.helpers.ranks import on_ranks
+from tests.helpers.tiny_runs import run_tree, write_pairs
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "positives": ("contrastive", {"positives": "cls", "label_smoothing": 0.1}),
+    "mask": ("contrastive", {"positives": "cls", "same": "mask"}),
+    "sigmoid positives": ("siglip", {"positives": "cls"}),
+    "sigmoid mask": ("siglip", {"positives": "cls", "same": "mask"}),
+}
+
+
+def _gradient(case: str, world: World, micro_batch: int | None = None) -> tuple[TrainingTask, Tally]:
+    """The gradient of one step on this process's rows of the batch, in the task's parameters."""
+    name, options = CASES[case]
+    task = tiny_task([name], world=world, options=options)
+    model = task if world.size == 1 else DistributedDataParallel(task, find_unused_parameters=True)
+    step = Step(task, part(batch(task), world), {name: 1.0}, 0.5, (0, "step"), micro_batch)
+    return task, backward(model, step, Plain())
+
+
+def _gradients(task: TrainingTask) -> dict[str, np.ndarray]:
+    return {name: p.grad.numpy().copy() for name, p in task.named_parameters() if p.grad is not None}
+
+
+def _assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, g in expected.items():
+        assert np.abs(g - found[name]).max() <= 1e-5 * max(np.abs(g).max(), 1e-4), name
+
+
+def _on_a_rank(world: World) -> dict[str, dict[str, np.ndarray]]:
+    return {case: _gradients(_gradient(case, world, micro_batch=4)[0]) for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def two_processes() -> list[dict[str, dict[str, np.ndarray]]]:
+    """The gradients of each of two gloo processes, in micro-batches of 4."""
+    return on_ranks(2, _on_a_rank)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_micro_batches_and_processes_give_the_gradient_of_the_batch(
+    case: str, two_processes: list[dict[str, dict[str, np.ndarray]]]
+) -> None:
+    """Micro-batches of 5, and two processes with micro-batches of 4, have the gradient of one step on all samples;
+    groups reach across them. Another grouping gives another gradient."""
+    whole, tally = _gradient(case, World())
+    parts, found = _gradient(case, World(), 5)
+    expected = _gradients(whole)
+    _assert_same(_gradients(parts), expected)
+    for key, pair in tally.sums.items():
+        assert torch.allclose(found.sums[key], pair, rtol=1e-4, atol=1e-4), key
+    for gradients in two_processes:
+        _assert_same(gradients[case], expected)
+    plain = tiny_task([CASES[case][0]], options={})
+    backward(plain, Step(plain, batch(plain), {CASES[case][0]: 1.0}, 0.5, (0, "step")), Plain())
+    with pytest.raises(AssertionError):
+        _assert_same(_gradients(plain), expected)
+
+
+def test_accuracy_counts_captions_of_the_group() -> None:
+    """With all samples in one group every nearest caption is right."""
+    task = tiny_task(["contrastive"], options={"positives": "cls"})
+    given = batch(task)
+    given.groups["cls"].zero_()
+    tally = backward(task, Step(task, given, {"contrastive": 1.0}, 0.5, (0, "step")), Plain())
+    assert tally.sums["contrastive.accuracy"].tolist() == [ROWS, ROWS]
+
+
+def test_smoothing_needs_all_pairs() -> None:
+    """A smoothed label has no meaning for pairs that are left out; the message names both options."""
+    tree = run_tree(Path("data"), Path("run"), objectives={"contrastive": {"label_smoothing": 0.1, "same": "mask"}})
+    with pytest.raises(UserError, match=r"label_smoothing spreads over all pairs.*same=mask"):
+        complete_config(parse_config(tree, "here"))
+
+
+def test_a_run_groups_samples_by_their_label(tmp_path: Path) -> None:
+    """A run with positives=cls trains, and numbers the samples of a batch by the labels in the shards. A field that no
+    sample has is refused, with those that there are."""
+    shards = write_pairs(tmp_path)
+    objectives = {"contrastive": {"positives": "cls"}}
+    tree = run_tree(shards, tmp_path / "run", objectives=objectives, evaluate={}, train__steps=2)
+    setup = set_up(resolve(parse_config(tree, "here")), resume=False, rewind=False)
+    given = next(setup.trained.stream)
+    tars = sorted(map(str, shards.glob("*.tar")))
+    labels = torch.tensor([int(sample.fields["cls"]) for sample in iter_samples(tars)])[given.ids]
+    numbers = given.groups["cls"]
+    assert torch.equal(labels[:, None] == labels, numbers[:, None] == numbers)
+    assert 1 < len(numbers.unique()) < len(numbers)
+    Trainer(setup).run()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    tree = run_tree(shards, tmp_path / "other", objectives={"siglip": {"positives": "kind"}})
+    with pytest.raises(UserError, match=r"objectives\.siglip\.positives='kind'.*lack.*: cls"):
+        train(parse_config(tree, "here"))

@@ -5,7 +5,7 @@ import pytest
 from scripts.bench.loss import Case, Loss, LossComparison, LossMeasurement, bench_loss, table
 
 
-@pytest.mark.parametrize("loss", ["contrastive", "siglip"])
+@pytest.mark.parametrize("loss", ["contrastive", pytest.param("siglip", marks=pytest.mark.slow)])
 def test_both_sides_find_the_same_loss_and_gradient(loss: Loss) -> None:
     """open_clip's loss and ours, blocked, on the same features; none of theirs above the largest batch asked for."""
     small, large = bench_loss([96, 128], loss=loss, form="blocked", dim=16, rounds=1, threads=1, peer_up_to=96)

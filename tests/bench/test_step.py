@@ -26,6 +26,7 @@ def config(tmp_path: Path, **changes: Any) -> Config:
     return parse_config(tree, "test")
 
 
+@pytest.mark.slow
 def test_both_sides_have_the_same_weights_and_batch(tmp_path: Path) -> None:
     """Before the first update, open_clip's loss on its own model is ours; each side is measured in every round."""
     settings = config(tmp_path, model__vision=VISION)
@@ -40,6 +41,7 @@ def test_both_sides_have_the_same_weights_and_batch(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_mixes_are_measured_beside_the_first(tmp_path: Path) -> None:
     """A mix takes more operations than contrastive alone, and its loss is another."""
     found = bench_step(config(tmp_path), ["contrastive", "contrastive+mlm"], peer=False, rounds=1, steps=1)

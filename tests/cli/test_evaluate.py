@@ -141,7 +141,7 @@ def test_the_second_time_nothing_is_encoded(
 )
 def test_two_processes_equal_one(home: Path, tmp_path: Path, launcher: list[str]) -> None:
     """The same command under a launcher has exactly the same figures and tables, printed and written once."""
-    options = ["--task", "zero_shot,retrieval,geometry", "--batch-size", "7", "--no-cache", "--device", "cpu"]
+    options = ["--task", "zero_shot,retrieval,geometry", "--batch-size", "7", "--no-cache", "--precision", "fp32"]
     data = [str(home / "a"), str(home / "shards" / "*.tar"), *options]
     run("eval", *data, "--json", tmp_path / "one.json", "--out", tmp_path / "one")
     more = ["--json", str(tmp_path / "two.json"), "--out", str(tmp_path / "two")]

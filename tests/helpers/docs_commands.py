@@ -1,4 +1,4 @@
-"""`mmssl` commands in shell code: found, checked against the command line, and run in this process."""
+"""Commands in shell code: found, checked against the command line, and run in this process."""
 
 import re
 import shlex
@@ -12,6 +12,7 @@ import typer.main
 from mmssl.build import objective_options
 from mmssl.cli import app, main
 from mmssl.config import load_config
+from scripts.bench.__main__ import app as bench_app
 from tests.helpers.docs_blocks import ROOT
 
 NAMES = ("mmssl", ".venv/bin/mmssl")
@@ -57,9 +58,9 @@ def bench_arguments(line: str) -> list[str] | None:
 
 
 def is_plain(line: str) -> bool:
-    """Whether a line does nothing but call `mmssl`, so that it needs no shell."""
+    """Whether a line does nothing but call `mmssl` or a benchmark, so that it needs no shell."""
     words = shlex.split(line, comments=True)
-    called = words[0] in NAMES or words[1:3] == ["-m", "mmssl"]
+    called = words[0] in NAMES or words[1:3] in (["-m", "mmssl"], ["-m", BENCH])
     return called and _SHELL.search(_NOT_OF_ONE_WORD.sub("", line)) is None
 
 
@@ -69,10 +70,9 @@ def run(line: str) -> None:
     Raises:
         AssertionError: it does not end with exit code 0.
     """
-    words = arguments(line)
-    assert words is not None
+    bench = bench_arguments(line)
     with pytest.raises(SystemExit) as end:
-        main(words)
+        main(arguments(line)) if bench is None else bench_app(bench)
     assert not end.value.code, f"{line} ended with {end.value.code}"
 
 

@@ -19,9 +19,9 @@ def on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> 
 
     `function` is a module's own (it travels by name); it returns anything but tensors.
     """
-    # A server that has imported everything once forks the ranks, so that a rank starts in no time.
+    # A server that has imported everything once forks the ranks: importing takes a rank 25 seconds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mmssl.train.trainer"])
+    context.set_forkserver_preload(["tests.helpers.preload"])
     # An executor, unlike a pool, raises an error when a process dies.
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(world_size, context) as pool:
         # Each rank waits for all others to join, so no process can take two.

@@ -130,6 +130,11 @@ Encoding = Annotated[str | None, typer.Option(help="Encoding of a text table: ut
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file.")]
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, in the plural unless it is one: "1 shard", "2,000 shards"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def stdout() -> "Console":
     """The console for tables and sentences."""
     return console()

@@ -15,6 +15,7 @@ from mmssl.cli.common import (
     ImageMember,
     Separator,
     check_file,
+    counted,
     group,
     progress_bar,
     status,
@@ -72,12 +73,11 @@ def index(
     with progress_bar("shards", text="indexing") as bar:
         limits = _limits(max_member_mib, image_member, caption_member)
         found = make_index(names, limits, Access(), processes, bar.update)
-    print(
-        f"{len(found):,} shards, {sum(i.samples for i in found):,} samples, {sum(i.bytes for i in found) / 1e9:.3g} GB"
-    )
+    samples, size = sum(i.samples for i in found), sum(i.bytes for i in found)
+    print(f"{counted(len(found), 'shard')}, {counted(samples, 'sample')}, {size / 1e9:.3g} GB")
     account, problems = account_of_indexes(found), [f"{i.shard}: {problem}" for i in found for problem in i.problems]
     if problems:
-        print(f"{len(problems):,} damaged shards:", *problems[:_LISTED], sep="\n  ")
+        print(f"{counted(len(problems), 'damaged shard')}:", *problems[:_LISTED], sep="\n  ")
     if len(problems) > _LISTED:
         print("  ...")
     print(account.text())
@@ -265,8 +265,17 @@ def pack(
     group_by: Annotated[
         str | None,
         typer.Option(
-            metavar="COLUMN",
-            help="With --split: column of a table; rows with the same value, such as a patient, stay in one split.",
+            metavar="FIELD",
+            help="With --split: column of a table or field of the .json; pairs with the same value, such as a patient, "
+            "stay in one split.",
+        ),
+    ] = None,
+    split_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD",
+            help="In place of --split: column of a table or field of the .json that names the split of each pair; "
+            "`folder` for a folder of images with folders train, val ...",
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: one per core.")] = None,
@@ -279,16 +288,20 @@ def pack(
     save_to_disk. Tables are CSV, TSV, JSON and Parquet files, also compressed; their separator, encoding and columns
     are recognised and printed. Shards ('a/*.tar', in quotes) are packed again: members that lie apart are joined, and
     unusable samples left out. A hash of its key assigns each sample to a split, so splits do not change when samples
-    are added. Unusable samples are counted by cause, and listed in bad_samples.jsonl.
+    are added; --split-by reads the split from a field instead. Unusable samples are counted by cause, and listed in
+    bad_samples.jsonl.
 
     Example: mmssl shards pack photos/ --out shards/ --split train=0.95 --split val=0.05 --resize 512
     """
     from mmssl.data import packing
 
+    if split_by is not None and splits:
+        raise UserError("--split draws splits and --split-by reads them from a field; give one of them")
     exclusion = _exclusion(without_copies_of or [], without_leaks)
     limits = _limits(64.0, image_member, caption_member)
     if source.exists() or not has_magic(str(source)) or packing.table_suffix(source.name) is not None:
-        with progress_bar("rows", text="reading the table") as bar:
+        words = ("files", "listing") if source.is_dir() else ("rows", "reading the table")
+        with progress_bar(words[0], text=words[1]) as bar:
             records = packing.open_records(
                 source,
                 image_column,
@@ -307,7 +320,7 @@ def pack(
         packed = packing.pack(
             records,
             out,
-            splits=_parse_splits(splits),
+            splits=split_by or _parse_splits(splits),
             shard_samples=shard_samples,
             encoding=packing.Encoding(resize=resize, format=format, quality=quality),
             threads=threads,
@@ -316,9 +329,9 @@ def pack(
             group_by=group_by,
         )
     for name, paths in packed.shards.items():
-        print(f"{name}: {len(paths)} shards, {packed.counts[name]:,} samples")
+        print(f"{name}: {counted(len(paths), 'shard')}, {counted(packed.counts[name], 'sample')}")
     if packed.kept:
-        print(f"{packed.kept} shards existed already")
+        print(f"{counted(packed.kept, 'shard')} existed already")
     if packed.shards.get("train"):
         print(f"train on them with data.train='{out}/train-*.tar'")
     if packed.account.omitted:

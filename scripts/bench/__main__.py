@@ -66,6 +66,20 @@ def data(
 
 
 @app.command()
+def sources(
+    files: Annotated[int, typer.Option(min=2, help="Files of the folder, half of them images.")] = 200_000,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 2_000_000,
+) -> None:
+    """Cost of opening large sources: time to the first sign of progress, total time, and memory.
+
+    Both are generated. They need about 1 GB on disk.
+    """
+    from scripts.bench.sources import bench_sources
+
+    print(bench_sources(files, rows))
+
+
+@app.command()
 def plan(
     samples: Annotated[int, typer.Option(min=1, help="Samples of the dataset.")] = 10_000_000,
     shards: Annotated[int, typer.Option(min=1, help="Shards that hold them.")] = 10_000,

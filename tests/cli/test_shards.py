@@ -42,7 +42,7 @@ def test_index_counts_and_names_what_is_lost(shards: Path, capsys: pytest.Captur
     """The index lies beside the shards, and the output says how many samples there are and what is wrong."""
     out = run(["index", str(shards / "*.tar")], capsys)
     assert "3 shards, 53 samples" in out
-    assert "1 damaged shards:" in out
+    assert "1 damaged shard:" in out
     assert "1 left out: no text, for example" in out
     assert "2.tar:d (no text)" in out
     assert "55 pairs offered = 53 used + 2 left out (.jpg is cut: 1; no text: 1)" in out
@@ -160,6 +160,11 @@ def test_pack_makes_shards_that_check_and_go_on(tmp_path: Path, capsys: pytest.C
         (["pack", "{here}/none", "--out", "{here}/out"], ["none", "does not exist"]),
         (["pack", "{here}/photos", "--out", "{here}/out", "--split", "train"], ["--split train", "NAME=FRACTION"]),
         (["pack", "{here}/photos", "--out", "{here}/out", "--format", "gif"], ["'gif'", "webp"]),
+        (
+            ["pack", "{here}/photos", "--out", "{here}/o", "--split", "a=1", "--split-by", "x"],
+            ["--split-by", "give one"],
+        ),
+        (["pack", "{here}/photos", "--out", "{here}/o", "--split-by", "x"], ["photos has no field 'x'"]),
         (["pack", "{here}/photos", "--out", "{here}"], ["contains shards of other records"]),
     ],
 )

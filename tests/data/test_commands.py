@@ -52,6 +52,7 @@ CALLERS = {
     "apps/search/embed.py",
     "apps/search/images.py",
     "data/packing/folders.py",
+    "data/packing/records.py",
     "data/packing/shard_records.py",
     "data/sources/texts.py",
     "data/health/browse.py",

@@ -19,14 +19,17 @@ from mmssl.types import Sample
 File = tuple[str, bytes]
 
 
-def tar_bytes(files: Iterable[File], fmt: int = tarfile.USTAR_FORMAT) -> bytes:
-    """An archive of regular files."""
+def tar_bytes(files: Iterable[File | tarfile.TarInfo], fmt: int = tarfile.USTAR_FORMAT) -> bytes:
+    """An archive of regular files, and of links and the like, which a TarInfo describes in full."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=fmt) as tar:
-        for name, content in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+        for file in files:
+            if isinstance(file, tarfile.TarInfo):
+                tar.addfile(file)
+                continue
+            info = tarfile.TarInfo(file[0])
+            info.size = len(file[1])
+            tar.addfile(info, io.BytesIO(file[1]))
     return out.getvalue()
 
 

@@ -11,7 +11,7 @@ from mmssl import system
 from mmssl.data import Account, expand
 from mmssl.data.packing import BAD, Encoding, open_records, pack, table_suffix
 from mmssl.data.shards import TABLES, Progress, SampleLimits, ShardIndex, describe_problems, is_remote
-from mmssl.data.sources import account_of_indexes, index_source, refuse_mixed, set_apart
+from mmssl.data.sources import account_of_indexes, folder_shards, index_source, set_apart
 from mmssl.data.storage import Access
 from mmssl.errors import UserError
 
@@ -53,8 +53,7 @@ def is_shards(data: Source) -> bool:
         return True
     path = Path(data)
     if path.is_dir():
-        refuse_mixed(path)
-        return any(path.glob("*.tar"))
+        return bool(folder_shards(path))
     return table_suffix(path.name) is None
 
 

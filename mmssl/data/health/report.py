@@ -13,7 +13,7 @@ from mmssl.data.health import statistics
 from mmssl.data.health.duplicates import KnownImages, connect, equal_pairs, near_duplicates, sorted_words
 from mmssl.data.health.statistics import Statistics
 from mmssl.data.health.survey import Survey
-from mmssl.data.shards.account import Account
+from mmssl.data.shards.account import DAMAGED, Account
 from mmssl.data.shards.causes import account_of
 from mmssl.data.transforms import Tokenizer
 from mmssl.plotting import BLUE, ORANGE, drawing
@@ -82,10 +82,18 @@ def check_health(
         | statistics.batch_statistics(len(survey), groups, batch_size)
         | statistics.caption_batch_statistics(survey, batch_size),
         advice=(),
-        account=account_of(len(survey), survey.bad),
+        account=_account(survey),
         against={} if against is None else statistics.shared_statistics(survey, against),
     )
     return replace(health, advice=tuple(_advice(health, image_size)))
+
+
+def _account(survey: Survey) -> Account:
+    """The samples, and the damaged shards."""
+    account = account_of(len(survey), survey.bad)
+    for problem in survey.problems:
+        account.leave_out(DAMAGED, problem, remedy="get it again")
+    return account
 
 
 def draw_report(survey: Survey, health: HealthReport, path: Path, tokenizer: Tokenizer | None = None) -> None:
@@ -105,9 +113,9 @@ def draw_report(survey: Survey, health: HealthReport, path: Path, tokenizer: Tok
 def _advice(health: HealthReport, image_size: int) -> Iterator[str]:
     samples, captions, count = health.samples, health.captions, health.samples["usable"]
     if lost := sum(samples["left out"].values()):
-        yield f"{lost} samples are left out: see the causes and remedies below"
+        yield f"samples left out: {lost}; see the causes and remedies below"
     if damaged := samples["damaged shards"]:
-        yield f"{len(damaged)} shards are damaged, as listed above: download or pack them again"
+        yield f"damaged shards: {len(damaged)}, listed above; download or pack them again"
     if count == 0:
         yield "no sample is usable: a sample is KEY.jpg with KEY.txt or KEY.json next to it in the tar"
         return

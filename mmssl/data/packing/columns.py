@@ -1,12 +1,13 @@
 """Columns of a table: the image, the caption and the key, found by their names and by what they hold."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmssl.data.packing import values
+from mmssl.data.packing.records import plain_value
 from mmssl.data.transforms.captions import CAPTION_FIELDS
 from mmssl.errors import UserError
 
@@ -102,16 +103,37 @@ def find_columns(source: Path, names: Sequence[str], sample: Sample, wanted: Wan
     return Columns(image, caption, next(iter(_usual(names, KEY_COLUMNS)), None))
 
 
-def find_column(source: Path, names: Sequence[str], given: str) -> str:
-    """A column that the user names, in any case.
+def find_column(source: Path | str, names: Sequence[str], given: str, what: str = "column") -> str:
+    """A column or field that the user names, in any case.
 
     Raises:
         UserError: there is none, or several.
     """
     alike = [given] if given in names else [name for name in names if plain(name) == plain(given)]
     if len(alike) != 1:
-        raise UserError(f"{source} has no column {given!r}; its columns are {', '.join(names)}")
+        known = f"its {what}s are {', '.join(names)}" if names else f"it has no {what}s"
+        raise UserError(f"{source} has no {what} {given!r}; {known}")
     return alike[0]
+
+
+def field_values(source: str, field: str, found: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """The value of a field in each record; None where it is missing.
+
+    Args:
+        source: its name, for messages.
+        field: name of the field, in any case.
+        found: the fields of each record.
+
+    Raises:
+        UserError: no record has the field: names those that there are.
+    """
+    names: dict[str, None] = {}
+    rows: list[dict[str, Any]] = []
+    for fields in found:
+        names.update(dict.fromkeys(fields))
+        rows.append({name: value for name, value in fields.items() if plain(name) == plain(field)})
+    name = find_column(source, list(names), field, "field")
+    return [plain_value(row.get(name)) for row in rows]
 
 
 def _image_column(source: Path, names: Sequence[str], sample: Sample, wanted: Wanted, header: bool) -> str:

@@ -140,7 +140,7 @@ class _RowReader:
 
     def _parse(self, line: str, number: int) -> list[str] | RecordError:
         width = len(self._names)
-        literal = _literal(line, self._separator)
+        literal = self._without_surplus(_literal(line, self._separator))
         if '"' not in line:
             return literal if len(literal) == width else self._repair(line, number)
         if not self._quoted and len(literal) == width:
@@ -166,9 +166,18 @@ class _RowReader:
                 used += 1
                 yield self._ahead[used - 1]
 
+        # Databases write \" within a cell, spreadsheets "".
+        escape = "\\" if '\\"' in line else None
         try:
-            reader = csv.reader(feed(), delimiter=self._separator, skipinitialspace=True, strict=True)
-            cells = [cell.strip() for cell in next(reader)]
+            reader = csv.reader(
+                feed(),
+                delimiter=self._separator,
+                skipinitialspace=True,
+                strict=True,
+                escapechar=escape,
+                doublequote=escape is None,
+            )
+            cells = self._without_surplus([cell.strip() for cell in next(reader)])
         except (csv.Error, StopIteration):
             return None
         if len(cells) != len(self._names) or any(self._is_row(line) for line in self._ahead[:used]):
@@ -176,6 +185,11 @@ class _RowReader:
         self._number += used
         del self._ahead[:used]
         return cells
+
+    def _without_surplus(self, cells: list[str]) -> list[str]:
+        """The cells without empty ones behind the last column, which separators at the end of a line make."""
+        width = len(self._names)
+        return cells[:width] if len(cells) > width and not any(cells[width:]) else cells
 
     def _is_row(self, line: str) -> bool:
         """True if a line is a row by itself: an open quote must not swallow it."""

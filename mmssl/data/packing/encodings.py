@@ -13,7 +13,7 @@ from charset_normalizer import from_bytes
 
 from mmssl.errors import UserError, one_line
 
-_MARKS = (
+MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -88,7 +88,7 @@ def display_name(encoding: str) -> str:
 
 def _detect(file: BinaryIO) -> str:
     head = file.read(_CHUNK)
-    for mark, encoding in _MARKS:
+    for mark, encoding in MARKS:
         if head.startswith(mark):
             return encoding
     if b"\0" in head[:_SAMPLE] and (wide := _utf_16(head[:_SAMPLE])) is not None:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import math
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +15,12 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from mmssl.data.packing.records import MANIFEST, UNREADABLE, Fields, RecordError, Records, join_owners
+from mmssl.data.packing.records import MANIFEST, UNREADABLE, Fields, RecordError, Records
+from mmssl.data.packing.splits import Splits, divide, hash_of
 from mmssl.data.shards import SampleLimits, index_shards
 from mmssl.data.shards.account import Account
 from mmssl.data.shards.causes import cause_of, remedy_of
-from mmssl.data.transforms import DecodeError, decoding, views
+from mmssl.data.transforms import DecodeError, captions, decoding, views
 from mmssl.distributed import FolderLock
 from mmssl.errors import UserError
 from mmssl.files import read_json_lines
@@ -34,6 +34,7 @@ Format = Literal["keep", "jpeg", "png", "webp"]
 BAD = "bad_samples.jsonl"
 _PARTIAL = ".partial"
 _REPEATED = "its key was used before"
+_RENAME = "give each image a name of its own, with its caption under that name"
 _EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 """Format -> extension, where they differ by more than case."""
 _REENCODED = {"JPEG": "JPEG", "WEBP": "WEBP"}
@@ -98,7 +99,7 @@ def pack(
     records: Records,
     out: Path,
     *,
-    splits: Mapping[str, float] | None = None,
+    splits: Splits | None = None,
     shard_samples: int = 2000,
     encoding: Encoding | None = None,
     threads: int | None = None,
@@ -113,7 +114,7 @@ def pack(
     missing shards.
 
     Args:
-        splits: name -> fraction of the records. Default: all in `train`.
+        splits: name -> fraction of the records, or the field that names the split of each. Default: all in `train`.
         progress: called with the number of records done and the total.
         exclusion: copies to leave out.
         group_by: field whose equal values stay in one split, for example a patient or a product.
@@ -129,37 +130,34 @@ def pack(
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}; pick another folder") from None
     with lock:
-        options = dict(splits or {"train": 1.0}), shard_samples, encoding or Encoding()
-        return _pack(records, out, *options, threads, progress, exclusion, group_by)
+        options = shard_samples, encoding or Encoding(), threads, progress, exclusion
+        return _pack(records, out, splits, group_by, *options)
 
 
 def _pack(
     records: Records,
     out: Path,
-    splits: Mapping[str, float],
+    splits: Splits | None,
+    group_by: str | None,
     shard_samples: int,
     encoding: Encoding,
     threads: int | None,
     progress: Callable[[int, int], None] | None,
     exclusion: Exclusion | None,
-    group_by: str | None,
 ) -> Packed:
     keys = records.keys()
-    owners = records.owners()
-    if group_by is not None:
-        owners = join_owners(owners, records.values(group_by))
-    shards = _plan_shards(keys, owners, splits, shard_samples, out, records.ordered)
-    options: tuple[object, ...] = (sorted(splits.items()), shard_samples, encoding)
-    options += () if exclusion is None else (exclusion.identity,)
-    options += () if group_by is None else (f"grouped by {group_by}",)
+    division = divide(records, keys, splits, group_by)
+    shards = _plan_shards(keys, division.numbers, shard_samples, out, records.ordered)
+    options = (*division.options, shard_samples, encoding, *([] if exclusion is None else [exclusion.identity]))
     fingerprint = _fingerprint(keys, options)
     _prepare(out, {"fingerprint": fingerprint, "content": records.identity()})
     for name in _mended(out, records, keys, encoding):
         (out / name).unlink()
     _forget_bad(out)
     missing = [shard for shard in shards if not shard.path.exists()]
-    packed = Packed(kept=len(shards) - len(missing), bad=[(place, str(error)) for place, error in records.defects()])
-    _list_bad(out, None, records.defects())
+    defects = [*records.defects(), *division.defects]
+    packed = Packed(kept=len(shards) - len(missing), bad=[(place, str(error)) for place, error in defects])
+    _list_bad(out, None, defects)
     counter = _Progress(len(keys) - sum(len(shard.records) for shard in missing), len(keys), progress)
 
     def work(shard: _ShardPlan, find: CopyFinder | None) -> None:
@@ -170,13 +168,13 @@ def _pack(
             _finish(out, shard, written, bad)
 
     try:
-        for part, find in _parts(shards, splits, exclusion):
+        for part, find in _parts(shards, division.sizes, exclusion):
             _run_in_threads(partial(work, find=find), part, threads or os.cpu_count() or 1, counter.stopped)
     except OSError as error:
         raise UserError(
             f"{out} cannot be written: {error.strerror}; finished shards are kept, call again to continue"
         ) from None
-    for name in splits:
+    for name in division.numbers:
         packed.shards[name] = [shard.path for shard in shards if shard.split == name and shard.path.exists()]
         packed.counts[name] = sum(i.samples for i in index_shards(list(map(str, packed.shards[name])), SampleLimits()))
     packed.account = _account(out, sum(packed.counts.values()))
@@ -184,14 +182,14 @@ def _pack(
 
 
 def _parts(
-    shards: Sequence[_ShardPlan], splits: Mapping[str, float], exclusion: Exclusion | None
+    shards: Sequence[_ShardPlan], sizes: Mapping[str, float], exclusion: Exclusion | None
 ) -> Iterator[tuple[list[_ShardPlan], CopyFinder | None]]:
     """Missing shards to write together: all, or with an exclusion a split at a time, the smallest first."""
     if exclusion is None:
         yield [shard for shard in shards if not shard.path.exists()], None
         return
     done: list[Path] = []
-    for name in sorted(splits, key=lambda name: splits[name]):
+    for name in sorted(sizes, key=lambda name: sizes[name]):
         own = [shard for shard in shards if shard.split == name]
         missing = [shard for shard in own if not shard.path.exists()]
         if missing:
@@ -254,40 +252,19 @@ def _run_in_threads(
 
 
 def _plan_shards(
-    keys: Sequence[str],
-    owners: Sequence[str],
-    splits: Mapping[str, float],
-    shard_samples: int,
-    out: Path,
-    ordered: bool,
+    keys: Sequence[str], parts: Mapping[str, list[int]], shard_samples: int, out: Path, ordered: bool
 ) -> list[_ShardPlan]:
     """The shards to write."""
     first: dict[str, int] = {}
     shards = []
-    for name, numbers in _split_records(owners, splits).items():
+    for name, numbers in parts.items():
         if not ordered:  # shuffle records that can be read in any order
-            numbers.sort(key=lambda number: (_hash(f"order {keys[number]}"), number))
+            numbers.sort(key=lambda number: (hash_of(f"order {keys[number]}"), number))
         chunks = [numbers[start : start + shard_samples] for start in range(0, len(numbers), shard_samples)]
         for i, chunk in enumerate(chunks):
             repeated = frozenset(n for n in chunk if first.setdefault(keys[n], n) != n)
             shards.append(_ShardPlan(name, out / f"{name}-{i:05}.tar", chunk, repeated))
     return shards
-
-
-def _split_records(keys: Sequence[str], splits: Mapping[str, float]) -> dict[str, list[int]]:
-    """Indices of the records of each split."""
-    total = sum(splits.values())
-    if not 0 < total < math.inf or min(splits.values()) < 0:
-        raise UserError(f"the fractions of the splits {dict(splits)} must be positive numbers")
-    found: dict[str, list[int]] = {name: [] for name in splits}
-    for number, key in enumerate(keys):
-        place, end = _hash(key) / 2**64 * total, 0.0
-        for name, share in splits.items():
-            end += share
-            if place < end:
-                found[name].append(number)
-                break
-    return found
 
 
 def _prepare(out: Path, manifest: dict[str, str]) -> None:
@@ -352,10 +329,6 @@ def _fingerprint(keys: Sequence[str], options: tuple[object, ...]) -> str:
     return digest.hexdigest()
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
 def _write_shard(
     records: Records,
     keys: Sequence[str],
@@ -372,7 +345,7 @@ def _write_shard(
             key = keys[number]
             try:
                 if number in shard.repeated:
-                    raise RecordError(_REPEATED)
+                    raise RecordError(_REPEATED, remedy=_RENAME)
                 image, fields = records.load(number)
                 if find is not None and (known := find(image)) is not None:
                     raise RecordError("its image is a copy of one in another split", known)
@@ -418,11 +391,13 @@ def _members(image: bytes, fields: Fields, encoding: Encoding) -> dict[str, byte
 
     Raises:
         DecodeError: the image cannot be decoded.
-        RecordError: the caption is empty, or the image is too large for its format.
+        RecordError: the caption is empty or no text, or the image is too large for its format.
     """
     caption = str(fields["txt"]).strip()
     if not caption:
         raise RecordError("the caption is empty", remedy="write a caption")
+    if "\0" in caption:
+        raise RecordError(captions.NULLS, remedy=remedy_of(captions.NULLS))
     extension, content = _encode_image(image, encoding)
     members = {extension: content, "txt": caption.encode("utf-8", "replace")}
     others = {name: value for name, value in fields.items() if name != "txt"}

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmssl.data.packing.encodings import MARKS
 from mmssl.data.transforms import captions
 from mmssl.errors import UserError
+from mmssl.files import open_regular
 
 Fields = dict[str, Any]
 
@@ -42,6 +44,8 @@ class Records(ABC):
 
     ordered: bool = False
     """True if reading out of order is slow."""
+    beside: Sequence[tuple[str, RecordError]] = ()
+    """What lies beside the records and seems to offer pairs, as in `defects`, which includes it. Set from outside."""
 
     @abstractmethod
     def keys(self) -> list[str]:
@@ -53,7 +57,7 @@ class Records(ABC):
 
     def defects(self) -> Defects:
         """Place and error of each record that is no record at all: it has no key and cannot be loaded."""
-        return []
+        return list(self.beside)
 
     def values(self, field: str) -> list[Any]:
         """The value of a field in each record.
@@ -61,7 +65,7 @@ class Records(ABC):
         Raises:
             UserError: no record has the field.
         """
-        raise UserError(f"the field {field!r} cannot be read: only tables have fields for --split-by and --group-by")
+        raise UserError(f"these records have no field {field!r}; give a table, a folder or shards with fields")
 
     def owners(self) -> list[str]:
         """For each record, the key of the first record with the same image: they belong to one split."""
@@ -80,46 +84,26 @@ class Records(ABC):
         """
 
 
-def join_owners(owners: Sequence[str], groups: Sequence[Any]) -> list[str]:
-    """Owners of records of which those with equal groups belong together too, also over several steps.
-
-    Args:
-        groups: for each record, its group. None or an empty text: none.
-    """
-    parents: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while (parent := parents.get(name, name)) != name:
-            parents[name] = parents.get(parent, parent)
-            name = parent
-        return name
-
-    first: dict[str, str] = {}
-    for owner, group in zip(owners, groups, strict=True):
-        if group not in (None, ""):
-            other = root(first.setdefault(str(group), owner))
-            parents[root(owner)] = other
-    return [root(owner) for owner in owners]
-
-
 def record_key(name: str) -> str:
     """Turn a name into a WebDataset key: no dots, which would end the key, and no invalid characters."""
     return name.encode("utf-8", "replace").decode().strip("/").replace(".", "_").replace("\0", "_") or "_"
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file. Raises RecordError if it cannot be read."""
+    """Read a file. Raises RecordError if it cannot be read, as a device or a pipe."""
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.readall()
     except (OSError, ValueError) as error:  # ValueError: an invalid file name
         reason = error.strerror if isinstance(error, OSError) else error
         raise RecordError(UNREADABLE, f"{str(path)!r}: {reason}", "correct its path, or restore it") from None
 
 
 def as_text(content: bytes, name: str) -> str:
-    """Decode the text of a file. Raises RecordError if it is not UTF-8."""
+    """Decode the text of a file: UTF-8, or what its byte order mark says. Raises RecordError if it is neither."""
+    mark = next((encoding for mark, encoding in MARKS if content.startswith(mark)), "utf-8")
     try:
-        return content.decode("utf-8-sig").strip()
+        return content.decode(mark).strip()
     except UnicodeDecodeError as error:
         raise RecordError("the text is not UTF-8", f"byte {error.start} of {name}", "save it as UTF-8") from None
 

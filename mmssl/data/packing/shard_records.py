@@ -3,13 +3,17 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmssl.data.packing import values
-from mmssl.data.packing.records import Fields, RecordError, Records, captions_as_fields, record_key
+from mmssl.data.packing.columns import field_values
+from mmssl.data.packing.records import Defects, Fields, RecordError, Records, captions_as_fields, record_key
 from mmssl.data.shards import SampleLimits
+from mmssl.data.shards.account import DAMAGED
 from mmssl.data.shards.causes import cause_of, remedy_of
 from mmssl.data.shards.damage import describe_tail
 from mmssl.data.shards.samples import (
@@ -18,6 +22,7 @@ from mmssl.data.shards.samples import (
     SampleError,
     begins_hole,
     cut_reason,
+    read_fields,
     read_sample,
     scattered_groups,
 )
@@ -46,7 +51,7 @@ class ShardRecords(Records):
             UserError: a shard cannot be opened.
         """
         self._places: list[_Place] = []
-        self._defects: list[tuple[str, RecordError]] = []
+        self._defects: Defects = []
         self._stamps: list[tuple[str, int, int]] = []
         for shard in shards:
             self._add(shard, limits or SampleLimits())
@@ -63,8 +68,13 @@ class ShardRecords(Records):
             used.add(keys[-1])
         return keys
 
-    def defects(self) -> list[tuple[str, RecordError]]:
-        return self._defects
+    def defects(self) -> Defects:
+        return [*self._defects, *self.beside]
+
+    def values(self, field: str) -> list[Any]:
+        shards = {place.shard for place in self._places}
+        name = min(shards) if len(shards) == 1 else f"{min(shards, default='the shards')} and others"
+        return field_values(name, field, self._all_fields())
 
     def identity(self) -> str:
         return hashlib.blake2b(repr(self._stamps).encode(), digest_size=16).hexdigest()
@@ -90,6 +100,17 @@ class ShardRecords(Records):
             fields |= captions_as_fields(values.captions(fields[found]), found)
         return sample.image, fields
 
+    def _all_fields(self) -> Iterator[Mapping[str, Any]]:
+        """The fields of each sample; none for those that `load` refuses."""
+        for shard, places in itertools.groupby(self._places, lambda place: place.shard):
+            with open_regular(shard) as file:
+                read = windowed(file.fileno())
+                for place in places:
+                    fields: Mapping[str, Any] = {}
+                    with suppress(SampleError):
+                        fields = read_fields(place.group, lambda start, stop: read(start, stop - start))  # noqa: B023
+                    yield fields
+
     def _add(self, shard: str, limits: SampleLimits) -> None:
         """Add the samples of a shard, and its damage."""
         try:
@@ -108,7 +129,7 @@ class ShardRecords(Records):
         except OSError as error:
             raise UserError(f"shard {shard} cannot be read: {error.strerror}") from None
         if damage is not None:
-            self._defects.append((shard, RecordError("a shard is damaged", damage, "get it again")))
+            self._defects.append((shard, RecordError(DAMAGED, damage, "get it again")))
 
 
 def _refuse_hole(groups: Sequence[Group], archive: Archive) -> None:

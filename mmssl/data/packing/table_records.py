@@ -125,10 +125,15 @@ class JoinedRecords(Records):
         return distinct_keys(chain.from_iterable(part.keys() for part in self._parts))
 
     def owners(self) -> list[str]:
-        return first_keys(self.keys(), chain.from_iterable(part.image_identities() for part in self._parts))
+        return first_keys(self.keys(), self.image_identities())
+
+    def image_identities(self) -> Iterator[str | bytes | None]:
+        """As `TableRecords.image_identities`, of all tables."""
+        return chain.from_iterable(part.image_identities() for part in self._parts)
 
     def defects(self) -> Defects:
-        return [(f"{part.source}: {place}", error) for part in self._parts for place, error in part.defects()]
+        found = [(f"{part.source}: {place}", error) for part in self._parts for place, error in part.defects()]
+        return [*found, *self.beside]
 
     def identity(self) -> str:
         return hashlib.blake2b("".join(part.identity() for part in self._parts).encode(), digest_size=16).hexdigest()
@@ -177,8 +182,8 @@ def _image_identity(value: Any, folder: Path) -> str | bytes | None:
 def _image_folder(folder: Path, cells: Sequence[Any]) -> Path:
     """The folder to which the paths of a table are relative.
 
-    It is the folder of the table, unless none of the paths exists there, but some do in the current folder or in a
-    folder beside the table.
+    It is the folder of the table, unless none of the paths exists there, but some do in the current folder, in a folder
+    beside the table, in the folder above it, or in another folder of that.
     """
     paths = [cell for cell in cells if values.is_image(cell) and isinstance(cell, str)]
     paths = [path for path in paths if len(path) <= values.LONGEST_PATH]
@@ -188,8 +193,16 @@ def _image_folder(folder: Path, cells: Sequence[Any]) -> Path:
 
     if not paths or exist(folder):
         return folder
-    beside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return next((place for place in (Path.cwd(), *beside) if exist(place)), folder)
+    above = folder.absolute().parent
+    places = [Path.cwd(), *_folders_in(folder), above, *_folders_in(above)]
+    return next((place for place in places if exist(place)), folder)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:  # none, or not to be read
+        return []
 
 
 def _is_file(path: Path) -> bool:

@@ -8,8 +8,9 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from mmssl.data.packing.arrow_tables import ArrowRecords, ParquetRecords
-from mmssl.data.packing.folders import FolderRecords, holds_pairs
-from mmssl.data.packing.records import Records
+from mmssl.data.packing.folders import FolderRecords
+from mmssl.data.packing.listing import SIDECARS, ImageFile, Listing, list_folder
+from mmssl.data.packing.records import Defects, RecordError, Records
 from mmssl.data.packing.shard_records import ShardRecords
 from mmssl.data.packing.table_records import JoinedRecords, Progress, TableOptions, TableRecords
 from mmssl.data.packing.text_tables import JsonRecords, SeparatedRecords
@@ -18,8 +19,7 @@ from mmssl.data.shards.urls import ARCHIVES, table_suffix
 from mmssl.errors import UserError
 
 _JSON = (".jsonl", ".ndjson", ".json")
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""Tables of Hugging Face's ImageFolder, beside their images."""
+_SIDECARS = tuple(f".{extension}" for extension in SIDECARS)
 _SPLIT = re.compile(r"(train|training|valid|validation|val|dev|test|testing)(?![a-z])", re.IGNORECASE)
 
 
@@ -39,7 +39,7 @@ def open_records(
     Args:
         source: a file or folder, or a glob of tables.
         image_column, caption_column, key_column, separator, encoding: of tables; None: recognised.
-        progress: called with the number of rows of a text table that are read.
+        progress: called with the number of files of a folder, or of rows of a text table, that are read.
         limits: limits and names of members, for shards.
 
     Raises:
@@ -66,19 +66,87 @@ def _open_folder(
         raise UserError(f"{folder} has several splits; name one: {', '.join(str(folder / s) for s in splits)}")
     if (folder / "state.json").is_file():
         return ArrowRecords(folder, options)
-    shards = sorted(str(path) for path in folder.glob("*.tar"))
-    if shards and not holds_pairs(folder):
-        return ShardRecords(shards, limits)
-    metadata = sorted(path for name in _METADATA for path in folder.rglob(name))
-    if metadata:
-        return _open_tables(folder, metadata, options, progress)
-    parquet = sorted(path for path in folder.rglob("*") if table_suffix(path.name) == ".parquet")
-    if parquet and not holds_pairs(folder):
-        return _open_tables(folder, parquet, options, progress)
-    return FolderRecords(folder)
+    found = list_folder(folder, progress)
+    if found.pair() is not None:
+        return _open_images(folder, found, options)
+    if found.archives and not found.metadata():
+        records: Records = ShardRecords([str(folder / path) for path in found.archives], limits)
+        records.beside = [*found.defects, *_unused(found.images, "shards lie beside the image, which has no caption")]
+        return records
+    tables = found.metadata() or _tables_with_pairs(folder, found, options)
+    if not tables:
+        return FolderRecords(folder, found)
+    joined = _open_tables(folder, [folder / path for path in tables], options, progress)
+    named = {os.path.normpath(name) for name in joined.image_identities() if isinstance(name, str)}
+    others = [image for image in found.images if os.path.normpath(folder / image.path) not in named]
+    defects = [defect for defect in found.defects if defect[0] not in tables]
+    joined.beside = [*defects, *_unused(others, "no row of the table names the image")]
+    return joined
 
 
-def _open_tables(source: Path, paths: Sequence[Path], options: TableOptions, progress: Progress | None) -> Records:
+def _unused(images: Sequence[ImageFile], cause: str) -> Defects:
+    error = RecordError(cause, remedy="write its caption to NAME.txt beside it, and pack the images by themselves")
+    return [(image.path, error) for image in images]
+
+
+def _open_images(folder: Path, found: Listing, options: TableOptions) -> Records:
+    """Images with their captions beside them. Tables of pairs that lie among them are left out, row by row.
+
+    Raises:
+        UserError: one of these tables describes the images, so that there are two captions for each.
+    """
+    pair = found.pair()
+    if found.metadata() and pair is not None:
+        raise UserError(
+            f"{folder} describes its images twice, in {found.metadata()[0]} and in files beside them, such as "
+            f"{pair.texts[0][1]}; give the table, {folder / found.metadata()[0]}, or move it away to use the files"
+        )
+    records = FolderRecords(folder, found)
+    records.beside = [
+        defect
+        for path in found.tables
+        if table_suffix(path) not in _SIDECARS
+        for defect in _rows_of(folder, path, options)
+    ]
+    return records
+
+
+def _rows_of(folder: Path, path: str, options: TableOptions) -> Defects:
+    """One defect per row of a table that lies among images with captions; none if it is no table of pairs."""
+    try:
+        rows = len(_open_table(folder / path, options, None))
+    except UserError:
+        return []
+    remedy = "pack it by itself: mmssl shards pack TABLE --out FOLDER"
+    error = RecordError("a table lies among images with captions", path, remedy)
+    return [(f"{path}: row {number}", error) for number in range(1, rows + 1)]
+
+
+def _tables_with_pairs(folder: Path, found: Listing, options: TableOptions) -> list[str]:
+    """The tables of a folder without captions beside its images, relative to it, if they are of one kind.
+
+    Raises:
+        UserError: there are several of different columns, or the only ones that there are cannot be used.
+    """
+    usable: dict[str, TableRecords] = {}
+    problem: UserError | None = None
+    for path in sorted(found.tables):
+        try:
+            usable[path] = _open_table(folder / path, options, None)
+        except UserError as error:
+            problem = problem or error
+    if problem is not None and not usable and not found.images:
+        raise problem
+    kinds = {(records.form(), records.columns) for records in usable.values()}
+    if len(kinds) > 1:
+        names = ", ".join(str(folder / path) for path in list(usable)[:4])
+        raise UserError(f"{folder} holds several tables of different columns; name one: {names}")
+    return list(usable)
+
+
+def _open_tables(
+    source: Path, paths: Sequence[Path], options: TableOptions, progress: Progress | None
+) -> TableRecords | JoinedRecords:
     """Several tables as one. Raises UserError if their names tell that they are splits, which must stay apart."""
     splits: dict[str, str] = {}
     for path in paths:

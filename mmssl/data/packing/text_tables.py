@@ -8,10 +8,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from mmssl.data.packing import dialect, encodings
+from mmssl.data.packing import dialect, encodings, values
 from mmssl.data.packing.columns import Columns, Sample, find_columns
 from mmssl.data.packing.records import Defects, RecordError
 from mmssl.data.packing.table_records import SAMPLE, Progress, TableOptions, TableRecords
+from mmssl.data.shards.urls import table_suffix
 from mmssl.errors import UserError, one_line
 
 _REPORTED = 5_000
@@ -67,7 +68,7 @@ class TextRecords(TableRecords):
         return f"{self._rows.digest()} {self.columns}"
 
     def defects(self) -> Defects:
-        return self._defects
+        return [*self._defects, *self.beside]
 
 
 class SeparatedRecords(TextRecords):
@@ -112,9 +113,12 @@ class JsonRecords(TextRecords):
         rows, defects, names = _Store(progress), Defects(), dict[str, None]()
         first: list[Mapping[str, Any]] = []
         self._form = "JSON lines"
-        entries = _json_lines(encodings.read_lines(source, self._encoding))
-        if source.name.lower().removesuffix(".gz").endswith(".json"):
-            self._form, entries = "JSON", _json_file(source, self._encoding)
+        lines = encodings.read_lines(source, self._encoding)
+        head = "".join(islice(lines, 1))
+        if table_suffix(source.name) == ".json" or head.removeprefix("\ufeff").lstrip().startswith("["):
+            self._form, entries = "JSON", _json_file(source, "".join(chain([head], lines)))
+        else:
+            entries = _json_lines(chain([head], lines))
         for place, entry, text in entries:
             if isinstance(entry, RecordError):
                 defects.append((place, entry))
@@ -170,13 +174,15 @@ def _parse(text: str, place: str) -> Mapping[str, Any] | RecordError:
     return value if isinstance(value, dict) else RecordError("the line is not a JSON object", place, remedy)
 
 
-def _json_file(source: Path, encoding: str) -> Iterator[_Entry]:
-    """The objects of a file with one list of objects, or, as in COCO, of images and annotations; or of JSON lines.
+def _json_file(source: Path, text: str) -> Iterator[_Entry]:
+    """The objects of a file: one list of them, COCO's lists of images and annotations, or JSON lines.
+
+    An object from names of images to captions, or to objects, counts as a list of these.
 
     Raises:
         UserError: the file holds nothing of the kind.
     """
-    text = "".join(encodings.read_lines(source, encoding)).removeprefix("\ufeff")
+    text = text.removeprefix("\ufeff")
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -188,11 +194,18 @@ def _json_file(source: Path, encoding: str) -> Iterator[_Entry]:
     lists = [value for value in lists if isinstance(value, list) and value and isinstance(value[0], dict)]
     if isinstance(tree, dict) and {"images", "annotations"} <= tree.keys():
         lists = [_join_coco(tree["images"], tree["annotations"])]
+    if isinstance(tree, dict) and tree and all(map(values.is_image, tree)):
+        lists = [[_named_image(name, value) for name, value in tree.items()]]
     if isinstance(tree, dict) and not lists:
         lists = [[tree]]
     if len(lists) != 1:
         raise UserError(f"{source} holds {len(lists)} lists of objects; give a file with one list, an object per image")
     return _objects(lists[0])
+
+
+def _named_image(name: str, value: Any) -> dict[str, Any]:
+    """The row of an image whose name leads to its caption, captions or fields."""
+    return {"image": name, **value} if isinstance(value, dict) else {"image": name, "caption": value}
 
 
 def _objects(found: Sequence[Any]) -> Iterator[_Entry]:

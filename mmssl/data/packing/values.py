@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,9 @@ def is_caption(value: object) -> bool:
     """True for words, and for lists of them: no number, no URL, no name of an image."""
     if isinstance(value, (list, tuple)):
         return any(is_caption(item) for item in value)
+    if isinstance(value, Mapping):  # as in the sentences of Karpathy's splits
+        found = caption_field(value)
+        return found is not None and is_caption(value[found])
     if not isinstance(value, str) or is_missing(value) or is_image(value) or is_web(value):
         return False
     return any(character.isalpha() for character in value) and not _is_number(value)
@@ -96,16 +100,24 @@ def image_bytes(value: Any, folder: Path, column: str, caption_column: str) -> b
 
 
 def image_path(value: str, folder: Path) -> str:
-    """The path that a cell means: without `file://` and the number of a caption, and with slashes."""
+    """The path that a cell means: without `file://` and the number of a caption, and with slashes.
+
+    Names that are not found as they are written are tried with `~` as the home folder, with `%20` as a space, and with
+    the other form of accents (macOS decomposes them).
+    """
     text = value.strip()
     if text.lower().startswith("file:"):
         text = unquote(urlsplit(text).path)
     found = _IMAGE_NAME.fullmatch(text)
     if found is not None and found.group(2):
         text = text[: found.start(2)]
-    if "\\" in text and not os.path.exists(folder / text):  # noqa: PTH110 (False for impossible names)
-        text = text.replace("\\", "/")
-    return text
+    # Most paths hold none of these, and are not looked for here.
+    if text.isascii() and not text.startswith("~") and "\\" not in text and "%" not in text:
+        return text
+    slashes = text.replace("\\", "/")
+    spellings = [text, slashes, unquote(slashes), os.path.expanduser(slashes)]  # noqa: PTH111 (leaves unknown users)
+    spellings += [unicodedata.normalize(form, name) for name in spellings[1:3] for form in ("NFC", "NFD")]
+    return next((name for name in spellings if os.path.exists(folder / name)), slashes)  # noqa: PTH110 (of any name)
 
 
 def captions(value: Any) -> list[str]:
@@ -124,6 +136,8 @@ def captions(value: Any) -> list[str]:
         if not texts:
             raise RecordError("the caption is empty", "the list holds no text", "write a caption")
         return texts
+    if isinstance(value, Mapping) and (found := caption_field(value)) is not None:
+        return captions(value[found])
     if not isinstance(value, str):
         remedy = "name a column of text: --caption-column COLUMN"
         raise RecordError("the caption is no text", f"it is a {_kind(value)}, not text", remedy)

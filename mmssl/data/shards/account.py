@@ -3,12 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+DAMAGED, CLOSED = "a shard is damaged", "a folder cannot be read"
+_UNKNOWN = (DAMAGED, CLOSED)
+"""Causes behind which nobody can tell how many pairs are lost."""
+
 
 @dataclass
 class Omission:
     """Pairs left out for one cause."""
 
     pairs: int
+    """Their number. Where it is unknown: the number of damaged shards, or of folders."""
     example: str
     """The first of these pairs, with its particulars."""
     remedy: str = ""
@@ -25,8 +30,8 @@ class Account:
 
     @property
     def omitted(self) -> int:
-        """Number of pairs left out."""
-        return sum(omission.pairs for omission in self.left_out.values())
+        """Number of pairs left out, as far as it is known."""
+        return sum(omission.pairs for cause, omission in self.left_out.items() if cause not in _UNKNOWN)
 
     @property
     def offered(self) -> int:
@@ -56,14 +61,19 @@ class Account:
         """One line per cause, the most frequent first: number of pairs, an example and the remedy."""
         for cause, omission in self._sorted():
             remedy = f"; to use {'it' if omission.pairs == 1 else 'them'}: {omission.remedy}" if omission.remedy else ""
-            yield f"{omission.pairs:,} left out: {cause}, for example {omission.example}{remedy}"
+            number = "an unknown number" if cause in _UNKNOWN else f"{omission.pairs:,}"
+            yield f"{number} left out: {cause}, for example {omission.example}{remedy}"
 
     def summary(self) -> str:
-        """One line: offered = used + left out, by cause."""
-        causes = "; ".join(f"{cause}: {omission.pairs:,}" for cause, omission in self._sorted())
+        """One line: offered = used + left out, by cause; and what may be lost besides."""
+        counts = [(cause in _UNKNOWN, f"{cause}: {omission.pairs:,}") for cause, omission in self._sorted()]
+        known = "; ".join(text for unknown, text in counts if not unknown)
+        unknown = "; ".join(text for unknown, text in counts if unknown)
         pairs = "pair" if self.offered == 1 else "pairs"
-        return f"{self.offered:,} {pairs} offered = {self.used:,} used + {self.omitted:,} left out" + (
-            f" ({causes})" if causes else ""
+        return (
+            f"{self.offered:,} {pairs} offered = {self.used:,} used + {self.omitted:,} left out"
+            + (f" ({known})" if known else "")
+            + (f"; besides, an unknown number is lost ({unknown})" if unknown else "")
         )
 
     def text(self) -> str:

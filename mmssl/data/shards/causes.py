@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from mmssl.data.shards.account import Account
-from mmssl.data.shards.samples import APART, NOT_ADJACENT, REPEATED, UNCOUNTED, BadSample, join_parts
+from mmssl.data.shards.account import DAMAGED, Account
+from mmssl.data.shards.samples import APART, MISNAMED, NOT_ADJACENT, REPEATED, UNCOUNTED, BadSample, join_parts
 from mmssl.data.shards.shard_index import ShardIndex
 
 _PARTICULARS = re.compile(r"(: | \(|; ).*", re.DOTALL)
@@ -15,6 +15,7 @@ _NAME = "--{0}-member EXTENSION of the commands, data.members='{{{0}: [EXTENSION
 _REMEDIES = (
     (NOT_ADJACENT, f"write the tar with `tar --sort=name`, or pack it again: {_PACK}"),
     (APART, f"pack it again, which joins them by name: {_PACK}"),
+    (MISNAMED, f"pack it again, which joins them by name: {_PACK}"),
     (REPEATED, f"give each sample a name of its own, or pack the shard again, which does so: {_PACK}"),
     ("no text: ", f"if one of these members is the caption, name it: {_NAME.format('caption')}"),
     ("no image: ", f"if one of these members is the image, name it: {_NAME.format('image')}"),
@@ -28,6 +29,7 @@ _REMEDIES = (
         "names the field",
         "name a field that the samples have: --caption '{FIELD}', data.captions=['{FIELD}'] in training",
     ),
+    ("null characters", "convert the captions to UTF-8, for example with iconv -f utf-16"),
     ("is not UTF-8", "convert the captions to UTF-8, for example with iconv"),
     ("the image is broken or cut", f"get the image again, or pack without these samples: {_PACK}"),
     ("images of this kind are not read", "convert them to JPEG or PNG"),
@@ -46,12 +48,23 @@ def remedy_of(reason: str) -> str:
 
 
 def leave_out(account: Account, shard: str, key: str, reason: str) -> None:
-    """Count a sample of a shard as left out."""
+    """Count a sample of a shard as left out. Without a key: the shard is damaged."""
+    if not key:
+        account.leave_out(DAMAGED, f"{shard} ({reason})", remedy="get it again")
+        return
     account.leave_out(cause_of(reason), f"{shard}:{key} ({reason})", remedy=remedy_of(reason))
 
 
 def account_of_indexes(indexes: Sequence[ShardIndex]) -> Account:
-    """The samples of indexed shards: used, and left out by cause."""
+    """The samples of indexed shards: used, and left out by cause. Damaged shards are named too."""
+    account = _account_of_samples(indexes)
+    for index in indexes:
+        for problem in index.problems:
+            leave_out(account, index.shard, "", problem)
+    return account
+
+
+def _account_of_samples(indexes: Sequence[ShardIndex]) -> Account:
     account = Account(used=sum(index.samples for index in indexes))
     for index in indexes:
         for out in index.lost:
@@ -73,7 +86,7 @@ def join_bad(bad: Iterable[BadSample]) -> list[BadSample]:
 
 
 def account_of(used: int, bad: Iterable[BadSample]) -> Account:
-    """The samples of a pass over shards."""
+    """The samples of a pass over shards, and the damage of shards, which has no key."""
     account = Account(used=used)
     for sample in bad:
         leave_out(account, sample.shard, sample.key, sample.error)
@@ -82,10 +95,10 @@ def account_of(used: int, bad: Iterable[BadSample]) -> Account:
 
 def describe_problems(indexes: Sequence[ShardIndex]) -> str | None:
     """One line about excluded samples and damaged shards, or None without any."""
-    account = account_of_indexes(indexes)
+    account = _account_of_samples(indexes)
     wrong = [f"{index.shard}: {problem}" for index in indexes for problem in index.problems]
     if not account.omitted and not wrong:
         return None
     shown = [*wrong[:3], *account.causes()][:4]
     more = " ..." if len(wrong) + len(account.left_out) > len(shown) else ""
-    return f"{account.omitted:,} unusable samples left out, {len(wrong):,} damaged shards: {'; '.join(shown)}{more}"
+    return f"unusable samples left out: {account.omitted:,}, damaged shards: {len(wrong):,}; {'; '.join(shown)}{more}"

@@ -1,7 +1,8 @@
 """Samples of a tar: members grouped by key, reasons why a group is unusable, and parsing of its bytes."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -23,11 +24,14 @@ CAPTION_FIELDS = ("caption", "text", "captions")
 USED = (*_IMAGES, *_TEXTS, "cls")
 """Extensions that are read. Other members (`.npy`, `.pyd`, `.pth` ...) are never decoded."""
 
+_CAPTION_NAMES = {*CAPTION_FIELDS, "txt", "prompt", "description", "title"}
+"""Names of the text in a folder with one image."""
 _MANY_STEMS = 3
 """Dotted names of one key from which on each is taken for a sample, although no image has its text beside it."""
 NOT_ADJACENT = "its members are not adjacent"
 REPEATED = "its key was used before"
 APART = "its image and its text lie in different folders"
+MISNAMED = "the names of its image and its text differ"
 FRAGMENT = "further members of a sample that is named above"
 STRAY = "a file that belongs to no sample"
 UNCOUNTED = (FRAGMENT, STRAY)
@@ -149,20 +153,63 @@ def scattered_groups(archive: Archive, limits: SampleLimits) -> Iterator[Group]:
 
 
 def _joined_by_name(parts: Sequence[Group]) -> list[Group]:
-    """The groups, with a text alone put to the image alone of the same name in another folder."""
-    alone: dict[tuple[bool, str], list[Group]] = {}
-    for part in parts:
+    """The groups, with a text alone put to the image alone that it belongs to."""
+    images: dict[int, str] = {}
+    texts: dict[int, str] = {}
+    for place, part in enumerate(parts):
         has_text = any(extension in _TEXTS for extension in part.members)
         if (part.image() is None) == has_text:
-            alone.setdefault((has_text, part.key.rpartition("/")[2]), []).append(part)
+            (texts if has_text else images)[place] = part.key
     moved: set[int] = set()
-    for (has_text, name), found in alone.items():
-        images = alone.get((False, name), [])
-        if has_text and len(found) == len(images) == 1:
-            images[0].members.update({e: m for e, m in found[0].members.items() if e not in images[0].members})
-            images[0].faults.update(found[0].faults)
-            moved.add(id(found[0]))
-    return [part for part in parts if id(part) not in moved]
+    for image, text, _ in match_names(images, texts):
+        own, other = parts[image], parts[text]
+        own.members.update({e: m for e, m in other.members.items() if e not in own.members})
+        own.faults.update(other.faults)
+        moved.add(text)
+    return [part for place, part in enumerate(parts) if place not in moved]
+
+
+def match_names(images: Mapping[int, str], texts: Mapping[int, str]) -> Iterator[tuple[int, int, str]]:
+    """Images and texts that belong together although their keys differ, and the reason why they were apart.
+
+    Their names are equal in different folders, or equal but for case and the form of accents (macOS decomposes them),
+    or both are alone in a folder and the text is called `caption` or the like. Where there is a choice, nothing is
+    matched.
+
+    Args:
+        images, texts: number -> key.
+    """
+    images, texts = dict(images), dict(texts)
+    ways = ((APART, _base), (MISNAMED, _spelling), (MISNAMED, _base_spelling), (MISNAMED, _folder))
+    for reason, identity in ways:
+        found: dict[str, tuple[list[int], list[int]]] = {}
+        for side, names in enumerate((images, texts)):
+            for number, key in names.items():
+                found.setdefault(identity(key), ([], []))[side].append(number)
+        for one, other in found.values():
+            if len(one) == len(other) == 1 and (identity is not _folder or _is_caption(texts[other[0]])):
+                yield one[0], other[0], reason
+                del images[one[0]], texts[other[0]]
+
+
+def _base(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _folder(key: str) -> str:
+    return key.rpartition("/")[0]
+
+
+def _spelling(key: str) -> str:
+    return unicodedata.normalize("NFC", key.casefold())
+
+
+def _base_spelling(key: str) -> str:
+    return _spelling(_base(key))
+
+
+def _is_caption(key: str) -> bool:
+    return _base(key).lower() in _CAPTION_NAMES
 
 
 def cut_reason(extension: str) -> str:
@@ -327,23 +374,21 @@ def join_parts(left_out: Sequence[tuple[str, str]]) -> list[str]:
     """The reasons of the unusable groups of a shard, given as (key, reason), with every sample named once.
 
     Where the members of a sample lie apart, its first group says so, and its others are fragments. The same holds for
-    an image and a text with one name in different folders.
+    an image and a text that belong together (`match_names`).
     """
     reasons = [reason for _, reason in left_out]
     apart = {key for key, reason in left_out if reason == NOT_ADJACENT}
     first: dict[str, int] = {}
-    texts: dict[str, list[int]] = {}
+    alone: dict[str, dict[int, str]] = {"no text": {}, "no image": {}}
     for number, (key, reason) in enumerate(left_out):
         if key in apart:
             begin = first.setdefault(key, number)
             reasons[begin] = NOT_ADJACENT
             reasons[number] = FRAGMENT if number != begin and reason == NOT_ADJACENT else reasons[number]
-        elif reason == "no image":
-            texts.setdefault(key.rpartition("/")[2], []).append(number)
-    for number, (key, reason) in enumerate(left_out):
-        same = texts.get(key.rpartition("/")[2], ())
-        if reason == "no text" and reasons[number] == reason and len(same) == 1 and reasons[same[0]] == "no image":
-            reasons[number], reasons[same[0]] = APART, FRAGMENT
+        elif reason in alone:
+            alone[reason][number] = key
+    for image, text, why in match_names(alone["no text"], alone["no image"]):
+        reasons[image], reasons[text] = why, FRAGMENT
     return reasons
 
 
@@ -409,27 +454,37 @@ def read_sample(number: int, shard: str, group: Group, read: Callable[[int, int]
     """
     image = group.image()
     assert image is not None
+    fields = read_fields(group, read)
+    return Sample(number, shard, group.key, _bytes_of(image, read), fields)
 
-    def bytes_of(member: Member) -> bytes:
-        found = read(member.data, member.data + member.size)
-        if len(found) < member.size:
-            raise SampleError(f"{member.name!r} is cut")
-        return found
 
+def read_fields(group: Group, read: Callable[[int, int], bytes]) -> dict[str, Any]:
+    """The fields of a sample: those of its .json, its caption and its label.
+
+    Raises:
+        SampleError: a member is cut or cannot be parsed.
+    """
     fields: dict[str, Any] = {}
     if "json" in group.members:
-        fields.update(_parse_json(bytes_of(group.members["json"])))
+        fields.update(_parse_json(_bytes_of(group.members["json"], read)))
     for extension in ("txt", "cls"):
         if extension in group.members:
-            text = _decode(bytes_of(group.members[extension]), extension)
+            text = _decode(_bytes_of(group.members[extension], read), extension)
             fields[extension] = _label(text) if extension == "cls" else text
     if MAPPED_CAPTION in group.members:
-        fields["txt"] = _decode(bytes_of(group.members[MAPPED_CAPTION]), "caption")
+        fields["txt"] = _decode(_bytes_of(group.members[MAPPED_CAPTION], read), "caption")
     if "txt" not in fields:
         name = next((name for name in CAPTION_FIELDS if isinstance(fields.get(name), str)), None)
         if name is not None:
             fields["txt"] = fields[name]
-    return Sample(number, shard, group.key, bytes_of(image), fields)
+    return fields
+
+
+def _bytes_of(member: Member, read: Callable[[int, int], bytes]) -> bytes:
+    found = read(member.data, member.data + member.size)
+    if len(found) < member.size:
+        raise SampleError(f"{member.name!r} is cut")
+    return found
 
 
 def _decode(content: bytes, extension: str) -> str:

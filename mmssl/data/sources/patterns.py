@@ -8,7 +8,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from mmssl.data.shards import is_remote
-from mmssl.data.shards.urls import is_web, table_suffix
+from mmssl.data.shards.urls import ARCHIVES, is_web, table_suffix
 from mmssl.data.sources.braces import expand_braces
 from mmssl.data.storage import list_fsspec
 from mmssl.errors import UserError
@@ -45,20 +45,23 @@ def expand(spec: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
     return names
 
 
-def refuse_mixed(folder: Path) -> None:
-    """Refuse a folder that holds images with captions and shards: either of them would be left out.
+def folder_shards(folder: Path) -> list[str]:
+    """The tars in a folder, whatever the case of their extension; compressed ones too, so that reading names them.
 
     Raises:
-        UserError: names both, and what to type for each.
+        UserError: there are images with captions as well, of which either would be left out. It says what to type.
     """
     from mmssl.data.packing import holds_pairs  # a training without such a folder does not load the packing
 
-    shards = sum(child.is_file() for child in folder.glob("*.tar"))
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if e.name.lower().endswith(ARCHIVES) and e.is_file())
+    shards = [name for name in names if not name.startswith("._")]
     if shards and holds_pairs(folder):
         raise UserError(
-            f"folder {folder} holds images with captions and {shards} .tar file{'s' if shards > 1 else ''}; for the "
-            f"shards give '{folder}/*.tar', for the images pack them: mmssl shards pack {folder} --out FOLDER"
+            f"folder {folder} holds images with captions and {len(shards)} .tar file{'s' if len(shards) > 1 else ''}; "
+            f"for the shards give '{folder}/*.tar', for the images pack them: mmssl shards pack {folder} --out FOLDER"
         )
+    return [str(folder / name) for name in shards]
 
 
 def set_apart(names: Sequence[str], patterns: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -93,8 +96,7 @@ def _expand_one(pattern: str, allow_pipe: bool) -> list[str]:
 def _local(name: str) -> list[str]:
     path = _path(name)
     if os.path.isdir(path):  # noqa: PTH112
-        refuse_mixed(path)
-        found = [str(child) for child in sorted(path.glob("*.tar")) if child.is_file()]
+        found = folder_shards(path)
         if not found:
             raise UserError(
                 f"folder {name} has no .tar file; give the folder of the shards, or pack its images: "

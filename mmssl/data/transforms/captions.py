@@ -29,6 +29,8 @@ CAPTION_FIELDS = (
 """Usual names of captions in tables and JSON, in order of preference."""
 CAPTION_GROUP = "caption"
 """The name of a group that stands for the caption as it was rendered, not for the field."""
+NULLS = "the caption holds null characters"
+"""Reason to refuse a text: it is probably UTF-16 that was read as UTF-8."""
 _CAPTION_WORDS = 3
 """Words from which on the items of a list are captions under any name; shorter ones are tags."""
 
@@ -146,7 +148,7 @@ def _texts(value: Sequence[Any], name: str) -> list[str]:
 
 
 def _text(value: Any, name: str) -> str:
-    """A text or number as text. Raises UserError for what is none: null, NaN, truth values and JSON objects."""
+    """A text or number as text. Raises UserError for null, NaN, truth values, objects and null characters."""
     kind = None
     if value is None or isinstance(value, bool):
         kind = {None: "null", True: "true", False: "false"}[value]
@@ -156,7 +158,10 @@ def _text(value: Any, name: str) -> str:
         kind = "not a number"
     if kind is not None:
         raise UserError(f"the field {name!r} is no text: it is {kind}")
-    return str(value)
+    text = str(value)
+    if "\0" in text:
+        raise UserError(f"{NULLS}: field {name!r}")
+    return text
 
 
 def _name(slot: re.Match[str], template: str) -> tuple[str | None, str | None]:

@@ -80,7 +80,7 @@ def test_losses_are_counted_by_reason(tmp_path: Path) -> None:
     assert health.samples["left out"]["no text"] == health.samples["left out"]["no image"] == 1
     assert health.samples["left out"]["the image is broken or cut"] == 2
     assert health.samples["usable"] == 40
-    assert "6 samples are left out" in health.advice[0]
+    assert "samples left out: 6" in health.advice[0]
 
 
 def test_copies_of_images(tmp_path: Path) -> None:

@@ -5,21 +5,16 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from mmssl.data import iter_samples
 from mmssl.data.packing import ShardRecords, open_records, pack
 from mmssl.data.packing.packer import Packed
 from mmssl.data.shards import SampleLimits, index_shards
+from mmssl.data.sources import account_of_indexes
 from mmssl.errors import UserError
 from tests.helpers.images import encode
 from tests.helpers.tars import File, tar_bytes
-
-
-def _is_name(text: str) -> bool:
-    return text.strip(".") == text and ".." not in text
 
 
 def image(number: int) -> bytes:
@@ -108,35 +103,22 @@ def test_damage_and_foreign_files_are_counted(tmp_path: Path) -> None:
         ShardRecords([str(tmp_path / "gone.tar")])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.dictionaries(
-        st.text(st.sampled_from("ab.é_1"), min_size=1, max_size=5).filter(_is_name),
-        st.sampled_from(["good", "json", "no text", "empty", "broken"]),
-        min_size=1,
-        max_size=8,
-    ),
-    st.randoms(use_true_random=False),
-    st.booleans(),
+@pytest.mark.parametrize(
+    ("names", "cause"),
+    [
+        (["a/image.png", "a/caption.txt"], "the names of its image and its text differ"),
+        (["cafe\u0301.png", "caf\xe9.txt"], "the names of its image and its text differ"),
+        (["Photo.png", "photo.txt"], "the names of its image and its text differ"),
+        (["img/A.png", "txt/a.txt"], "the names of its image and its text differ"),
+        (["img/a.png", "txt/a.txt"], "its image and its text lie in different folders"),
+    ],
 )
-def test_random_tars_add_up(
-    tmp_path_factory: pytest.TempPathFactory, kinds: dict[str, str], rng: random.Random, shuffle: bool
-) -> None:
-    """Whatever the names, defects and order: offered = used + left out, and every used image has its own caption."""
-    files: list[File] = files_of(["zz"])
-    for n, (key, kind) in enumerate(kinds.items(), start=1):
-        files.append((f"{key}.png", b"broken" if kind == "broken" else image(n)))
-        if kind == "json":
-            files.append((f"{key}.json", b'{"caption": "%d"}' % n))
-        elif kind != "no text":
-            files.append((f"{key}.txt", b"" if kind == "empty" else b"%d" % n))
-    if shuffle:
-        rng.shuffle(files)
-    folder = tmp_path_factory.mktemp("tar")
-    packed = pack(ShardRecords([write(folder / "x.tar", files)]), folder / "out", threads=1)
-    found = {s.image: s.fields["txt"] for s in iter_samples([str(path) for path in packed.shards["train"]])}
-    for content, caption in found.items():
-        assert content == image(int(caption))
-    expected = {n for n, kind in enumerate(kinds.values(), start=1) if kind in ("good", "json")} | {0}
-    assert {int(caption) for caption in found.values()} <= expected
-    assert packed.account.used == len(found)
+def test_other_spellings_are_joined(tmp_path: Path, names: list[str], cause: str) -> None:
+    """An image and a text whose names differ are one sample that the index leaves out, once, and that packing joins."""
+    shard = write(tmp_path / "x.tar", [*files_of(["good"]), (names[0], image(1)), (names[1], b"1")])
+    account = account_of_indexes(index_shards([shard], SampleLimits()))
+    assert account.summary() == f"2 pairs offered = 1 used + 1 left out ({cause}: 1)"
+    assert "mmssl shards pack" in account.left_out[cause].remedy
+    packed = pack(ShardRecords([shard]), tmp_path / "out")
+    assert packed.account.summary() == "2 pairs offered = 2 used + 0 left out"
+    check(packed, [0, 1])

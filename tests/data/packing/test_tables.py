@@ -187,6 +187,33 @@ WHOLE: dict[str, tuple[str, str | bytes, list[str]]] = {
         ),
         CAPTIONS,
     ),
+    "a list called jsonl": ("t.jsonl", json.dumps([{"image": p, "caption": c} for p, c in ROWS], indent=1), CAPTIONS),
+    "captions by image": ("t.json", json.dumps(dict(ROWS)), CAPTIONS),
+    "fields by image": ("t.json", json.dumps({p: {"title": c, "n": 1} for p, c in ROWS}), CAPTIONS),
+    "sentences": (
+        "t.json",
+        json.dumps(
+            {
+                "images": [
+                    {"filepath": "img", "filename": p, "sentences": [{"raw": c, "tokens": c.split()}], "split": "train"}
+                    for p, c in ROWS
+                ],
+                "dataset": "flickr8k",
+            }
+        ),
+        CAPTIONS,
+    ),
+    "quotes escaped by a database": (
+        "t.csv",
+        "image,caption\n" + "".join(f'{p},"{c}, \\"{c}\\""\n' for p, c in ROWS),
+        [f'{c}, "{c}"' for c in CAPTIONS],
+    ),
+    "separators at the end of lines": ("t.csv", lines(",", rows=[(*r, "", "") for r in ROWS]), CAPTIONS),
+    "separators at the end of lines with quotes": (
+        "t.csv",
+        "image,caption\n" + "".join(f'{p},"{c}",\n' for p, c in with_captions(COMMAS)),
+        COMMAS,
+    ),
     "base64": (
         "t.csv",
         lines(",", rows=[(base64.b64encode(image(i)).decode(), c) for i, c in enumerate(CAPTIONS)]),
@@ -460,7 +487,7 @@ def test_rows_of_one_image_belong_together(kind: str, folder: Path) -> None:
 @pytest.mark.parametrize("where", ["{folder}/part", "{folder}/part/*.parquet", "{folder}/part/t-?.parquet"])
 def test_parquet_files_in_a_folder_are_one_table(kind: str, where: str, folder: Path) -> None:
     """A folder or a glob of Parquet files is one table; rows of one image in two files belong together."""
-    for i in range(COUNT):
+    for i in range(COUNT if kind == "paths" else 0):
         (folder / "part" / "img").mkdir(parents=True, exist_ok=True)
         (folder / "part" / "img" / f"p{i}.png").write_bytes(image(i))
     parquet(folder / "part" / "t-0.parquet", range(7), kind)
@@ -508,14 +535,18 @@ def test_splits_in_one_folder_are_not_mixed(names: Sequence[str], folder: Path) 
 
 
 def test_images_in_a_folder_beside_the_table_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths may also be relative to a folder beside the table, as in Flickr8k, or to the current folder."""
+    """Paths may also be relative to a folder beside the table, as in Flickr8k, to that above, or to the current one."""
     (folder / "captions.txt").write_text(lines(",", rows=[(Path(p).name, c) for p, c in ROWS]))
     assert outcome(folder / "captions.txt") == (whole_but(), {})
     assert f"images in {folder / 'img'}" in open_records(folder / "captions.txt").describe()
+    (folder / "far" / "tables").mkdir(parents=True)
+    (folder / "far" / "tables" / "t.csv").write_text(lines(","))
+    assert outcome(folder / "far" / "tables" / "t.csv")[0] == {}
+    monkeypatch.chdir(folder)
+    assert outcome(folder / "far" / "tables" / "t.csv") == (whole_but(), {})
     (folder / "tables").mkdir()
     (folder / "tables" / "t.csv").write_text(lines(","))
-    assert outcome(folder / "tables" / "t.csv")[0] == {}
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir("/")
     assert outcome(folder / "tables" / "t.csv") == (whole_but(), {})
 
 
@@ -524,6 +555,36 @@ def test_file_urls_are_paths(folder: Path) -> None:
     rows = [((folder / path).as_uri(), caption) for path, caption in ROWS]
     (folder / "t.csv").write_text(lines(",", ("url", "caption"), rows=rows))
     assert outcome(folder / "t.csv") == (whole_but(), {})
+
+
+SPELLED = {
+    "accents composed in the table": ("cafe\u0301 {}.png", "caf\xe9 {}.png"),
+    "accents decomposed in the table": ("caf\xe9 {}.png", "cafe\u0301 {}.png"),
+    "percent signs": ("a b {}.png", "a%20b%20{}.png"),
+    "percent signs in the name": ("a%20b {}.png", "a%20b {}.png"),
+    "home folder": ("home/{}.png", "~/home/{}.png"),
+    "windows": ("sub dir/{}.png", "sub dir\\{}.png"),
+    "windows, from here": ("sub/{}.png", ".\\sub\\{}.png"),
+    "dots": ("sub/{}.png", "./other/../sub/{}.png"),
+    "another folder of the one above": ("../train2017/{}.png", "{}.png"),
+    "hash sign": ("a#1 {}.png", "a#1 {}.png"),
+}
+
+
+@pytest.mark.parametrize("kind", SPELLED)
+def test_paths_are_read_as_people_write_them(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names in another form than on the disk lead to their file: accents, home folder, %20, backslashes, dots."""
+    on_disk, written = SPELLED[kind]
+    place = tmp_path / "tables"
+    (place / "other").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(place))
+    monkeypatch.chdir(tmp_path)
+    for i in range(COUNT):
+        path = place / on_disk.format(i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image(i))
+    (place / "t.csv").write_text(lines(",", rows=[(written.format(i), c) for i, c in enumerate(CAPTIONS)]))
+    assert outcome(place / "t.csv") == (whole_but(), {})
 
 
 @pytest.mark.parametrize(

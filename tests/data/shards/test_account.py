@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmssl.data.shards.account import Account
+from mmssl.data.shards.account import DAMAGED, Account
 
 events = st.lists(st.sampled_from(["the caption is empty", "the image is broken", "the key is missing", None]))
 
@@ -47,3 +47,18 @@ def test_the_text_names_causes_examples_and_remedies() -> None:
         "1,203 pairs offered = 1,200 used + 3 left out (the image file does not exist: 2; the caption is empty: 1)",
     ]
     assert Account(used=1).summary() == "1 pair offered = 1 used + 0 left out"
+
+
+def test_what_nobody_can_count_is_named_apart() -> None:
+    """Damaged shards are no pairs: they are in no sum, but in the text and at the end of the summary."""
+    found = Account(used=7)
+    found.leave_out("the caption is empty", "row 3")
+    for shard in "ab":
+        found.leave_out(DAMAGED, f"{shard}.tar (it is cut)", remedy="get it again")
+    assert (found.offered, found.omitted) == (8, 1)
+    assert found.text().splitlines() == [
+        "an unknown number left out: a shard is damaged, for example a.tar (it is cut); to use them: get it again",
+        "1 left out: the caption is empty, for example row 3",
+        "8 pairs offered = 7 used + 1 left out (the caption is empty: 1); besides, an unknown number is lost (a shard "
+        "is damaged: 2)",
+    ]

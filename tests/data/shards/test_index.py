@@ -304,7 +304,7 @@ def test_report_counts_and_names(tmp_path: Path) -> None:
     assert describe_problems(index_shards(good, LIMITS)) is None
     line = describe_problems(index_shards([*good, bad], LIMITS))
     assert line == (
-        f"1 unusable samples left out, 0 damaged shards: 1 left out: no text, for example {bad}:a (no text); "
+        f"unusable samples left out: 1, damaged shards: 0; 1 left out: no text, for example {bad}:a (no text); "
         "to use it: put KEY.txt, or KEY.json with a caption, beside KEY.jpg in the tar"
     )
 

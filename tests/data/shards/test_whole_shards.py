@@ -82,7 +82,7 @@ def test_training_names_a_hole(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     index(tmp_path / "x.tar", whole[: len(whole) // 2] + bytes(len(whole) // 2))
     with toy_stream([str(tmp_path / "x.tar")], lanes=1) as stream:
         assert len(next(stream)) == 8
-    assert "1 damaged shards" in caplog.text
+    assert "damaged shards: 1" in caplog.text
     assert "holds zeros" in caplog.text
 
 
@@ -182,7 +182,7 @@ def test_members_apart_are_counted_as_pairs(tmp_path: Path, order: str, dotted: 
     assert account.used < 6
     line = describe_problems([found])
     assert line is not None
-    assert line.count("left out:") == len(account.left_out)
+    assert line.count(" left out: its") == len(account.left_out)
     assert ("tar --sort=name" in line) == (order != "two folders")
     assert "mmssl shards pack" in line
     survey = survey_shards([found.shard])

@@ -1,0 +1,85 @@
+"""What it takes to open large sources: a folder of many files, and a table of many rows."""
+
+import itertools
+import multiprocessing
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmssl.data.packing import open_records
+from mmssl.system import peak_memory
+
+_FOLDERS = 100
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The cost of opening one source and naming its records, in a process of its own."""
+
+    what: str
+    records: int
+    first_report: float
+    """Seconds to the first report of progress."""
+    longest_silence: float
+    """Longest time without a report, in seconds, up to the end of the opening."""
+    open_seconds: float
+    """Seconds to open the source: to list the folder, or to read the table."""
+    name_seconds: float
+    """Seconds for the keys of all records and their owners."""
+    extra_bytes: int
+    """Peak memory above that of the process before."""
+
+
+def bench_sources(files: int, rows: int) -> str:
+    """Measure a folder of `files` files, half of them images, and a table of `rows` rows. Returns a table as text."""
+    found = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for write, count in ((_write_folder, files), (_write_table, rows)):
+            source = write(folder, count)
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                found.append(pool.apply(_open, (source,)))
+    lines = [f"{'':32} {'first report':>13} {'silence':>8} {'opened':>8} {'named':>8} {'extra MB':>9}"]
+    lines += [
+        f"{f'{one.what}, {one.records:,} records':32} {one.first_report:12.2f}s {one.longest_silence:7.2f}s "
+        f"{one.open_seconds:7.1f}s {one.name_seconds:7.1f}s {one.extra_bytes / 1e6:9.0f}"
+        for one in found
+    ]
+    return "\n".join(lines)
+
+
+def _open(source: Path) -> Opening:
+    before, start = peak_memory(), time.perf_counter()
+    reports: list[float] = []
+    records = open_records(source, progress=lambda done: reports.append(time.perf_counter() - start))
+    opened = time.perf_counter() - start
+    keys, owners = records.keys(), records.owners()
+    named = time.perf_counter() - start - opened
+    assert len(keys) == len(owners)
+    moments = [0.0, *reports, opened]
+    silence = max(later - earlier for earlier, later in itertools.pairwise(moments))
+    what = "folder" if source.is_dir() else "table"
+    first = reports[0] if reports else opened
+    return Opening(what, len(keys), first, silence, opened, named, peak_memory() - before)
+
+
+def _write_folder(root: Path, files: int) -> Path:
+    """A folder of `files` files in subfolders: images, which are not read here, and captions."""
+    for number in range(files // 2):
+        place = root / "folder" / f"{number % _FOLDERS:03}"
+        if number < _FOLDERS:
+            place.mkdir(parents=True)
+        (place / f"{number:08}.jpg").touch()
+        (place / f"{number:08}.txt").write_text(f"a caption of number {number}")
+    return root / "folder"
+
+
+def _write_table(root: Path, rows: int) -> Path:
+    """A CSV of `rows` rows with five captions of each image, as Flickr30k's."""
+    with (root / "table.csv").open("w", encoding="utf-8") as file:
+        file.write("image,caption,split\n")
+        file.writelines(
+            f'images/{row // 5:09}.jpg,"a caption of the usual length, of number {row}",train\n' for row in range(rows)
+        )
+    return root / "table.csv"

@@ -244,6 +244,12 @@ def pack(
         Literal["keep", "jpeg", "png", "webp"], typer.Option(help="Format of the packed images.")
     ] = "keep",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEG and WebP.")] = 90,
+    max_pixels: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Images with more pixels are left out. Each thread takes up to 17 bytes per pixel of an image."
+        ),
+    ] = 89_478_485,
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
     separator: Separator = None,
@@ -322,7 +328,7 @@ def pack(
             out,
             splits=split_by or _parse_splits(splits),
             shard_samples=shard_samples,
-            encoding=packing.Encoding(resize=resize, format=format, quality=quality),
+            encoding=packing.Encoding(resize, format, quality, max_pixels),
             threads=threads,
             progress=bar.update,
             exclusion=exclusion,

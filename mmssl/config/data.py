@@ -99,8 +99,8 @@ class DataConfig(ConfigBase):
     augment_on: Literal["auto", "host", "device"] = "auto"
     """Place of flips and augmentations: one image at a time in the workers (`host`), or in batches on the model's
     device. Both draw the same parameters and differ by rounding only. `auto`: on the device if it is a GPU."""
-    max_pixels: int = Field(178_956_970, ge=1)
-    """Images with more pixels are refused before they are decoded (Pillow's own threshold)."""
+    max_pixels: int = Field(89_478_485, ge=1)
+    """Images with more pixels are refused before they are decoded (the size at which Pillow warns)."""
     max_member_mib: float = Field(64.0, gt=0)
     """Members larger than this are refused."""
     max_caption_chars: int = Field(20_000, ge=1)

@@ -34,6 +34,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
         415: "The upload is not an image.",
         421: "The Host header is not one of this server's names.",
         422: "A field is missing, wrong or too long, or the image is broken.",
+        431: "The request has too many headers, or too long ones.",
         500: "The server failed.",
         503: "The server is busy; Retry-After says when to try again.",
     }.items()

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import sys
 from collections.abc import Sequence
 from typing import BinaryIO, Literal, get_args
 
@@ -16,8 +15,6 @@ from mmssl.apps.serve.schemas import Caps, Guess, Guesses, Hits, Map, ModelFacts
 from mmssl.data.transforms import DecodeError, decoding
 from mmssl.inference import Model, ZeroShotClassifier
 
-_START_OF_SCAN = b"\xff\xda"
-"""A marker, which cannot occur within a scan."""
 THUMBNAIL = 320
 """Longer side of a thumbnail in pixels."""
 Method = Literal["rise", "occlusion"]
@@ -118,14 +115,13 @@ class Service:
         if content is None:
             raise RefusalError(404, f"image {row} cannot be read; its shard is not on this machine, or has changed")
         try:
-            header = decoding.read_header(content, sys.maxsize)
-            if header.width * header.height > self.limits.pixels:
-                raise RefusalError(404, f"image {row} is too large to be shown")
+            header = decoding.read_header(content, self.limits.pixels)
             shrink = max(header.width, header.height) / THUMBNAIL
             reduce = next((factor for factor in decoding.REDUCTIONS if shrink >= factor and header.reducible), 1)
             image = Image.fromarray(decoding.decode(content, header, reduce))
-        except DecodeError:
-            raise RefusalError(404, f"image {row} is broken") from None
+        except DecodeError as error:
+            what = "too large to be shown" if error.costly else "broken"
+            raise RefusalError(404, f"image {row} is {what}") from None
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         return _encoded(image, "JPEG")
 
@@ -139,9 +135,9 @@ class Service:
         if not 0 <= row < count:
             raise RefusalError(404, f"no image {row}; the index has {count}")
 
-    def _shorten(self, caption: str) -> str:
+    def _shorten(self, text: str) -> str:
         limit = self.limits.caption_chars
-        return caption if len(caption) <= limit else f"{caption[: limit - 1]}…"
+        return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
     def _nearest(self, embeddings: Embeddings, k: int) -> Hits:
         index = self._require_index()
@@ -150,7 +146,9 @@ class Service:
         hits = index.hits(numbers, similarities[0].tolist())
         return Hits(
             hits=[
-                SearchHit(row=row, similarity=hit.similarity, key=hit.key, caption=self._shorten(hit.caption))
+                SearchHit(
+                    row=row, similarity=hit.similarity, key=self._shorten(hit.key), caption=self._shorten(hit.caption)
+                )
                 for row, hit in zip(numbers, hits, strict=True)
             ]
         )
@@ -159,20 +157,13 @@ class Service:
         """Render an uploaded image for the model, uint8 [3, S, S]. Its size is checked before it is decoded."""
         content = upload.read()
         try:
-            header = decoding.read_header(content, sys.maxsize)
+            header = decoding.read_header(content, self.limits.pixels)
         except DecodeError as error:
-            raise RefusalError(415, str(error)) from None
-        if header.width * header.height > self.limits.pixels:
-            raise RefusalError(
-                413,
-                f"the image has {header.width} x {header.height} pixels, more than the limit of {self.limits.pixels:,}",
-            )
+            raise RefusalError(413 if error.costly else 415, str(error).removesuffix(" (data.max_pixels)")) from None
         if max(header.width, header.height) > self.limits.elongation * min(header.width, header.height):
             raise RefusalError(
                 422, f"the image is more than {self.limits.elongation} times as long as it is wide; crop it first"
             )
-        if header.format == "JPEG" and content.count(_START_OF_SCAN) > self.limits.scans:
-            raise RefusalError(422, f"the JPEG has more than {self.limits.scans} scans; save it anew")
         try:
             return self.model.render(content)
         except DecodeError as error:

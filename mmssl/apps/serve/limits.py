@@ -21,12 +21,10 @@ class ServerLimits:
     time."""
     elongation: int = 20
     """Longer side over shorter side. The shorter is scaled to the model's image size, and the longer grows with it."""
-    scans: int = 100
-    """Scans of a progressive JPEG; ten are usual. A scan may take a few bytes and the time of a complete image."""
     text_chars: int = 300
     """Longest text, label or prompt."""
     caption_chars: int = 1000
-    """Captions in answers are cut to this length."""
+    """Captions and keys in answers are cut to this length."""
     labels: int = 100
     """Labels per request."""
     hits: int = 100

@@ -35,7 +35,7 @@ class SearchHit(BaseModel):
 
     row: int = Field(description="Row number in the index, for /api/images/{row}.")
     similarity: float = Field(description="Cosine similarity with the query.")
-    key: str = Field(description="Name of the sample in its shard.")
+    key: str = Field(description="Name of the sample in its shard. Cut if it is very long.")
     caption: str = Field(description="Cut if it is very long.")
 
 

@@ -12,12 +12,16 @@ from fastapi import FastAPI, HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmssl.apps.serve.limits import ServerLimits
 from mmssl.errors import UserError
 
 CONNECTIONS = 256
 HEAD_BYTES = 16 << 10
+"""Largest request line with its headers."""
+HEADERS = 100
+"""Headers of a request; browsers and proxies send 10 to 40."""
 DRAIN_SECONDS = 2.0
 DRAIN_BYTES = 256 << 20
 """Bytes of a refused body that are read and dropped, so that the client gets to read the answer."""
@@ -65,8 +69,10 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
+        if scope["method"] == "HEAD":  # answered as GET; servers send no body for it
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
-        problem = self._check(headers)
+        problem = _check_head(scope) or self._check(headers)
         if problem is None:
             self._active += 1
             try:
@@ -105,6 +111,18 @@ class Guard:
             _log.exception("%s %s failed", scope["method"], scope["path"])
             return _problem(500, "the server failed; its log says why")
         return None
+
+
+def _check_head(scope: Scope) -> JSONResponse | None:
+    """The refusal of a request line and headers that are too large. The server checks those that arrive in pieces."""
+    fields = [
+        scope.get("raw_path") or b"",
+        scope.get("query_string", b""),
+        *(part for pair in scope["headers"] for part in pair),
+    ]
+    if len(scope["headers"]) > HEADERS or sum(map(len, fields)) > HEAD_BYTES:
+        return _problem(431, f"the request has more than {HEADERS} headers, or {HEAD_BYTES:,} bytes of them")
+    return None
 
 
 def _limit_body(receive: Receive, limits: ServerLimits) -> Receive:
@@ -183,16 +201,42 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen on {host}:{port}: {reason}; give another --host or --port") from None
 
 
+class Connection(H11Protocol):
+    """A connection that makes place for a new one while it waits for a request.
+
+    Uvicorn has no deadline for the first request of a connection, so idle ones would keep everybody else out.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Close the connection that has waited longest if there is no place."""
+        self.waiting_since = self.loop.time()
+        self.dropped = False
+        held = [other for other in self.connections if isinstance(other, Connection) and not other.dropped]
+        if self.limit_concurrency is not None and len(held) >= self.limit_concurrency - 1:
+            waiting = [other for other in held if other.cycle is None or other.cycle.response_complete]
+            if waiting:
+                oldest = min(waiting, key=lambda other: other.waiting_since)
+                oldest.dropped = True
+                oldest.transport.abort()
+        super().connection_made(transport)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        self.waiting_since = self.loop.time()
+        super().on_response_complete()
+
+
 def make_server(app: FastAPI, connections: int = CONNECTIONS) -> uvicorn.Server:
     """A server; `run(sockets=[...])` serves until it is interrupted.
 
     Args:
-        connections: with this number open, further requests get status 503.
+        connections: with fewer than this number open, a new one is served. Otherwise it takes the place of one that
+            waits for a request, or gets status 503 if there is none.
     """
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_level="warning",

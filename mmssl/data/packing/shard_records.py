@@ -16,6 +16,7 @@ from mmssl.data.shards import SampleLimits
 from mmssl.data.shards.account import DAMAGED
 from mmssl.data.shards.causes import cause_of, remedy_of
 from mmssl.data.shards.damage import describe_tail
+from mmssl.data.shards.headers import TarError
 from mmssl.data.shards.samples import (
     UNCOUNTED,
     Group,
@@ -27,7 +28,7 @@ from mmssl.data.shards.samples import (
     scattered_groups,
 )
 from mmssl.data.shards.shard_index import describe_damage, windowed
-from mmssl.data.shards.tar import Archive, TarError
+from mmssl.data.shards.tar import Archive
 from mmssl.errors import UserError
 from mmssl.files import open_regular
 

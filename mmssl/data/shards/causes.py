@@ -22,9 +22,16 @@ _REMEDIES = (
     ("no text", "put KEY.txt, or KEY.json with a caption, beside KEY.jpg in the tar"),
     ("no image", "put KEY.jpg beside KEY.txt in the tar"),
     ("the caption is empty", f"write a caption, or pack without these samples: {_PACK}"),
+    (
+        "data.max_pixels",
+        "shrink them once: mmssl shards pack SOURCE --out FOLDER --resize 512 --max-pixels N; or raise data.max_pixels "
+        "in training",
+    ),
+    ("save it anew", "open and save these images in another program"),
     ("more than the limit of", "raise --max-member-mib of the commands, data.max_member_mib in training"),
     (" is refused: ", "store the file itself: tar --dereference --hard-dereference --sort=name"),
     ("is cut", "get the shard again"),
+    ("holds zero bytes", "get the shard again, or convert the captions from UTF-16 to UTF-8"),
     (
         "names the field",
         "name a field that the samples have: --caption '{FIELD}', data.captions=['{FIELD}'] in training",

@@ -2,7 +2,8 @@
 
 import string
 
-from mmssl.data.shards.tar import BLOCK, Archive
+from mmssl.data.shards.headers import BLOCK
+from mmssl.data.shards.tar import Archive
 
 _RECORD = 20 * BLOCK
 """Bytes to whose multiple tar writers pad an archive."""

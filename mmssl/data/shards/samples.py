@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-from mmssl.data.shards.tar import Archive, Member, TarError
+from mmssl.data.shards.headers import TarError
+from mmssl.data.shards.tar import Archive, Member
 from mmssl.types import Sample
 
 _COMMON_IMAGES = ("jpg", "jpeg", "jfif", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -262,11 +263,11 @@ def _adjacent(archive: Archive, limits: SampleLimits) -> Iterator[Group]:
     except TarError as error:
         names = limits.members.split(error.name) if error.name is not None else None
         if group is not None and names is not None and group.key == names[0]:
-            group.faults[names[1]] = cut_reason(names[1])
+            group.faults[names[1]] = f".{names[1]} {error.reason}"
         if group is not None:
             yield group
         if names is not None and (group is None or group.key != names[0]):
-            yield Group(names[0], error.offset, archive.size, defect=cut_reason(names[1]))
+            yield Group(names[0], error.offset, archive.size, defect=f".{names[1]} {error.reason}")
         raise
     if group is not None:
         yield group
@@ -481,17 +482,21 @@ def read_fields(group: Group, read: Callable[[int, int], bytes]) -> dict[str, An
 
 
 def _bytes_of(member: Member, read: Callable[[int, int], bytes]) -> bytes:
-    found = read(member.data, member.data + member.size)
-    if len(found) < member.size:
+    found = read(member.data, member.end)
+    if len(found) < member.end - member.data:
         raise SampleError(f"{member.name!r} is cut")
-    return found
+    return found[: member.size]
 
 
 def _decode(content: bytes, extension: str) -> str:
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SampleError(f".{extension} is not UTF-8 (byte {error.start})") from None
+    if "\0" in text:
+        # A download that reserved its space and left a hole.
+        raise SampleError(f".{extension} holds zero bytes")
+    return text
 
 
 def _parse_json(content: bytes) -> dict[str, Any]:

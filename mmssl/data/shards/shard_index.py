@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmssl.data.shards.damage import describe_foreign, describe_tail
+from mmssl.data.shards.headers import TarError
 from mmssl.data.shards.samples import (
     UNCOUNTED,
     USUAL_MEMBERS,
@@ -21,12 +22,12 @@ from mmssl.data.shards.samples import (
     groups,
     join_parts,
 )
-from mmssl.data.shards.tar import Archive, ReadAt, TarError
+from mmssl.data.shards.tar import Archive, ReadAt
 from mmssl.errors import UserError
 from mmssl.files import open_regular
 
 _WINDOW = 16 << 10
-RULES = 2
+RULES = 3
 """Version of the rules for what a sample is. An index of other rules is made again where its shard is at hand."""
 
 Offsets = NDArray[np.uint64]

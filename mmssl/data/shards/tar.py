@@ -1,4 +1,4 @@
-"""A reader of tar headers that trusts no byte of them: names, offsets and sizes of the members.
+"""A reader of tars that trusts no byte of them: names, offsets and sizes of the members.
 
 It reads regular members of ustar, GNU (long names) and pax archives. Every other kind is refused by name.
 """
@@ -6,19 +6,30 @@ It reads regular members of ustar, GNU (long names) and pax archives. Every othe
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-BLOCK = 512
-_MAX_EXTENSION_BYTES = 1 << 20
-"""Longer names and pax records count as damage."""
-_REFUSED = {
+from mmssl.data.shards.headers import (
+    BLOCK,
+    EXTENSIONS,
+    MAX_EXTENSION_BYTES,
+    Extensions,
+    TarError,
+    check_block,
+    name_of,
+    padded,
+    size_of,
+)
+
+_FOLDER = "folder"
+_OTHERS = {
     b"1": "hard link",
     b"2": "symbolic link",
     b"3": "device",
     b"4": "device",
-    b"5": "folder",
+    b"5": _FOLDER,
     b"6": "pipe",
     b"S": "sparse file",
 }
-_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
+_OLD_FILE = b"\0"
+_FILES = (b"0", _OLD_FILE, b"7")
 
 ReadAt = Callable[[int, int], bytes]
 """`read(offset, count)` returns `count` bytes, or fewer at the end of the archive."""
@@ -43,20 +54,6 @@ class Member:
         return self.data + padded(self.size)
 
 
-class TarError(ValueError):
-    """The archive cannot be read further. `name` is the damaged member, if known."""
-
-    def __init__(self, message: str, offset: int, name: str | None = None) -> None:
-        super().__init__(f"{message} at byte {offset}")
-        self.offset = offset
-        self.name = name
-
-
-def padded(size: int) -> int:
-    """`size` rounded up to whole blocks."""
-    return -(-size // BLOCK) * BLOCK
-
-
 class Archive:
     """The files of a tar of `size` bytes, read through `read`."""
 
@@ -72,39 +69,57 @@ class Archive:
         Stops at the end marker (a block of zeros) or at the end of the bytes.
 
         Raises:
-            TarError: a header is damaged, or a member reaches past `size`.
+            TarError: a header is damaged, a member reaches past `size`, or tar readers differ on where the next begins.
         """
         self.end = 0
         while (member := self._member(self.end)) is not None:
             self.end = member.end
-            if member.refused != "folder":
+            if member.refused != _FOLDER:
                 yield member
 
     def _member(self, start: int) -> Member | None:
         """The file whose first header is at `start`, or None at the end."""
-        position, long_name, pax = start, None, {}
+        position, before = start, Extensions()
         while (block := self._block(position)) is not None:
-            kind, count, data = block[156:157], _number(block[124:136], position), position + BLOCK
-            if kind in (b"L", b"K", b"x", b"X", b"g"):
-                content = _extension(self.read, data, count, position)
-                if kind == b"L":
-                    long_name = _text(content)
-                elif kind in (b"x", b"X"):
-                    pax = _pax_records(content, position)
-                position = data + padded(count)
-                continue
-            name = pax.get("path") or long_name or _name(block)
-            if "size" in pax:
-                count = _decimal(pax["size"], position)
-            if kind in _WITHOUT_DATA:
-                count = 0
-            if data + count > self.size:
-                message = f"{name!r} is cut: {count} bytes promised, {self.size - data} present"
-                raise TarError(message, start, name)
-            return Member(name, start, data, count, _refusal(kind, name, pax))
+            kind, data = block[156:157], position + BLOCK
+            if kind not in EXTENSIONS:
+                return self._file(block, start, data, before)
+            count = size_of(block, position)
+            before.add(kind, self._extension(data, count, position), position)
+            position = data + padded(count)
         if position != start:
             raise TarError("the archive ends after a long name", start)
         return None
+
+    def _file(self, block: bytes, start: int, data: int, before: Extensions) -> Member:
+        """The member of a header, whose bytes begin at `data`."""
+        kind, (name, refused) = block[156:157], name_of(block)
+        name = name if before.name is None else before.name
+        count = size_of(block, data - BLOCK) if before.size is None else before.size
+        what = _kind_of(kind, name, block)
+        disputed = before.disputed
+        if what is not None and (count or kind == b"S"):
+            # Readers skip these bytes or take them for the next header; that of a sparse file may have more blocks.
+            disputed = disputed or f"{what} of {count} bytes"
+        if disputed is not None:
+            raise TarError(f"{name!r} is refused ({disputed})", start, name, f"is refused: {disputed}")
+        if data + padded(count) > self.size:
+            present = self.size - data
+            missing = f"{count} bytes promised, {present} present" if count > present else "its last block is not full"
+            raise TarError(f"{name!r} is cut: {missing}", start, name)
+        return Member(name, start, data, count, what or before.refused or refused or _name_refusal(name))
+
+    def _extension(self, data: int, count: int, position: int) -> bytes:
+        """The content of a long name or of pax records."""
+        if count > MAX_EXTENSION_BYTES:
+            raise TarError("damaged header (a name of more than 1 MiB)", position)
+        content = self.read(data, padded(count))
+        if len(content) < padded(count):
+            raise TarError("the archive ends inside a long name", position)
+        # Python's tarfile reads on in the padding.
+        if content[count:].strip(b"\0"):
+            raise TarError("damaged header (bytes behind a long name)", position)
+        return content[:count]
 
     def _block(self, position: int) -> bytes | None:
         """The header at `position`, or None at the end of the archive."""
@@ -117,78 +132,18 @@ class Archive:
             raise TarError("the archive ends inside a header", position)
         if block.count(0) == BLOCK:
             return None
-        _check_sum(block, position)
+        check_block(block, position)
         return block
 
 
-def _check_sum(block: bytes, position: int) -> None:
-    stored = _number(block[148:156], position)
-    rest = block[:148] + block[156:]
-    if stored == sum(rest) + 256:
-        return
-    # Some old writers summed signed characters.
-    if stored != sum(rest) + 256 - 256 * sum(byte > 127 for byte in rest):
-        raise TarError("damaged header", position)
+def _kind_of(kind: bytes, name: str, block: bytes) -> str | None:
+    """What a member is, in words; None for a regular file."""
+    if kind not in _FILES:
+        return _OTHERS.get(kind, f"member of unknown type {kind!r}")
+    # The header's own name counts for Python's tarfile, and the final one for others.
+    old_name = block[:100].partition(b"\0")[0] if kind == _OLD_FILE else b""
+    return _FOLDER if name.endswith("/") or old_name.endswith(b"/") else None
 
 
-def _number(field: bytes, position: int) -> int:
-    """Octal digits, or GNU's base-256 for larger numbers."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    digits = field.partition(b"\0")[0].strip() or b"0"
-    if digits.strip(b"01234567"):
-        raise TarError("damaged header", position)
-    return int(digits, 8)
-
-
-def _decimal(text: str, position: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise TarError("damaged pax header", position)
-    return int(text)
-
-
-def _extension(read: ReadAt, data: int, count: int, position: int) -> bytes:
-    if count > _MAX_EXTENSION_BYTES:
-        raise TarError("damaged header (a name of more than 1 MiB)", position)
-    content = read(data, count)
-    if len(content) < count:
-        raise TarError("the archive ends inside a long name", position)
-    return content
-
-
-def _pax_records(content: bytes, position: int) -> dict[str, str]:
-    """Records of the form `LENGTH key=value\\n`, where LENGTH counts the whole record."""
-    records = {}
-    content = content.rstrip(b"\0")
-    begin = 0
-    while begin < len(content):
-        digits = content[begin : begin + 20].partition(b" ")[0]
-        end = begin + _decimal(digits.decode("latin-1"), position)
-        key, equals, value = content[begin + len(digits) + 1 : end].partition(b"=")
-        if not equals or end > len(content) or value[-1:] != b"\n":
-            raise TarError("damaged pax header", position)
-        records[_text(key)] = _text(value[:-1])
-        begin = end
-    return records
-
-
-def _name(block: bytes) -> str:
-    name = _text(block[:100])
-    has_prefix = block[257:263] == b"ustar\0" and block[345] != 0
-    return f"{_text(block[345:500])}/{name}" if has_prefix else name
-
-
-def _text(field: bytes) -> str:
-    return field.partition(b"\0")[0].decode("utf-8", errors="backslashreplace")
-
-
-def _refusal(kind: bytes, name: str, pax: dict[str, str]) -> str | None:
-    if kind in _REFUSED:
-        return _REFUSED[kind]
-    if any(key.startswith("GNU.sparse") for key in pax):
-        return "sparse file"
-    if kind not in (b"0", b"\0", b"7"):
-        return f"member of unknown type {kind!r}"
-    if name.startswith("/") or ".." in name.split("/"):
-        return "name that leaves the folder"
-    return None
+def _name_refusal(name: str) -> str | None:
+    return "name that leaves the folder" if name.startswith("/") or ".." in name.split("/") else None

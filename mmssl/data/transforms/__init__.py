@@ -5,7 +5,8 @@
 
 from mmssl.data.transforms import captions, decoding, views
 from mmssl.data.transforms.augment import finish_views
-from mmssl.data.transforms.decoding import DecodeError, Pixels
+from mmssl.data.transforms.caps import DecodeError
+from mmssl.data.transforms.decoding import Pixels
 from mmssl.data.transforms.render import Rendered, Renderer
 from mmssl.data.transforms.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mmssl.data.transforms.views import EvalView

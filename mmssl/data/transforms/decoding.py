@@ -4,7 +4,6 @@ Formats are recognised by their first bytes, and only plain raster formats are r
 try formats that call external programs.
 """
 
-import io
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageFile
 
+from mmssl.data.transforms.caps import (
+    MAX_SEGMENTS,
+    SLOW_DECODERS,
+    CostlyError,
+    CountedFile,
+    DecodeError,
+    check_claims,
+    check_scans,
+    check_size,
+    check_slow,
+)
 from mmssl.data.transforms.formats import describe_unread, find_reader
 
 Pixels = npt.NDArray[np.uint8]
 
-MAX_PIXELS = 178_956_970
-"""Default cap on an image's size in pixels (Pillow's own warning threshold)."""
+MAX_PIXELS = 89_478_485
+"""Default cap on an image's size in pixels: from here on Pillow warns of a decompression bomb. Decoding one that large
+takes up to 1.5 GB."""
 REDUCTIONS = (8, 4, 2)
 """Factors by which a JPEG can be decoded smaller (DCT scaling), largest first."""
 
@@ -28,10 +39,6 @@ _DEPTHS = (8, 10, 12, 14, 16)
 _ROWS = 64
 _EXIF_ORIENTATION = 0x0112
 _EXIF_SHORT = 3
-
-
-class DecodeError(ValueError):
-    """An unusable image. The message is one line with the reason."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +61,20 @@ def read_header(image: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     """Read format, displayed size and orientation of an encoded image, without decoding it.
 
     Raises:
-        DecodeError: unknown format, broken header, no pixels, or more than `max_pixels`.
+        DecodeError: unknown format, broken header, or no pixels.
+        CostlyError: more than `max_pixels`, or an image that would take too much time or memory in another way.
     """
-    header = _jpeg_header(image) if image[:3] == b"\xff\xd8\xff" else None
+    is_jpeg = image[:3] == b"\xff\xd8\xff"
+    header = _jpeg_header(image) if is_jpeg else None
     if header is None:
-        header = _pillow_header(_open(image))
-    if header.width * header.height > max_pixels:
-        raise DecodeError(
-            f"the image has {header.width} x {header.height} pixels, "
-            f"more than the limit of {max_pixels:,} (data.max_pixels)"
-        )
-    if header.width < 1 or header.height < 1:
-        raise DecodeError(f"the image has {header.width} x {header.height} pixels; at least 1 x 1 is needed")
+        check_claims(image, max_pixels)
+        opened = _open(image)
+        header = _pillow_header(opened)
+        if _is_slow(opened):
+            check_slow(image, header.width, header.height)
+    check_size(header.width, header.height, max_pixels)
+    if is_jpeg:
+        check_scans(image, header.width * header.height)
     return header
 
 
@@ -158,7 +167,9 @@ def _jpeg_header(image: bytes) -> Header | None:
 def _jpeg_orientation(image: bytes) -> int:
     """EXIF orientation from the JPEG markers before the pixel data."""
     at = 2
-    while at + 4 <= len(image) and image[at] == 0xFF:
+    for _ in range(MAX_SEGMENTS):
+        if at + 4 > len(image) or image[at] != 0xFF:
+            break
         marker = image[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
@@ -189,16 +200,23 @@ def _exif_orientation(tiff: bytes) -> int:
     return 1
 
 
-def _open(image: bytes) -> Image.Image:
+def _open(image: bytes) -> ImageFile.ImageFile:
     """Open an image with the Pillow reader that matches its first bytes. Pixels are not read yet."""
     reader = find_reader(image)
     if reader is None:
         raise DecodeError(describe_unread(image))
     try:
         # Not Image.open: the pixel cap is the caller's, not Pillow's global one.
-        return reader(io.BytesIO(image))
+        return reader(CountedFile(image))
+    except DecodeError:
+        raise
     except Exception as error:  # Pillow's readers raise any kind of exception on broken bytes
         raise _broken(error) from error
+
+
+def _is_slow(image: ImageFile.ImageFile) -> bool:
+    """True if Pillow decodes the opened image in Python."""
+    return any(tile.codec_name in SLOW_DECODERS for tile in image.tile)
 
 
 def _pillow_header(image: Image.Image) -> Header:
@@ -227,6 +245,8 @@ def _decode_jpeg(image: bytes, header: Header, reduce: int) -> Pixels | None:
 
 def _decode_pillow(image: bytes) -> Pixels:
     opened = _open(image)
+    if isinstance(opened.fp, CountedFile):
+        opened.fp.begin_pixels(slow=_is_slow(opened))
     try:
         opened.load()
         return rgb_pixels(opened)
@@ -238,7 +258,7 @@ def _decode_pillow(image: bytes) -> Pixels:
 
 def _broken(error: Exception) -> DecodeError:
     if isinstance(error, Image.DecompressionBombError):
-        return DecodeError("the image claims more pixels than any format reader takes")
+        return CostlyError("the image claims more pixels than any format reader takes")
     return DecodeError(f"the image is broken or cut: {' '.join(str(error).split()) or type(error).__name__}")
 
 

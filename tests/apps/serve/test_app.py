@@ -4,12 +4,16 @@ import base64
 import hashlib
 import io
 import re
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mmssl.apps.explain import explain, image_maps, overlay
 from mmssl.apps.search import Hit, Index, exact_nearest
@@ -126,6 +130,33 @@ def test_the_page_is_whole_and_its_policy_lets_only_its_own_script_run(client: T
     assert "//" not in re.sub(r"(?m)(^| )// .*$", "", answer.text)
 
 
+@pytest.mark.parametrize("proxied", [False, True], ids=["mounted", "behind a proxy"])
+def test_the_page_works_under_a_prefix(model: Model, index: Index, proxied: bool) -> None:
+    """Mounted in another application, or behind a proxy that cuts the prefix off: each address that the script of the
+    page asks is answered, when a browser resolves it against the page's own address."""
+    app = create_app(model, index)
+    outer = Starlette(routes=[Mount("/find/images", app=_Proxy(app) if proxied else app)])
+    client = TestClient(outer, base_url="http://localhost")
+    page = client.get("/find/images/")
+    addresses = set(re.findall(r"""["`](/?api/[a-z/]*)""", page.text))
+    assert addresses == {"api/model", "api/search", "api/labels", "api/map", "api/images/"}
+    for address in addresses:
+        url = urljoin(str(page.url), f"{address}0" if address.endswith("/") else address)
+        assert client.get(url).status_code in (200, 405, 422), url
+    assert client.get("/api/model").status_code == 404
+
+
+class _Proxy:
+    """Passes requests on without the prefix, and without telling of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope["root_path"])
+        await self.app({**scope, "path": path, "raw_path": path.encode(), "root_path": ""}, receive, send)
+
+
 def test_without_an_index_there_is_no_search(model: Model) -> None:
     """Labels and maps are there; what needs an index says how to have one."""
     client = TestClient(create_app(model), base_url="http://localhost")
@@ -157,11 +188,12 @@ def test_images_whose_shard_is_gone_or_changed_are_not_shown(
 
 
 def test_long_captions_are_cut(model: Model, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A caption as long as a book becomes 1,000 characters in an answer."""
+    """A caption as long as a book becomes 1,000 characters in an answer, and so does a key."""
     client = TestClient(create_app(model, index), base_url="http://localhost")
-    monkeypatch.setattr(index, "hits", lambda rows, _: [Hit(0.5, "shard", "key", "ab" * 50_000) for _ in rows])
+    monkeypatch.setattr(index, "hits", lambda rows, _: [Hit(0.5, "shard", "k" * 50_000, "ab" * 100_000) for _ in rows])
     (hit,) = client.get("/api/search", params={"text": "a", "k": 1}).json()["hits"]
     assert hit["caption"] == "ab" * 499 + "a…"
+    assert hit["key"] == "k" * 999 + "…"
 
 
 def test_an_index_of_another_model_is_refused(index: Index) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
 from mmssl.apps.search import Index, embed_shards
@@ -41,8 +42,11 @@ def hostile_index(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Ind
 
 @pytest.fixture(scope="module")
 def url(model: Model, hostile_index: Index) -> Iterator[str]:
-    with serving(create_app(model, hostile_index)) as (port, _):
-        yield f"http://127.0.0.1:{port}/"
+    """The page under a prefix, as behind a proxy."""
+    outer = FastAPI()
+    outer.mount("/some/images", create_app(model, hostile_index))
+    with serving(outer) as (port, _):
+        yield f"http://127.0.0.1:{port}/some/images/"
 
 
 @pytest.fixture

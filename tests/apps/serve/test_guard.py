@@ -48,14 +48,20 @@ def test_what_is_no_image_is_refused(model: Model, index: Index, name: str, cont
         assert answer.headers["content-type"] == "application/json"
 
 
+_SCAN = b"\xff\xda"
+
+
 def test_a_jpeg_of_many_scans_is_refused(client: TestClient) -> None:
     """Scans of a few bytes, each of which takes the time of an image, are counted before any is decoded; a usual
     progressive JPEG passes."""
     usual = image(kind="JPEG", progressive=True)
     assert client.post("/api/search", files=sent(usual)).status_code == 200
-    hostile = usual[:-2] + 200 * usual[usual.rindex(b"\xff\xda") : -2] + usual[-2:]
+    hostile = usual[:-2] + 200 * usual[usual.rindex(_SCAN) : -2] + usual[-2:]
     answer = client.post("/api/search", files=sent(hostile))
-    assert (answer.status_code, answer.json()["detail"]) == (422, "the JPEG has more than 100 scans; save it anew")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        413,
+        f"the JPEG has {hostile.count(_SCAN)} scans; save it anew",
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,6 +167,23 @@ def test_only_own_names_are_answered(model: Model, host: str, allowed: bool) -> 
     assert client.get("/api/model", headers={"Host": host}).status_code == (200 if allowed else 421)
     assert client.get("/", headers={"Origin": f"https://{host}"}).status_code == (200 if allowed else 403)
     assert client.get("/", headers={"Origin": "null"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        {"headers": {"X": "y" * 20_000}},
+        {"headers": [("X", "y")] * 2000},
+        {"headers": {"x" * 20_000: "y"}},
+        {"params": {"text": "a", "x": "y" * 20_000}},
+    ],
+    ids=["value", "number", "name", "query"],
+)
+def test_heads_are_bounded(client: TestClient, request_of: dict[str, Any]) -> None:
+    """20 kB of headers or query, and 2,000 headers, get 431 even if they arrive in one piece."""
+    answer = client.get("/api/search", **request_of)
+    assert answer.status_code == 431
+    assert "16,384 bytes" in answer.json()["detail"]
 
 
 def test_every_answer_has_the_security_headers(client: TestClient) -> None:

@@ -4,8 +4,9 @@ import gc
 import http.client
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from tests.helpers.live_server import connect, rest, serving
 from tests.helpers.uploads import image
 
 HEAD = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\n"
+HEALTH = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 FORM = b"Content-Type: multipart/form-data; boundary=b\r\n"
 GROWTH = 48 << 20
 """Bytes that the process may grow by over 300 uploads of 700 KB, after a warm-up."""
@@ -113,21 +115,66 @@ def test_an_upload_over_the_cap_is_told_so(live: Live) -> None:
         assert b'{"detail":"the upload has more than 10,485,760 bytes"}' in answer
 
 
-def test_connections_beyond_the_cap_are_refused(model: Model) -> None:
-    """Connections that were open before are served. A further one gets status 503 and is closed; when one of the others
-    is closed, a new one is served."""
-    with serving(create_app(model), connections=3) as (port, _):
-        first, second = connect(port), connect(port)
-        with connect(port) as third:
-            third.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert rest(third).startswith(b"HTTP/1.1 503 ")
-        for connection in (first, second):
-            with connection:
-                connection.sendall(b"GET /api/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+def test_idle_connections_keep_nobody_out(live: Live) -> None:
+    """With 300 connections that send nothing, or half a request, a new one is answered at once; the oldest is closed,
+    and one that has not waited long is answered later."""
+    with ExitStack() as stack:
+        held = [stack.enter_context(connect(live[0])) for _ in range(300)]
+        for connection in held[::2]:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: local")
+        begin = time.monotonic()
+        for _ in range(5):
+            with connect(live[0]) as connection:
+                connection.sendall(HEALTH)
                 assert rest(connection).startswith(b"HTTP/1.1 200 ")
+        assert time.monotonic() - begin < 3
+        assert rest(held[0]) == b""
+        held[-1].sendall(HEALTH)
+        assert rest(held[-1]).startswith(b"HTTP/1.1 200 ")
+
+
+def test_connections_beyond_the_cap_are_refused(model: Model) -> None:
+    """Connections whose request is in work keep their place. A further one gets status 503 and is closed; when one of
+    the others is closed, a new one is served."""
+    with serving(create_app(model), connections=3) as (port, server), connect(port) as first, connect(port) as second:
+        for connection in (first, second):
+            connection.sendall(HEAD + FORM + b"Content-Length: 5000\r\n\r\n" + body(b"x" * 2000)[:1000])
+        _wait_until(lambda: len(server.server_state.tasks) == 2)
+        with connect(port) as third:
+            third.sendall(HEALTH)
+            assert rest(third).startswith(b"HTTP/1.1 503 ")
+        first.close()
+        _wait_until(lambda: len(server.server_state.connections) == 1)
         with connect(port) as later:
-            later.sendall(b"GET /api/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            later.sendall(HEALTH)
             assert rest(later).startswith(b"HTTP/1.1 200 ")
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_head_is_answered_as_get_without_a_body(live: Live) -> None:
+    """Status, length and type of the page, an answer and an image are those of GET, and nothing follows them; a route
+    that only takes uploads refuses both."""
+    for path, status in (("/", 200), ("/api/model", 200), ("/api/images/0", 200), ("/api/labels", 405)):
+        answers = []
+        for method in ("GET", "HEAD"):
+            with connect(live[0]) as connection:
+                connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+                answers.append(rest(connection).partition(b"\r\n\r\n"))
+        (head_of_get, _, content), (head, _, nothing) = answers
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        assert b"\r\ncontent-length: %d\r\n" % len(content) in head
+        assert _without_date(head) == _without_date(head_of_get)
+        assert nothing == b""
+
+
+def _without_date(head: bytes) -> list[bytes]:
+    return [line for line in head.split(b"\r\n") if not line.startswith(b"date:")]
 
 
 @pytest.mark.parametrize(
@@ -138,10 +185,22 @@ def test_connections_beyond_the_cap_are_refused(model: Model) -> None:
         b"GET http://evil.example/ HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
         b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+        HEALTH[:-2] + b"X: " + b"y" * 20_000 + b"\r\n\r\n",
+        HEALTH[:-2] + b"X: y\r\n" * 2000 + b"\r\n",
         HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\n",
         HEAD + b"Content-Length: -1\r\nConnection: close\r\n\r\n",
     ],
-    ids=["TLS", "a long header", "a proxy's request", "no Host", "two Hosts", "two lengths", "a negative length"],
+    ids=[
+        "TLS",
+        "a long header",
+        "a proxy's request",
+        "no Host",
+        "two Hosts",
+        "20 kB",
+        "many headers",
+        "two lengths",
+        "a negative length",
+    ],
 )
 def test_what_is_no_request_gets_a_client_error(live: Live, words: bytes) -> None:
     """A status from 400 to 499, and the server goes on."""

@@ -18,12 +18,16 @@ import pytest
 from PIL import Image
 
 from mmssl.data import iter_samples
+from mmssl.data.health import survey_shards
 from mmssl.data.packing.packer import BAD, Encoding, pack
 from mmssl.data.packing.records import RecordError, Records
 from mmssl.data.packing.tables import open_records
+from mmssl.data.transforms import DecodeError, EvalView
+from mmssl.data.transforms.decoding import MAX_PIXELS
 from mmssl.errors import UserError
 from mmssl.types import Sample
-from tests.helpers.images import encode, orientation, photo
+from tests.helpers.images import encode, orientation, photo, png_of
+from tests.helpers.tars import tar_bytes
 
 CAPTIONS = [f"caption {i}, with “quotes”" for i in range(12)]
 
@@ -348,6 +352,27 @@ def test_a_image_too_large_for_its_format_is_left_out(tmp_path: Path) -> None:
     ((key, reason),) = packed.bad
     assert key == "wide"
     assert "cannot be written as WEBP" in reason
+
+
+def test_the_cap_on_pixels_is_that_of_every_verb_and_can_be_raised(tmp_path: Path) -> None:
+    """One pixel beyond it, an image is left out of shards with the option to use it, and `check` and a model refuse it
+    too; with another cap it is packed."""
+    side = 1 + math.isqrt(MAX_PIXELS)
+    (tmp_path / "a").mkdir()
+    for name, content in (("huge", png_of(side, side)), ("small", image(1))):
+        (tmp_path / "a" / f"{name}.png").write_bytes(content)
+        (tmp_path / "a" / f"{name}.txt").write_text("a caption")
+    packed = pack(open_records(tmp_path / "a"), tmp_path / "b")
+    assert packed.account.used == 1
+    assert f"{side} x {side} pixels" in packed.account.text()
+    assert "--max-pixels" in packed.account.text()
+    (tmp_path / "c.tar").write_bytes(tar_bytes([("k.png", png_of(side, side)), ("k.txt", b"a caption")]))
+    assert "data.max_pixels" in survey_shards([str(tmp_path / "c.tar")]).bad[0].error
+    with pytest.raises(DecodeError, match=r"data\.max_pixels"):
+        EvalView(16)(png_of(side, side))
+    for cap, used in ((119, 0), (120, 1)):
+        out = tmp_path / f"cap{cap}"
+        assert pack(open_records(tmp_path / "a"), out, encoding=Encoding(max_pixels=cap)).account.used == used
 
 
 def test_row_groups_are_read_once_however_many_threads_there_are(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mmssl.data.transforms.decoding import DecodeError, Header, decode, read_header
+from mmssl.data.transforms.caps import DecodeError
+from mmssl.data.transforms.decoding import Header, decode, read_header
 from tests.helpers.images import encode, mean_difference, orientation, photo, png_of, psnr
 
 JPEGS = [

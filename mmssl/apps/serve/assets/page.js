@@ -13,6 +13,7 @@
     if (!stay) fade = setTimeout(() => { status.textContent = ""; }, SAID_FOR);
   }
 
+  // Addresses are relative to the page, so that it works under a prefix too.
   async function ask(path, body) {
     const response = await fetch(path, body ? { method: "POST", body } : {}).catch(() => {
       throw new Error("The server does not answer. Is it still running?");
@@ -62,12 +63,12 @@
     const words = hit.caption || hit.key;
     const image = item.querySelector("img"), button = item.querySelector("button");
     image.alt = words;
-    image.src = `/api/images/${hit.row}`;
+    image.src = `api/images/${hit.row}`;
     item.querySelector(".caption").textContent = words;
     item.querySelector(".note").textContent = `similarity ${hit.similarity.toFixed(3)}`;
     button.setAttribute("aria-label", `More like this: ${words}`);
     button.addEventListener("click", () =>
-      work(button, "Searching.", () => find(`Images like “${words}”`, `/api/images/${hit.row}/nearest`)));
+      work(button, "Searching.", () => find(`Images like “${words}”`, `api/images/${hit.row}/nearest`)));
     return item;
   }
 
@@ -75,7 +76,7 @@
     event.preventDefault();
     const text = $("text").value.trim();
     if (text) work(event.submitter ?? $("find-form").querySelector("button"), "Searching.", () =>
-      find(`Images for “${text}”`, `/api/search?${new URLSearchParams({ text })}`));
+      find(`Images for “${text}”`, `api/search?${new URLSearchParams({ text })}`));
   });
 
   // One's own image
@@ -109,7 +110,7 @@
   document.addEventListener("paste", (event) => choose([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
 
   $("similar").addEventListener("click", () =>
-    work($("similar"), "Searching.", () => find("Images like yours", "/api/search", form([]))));
+    work($("similar"), "Searching.", () => find("Images like yours", "api/search", form([]))));
 
   // Labels and words, with bars
 
@@ -132,7 +133,7 @@
     const labels = [...new Set($("labels").value.split(/[\n,]/).map((label) => label.trim()).filter(Boolean))];
     if (!labels.length) return;
     work(event.submitter ?? $("labels-form").querySelector("button"), "Classifying.", async () => {
-      const { labels: guesses } = await ask("/api/labels", form(labels.map((label) => ["labels", label])));
+      const { labels: guesses } = await ask("api/labels", form(labels.map((label) => ["labels", label])));
       $("guesses").replaceChildren(...guesses.map((guess) =>
         bar(guess.label, `${(100 * guess.probability).toFixed(1)} %`, guess.probability, (button) => {
           $("word").value = guess.label;
@@ -145,7 +146,7 @@
 
   function locate(button, text) {
     return work(button, "Looking. This takes a few seconds.", async () => {
-      const found = await ask("/api/map", form([["text", text]]));
+      const found = await ask("api/map", form([["text", text]]));
       const said = `Orange is where the model sees “${text}”; similarity ${found.similarity.toFixed(3)}.`;
       $("overlay").src = found.overlay;
       $("overlay").alt = `Your image as the model sees it, with a map. ${placed(found.grid)}`;
@@ -175,7 +176,7 @@
     if (text) locate(event.submitter ?? $("map-form").querySelector("button"), text);
   });
 
-  ask("/api/model").then((facts) => {
+  ask("api/model").then((facts) => {
     limits = facts.limits;
     for (const id of ["text", "word"]) $(id).maxLength = limits.text_chars;
     const words = facts.images === null ? "no index, so nothing to search" : `${facts.images.toLocaleString("en")} images`;

@@ -11,4 +11,4 @@ environment "$extra"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest --numprocesses 2 "$@"
+.venv/bin/python -m pytest --numprocesses 2 --dist worksteal "$@"

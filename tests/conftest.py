@@ -1,5 +1,11 @@
 """Fixtures of all tests, and the `core` marker."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: workers with as many threads as cores wait for each other at every operation.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest

@@ -134,7 +134,9 @@ def test_the_second_time_nothing_is_encoded(
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"],
+        pytest.param(
+            ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"], marks=pytest.mark.slow
+        ),
         ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "29642"],
     ],
     ids=["torchrun", "accelerate"],

@@ -4,7 +4,7 @@ The format is described in docs/evaluation.md.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,6 +14,15 @@ from torch import Tensor
 from mmssl.data.transforms import decoding
 from mmssl.evaluate import plots
 from mmssl.evaluate.datasets import read_images
+from mmssl.evaluate.example_records import (
+    CaptionSearch,
+    ClassificationExamples,
+    ClassifiedExample,
+    ConfusedPair,
+    ExampleImage,
+    ImageSearch,
+    RetrievalExamples,
+)
 from mmssl.evaluate.metrics.classification import Classification
 from mmssl.evaluate.metrics.ranking import Confusion
 from mmssl.evaluate.task import TaskContext
@@ -34,89 +43,6 @@ BEST = 5
 """Classes or search results shown."""
 MATRIX_CLASSES = 30
 """Up to this many classes the whole confusion matrix is drawn."""
-
-
-@dataclass(frozen=True)
-class ExampleImage:
-    """An image of the dataset."""
-
-    id: int
-    """Id of the sample in the dataset."""
-    shard: str
-    key: str
-    thumbnail: str
-    """Path relative to examples.json."""
-
-
-@dataclass(frozen=True)
-class ClassifiedExample:
-    """An image with its best classes."""
-
-    image: ExampleImage
-    label: str
-    right: bool
-    rank: int
-    """Rank of the label among all classes, from 1."""
-    best: list[tuple[str, float]]
-    """The best classes and their scores."""
-
-
-@dataclass(frozen=True)
-class ConfusedPair:
-    """A frequent mistake."""
-
-    label: str
-    prediction: str
-    count: int
-    samples: int
-    """Samples of the label."""
-    mistaken: ExampleImage
-    """One of the mistakes."""
-    typical: ExampleImage | None
-    """An image of the predicted class, if the dataset has one."""
-
-
-@dataclass(frozen=True)
-class ClassificationExamples:
-    """The examples shown of a classification."""
-
-    data: str
-    samples: int
-    classes: int
-    acc1: float
-    probabilities: bool
-    """True: the scores are probabilities. False: similarities."""
-    examples: list[ClassifiedExample]
-    """Drawn at random: correct ones first, then wrong ones."""
-    confused: list[ConfusedPair]
-    """The most frequent first."""
-
-
-@dataclass(frozen=True)
-class CaptionSearch:
-    """A caption and its best images, each marked if it belongs to the caption."""
-
-    caption: str
-    found: list[tuple[ExampleImage, bool]]
-
-
-@dataclass(frozen=True)
-class ImageSearch:
-    """An image and its best captions, each marked if it belongs to the image."""
-
-    image: ExampleImage
-    found: list[tuple[str, bool]]
-
-
-@dataclass(frozen=True)
-class RetrievalExamples:
-    """The examples shown of a retrieval."""
-
-    data: str
-    samples: int
-    captions: int
-    by_caption: list[CaptionSearch]
-    by_image: list[ImageSearch]
 
 
 Thumbnails = dict[int, Pixels]

@@ -2,21 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmssl.evaluate.example_records import ClassificationExamples, ClassifiedExample, RetrievalExamples
 from mmssl.evaluate.metrics.classification import Classification
 from mmssl.evaluate.metrics.ranking import confusion_matrix
 from mmssl.plotting import GRAY, GREEN, MUTED, RED, TEXT, Page, Pixels, columns, sheet, wrapped
 
-if TYPE_CHECKING:
-    from mmssl.evaluate.examples import ClassificationExamples, ClassifiedExample, RetrievalExamples
-
 GREEN_BAR, GRAY_BAR = "#8fdb9f", "#d5dce3"
 
 
-def draw_examples(path: Path, shown: "ClassificationExamples", small: Mapping[int, Pixels]) -> None:
+def draw_examples(path: Path, shown: ClassificationExamples, small: Mapping[int, Pixels]) -> None:
     """Draw a page of images, each with its best labels as bars, the correct one green.
 
     Args:
@@ -37,7 +34,7 @@ def draw_examples(path: Path, shown: "ClassificationExamples", small: Mapping[in
             _bars(page, x + 1.6, y, example, shown.probabilities)
 
 
-def draw_confused(path: Path, shown: "ClassificationExamples", small: Mapping[int, Pixels]) -> None:
+def draw_confused(path: Path, shown: ClassificationExamples, small: Mapping[int, Pixels]) -> None:
     """Draw the most frequent mistakes: a misclassified image, one of the predicted class, and the count."""
     across, width, height = 2, 5.7, 1.4
     size = (across * width, -(-len(shown.confused) // across) * height + 0.6)
@@ -73,7 +70,7 @@ def draw_matrix(path: Path, name: str, found: Classification) -> None:
             page.text(x, y, f"{percent[row, column]:.0f}", ha="center", color=shade, fontsize=8)
 
 
-def draw_retrieval(path: Path, shown: "RetrievalExamples", small: Mapping[int, Pixels]) -> None:
+def draw_retrieval(path: Path, shown: RetrievalExamples, small: Mapping[int, Pixels]) -> None:
     """Draw the best images for some captions, and the best captions for some images."""
     title = f"{shown.data}: search among {shown.samples:,} images and {shown.captions:,} captions"
     height = 1.35
@@ -93,7 +90,7 @@ def draw_retrieval(path: Path, shown: "RetrievalExamples", small: Mapping[int, P
                 page.text(10.85, y + 0.12 + 0.24 * line, wrapped(caption, 60, 1), **style)
 
 
-def _bars(page: Page, x: float, y: float, example: "ClassifiedExample", probable: bool) -> None:
+def _bars(page: Page, x: float, y: float, example: ClassifiedExample, probable: bool) -> None:
     """Draw the best classes as bars from (x, y) down, and the true one below if it is not among them."""
     full = 1.0 if probable else max(1e-6, max(value for _, value in example.best))
     for place, (name, value) in enumerate(example.best):

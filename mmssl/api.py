@@ -28,6 +28,7 @@ from mmssl.models import TextTower, VisionTower
 if TYPE_CHECKING:
     from mmssl.apps.autoconfig import Source
     from mmssl.apps.search import Hit, Index
+    from mmssl.evaluate import datasets
     from mmssl.train import Finished
 
 SECTIONS = ("data", "model", "optim", "train")
@@ -92,7 +93,8 @@ class MMSSL:
         pairs and the hardware decide the towers. The chosen settings are printed with their reasons.
 
         Args:
-            data: a folder of images with captions beside them, a CSV, TSV, JSONL or Parquet table, or shards. With a
+            data: a folder of images with captions beside them, a CSV, TSV, JSONL or Parquet table, or shards: a
+                pattern, a list of patterns, or a mixture, `[{"shards": "a/*.tar", "weight": 2}, ...]`. With a
                 configuration, the default is its `data.train`.
             run_dir: folder of the run. Default: runs/NAME, by the name of the data.
             settings: keys of the configuration, in full (`**{"optim.lr": 1e-4}`) or by their last word (`epochs=5`).
@@ -105,10 +107,8 @@ class MMSSL:
         """
         from mmssl.apps.autoconfig import start_from, train_on
 
-        if data is None:
-            data = ((self._tree or {}).get("data") or {}).get("train")
-            if data is None:
-                raise UserError("there is no training data; give a folder, a table or shards: model.train(data=...)")
+        if data is None and ((self._tree or {}).get("data") or {}).get("train") is None:
+            raise UserError("there is no training data; give a folder, a table or shards: model.train(data=...)")
         pinned = {full_key(name): value for name, value in settings.items()}
         finished = train_on(
             data,
@@ -124,41 +124,44 @@ class MMSSL:
 
     def predict(
         self,
-        images: ImageInput | Sequence[ImageInput],
-        labels: Sequence[str] | None = None,
-        templates: str | Sequence[str] = "{c}",
+        images: ImageInput | Iterable[ImageInput],
+        labels: str | Iterable[str] | None = None,
+        templates: str | Iterable[str] = "{c}",
         save: bool | str | Path = False,
+        bad_images: float = 0.1,
     ) -> list[Prediction]:
         """Probability of each label for one or several images.
 
         Args:
-            images: files, folders of images, PIL images, arrays or tensors.
+            images: files, folders of images, PIL images, open files, arrays or tensors; one or several. Images that
+                cannot be read are left out and named in a warning.
             labels: may be left out for a fine-tuned classifier, which has its own.
             templates: one or several prompts with `{c}` for the label.
             save: True or a folder: draw each image with its probabilities to a PNG, beside the image or in the folder.
                 `saved` of each prediction is its path.
+            bad_images: largest fraction of images that may be left out; of fewer than 100, it is that of 100.
 
         Raises:
-            UserError: an image cannot be read, or the labels or templates cannot be used.
+            UserError: no image can be read, too many cannot, or the labels or templates cannot be used.
         """
         given: list[ImageInput] = []
         for image in as_image_list(images):
             given += list_images([image]) if isinstance(image, str | Path) else [image]
         place = Path(save) if isinstance(save, str) else save
-        return list(predict(given, self._classify(labels, templates), place))
+        return list(predict(given, self._classify(labels, templates), place, bad_images))
 
-    def _classify(self, labels: Sequence[str] | None, templates: str | Sequence[str]) -> Classify:
+    def _classify(self, labels: str | Iterable[str] | None, templates: str | Iterable[str]) -> Classify:
         if labels is not None:
             return zero_shot(self.model, labels, (templates,) if isinstance(templates, str) else tuple(templates))
         if self._classifier is None:
             raise UserError("labels are missing; give them, for example labels=['a cat', 'a dog']")
         return self._classifier.predict
 
-    def classify(self, image: ImageInput, labels: Sequence[str], template: str = "{c}") -> dict[str, float]:
+    def classify(self, image: ImageInput, labels: str | Iterable[str], template: str = "{c}") -> dict[str, float]:
         """Probability of each label for one image, highest first."""
         return self.model.classify(image, labels, template)
 
-    def encode_image(self, images: ImageInput | Sequence[ImageInput], batch_size: int = 256) -> Tensor:
+    def encode_image(self, images: ImageInput | Iterable[ImageInput], batch_size: int = 256) -> Tensor:
         """Unit-length embeddings of one or several images, float32 [N, D] on the CPU."""
         return self.model.encode_image(images, batch_size)
 
@@ -166,11 +169,14 @@ class MMSSL:
         """Unit-length embeddings of one or several texts, float32 [N, D] on the CPU."""
         return self.model.encode_text(texts, batch_size)
 
-    def embed(self, data: "Source", out: str | Path, batch_size: int = 256) -> "Index":
-        """Store the embedding of every image for search. A second call adds the missing ones.
+    def embed(self, data: "Source", out: str | Path, batch_size: int = 256, bad_samples: float = 0.1) -> "Index":
+        """Store the embedding of every image for search.
+
+        A second call adds new shards, embeds changed ones again, and removes those that are gone.
 
         Args:
-            data: shards; or a folder of images with captions or a table, which is packed into OUT/shards.
+            data: shards; or a folder of images, with or without captions, or a table, which is packed into OUT/shards.
+            bad_samples: largest fraction of samples that may be left out; of fewer than 100, it is that of 100.
 
         Raises:
             UserError: the folder holds another index, or the data cannot be used.
@@ -179,7 +185,8 @@ class MMSSL:
         from mmssl.apps.search import Index, embed_shards
 
         folder = Path(out)
-        embed_shards(self.model, resolve_shards(data, folder / "shards"), folder, batch_size=batch_size)
+        shards = resolve_shards(data, folder / "shards", need_captions=False)
+        embed_shards(self.model, shards, folder, batch_size=batch_size, bad_samples=bad_samples)
         return Index(folder)
 
     def search(self, query: ImageInput, index: "str | Path | Index", count: int = 10) -> "list[Hit]":
@@ -199,15 +206,21 @@ class MMSSL:
         return stored.hits(rows[0].tolist(), similarities[0].tolist())
 
     def evaluate(
-        self, data: "Source", task: str | Sequence[str] | None = None, out: str | Path | None = None, **options: Any
+        self,
+        data: "Source",
+        task: str | Sequence[str] | None = None,
+        out: str | Path | None = None,
+        bad_samples: float = 0.1,
+        **options: Any,
     ) -> dict[str, Metrics]:
         """Evaluate the model.
 
         Args:
-            data: a dataset in CLIP_benchmark's layout, a folder of such datasets, shards, or pairs in any form that
-                `train` takes.
+            data: a dataset in CLIP_benchmark's layout, a folder of such datasets, shards, a folder of images per
+                class, or pairs in any form that `train` takes. A table's labels are read if `task` or `label` ask so.
             task: zero_shot, retrieval, linear_probe ... Default: what each dataset is made for, retrieval for pairs.
             out: folder for tables and plots.
+            bad_samples: largest fraction of samples that may be left out; of fewer than 100, it is that of 100.
             options: `classnames`, `templates`, `label`, `slice_by` as `mmssl.evaluate.open_dataset` has them.
 
         Returns:
@@ -225,14 +238,27 @@ class MMSSL:
                 found = [
                     open_dataset(place, name=name, **options) for name, place in datasets.find_datasets(path).items()
                 ]
+            elif path is not None and (images := self._labelled(path, task, bad_samples, options)) is not None:
+                found = [images]
             elif path is not None and not is_shards(path):
                 task = task or "retrieval"
                 found = [open_dataset(resolve_shards(path, Path(passing)), name=path.stem, **options)]
             else:
-                found = [open_dataset(data, **options)]
+                shards = data if isinstance(data, str | Path) else resolve_shards(data, Path(passing))
+                found = [open_dataset(shards, **options)]
             plan = {dataset.name: (dataset, task or suite.default_task(dataset)) for dataset in found}
             folder = None if out is None else Path(out)
-            return suite.run(self.model, plan, folder, suite.SuiteOptions(logit_scale=self.model.logit_scale))
+            settings = suite.SuiteOptions(logit_scale=self.model.logit_scale, bad_samples=bad_samples)
+            return suite.run(self.model, plan, folder, settings)
+
+    def _labelled(
+        self, path: Path, task: object, bad_samples: float, options: Mapping[str, Any]
+    ) -> "datasets.Dataset | None":
+        """A folder of images per class; a table if its labels are asked for, since it may also hold pairs."""
+        from mmssl.evaluate import datasets
+
+        asked = options.get("label") is not None or task not in (None, "retrieval", ["retrieval"])
+        return datasets.open_images(path, bad_samples=bad_samples, **options) if path.is_dir() or asked else None
 
     def export(self, kind: str, out: str | Path) -> Path:
         """Write the model for another library: open_clip, hf, sentence-transformers, onnx or timm.

@@ -25,6 +25,7 @@ def bootstrap(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
+    strata: NDArray[np.int64] | None = None,
 ) -> dict[str, Interval]:
     """The percentile interval (Efron 1979) of each metric that `metrics` computes from a choice of samples.
 
@@ -34,21 +35,46 @@ def bootstrap(
         metrics: maps `samples` indices in [0, samples) to metrics by name, NaN where undefined.
         samples: number of samples, at least 1.
         level: probability that the interval covers the metric of the population.
+        strata: the class of each sample, [N]. Classes of unequal sizes are resampled each by itself, so that no
+            resample lacks a rare one. None, or equal sizes: all samples together.
     """
     rng = generator(seed, "bootstrap")
-    drawn = [metrics(rng.integers(0, samples, samples)) for _ in range(resamples)]
+    draw = _draw_all(samples, rng) if strata is None or _equal_sizes(strata) else _draw_by_class(strata, rng)
+    drawn = [metrics(draw()) for _ in range(resamples)]
     tails = ((1 - level) / 2, (1 + level) / 2)
     return {name: _quantiles(np.array([d[name] for d in drawn]), tails) for name in drawn[0]}
 
 
-def means(values: Mapping[str, NDArray[Any]]) -> tuple[dict[str, float], dict[str, Interval]]:
-    """The mean of each metric over the samples, [N] each, and its interval."""
+def _equal_sizes(strata: NDArray[np.int64]) -> bool:
+    return len(np.unique(np.unique(strata, return_counts=True)[1])) == 1
+
+
+def _draw_all(samples: int, rng: np.random.Generator) -> Callable[[], Rows]:
+    return lambda: rng.integers(0, samples, samples)
+
+
+def _draw_by_class(strata: NDArray[np.int64], rng: np.random.Generator) -> Callable[[], Rows]:
+    """As many rows of each class as it has."""
+    order = np.argsort(strata, kind="stable")
+    _, starts, counts = np.unique(strata[order], return_index=True, return_counts=True)
+    start, count = np.repeat(starts, counts), np.repeat(counts, counts)
+    return lambda: order[start + rng.integers(0, count)]
+
+
+def means(
+    values: Mapping[str, NDArray[Any]], strata: NDArray[np.int64] | None = None
+) -> tuple[dict[str, float], dict[str, Interval]]:
+    """The mean of each metric over the samples, [N] each, and its interval.
+
+    Args:
+        strata: as for `bootstrap`.
+    """
     samples = len(next(iter(values.values())))
 
     def measure(rows: Rows) -> dict[str, float]:
         return {name: float(column[rows].mean()) for name, column in values.items()}
 
-    return measure(np.arange(samples)), bootstrap(measure, samples)
+    return measure(np.arange(samples)), bootstrap(measure, samples, strata=strata)
 
 
 def _quantiles(values: NDArray[np.float64], tails: tuple[float, float]) -> Interval:

@@ -17,11 +17,12 @@ from mmssl import MMSSL, load
 from mmssl.api import full_key
 from mmssl.apps.autoconfig import next_commands
 from mmssl.apps.autoconfig.preparation import prepare
-from mmssl.config import load_config
+from mmssl.config import SourceConfig, load_config, set_key
 from mmssl.data import expand, iter_samples
 from mmssl.errors import UserError
 from tests.cli.test_main import fails, main_ok
 from tests.helpers.color_pairs import TINY, write_table
+from tests.helpers.tiny_runs import write_pairs
 
 LABELS = ["a red square", "a green square", "a blue square", "a white square"]
 
@@ -196,9 +197,40 @@ def test_mistakes_are_named(trained: tuple[MMSSL, Path], table: Path, tmp_path: 
     refused(lambda: model.predict(image, ["a", "a"]), "'a'")
     refused(lambda: model.predict(image, LABELS, templates="a photo"), "{c}")
     refused(lambda: model.predict(tmp_path / "gone.png", LABELS), "gone.png")
-    refused(lambda: model.predict([image, tmp_path / "words.png"], LABELS), "words.png")
+    refused(lambda: model.predict([tmp_path / "words.png"], LABELS), "words.png")
     refused(lambda: model.search("x", tmp_path), "index")
     refused(lambda: model.search("gone.png", run / "index"), "gone.png")
+
+
+def test_a_mixture_is_trained_on_as_in_a_configuration(tmp_path: Path) -> None:
+    """Weighted sources as a list, and in a configuration without other data: the run has these sources and weights, and
+    some pairs of each are held out where there is no configuration."""
+    parts = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        parts.append({"shards": str(write_pairs(tmp_path / name) / "*.tar"), "weight": 1.0 + len(parts)})
+    run = tmp_path / "given"
+    MMSSL().train(data=parts, run_dir=run, steps=1, **{**TINY, "data.batch_size": 9})
+    config = load_config(run / "config.yaml")
+    assert [source.weight for source in config.data.train if not isinstance(source, str)] == [1.0, 2.0]
+    tree = {**_nested(TINY), "run_dir": str(tmp_path / "mix")}
+    tree["data"] = {"train": parts, "batch_size": 9}
+    tree["model"]["text"] |= {"tokenizer": "train", "vocab_size": 64, "pooling": "mean"}
+    tree["train"] |= {"steps": 1}
+    (tmp_path / "mix.yaml").write_text(json.dumps(tree))
+    model = MMSSL(tmp_path / "mix.yaml")
+    finished = model.train()
+    assert finished.run_dir == tmp_path / "mix"
+    assert load_config(finished.run_dir / "config.yaml").data.train == [SourceConfig(**part) for part in parts]
+    with pytest.raises(UserError, match="shards.* required.*weight"):
+        MMSSL().train([{"shard": "x"}], tmp_path / "x")
+
+
+def _nested(settings: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in settings.items():
+        set_key(tree, key, value)
+    return tree
 
 
 def test_settings_by_their_last_word() -> None:

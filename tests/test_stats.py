@@ -34,6 +34,34 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.72 <= covered / 200 <= 0.88
 
 
+def test_classes_of_unequal_sizes_are_resampled_each_by_itself() -> None:
+    """Every resample has as many samples of each class as the data; the interval of the mean recall is that of SciPy's
+    bootstrap of the classes, as independent samples. Equal sizes change nothing."""
+    rng = generator(9)
+    strata = rng.permutation(np.repeat([0, 1, 2], [60, 12, 3]))
+    right = rng.random(75) < np.array([0.5, 0.8, 0.6])[strata]
+
+    def recall(rows: Rows) -> dict[str, float]:
+        assert np.bincount(strata[rows]).tolist() == [60, 12, 3]
+        return {"recall": float(np.mean([right[rows][strata[rows] == c].mean() for c in range(3)]))}
+
+    found = bootstrap(recall, 75, resamples=4000, strata=strata)["recall"]
+    expected = stats.bootstrap(
+        [right[strata == c].astype(float) for c in range(3)],
+        lambda *parts, axis: np.mean([part.mean(axis=axis) for part in parts], axis=0),
+        method="percentile",
+        n_resamples=4000,
+        rng=generator(2),
+    )
+    assert found == pytest.approx(expected.confidence_interval, abs=0.02)
+    equal = np.repeat([0, 1, 2], 25)
+
+    def mean(rows: Rows) -> dict[str, float]:
+        return {"m": float(right[rows].mean())}
+
+    assert bootstrap(mean, 75, strata=equal) == bootstrap(mean, 75)
+
+
 def test_the_same_seed_gives_the_same_interval() -> None:
     """Intervals are a function of data and seed; resamples in which a figure has no value are left out."""
     values = np.array([np.nan, 1.0, 2.0])

@@ -3,6 +3,7 @@
 Heavy imports stand inside the functions, so that `mmssl --help` stays fast.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,7 +68,8 @@ Data = Annotated[
     list[str],
     typer.Argument(
         metavar="DATA...",
-        help="Datasets: folders in CLIP_benchmark's WebDataset layout, folders of such folders, or shard patterns.",
+        help="Datasets: folders in CLIP_benchmark's WebDataset layout, folders of such folders, or shard patterns; or "
+        "labelled images: a folder of images per class, or a table with a column of labels.",
     ),
 ]
 ImageMember = Annotated[
@@ -98,7 +100,10 @@ Templates = Annotated[
     str | None,
     typer.Option(help="File of prompt templates with {c}, or 'openai-imagenet'. Default: the dataset's own."),
 ]
-Label = Annotated[str | None, typer.Option(help="JSON field that holds the class, for shards without .cls members.")]
+Label = Annotated[
+    str | None,
+    typer.Option(help="JSON field, or column of a table, that holds the class. Default: .cls, or else 'label'."),
+]
 Cache = Annotated[
     Path | None,
     typer.Option(
@@ -113,6 +118,15 @@ Precision = Annotated[
     typer.Option(help="Number format of the towers. auto: bf16 where this device multiplies it faster than fp32."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images or captions per forward pass.")]
+BadSamples = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Largest fraction of the samples that may be left out because they cannot be used; of fewer than 100, it "
+        "is that of 100.",
+    ),
+]
 ImageColumn = Annotated[
     str | None,
     typer.Option(
@@ -313,12 +327,13 @@ def open_cache(model: "Model", folder: Path | None, disabled: bool) -> "feature_
 
 
 def open_datasets(
-    data: Sequence[str], *, languages: Sequence[str] | None = None, **options: Any
+    data: Sequence[str], *, languages: Sequence[str] | None = None, bad_samples: float = 0.1, **options: Any
 ) -> "dict[str, datasets.Dataset]":
     """Open the datasets of the command line; returns them by name.
 
     Args:
         languages: open each dataset once per language.
+        bad_samples: largest fraction of unusable images in a folder or table.
         options: classnames, templates, label and slice_by of `open_dataset`.
 
     Raises:
@@ -327,14 +342,21 @@ def open_datasets(
     from mmssl.evaluate import datasets, open_dataset
 
     found: dict[str, datasets.Dataset] = {}
-    for spec in data:
-        for name, place in datasets.find_datasets(spec).items() if Path(spec).is_dir() else [(None, spec)]:
-            for language in languages or (None,):
-                dataset = open_dataset(place, name=name, language=language, **options)
-                if dataset.name in found:
-                    raise UserError(f"two datasets are named {dataset.name!r}; evaluate them with two commands")
-                found[dataset.name] = dataset
+    for spec, language in itertools.product(data, languages or (None,)):
+        images = datasets.open_images(spec, language=language, bad_samples=bad_samples, **options)
+        places = datasets.find_datasets(spec).items() if images is None and Path(spec).is_dir() else [(None, spec)]
+        for name, place in places:
+            dataset = images or open_dataset(place, name=name, language=language, **options)
+            if dataset.name in found:
+                raise UserError(f"two datasets are named {dataset.name!r}; evaluate them with two commands")
+            found[dataset.name] = dataset
     return found
+
+
+def split_words(given: Sequence[str] | None) -> list[str]:
+    """The words of a repeated option, which may also be separated by commas, each once."""
+    words = [word.strip() for words in given or () for word in words.split(",")]
+    return list(dict.fromkeys(word for word in words if word))
 
 
 def parse_tasks(dataset: "datasets.Dataset", given: Sequence[str] | None) -> list[str]:
@@ -346,15 +368,14 @@ def parse_tasks(dataset: "datasets.Dataset", given: Sequence[str] | None) -> lis
     from mmssl.evaluate import suite
     from mmssl.evaluate.tasks import find_task
 
-    names = [name.strip() for names in given or [] for name in names.split(",")]
-    tasks = list(dict.fromkeys(names)) or [suite.default_task(dataset)]
+    tasks = split_words(given) or [suite.default_task(dataset)]
     for task in tasks:
         find_task(task).ready(dataset)
     return tasks
 
 
 def print_results(results: "Mapping[str, Metrics]") -> None:
-    """Print one row per metric, with its bootstrap interval if it has one."""
+    """Print a table per evaluation: each metric with its interval, and its value without the image."""
     from rich.table import Column, Table
     from rich.text import Text
 
@@ -362,17 +383,19 @@ def print_results(results: "Mapping[str, Metrics]") -> None:
 
     if not results:
         return
-    table = Table(
-        Column("dataset / task", overflow="fold"),
-        Column("metric", no_wrap=True),
-        Column("value", no_wrap=True),
-        Column("95 % interval", overflow="fold"),
-    )
-    # As Text: names of datasets and groups may hold brackets, which would be markup.
     for name, metrics in results.items():
-        for place, row in enumerate(metrics_text.format_metrics(metrics)):
-            table.add_row(Text(name if place == 0 else ""), *map(Text, row))
-    stdout().print(table)
+        table = Table(
+            Column("metric", min_width=27, overflow="fold"),
+            Column("value", no_wrap=True),
+            Column("95 % interval", min_width=16, overflow="fold"),
+            Column("without the image", overflow="fold"),
+            # As Text: names of datasets and groups may hold brackets, which would be markup.
+            title=Text(name, style="bold"),
+            title_justify="left",
+        )
+        for row in metrics_text.format_metrics(metrics):
+            table.add_row(*map(Text, row))
+        stdout().print(table)
     for name, metrics in results.items():
         if "note" in metrics:
             stdout().print(Text(f"{name}: {metrics['note']}"))

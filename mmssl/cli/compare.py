@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mmssl.cli.common import (
+    BadSamples,
     BatchSize,
     Cache,
     Classnames,
@@ -46,6 +47,7 @@ def compare(
     cache: Cache = None,
     no_cache: NoCache = False,
     batch_size: BatchSize = 256,
+    bad_samples: BadSamples = 0.1,
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
@@ -58,7 +60,7 @@ def compare(
     from mmssl.evaluate import compare as comparison
     from mmssl.evaluate import console, suite
 
-    datasets = open_datasets(data, classnames=classnames, templates=templates, label=label)
+    datasets = open_datasets(data, bad_samples=bad_samples, classnames=classnames, templates=templates, label=label)
     plan = {name: (dataset, _check_paired(parse_tasks(dataset, task))) for name, dataset in datasets.items()}
     if json_file is not None:
         make_folder(json_file.absolute().parent, "--json in")
@@ -74,6 +76,7 @@ def compare(
                     place,
                     suite.SuiteOptions(
                         batch_size=batch_size,
+                        bad_samples=bad_samples,
                         logit_scale=model.logit_scale,
                         draw=False,
                         cache=open_cache(model, cache, no_cache),

@@ -47,10 +47,10 @@ def _print_table(findings: "list[Finding]") -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(
-        Column("", no_wrap=True), "state", Column("found", overflow="fold"), Column("remedy", overflow="fold")
-    )
+    # The remedy stands below what was found: four columns would be too narrow in a terminal of 80 characters.
+    table = Table(Column("", overflow="fold"), Column("state", no_wrap=True), Column("found", ratio=1, overflow="fold"))
     for finding in findings:
         state = Text(finding.state, style=COLORS[finding.state])
-        table.add_row(finding.name, state, Text(finding.found), Text(finding.remedy))
+        words = f"{finding.found}\n→ {finding.remedy}" if finding.remedy else finding.found
+        table.add_row(Text(finding.name), state, Text(words))
     stdout().print(table)

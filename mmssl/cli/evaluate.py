@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mmssl.cli.common import (
+    BadSamples,
     BatchSize,
     Cache,
     Classnames,
@@ -24,13 +25,16 @@ from mmssl.cli.common import (
     parse_tasks,
     print_results,
     progress_bar,
+    split_words,
     verb,
     write_json,
 )
 
 SliceBy = Annotated[
     list[str] | None,
-    typer.Option(help="Metadata field (a key of the JSON member) to break accuracies down by; repeat."),
+    typer.Option(
+        help="Metadata field (a key of the JSON member) to break accuracies down by; repeat, or separate by commas."
+    ),
 ]
 Language = Annotated[
     list[str] | None,
@@ -58,6 +62,7 @@ def evaluate(
     cache: Cache = None,
     no_cache: NoCache = False,
     batch_size: BatchSize = 256,
+    bad_samples: BadSamples = 0.1,
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
@@ -70,8 +75,8 @@ def evaluate(
     from mmssl.distributed import process_group
     from mmssl.evaluate import compare, suite
 
-    options = {"classnames": classnames, "templates": templates, "label": label, "slice_by": slice_by or ()}
-    datasets = open_datasets(data, languages=language, **options)
+    options = {"classnames": classnames, "templates": templates, "label": label, "slice_by": split_words(slice_by)}
+    datasets = open_datasets(data, languages=language, bad_samples=bad_samples, **options)
     plan = {name: (dataset, parse_tasks(dataset, task)) for name, dataset in datasets.items()}
     pairs = compare.parse_shifts(shift or (), datasets)
     if out is not None:
@@ -89,6 +94,7 @@ def evaluate(
                 out,
                 suite.SuiteOptions(
                     batch_size=batch_size,
+                    bad_samples=bad_samples,
                     logit_scale=loaded.logit_scale,
                     cache=open_cache(loaded, cache, no_cache),
                     world=world,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmssl.cli.common import (
+    BadSamples,
     BatchSize,
     Cache,
     Classnames,
@@ -34,12 +35,18 @@ if TYPE_CHECKING:
     from mmssl.stats import Interval
 
 
+_BASELINES = {"majority": "always the most frequent class", "chance": "chance at the class frequencies"}
+
+
 @verb(130)
 def finetune(
     model: ModelName,
     data: Annotated[
         str,
-        typer.Argument(help="Folder in CLIP_benchmark's layout with a training split, or a shard pattern."),
+        typer.Argument(
+            help="Folder in CLIP_benchmark's layout with a training split, a shard pattern, a folder of images per "
+            "class, or a table with a column of labels."
+        ),
     ],
     method: Annotated[
         str,
@@ -77,6 +84,7 @@ def finetune(
     cache: Cache = None,
     no_cache: NoCache = False,
     batch_size: BatchSize = 256,
+    bad_samples: BadSamples = 0.1,
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
@@ -101,7 +109,10 @@ def finetune(
             label_options=LabelOptions(classnames, templates, label),
             seed=seed,
             options=suite.SuiteOptions(
-                batch_size=batch_size, cache=open_cache(loaded, cache, no_cache), progress=bar.describe
+                batch_size=batch_size,
+                bad_samples=bad_samples,
+                cache=open_cache(loaded, cache, no_cache),
+                progress=bar.describe,
             ),
         )
         found = _train(plan, loaded, dataset, bar)
@@ -218,6 +229,8 @@ def _report(found: "study.Study | methods.Tuned", name: str, out: Path | None) -
 def _print_tuned(found: "methods.Tuned") -> None:
     from rich.table import Table
 
+    from mmssl.evaluate.metrics import baselines
+
     metrics = found.metrics()
     rows = [("fine-tuned", metrics["acc1"], metrics["acc1_interval"])]
     if "zero_shot" in metrics:
@@ -225,6 +238,8 @@ def _print_tuned(found: "methods.Tuned") -> None:
     table = Table("", "accuracy", "95 % interval")
     for name, accuracy, interval in rows:
         table.add_row(name, f"{accuracy:.4f}", f"{interval[0]:.4f} to {interval[1]:.4f}")
+    for name, accuracy in found.baselines().items():
+        table.add_row(_BASELINES[name], f"{accuracy:.4f}", "")
     stdout().print(table)
     difference = found.difference()
     if difference is not None:
@@ -233,35 +248,51 @@ def _print_tuned(found: "methods.Tuned") -> None:
             f"gain: {100 * difference.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}, "
             f"p = {difference.p_value:.2g})"
         )
+    words = baselines.no_better(metrics["acc1"], found.baselines())
+    if words:
+        print(f"the classifier is {words}")
     chosen = ", ".join(f"{name} = {value:.3g}" for name, value in found.chosen.items())
     print(f"trained on {found.train_samples:,} samples; chosen on others: {chosen}")
 
 
 def _print_study(found: "study.Study") -> None:
-    """Print accuracies with their intervals, then the gains of fine-tuning."""
-    from rich.table import Table
+    """Print accuracies with their intervals and their spread over draws of labels, then the gains of fine-tuning."""
+    from rich.table import Column, Table
 
-    from mmssl.apps.finetune import methods
+    from mmssl.evaluate import compare
 
-    interval = methods.accuracy_interval
     accuracies, gains = (
-        Table("labels", "classifier", "accuracy in %", "95 % interval"),
-        Table("labels", "", "points", "p"),
+        Table("labels", Column("classifier", no_wrap=True), "accuracy in %", "95 % interval", "spread"),
+        Table("labels", "", "points", "spread", "p"),
     )
+    for name, accuracy in found.baselines().items():
+        accuracies.add_row("0", _BASELINES[name], f"{100 * accuracy:.1f}", "", "")
     if found.zero_shot is not None:
-        accuracies.add_row("0", "zero-shot", *_percent(found.zero_shot.mean(), interval(found.zero_shot)))
+        accuracies.add_row("0", "zero-shot", *_percent(found.zero_shot.mean(), found.interval(found.zero_shot)), "")
     for k in next(iter(found.lines.values())):
         for name in found.lines:
             mean = found.mean(name, k)
-            accuracies.add_row(str(k), name, *_percent(mean.mean(), interval(mean)))
+            spread = found.spread(name, k)
+            accuracies.add_row(str(k), name, *_percent(mean.mean(), found.interval(mean)), _points(spread))
         for name in found.tuned():
             for other, by_shots in found.differences(name).items():
                 gain = by_shots[k]
                 low, high = (100 * end for end in gain.interval)
                 points = f"{100 * gain.difference:+.1f} ({low:+.1f} to {high:+.1f})"
-                gains.add_row(str(k), f"{name} minus {other}", points, f"{gain.p_value:.1g}")
+                p_value = "" if gain.p_value is None else f"{gain.p_value:.1g}"
+                gains.add_row(str(k), f"{name} minus {other}", points, _points(gain.spread), p_value)
     for table in (accuracies, gains):
         stdout().print(table)
+    draws = len(next(iter(next(iter(found.lines.values())).values())))
+    if draws < compare.LEAST_DRAWS:
+        print(
+            f"no p-values: {draws} draws of labels are too few for a test; give --seeds {compare.LEAST_DRAWS} or more"
+        )
+
+
+def _points(spread: "float | None") -> str:
+    """A standard deviation in points; empty with one draw."""
+    return "" if spread is None else f"{100 * spread:.1f}"
 
 
 def _percent(accuracy: float, interval: "Interval") -> tuple[str, str]:

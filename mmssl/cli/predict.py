@@ -37,6 +37,14 @@ def predict(
         typer.Option(help="Prompt with {c} for the label, as 'a photo of a {c}.'; repeat. Default: the label alone."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Draw each image with its probabilities into this folder.")] = None,
+    bad_images: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Largest fraction of images that may be unreadable; of fewer than 100, it is that of 100.",
+        ),
+    ] = 0.1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the probability of every label as JSON.")] = False,
     device: Device = None,
     precision: Precision = "auto",
@@ -48,8 +56,8 @@ def predict(
     from mmssl.inference import list_images
     from mmssl.inference import predict as run
 
-    classify = _classifier(model, _read_labels(labels, classnames), template, device, precision)
-    found = list(run(list_images(images), classify, False if out is None else out))
+    classify = _classifier(model, _read_labels(labels, classnames), template, device, precision, classnames is not None)
+    found = list(run(list_images(images), classify, False if out is None else out, bad_images))
     if as_json:
         print(
             json.dumps(
@@ -63,9 +71,14 @@ def predict(
 
 
 def _classifier(
-    model: str, labels: list[str] | None, template: list[str] | None, device: str | None, precision: Precision
+    model: str,
+    labels: list[str] | None,
+    template: list[str] | None,
+    device: str | None,
+    precision: Precision,
+    numbered: bool,
 ) -> "Classify":
-    """A fine-tuned classifier, or a zero-shot classifier of the labels."""
+    """A fine-tuned classifier, or a zero-shot classifier of the labels, which may be `numbered` if they repeat."""
     from mmssl.apps.finetune import is_classifier, load_classifier
     from mmssl.inference import zero_shot
 
@@ -80,7 +93,8 @@ def _classifier(
         return classifier.predict
     if labels is None:
         raise UserError("--labels is missing; give the labels to choose from, for example --labels 'a cat,a dog'")
-    return zero_shot(load_model(model, device, precision), labels, tuple(template or ["{c}"]))
+    templates = tuple(template or ["{c}"])
+    return zero_shot(load_model(model, device, precision), labels, templates, numbered=numbered)
 
 
 def _read_labels(words: str | None, classnames: str | None) -> list[str] | None:
@@ -97,7 +111,7 @@ def _table(found: "list[Prediction]") -> "Table":
     from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(Column("image", overflow="fold"), Column("label", no_wrap=True), "probability", "then")
+    table = Table(Column("image", overflow="fold"), Column("label", overflow="fold"), "probability", "then")
     for prediction in found:
         others = list(prediction.probabilities.items())[1:SHOWN]
         then = ", ".join(f"{label} {value:.1%}" for label, value in others)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmssl.cli.common import (
+    BadSamples,
     CaptionMember,
     Device,
     ImageMember,
@@ -36,11 +37,17 @@ def embed(
         list[str],
         typer.Argument(
             metavar="DATA...",
-            help="Shards (paths, folders, URLs or patterns); or a table or a folder of images with captions, which is "
-            "packed into OUT/shards.",
+            help="Shards (paths, folders, URLs or patterns); or a table or a folder of images, with or without "
+            "captions, which is packed into OUT/shards.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the index. Run the same command again to resume.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of the index. Run the command again to resume, to add new shards, to embed changed ones anew, "
+            "and to remove those that are gone."
+        ),
+    ],
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
     graph: Annotated[
         bool | None,
@@ -50,6 +57,7 @@ def embed(
     ] = None,
     image_member: ImageMember = None,
     caption_member: CaptionMember = None,
+    bad_samples: BadSamples = 0.1,
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
@@ -64,8 +72,7 @@ def embed(
 
     from mmssl.apps.autoconfig import resolve_shards
     from mmssl.apps.search import Index, embed_shards
-    from mmssl.data import MemberNames
-    from mmssl.data.health import account_of
+    from mmssl.data import MemberNames, account_of
     from mmssl.distributed import process_group
 
     with process_group() as world:
@@ -73,21 +80,24 @@ def embed(
         with status("embedding") as spinner:
             done = embed_shards(
                 loaded,
-                resolve_shards(data[0] if len(data) == 1 else data, out / "shards"),
+                resolve_shards(data[0] if len(data) == 1 else data, out / "shards", need_captions=False),
                 out,
                 batch_size=batch_size,
                 members=MemberNames.of(image_member or [], caption_member or []),
+                bad_samples=bad_samples,
                 world=world,
                 progress=lambda count: spinner.update(f"embedding: {count:,} images"),
             )
         if done.bad:
             print(account_of(done.images, done.bad).text())
+        if world.rank == 0 and (done.renewed or done.removed):
+            print(f"{out}: {done.renewed:,} shards changed and are embedded again, {done.removed:,} are removed")
         total = int(world.sum(torch.tensor([done.images])))
         if world.rank != 0:
             return
         index = Index(out)
         print(f"{out}: {len(index):,} images, {total:,} of them embedded now")
-        if graph or (graph is None and len(index) > LARGE):
+        if graph or (graph is None and (done.had_graph or len(index) > LARGE)):
             with status("building the graph"):
                 index.build_graph()
             print(f"{out}: graph built")

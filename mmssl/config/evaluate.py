@@ -38,3 +38,6 @@ class EvaluateConfig(ConfigBase):
     main metric of the first suite."""
     batch_size: int = Field(256, ge=1)
     """Images or captions per forward pass."""
+    bad_samples: float = Field(0.1, ge=0, le=1)
+    """Largest fraction of a dataset's samples that an evaluation may leave out because they cannot be used; of fewer
+    than 100 samples, it is that of 100. An evaluation beyond the limit fails, and the training goes on."""

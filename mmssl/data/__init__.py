@@ -2,6 +2,7 @@
 
 from mmssl.data.loader import LoaderConfig, LoaderCounters, Source, TrainLoader, resolve_sources
 from mmssl.data.shards.account import Account
+from mmssl.data.shards.causes import account_of
 from mmssl.data.shards.samples import USUAL_MEMBERS, MemberNames
 from mmssl.data.sources import expand
 from mmssl.data.storage import iter_samples
@@ -14,6 +15,7 @@ __all__ = [
     "MemberNames",
     "Source",
     "TrainLoader",
+    "account_of",
     "expand",
     "iter_samples",
     "resolve_sources",

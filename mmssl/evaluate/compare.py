@@ -1,7 +1,8 @@
 """Comparisons: two models on the same samples with tests of the differences, and one model on two datasets."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,19 @@ from numpy.typing import NDArray
 
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset
-from mmssl.evaluate.task import Metrics
+from mmssl.evaluate.metrics import baselines
+from mmssl.evaluate.task import DRAWS, Metrics
 from mmssl.evaluate.tasks.retrieval import RECALL_AT
 from mmssl.files import read_csv
-from mmssl.stats import Interval, bootstrap, holm, mcnemar, newcombe, sign_flip
+from mmssl.stats import Interval, bootstrap, holm, mcnemar, newcombe, paired_t, sign_flip
 
 Values = NDArray[np.float64]
 Outcomes = tuple[list[str], dict[str, Values]]
 """Names of the samples, and metric -> one value per sample, in the same order."""
 
 
+LEAST_DRAWS = 3
+"""Draws of training samples, or seeds, from which a p-value is computed: two of them agree by chance too often."""
 LOWER_IS_BETTER = ("calibration_error", "median_rank", "bad_samples")
 """Endings of metric names for which lower is better."""
 
@@ -32,8 +36,13 @@ class Difference:
     second: float
     interval: Interval
     """95 % interval of second - first, from a bootstrap of the paired samples."""
-    p_value: float
-    """Probability of a difference at least this large between equal models."""
+    p_value: float | None
+    """Probability of a difference at least this large between equal models; None with one or two draws of training
+    samples."""
+    spread: float | None = None
+    """Standard deviation of the difference over draws of training samples; None without draws."""
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    """The same value without the image: of the most frequent class (`majority`), and by `chance`."""
 
     @property
     def difference(self) -> float:
@@ -41,17 +50,50 @@ class Difference:
         return self.second - self.first
 
 
-def compare(first: Values, second: Values, seed: int = 0) -> Difference:
+def compare(first: Values, second: Values, seed: int = 0, strata: NDArray[np.int64] | None = None) -> Difference:
     """Compare per-sample values (right or wrong, reciprocal ranks ...) of two models, paired by position, [N] each.
 
     Values that are all 0 or 1 are tested exactly (McNemar), others by flipping the differences' signs at random.
+
+    Args:
+        strata: the class of each sample, [N], for the interval.
     """
     assert first.shape == second.shape
     change = second - first
-    interval = bootstrap(lambda rows: {"mean": float(change[rows].mean())}, len(change), seed=seed)["mean"]
+    mean = bootstrap(lambda rows: {"mean": float(change[rows].mean())}, len(change), seed=seed, strata=strata)["mean"]
     binary = bool(np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all())
     p_value = mcnemar(int((change > 0).sum()), int((change < 0).sum())) if binary else sign_flip(change, seed)
-    return Difference(float(first.mean()), float(second.mean()), interval, p_value)
+    return Difference(float(first.mean()), float(second.mean()), mean, p_value)
+
+
+def compare_draws(
+    first: Sequence[Values], second: Sequence[Values], strata: NDArray[np.int64] | None = None
+) -> Difference:
+    """Compare per-sample values of two models in the same draws of training samples, [draws][N] each.
+
+    A difference must hold for other samples and for other draws: the p-value is the larger one of both tests, over the
+    samples and over the draws (Student's t, from three draws on).
+
+    Args:
+        strata: the class of each sample, [N], for the interval.
+    """
+    found = compare(np.mean(first, axis=0), np.mean(second, axis=0), strata=strata)
+    return _over_draws(found, [float(b.mean() - a.mean()) for a, b in zip(first, second, strict=True)])
+
+
+def _over_draws(found: Difference, differences: Sequence[float]) -> Difference:
+    """A difference with its spread over draws, whose p-value holds for draws too."""
+    spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else None
+    if len(differences) < LEAST_DRAWS or found.p_value is None:
+        return replace(found, p_value=None, spread=spread)
+    return replace(found, p_value=max(found.p_value, paired_t(differences).p_value), spread=spread)
+
+
+def significant(differences: Mapping[str, Difference]) -> list[bool]:
+    """True for differences that pass Holm's correction at 5 % among all that have a p-value."""
+    tested = [d.p_value for d in differences.values() if d.p_value is not None]
+    real = iter(holm(tested))
+    return [d.p_value is not None and next(real) for d in differences.values()]
 
 
 def compare_results(first: Path, second: Path) -> dict[str, Difference]:
@@ -73,8 +115,12 @@ def compare_results(first: Path, second: Path) -> dict[str, Difference]:
             raise UserError(
                 f"{first / place} and {second / place} have different samples; evaluate both on the same data"
             )
+        draws, known = (_draws(first / place), _draws(second / place)), _baselines(first, place)
         for metric in values.keys() & other_values.keys():
-            found[f"{place}/{metric}"] = compare(values[metric], other_values[metric])
+            change = compare(values[metric], other_values[metric])
+            if all(metric in drawn for drawn in draws):
+                change = _over_draws(change, (draws[1][metric] - draws[0][metric]).tolist())
+            found[f"{place}/{metric}"] = replace(change, baselines=known.get(metric, {}))
     if not found:
         raise UserError(f"{first} and {second} share no evaluation; give two folders that `mmssl eval --out` wrote")
     return dict(sorted(found.items()))
@@ -92,13 +138,13 @@ def read_outcomes(folder: Path) -> dict[str, Outcomes]:
 
 def verdicts(differences: Mapping[str, Difference], first: str, second: str) -> list[str]:
     """A sentence for each metric that names the better model if the difference is significant (Holm, 5 %)."""
-    real = holm([d.p_value for d in differences.values()])
+    real = significant(differences)
     return [_verdict(key, d, sure, first, second) for (key, d), sure in zip(differences.items(), real, strict=True)]
 
 
 def to_json(differences: Mapping[str, Difference]) -> dict[str, dict[str, Any]]:
     """The differences for JSON; `real` marks significant ones (Holm, 5 %)."""
-    real = holm([d.p_value for d in differences.values()])
+    real = significant(differences)
     return {
         key: {
             "first": d.first,
@@ -107,25 +153,54 @@ def to_json(differences: Mapping[str, Difference]) -> dict[str, dict[str, Any]]:
             "interval": list(d.interval),
             "p_value": d.p_value,
             "real": sure,
+            **({} if d.spread is None else {"spread": d.spread}),
+            **({"baselines": dict(d.baselines)} if d.baselines else {}),
         }
         for (key, d), sure in zip(differences.items(), real, strict=True)
     }
 
 
+def no_better(d: Difference) -> str:
+    """A sentence if the better of the two is no better than an answer without the image; else empty."""
+    words = baselines.no_better(max(d.first, d.second), d.baselines)
+    return f" The better one is {words}." if words else ""
+
+
 def _verdict(key: str, d: Difference, sure: bool, first: str, second: str) -> str:
+    test = "too few draws for a test" if d.p_value is None else f"p = {d.p_value:.2g}"
+    test += "" if d.spread is None else f", {100 * d.spread:.1f} points of spread over draws"
     if sure:
         better, worse, sign = (second, first, 1) if d.difference > 0 else (first, second, -1)
         low, high = sorted(100 * sign * end for end in d.interval)
         size = f"{abs(100 * d.difference):.1f} points ({low:.1f} to {high:.1f})"
-        return f"{key}: {better} is better than {worse} by {size} (significant, p = {d.p_value:.2g})."
+        return f"{key}: {better} is better than {worse} by {size} (significant, {test}).{no_better(d)}"
     return (
         f"{key}: no significant difference; {second} minus {first} is {100 * d.difference:+.1f} points "
-        f"({100 * d.interval[0]:+.1f} to {100 * d.interval[1]:+.1f}, p = {d.p_value:.2g})."
+        f"({100 * d.interval[0]:+.1f} to {100 * d.interval[1]:+.1f}, {test}).{no_better(d)}"
     )
 
 
 Table = Sequence[Mapping[str, str]]
 """The rows of a CSV file, at least one."""
+
+
+def _draws(folder: Path) -> dict[str, Values]:
+    """Metric -> its value in each draw of training samples, in their order; empty if the task draws none."""
+    if not (folder / DRAWS).is_file():
+        return {}
+    rows = _rows(folder / DRAWS)
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0] if name != "draw"}
+
+
+def _baselines(folder: Path, place: str) -> dict[str, dict[str, float]]:
+    """The baselines of an evaluation, .../NAME/TASK; empty if its results were not written."""
+    home = (folder / place).parents[1]
+    try:
+        results = json.loads((home / "results.json").read_text(encoding="utf-8"))
+        found: dict[str, dict[str, float]] = results["/".join(place.split("/")[-2:])].get("baselines", {})
+    except (OSError, ValueError, LookupError, AttributeError):
+        return {}
+    return found
 
 
 def _rows(path: Path) -> Table:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from mmssl.evaluate.compare import Difference
+from mmssl.evaluate.compare import Difference, significant
+from mmssl.evaluate.metrics import baselines
 from mmssl.evaluate.task import Metrics
 from mmssl.evaluate.tasks import main_metrics
 from mmssl.plotting import columns
-from mmssl.stats import holm
 
 COUNTS = ("classes", "samples")
 
@@ -29,16 +29,20 @@ def format_results(results: Mapping[str, Metrics]) -> str:
 
 
 def format_differences(differences: Mapping[str, Difference]) -> str:
-    """A table for a terminal: both values and their difference in percent; * marks significant ones (Holm, 5 %)."""
-    real = holm([d.p_value for d in differences.values()])
-    header = ["", "first", "second", "difference", "95 % interval", "p", ""]
+    """A table for a terminal: both values and their difference in percent; * marks significant ones (Holm, 5 %).
+
+    Beside both are the values of answers without the image: the most frequent class, and chance.
+    """
+    real = significant(differences)
+    header = ["", "first", "second", "without the image", "difference", "95 % interval", "p", ""]
     lines = [
         [
             name,
             *map(_percent, (d.first, d.second)),
+            ", ".join(f"{name} {100 * value:.2f}" for name, value in d.baselines.items()),
             f"{100 * d.difference:+.2f}",
             f"{100 * d.interval[0]:+.2f} to {100 * d.interval[1]:+.2f}",
-            f"{d.p_value:.2g}",
+            "" if d.p_value is None else f"{d.p_value:.2g}",
             "*" if sure else "",
         ]
         for (name, d), sure in zip(differences.items(), real, strict=True)
@@ -46,21 +50,22 @@ def format_differences(differences: Mapping[str, Difference]) -> str:
     return _aligned([header, *lines])
 
 
-def format_metrics(metrics: Metrics) -> list[tuple[str, str, str]]:
-    """Name, value and interval (if any) of every metric of one evaluation, as text."""
-    intervals = metrics.get("intervals", {})
+def format_metrics(metrics: Metrics) -> list[tuple[str, str, str, str]]:
+    """Name, value, interval and baselines (if any) of every metric of one evaluation, as text."""
+    intervals, known = metrics.get("intervals", {}), metrics.get("baselines", {})
     shown = []
     for name, value in metrics.items():
         if isinstance(value, int | float):
             text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
             interval = intervals.get(name)
-            shown.append((name, text, "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"))
+            between = "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+            shown.append((name, text, between, baselines.describe(known.get(name, {}))))
     for field, gap in metrics.get("gaps", {}).items():
         if gap is None:
-            shown.append((f"gap by {field}", "", "no two groups of 10 samples"))
+            shown.append((f"gap by {field}", "", "no two groups of 10 samples", ""))
         else:
             words = f"p = {gap['p_value']:.2g}, from {gap['worst']} to {gap['best']}"
-            shown.append((f"gap by {field}", f"{gap['width']:.4f}", words))
+            shown.append((f"gap by {field}", f"{gap['width']:.4f}", words, ""))
     return shown
 
 

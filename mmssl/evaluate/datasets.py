@@ -5,20 +5,25 @@ FOLDER/zeroshot_classification_templates.txt     one template per line, `{c}` fo
 FOLDER/classnames.fr.txt, FOLDER/zeroshot_classification_templates.fr.txt     the same in another language
 FOLDER/dataset_type.txt                          `retrieval` or `multilabel`; missing: classification
 FOLDER/test/nshards.txt, FOLDER/test/0.tar ...   or flat: FOLDER/test-*.tar or FOLDER/val-*.tar
+
+Labelled images that are no shards (a folder per class, a table) are packed once into such a folder.
 """
 
+import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from glob import escape
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmssl.data import expand, iter_samples
 from mmssl.data.shards import BadSample, image_ranges
 from mmssl.errors import UserError
 from mmssl.evaluate.prompts import DEFAULT_TEMPLATES, Templates, read_classnames, read_templates
-from mmssl.files import open_regular
+from mmssl.files import open_regular, write_json
 from mmssl.types import Sample
 
 Kind = Literal["classification", "multilabel", "retrieval"]
@@ -28,6 +33,9 @@ TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 KIND_FILE = "dataset_type.txt"
 TEST = "test"
 """The split that is read from a folder."""
+PACKED, PACKED_SOURCE, PACKED_LABEL = "images", "source.json", "label"
+"""Folder of packed images beside that of the features; the file that names their source; the field of their labels."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,8 @@ class Dataset:
     """The field that holds the label: `cls`, or an entry of the JSON member. None: `cls`, or else `label`."""
     slice_by: tuple[str, ...] = ()
     """Metadata fields to break accuracies down by."""
+    values_may_differ: bool = False
+    """The class names lie beside the shards, and the user named the field of the labels, which may be other ones."""
 
     @cached_property
     def positions(self) -> dict[str, int]:
@@ -78,15 +88,16 @@ def open_dataset(
         classnames: a file, `imagenet`, or the names themselves. Default: classnames.txt beside the shards.
         templates: a file, `openai-imagenet`, `simple-imagenet`, or the templates themselves.
             Default: the file beside the shards.
-        label: the field that holds the label. Default: `cls`, or else `label`.
+        label: the field that holds the label. Default: `cls`, or else `label`. If none of its values is a number or a
+            name of classnames.txt, its values are the classes.
         slice_by: metadata fields to break accuracies down by.
         language: use the files of this language, as `classnames.fr.txt`; it is added to the name.
     Raises:
         UserError: no shard matches, or a file is missing or malformed.
     """
     shards, home = _find(spec)
-    if classnames is None and label in (None, "cls"):
-        classnames = _beside(home, CLASSNAMES_FILE, language)
+    found_names = _beside(home, CLASSNAMES_FILE, language) if classnames is None else None
+    classnames = found_names if classnames is None else classnames
     if templates is None:
         templates = _beside(home, TEMPLATES_FILE, language)
     own_name = name if name is not None else _name(spec, shards)
@@ -102,7 +113,51 @@ def open_dataset(
         train=_train_shards(spec),
         label=label,
         slice_by=tuple(slice_by),
+        values_may_differ=found_names is not None and label not in (None, "cls"),
     )
+
+
+def open_images(
+    source: str | Path, *, label: str | None = None, bad_samples: float = 0.1, **options: Any
+) -> Dataset | None:
+    """A dataset from a folder of images per class, splits of such folders, or tables.
+
+    The images are packed into the user's cache, as they are. The folder depends on the content: changed images are
+    packed again. Nothing is ever removed.
+
+    Args:
+        label: column of the labels of a table. Default: found by its name.
+        bad_samples: largest fraction of images that may be unusable; of fewer than 100, it is that of 100.
+        options: of `open_dataset`.
+
+    Returns:
+        None if the source is no such data.
+
+    Raises:
+        UserError: a table has no labels, images are unusable, or the cache cannot be written.
+    """
+    from mmssl.data.packing import open_labelled, pack  # a training does not load the packing
+    from mmssl.evaluate import feature_cache
+
+    place = Path(source)
+    splits = open_labelled(place, label)
+    if splits is None:
+        return None
+    words = repr([str(place.resolve()), label, *((name, records.identity()) for name, records in splits.items())])
+    home = (
+        feature_cache.default_folder().with_name(PACKED) / hashlib.blake2b(words.encode(), digest_size=12).hexdigest()
+    )
+    for name, records in splits.items():
+        account = pack(records, home / name, splits={name: 1.0}).account
+        if account.used == 0:
+            raise UserError(f"no usable image in {source}: {account.text()}")
+        account.limit(bad_samples, "raise that limit: --bad-samples")
+        if account.omitted:
+            _log.warning("%s: %s", source, "; ".join(account.causes()))
+    write_json(home / PACKED_SOURCE, {"source": str(place.resolve()), "label": label})
+    spec = str(home) if "test" in splits else f"{escape(str(home))}/*/*.tar"
+    chosen = {"name": place.resolve().stem, **{name: value for name, value in options.items() if value is not None}}
+    return open_dataset(spec, label=PACKED_LABEL, **chosen)
 
 
 def find_datasets(folder: str | Path) -> dict[str, Path]:
@@ -123,7 +178,10 @@ def find_datasets(folder: str | Path) -> dict[str, Path]:
             raise UserError(f"datasets {found[name]} and {path} are both named {name!r}; evaluate them separately")
         found[name] = path
     if not found:
-        raise UserError(f"no dataset under {folder}; a dataset is a folder with {' or '.join(_patterns(TEST))}")
+        raise UserError(
+            f"no dataset under {folder}; a dataset is a folder with {' or '.join(_patterns(TEST))}, or a folder with a "
+            "folder of images per class"
+        )
     return found
 
 
@@ -225,13 +283,15 @@ def _folder_shards(home: Path, split: str) -> list[str]:
             return [str(shard) for shard in shards]
     raise UserError(
         f"no dataset in {home}: neither {' nor '.join(_patterns(split))} exists; "
-        f"give a pattern of shards, such as {home}/*.tar"
+        f"give a pattern of shards, such as {home}/*.tar, or a folder with a folder of images per class"
     )
 
 
 def _train_shards(spec: str | Path | Sequence[str]) -> tuple[str, ...] | None:
     if not (isinstance(spec, str | Path) and Path(spec).is_dir() and _is_dataset(Path(spec), "train")):
         return None
+    if not any(any(Path(spec).glob(pattern)) for pattern in _patterns("train")):
+        return None  # train/nshards.txt alone: the shards were not downloaded
     return tuple(expand(_folder_shards(Path(spec), "train")))
 
 

@@ -96,10 +96,14 @@ def encode_images(
     batch_size: int = 256,
     world: World = ALONE,
     progress: Progress | None = None,
+    required: bool = True,
 ) -> EncodedImages:
     """Encode every image once, in order. Every rank passes the same samples and gets the same features.
 
     An image that cannot be decoded is left out and kept in `bad`.
+
+    Args:
+        required: refuse samples of which none is usable. False: they have features [0, 0].
 
     Raises:
         UserError: the shards are empty, no image can be encoded, or a feature is not finite.
@@ -114,7 +118,7 @@ def encode_images(
             records.extend(replace(sample, image=b"") for sample in batch)
             if progress is not None:
                 progress("images", len(records))
-        if not records:
+        if required and not records:
             raise UserError("no sample to evaluate: the shards are empty; give shards with samples")
     except UserError as error:
         # Raised on all ranks below: a rank that stopped alone would leave the others waiting.
@@ -122,7 +126,7 @@ def encode_images(
     problems = gather_values(world, problem)
     if any(p is not None for p in problems):
         raise UserError(next(p for p in problems if p is not None))
-    if not any(gather_values(world, len(part.places))):
+    if required and not any(gather_values(world, len(part.places))):
         reason = next(entry[2] for entries in gather_values(world, _as_lists(part.bad)) for entry in entries)
         raise UserError(f"no image from {records[0].shard}:{records[0].key} on could be encoded: {reason}")
     features, known = _join(world, part, len(records))

@@ -42,9 +42,10 @@ class FeatureCache:
         Args:
             variant: name of a change made to the images.
         """
-        states = [_state(shard) for shard in shards]
-        if any(state is None for state in states):
+        states = [(shard, shard_state(shard)) for shard in shards]
+        if any(state is None for _, state in states):
             return None
+        states = [(_place(shard), state) for shard, state in states]
         words = repr((FORMAT, self.model, states, variant, [_version(name) for name in LIBRARIES]))
         return hashlib.blake2b(words.encode(), digest_size=16).hexdigest()
 
@@ -106,11 +107,23 @@ def _version(library: str) -> str | None:
         return None
 
 
-def _state(shard: str) -> tuple[str, int, int] | None:
-    """Path, size and modification time of a shard (remote: address and size); None for a pipe."""
+def shard_state(shard: str) -> list[int] | None:
+    """Size and modification time of a shard (remote: size alone); None for a pipe, whose changes cannot be detected.
+
+    Raises:
+        UserError: the shard is out of reach.
+    """
     if isinstance(shard, PipeCommand):
         return None
     if is_remote(shard):
-        return shard.partition("?")[0], Fetcher().size(shard), 0
-    status = Path(shard).stat()
-    return str(Path(shard).resolve()), status.st_size, status.st_mtime_ns
+        return [Fetcher().size(shard)]
+    try:
+        status = Path(shard).stat()
+    except OSError as error:
+        raise UserError(f"shard {shard} cannot be read: {error.strerror}; correct the path, or restore it") from None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _place(shard: str) -> str:
+    """The full path of a shard; the address of a remote one without its query."""
+    return shard.partition("?")[0] if is_remote(shard) else str(Path(shard).resolve())

@@ -1,5 +1,6 @@
 """Labels and captions of samples."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,22 @@ from mmssl.errors import UserError
 from mmssl.evaluate.datasets import CLASSNAMES_FILE, Dataset
 from mmssl.types import Sample
 
+NO_NAMES = (
+    f"no class names for the labels {{place}}; put {CLASSNAMES_FILE} there (one name per line), or give a file: "
+    "--classnames FILE"
+)
+_log = logging.getLogger(__name__)
+
 
 class UnusableSampleError(UserError):
     """One sample lacks what a task needs; others of its dataset may have it."""
+
+    def __init__(self, sample: Sample, reason: str) -> None:
+        """Args:
+        reason: what is wrong, without the name of the sample, so that samples can be counted by it.
+        """
+        super().__init__(f"{locate(sample)}: {reason}")
+        self.reason = reason
 
 
 def sample_label(dataset: Dataset, sample: Sample) -> int | str:
@@ -36,21 +50,20 @@ def label_index(dataset: Dataset, sample: Sample, value: Any) -> int | str:
     names = dataset.classnames
     if names is None:
         if isinstance(value, int) and dataset.label is None:
-            raise UserError(
-                f"no class names for the labels in {Path(sample.shard).parent}; "
-                f"put {CLASSNAMES_FILE} there (one name per line), or give a file"
-            )
+            raise UserError(NO_NAMES.format(place=f"in {Path(sample.shard).parent}"))
         return str(value)
     index = value if isinstance(value, int) else dataset.positions.get(str(value))
+    if index is None and dataset.values_may_differ:
+        return str(value)  # `class_indices` has seen all labels
     if index is None:
         raise UserError(
             f"label {value!r} of {locate(sample)} is not among the {len(names)} class names "
             f"of {dataset.classnames_source}; add it there"
         )
+    if index == -1:  # the usual mark of a sample without a label
+        raise UnusableSampleError(sample, "label -1 marks a sample without a class")
     if not 0 <= index < len(names):
-        # -1 is the usual mark of a sample without a label.
-        kind = UnusableSampleError if index == -1 else UserError
-        raise kind(
+        raise UserError(
             f"label {index} of {locate(sample)} does not fit the {len(names)} class names "
             f"of {dataset.classnames_source} (0 to {len(names) - 1}); give the names of these shards"
         )
@@ -58,10 +71,22 @@ def label_index(dataset: Dataset, sample: Sample, value: Any) -> int | str:
 
 
 def class_indices(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, ...], Tensor]:
-    """Class names and the class of each sample, int64 [N]. Without class names: the distinct labels, sorted."""
+    """Class names and the class of each sample, int64 [N]. Without class names: the distinct labels, sorted.
+
+    Raises:
+        UserError: some labels fit the class names and others do not.
+    """
     labels = [sample_label(dataset, sample) for sample in samples]
-    if dataset.classnames is not None:
+    other = next((place for place, label in enumerate(labels) if isinstance(label, str)), None)
+    if dataset.classnames is not None and other is None:
         return dataset.classnames, torch.tensor(labels, dtype=torch.int64)
+    if dataset.classnames is not None and other is not None:
+        if any(isinstance(label, int) for label in labels):
+            raise UserError(
+                f"label {labels[other]!r} of {locate(samples[other])} is not among the {len(dataset.classnames)} class "
+                f"names of {dataset.classnames_source}, but others are; add it there"
+            )
+        _log.warning("no value of %r is in %s: the classes are its values", dataset.label, dataset.classnames_source)
     names = tuple(sorted({str(label) for label in labels}))
     position = {name: index for index, name in enumerate(names)}
     return names, torch.tensor([position[str(label)] for label in labels], dtype=torch.int64)
@@ -75,9 +100,7 @@ def image_captions(sample: Sample) -> list[str]:
     """
     texts = [text for text in captions.sample_captions({"txt": "", **sample.fields}) if text.strip()]
     if not texts:
-        raise UnusableSampleError(
-            f"{locate(sample)} has no caption; retrieval needs one in each: a .txt member, a caption per line"
-        )
+        raise UnusableSampleError(sample, "it has no caption; write one in a .txt member, a caption per line")
     return texts
 
 
@@ -94,6 +117,7 @@ def _label_field(dataset: Dataset, sample: Sample) -> str:
             return field
     has = ", ".join(sorted(fields)) or "none"
     raise UnusableSampleError(
-        f"{locate(sample)} has no label {' or '.join(map(repr, wanted))} (its fields: {has}); "
-        "name the field that holds the label, or evaluate captions by the task 'retrieval'"
+        sample,
+        f"it has no label {' or '.join(map(repr, wanted))} (its fields: {has}); "
+        "name the field that holds the label, or evaluate captions by the task 'retrieval'",
     )

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mmssl.data import account_of
 from mmssl.data.shards import BadSample
 from mmssl.distributed import World
 from mmssl.errors import UserError
@@ -26,6 +27,7 @@ Check = Callable[[Sample], Any]
 """Raises UnusableSampleError for a sample that a task cannot use, UserError if it cannot use the dataset."""
 FIRST = 1000
 """Samples after which a dataset without a usable one is refused."""
+REMEDY = "raise that limit: --bad-samples of the commands, evaluate.bad_samples in training"
 _log = logging.getLogger(__name__)
 DEFAULT_TASKS = {"classification": "zero_shot", "multilabel": "multilabel", "retrieval": "retrieval"}
 
@@ -43,6 +45,8 @@ class SuiteOptions:
     """Images or texts per forward pass."""
     logit_scale: float | None = None
     """The model's factor from similarities to logits, for calibration and the bars of examples."""
+    bad_samples: float = 0.1
+    """Largest fraction of a dataset's samples that may be unusable; of fewer than 100, it is that of 100."""
     draw: bool = True
     """Draw plots and write examples; this reads their images again."""
     cache: FeatureCache | None = None
@@ -93,7 +97,7 @@ def run(
             with _reported([evaluation.key], results, options):
                 place = None if folder is None else folder / evaluation.key
                 usable = usable_images(images, evaluation.check)
-                _report_bad(evaluation.key, usable, options.world)
+                report_bad(evaluation.key, usable, options)
                 context = encoded.context(evaluation.name, evaluation.dataset, usable, place)
                 bad = {"bad_samples": len(usable.bad)} if usable.bad else {}
                 results[evaluation.key] = evaluation.task.run(context) | bad
@@ -134,7 +138,7 @@ def usable_images(images: EncodedImages, check: Check) -> EncodedImages:
             check(sample)
             kept.append(row)
         except UnusableSampleError as error:
-            bad.append(BadSample(sample.shard, sample.key, str(error)))
+            bad.append(BadSample(sample.shard, sample.key, error.reason))
     if len(kept) == len(images.samples):
         return images
     return EncodedImages(images.features[kept], [images.samples[row] for row in kept], bad)
@@ -154,13 +158,22 @@ def _reported(keys: Sequence[str], results: dict[str, Metrics], options: SuiteOp
             options.failed(key, error)
 
 
-def _report_bad(key: str, images: EncodedImages, world: World) -> None:
-    """Name the first samples that an evaluation leaves out."""
-    if images.bad and world.rank == 0:
-        named = "; ".join(f"{bad.key or 'all'} in {bad.shard}: {bad.error}" for bad in images.bad[:3])
-        total = len(images.bad) + len(images.samples)
-        more = "; ..." if len(images.bad) > 3 else ""
-        _log.warning("%s: %d of %d samples are left out: %s%s", key, len(images.bad), total, named, more)
+def report_bad(name: str, images: EncodedImages, options: SuiteOptions) -> None:
+    """Count the samples of a dataset that are left out by cause, and name one of each.
+
+    Raises:
+        UserError: they are more than the limit.
+    """
+    if not images.bad:
+        return
+    account = account_of(len(images.samples), images.bad)
+    try:
+        account.limit(options.bad_samples, REMEDY)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    if options.world.rank == 0:
+        causes = "; ".join(account.causes())
+        _log.warning("%s: %d of %d samples are left out: %s", name, account.omitted, account.offered, causes)
 
 
 @dataclass(frozen=True)
@@ -215,7 +228,9 @@ class DatasetEncoder:
         if split.shards not in self._training:
             labelled = partial(sample_label, split)
             images = self.encode(split, f"{name} (training split)", [labelled])
-            self._training[split.shards] = usable_images(images, labelled)
+            usable = usable_images(images, labelled)
+            report_bad(f"{name} (training split)", usable, self._options)
+            self._training[split.shards] = usable
         return self._training[split.shards]
 
     def encode_variant(

@@ -11,15 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmssl.distributed import World
+from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, class_templates
 from mmssl.evaluate.encode import EncodedImages, Encoder, Progress, class_weights, encode_texts
-from mmssl.evaluate.labels import class_indices
+from mmssl.evaluate.labels import NO_NAMES, class_indices
 from mmssl.files import write_csv
 from mmssl.stats import Interval
 from mmssl.types import Sample
 
 Metrics = dict[str, Any]
 """The results of one evaluation by name: numbers, and below `intervals` the 95 % interval of each that has one."""
+
+DRAWS = "draws.csv"
+"""Table of a task that draws its training samples: one row per draw, one column per metric."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,13 @@ class TaskContext:
         return encode_texts(self.encoder, texts, batch_size=self.batch_size, world=self.world, progress=self.progress)
 
     def class_weights(self, names: Sequence[str]) -> Tensor:
-        """One unit vector per class, from the dataset's prompts, [C, D]."""
+        """One unit vector per class, from the dataset's prompts, [C, D].
+
+        Raises:
+            UserError: the classes are numbers, which say nothing to a text tower.
+        """
+        if self.dataset.classnames is None and all(name.lstrip("-").isdecimal() for name in names):
+            raise UserError(NO_NAMES.format(place=f"of {self.name}, which are numbers ({', '.join(names[:3])} ...)"))
         return class_weights(
             self.encoder,
             names,
@@ -99,6 +109,11 @@ class Task(ABC):
 def list_intervals(intervals: Mapping[str, Interval]) -> Metrics:
     """Intervals as entries of the metrics, in the form that JSON reads back."""
     return {"intervals": {name: list(interval) for name, interval in intervals.items()}}
+
+
+def list_baselines(baselines: Mapping[str, Mapping[str, float]]) -> Metrics:
+    """Baselines as entries of the metrics: metric -> `majority` and `chance` -> value."""
+    return {"baselines": {name: dict(found) for name, found in baselines.items()}} if baselines else {}
 
 
 def write_outcomes(context: TaskContext, samples: Sequence[Sample], outcomes: Mapping[str, NDArray[Any]]) -> None:

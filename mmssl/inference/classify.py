@@ -1,5 +1,6 @@
 """Classification of images by labels: zero-shot, and the predictions of any classifier as a user sees them."""
 
+import logging
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,13 +9,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mmssl.data.shards import IMAGES
+from mmssl.data import account_of
+from mmssl.data.shards import IMAGES, BadSample
 from mmssl.data.transforms import DecodeError
 from mmssl.errors import UserError
 from mmssl.evaluate import encode, prompts
+from mmssl.evaluate.metrics import classification
 from mmssl.inference.model import ImageInput, Model, pixels_of
 from mmssl.plotting import BLUE, drawing, hide_spines
 
+_log = logging.getLogger(__name__)
 ENDING = "-predicted.png"
 SHOWN = 5
 """Number of labels in a drawing."""
@@ -51,45 +55,72 @@ class Prediction:
         return f"{self.image}: {shown}" + ("" if self.saved is None else f" (drawn to {self.saved})")
 
 
-def predict(images: Sequence[ImageInput], classify: Classify, save: bool | Path = False) -> Iterator[Prediction]:
-    """Each image's prediction, in order.
+def predict(
+    images: Sequence[ImageInput], classify: Classify, save: bool | Path = False, bad_images: float = 0.1
+) -> Iterator[Prediction]:
+    """Each image's prediction, in order. Images that cannot be read are left out, and named in a warning at the end.
 
     Args:
         save: a folder for drawings; True draws each image to a PNG beside it (images that are not files to the current
             folder).
+        bad_images: largest fraction of images that may be left out; of fewer than 100, it is that of 100.
 
     Raises:
-        UserError: an image cannot be read, or a drawing cannot be written.
+        UserError: no image can be read, too many cannot, or a drawing cannot be written.
     """
-    places = iter(_places(images, save))
+    places, used, bad = list(_places(images, save)), 0, list[BadSample]()
     for start in range(0, len(images), BATCH):
         part = images[start : start + BATCH]
-        probabilities = _classified(classify, part, start)
+        probabilities = _classified(classify, part, start, bad)
         for number, (image, found) in enumerate(zip(part, probabilities, strict=True), start=start):
+            if found is None:
+                continue
+            used += 1
             ranked = dict(sorted(found.items(), key=lambda pair: -pair[1]))
             prediction = Prediction(output_name(image, number), ranked)
-            yield prediction if save is False else saved(prediction, image, next(places))
+            yield prediction if save is False else saved(prediction, image, places[number])
+        if bad and used == 0:
+            raise UserError(f"{bad[0].key} is not a usable image: {bad[0].error}")
+        account_of(used, bad).limit(bad_images, "raise that limit, --bad-images, or leave them out")
+    if bad:
+        _log.warning(
+            "%d of %d images are left out: %s", len(bad), len(images), "; ".join(account_of(used, bad).causes())
+        )
 
 
-def zero_shot(model: Model, labels: Sequence[str], templates: prompts.Templates = ("{c}",)) -> Classify:
+def zero_shot(
+    model: Model, labels: str | Iterable[str], templates: prompts.Templates = ("{c}",), *, numbered: bool = False
+) -> Classify:
     """Zero-shot classification, with labels and templates checked.
 
     Args:
         templates: texts with `{c}` for the label; with several, their mean vector is used.
+        numbered: labels may be repeated, as two of ImageNet's are; these get their numbers appended in the results.
 
     Raises:
         UserError: labels are missing, empty or repeated, or a template lacks `{c}`.
     """
-    return ZeroShotClassifier(model, check_labels(labels), _check_templates(templates))
+    texts = [labels] if isinstance(labels, str) else list(labels)
+    names = check_labels(list(classification.distinct(texts)) if numbered else texts)
+    return ZeroShotClassifier(model, texts, _check_templates(templates), names)
 
 
 class ZeroShotClassifier:
     """Classifies images by the texts of labels."""
 
-    def __init__(self, model: Model, labels: Sequence[str], templates: prompts.Templates = ("{c}",)) -> None:
+    def __init__(
+        self,
+        model: Model,
+        labels: Sequence[str],
+        templates: prompts.Templates = ("{c}",),
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """Args:
+        names: names of the labels in the results. None: the labels themselves.
+        """
         self._model = model
-        self.labels = list(labels)
-        self.weights = encode.class_weights(model, self.labels, templates)
+        self.labels = list(labels if names is None else names)
+        self.weights = encode.class_weights(model, list(labels), templates)
         """Unit vectors of the labels, [C, D]."""
 
     def __call__(self, images: Sequence[ImageInput]) -> list[dict[str, float]]:
@@ -113,6 +144,9 @@ def check_labels(labels: Sequence[str]) -> list[str]:
     """
     names = [labels] if isinstance(labels, str) else list(labels)
     double = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise UserError(f"expected labels as texts, found a {type(wrong).__name__}: {str(wrong)[:40]}")
     if not names or any(not name.strip() for name in names) or double is not None:
         problem = f"label {double!r} is repeated" if double is not None else "labels are missing or empty"
         raise UserError(f"{problem}; give each once, for example: cat, dog")
@@ -192,17 +226,37 @@ def _places(images: Sequence[ImageInput], save: bool | Path) -> Iterator[Path]:
         yield path
 
 
-def _classified(classify: Classify, images: Sequence[ImageInput], first: int) -> list[dict[str, float]]:
-    """Probabilities; an image that cannot be decoded is named."""
+def _classified(
+    classify: Classify, images: Sequence[ImageInput], first: int, bad: list[BadSample]
+) -> list[dict[str, float] | None]:
+    """Probabilities; None for images that cannot be read, which join the bad ones.
+
+    Args:
+        first: number of the first image.
+    """
     try:
-        return classify(images)
-    except DecodeError:
-        for number, image in enumerate(images, start=first):
-            try:
-                pixels_of(image)
-            except DecodeError as error:
-                raise UserError(f"{output_name(image, number)} is not a usable image: {error}") from None
-        raise
+        return list(classify(images))
+    except (DecodeError, OSError, UserError):
+        problems = [_problem(image) for image in images]
+        if not any(problems):
+            raise
+    usable = [image for image, problem in zip(images, problems, strict=True) if problem is None]
+    found = iter(classify(usable) if usable else [])
+    for number, (image, problem) in enumerate(zip(images, problems, strict=True), start=first):
+        if problem is not None:
+            bad.append(BadSample("", output_name(image, number), problem))
+    return [next(found) if problem is None else None for problem in problems]
+
+
+def _problem(image: ImageInput) -> str | None:
+    """The reason why an image cannot be used; None if it can."""
+    try:
+        pixels_of(image)
+    except DecodeError as error:
+        return str(error)
+    except OSError as error:
+        return f"the file cannot be read: {error.strerror or error}"
+    return None
 
 
 def _check_templates(templates: prompts.Templates) -> prompts.Templates:

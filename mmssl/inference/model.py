@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmssl.config import ModelConfig
-from mmssl.data.transforms import DecodeError, EvalView, Tokenizer, decoding, load_tokenizer
+from mmssl.data.transforms import DecodeError, EvalView, Tokenizer, decoding, load_tokenizer, views
 from mmssl.errors import UserError
 from mmssl.models import DualEncoder, ImageEncoder, OpenClipText, TextTower, VisionTower, build_dual_encoder
 from mmssl.models.pretrained import PretrainedModel, foreign, is_transformers_folder, read_open_clip, read_transformers
@@ -29,8 +29,9 @@ FORMAT = 1
 _LOCATIONS = ("checkpoint_path", "cache_dir", "hf_model_name", "state_dict")
 """Options of timm, open_clip and transformers that name files elsewhere, as all with `pretrained` in their name."""
 
-ImageInput = str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor
-"""A file's path, an encoded image, a PIL image, or uint8 pixels (array [H, W, 3], tensor [3, H, W])."""
+ImageInput = str | Path | bytes | IO[bytes] | Image.Image | np.ndarray[Any, Any] | Tensor
+"""A file's path, an encoded image or an open file of one, a PIL image, or pixels (array [H, W, 3], tensor [3, H, W]):
+uint8, or floats from 0 to 1."""
 
 
 class Model:
@@ -80,13 +81,14 @@ class Model:
         self.encoder.to(device)
         return self
 
-    def encode_image(self, images: ImageInput | Sequence[ImageInput], batch_size: int = 256) -> Tensor:
-        """Unit vectors [N, D], float32 on the CPU, of one image or a list of them.
+    def encode_image(self, images: ImageInput | Iterable[ImageInput], batch_size: int = 256) -> Tensor:
+        """Unit vectors [N, D], float32 on the CPU, of one image or several.
 
         Raises:
-            UserError: a file cannot be read or decoded.
+            UserError: a file cannot be read or decoded, or an argument is none of an image.
             DecodeError: an image that is not a file cannot be decoded.
         """
+        _check_batch_size(batch_size)
         inputs = as_image_list(images)
         rows = []
         with ThreadPoolExecutor() as pool:
@@ -103,7 +105,7 @@ class Model:
             DecodeError: an image that is not a file cannot be decoded.
         """
         if not isinstance(image, (str, Path)):
-            return self.view(image)
+            return self.view(_content(image))
         try:
             return self.view(Path(image).read_bytes())
         except OSError as error:
@@ -117,7 +119,11 @@ class Model:
 
     def encode_text(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
         """Unit vectors [N, D], float32 on the CPU, of one text or several."""
+        _check_batch_size(batch_size)
         captions = [texts] if isinstance(texts, str) else list(texts)
+        wrong = next((text for text in captions if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise UserError(f"expected texts, found a {type(wrong).__name__} among them: {str(wrong)[:40]}")
         rows, cut, unknown = [], 0, 0
         for start in range(0, len(captions), batch_size):
             tokens, mask, found = self.tokenizer.encode_and_measure(captions[start : start + batch_size])
@@ -129,11 +135,18 @@ class Model:
         self._report_loss(len(captions), cut, unknown)
         return torch.cat(rows) if rows else torch.empty(0, self.config.embed_dim)
 
-    def classify(self, image: ImageInput, labels: Sequence[str], template: str = "{c}") -> dict[str, float]:
-        """Probability of each label for one image, highest first."""
-        from mmssl.inference.classify import ZeroShotClassifier  # imports this module
+    def classify(self, image: ImageInput, labels: str | Iterable[str], template: str = "{c}") -> dict[str, float]:
+        """Probability of each label for one image, highest first.
 
-        return ZeroShotClassifier(self, labels, (template,))([image])[0]
+        Raises:
+            UserError: labels are missing, empty or repeated, the template lacks `{c}`, or there are several images.
+        """
+        from mmssl.inference.classify import zero_shot  # imports this module
+
+        images = as_image_list(image)
+        if len(images) != 1:
+            raise UserError(f"classify takes one image, found {len(images)}; predict takes several")
+        return zero_shot(self, labels, (template,))(images)[0]
 
     def image_module(self) -> ImageEncoder:
         """A copy of the image encoder (rendered images to unit vectors), to be trained further."""
@@ -142,10 +155,13 @@ class Model:
 
     def fingerprint(self) -> str:
         """A digest of everything that determines image features: weights, rendering, precision, kind of device."""
+        words = self.image_fingerprint(), self.config.vision, self.config.projection, self.device.type, self.precision
+        return hashlib.blake2b(repr(words).encode(), digest_size=16).hexdigest()
+
+    def image_fingerprint(self) -> str:
+        """A digest of the image tower's weights and of the rendering: the same on every device, and after `save`."""
         weights = {**self.vision.state_dict(), **self.encoder.image_projection.state_dict(prefix="projection.")}
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(repr((self.config.vision, self.config.projection, vars(self.view), self.device.type)).encode())
-        digest.update(self.precision.encode())
+        digest = hashlib.blake2b(repr((vars(self.view), self.vision.statistics)).encode(), digest_size=16)
         for name, tensor in sorted(weights.items()):
             digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -209,11 +225,46 @@ class Model:
             self.encoder.train(training)
 
 
-def as_image_list(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
-    """One image, a list of them, or a tensor [N, 3, H, W], as a list."""
-    if isinstance(images, Tensor):
+def as_image_list(images: ImageInput | Iterable[ImageInput]) -> list[ImageInput]:
+    """One image, several of them, or an array [N, H, W, 3] or tensor [N, 3, H, W], as a list.
+
+    Open files are read: their images are encoded bytes.
+
+    Raises:
+        UserError: an entry is no image in any form.
+    """
+    if isinstance(images, Tensor | np.ndarray):
         return list(images) if images.ndim == 4 else [images]
-    return list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
+    if isinstance(images, Iterable) and not isinstance(images, _ONE_IMAGE) and not hasattr(images, "read"):
+        return [_content(image) for image in images]
+    return [_content(images)]
+
+
+_ONE_IMAGE = (str, Path, bytes, bytearray, memoryview, Image.Image)
+
+
+def _content(image: Any) -> Any:
+    """An image as `Model.render` takes it: the bytes of an open file.
+
+    Raises:
+        UserError: it is no image in any form.
+    """
+    if isinstance(image, bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, str | Path | bytes | Image.Image | np.ndarray | Tensor):
+        return image
+    content = image.read() if hasattr(image, "read") else None
+    if not isinstance(content, bytes):
+        raise UserError(
+            f"expected an image (a path, bytes, an open binary file, a PIL image, an array or a tensor), found a "
+            f"{type(image).__name__}"
+        )
+    return content
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: give a number of 1 or more")
 
 
 def pixels_of(image: ImageInput) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -225,11 +276,8 @@ def pixels_of(image: ImageInput) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """
     if isinstance(image, str | Path):
         image = Path(image).read_bytes()
-    if isinstance(image, bytes):
-        return decoding.decode(image)
-    if isinstance(image, Tensor):
-        return image.permute(1, 2, 0).cpu().numpy()
-    return decoding.rgb_pixels(image) if isinstance(image, Image.Image) else image
+    content = _content(image)
+    return decoding.decode(content) if isinstance(content, bytes) else views.as_pixels(content)
 
 
 def load(source: str | Path) -> Model:

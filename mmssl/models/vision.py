@@ -174,8 +174,10 @@ class VisionTower(nn.Module):
             keep: int64 [B, K], the patches (row-major) the tower sees; None: all of them.
 
         Raises:
-            UserError: `keep` is given and the tower cannot encode a subset of patches.
+            UserError: `keep` is given and the tower cannot encode a subset of patches; or floats are not pixels in
+                0..255.
         """
+        self._refuse_normalised(images)
         x = self.normalize(images).contiguous(memory_format=torch.channels_last)
         if keep is None:
             return self._encode(x)
@@ -186,6 +188,21 @@ class VisionTower(nn.Module):
             return self._encode(x)
         finally:
             self.select.keep = None
+
+    def _refuse_normalised(self, images: Tensor) -> None:
+        """Raises UserError for floats from 0 to 1 or with a mean of zero, which would be taken for a black image.
+
+        Looked at outside of training only: on a GPU it waits for the pixels.
+        """
+        symbolic = torch.compiler.is_compiling() or images.is_meta
+        if self.training or not images.is_floating_point() or images.requires_grad or symbolic:
+            return
+        low, high = (float(value) for value in images.detach().aminmax())
+        if low < 0 or 0 < high <= 1:
+            raise UserError(
+                f"the vision tower takes uint8 pixels, or floats in 0..255, and normalises them by itself; these are "
+                f"floats from {low:.3g} to {high:.3g}: give the pixels before normalisation (x 255)"
+            )
 
     def _encode(self, x: Tensor) -> Encoded:
         if self._is_vit and self.trunk.attn_pool is not None:

@@ -49,6 +49,7 @@ class RunEvaluator:
             suite.SuiteOptions(
                 batch_size=config.evaluate.batch_size,
                 logit_scale=model.logit_scale,
+                bad_samples=config.evaluate.bad_samples,
                 draw=out is not None,
                 world=self.world,
                 failed=lambda key, error: failed.update({key: _described(error)}),

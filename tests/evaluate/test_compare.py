@@ -1,6 +1,7 @@
 """Comparisons of two models against SciPy and against enumeration."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy import stats
 
 from mmssl.errors import UserError
 from mmssl.evaluate import suite
-from mmssl.evaluate.compare import Difference, compare, compare_results, verdicts
+from mmssl.evaluate.compare import Difference, compare, compare_draws, compare_results, significant, verdicts
 from mmssl.evaluate.console import format_differences
 from mmssl.evaluate.datasets import open_dataset
 from mmssl.files import read_csv
@@ -160,6 +161,59 @@ def test_a_sentence_keeps_the_signs_of_its_interval() -> None:
     )
     d = Difference(0.52, 0.5, (-0.045, 0.005), 0.001)
     assert "a is better than b by 2.0 points (-0.5 to 4.5)" in verdicts({"x": d}, "a", "b")[0]
+
+
+def test_a_gain_below_the_most_frequent_class_is_said_to_be_so(tmp_path: Path) -> None:
+    """Of two models of which neither reaches the accuracy of the most frequent class, that is said, also where one is
+    better than the other; the class frequencies come from the evaluation."""
+    d = Difference(0.3, 0.5, (0.1, 0.3), 0.001, baselines={"majority": 0.6, "chance": 0.45})
+    assert verdicts({"x": d}, "a", "b")[0].endswith(
+        " The better one is no better than the most frequent class (60.0 %)."
+    )
+    assert "60.00" in format_differences({"x": d})
+    assert "no better" not in verdicts({"x": replace(d, second=0.61)}, "a", "b")[0]
+    records = [{"png": paint(100 + (i > 11), i), "cls": int(i > 11)} for i in range(20)]
+    data = open_dataset(pack(tmp_path / "t-0.tar", records), classnames=["number 500", "number 501"])
+    for name in "ab":
+        suite.run(ToyEncoder(noise=9), {"n": (data, "zero_shot")}, tmp_path / name, suite.SuiteOptions(draw=False))
+    found = compare_results(tmp_path / "a", tmp_path / "b")["n/zero_shot/acc1"]
+    assert found.baselines == {"majority": 0.6, "chance": pytest.approx(0.52)}
+
+
+def test_draws_are_paired() -> None:
+    """The spread is that of the difference over draws, not of the accuracies; a p-value needs three draws, and is not
+    smaller than SciPy's paired t-test over the draws allows, however many samples agree."""
+    rng = generator("draws")
+    first = [(rng.random(400) < level).astype(float) for level in (0.3, 0.5, 0.7)]
+    gained = [np.where(rng.random(400) < gain, 1, values) for gain, values in zip((0.1, 0.3, 0.6), first, strict=True)]
+    found = compare_draws(first, gained)
+    changes = [b.mean() - a.mean() for a, b in zip(first, gained, strict=True)]
+    assert found.difference == pytest.approx(np.mean(changes))
+    assert found.spread == pytest.approx(np.std(changes, ddof=1))
+    expected = stats.ttest_1samp(changes, 0).pvalue
+    assert expected > 0.01 > compare(np.mean(first, axis=0), np.mean(gained, axis=0)).p_value
+    assert found.p_value == pytest.approx(expected)
+    two = compare_draws(first[:2], gained[:2])
+    assert (two.p_value, compare_draws(first[:1], gained[:1]).spread) == (None, None)
+    assert "too few draws for a test" in verdicts({"x": two}, "a", "b")[0]
+    assert significant({"x": two, "y": Difference(0, 1, (1, 1), 0.04)}) == [False, True]
+
+
+def test_few_shot_differences_are_paired_by_draw(numbers: Path, tmp_path: Path) -> None:
+    """`few_shot` writes the accuracy of each draw; the mean over them is the metric, and comparisons show the spread of
+    the difference."""
+    pack(numbers / "train" / "0.tar", [{"png": paint(100 + i % 6, i + 60), "cls": i % 6} for i in range(30)])
+    for name, noise in (("a", 4.0), ("b", 3.0)):
+        data = {"n": (numbers, "few_shot")}
+        metrics = suite.run(ToyEncoder(noise=noise), data, tmp_path / name, suite.SuiteOptions(draw=False))
+        rows = read_csv(tmp_path / name / "n" / "few_shot" / "draws.csv")
+        values = [float(row["acc1@2"]) for row in rows]
+        assert len(values) == 5
+        assert metrics["n/few_shot"]["acc1@2"] == pytest.approx(np.mean(values))
+        assert metrics["n/few_shot"]["std@2"] == pytest.approx(np.std(values, ddof=1))
+    found = compare_results(tmp_path / "a", tmp_path / "b")["n/few_shot/acc1@2"]
+    assert found.spread is not None
+    assert found.p_value is not None
 
 
 def test_columns_are_aligned_whatever_the_script() -> None:

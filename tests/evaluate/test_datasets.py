@@ -1,14 +1,16 @@
 """Datasets in every layout, and what is said of broken ones."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mmssl.errors import UserError
-from mmssl.evaluate.datasets import find_datasets, open_dataset, read, training_split
+from mmssl.evaluate import suite
+from mmssl.evaluate.datasets import find_datasets, open_dataset, open_images, read, training_split
 from mmssl.evaluate.labels import class_indices, image_captions, sample_label
 from mmssl.types import Sample
-from tests.helpers.toy_encoder import pack, paint
+from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 
 
 def sample(**fields: object) -> Sample:
@@ -77,6 +79,92 @@ def test_names_from_labels(tmp_path: Path) -> None:
     assert class_indices(groups, list(read(groups, on_bad=pytest.fail)))[0] == ("0", "1")
 
 
+def test_a_named_field_keeps_the_class_names(numbers: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A field of numbers or of known names is read with the class names beside the shards; one of other texts gives its
+    own classes, and says so; a field with both is refused."""
+    home, names = numbers, [f"number {100 + c}" for c in range(7)]
+    values: dict[str, list[Any]] = {
+        "index": [5, 0, 6],
+        "name": ["number 102", "number 100", "number 102"],
+        "camera": ["old", "new", "old"],
+        "mixed": ["number 102", "new", "number 100"],
+    }
+    pack(home / "test" / "0.tar", [{"png": paint(1), "json": {f: v[i] for f, v in values.items()}} for i in range(3)])
+    (home / "test" / "nshards.txt").write_text("1")
+    found = {}
+    for field in values:
+        dataset = open_dataset(home, label=field)
+        samples = list(read(dataset, on_bad=pytest.fail))
+        if field == "mixed":
+            with pytest.raises(UserError, match=r"label 'new' of 00001 .* is not among the 7 class names"):
+                class_indices(dataset, samples)
+        else:
+            classes, indices = class_indices(dataset, samples)
+            found[field] = (list(classes), indices.tolist())
+    assert found == {"index": (names, [5, 0, 6]), "name": (names, [2, 0, 2]), "camera": (["new", "old"], [1, 0, 1])}
+    assert "no value of 'camera' is in" in caplog.text
+
+
+def test_numbers_are_no_class_names(numbers: Path) -> None:
+    """Without class names, classification by prompts of numbers is refused; a classifier that is trained needs none."""
+    (numbers / "classnames.txt").unlink()
+    train = [{"png": paint(100 + i % 6, i), "cls": i % 6} for i in range(30)]
+    pack(numbers / "train" / "0.tar", train)
+    dataset = open_dataset(numbers, label="cls")
+    with pytest.raises(UserError, match=r"no class names for the labels of x, which are numbers .*--classnames"):
+        suite.run(ToyEncoder(), {"x": (dataset, "zero_shot")})
+    assert suite.run(ToyEncoder(), {"x": (dataset, "knn")})["x/knn"]["acc1"] == 1
+
+
+def write_image_folder(home: Path, layout: str) -> Path:
+    """Painted numbers in a folder per class: `folders`, `splits` with train and val, or `table`, a CSV."""
+    for split, count in (("train", 6), ("val", 3)):
+        for number in (100, 101, 102):
+            for variant in range(count):
+                place = home / (split if layout == "splits" else "") / f"number_{number}"
+                place.mkdir(parents=True, exist_ok=True)
+                (place / f"{split}{variant}.png").write_bytes(paint(number, variant))
+    if layout != "table":
+        return home
+    rows = [f"{path.relative_to(home)},number {path.parent.name[-3:]}" for path in sorted(home.rglob("*.png"))]
+    (home / "labels.csv").write_text("\n".join(["filename,Category", *rows]))
+    return home / "labels.csv"
+
+
+@pytest.mark.parametrize(("layout", "samples"), [("folders", 27), ("splits", 9), ("table", 27)])
+def test_labelled_images_need_no_shards(layout: str, samples: int, tmp_path: Path) -> None:
+    """A folder per class, with or without splits, and a table with a column of labels are evaluated as they are: a
+    perfect model is right everywhere, and broken images are left out."""
+    source = write_image_folder(tmp_path / "zoo", layout)
+    (next(iter(sorted((tmp_path / "zoo").rglob("*0.png"), reverse=True)))).write_bytes(b"broken")
+    dataset = open_images(source)
+    assert dataset is not None
+    assert dataset.name == source.stem
+    results = suite.run(ToyEncoder(), {"z": (dataset, ["zero_shot", *(["knn"] if layout == "splits" else [])])})
+    assert {(m["acc1"], m["classes"], m["samples"]) for m in results.values()} == {(1.0, 3, samples - 1)}
+
+
+def test_advice_on_labelled_images_leads_somewhere(tmp_path: Path) -> None:
+    """A table without labels names its columns and the option; a folder of pairs is no folder of classes."""
+    table = write_image_folder(tmp_path / "zoo", "table")
+    with pytest.raises(
+        UserError, match=r"no label column \('kind'\); its columns are filename, Category; .*--label COLUMN"
+    ):
+        open_images(table, label="kind")
+    assert open_images(table, label="category") is not None
+    (tmp_path / "zoo" / "number_100" / "train0.txt").write_text("a caption")
+    assert open_images(tmp_path / "zoo") is None
+
+
+def test_a_training_split_without_its_shards_is_none(numbers: Path) -> None:
+    """A count of shards that were not downloaded (train/nshards.txt) does not keep the test split from being read."""
+    (numbers / "train").mkdir()
+    (numbers / "train" / "nshards.txt").write_text("3")
+    dataset = open_dataset(numbers)
+    assert dataset.train is None
+    assert suite.run(ToyEncoder(), {"x": (dataset, "zero_shot")})["x/zero_shot"]["samples"] == 40
+
+
 def test_labels_by_name(tmp_path: Path) -> None:
     """A label that is a name finds its place among given class names, the first of equal ones."""
     dataset = open_dataset(pack(tmp_path / "a.tar", [{"png": paint(1)}]), classnames=["b", "a", "a"])
@@ -93,7 +181,7 @@ def test_labels_that_do_not_fit_name_the_file(numbers: Path) -> None:
         UserError, match=r"label 1 of 00001 in .*0\.tar does not fit the 1 class names of .*classnames\.txt"
     ):
         class_indices(dataset, list(read(dataset, on_bad=pytest.fail)))
-    with pytest.raises(UserError, match="label -1 of"):
+    with pytest.raises(UserError, match="label -1 marks"):
         sample_label(dataset, sample(cls=-1))
 
 

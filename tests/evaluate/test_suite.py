@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ def test_a_perfect_model_scores_one(numbers: Path, captioned: Path, tmp_path: Pa
         "classes": 7,
         "samples": 40,
         "intervals": {"acc1": sure, "acc5": sure, "mean_per_class_recall": sure},
+        "baselines": {
+            "acc1": {"majority": 7 / 40, "chance": pytest.approx((4 * 7**2 + 2 * 6**2) / 40**2)},
+            "acc5": {"majority": pytest.approx(34 / 40)},
+            "mean_per_class_recall": {"chance": 1 / 6},
+        },
     }
     found = results["captioned/retrieval"]
     assert {found[name] for name in found["intervals"]} == {1.0}
@@ -107,6 +113,27 @@ def test_a_broken_image_costs_only_itself(numbers: Path) -> None:
     pack(numbers / "test" / "1.tar", [{"png": paint(100 + i % 6, i), "cls": i % 6} for i in range(10, 40)])
     found = suite.run(ToyEncoder(noise=2.0), data, options=suite.SuiteOptions(batch_size=4))["x/zero_shot"]
     assert found == whole | {"bad_samples": 1}
+
+
+def test_samples_that_cannot_be_used_are_limited_by_share(
+    numbers: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Up to the limit they are counted by cause and one of each is named; beyond it the evaluation is refused, with the
+    causes and the option. Training splits count too."""
+    good = [{"png": paint(100 + i % 6, i), "cls": i % 6} for i in range(30)]
+    bad = [{"png": b"broken", "cls": 0}] * 7 + [{"png": paint(100)}] * 4
+    pack(numbers / "test" / "0.tar", [*good, *bad])
+    data = {"x": (numbers, "zero_shot")}
+    found = suite.run(ToyEncoder(), data, options=suite.SuiteOptions(bad_samples=0.11))["x/zero_shot"]
+    assert (found["bad_samples"], found["samples"]) == (11, 45)
+    assert re.search(r"7 left out: .*0\.tar:00030.*4 left out: it has no label 'cls' or 'label'.*:00037", caplog.text)
+    with pytest.raises(UserError, match=r"x/zero_shot: 11 of 56 samples .* limit of 0\.1: 7 left .*bad_samples"):
+        suite.run(ToyEncoder(), data, tmp_path / "out")
+    assert not (tmp_path / "out" / "x").exists()
+    pack(numbers / "test" / "0.tar", good)
+    pack(numbers / "train" / "0.tar", [*good, *bad])
+    with pytest.raises(UserError, match=r"x \(training split\): 11 of 41 samples"):
+        suite.run(ToyEncoder(), {"x": (numbers, "knn")})
 
 
 def test_bad_data_is_refused_before_it_is_encoded(numbers: Path, tmp_path: Path) -> None:
@@ -219,10 +246,16 @@ def test_the_table_shows_percents_and_counts() -> None:
 def test_every_figure_is_shown_with_its_interval() -> None:
     """Rates have four digits and their interval, counts are whole, gaps are in words."""
     gap = {"best": "a", "worst": "b", "width": 0.25, "p_value": 0.001}
-    metrics = {"acc1": 0.5, "samples": 1200, "intervals": {"acc1": [0.4, 0.6]}, "gaps": {"style": gap, "size": None}}
+    metrics = {
+        "acc1": 0.5,
+        "samples": 1200,
+        "intervals": {"acc1": [0.4, 0.6]},
+        "baselines": {"acc1": {"majority": 0.6, "chance": 0.45}},
+        "gaps": {"style": gap, "size": None},
+    }
     assert format_metrics(metrics) == [
-        ("acc1", "0.5000", "0.4000 to 0.6000"),
-        ("samples", "1,200", ""),
-        ("gap by style", "0.2500", "p = 0.001, from b to a"),
-        ("gap by size", "", "no two groups of 10 samples"),
+        ("acc1", "0.5000", "0.4000 to 0.6000", "majority 0.6000, chance 0.4500"),
+        ("samples", "1,200", "", ""),
+        ("gap by style", "0.2500", "p = 0.001, from b to a", ""),
+        ("gap by size", "", "no two groups of 10 samples", ""),
     ]

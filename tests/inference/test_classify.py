@@ -1,5 +1,6 @@
 """Drawings of predictions, and the images of a folder. No model is needed."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from mmssl.errors import UserError
 from mmssl.inference import ImageInput, list_images, predict
+from mmssl.inference.model import pixels_of
 
 
 def coin(images: Sequence[ImageInput]) -> list[dict[str, float]]:
@@ -45,6 +47,31 @@ def test_a_folder_that_cannot_be_drawn_into_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/a-predicted\.png cannot be written.*name another folder"):
         list(predict([path], coin, save=tmp_path / "file"))
+
+
+def hues(images: Sequence[ImageInput]) -> list[dict[str, float]]:
+    """Reads each image, as a model would: broken ones raise DecodeError."""
+    return [{str(pixels_of(image)[0, 0, 0]): 1.0} for image in images]
+
+
+def test_broken_files_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One broken file costs its own prediction only: the others keep their names and drawings, in order, and a warning
+    names it. Beyond the limit, or without a usable image, the prediction is refused."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(5):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(folder / f"{number}.png")
+    (folder / "2.png").write_bytes(b"no image")
+    truncated = Image.open(io.BytesIO((folder / "3.png").read_bytes()[:48]))
+    found = list(predict([*list_images([folder]), truncated], hues, save=tmp_path / "drawn"))
+    assert [(Path(p.image).name, p.label) for p in found] == [(f"{n}.png", str(n)) for n in (0, 1, 3, 4)]
+    assert [p.saved.name for p in found if p.saved] == [f"{n}-predicted.png" for n in (0, 1, 3, 4)]
+    assert "2 of 6 images are left out" in caplog.text
+    assert "2.png" in caplog.text
+    with pytest.raises(UserError, match=r"1 of 5 samples cannot be used.*--bad-images"):
+        list(predict(list_images([folder]), hues, bad_images=0))
+    with pytest.raises(UserError, match=r"2\.png is not a usable image"):
+        list(predict([folder / "2.png"], hues))
 
 
 def test_the_highest_comes_first() -> None:

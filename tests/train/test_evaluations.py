@@ -181,7 +181,7 @@ def test_a_metric_that_is_not_measured_ends_nothing(
     [
         ([], "zero_shot", "no sample to evaluate"),
         ([sample("a", label=None), sample("b", label=None)], "zero_shot", "a in .* has no label"),
-        ([sample("a", label=b"-1")], "zero_shot", "label -1 of a in"),
+        ([sample("a", label=b"-1")], "zero_shot", "a in .*: label -1 marks"),
         ([sample("a", label=b"7")], "zero_shot", "label 7 of a in .* does not fit the 2 class names"),
         ([sample("a", text=b""), sample("b", text=None)], "retrieval", "a in .* has no caption"),
     ],

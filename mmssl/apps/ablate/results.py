@@ -129,7 +129,8 @@ class MixComparison:
     """Interval of the same mean difference, from a bootstrap over the suite's samples."""
     verdict: Verdict
     holds_after_holm: bool = False
-    """The difference over seeds stays significant after correction for all comparisons (Holm 1979)."""
+    """The difference over seeds stays significant after correction for all comparisons (Holm 1979). False with two
+    seeds, from which no p-value is computed."""
 
 
 def compare_mixes(results: Results, metrics: Sequence[tuple[str, str]], mixes: Sequence[str]) -> list[MixComparison]:
@@ -137,7 +138,11 @@ def compare_mixes(results: Results, metrics: Sequence[tuple[str, str]], mixes: S
     found = [
         _compare(mix, suite, metric, results[mixes[0]], results[mix]) for suite, metric in metrics for mix in mixes[1:]
     ]
-    tested = [(i, c.paired.p_value) for i, c in enumerate(found) if c.paired is not None]
+    tested = [
+        (i, c.paired.p_value)
+        for i, c in enumerate(found)
+        if c.paired is not None and len(c.seeds) >= compare.LEAST_DRAWS
+    ]
     for (i, _), holds in zip(tested, holm([p for _, p in tested]), strict=True):
         found[i] = replace(found[i], holds_after_holm=holds)
     return found

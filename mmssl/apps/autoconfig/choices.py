@@ -18,6 +18,8 @@ FEW = 10_000
 """Number of pairs below which the lower layers of a large pretrained model stay fixed."""
 LARGE_START = 20_000_000
 """Number of parameters from which a model counts as large."""
+PRETRAINED_RATE, PRETRAINED_BATCH = 1e-5, 256
+"""Peak learning rate of a large pretrained model, and the number of pairs per step that it is for."""
 LENGTH_KEYS = ("train.steps", "train.epochs", "train.samples", "train.minutes")
 
 
@@ -49,6 +51,7 @@ def choose(
         *_batch(batch, towers, pairs, machine, pinned),
         *_length(pairs, machine, start, batch, pinned),
         *_optimizer(batch, towers, start),
+        *_pretrained_towers(batch, towers, pinned),
         *_machine(machine),
         *((Choice(key, towers.setting(key), why) for key, why in towers.recipe.items()) if towers is not None else ()),
     ]
@@ -204,11 +207,21 @@ def _optimizer(batch: int, towers: Towers | None, start: Start | None) -> Iterat
         yield Choice("optim.warmup", 0.1, "the optimizer starts from scratch, the weights do not")
 
 
+def _pretrained_towers(batch: int, towers: Towers | None, pinned: Mapping[str, Any]) -> Iterator[Choice]:
+    """Rates of towers whose pretrained weights the user names; the other parts learn from scratch."""
+    named = {"vision": "model.vision.pretrained", "text": "model.text.name"}
+    for tower, key in named.items() if towers is not None else ():
+        if pinned.get(key) is not None:
+            rate = float(f"{PRETRAINED_RATE * math.sqrt(batch / PRETRAINED_BATCH):.2g}")
+            why = f"{key} is pretrained: its weights should change slowly, unlike the new ones"
+            yield Choice(f"optim.{tower}_lr", rate, why)
+
+
 def _start_rate(start: Start) -> tuple[float, int]:
     """Peak learning rate for a model to start from, and its batch size."""
     if not start.trained:
         return 5e-4, 4096
-    return (1e-5 if start.parameters >= LARGE_START else 2e-4), 256
+    return (PRETRAINED_RATE if start.parameters >= LARGE_START else 2e-4), PRETRAINED_BATCH
 
 
 def _machine(machine: Machine) -> Iterator[Choice]:

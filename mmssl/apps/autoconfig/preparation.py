@@ -1,13 +1,17 @@
 """Preparation of data in any form as shards, split into training and held-out pairs."""
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import escape, has_magic
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mmssl import system
+from mmssl.config import SourceConfig
 from mmssl.data import Account, expand
 from mmssl.data.packing import BAD, Encoding, open_records, pack, table_suffix
 from mmssl.data.shards import TABLES, Progress, SampleLimits, ShardIndex, describe_problems, is_remote
@@ -15,22 +19,32 @@ from mmssl.data.sources import account_of_indexes, folder_shards, index_source, 
 from mmssl.data.storage import Access
 from mmssl.errors import UserError
 
+_log = logging.getLogger(__name__)
 LEAST = 8
 """Minimum number of training pairs."""
 SIDE = 512
 """Shorter side in pixels of packed images: decoding large photographs in every epoch would take longer than training
 on them."""
+FEW_SHARDS = 3
+"""Held-out shards below which their pairs may be of one kind."""
+SAME_KIND = (
+    "; if each shard holds one kind of pairs, that is all it measures: to hold out single pairs, pack the shards: "
+    "mmssl shards pack SHARDS --out DIR --split train=0.9 --split val=0.1"
+)
 TRAIN, HELD_OUT = "train", "held-out"
 
-Source = str | Path | Sequence[str]
-"""A folder of images with captions, a table, or shards: a folder, a pattern or a list of patterns."""
+Weighted = SourceConfig | Mapping[str, Any]
+"""A source of a mixture: `shards` and `weight`."""
+Source = str | Path | Sequence[str | Path | Weighted]
+"""A folder of images with captions, a table, or shards: a folder, a pattern, a list of patterns, or a mixture, as in
+`data.train`."""
 
 
 @dataclass(frozen=True)
 class Prepared:
     """Shards of training and held-out pairs."""
 
-    train: str | list[str]
+    train: str | list[Any]
     """Value for `data.train`."""
     pairs: int
     held_out: str | None
@@ -45,6 +59,36 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     recognised: str = ""
     """One line: how a table was read. Empty: nothing had to be recognised."""
+
+
+def patterns_of(data: Source) -> list[str]:
+    """Every pattern of shards in the data, without weights.
+
+    Raises:
+        UserError: an entry is neither a pattern nor a source with `shards` and `weight`.
+    """
+    if isinstance(data, str | Path):
+        return [str(data)]
+    found: list[str] = []
+    for entry in data:
+        if isinstance(entry, str | Path):
+            found.append(str(entry))
+        else:
+            shards = _source(entry).shards
+            found += [shards] if isinstance(shards, str) else shards
+    return found
+
+
+def _source(entry: object) -> SourceConfig:
+    try:
+        return entry if isinstance(entry, SourceConfig) else SourceConfig.model_validate(entry)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise UserError(
+            f"the data has the entry {str(entry)[:80]}: {where} {problem['msg'].lower()}; give patterns of shards, or "
+            f"sources such as {{'shards': 'a/*.tar', 'weight': 2}}"
+        ) from None
 
 
 def is_shards(data: Source) -> bool:
@@ -83,16 +127,22 @@ def prepare(
     elif table:
         option, value = next(iter(table.items()))
         raise UserError(f"--{option.replace('_', '-')} {value} is for tables, but {_name(data)} names shards")
+    elif any(not isinstance(entry, str | Path) for entry in ([] if isinstance(data, str | Path) else data)):
+        found = _split_mixture(data, hold_out, limits or SampleLimits())
     else:
-        found = _split_shards(data, hold_out, limits or SampleLimits())
+        found = _split_shards(patterns_of(data), hold_out, limits or SampleLimits())
     if found.pairs < LEAST:
         causes = "".join(f"; {cause}" for cause in (*found.notes, *found.account.causes()))
         raise UserError(f"{_name(data)} has {found.pairs} usable pairs to train on; give {LEAST} at least{causes}")
     return found
 
 
-def resolve_shards(data: Source, folder: Path) -> list[str]:
+def resolve_shards(data: Source, folder: Path, need_captions: bool = True) -> list[str]:
     """Turn any data into shards without holding out pairs. Images and tables are packed into the folder.
+
+    Args:
+        need_captions: leave out images of a folder that have no caption. False: shards in `folder` that were packed of
+            the data as they were before are replaced.
 
     Raises:
         UserError: the data are missing, damaged or empty, or would have to be packed by several processes.
@@ -100,7 +150,23 @@ def resolve_shards(data: Source, folder: Path) -> list[str]:
     if is_shards(data):
         return _expanded(data)
     assert isinstance(data, str | Path)
-    return expand(_packed(Path(data), folder, False, None, {}).train)
+    if need_captions:
+        return expand(_packed(Path(data), folder, False, None, {}).train)
+    _refuse_several_processes(data)
+    records, encoding = open_records(Path(data), need_captions=False), Encoding(resize=SIDE, need_captions=False)
+    packed = pack(records, folder, encoding=encoding, replace=True)
+    if packed.account.used == 0:
+        raise UserError(f"no usable image in {data}: {packed.account.text()}")
+    if packed.account.omitted:
+        _log.warning("%s: %s", data, "; ".join(packed.account.causes()))
+    return [str(path) for path in packed.shards[TRAIN]]
+
+
+def _refuse_several_processes(source: str | Path) -> None:
+    if system.world_size() > 1:
+        raise UserError(
+            f"{source} cannot be packed by several processes; run mmssl shards pack {source} --out DIR and give DIR"
+        )
 
 
 def held_out_fraction(pairs: int) -> float:
@@ -111,10 +177,7 @@ def held_out_fraction(pairs: int) -> float:
 def _packed(
     source: Path, folder: Path, hold_out: bool, progress: Progress | None, table: Mapping[str, Any]
 ) -> Prepared:
-    if system.world_size() > 1:
-        raise UserError(
-            f"{source} cannot be packed by several processes; run mmssl shards pack {source} --out DIR and train on DIR"
-        )
+    _refuse_several_processes(source)
     records = open_records(source, **table)
     number = len(records.keys())
     fraction = held_out_fraction(number) if hold_out else 0.0
@@ -146,7 +209,7 @@ def _packed(
 def _expanded(data: Source) -> list[str]:
     """Expand patterns of shards. Raises UserError for a word that names no data at all."""
     if not isinstance(data, str | Path):
-        return expand(data)
+        return expand(patterns_of(data))
     if not (is_remote(str(data)) or has_magic(str(data)) or "{" in str(data) or Path(data).exists()):
         raise UserError(
             f"{data} does not exist; give a folder of images with captions, a table ({', '.join(TABLES)}) or shards "
@@ -155,10 +218,37 @@ def _expanded(data: Source) -> list[str]:
     return expand(str(data))
 
 
-def _split_shards(data: Source, hold_out: bool, limits: SampleLimits) -> Prepared:
+def _split_mixture(data: Source, hold_out: bool, limits: SampleLimits) -> Prepared:
+    """Use the shards of a mixture without packing; some of each source are held out. Plain patterns are one source."""
+    assert not isinstance(data, str | Path)
+    plain = [str(entry) for entry in data if isinstance(entry, str | Path)]
+    sources = [SourceConfig(shards=plain)] if plain else []
+    sources += [_source(entry) for entry in data if not isinstance(entry, str | Path)]
+    parts = [_split_shards(_listed(source.shards), hold_out, limits) for source in sources]
+    held_out = [part.held_out for part in parts if part.held_out is not None]
+    account = Account()
+    for part in parts:
+        account.include(part.account)
+    return Prepared(
+        train=[{"shards": part.train, "weight": source.weight} for part, source in zip(parts, sources, strict=True)],
+        pairs=sum(part.pairs for part in parts),
+        held_out=None if not held_out else held_out[0] if len(held_out) == 1 else f"{{{','.join(held_out)}}}",
+        held_out_pairs=sum(part.held_out_pairs for part in parts),
+        why="; ".join(f"source {number}: {part.why}" for number, part in enumerate(parts, start=1)),
+        packed=False,
+        account=account,
+        notes=[note for part in parts for note in part.notes],
+    )
+
+
+def _listed(shards: str | list[str]) -> list[str]:
+    return [shards] if isinstance(shards, str) else shards
+
+
+def _split_shards(data: list[str], hold_out: bool, limits: SampleLimits) -> Prepared:
     """Use shards without packing; some of them are held out as a whole."""
-    given = str(data) if isinstance(data, str | Path) else list(data)
-    names, apart = set_apart(_expanded(data), [given] if isinstance(given, str) else given)
+    given = data[0] if len(data) == 1 else data
+    names, apart = set_apart(_expanded(given), data)
     found = _indexes([*names, *apart], limits)
     counts = [index.samples for index in found]
     kept = apart or (_shards_to_hold_out(names, counts) if hold_out else [])
@@ -167,6 +257,7 @@ def _split_shards(data: Source, hold_out: bool, limits: SampleLimits) -> Prepare
         why = f"{held_out:,} pairs in {len(apart)} shards of another split, such as {apart[0]}, are not trained on"
     elif kept:
         why = f"{held_out:,} pairs in {len(kept)} of {len(names)} shards, chosen by a hash, are held out from training"
+        why += SAME_KIND if len(kept) < FEW_SHARDS else ""
     else:
         why = "none: holding out one of so few shards would remove more than a quarter of the pairs"
     problems = describe_problems(found)
@@ -213,4 +304,4 @@ def _hash(text: str) -> str:
 
 
 def _name(data: Source) -> str:
-    return str(data) if isinstance(data, str | Path) else ", ".join(data)
+    return ", ".join(patterns_of(data))

@@ -17,7 +17,7 @@ from rich.text import Text
 from mmssl import errors, system
 from mmssl.apps.autoconfig.choices import Choice, choose
 from mmssl.apps.autoconfig.inputs import Machine, Pairs, Start, probe_pairs, this_machine
-from mmssl.apps.autoconfig.preparation import HELD_OUT, Prepared, Source, prepare
+from mmssl.apps.autoconfig.preparation import HELD_OUT, Prepared, Source, patterns_of, prepare
 from mmssl.apps.report import write_card
 from mmssl.apps.search import embed_shards, read_record
 from mmssl.build import build_limits, objective_options
@@ -37,7 +37,7 @@ Tree = Mapping[str, Any]
 
 
 def train_on(
-    data: Source,
+    data: Source | None,
     run_dir: Path | None = None,
     *,
     start: Start | None = None,
@@ -48,6 +48,7 @@ def train_on(
     """Train on a folder of images with captions, a table or shards, with settings that suit them.
 
     Args:
+        data: None: that of the configuration, as it is.
         run_dir: folder of the run. Default: runs/NAME, by the name of the data.
         start: a model to start from.
         tree: a configuration, in which the data and pinned settings are replaced. None: settings are chosen, and the
@@ -59,19 +60,29 @@ def train_on(
         UserError: the data are unusable, a setting is wrong, or the folder contains another run.
     """
     given, machine = dict(pinned or {}), this_machine()
-    if not data:
+    if start is None and tree is None and given.get("model.start") is not None:
+        start = start_from(str(given["model.start"]))
+    own: Any = ((tree or {}).get("data") or {}).get("train") if data is None else None
+    used = data or own
+    if not used:
         raise UserError("no data given; name a folder of images, a table or shards")
-    if "data.train" in given:
+    if data is not None and "data.train" in given:
         raise UserError(f"data.train={given['data.train']!r} and the data {data!r} are both given; remove one of them")
     named = given.pop("run_dir", None) or (tree or {}).get("run_dir")
-    run = _folder(run_dir or (Path(named) if named is not None else None), data)
+    run = _folder(run_dir or (Path(named) if named is not None else None), used)
     trial = tree if tree is not None else _tree(choose(_TRIAL, machine, start, given))
+    if data is None:
+        finished = train(_config(trial, used, run, given))
+        after_training(finished)
+        return finished
     tried = _config(trial, "unknown", run, given)
     objective_options(tried)
     console, limits = errors.console(quiet=not _is_first()), build_limits(tried.data)
     prepared = _prepared(data, run, tree is None, limits, console, table)
     if tree is None:
-        pairs = probe_pairs(expand(prepared.train), prepared.pairs, given.get("data.captions", ["{txt}"]), limits)
+        pairs = probe_pairs(
+            expand(patterns_of(prepared.train)), prepared.pairs, given.get("data.captions", ["{txt}"]), limits
+        )
         choices = [*choose(pairs, machine, start, given), *_evaluation(prepared, given)]
         console.print(_settings_table(choices, given))
         _report_unused_gpus(machine, console)
@@ -108,10 +119,11 @@ def index_packed(finished: Finished) -> None:
     run = finished.run_dir
     if finished.signal is None and (run / PACKED).is_dir() and _is_first() and find_spec("pyarrow") is not None:
         shards = expand(str(run / PACKED))
-        known = read_record(run / INDEX)
-        if known is not None and known["shards"] == [str(Path(shard).resolve()) for shard in shards]:
-            shutil.rmtree(run / INDEX)  # made with the weights before the run was resumed
         model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
+        known = read_record(run / INDEX)
+        names = {str(Path(shard).resolve()) for shard in shards}
+        if known is not None and set(known.shards) == names and known.model != model.image_fingerprint():
+            shutil.rmtree(run / INDEX)  # made with the weights before the run was resumed
         with errors.console(stderr=True).status("embedding") as status:
             embed_shards(model, shards, run / INDEX, progress=lambda done: status.update(f"embedding: {done:,} images"))
 
@@ -136,7 +148,7 @@ def _folder(given: Path | None, data: Source) -> Path:
         if not is_available(given):
             raise UserError(f"the run {given} exists; pick another folder, or continue it: {resume_command(given)}")
         return given
-    path = Path(data if isinstance(data, str | Path) else data[0])
+    path = Path(patterns_of(data)[0])
     name = path.stem if not path.is_dir() else path.resolve().name
     if "*" in name or "{" in name:
         name = path.parent.name
@@ -215,7 +227,7 @@ def _tree(choices: Sequence[Choice]) -> dict[str, Any]:
     return tree
 
 
-def _config(tree: Tree, train_shards: str | list[str], run: Path, pinned: Tree) -> Config:
+def _config(tree: Tree, train_shards: Any, run: Path, pinned: Tree) -> Config:
     merged = copy.deepcopy(dict(tree))
     for key, value in {"data.train": train_shards, "run_dir": str(run), **pinned}.items():
         set_key(merged, key, value)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,8 @@ def gather(
     """Read and encode the images to train and to test on.
 
     Args:
-        data: a folder in CLIP_benchmark's layout with a training split, or a pattern of shards to train on.
+        data: a folder in CLIP_benchmark's layout with a training split, a pattern of shards to train on, a folder of
+            images per class, or a table with a column of labels.
         test: folder or pattern of the test images. Default: the folder's test split; with a pattern of shards, a fifth
             of each class, drawn by `seed`, which is then not trained on.
         options: of the encoding: batch size, cache, progress.
@@ -91,15 +93,16 @@ def gather(
         UserError: shards or labels are missing or do not fit.
     """
     chosen = label_options or LabelOptions()
-    opened = open_dataset(data, classnames=chosen.classnames, templates=chosen.templates, label=chosen.label)
+    options = options or suite.SuiteOptions()
+    opened = _open(data, chosen.classnames, chosen, options)
     splits = [datasets.training_split(opened) if opened.train is not None else opened]
     if test is not None:
         names = opened.classnames
-        splits.append(open_dataset(test, classnames=names, templates=chosen.templates, label=chosen.label))
+        splits.append(_open(test, names, chosen, options))
     elif opened.train is not None:
         splits.append(opened)
     notes: list[str] = []
-    classnames, parts = _label(model, splits, options or suite.SuiteOptions(), notes)
+    classnames, parts = _label(model, splits, options)
     if len(classnames) < 2:
         raise UserError(f"{data} has one class only ({classnames[0]!r}); a classifier needs two")
     train, tested = parts if len(parts) == 2 else _split(parts[0], seed, notes)
@@ -116,8 +119,16 @@ def gather(
     )
 
 
+def _open(
+    data: str, classnames: str | Sequence[str] | None, chosen: LabelOptions, options: suite.SuiteOptions
+) -> datasets.Dataset:
+    """Open shards, a folder of images per class, or a table."""
+    common: dict[str, Any] = {"classnames": classnames, "templates": chosen.templates, "label": chosen.label}
+    return datasets.open_images(data, bad_samples=options.bad_samples, **common) or open_dataset(data, **common)
+
+
 def _label(
-    model: Model, splits: Sequence[datasets.Dataset], options: suite.SuiteOptions, notes: list[str]
+    model: Model, splits: Sequence[datasets.Dataset], options: suite.SuiteOptions
 ) -> tuple[tuple[str, ...], list[LabelledImages]]:
     """The class names, and the images of each split with features and labels."""
     encoder = suite.DatasetEncoder(model, options)
@@ -125,10 +136,8 @@ def _label(
     for split in splits:
         labelled = partial(labels.sample_label, split)
         images = suite.usable_images(encoder.encode(split, split.name, [labelled]), labelled)
+        suite.report_bad(split.name, images, options)
         found.append(images)
-        if images.bad:
-            first = images.bad[0]
-            notes.append(f"left out {len(images.bad)} bad samples, first {first.shard}:{first.key}: {first.error}")
     names, indices = labels.class_indices(splits[0], [sample for images in found for sample in images.samples])
     parts = indices.split_with_sizes([len(images.samples) for images in found])
     return names, [LabelledImages(i.samples, i.features, part) for i, part in zip(found, parts, strict=True)]

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,7 +15,7 @@ from mmssl.apps.finetune.datasets import HELD_OUT, FineTuneData, LabelledImages
 from mmssl.errors import UserError
 from mmssl.evaluate import compare, datasets, encode
 from mmssl.evaluate.classifiers import fine_tuning, logistic_regression
-from mmssl.evaluate.metrics import classification
+from mmssl.evaluate.metrics import baselines, classification
 from mmssl.inference import Model
 from mmssl.models import ImageEncoder
 from mmssl.stats import Interval, bootstrap
@@ -55,22 +55,34 @@ class Tuned:
     chosen: dict[str, float]
     """Settings chosen on held-out samples: the regularisation `c`, the learning rate `lr`."""
     train_samples: int
+    labels: Tensor
+    """Classes of the test samples, int64 [N]."""
 
     def metrics(self) -> dict[str, Any]:
-        """Accuracies, 95 % intervals, and the difference, for JSON."""
-        found: dict[str, Any] = {"acc1": float(self.after.mean()), "acc1_interval": list(accuracy_interval(self.after))}
+        """Accuracies, 95 % intervals, the difference, and the accuracies without the image, for JSON."""
+        found: dict[str, Any] = {
+            "acc1": float(self.after.mean()),
+            "acc1_interval": list(accuracy_interval(self.after, self.labels)),
+            **self.baselines(),
+        }
         difference = self.difference()
         if self.before is not None and difference is not None:
             found |= {
                 "zero_shot": float(self.before.mean()),
-                "zero_shot_interval": list(accuracy_interval(self.before)),
+                "zero_shot_interval": list(accuracy_interval(self.before, self.labels)),
             }
             found |= {"gain_interval": list(difference.interval), "gain_p_value": difference.p_value}
         return found | self.chosen | {"train_samples": self.train_samples, "test_samples": len(self.after)}
 
     def difference(self) -> compare.Difference | None:
         """The gain of fine-tuning on the test samples; None without class names."""
-        return None if self.before is None else compare.compare(self.before, self.after)
+        if self.before is None:
+            return None
+        return replace(compare.compare(self.before, self.after, strata=self.labels.numpy()), baselines=self.baselines())
+
+    def baselines(self) -> dict[str, float]:
+        """Accuracies without the image: of the most frequent class (`majority`), and by `chance`."""
+        return baselines.of_classes(self.labels, ["acc1"])["acc1"]
 
 
 def fine_tune(
@@ -113,6 +125,7 @@ def fine_tune(
         before=None if zero is None else hits(zero.scores(data.test.features), data.test.labels),
         chosen=chosen,
         train_samples=len(rows[0]),
+        labels=data.test.labels,
     )
     classifier.record["figures"] = result.metrics()
     return result
@@ -152,9 +165,14 @@ def hits(logits: Tensor, labels: Tensor) -> Hits:
     return found
 
 
-def accuracy_interval(outcomes: Hits) -> Interval:
-    """The 95 % bootstrap interval of an accuracy."""
-    return bootstrap(lambda rows: {"acc1": float(outcomes[rows].mean())}, len(outcomes))["acc1"]
+def accuracy_interval(outcomes: Hits, labels: Tensor) -> Interval:
+    """The 95 % bootstrap interval of an accuracy, class by class where the classes have unequal sizes.
+
+    Args:
+        labels: of the samples, int64 [N].
+    """
+    found = bootstrap(lambda rows: {"acc1": float(outcomes[rows].mean())}, len(outcomes), strata=labels.numpy())
+    return found["acc1"]
 
 
 def encode_with(model: Model, images: LabelledImages, progress: encode.Progress | None = None) -> Tensor:

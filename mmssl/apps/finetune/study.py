@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmssl.apps.finetune.datasets import FineTuneData, LabelledImages
 from mmssl.apps.finetune.methods import (
@@ -23,10 +23,12 @@ from mmssl.apps.finetune.methods import (
 )
 from mmssl.evaluate import compare, encode
 from mmssl.evaluate.classifiers import logistic_regression
+from mmssl.evaluate.metrics import baselines
 from mmssl.inference import Model
 from mmssl.models import build_dual_encoder
 from mmssl.plotting import FAINT, GREEN, drawing
 from mmssl.rng import generator, torch_seed
+from mmssl.stats import Interval
 
 PROBE, UNTRAINED = "linear probe", "linear probe, untrained tower"
 STATISTICS = 256
@@ -41,6 +43,8 @@ class Study:
     """Outcomes by the class names alone; None without class names."""
     lines: dict[str, dict[int, list[Hits]]]
     """Classifier -> labels per class -> outcomes, one entry per draw."""
+    labels: Tensor
+    """Classes of the test samples, int64 [N]."""
 
     def mean(self, name: str, shots: int) -> Hits:
         """Fraction of draws in which each test sample is right, [N]."""
@@ -48,14 +52,31 @@ class Study:
         return found
 
     def differences(self, name: str) -> dict[str, dict[int, compare.Difference]]:
-        """Gain of one classifier over zero-shot and over the probe of an untrained tower."""
-        found: dict[str, dict[int, Hits]] = {UNTRAINED: {k: self.mean(UNTRAINED, k) for k in self.lines[name]}}
+        """Gain of one classifier over zero-shot and over the probe of an untrained tower, paired by sample and draw."""
+        found: dict[str, dict[int, list[Hits]]] = {UNTRAINED: self.lines[UNTRAINED]}
         if self.zero_shot is not None:
-            found = {"zero-shot": dict.fromkeys(self.lines[name], self.zero_shot), **found}
+            fixed = {k: [self.zero_shot] * len(draws) for k, draws in self.lines[name].items()}
+            found = {"zero-shot": fixed, **found}
         return {
-            other: {k: compare.compare(values, self.mean(name, k)) for k, values in by_shots.items()}
+            other: {
+                k: compare.compare_draws(draws, self.lines[name][k], self.labels.numpy())
+                for k, draws in by_shots.items()
+            }
             for other, by_shots in found.items()
         }
+
+    def baselines(self) -> dict[str, float]:
+        """Accuracies without the image: of the most frequent class (`majority`), and by `chance`."""
+        return baselines.of_classes(self.labels, ["acc1"])["acc1"]
+
+    def spread(self, name: str, shots: int) -> float | None:
+        """Standard deviation of the accuracy over draws; None with one draw."""
+        draws = self.lines[name][shots]
+        return float(np.std([draw.mean() for draw in draws], ddof=1)) if len(draws) > 1 else None
+
+    def interval(self, outcomes: Hits) -> Interval:
+        """The 95 % bootstrap interval of an accuracy, over test samples."""
+        return accuracy_interval(outcomes, self.labels)
 
     def tuned(self) -> list[str]:
         """The classifiers other than the baselines."""
@@ -69,19 +90,24 @@ class Study:
         if self.zero_shot is not None:
             found["zero-shot"] = {
                 "acc1": float(self.zero_shot.mean()),
-                "interval": list(accuracy_interval(self.zero_shot)),
+                "interval": list(self.interval(self.zero_shot)),
             }
+        found["baselines"] = self.baselines()
         return found | {"differences": {name: self._differences(name) for name in self.tuned()}}
 
     def _metric(self, name: str, shots: int) -> dict[str, Any]:
-        draws, mean = self.lines[name][shots], self.mean(name, shots)
-        std = float(np.std([draw.mean() for draw in draws], ddof=1)) if len(draws) > 1 else None
-        return {"acc1": float(mean.mean()), "interval": list(accuracy_interval(mean)), "std": std}
+        mean = self.mean(name, shots)
+        return {"acc1": float(mean.mean()), "interval": list(self.interval(mean)), "std": self.spread(name, shots)}
 
     def _differences(self, name: str) -> dict[str, Any]:
         return {
             other: {
-                str(k): {"difference": d.difference, "interval": list(d.interval), "p_value": d.p_value}
+                str(k): {
+                    "difference": d.difference,
+                    "interval": list(d.interval),
+                    "spread": d.spread,
+                    "p_value": d.p_value,
+                }
                 for k, d in by_shots.items()
             }
             for other, by_shots in self.differences(name).items()
@@ -133,7 +159,7 @@ def study(
         for method in design.methods:
             lines[method][k].append(fine_tune(model, data, replace(draw, method=method), progress).after)
             finished()
-    return Study(before, lines)
+    return Study(before, lines, data.test.labels)
 
 
 def untrained(model: Model, images: LabelledImages, seed: int) -> Model:
@@ -194,14 +220,15 @@ def draw_study(path: Path, name: str, found: Study) -> None:
         axes = canvas.add_subplot()
         for way, line in found.lines.items():
             means = [found.mean(way, k) for k in line]
-            bands = [accuracy_interval(mean) for mean in means]
+            bands = [found.interval(mean) for mean in means]
             axes.plot(list(line), [100 * m.mean() for m in means], marker="o", color=colors[way], label=way)
             lows, highs = ([100 * band[side] for band in bands] for side in (0, 1))
             axes.fill_between(list(line), lows, highs, color=colors[way], alpha=0.15, linewidth=0)
         if found.zero_shot is not None:
-            low, high = (100 * end for end in accuracy_interval(found.zero_shot))
+            low, high = (100 * end for end in found.interval(found.zero_shot))
             axes.axhline(100 * found.zero_shot.mean(), color="black", linestyle="--", label="zero-shot")
             axes.axhspan(low, high, color="black", alpha=0.07, linewidth=0)
+        axes.axhline(100 * found.baselines()["majority"], color=FAINT, linestyle=":", label="most frequent class")
         ticks = sorted({k for line in found.lines.values() for k in line})
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(k) for k in ticks])

@@ -9,7 +9,6 @@ from mmssl.apps.report.wording import Metric, list_metrics, result_title
 from mmssl.config import Config
 from mmssl.errors import UserError
 from mmssl.evaluate import compare
-from mmssl.stats import holm
 
 NO_DIRECTION = ("samples", "classes", "captions", "train_samples", "k", "c")
 
@@ -57,7 +56,7 @@ def compare_runs(runs: Sequence[RunRecord]) -> RunComparison:
         except UserError as error:
             notes.append(f"{run.name} cannot be compared sample by sample: {error}")
             continue
-        real = holm([d.p_value for d in found.values()])
+        real = compare.significant(found)
         changes += [Change(run.name, name, d, sure) for (name, d), sure in zip(found.items(), real, strict=True)]
     return RunComparison(list(_metrics(runs)), changes, _settings(runs), notes)
 

@@ -41,6 +41,8 @@ class Metric:
     interval: tuple[float, float] | None
     rate: bool
     """A fraction, shown in percent."""
+    baselines: tuple[tuple[str, float], ...] = ()
+    """Name and value of answers without the image: the most frequent class, and chance."""
 
     @property
     def text(self) -> str:
@@ -53,6 +55,11 @@ class Metric:
         if self.interval is None:
             return ""
         return f"{in_words(self.interval[0], self.rate)} to {in_words(self.interval[1], self.rate)}"
+
+    @property
+    def baseline_text(self) -> str:
+        """The values of answers without the image; empty if there are none."""
+        return ", ".join(f"{name} {in_words(value, self.rate)}" for name, value in self.baselines)
 
 
 def in_words(value: float, rate: bool) -> str:
@@ -76,7 +83,7 @@ def list_metrics(metrics: Metrics) -> list[Metric]:
 
 def _metrics(tree: Metrics, intervals: Any, prefix: str) -> Iterator[Metric]:
     for name, value in tree.items():
-        if name in ("intervals", "gaps"):
+        if name in ("intervals", "gaps", "baselines"):
             continue
         if isinstance(value, dict):
             inner = value.get("intervals") or (intervals.get(name) if isinstance(intervals, dict) else None) or {}
@@ -85,7 +92,15 @@ def _metrics(tree: Metrics, intervals: Any, prefix: str) -> Iterator[Metric]:
             found = intervals.get(name) if isinstance(intervals, dict) else None
             pair = (float(found[0]), float(found[1])) if isinstance(found, list | tuple) and len(found) == 2 else None
             rate = RATES.search(name) is not None and 0 <= value <= 1
-            yield Metric(f"{prefix}{name}", f"{prefix}{metric_label(name)}", float(value), pair, rate)
+            label = f"{prefix}{metric_label(name)}"
+            yield Metric(f"{prefix}{name}", label, float(value), pair, rate, _baselines(tree, name))
+
+
+def _baselines(tree: Metrics, name: str) -> tuple[tuple[str, float], ...]:
+    known = tree.get("baselines")
+    found = known.get(name) if isinstance(known, dict) else None
+    pairs = found.items() if isinstance(found, dict) else ()
+    return tuple((str(kind), float(value)) for kind, value in pairs if isinstance(value, int | float))
 
 
 def metric_label(name: str) -> str:
@@ -119,7 +134,10 @@ def main_metric(key: str, metrics: Metrics) -> Metric | None:
 
 
 def chance(metrics: Metrics) -> float | None:
-    """The accuracy of guessing, for classifications."""
+    """The accuracy of guessing, for classifications: at the class frequencies, where they were measured."""
+    known = _baselines(metrics, "acc1")
+    if known:
+        return dict(known).get("chance")
     classes = metrics.get("classes")
     return 1 / classes if "acc1" in metrics and isinstance(classes, int) and classes > 0 else None
 

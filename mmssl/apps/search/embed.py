@@ -1,17 +1,27 @@
 """Embeddings of the images of shards, stored shard by shard, and of queries. Finished shards are kept; ranks share the
 shards."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from mmssl.apps.search.index import FORMAT, PARTS, RECORD, SAME, part, probe, read_record, write_part
-from mmssl.data import USUAL_MEMBERS, MemberNames, iter_samples
+from mmssl.apps.search.index import (
+    GRAPH,
+    PARTS,
+    Record,
+    State,
+    is_whole,
+    read_record,
+    seal,
+    table,
+    vectors,
+    write_part,
+)
+from mmssl.data import USUAL_MEMBERS, MemberNames, account_of, iter_samples
 from mmssl.data.shards import IMAGES, BadSample, SampleLimits, is_remote
 from mmssl.distributed import SINGLE_PROCESS, World
 from mmssl.errors import UserError
@@ -27,7 +37,13 @@ class Embedded:
     images: int = 0
     """Images embedded now."""
     kept: int = 0
-    """Shards that were stored already."""
+    """Shards that were stored already, as they are now."""
+    renewed: int = 0
+    """Shards that changed since they were stored."""
+    removed: int = 0
+    """Shards that were stored and are no longer among the data."""
+    had_graph: bool = False
+    """The index had a graph that no longer fits."""
     bad: list[BadSample] = field(default_factory=list)
     """Samples that could not be used."""
 
@@ -39,33 +55,40 @@ def embed_shards(
     *,
     batch_size: int = 256,
     members: MemberNames = USUAL_MEMBERS,
+    bad_samples: float = 0.1,
     world: World = SINGLE_PROCESS,
     progress: Callable[[int], None] | None = None,
 ) -> Embedded:
-    """Store the embedding of every image. A second call resumes with the missing shards.
+    """Store the embedding of every image.
 
-    Rank r of n embeds shards r, r + n, ...; all ranks return when all shards are stored.
+    A second call stores what is missing: new shards, shards whose size or time changed, and parts that are damaged. It
+    removes the parts of shards that are no longer given. Rank r of n embeds shards r, r + n, ...; all ranks return when
+    all shards are stored.
 
     Args:
         members: members of the shards that hold the image and the caption, beside the usual ones.
+        bad_samples: largest fraction of unusable samples; of fewer than 100, it is that of 100. Beyond it, this rank
+            stops after the shard, which is kept.
         progress: called with the number of images embedded so far.
 
     Raises:
-        UserError: the folder holds another index or cannot be written, or images cannot be encoded.
+        UserError: the folder holds an index of another model or of other data, or cannot be written; or too many
+            samples are unusable.
     """
     names = [shard if is_remote(shard) else str(Path(shard).resolve()) for shard in shards]
-    _prepare(model, names, out, members, world)
     done = Embedded()
-    for number in range(world.rank, len(names), world.size):
-        if part(out, number).is_file():
+    record = _prepare(model, names, out, members, world, done)
+    for name, number in list(zip(record.shards, record.parts, strict=True))[world.rank :: world.size]:
+        if is_whole(out, number, record.dim):
             done.kept += 1
             continue
         try:
-            _embed_shard(model, names[number], out, number, batch_size, members, done)
+            _embed_shard(model, name, out, number, batch_size, members, done)
         except OSError as error:
             raise UserError(
                 f"{out} cannot be written: {error.strerror}; finished shards are kept, call again to resume"
             ) from None
+        account_of(done.images, done.bad).limit(bad_samples, "raise that limit, --bad-samples, and embed again")
         if progress is not None:
             progress(done.images)
     world.barrier()
@@ -78,37 +101,81 @@ def _embed_shard(
     from mmssl.evaluate import encode
 
     found = iter_samples([shard], SampleLimits(members=members), need_text=False, on_bad=done.bad.append)
-    images = encode.encode_images(model, found, batch_size=batch_size)
-    samples = images.samples
+    images = encode.encode_images(model, found, batch_size=batch_size, required=False)
+    samples, features = images.samples, images.features.reshape(-1, model.config.embed_dim)
     columns = {
         "shard": [sample.shard for sample in samples],
         "key": [sample.key for sample in samples],
         "caption": [str(sample.fields.get("txt", "")) for sample in samples],
     }
-    write_part(out, number, images.features.numpy().astype(np.float16), columns)
+    write_part(out, number, features.numpy().astype(np.float16), columns)
     done.images += len(samples)
     done.bad += images.bad
 
 
-def _prepare(model: "Model", shards: list[str], out: Path, members: MemberNames, world: World) -> None:
-    """Write index.json, or check that the existing one names the same model and shards."""
-    own_probe = probe(model)
+def _prepare(
+    model: "Model", shards: list[str], out: Path, members: MemberNames, world: World, done: Embedded
+) -> Record:
+    """Write the new index.json, and remove the parts of shards that changed or vanished. All ranks get the record.
+
+    Raises:
+        UserError: the folder holds an index of another model or of other data, or cannot be written.
+    """
+    fingerprint = model.image_fingerprint()
     known = read_record(out)
     world.barrier()  # rank 0 must not write it before the other ranks have read it
-    if known is not None:
-        same = len(known["probe"]) == len(own_probe) and float(np.array(known["probe"]) @ own_probe) >= SAME
-        if known["shards"] != shards or not same:
-            what = "other shards" if same else "another model"
-            raise UserError(f"{out} holds an index of {what}; choose another folder, or remove it")
-    elif world.rank == 0:
+    if known is not None and known.model != fingerprint:
+        raise UserError(f"{out} holds an index of another model or other weights; choose another folder, or remove it")
+    if known is not None and not set(known.shards) & set(shards):
+        raise UserError(f"{out} holds an index of other shards; choose another folder, or remove it")
+    if world.rank == 0:
         try:
             (out / PARTS).mkdir(parents=True, exist_ok=True)
-            record = {"format": FORMAT, "shards": shards, "probe": [float(value) for value in own_probe]}
-            record["members"] = asdict(members)
-            (out / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+            planned = _plan(shards, known, members, done)
+            Record(fingerprint, model.config.embed_dim, shards, *planned, members).write(out)
+            _remove_parts(out, known, set(planned[0]), done)
         except OSError as error:
             raise UserError(f"--out {out} cannot be written: {error.strerror}; pick another folder") from None
     world.barrier()
+    found = read_record(out)
+    assert found is not None
+    return found
+
+
+def _plan(
+    shards: Sequence[str], known: Record | None, members: MemberNames, done: Embedded
+) -> tuple[list[int], list[State]]:
+    """The part and the state of each shard: those that it has if it did not change, else a new part."""
+    from mmssl.evaluate import feature_cache
+
+    stored: dict[str, tuple[int, State]] = {}
+    if known is not None:
+        stored = dict(zip(known.shards, zip(known.parts, known.states, strict=True), strict=True))
+    free = max((number for number, _ in stored.values()), default=-1) + 1
+    parts, states = [], []
+    for shard in shards:
+        state = feature_cache.shard_state(shard)
+        number, before = stored.get(shard, (-1, None))
+        same = number >= 0 and before == state and known is not None and known.members == members
+        if not same:
+            done.renewed += number >= 0
+            number, free = free, free + 1
+        parts.append(number)
+        states.append(state)
+    done.removed = len(stored.keys() - set(shards))
+    return parts, states
+
+
+def _remove_parts(out: Path, known: Record | None, kept: set[int], done: Embedded) -> None:
+    """Remove the parts that no shard has any more, and the graph if the shards are not those that it was built of."""
+    old = [] if known is None else known.parts
+    for number in set(old) - kept:
+        vectors(out, number).unlink(missing_ok=True)
+        table(out, number).unlink(missing_ok=True)
+    if known is not None and set(old) != kept and (out / GRAPH).exists():
+        done.had_graph = True
+        seal(out / GRAPH).unlink(missing_ok=True)
+        (out / GRAPH).unlink()
 
 
 def encode_query(model: "Model", query: "ImageInput") -> npt.NDArray[np.float32]:

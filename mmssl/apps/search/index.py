@@ -1,38 +1,56 @@
 """A folder of image embeddings: INDEX/index.json, and per shard parts/NUMBER.npy and parts/NUMBER.parquet.
 
 The embeddings have unit length, float16 [n, D]; the table has shard, key and caption of each row. A part is complete
-when its .npy exists, because the table is written first.
+when its .npy exists, because the table is written first. The record names the shards, the number of each one's part,
+and the size and time of change that the shard had; a changed shard gets a new part.
 """
 
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from mmssl.apps.search.nearest import Embeddings, Graph, Matches, exact_nearest, locate, part_starts
 from mmssl.data import MemberNames
 from mmssl.errors import UserError, one_line
 from mmssl.files import atomic_write, sha256, write_json
-from mmssl.rng import torch_generator
 
 if TYPE_CHECKING:
     from mmssl.inference import Model
 
 _log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 RECORD, PARTS, GRAPH = "index.json", "parts", "graph.usearch"
 TABLES = 64
 """Caption tables that stay in memory."""
-SAME = 0.99
-"""Smallest cosine with the stored probe at which a model counts as the one that made the index. Devices and precisions
-change the probe less, other weights change it more."""
+State = list[int] | None
+"""Size and time of change of a shard; None where it cannot be known."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """index.json."""
+
+    model: str
+    """Fingerprint of the image tower that made the embeddings."""
+    dim: int
+    shards: list[str]
+    parts: list[int]
+    """Number of each shard's part."""
+    states: list[State]
+    """State of each shard when its part was planned."""
+    members: MemberNames
+    """Members of the shards that hold the image and the caption, beside the usual ones."""
+
+    def write(self, folder: Path) -> None:
+        """Replace index.json."""
+        write_json(folder / RECORD, {"format": FORMAT, **asdict(self)})
 
 
 @dataclass(frozen=True)
@@ -55,30 +73,42 @@ class Index:
         record = read_record(self.folder)
         if record is None:
             raise UserError(f"no index at {folder}; make one: mmssl embed MODEL SHARDS --out {folder}")
-        self.shards: list[str] = record["shards"]
-        self.members = MemberNames.of(**record.get("members", {}))
-        """Members of the shards that hold the image and the caption, beside the usual ones."""
-        self.probe = np.array(record["probe"], dtype=np.float32)
-        missing = [number for number in range(len(self.shards)) if not part(self.folder, number).is_file()]
+        self.record = record
+        self.shards, self.members = record.shards, record.members
+        missing = [
+            shard
+            for shard, part in zip(self.shards, record.parts, strict=True)
+            if not vectors(self.folder, part).is_file()
+        ]
         if missing:
             raise UserError(
-                f"{folder} lacks {len(missing)} of {len(self.shards)} shards, {self.shards[missing[0]]} first; "
+                f"{folder} lacks {len(missing)} of {len(self.shards)} shards, {missing[0]} first; "
                 f"resume with the same mmssl embed command"
             )
         self.parts: list[npt.NDArray[np.float16]] = [
-            _read_part(part(self.folder, number), len(self.probe)) for number in range(len(self.shards))
+            _read_part(vectors(self.folder, part), record.dim) for part in record.parts
         ]
         self._starts = part_starts(self.parts)
-        self._table = lru_cache(TABLES)(lambda number: _read_table(table(self.folder, number), len(self.parts[number])))
+        self._table = lru_cache(TABLES)(
+            lambda number: _read_table(table(self.folder, record.parts[number]), len(self.parts[number]))
+        )
+        self._checked: object = None
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def check(self, model: "Model") -> None:
-        """Raises UserError if the index was made by another model."""
-        own = probe(model)
-        if own.shape != self.probe.shape or float(own @ self.probe) < SAME:
-            raise UserError(f"{self.folder} was made by another model; embed the images again, or give that model")
+        """Raises UserError if the index was made by another model, or by other weights of it."""
+        # Hashing the weights takes longer than a search: the same tensors, unchanged, are hashed once.
+        tensors = [*model.vision.state_dict().values(), *model.encoder.image_projection.state_dict().values()]
+        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        if state == self._checked:
+            return
+        if model.image_fingerprint() != self.record.model:
+            raise UserError(
+                f"{self.folder} was made by another model or other weights; embed the images again, or give that model"
+            )
+        self._checked = state
 
     def nearest(self, queries: Embeddings, k: int = 10, exact: bool | None = None) -> Matches:
         """Row numbers and cosines of the k nearest images to each query [Q, D].
@@ -130,53 +160,84 @@ class Index:
     def _build_graph(self) -> Graph:
         path = self.folder / GRAPH
         try:
-            graph = Graph.build(self.parts, len(self.probe), path)
-            write_json(_seal(path), {"sha256": sha256(path)})
+            graph = Graph.build(self.parts, self.record.dim, path)
+            write_json(seal(path), {"sha256": sha256(path)})
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}; search with --exact") from None
         return graph
 
 
-def probe(model: "Model") -> npt.NDArray[np.float32]:
-    """The model's embedding of a fixed image, which identifies the model, [D]."""
-    side = model.vision.image_size
-    noise = torch.randint(256, (1, 3, side, side), generator=torch_generator("probe"), dtype=torch.uint8)
-    return model.encode_rendered(noise)[0].numpy()
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> Record | None:
     """Read index.json; None if it does not exist.
 
     Raises:
         UserError: it has another format.
     """
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        tree: Any = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder / RECORD} cannot be read: {one_line(error)}") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else None
-        raise UserError(f"{folder / RECORD} has format {found!r}, this version reads {FORMAT}")
-    shards, numbers = record.get("shards"), record.get("probe")
-    if not _is_list(shards, str) or not _is_list(numbers, float, int) or not numbers:
-        raise UserError(f"{folder / RECORD} is damaged: it lists no shards or no probe; embed again")
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        found = tree.get("format") if isinstance(tree, dict) else None
+        raise UserError(
+            f"{folder / RECORD} has format {found!r}, this version reads {FORMAT}; embed into another folder"
+        )
+    try:
+        members = tree["members"]
+        record = Record(
+            model=_text(tree["model"]),
+            dim=_number(tree["dim"]),
+            shards=[_text(shard) for shard in _list(tree["shards"])],
+            parts=[_number(part) for part in _list(tree["parts"])],
+            states=[None if s is None else [_number(entry) for entry in _list(s)] for s in _list(tree["states"])],
+            members=MemberNames(*(tuple(map(_text, _list(members[kind]))) for kind in ("image", "caption"))),
+        )
+    except (LookupError, TypeError) as error:
+        raise UserError(f"{folder / RECORD} is damaged ({one_line(error)}); embed into another folder") from None
+    if record.dim < 1 or not record.shards or not len(record.shards) == len(record.parts) == len(record.states):
+        raise UserError(f"{folder / RECORD} is damaged: its lists do not fit together; embed into another folder")
     return record
 
 
-def _is_list(value: Any, *kinds: type) -> bool:
-    return isinstance(value, list) and all(type(entry) in kinds for entry in value)
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{str(value)[:40]!r} is no text")
+    return value
 
 
-def part(folder: Path, number: int) -> Path:
-    """Path of the embeddings of a shard."""
+def _number(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{str(value)[:40]!r} is no number")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{str(value)[:40]!r} is no list")
+    return value
+
+
+def is_whole(folder: Path, number: int, dim: int) -> bool:
+    """True if a part exists and can be read."""
+    if not (vectors(folder, number).is_file() and table(folder, number).is_file()):  # a named pipe would block
+        return False
+    try:
+        _read_table(table(folder, number), len(_read_part(vectors(folder, number), dim)))
+    except UserError:
+        return False
+    return True
+
+
+def vectors(folder: Path, number: int) -> Path:
+    """Path of the embeddings of a part."""
     return folder / PARTS / f"{number:06}.npy"
 
 
 def table(folder: Path, number: int) -> Path:
-    """Path of the table of a shard: shard, key and caption of each row."""
-    return part(folder, number).with_suffix(".parquet")
+    """Path of the table of a part: shard, key and caption of each row."""
+    return vectors(folder, number).with_suffix(".parquet")
 
 
 def _read_part(path: Path, dim: int) -> npt.NDArray[np.float16]:
@@ -189,9 +250,9 @@ def _read_part(path: Path, dim: int) -> npt.NDArray[np.float16]:
         # Mode "c" copies on write, which never happens; torch warns of read-only arrays.
         found: npt.NDArray[np.float16] = np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError) as error:
-        raise UserError(f"{path} is damaged: {one_line(error)}; remove it and embed again") from None
+        raise UserError(f"{path} is damaged: {one_line(error)}; embed again: it is made anew") from None
     if not isinstance(found, np.ndarray) or found.dtype != np.float16 or found.ndim != 2 or found.shape[1] != dim:
-        raise UserError(f"{path} does not hold float16 embeddings of {dim} dimensions; remove it and embed again")
+        raise UserError(f"{path} does not hold float16 embeddings of {dim} dimensions; embed again: it is made anew")
     return found
 
 
@@ -206,16 +267,14 @@ def _read_table(path: Path, rows: int) -> Any:
         found = pyarrow.read_table(path, columns=["key", "caption"])
         texts = all(str(field.type) in ("string", "large_string") for field in found.schema)
     except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError, MemoryError) as error:
-        raise UserError(f"{path} is damaged: {one_line(error)}; remove it and its .npy, and embed again") from None
+        raise UserError(f"{path} is damaged: {one_line(error)}; embed again: it is made anew") from None
     whole = found.column_names == ["key", "caption"] and texts and not any(c.null_count for c in found.columns)
     if not whole or len(found) != rows:
-        raise UserError(
-            f"{path} does not hold the keys and captions of {rows} images; remove it and its .npy, and embed again"
-        )
+        raise UserError(f"{path} does not hold the keys and captions of {rows} images; embed again: it is made anew")
     return found
 
 
-def _seal(graph: Path) -> Path:
+def seal(graph: Path) -> Path:
     """The file beside a graph that holds its checksum."""
     return graph.with_suffix(".json")
 
@@ -223,7 +282,7 @@ def _seal(graph: Path) -> Path:
 def _sealed(graph: Path) -> bool:
     """True if a graph is as it was built."""
     try:
-        expected = json.loads(_seal(graph).read_text(encoding="utf-8"))["sha256"]
+        expected = json.loads(seal(graph).read_text(encoding="utf-8"))["sha256"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
     return bool(expected == sha256(graph))
@@ -233,9 +292,11 @@ def write_part(folder: Path, number: int, embeddings: npt.NDArray[np.float16], c
     """Store a shard completely or not at all."""
     import pyarrow
 
+    # Named types: a shard without images has no values to take them from.
+    texts = pyarrow.table(columns, schema=pyarrow.schema([(name, pyarrow.string()) for name in columns]))
     for path, write in (
-        (table(folder, number), lambda partial: _parquet().write_table(pyarrow.table(columns), partial)),
-        (part(folder, number), lambda partial: _save(partial, embeddings)),
+        (table(folder, number), lambda partial: _parquet().write_table(texts, partial)),
+        (vectors(folder, number), lambda partial: _save(partial, embeddings)),
     ):
         atomic_write(path, write)
 

@@ -200,7 +200,9 @@ def _histogram(axes: "Axes", values: npt.NDArray[Any], title: str, log: bool = F
         return
     low, high = float(values.min()), float(values.max())
     log = log and high > 2 * low
-    edges = np.geomspace(low, high, 40) if log else np.linspace(low, high + 1e-9, 40)
+    # Equal values get one bar of their own: a narrower range would make ticks such as 1e-9+3e2.
+    ends = (low, high) if high - low > 1e-6 * abs(high) else (low - 0.5, low + 0.5)
+    edges = np.geomspace(low, high, 40) if log else np.linspace(*ends, 40)
     axes.hist(values, bins=edges.tolist(), color=BLUE)
     axes.set_xscale("log" if log else "linear")
     axes.set_ylabel("samples")

@@ -2,6 +2,7 @@
 
 from mmssl.data.packing import correct
 from mmssl.data.packing.folders import holds_pairs
+from mmssl.data.packing.labelled import open_labelled
 from mmssl.data.packing.packer import BAD, Encoding, Exclusion, Format, Packed, pack
 from mmssl.data.packing.shard_records import ShardRecords
 from mmssl.data.packing.tables import open_records
@@ -16,6 +17,7 @@ __all__ = [
     "ShardRecords",
     "correct",
     "holds_pairs",
+    "open_labelled",
     "open_records",
     "pack",
     "table_suffix",

@@ -35,6 +35,20 @@ KEY_COLUMNS = ("__key__", "key", "id")
 _AGAIN = re.compile(r" \(\d+\)$")
 """The mark of a column whose name occurred before."""
 
+
+class MissingColumnError(UserError):
+    """A table has no column of some role."""
+
+    def __init__(self, message: str, names: Sequence[str], role: str) -> None:
+        """Args:
+        names: all columns.
+        role: `image`, `caption` or `key`.
+        """
+        super().__init__(message)
+        self.names = names
+        self.role = role
+
+
 Sample = Mapping[str, Sequence[Any]]
 """Column -> its values in some rows."""
 
@@ -205,9 +219,8 @@ def _first(cells: Sequence[Any]) -> Any:
 
 def _missing(source: Path, names: Sequence[str], what: str, tried: str) -> UserError:
     columns = ", ".join(names)
-    return UserError(
-        f"{source} has no {what} column ({tried}); its columns are {columns}; name one: --{what}-column NAME"
-    )
+    message = f"{source} has no {what} column ({tried}); its columns are {columns}; name one: --{what}-column NAME"
+    return MissingColumnError(message, names, what)
 
 
 def _unnumbered(source: Path, names: Sequence[str], what: str, found: Sequence[str]) -> UserError:

@@ -36,15 +36,17 @@ class FolderRecords(Records):
     Linked folders are followed. Hidden files and those of file managers are no pairs.
     """
 
-    def __init__(self, folder: Path, listing: Listing | None = None) -> None:
+    def __init__(self, folder: Path, listing: Listing | None = None, need_captions: bool = True) -> None:
         """
         Args:
             listing: the content of the folder, if it is known.
+            need_captions: refuse images without a caption. False: their caption is empty.
 
         Raises:
             UserError: no image below the folder can be used.
         """
         self._folder = folder
+        self._need_captions = need_captions
         found = listing or list_folder(folder)
         self._images = sorted(found.images, key=lambda image: image.path.split("/"))
         samples = (defect for path in found.archives for defect in _samples_of(folder, path))
@@ -81,6 +83,8 @@ class FolderRecords(Records):
             fields["txt"] = as_text(read_file(text), text.name)
         else:
             found = values.caption_field(fields)
+            if found is None and not self._need_captions:
+                return read_file(self._folder / image.path), {**fields, "txt": ""}
             if found is None:
                 stem = Path(image.path).stem
                 names = f"{stem}.txt and a caption in {stem}.json are both missing"

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmssl.data.packing.records import MANIFEST, UNREADABLE, Fields, RecordError, Records
 from mmssl.data.packing.splits import Splits, divide, hash_of
-from mmssl.data.shards import SampleLimits, index_shards
+from mmssl.data.shards import SampleLimits, image_ranges, index_shards
 from mmssl.data.shards.account import Account
 from mmssl.data.shards.causes import cause_of, remedy_of
 from mmssl.data.transforms import DecodeError, captions, decoding, views
@@ -53,6 +53,8 @@ class Encoding:
     """Quality of JPEG and WebP, 1 to 100."""
     max_pixels: int = decoding.MAX_PIXELS
     """Images with more pixels are left out."""
+    need_captions: bool = field(default=True, repr=False)
+    """Leave out images without a caption. False: they get no `.txt`."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def pack(
     progress: Callable[[int, int], None] | None = None,
     exclusion: Exclusion | None = None,
     group_by: str | None = None,
+    replace: bool = False,
 ) -> Packed:
     """Write SPLIT-00000.tar, SPLIT-00001.tar ... and their index.
 
@@ -118,6 +121,7 @@ def pack(
         progress: called with the number of records done and the total.
         exclusion: copies to leave out.
         group_by: field whose equal values stay in one split, for example a patient or a product.
+        replace: remove shards of other records, or of these records as they were before. False: refuse them.
 
     Raises:
         UserError: the folder contains shards of another packing, another process packs into it, or it cannot be
@@ -131,6 +135,8 @@ def pack(
         raise UserError(f"{out} cannot be written: {error.strerror}; pick another folder") from None
     with lock:
         options = shard_samples, encoding or Encoding(), threads, progress, exclusion
+        if replace:
+            _remove_others(records, out)
         return _pack(records, out, splits, group_by, *options)
 
 
@@ -176,7 +182,7 @@ def _pack(
         ) from None
     for name in division.numbers:
         packed.shards[name] = [shard.path for shard in shards if shard.split == name and shard.path.exists()]
-        packed.counts[name] = sum(i.samples for i in index_shards(list(map(str, packed.shards[name])), SampleLimits()))
+        packed.counts[name] = sum(_count(list(map(str, packed.shards[name])), encoding.need_captions))
     packed.account = _account(out, sum(packed.counts.values()))
     return packed
 
@@ -195,6 +201,16 @@ def _parts(
         if missing:
             yield missing, exclusion.finder(done)
         done += [shard.path for shard in own if shard.path.exists()]
+
+
+def _count(shards: Sequence[str], need_captions: bool) -> Iterator[int]:
+    """The number of samples in each shard."""
+    if need_captions:
+        yield from (index.samples for index in index_shards(shards, SampleLimits()))
+        return
+    for shard in shards:
+        status = os.stat(shard)  # noqa: PTH116 - a name, not a path
+        yield len(image_ranges(shard, status.st_mtime_ns, status.st_size))
 
 
 def _account(out: Path, used: int) -> Account:
@@ -290,6 +306,15 @@ def _prepare(out: Path, manifest: dict[str, str]) -> None:
         path.write_text(json.dumps(manifest), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}; pick another folder") from None
+
+
+def _remove_others(records: Records, out: Path) -> None:
+    """Remove the shards of a packing of other content."""
+    path = out / MANIFEST
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if known and known.get("content") != records.identity():
+        for old in (*out.glob("*.tar"), out / BAD, path):
+            old.unlink(missing_ok=True)
 
 
 def _mended(out: Path, records: Records, keys: Sequence[str], encoding: Encoding) -> set[str]:
@@ -394,12 +419,12 @@ def _members(image: bytes, fields: Fields, encoding: Encoding) -> dict[str, byte
         RecordError: the caption is empty or no text, or the image is too large for its format.
     """
     caption = str(fields["txt"]).strip()
-    if not caption:
+    if not caption and encoding.need_captions:
         raise RecordError("the caption is empty", remedy="write a caption")
     if "\0" in caption:
         raise RecordError(captions.NULLS, remedy=remedy_of(captions.NULLS))
     extension, content = _encode_image(image, encoding)
-    members = {extension: content, "txt": caption.encode("utf-8", "replace")}
+    members = {extension: content, **({"txt": caption.encode("utf-8", "replace")} if caption else {})}
     others = {name: value for name, value in fields.items() if name != "txt"}
     if others:
         members["json"] = json.dumps(others, ensure_ascii=False).encode("utf-8", "replace")

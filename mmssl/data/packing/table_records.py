@@ -48,8 +48,9 @@ class TableRecords(Records):
         self.columns = columns
         self._names = list(names)
         folder = source if source.is_dir() else source.parent
-        self._folder = _image_folder(folder, sample[columns.image])
-        self._moved = self._folder != folder
+        self.folder = _image_folder(folder, sample[columns.image])
+        """The folder to which paths of images are relative."""
+        self._moved = self.folder != folder
 
     @abstractmethod
     def __len__(self) -> int:
@@ -70,7 +71,7 @@ class TableRecords(Records):
     def describe(self) -> str:
         columns = self.columns
         key = "" if columns.key is None else f", key column {columns.key!r}"
-        place = f", images in {self._folder}" if self._moved else ""
+        place = f", images in {self.folder}" if self._moved else ""
         return (
             f"{self.source}: read as {self.form()}, image column {columns.image!r}, caption column "
             f"{columns.caption!r}{key}{place}, {len(self):,} rows"
@@ -90,7 +91,7 @@ class TableRecords(Records):
         None: there is no image.
         """
         for value in self.column(self.columns.image):
-            yield _image_identity(value, self._folder)
+            yield _image_identity(value, self.folder)
 
     def values(self, field: str) -> list[Any]:
         name = find_column(self.source, self._names, field)
@@ -99,7 +100,7 @@ class TableRecords(Records):
     def load(self, number: int) -> tuple[bytes, Fields]:
         row, columns = self.row(number), self.columns
         image = row.get(columns.image)
-        content = values.image_bytes(image, self._folder, columns.image, columns.caption)
+        content = values.image_bytes(image, self.folder, columns.image, columns.caption)
         texts = values.captions(row.get(columns.caption))
         # The path is kept as a field, so that the file of a sample can be found.
         is_path = isinstance(image, str) and len(image) <= values.LONGEST_PATH

@@ -33,6 +33,7 @@ def open_records(
     encoding: str | None = None,
     progress: Progress | None = None,
     limits: SampleLimits | None = None,
+    need_captions: bool = True,
 ) -> Records:
     """Open a folder of images, a table, several tables, or a Hugging Face dataset saved with `save_to_disk`.
 
@@ -41,13 +42,14 @@ def open_records(
         image_column, caption_column, key_column, separator, encoding: of tables; None: recognised.
         progress: called with the number of files of a folder, or of rows of a text table, that are read.
         limits: limits and names of members, for shards.
+        need_captions: refuse images of a folder that have no caption.
 
     Raises:
         UserError: the source or a column is missing, or the source has several splits.
     """
     options = TableOptions(image_column, caption_column, key_column, separator, encoding)
     if source.is_dir():
-        return _open_folder(source, options, progress, limits)
+        return _open_folder(source, options, progress, limits, need_captions)
     if source.is_file() and source.name.lower().endswith(ARCHIVES):
         return ShardRecords([str(source)], limits)
     if not source.is_file():
@@ -59,7 +61,11 @@ def open_records(
 
 
 def _open_folder(
-    folder: Path, options: TableOptions, progress: Progress | None, limits: SampleLimits | None
+    folder: Path,
+    options: TableOptions,
+    progress: Progress | None,
+    limits: SampleLimits | None,
+    need_captions: bool,
 ) -> Records:
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
@@ -68,14 +74,14 @@ def _open_folder(
         return ArrowRecords(folder, options)
     found = list_folder(folder, progress)
     if found.pair() is not None:
-        return _open_images(folder, found, options)
+        return _open_images(folder, found, options, need_captions)
     if found.archives and not found.metadata():
         records: Records = ShardRecords([str(folder / path) for path in found.archives], limits)
         records.beside = [*found.defects, *_unused(found.images, "shards lie beside the image, which has no caption")]
         return records
     tables = found.metadata() or _tables_with_pairs(folder, found, options)
     if not tables:
-        return FolderRecords(folder, found)
+        return FolderRecords(folder, found, need_captions)
     joined = _open_tables(folder, [folder / path for path in tables], options, progress)
     named = {os.path.normpath(name) for name in joined.image_identities() if isinstance(name, str)}
     others = [image for image in found.images if os.path.normpath(folder / image.path) not in named]
@@ -89,7 +95,7 @@ def _unused(images: Sequence[ImageFile], cause: str) -> Defects:
     return [(image.path, error) for image in images]
 
 
-def _open_images(folder: Path, found: Listing, options: TableOptions) -> Records:
+def _open_images(folder: Path, found: Listing, options: TableOptions, need_captions: bool) -> Records:
     """Images with their captions beside them. Tables of pairs that lie among them are left out, row by row.
 
     Raises:
@@ -101,7 +107,7 @@ def _open_images(folder: Path, found: Listing, options: TableOptions) -> Records
             f"{folder} describes its images twice, in {found.metadata()[0]} and in files beside them, such as "
             f"{pair.texts[0][1]}; give the table, {folder / found.metadata()[0]}, or move it away to use the files"
         )
-    records = FolderRecords(folder, found)
+    records = FolderRecords(folder, found, need_captions)
     records.beside = [
         defect
         for path in found.tables

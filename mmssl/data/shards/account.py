@@ -3,9 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mmssl.errors import UserError
+
 DAMAGED, CLOSED = "a shard is damaged", "a folder cannot be read"
 _UNKNOWN = (DAMAGED, CLOSED)
 """Causes behind which nobody can tell how many pairs are lost."""
+FEW = 100
+"""Fewer pairs count as so many when the fraction of unusable ones is limited."""
 
 
 @dataclass
@@ -56,6 +60,23 @@ class Account:
         self.used += other.used
         for cause, omission in other.left_out.items():
             self.leave_out(cause, omission.example, remedy=omission.remedy, pairs=omission.pairs)
+
+    def limit(self, fraction: float, remedy: str) -> None:
+        """Refuse a source of which more than a fraction is left out. Of fewer than 100 pairs, it is that of 100.
+
+        Args:
+            remedy: instruction that raises the limit, for example "give --bad-samples 0.5".
+
+        Raises:
+            UserError: it says how many are left out, and why.
+        """
+        if self.omitted > fraction * max(self.offered, FEW):
+            causes = list(self.causes())
+            more = "; ..." if len(causes) > 3 else ""
+            raise UserError(
+                f"{self.omitted:,} of {self.offered:,} samples cannot be used, more than the limit of {fraction:.4g}: "
+                f"{'; '.join(causes[:3])}{more}; to go on without them, {remedy}"
+            )
 
     def causes(self) -> Iterator[str]:
         """One line per cause, the most frequent first: number of pairs, an example and the remedy."""

@@ -55,11 +55,16 @@ def remedy_of(reason: str) -> str:
 
 
 def leave_out(account: Account, shard: str, key: str, reason: str) -> None:
-    """Count a sample of a shard as left out. Without a key: the shard is damaged."""
+    """Count a sample of a shard as left out. Without a key: the shard is damaged.
+
+    Args:
+        shard: empty for a file on its own.
+    """
     if not key:
         account.leave_out(DAMAGED, f"{shard} ({reason})", remedy="get it again")
         return
-    account.leave_out(cause_of(reason), f"{shard}:{key} ({reason})", remedy=remedy_of(reason))
+    name = f"{shard}:{key}" if shard else key
+    account.leave_out(cause_of(reason), f"{name} ({reason})", remedy=remedy_of(reason))
 
 
 def account_of_indexes(indexes: Sequence[ShardIndex]) -> Account:

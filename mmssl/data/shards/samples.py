@@ -1,11 +1,14 @@
 """Samples of a tar: members grouped by key, reasons why a group is unusable, and parsing of its bytes."""
 
+import io
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
+
+import numpy as np
 
 from mmssl.data.shards.headers import TarError
 from mmssl.data.shards.tar import Archive, Member
@@ -23,10 +26,12 @@ _TEXTS = (MAPPED_CAPTION, *TEXTS)
 CAPTION_FIELDS = ("caption", "text", "captions")
 """Fields of the .json that stand for a missing .txt, in order of preference."""
 USED = (*_IMAGES, *_TEXTS, "cls")
-"""Extensions that are read. Other members (`.npy`, `.pyd`, `.pth` ...) are never decoded."""
+"""Extensions that are read, and `.npy` of zeros and ones. Other members (`.pyd`, `.pth` ...) are never decoded."""
 
 _CAPTION_NAMES = {*CAPTION_FIELDS, "txt", "prompt", "description", "title"}
 """Names of the text in a folder with one image."""
+LONGEST_LABELS = 1 << 16
+"""Bytes of a `.npy` that is read. Other arrays, such as embeddings, are mostly larger."""
 _MANY_STEMS = 3
 """Dotted names of one key from which on each is taken for a sample, although no image has its text beside it."""
 NOT_ADJACENT = "its members are not adjacent"
@@ -474,6 +479,9 @@ def read_fields(group: Group, read: Callable[[int, int], bytes]) -> dict[str, An
             fields[extension] = _label(text) if extension == "cls" else text
     if MAPPED_CAPTION in group.members:
         fields["txt"] = _decode(_bytes_of(group.members[MAPPED_CAPTION], read), "caption")
+    if "npy" in group.members and "labels" not in fields:
+        labels = multi_hot_labels(_bytes_of(group.members["npy"], read))
+        fields |= {} if labels is None else {"labels": labels}
     if "txt" not in fields:
         name = next((name for name in CAPTION_FIELDS if isinstance(fields.get(name), str)), None)
         if name is not None:
@@ -515,3 +523,20 @@ def _label(text: str) -> int | str:
     """A class number as int; other labels as text."""
     label = text.strip()
     return int(label) if label.removeprefix("-").isdecimal() and len(label) < 19 else label
+
+
+def multi_hot_labels(content: bytes) -> list[int] | None:
+    """The classes with a 1 in a `.npy` of CLIP_benchmark's multi-label datasets; None if it is another array.
+
+    Nothing in it is run: arrays of objects are refused by NumPy.
+    """
+    if len(content) > LONGEST_LABELS:
+        return None
+    try:
+        array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, TypeError, SyntaxError, EOFError, OverflowError, MemoryError, RecursionError):
+        return None
+    if array.ndim != 1 or array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+        return None
+    found: list[int] = array.nonzero()[0].tolist()
+    return found

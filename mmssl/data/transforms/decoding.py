@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from mmssl.data.transforms.caps import (
     MAX_SEGMENTS,
@@ -94,6 +94,22 @@ def decode(image: bytes, header: Header | None = None, reduce: int = 1) -> Pixel
     if pixels is None:
         pixels = _decode_pillow(image)
     return _upright(pixels, header.orientation)
+
+
+def pillow_pixels(image: Image.Image) -> Pixels:
+    """Upright RGB pixels of a Pillow image, uint8 [height, width, 3]: as its file would be decoded.
+
+    Raises:
+        DecodeError: the image is broken or cut, or its pixels have no RGB form.
+    """
+    try:
+        # Loaded first: for TIFF, Pillow applies the orientation then, and removes it.
+        image.load()
+        return rgb_pixels(ImageOps.exif_transpose(image))
+    except DecodeError:
+        raise
+    except Exception as error:  # as in _open
+        raise _broken(error) from error
 
 
 def rgb_pixels(image: Image.Image) -> Pixels:

@@ -1,9 +1,10 @@
 """Encoded images to model inputs: random views for training, a fixed view for evaluation."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -12,7 +13,16 @@ from torch import Tensor
 from mmssl.config import ViewConfig
 from mmssl.data.transforms.augment import augment, has_augmentations
 from mmssl.data.transforms.augment_params import AugmentParams, between, between_log, draw_params, from_rows, to_rows
-from mmssl.data.transforms.decoding import MAX_PIXELS, REDUCTIONS, Header, Pixels, decode, read_header, rgb_pixels
+from mmssl.data.transforms.caps import DecodeError
+from mmssl.data.transforms.decoding import (
+    MAX_PIXELS,
+    REDUCTIONS,
+    Header,
+    Pixels,
+    decode,
+    pillow_pixels,
+    read_header,
+)
 
 Interpolation = Literal["bicubic", "bilinear"]
 DecodeMode = Literal["quality", "fast"]
@@ -128,23 +138,21 @@ class EvalView:
         self.max_pixels = max_pixels
         self.interpolation = interpolation
 
-    def __call__(self, image: bytes | Image.Image | Pixels | Tensor) -> Tensor:
+    def __call__(self, image: bytes | Image.Image | npt.NDArray[Any] | Tensor) -> Tensor:
         """Render to uint8 [3, image_size, image_size].
 
         Args:
-            image: an encoded image, a Pillow image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor
-                [3, H, W].
+            image: an encoded image, or one that `as_pixels` takes.
 
         Raises:
-            DecodeError: an encoded image is unusable.
-            ValueError: an array or tensor has a wrong dtype or shape.
+            DecodeError: the image is unusable, or an array or tensor has a wrong dtype, shape or range.
         """
         if isinstance(image, bytes):
             header = read_header(image, self.max_pixels)
             shrink = min(header.height, header.width) / self.image_size
             pixels = decode(image, header, dct_reduction(header, shrink, self.mode))
         else:
-            pixels = _as_pixels(image)
+            pixels = as_pixels(image)
             header = Header("pixels", pixels.shape[1], pixels.shape[0])
         side = self.image_size
         if self.fit == "squash":
@@ -193,8 +201,8 @@ def _cut(pixels: Pixels, header: Header, crop: Crop) -> Pixels:
 
 def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation = "bicubic") -> Tensor:
     """Resize with antialiasing: uint8 [h, w, 3] -> uint8 [3, height, width]."""
-    if min(pixels.strides) < 0:  # unsupported by torch
-        pixels = np.ascontiguousarray(pixels)
+    if min(pixels.strides) < 0 or not pixels.flags.writeable:  # unsupported by torch
+        pixels = pixels.copy()
     # Crops stay strided: torch packs them faster than NumPy does.
     planes = torch.from_numpy(pixels).permute(2, 0, 1)
     if planes.shape[1:] != (height, width):
@@ -211,15 +219,36 @@ def empty_images(count: int, side: int) -> Tensor:
     return torch.from_numpy(np.empty((count, 3, side, side), dtype=np.uint8))
 
 
-def _as_pixels(image: Image.Image | Pixels | Tensor) -> Pixels:
+def as_pixels(image: Image.Image | npt.NDArray[Any] | Tensor) -> Pixels:
+    """Upright RGB pixels, uint8 [H, W, 3], of an image that is decoded.
+
+    Args:
+        image: a Pillow image; an array [H, W, 3], [H, W, 1] or [H, W], or a tensor [3, H, W] or [1, H, W]: uint8, or
+            floats from 0 to 1.
+
+    Raises:
+        DecodeError: the image is broken, or has another shape, type or range.
+    """
     if isinstance(image, Image.Image):
-        return rgb_pixels(image)
+        return pillow_pixels(image)
     if isinstance(image, Tensor):
-        wanted = "a uint8 tensor [3, H, W]"
-        array = image.movedim(0, -1).cpu().numpy()
+        wanted = "a tensor [3, H, W]"
+        array = image.detach().cpu().float().numpy() if image.is_floating_point() else image.detach().cpu().numpy()
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
     else:
-        wanted = "a uint8 array [H, W, 3] or [H, W]"
-        array = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"expected {wanted}, found {image.dtype} {list(image.shape)}; convert it first")
-    return array
+        wanted = "an array [H, W, 3] or [H, W]"
+        array = image[:, :, None] if image.ndim == 2 else image
+    found = f"found {image.dtype} {list(image.shape)}"
+    if array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
+        raise DecodeError(f"expected {wanted}, {found}")
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 1):
+            raise DecodeError(
+                f"expected uint8 from 0 to 255, or floats from 0 to 1 before normalisation; {found} from {low:.4g} to "
+                f"{high:.4g}"
+            )
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise DecodeError(f"expected uint8 from 0 to 255, or floats from 0 to 1; {found}: convert it first")
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array

@@ -15,6 +15,8 @@ COARSE = tuple(10.0**e for e in range(-6, 7, 2))
 """The first 7 values of C."""
 FINEST = 1 / 8
 """Last step of the search, in powers of ten."""
+UNEVEN = 4
+"""Ratio of the largest to the smallest number of validation rows of a class from which classes count alike."""
 SHOTS = (1, 2, 4, 8, 16)
 
 
@@ -137,7 +139,7 @@ def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
     return axes, variance.clamp(min=0)
 
 
-def choose_c(problem: Regression, validation: tuple[Tensor, Tensor]) -> tuple[float, Linear]:
+def choose_c(problem: Regression, validation: tuple[Tensor, Tensor], by_class: bool = False) -> tuple[float, Linear]:
     """The C with the best validation accuracy: 7 values from 1e-6 to 1e6, then halving steps around the best.
 
     The smallest of equally good values wins: its classifier is nearest to the centre. Each fit is a rough one that
@@ -145,21 +147,25 @@ def choose_c(problem: Regression, validation: tuple[Tensor, Tensor]) -> tuple[fl
 
     Args:
         validation: features [N, D] and labels [N].
+        by_class: in place of the accuracy, the log-likelihood, averaged over the samples of each class and then over
+            the classes. A few samples of a class tell more by it.
     Returns:
         C, and an approximation of its classifier.
     """
-    accuracy: dict[float, float] = {}
+    quality: dict[float, float] = {}
     fitted: dict[float, Linear] = {}
 
     def measure(exponent: float) -> None:
-        if exponent not in accuracy:
+        if exponent not in quality:
             nearest = min(fitted, key=lambda other: abs(other - exponent), default=None)
             start = None if nearest is None else fitted[nearest]
             fitted[exponent] = problem.fit(10.0**exponent, ROUGH, start)
-            accuracy[exponent] = share(fitted[exponent].scores(validation[0]).argmax(1) == validation[1])
+            scores = fitted[exponent].scores(validation[0])
+            good = share(scores.argmax(1) == validation[1])
+            quality[exponent] = _likelihood_by_class(scores, validation[1]) if by_class else good
 
     def best() -> float:
-        return min(accuracy, key=lambda exponent: (-accuracy[exponent], exponent))
+        return min(quality, key=lambda exponent: (-quality[exponent], exponent))
 
     for c in COARSE:
         measure(float(np.log10(c)))
@@ -170,6 +176,14 @@ def choose_c(problem: Regression, validation: tuple[Tensor, Tensor]) -> tuple[fl
             measure(exponent)
         step /= 2
     return math.pow(10, best()), fitted[best()]
+
+
+def _likelihood_by_class(scores: Tensor, labels: Tensor) -> float:
+    """The mean over classes of the mean log-likelihood of their samples. scores [N, C], labels [N]."""
+    found = scores.double().log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    counts = torch.bincount(labels)
+    totals = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, labels, found)
+    return float((totals[counts > 0] / counts[counts > 0]).mean())
 
 
 def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -212,7 +226,9 @@ def probe(
     """Choose C with the given training and validation rows, then fit: the classifier and its C.
 
     Args:
-        rows: training rows and validation rows. Without validation rows, C is 1.
+        rows: training rows and validation rows. Without validation rows, C is 1. Where classes have very unequal
+            numbers of validation rows, each class counts alike; those too small to have any are validated on their
+            training rows. Otherwise a C that ignores them would win.
         refit: fit on both in the end, else on the training rows alone.
         centre: the classifier the weights are regularised towards. None: zeros.
     """
@@ -220,7 +236,11 @@ def probe(
     problem = Regression(features[train], labels[train], classes, centre)
     if len(validation) == 0:
         return problem.fit(1.0, EXACT), 1.0
-    c, found = choose_c(problem, (features[validation], labels[validation]))
+    scarce = train[~torch.isin(labels[train], labels[validation])]
+    shown = torch.cat([validation, scarce])
+    counts = torch.bincount(labels[shown])
+    uneven = len(scarce) > 0 or int(counts.max()) >= UNEVEN * int(counts[counts > 0].min())
+    c, found = choose_c(problem, (features[shown], labels[shown]), by_class=uneven)
     if refit:
         both = torch.cat(rows)
         problem = Regression(features[both], labels[both], classes, centre)

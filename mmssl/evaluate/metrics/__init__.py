@@ -1,5 +1,5 @@
 """Metrics as functions of tensors, independent of models, datasets and files."""
 
-from mmssl.evaluate.metrics import classification, embedding, groups, ranking
+from mmssl.evaluate.metrics import baselines, classification, embedding, groups, ranking
 
-__all__ = ["classification", "embedding", "groups", "ranking"]
+__all__ = ["baselines", "classification", "embedding", "groups", "ranking"]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from mmssl.evaluate.metrics import ranking
+from mmssl.evaluate.metrics import baselines, ranking
+from mmssl.evaluate.metrics.baselines import Baselines
 from mmssl.evaluate.metrics.ranking import CalibrationBin, ClassRow, Confusion, Outcome
 from mmssl.stats import Interval, Rows, bootstrap
 
@@ -20,7 +21,9 @@ class Classification:
     """`acc1`, `acc5` (from 5 classes on), `mean_per_class_recall`, `calibration_error` (of probabilities),
     `classes` C and `samples` N."""
     intervals: dict[str, Interval]
-    """95 % bootstrap intervals of the metrics, over samples."""
+    """95 % bootstrap intervals of the metrics, over samples: class by class where the classes have unequal sizes."""
+    baselines: Baselines
+    """`majority` and `chance` of the metrics that have them."""
     classnames: tuple[str, ...]
     """Unique class names: equal ones have their class number appended."""
     per_class: list[ClassRow]
@@ -62,6 +65,7 @@ def evaluate_predictions(
     return Classification(
         metrics=values,
         intervals=_intervals(outcome, labels, confidence),
+        baselines=baselines.of_classes(labels, list(values)),
         classnames=names,
         per_class=ranking.per_class(outcome.first, labels, names),
         confusions=ranking.most_confused(outcome.first, labels),
@@ -94,4 +98,4 @@ def _intervals(outcome: Outcome, labels: Tensor, confidence: Tensor | None) -> d
             found["calibration_error"] = float(np.abs(totals).sum() / len(rows))
         return found
 
-    return bootstrap(measure, len(true))
+    return bootstrap(measure, len(true), strata=true)

@@ -44,7 +44,7 @@ class Gap:
 
 
 def group_rows(samples: Sequence[Sample], field: str) -> list[str]:
-    """The group of each sample: the value of a metadata field as text, `(none)` where it is missing.
+    """The group of each sample: the value of a metadata field as text, `(none)` where it is missing or empty.
 
     Raises:
         UserError: no sample has the field, or its values are lists or objects.
@@ -55,7 +55,7 @@ def group_rows(samples: Sequence[Sample], field: str) -> list[str]:
         raise UserError(f"no sample of {samples[0].shard} has a field {field!r} to group by; its fields are {known}")
     if not all(isinstance(value, Hashable) for value in values):
         raise UserError(f"field {field!r} holds lists or objects; group by a field with one word or number per sample")
-    return ["(none)" if value is None else str(value) for value in values]
+    return ["(none)" if value is None or not str(value).strip() else str(value) for value in values]
 
 
 def group_accuracies(correct: Correct, groups: Sequence[str]) -> list[GroupAccuracy]:

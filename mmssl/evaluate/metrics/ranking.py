@@ -186,6 +186,8 @@ class Ranking:
     """Average precision at K, [Q]: the mean over min(K, number of correct candidates) positions."""
     ranks: Tensor
     """Rank of the best correct candidate, from 1; ties share the mean of their ranks. float64 [Q]."""
+    right: Tensor
+    """Number of correct candidates, int64 [Q]."""
 
     def hits(self, k: int) -> Tensor:
         """True where a correct candidate is among the k best, k <= K, bool [Q]."""
@@ -194,32 +196,45 @@ class Ranking:
 
 
 def rank(queries: Tensor, candidates: Tensor, query_group: Tensor, candidate_group: Tensor, depth: int) -> Ranking:
-    """Search every query among all candidates; a candidate is correct if it has the group of the query.
+    """Search every query among all candidates; a candidate is correct if it shares a group with the query.
 
     A query with several correct candidates is a hit if one of them is found, as in the CLIP papers. The
     best are those of `torch.topk`, as in clip_benchmark. Only a block of the scores exists at a time.
 
     Args:
         queries: [Q, D]. candidates: [M, D].
-        query_group: int64 [Q]. candidate_group: int64 [M]. Every query has a correct candidate.
+        query_group: int64 [Q], or [Q, K] for up to K groups of each query; -1: none. candidate_group: the same, [M] or
+            [M, K]; at most one of the two has several. Every query has a correct candidate.
         depth: number of best candidates, at most M.
     """
     assert 1 <= depth <= len(candidates)
-    places, ranks, precisions = [], [], []
+    places, ranks, precisions, numbers = [], [], [], []
     parts = blocks(queries, len(candidates)), blocks(query_group, len(candidates))
     for block, group in zip(*parts, strict=True):
         scores = block @ candidates.T
-        right = group[:, None] == candidate_group[None, :]
+        right = share_group(group, candidate_group)
         found = right.gather(1, scores.topk(depth, dim=1).indices)
         places.append(torch.where(found.any(dim=1), found.int().argmax(dim=1) + 1, 0))
         precision = found.cumsum(dim=1) / torch.arange(1, depth + 1)
-        possible = right.sum(dim=1).clamp(max=depth)
+        numbers.append(right.sum(dim=1))
+        possible = numbers[-1].clamp(max=depth)
         precisions.append((precision * found).sum(dim=1).double() / possible)
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
         better = (scores > best).sum(dim=1)
         equal = ((scores == best) & ~right).sum(dim=1)
         ranks.append(1 + better.double() + equal.double() / 2)
-    return Ranking(depth, torch.cat(places), torch.cat(precisions), torch.cat(ranks))
+    return Ranking(depth, torch.cat(places), torch.cat(precisions), torch.cat(ranks), torch.cat(numbers))
+
+
+def share_group(queries: Tensor, candidates: Tensor) -> Tensor:
+    """True where a query [q] or [q, K] shares a group with a candidate [M] or [M, K], bool [q, M]."""
+    if queries.ndim == candidates.ndim == 1:
+        return queries[:, None] == candidates[None, :]
+    right = torch.zeros(len(queries), len(candidates), dtype=torch.bool)
+    for of_query in queries.reshape(len(queries), -1).T:
+        for of_candidate in candidates.reshape(len(candidates), -1).T:
+            right |= (of_query[:, None] == of_candidate[None, :]) & (of_query >= 0)[:, None]
+    return right
 
 
 def share(values: Tensor) -> float:

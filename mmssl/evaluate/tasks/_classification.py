@@ -12,7 +12,7 @@ from mmssl.evaluate.metrics import groups
 from mmssl.evaluate.metrics.classification import Classification
 from mmssl.evaluate.metrics.groups import GroupAccuracy
 from mmssl.evaluate.metrics.ranking import ClassRow
-from mmssl.evaluate.task import Metrics, Task, TaskContext, list_intervals
+from mmssl.evaluate.task import Metrics, Task, TaskContext, list_baselines, list_intervals
 from mmssl.files import write_csv
 from mmssl.types import Sample
 
@@ -48,7 +48,7 @@ def report_classification(
         _write_tables(context.folder, samples, found, by_field)
         if context.draw:
             examples.show_classification(context, found, scores, probable)
-    metrics: Metrics = found.metrics | list_intervals(found.intervals)
+    metrics: Metrics = found.metrics | list_intervals(found.intervals) | list_baselines(found.baselines)
     for field, values in members.items():
         gap = groups.widest_gap(correct, values)
         metrics.setdefault("gaps", {})[field] = None if gap is None else vars(gap)

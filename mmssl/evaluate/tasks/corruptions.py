@@ -10,7 +10,7 @@ import io
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, read_images
 from mmssl.evaluate.encode import Encoder
 from mmssl.evaluate.labels import class_indices, sample_label
-from mmssl.evaluate.task import Metrics, Task, TaskContext, list_intervals, write_outcomes
+from mmssl.evaluate.metrics import baselines
+from mmssl.evaluate.metrics.baselines import Baselines
+from mmssl.evaluate.task import Metrics, Task, TaskContext, list_baselines, list_intervals, write_outcomes
 from mmssl.files import write_csv
 from mmssl.plotting import GRAY, MUTED, sheet, shrink
 from mmssl.rng import generator, torch_seed
@@ -83,7 +85,7 @@ class Corruptions(Task):
             write_table(context.folder / "corruptions.csv", found)
             if context.draw:
                 draw(context.folder / "corruptions.png", context.name, images[0], found)
-        return found.metrics | list_intervals(found.intervals)
+        return found.metrics | list_intervals(found.intervals) | list_baselines(found.baselines)
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class Robustness:
     high: NDArray[np.float64]
     right: dict[str, NDArray[Any]]
     """`acc1_clean` and `acc1_corrupted` of each image, [N]."""
+    baselines: Baselines = field(default_factory=dict)
+    """`majority` and `chance` of both."""
 
 
 def corrupt(pixels: Pixels, name: str, severity: int, seed: int) -> Pixels:
@@ -175,7 +179,8 @@ def evaluate(context: TaskContext) -> tuple[Robustness, list[Sample]]:
             for name in CORRUPTIONS
         ]
     )
-    return robustness(clean, under), samples
+    known = baselines.of_classes(labels, ["acc1_clean", "acc1_corrupted"])
+    return replace(robustness(clean, under), baselines=known), samples
 
 
 def robustness(clean: NDArray[np.bool_], under: NDArray[np.bool_]) -> Robustness:

@@ -4,8 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmssl.evaluate.classifiers import logistic_regression
-from mmssl.evaluate.task import Metrics, TaskContext, list_intervals, write_outcomes
+from mmssl.evaluate.metrics import baselines
+from mmssl.evaluate.task import DRAWS, Metrics, TaskContext, list_baselines, list_intervals, write_outcomes
 from mmssl.evaluate.tasks._classification import TrainedTask
+from mmssl.files import write_csv
 from mmssl.stats import means
 
 SEEDS = 5
@@ -25,7 +27,7 @@ class FewShot(TrainedTask):
         """`acc1@k` is the mean over draws, `std@k` their spread."""
         train, train_labels, labels, names = context.labelled_training()
         right: dict[str, NDArray[np.float64]] = {}
-        spread: dict[str, float] = {}
+        by_draw: dict[str, list[float]] = {}
         for k in logistic_regression.available_shots(train_labels):
             draws = []
             for seed in range(SEEDS):
@@ -35,8 +37,13 @@ class FewShot(TrainedTask):
                 fitted, _ = logistic_regression.probe(train.features, train_labels, rows, len(names), refit=False)
                 draws.append((fitted.scores(context.images.features).argmax(1) == labels).numpy())
             right[f"acc1@{k}"] = np.mean(draws, axis=0)
-            spread[f"std@{k}"] = float(np.std([d.mean() for d in draws], ddof=1))
+            by_draw[f"acc1@{k}"] = [float(draw.mean()) for draw in draws]
         write_outcomes(context, context.images.samples, right)
-        metrics, intervals = means(right)
+        if context.folder is not None:
+            table = zip(range(SEEDS), *by_draw.values(), strict=True)
+            write_csv(context.folder / DRAWS, ("draw", *by_draw), table)
+        metrics, intervals = means(right, labels.numpy())
+        spread = {name.replace("acc1", "std"): float(np.std(draws, ddof=1)) for name, draws in by_draw.items()}
         counts = {"classes": len(names), "samples": len(labels), "draws": SEEDS}
-        return metrics | spread | counts | list_intervals(intervals)
+        known = list_baselines(baselines.of_classes(labels, list(metrics)))
+        return metrics | spread | counts | list_intervals(intervals) | known

@@ -24,7 +24,9 @@ from mmssl.evaluate.classifiers.fine_tuning import (
 )
 from mmssl.evaluate.datasets import read_images
 from mmssl.evaluate.encode import encode_images
-from mmssl.evaluate.task import Metrics, TaskContext, list_intervals, write_outcomes
+from mmssl.evaluate.metrics import baselines
+from mmssl.evaluate.metrics.baselines import Baselines
+from mmssl.evaluate.task import Metrics, TaskContext, list_baselines, list_intervals, write_outcomes
 from mmssl.evaluate.tasks._classification import TrainedTask
 from mmssl.files import write_csv
 from mmssl.stats import Interval, means
@@ -47,7 +49,7 @@ class FineTune(TrainedTask):
         write_outcomes(context, context.images.samples, found.right)
         if context.folder is not None:
             _write_table(context.folder / "alphas.csv", found)
-        return found.metrics | list_intervals(found.intervals)
+        return found.metrics | list_intervals(found.intervals) | list_baselines(found.baselines)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class InterpolatedAccuracies:
     `samples`."""
     intervals: dict[str, Interval]
     """95 % bootstrap intervals, over test samples."""
+    baselines: Baselines
+    """`majority` and `chance` of each accuracy."""
     right: dict[str, NDArray[np.bool_]]
     """`acc1@ALPHA` -> 1 where a test sample is right, [N]."""
 
@@ -89,9 +93,10 @@ def evaluate(context: TaskContext) -> InterpolatedAccuracies:
     for alpha in ALPHAS:
         model.load_state_dict(mix_weights(start, end, alpha))
         right[f"acc1@{alpha:g}"] = _right(context, _TunedEncoder(encoder, model), labels)
-    metrics, intervals = means(right)
+    metrics, intervals = means(right, labels.numpy())
+    known = baselines.of_classes(labels, list(metrics))
     counts = {"shots": shots, "lr": lr, "train_samples": len(rows), "classes": len(names), "samples": len(labels)}
-    return InterpolatedAccuracies(metrics | counts, intervals, right)
+    return InterpolatedAccuracies(metrics | counts, intervals, known, right)
 
 
 def _write_table(path: Path, found: InterpolatedAccuracies) -> None:

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset
-from mmssl.evaluate.labels import label_index, locate
+from mmssl.evaluate.labels import UnusableSampleError, label_index
 from mmssl.evaluate.metrics import ranking
 from mmssl.evaluate.task import Metrics, Task, TaskContext, list_intervals
 from mmssl.files import write_csv
@@ -58,17 +58,20 @@ def list_labels(dataset: Dataset, sample: Sample) -> list[int | str]:
     """The labels of a sample: class indices, or names if the dataset has no class names.
 
     Raises:
-        UserError: it has no list of labels, or one does not fit the class names.
+        UnusableSampleError: it has no list of labels.
+        UserError: a label does not fit the class names.
     """
     fields = FIELDS if dataset.label is None else (dataset.label,)
     field = next((f for f in fields if f in sample.fields), None)
     if field is None or not isinstance(sample.fields[field], list):
         has = ", ".join(sorted(sample.fields)) or "none"
-        raise UserError(
-            f"{locate(sample)} has no list of labels in {' or '.join(map(repr, fields))} (its fields: {has}); "
-            "name the JSON entry that holds the list"
+        raise UnusableSampleError(
+            sample,
+            f"it has no list of labels in {' or '.join(map(repr, fields))} (its fields: {has}); "
+            "name the JSON entry that holds the list",
         )
-    return [label_index(dataset, sample, value) for value in sample.fields[field]]
+    named = replace(dataset, values_may_differ=False)
+    return [label_index(named, sample, value) for value in sample.fields[field]]
 
 
 def label_matrix(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, ...], Tensor]:

@@ -13,14 +13,19 @@ from torch import Tensor
 from mmssl.evaluate import examples
 from mmssl.evaluate.datasets import Dataset
 from mmssl.evaluate.labels import image_captions
-from mmssl.evaluate.metrics import ranking
+from mmssl.evaluate.metrics import baselines, ranking
+from mmssl.evaluate.metrics.baselines import Baselines
 from mmssl.evaluate.metrics.ranking import Ranking
-from mmssl.evaluate.task import Metrics, Task, TaskContext, list_intervals
+from mmssl.evaluate.task import Metrics, Task, TaskContext, list_baselines, list_intervals
 from mmssl.files import write_csv
 from mmssl.stats import Interval, Rows, bootstrap
 from mmssl.types import Sample
 
 RECALL_AT = (1, 5, 10)
+NOTE = (
+    "{repeated:,} of {captions:,} captions have the same words as a caption of another image: all images with these "
+    "words count as right, so recalls are higher than where only the own image counts"
+)
 
 
 class Retrieval(Task):
@@ -43,12 +48,16 @@ class Retrieval(Task):
         owner = torch.tensor([image for image, lines in enumerate(captions) for _ in lines])
         texts = [line for lines in captions for line in lines]
         features = context.encode_texts(texts)
-        found = search(context.images.features, features, owner)
+        found = search(context.images.features, features, owner, same_words(texts))
         if context.folder is not None:
             _write_ranks(context.folder / "ranks.csv", samples, texts, owner, found)
             if context.draw:
                 examples.show_retrieval(context, texts, features, owner)
-        return found.metrics | list_intervals(found.intervals)
+        metrics: Metrics = found.metrics | list_intervals(found.intervals) | list_baselines(found.baselines)
+        repeated = int(found.metrics.get("repeated_captions", 0))
+        if repeated:
+            metrics["note"] = NOTE.format(repeated=repeated, captions=len(texts))
+        return metrics
 
 
 @dataclass(frozen=True)
@@ -58,9 +67,12 @@ class RetrievalResult:
     metrics: dict[str, float]
     """`image_retrieval_X` (a caption looks for its image) and `text_retrieval_X` (an image looks for its
     captions) with X = `recall@k` for each k up to the number of candidates, `map@k` for the largest k, and
-    `median_rank`; `samples` N and `captions` M."""
+    `median_rank`; `samples` N, `captions` M, and `repeated_captions`, those whose words another image has too, if
+    there are some."""
     intervals: dict[str, Interval]
     """95 % bootstrap intervals, over images (an image's captions are drawn with it), among the same candidates."""
+    baselines: Baselines
+    """Recall -> `chance`, its expected value in a random order."""
     image_ranks: Ranking
     """Position and rank of the image of each caption, [M]."""
     text_ranks: Ranking
@@ -71,15 +83,27 @@ def search(
     images: Tensor,
     captions: Tensor,
     image_of_caption: Tensor,
+    words: Tensor | None = None,
     recall_at: Sequence[int] = RECALL_AT,
 ) -> RetrievalResult:
-    """Search with unit vectors: images [N, D], captions [M, D], each caption's image (rising), int64 [M]."""
+    """Search with unit vectors: images [N, D], captions [M, D], each caption's image (rising), int64 [M].
+
+    Args:
+        words: equal numbers for captions with the same words, int64 [M]: an image is right for the words of all its
+            captions, and a caption for all images with its words. None: all captions differ.
+    """
     own = torch.arange(len(images))
+    repeated = 0 if words is None else _repeated(words, image_of_caption)
+    of_caption, of_image = (
+        (image_of_caption, own)
+        if repeated == 0 or words is None
+        else (words, _words_of_images(words, image_of_caption, len(images)))
+    )
     to_image, to_text = (
         ranking.rank(queries, candidates, group, of, max(k for k in recall_at if k <= len(candidates)))
         for queries, candidates, group, of in (
-            (captions, images, image_of_caption, own),
-            (images, captions, own, image_of_caption),
+            (captions, images, of_caption, of_image),
+            (images, captions, of_image, of_caption),
         )
     )
     by_caption, by_image = _per_query("image", to_image, recall_at), _per_query("text", to_text, recall_at)
@@ -90,8 +114,37 @@ def search(
         return _summarise(by_caption, caption_rows(rows)) | _summarise(by_image, rows)
 
     counts: dict[str, float] = {"samples": len(images), "captions": len(captions)}
+    counts |= {"repeated_captions": repeated} if repeated else {}
+    by_chance = {
+        f"{word}_retrieval_recall@{k}": {"chance": baselines.recall_by_chance(found.right.numpy(), candidates, k)}
+        for word, found, candidates in (("image", to_image, len(images)), ("text", to_text, len(captions)))
+        for k in recall_at
+        if k <= found.depth
+    }
     intervals = bootstrap(measure, len(images))
-    return RetrievalResult(measure(everything) | counts, intervals, to_image, to_text)
+    return RetrievalResult(measure(everything) | counts, intervals, by_chance, to_image, to_text)
+
+
+def same_words(captions: Sequence[str]) -> Tensor:
+    """A number for each caption, equal for equal words: case and spaces do not count. int64 [M]."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(" ".join(text.casefold().split()), len(numbers)) for text in captions])
+
+
+def _repeated(words: Tensor, image_of_caption: Tensor) -> int:
+    """The number of captions whose words another image has too."""
+    pairs = torch.unique(torch.stack([words, image_of_caption]), dim=1)
+    images_with = torch.bincount(pairs[0], minlength=int(words.max()) + 1)
+    return int((images_with[words] > 1).sum())
+
+
+def _words_of_images(words: Tensor, image_of_caption: Tensor, images: int) -> Tensor:
+    """The words of each image's captions, int64 [N, K], filled up with -1."""
+    counts = torch.bincount(image_of_caption, minlength=images)
+    starts = counts.cumsum(0) - counts
+    found = torch.full((images, int(counts.max())), -1)
+    found[image_of_caption, torch.arange(len(words)) - starts[image_of_caption]] = words
+    return found
 
 
 class _CaptionRows:

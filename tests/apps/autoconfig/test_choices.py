@@ -47,6 +47,19 @@ def config_of(choices: list[Choice], **pinned: object) -> Config:
     return parse_config(tree, "test")
 
 
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_a_pretrained_tower_keeps_its_weights(tower: str) -> None:
+    """A tower whose pretrained weights are named gets the rate of a pretrained model; the other one that of scratch."""
+    known, machine = Pairs(50_000, 20, 224), Machine(cores=8, memory=32 * GIB)
+    pinned: dict[str, object] = {"vision": {"model.vision.pretrained": "x"}, "text": {"model.text.name": "x"}}[tower]
+    plain, found = (values(choose(known, machine, None, given)) for given in ({}, pinned))
+    whole = values(choose(known, machine, Start("x", True, 150_000_000), {"data.batch_size": plain["data.batch_size"]}))
+    other = {"vision": "text", "text": "vision"}[tower]
+    assert found["optim.lr"] == plain["optim.lr"]
+    assert found[f"optim.{tower}_lr"] == whole["optim.lr"]
+    assert f"optim.{other}_lr" not in found
+
+
 @settings(max_examples=200)
 @given(pairs, machines, st.one_of(st.none(), starts))
 def test_every_choice_is_a_setting_with_a_reason(known: Pairs, machine: Machine, start: Start | None) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from mmssl.apps.doctor import Finding, State, examine, worst
+from mmssl.cli.doctor import _print_table
 from tests.helpers.doctor_facts import GIB, GPU, facts
 
 
@@ -108,3 +109,16 @@ def test_an_unlimited_number_is_not_small() -> None:
     """-1 means no limit of open files; a system without /dev/shm passes."""
     assert finding("open files", open_files=-1).found == "no limit"
     assert finding("shared memory", shared_memory=None).state == "ok"
+
+
+def test_the_table_can_be_read_in_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was found and its remedy stand below each other, on lines of forty characters or more."""
+    monkeypatch.setenv("COLUMNS", "80")
+    words = "RuntimeError: operator torchvision::nms does not exist in this installation of the library"
+    _print_table([Finding("torch and torchvision", "error", words, "pip install torch==2.8.0")])
+    lines = [line.strip("│┃ ") for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert any("→ pip install torch==2.8.0" in line for line in lines)
+    assert any("operator torchvision::nms" in line for line in lines)

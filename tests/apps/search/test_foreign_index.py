@@ -12,9 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from mmssl.apps.search import Hit, Index, ShardImages, read_images
-from mmssl.apps.search.index import FORMAT, write_part
+from mmssl.apps.search.index import Record, write_part
+from mmssl.data import USUAL_MEMBERS
 from mmssl.errors import UserError
-from mmssl.files import write_json
 from mmssl.rng import generator
 from tests.helpers.tars import write_shards
 
@@ -27,7 +27,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of two shards with a graph."""
     folder = tmp_path_factory.mktemp("index")
     shards = write_shards(folder / "shards", [ROWS, ROWS])
-    write_json(folder / "index.json", {"format": FORMAT, "shards": shards, "probe": [0.25] * DIM})
+    Record("a model", DIM, shards, [0, 1], [None, None], USUAL_MEMBERS).write(folder)
     (folder / "parts").mkdir()
     for number, shard in enumerate(shards):
         rows = generator("foreign index", number).normal(size=(ROWS, DIM))
@@ -115,9 +115,15 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "record: no shards": _json(shards=None),
     "record: shards of numbers": _json(shards=[1, 2]),
     "record: shards a text": _json(shards="ab"),
-    "record: no probe": _json(probe=[]),
-    "record: probe of texts": _json(probe=["a"] * DIM),
-    "record: probe too short": _json(probe=[1.0]),
+    "record: no dimensions": _json(dim=0),
+    "record: other dimensions": _json(dim=1),
+    "record: dimensions as text": _json(dim="16"),
+    "record: no model": _json(model=None),
+    "record: parts of texts": _json(parts=["0", "../../x"]),
+    "record: negative part": _json(parts=[0, -1]),
+    "record: states of texts": _json(states=["a", None]),
+    "record: members a list": _json(members=[]),
+    "record: no shard": _json(shards=[], parts=[], states=[]),
     "record: more shards": _json(shards=["a", "b", "c"]),
     "part: empty": _text(NPY, b""),
     "part: text": _text(NPY, "no array"),

@@ -20,6 +20,7 @@ from mmssl.distributed import World
 from mmssl.errors import UserError
 from tests.helpers.export_models import own
 from tests.helpers.tiny_runs import write_pairs
+from tests.helpers.toy_encoder import pack, paint
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,21 @@ def test_an_interrupted_embedding_goes_on(model: mmssl.Model, shards: Path, tmp_
     assert {path.name: path.read_bytes() for path in parts.iterdir() if path.suffix != ".partial"} == whole
 
 
+def test_shards_without_a_usable_image_block_nothing(model: mmssl.Model, shards: Path, tmp_path: Path) -> None:
+    """An empty shard and one of broken images among others become empty parts: their samples are counted, and the rest
+    is found. Beyond the limit the embedding stops, and what is stored stays."""
+    broken = pack(tmp_path / "broken.tar", [{"png": b"no image", "txt": "x"}] * 11)
+    names = [str(pack(tmp_path / "empty.tar", [])), str(shards / "0.tar"), str(broken), str(shards / "1.tar")]
+    with pytest.raises(UserError, match=r"11 of 35 samples cannot be used.*broken\.tar:00000.*--bad-samples"):
+        embed_shards(model, names, tmp_path / "i")
+    done = embed_shards(model, names, tmp_path / "i", bad_samples=0.2)
+    assert (done.images, done.kept, len(Index(tmp_path / "i"))) == (24, 3, 48)
+    sample = next(iter_samples([str(shards / "1.tar")]))
+    rows, scores = Index(tmp_path / "i").nearest(model.encode_image(sample.image).numpy(), 1)
+    assert scores[0, 0] > 0.999
+    assert 24 <= rows[0, 0] < 48
+
+
 def test_processes_share_the_shards(model: mmssl.Model, shards: Path, index: Path, tmp_path: Path) -> None:
     """Two processes' parts, made one after the other, are those of one process."""
     names = expand([str(shards / "*.tar")])
@@ -84,21 +100,86 @@ def test_processes_share_the_shards(model: mmssl.Model, shards: Path, index: Pat
 def test_an_index_of_another_model_or_of_other_shards_is_refused(
     index: Path, model: mmssl.Model, shards: Path, tmp_path: Path
 ) -> None:
-    """Neither mixed nor searched."""
-    other = own("cls")
-    with torch.no_grad():
-        for weight in other.encoder.image_projection.parameters():
-            weight.neg_()
+    """Neither mixed nor searched, even if one weight differs by its last bit; another device, number format or a saved
+    copy is the same model."""
     names = expand([str(shards / "*.tar")])
-    with pytest.raises(UserError, match="another model"):
+    other = own()
+    Index(index).check(other)
+    with torch.no_grad():
+        weight = next(other.encoder.image_projection.parameters())
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(2.0))
+    with pytest.raises(UserError, match="another model or other weights"):
         embed_shards(other, names, index)
-    with pytest.raises(UserError, match="other shards"):
-        embed_shards(model, names[:1], index)
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match="another model or other weights"):
         Index(index).check(other)
-    Index(index).check(model)
+    with pytest.raises(UserError, match="other shards"):
+        embed_shards(model, [str(pack(tmp_path / "x.tar", []))], index)
+    model.save(tmp_path / "saved")
+    copy = mmssl.load(tmp_path / "saved")
+    copy.precision = "bf16"
+    stored = Index(index)
+    stored.check(copy)
+    with torch.no_grad():
+        next(copy.encoder.image_projection.parameters()).mul_(2)
+    with pytest.raises(UserError, match="other weights"):
+        stored.check(copy)
     with pytest.raises(UserError, match="mmssl embed"):
         Index(tmp_path)
+
+
+def test_an_index_follows_its_shards(model: mmssl.Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Embedding again gives what a first embedding of the shards as they are now gives: new ones are added, a rewritten
+    and a damaged one are made anew, vanished ones are removed with their files and the graph; the rest is kept."""
+
+    def squares(name: str, count: int, start: int) -> str:
+        records = [{"png": paint(start + i), "txt": f"{name} {i}"} for i in range(count)]
+        return str(pack(tmp_path / "shards" / f"{name}.tar", records))
+
+    def content(folder: Path) -> list[tuple[str, str, bytes]]:
+        index = Index(folder)
+        hits = index.hits(range(len(index)), [0.0] * len(index))
+        return [(h.shard, h.caption, index.embedding(row).tobytes()) for row, h in enumerate(hits)]
+
+    old = [squares("a", 3, 0), squares("b", 4, 50), squares("c", 2, 90), squares("d", 2, 120)]
+    out = tmp_path / "index"
+    assert embed_shards(model, old, out).images == 11
+    Index(out).build_graph()
+    damaged = Index(out).record.parts[3]
+    (out / "parts" / f"{damaged:06}.parquet").write_bytes(b"damaged")
+    new = [squares("0", 2, 7), old[0], squares("b", 5, 200), old[3]]
+    done = embed_shards(model, new, out)
+    assert (done.images, done.kept, done.renewed, done.removed, done.had_graph) == (9, 1, 1, 1, True)
+    embed_shards(model, new, tmp_path / "fresh")
+    assert content(out) == content(tmp_path / "fresh")
+    assert len(list((out / "parts").iterdir())) == 8
+    assert not list(out.glob("graph*"))
+    again = embed_shards(model, new, out)
+    assert (again.images, again.kept, again.renewed, again.removed) == (0, 4, 0, 0)
+
+
+def test_photographs_need_no_captions(model: mmssl.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of images without captions is embedded and searched; a broken image is named; images that are added,
+    changed and removed later are followed."""
+    photos, out = tmp_path / "photos" / "trip", tmp_path / "index"
+    photos.mkdir(parents=True)
+    for number in range(4):
+        (photos / f"{number}.png").write_bytes(paint(number * 60))
+    (photos / "1.txt").write_text("a caption")
+    (photos / "broken.png").write_bytes(b"no image")
+    model.save(tmp_path / "m")
+    command = ["embed", str(tmp_path / "m"), str(tmp_path / "photos"), "--out", str(out)]
+    assert "4 images" in ok(command, capsys)
+    index = Index(out)
+    hits = index.hits(range(4), [0.0] * 4)
+    assert {(hit.key, hit.caption) for hit in hits} == {(f"trip/{n}", "a caption" if n == 1 else "") for n in range(4)}
+    (photos / "broken.png").unlink()
+    (photos / "0.png").unlink()
+    (photos / "9.png").write_bytes(paint(999))
+    ok(command, capsys)
+    keys = [hit.key for hit in Index(out).hits(range(4), [0.0] * 4)]
+    assert sorted(keys) == [f"trip/{n}" for n in (1, 2, 3, 9)]
+    found = Index(out).nearest(model.encode_image(paint(999)).numpy(), 1)
+    assert keys[found[0][0, 0]] == "trip/9"
 
 
 def unit(rng: np.random.Generator, rows: int) -> npt.NDArray[np.float32]:

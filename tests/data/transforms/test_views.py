@@ -10,8 +10,9 @@ from torchvision.transforms import v2
 
 from mmssl.config import ViewConfig
 from mmssl.data.transforms.augment_params import draw_params
-from mmssl.data.transforms.decoding import Header, read_header
-from mmssl.data.transforms.views import EvalView, View
+from mmssl.data.transforms.caps import DecodeError
+from mmssl.data.transforms.decoding import Header, decode, read_header
+from mmssl.data.transforms.views import EvalView, View, as_pixels
 from tests.helpers.images import encode, mean_difference, orientation, photo, psnr
 
 PLAIN = ViewConfig(crop_scale=(0.3, 1.0))
@@ -230,19 +231,46 @@ def test_eval_view_takes_decoded_images() -> None:
     assert torch.equal(EvalView(48)(gray), EvalView(48)(image.convert("L")))
 
 
+def test_floats_from_0_to_1_are_pixels() -> None:
+    """What torchvision's ToTensor makes of an image, in any float type, is that image; one channel is gray."""
+    array = np.asarray(photo(60, 50))
+    expected = EvalView(48)(array.copy())
+    unit = torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+    for form in (unit, unit.double(), unit.permute(1, 2, 0).numpy()):
+        assert torch.equal(EvalView(48)(form), expected)
+    assert torch.equal(EvalView(48)(unit[:1]), EvalView(48)(array[:, :, 0].copy()))
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_pillow_image_is_turned_as_its_file(value: int, format: str) -> None:
+    """Whatever orientation EXIF gives, an opened file is seen as its bytes are, before and after Pillow loads it."""
+    content = encode(photo(60, 50), format, exif=orientation(value))
+    expected = as_pixels(Image.fromarray(decode(content)))
+    assert np.array_equal(as_pixels(Image.open(io.BytesIO(content))), expected)
+    loaded = Image.open(io.BytesIO(content))
+    loaded.load()
+    assert np.array_equal(as_pixels(loaded), expected)
+    assert expected.shape[:2] == ((50, 60) if value >= 5 else (60, 50))
+
+
 @pytest.mark.parametrize(
-    "image",
+    ("image", "words"),
     [
-        np.zeros((8, 8, 3), np.float32),
-        np.zeros((8, 8, 4), np.uint8),
-        torch.zeros(8, 8, 3, dtype=torch.uint8),
-        torch.zeros(3, 8, 8),
+        (np.full((8, 8, 3), 255.0), r"floats from 0 to 1 before normalisation; found float64 \[8, 8, 3\] from 255 to"),
+        (np.full((8, 8, 3), np.nan), "floats from 0 to 1"),
+        (torch.linspace(-2, 2, 192).view(3, 8, 8), r"found torch.float32 \[3, 8, 8\] from -2 to 2"),
+        (np.zeros((8, 8, 3), np.int64), "found int64"),
+        (np.zeros((8, 8, 4), np.uint8), r"expected an array \[H, W, 3\] .* found uint8 \[8, 8, 4\]"),
+        (np.zeros((0, 8, 3), np.uint8), r"found uint8 \[0, 8, 3\]"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), r"expected a tensor \[3, H, W\], found torch.uint8 \[8, 8, 3\]"),
+        (Image.open(io.BytesIO(encode(photo(60, 50), "PNG")[:900])), "broken or cut"),
     ],
-    ids=["float array", "four channels", "channels last tensor", "float tensor"],
 )
-def test_other_arrays_are_refused(image: np.ndarray | torch.Tensor) -> None:
-    """Pixels of another type or layout raise ValueError that says what is wanted and what was found."""
-    with pytest.raises(ValueError, match=r"expected a uint8 .* found .*(float32|uint8) \["):
+def test_other_pixels_are_refused(image: np.ndarray | torch.Tensor | Image.Image, words: str) -> None:
+    """Pixels of another type, range or layout, and files that Pillow opened but cannot read, say what is wanted and
+    what was found."""
+    with pytest.raises(DecodeError, match=words):
         EvalView(8)(image)
 
 

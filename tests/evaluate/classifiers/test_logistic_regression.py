@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
@@ -112,6 +113,22 @@ def test_the_chosen_c_is_as_good_as_a_grid() -> None:
     easy, _ = probe.choose_c(probe.Regression(*train, 4), validation)
     assert right(easy) == right(1e6) == len(validation[1])
     assert easy < 0.1
+
+
+def test_classes_of_one_sample_have_a_say_in_the_choice_of_c() -> None:
+    """With 60, 5, 1, 1 and 2 samples a class, and a start that knows two classes of five, the probe learns the others,
+    as scikit-learn does with C = 100: classes too small to be held out are not given up."""
+    middles = F.normalize(torch.randn(5, 24, generator=torch.Generator().manual_seed(0)), dim=1)
+    rows = torch.randn(69 + 200, 24, generator=torch.Generator().manual_seed(1)) * 0.08
+    y = torch.tensor([0] * 60 + [1] * 5 + [2] + [3] + [4] * 2 + [c for c in range(5) for _ in range(40)])
+    x = F.normalize(middles[y] + rows, dim=1)
+    wrong = middles[[0, 1, 3, 4, 2]]
+    start = probe.Linear(20 * wrong.double(), torch.zeros(5, dtype=torch.float64))
+    assert float((start.scores(x[69:]).argmax(1) == y[69:]).double().mean()) == pytest.approx(0.4, abs=0.01)
+    fitted, _ = probe.probe(x[:69], y[:69], probe.hold_out(y[:69], 0.2, seed=0), 5, centre=start)
+    theirs = LogisticRegression(C=100, max_iter=10_000).fit(x[:69].numpy(), y[:69].numpy())
+    ours = float((fitted.scores(x[69:]).argmax(1) == y[69:]).double().mean())
+    assert ours >= theirs.score(x[69:].numpy(), y[69:].numpy()) - 0.02 > 0.9
 
 
 def test_probe_learns_the_clusters() -> None:

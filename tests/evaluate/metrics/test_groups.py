@@ -87,7 +87,12 @@ def test_names_of_groups_may_be_long() -> None:
 
 def test_groups_come_from_metadata() -> None:
     """Values become text, a missing one is a group of its own; unknown fields and lists are refused."""
-    assert group_rows([sample(style="x"), sample(style=3), sample()], "style") == ["x", "3", "(none)"]
+    assert group_rows([sample(style="x"), sample(style=3), sample(), sample(style=" ")], "style") == [
+        "x",
+        "3",
+        "(none)",
+        "(none)",
+    ]
     with pytest.raises(UserError, match=r"no sample of 0\.tar has a field 'size' .* fields are style, txt"):
         group_rows([sample(style="x"), sample(txt="a")], "size")
     with pytest.raises(UserError, match="'tags' holds lists"):

@@ -1,5 +1,6 @@
 """What it takes to open large sources: a folder of many files, and a table of many rows."""
 
+import contextlib
 import itertools
 import multiprocessing
 import tempfile
@@ -7,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmssl.data.packing import open_records
+from mmssl.data.packing import open_records, pack
 from mmssl.system import peak_memory
 
 _FOLDERS = 100
@@ -15,7 +16,7 @@ _FOLDERS = 100
 
 @dataclass(frozen=True)
 class Opening:
-    """The cost of opening one source and naming its records, in a process of its own."""
+    """The cost of opening one source and planning its shards, in a process of its own."""
 
     what: str
     records: int
@@ -25,8 +26,8 @@ class Opening:
     """Longest time without a report, in seconds, up to the end of the opening."""
     open_seconds: float
     """Seconds to open the source: to list the folder, or to read the table."""
-    name_seconds: float
-    """Seconds for the keys of all records and their owners."""
+    plan_seconds: float
+    """Seconds from there to the first record that is packed: keys, owners, splits and shards."""
     extra_bytes: int
     """Peak memory above that of the process before."""
 
@@ -40,13 +41,21 @@ def bench_sources(files: int, rows: int) -> str:
             source = write(folder, count)
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 found.append(pool.apply(_open, (source,)))
-    lines = [f"{'':32} {'first report':>13} {'silence':>8} {'opened':>8} {'named':>8} {'extra MB':>9}"]
+    lines = [f"{'':32} {'first report':>13} {'silence':>8} {'opened':>8} {'planned':>8} {'extra MB':>9}"]
     lines += [
         f"{f'{one.what}, {one.records:,} records':32} {one.first_report:12.2f}s {one.longest_silence:7.2f}s "
-        f"{one.open_seconds:7.1f}s {one.name_seconds:7.1f}s {one.extra_bytes / 1e6:9.0f}"
+        f"{one.open_seconds:7.1f}s {one.plan_seconds:7.1f}s {one.extra_bytes / 1e6:9.0f}"
         for one in found
     ]
     return "\n".join(lines)
+
+
+class _StopError(Exception):
+    """Ends a packing at its first record."""
+
+
+def _stop(done: int, total: int) -> None:
+    raise _StopError
 
 
 def _open(source: Path) -> Opening:
@@ -54,14 +63,14 @@ def _open(source: Path) -> Opening:
     reports: list[float] = []
     records = open_records(source, progress=lambda done: reports.append(time.perf_counter() - start))
     opened = time.perf_counter() - start
-    keys, owners = records.keys(), records.owners()
-    named = time.perf_counter() - start - opened
-    assert len(keys) == len(owners)
+    with contextlib.suppress(_StopError):
+        pack(records, source.parent / "packed", threads=1, progress=_stop)
+    planned = time.perf_counter() - start - opened
     moments = [0.0, *reports, opened]
     silence = max(later - earlier for earlier, later in itertools.pairwise(moments))
     what = "folder" if source.is_dir() else "table"
     first = reports[0] if reports else opened
-    return Opening(what, len(keys), first, silence, opened, named, peak_memory() - before)
+    return Opening(what, len(records.keys()), first, silence, opened, planned, peak_memory() - before)
 
 
 def _write_folder(root: Path, files: int) -> Path:

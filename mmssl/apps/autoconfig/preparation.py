@@ -186,11 +186,10 @@ def _packed(
     notes = []
     account = packed.account
     if account.omitted:
-        first = next(iter(account.left_out.values())).example
-        notes.append(f"{account.omitted} of {account.offered:,} left out, listed in {folder / BAD}; first: {first}")
+        notes.append(f"pairs left out are listed in {folder / BAD}")
     counts = {name: sum(_counts([str(path) for path in paths])) for name, paths in packed.shards.items()}
     if sum(counts.values()) == 0:
-        raise UserError(f"no usable pair in {source}; {notes[0] if notes else 'it is empty'}")
+        raise UserError(f"no usable pair in {source}; {'; '.join(account.causes()) or 'it is empty'}")
     patterns = {name: f"{escape(str(folder))}/{name}-*.tar" for name, count in counts.items() if count > 0}
     held_out = counts.get(HELD_OUT, 0)
     return Prepared(

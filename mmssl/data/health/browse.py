@@ -72,7 +72,8 @@ def find(shards: Sequence[str], key: str, limits: SampleLimits | None = None) ->
     for sample in iter_samples(shards, limits):
         if key in (sample.key, f"{sample.shard}:{sample.key}"):
             return sample
-    raise UserError(f"no sample {key!r} in {len(shards)} shards; keys look like {_example_key(shards, limits)!r}")
+    more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
+    raise UserError(f"no sample {key!r} in {shards[0]}{more}; keys look like {_example_key(shards, limits)!r}")
 
 
 def describe(sample: Sample) -> str:

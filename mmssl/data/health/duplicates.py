@@ -28,7 +28,10 @@ _RELATIVE_DIFFERENCE = 0.06
 _MAX_SIGN_CHANGES = 10
 """Near duplicates differ in at most this many signs, of 60."""
 _CHUNK = 1 << 16
-_BITS = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)
+_FEW = 1 << 10
+"""Images that are compared at a time with one of which a copy is sought."""
+_ONE, _TWO, _FOUR, _TOP = (np.uint64(shift) for shift in (1, 2, 4, 56))
+_PAIRS, _FOURS, _EIGHTS, _SUM = (np.uint64(byte * 0x0101010101010101) for byte in (0x55, 0x33, 0x0F, 0x01))
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -72,12 +75,16 @@ class KnownImages:
         if (key := self._digests.get(image.digest)) is not None:
             return key
         one = image.thumbnail[None]
-        close = np.flatnonzero(_BITS[self._signs ^ _signs(one)].sum(1) <= _MAX_SIGN_CHANGES)
-        flat = np.concatenate([one.reshape(1, -1), self._flat[close]])
-        variation = np.concatenate([_variation(one), self._variation[close]])
-        pairs = np.stack([np.zeros(len(close), np.int64), np.arange(1, len(flat))], axis=1)
-        near = close[_near(flat, variation, pairs)]
-        return self._keys[int(near[0])] if len(near) else None
+        close = np.flatnonzero(_distance(self._signs, _signs(one)) <= _MAX_SIGN_CHANGES)
+        for start in range(0, len(close), _FEW):  # among many images of one colour, the first are near already
+            part = close[start : start + _FEW]
+            flat = np.concatenate([one.reshape(1, -1), self._flat[part]])
+            variation = np.concatenate([_variation(one), self._variation[part]])
+            pairs = np.stack([np.zeros(len(part), np.int64), np.arange(1, len(flat))], axis=1)
+            near = part[_near(flat, variation, pairs)]
+            if len(near):
+                return self._keys[int(near[0])]
+        return None
 
 
 def fingerprint(image: bytes, header: decoding.Header) -> Fingerprint:
@@ -118,7 +125,7 @@ def near_duplicates(thumbnails: Pixels) -> Ints:
         order = np.argsort(turned.view(">u8")[:, 0], kind="stable")
         for gap in range(1, _WINDOW + 1):
             one, other = order[:-gap], order[gap:]
-            close = _BITS[signs[one] ^ signs[other]].sum(1) <= _MAX_SIGN_CHANGES
+            close = _distance(signs[one], signs[other]) <= _MAX_SIGN_CHANGES
             candidates = np.sort(np.stack([one[close], other[close]], axis=1), axis=1)
             pairs += [
                 candidates[start : start + _CHUNK][_near(flat, variation, candidates[start : start + _CHUNK])]
@@ -163,6 +170,16 @@ def _signs(thumbnails: Pixels) -> Pixels:
     right = luma[:, :, 1:] - luma[:, :, :-1] > step
     down = luma[:, 1:, :] - luma[:, :-1, :] > step
     return np.packbits(np.concatenate([a.reshape(len(a), half * (half - 1)) for a in (right, down)], axis=1), axis=1)
+
+
+def _distance(one: Pixels, other: Pixels) -> npt.NDArray[np.uint64]:
+    """Number of signs that differ between packed signs [N, 8] and [N, 8] or [1, 8]: the bits of 64-bit words, counted
+    in parallel (Warren, Hacker's Delight, 5-1)."""
+    bits = one.view(np.uint64)[:, 0] ^ other.view(np.uint64)[:, 0]
+    bits -= bits >> _ONE & _PAIRS
+    bits = (bits & _FOURS) + (bits >> _TWO & _FOURS)
+    found: npt.NDArray[np.uint64] = ((bits + (bits >> _FOUR) & _EIGHTS) * _SUM) >> _TOP
+    return found
 
 
 def _near(flat: Pixels, variation: npt.NDArray[np.float32], pairs: Ints) -> npt.NDArray[np.bool_]:

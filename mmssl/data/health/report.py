@@ -92,7 +92,7 @@ def _account(survey: Survey) -> Account:
     """The samples, and the damaged shards."""
     account = account_of(len(survey), survey.bad)
     for problem in survey.problems:
-        account.leave_out(DAMAGED, problem, remedy="get it again")
+        account.leave_out(DAMAGED, problem)  # which says what to do
     return account
 
 

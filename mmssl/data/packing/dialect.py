@@ -129,7 +129,7 @@ class _RowReader:
             cells = self._parse(line, number)
             if isinstance(cells, list) and any(map(is_damaged, cells)):
                 remedy = "correct the line, or name the encoding of the table: --encoding cp1252"
-                yield number, RecordError("the line is not of the table's encoding", f"line {number}", remedy)
+                yield number, RecordError("the line is not of the table's encoding", remedy=remedy)
             else:
                 yield number, cells
 
@@ -202,7 +202,7 @@ class _RowReader:
         width, found = len(self._names), len(cells)
         if max(self._image, self._caption) < found < width and values.is_image(cells[self._image]):
             return [cell.strip() for cell in cells] + [""] * (width - found)
-        shown = f"line {number}: {found} of {width}"
+        shown = f"{found} of {width}"
         if found < width:
             return RecordError("the row has too few cells", shown, "complete the line")
         joined = self._join_caption(cells)

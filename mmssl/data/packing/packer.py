@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
 
 from mmssl.data.packing.records import MANIFEST, UNREADABLE, Fields, RecordError, Records
@@ -216,8 +217,11 @@ def _count(shards: Sequence[str], need_captions: bool) -> Iterator[int]:
 def _account(out: Path, used: int) -> Account:
     """The records of this call and of interrupted ones before it."""
     account = Account(used)
-    for entry in sorted(_listed_bad(out), key=lambda entry: (entry["shard"] or "", entry["key"])):
-        example = f"{entry['key']} ({entry['error']})"
+    listed = _listed_bad(out)
+    # Threads write shards in any order; what belongs to no shard is listed in the order of the source.
+    for entry in sorted(listed, key=lambda entry: (entry["shard"], entry["key"]) if entry["shard"] else ("", "")):
+        detail = entry["error"].removeprefix(entry["cause"]).removeprefix(": ")
+        example = f"{entry['key']} ({detail})" if detail else entry["key"]
         account.leave_out(entry["cause"], example, remedy=entry["remedy"])
     return account
 
@@ -272,13 +276,17 @@ def _plan_shards(
 ) -> list[_ShardPlan]:
     """The shards to write."""
     first: dict[str, int] = {}
+    distinct = len(set(keys)) == len(keys)
     shards = []
-    for name, numbers in parts.items():
+    for name, own in parts.items():
+        numbers = own
         if not ordered:  # shuffle records that can be read in any order
-            numbers.sort(key=lambda number: (hash_of(f"order {keys[number]}"), number))
+            places = np.fromiter((hash_of(f"order {keys[number]}") for number in own), np.uint64, len(own))
+            numbers = np.array(own, np.int64)[np.argsort(places, kind="stable")].tolist()
         chunks = [numbers[start : start + shard_samples] for start in range(0, len(numbers), shard_samples)]
         for i, chunk in enumerate(chunks):
-            repeated = frozenset(n for n in chunk if first.setdefault(keys[n], n) != n)
+            again = () if distinct else (n for n in chunk if first.setdefault(keys[n], n) != n)
+            repeated = frozenset(again)
             shards.append(_ShardPlan(name, out / f"{name}-{i:05}.tar", chunk, repeated))
     return shards
 
@@ -319,13 +327,16 @@ def _remove_others(records: Records, out: Path) -> None:
 
 def _mended(out: Path, records: Records, keys: Sequence[str], encoding: Encoding) -> set[str]:
     """Finished shards from which a record was left out that can be used now, for example as its file was restored."""
+    entries = [entry for entry in _listed_bad(out) if entry["cause"] == UNREADABLE and entry["shard"] is not None]
+    wanted = {entry["key"] for entry in entries}
     numbers: dict[str, int] = {}
-    for place, key in enumerate(keys):
-        numbers.setdefault(key, place)
+    for place, key in enumerate(keys if wanted else ()):
+        if key in wanted:
+            numbers.setdefault(key, place)
     mended: set[str] = set()
-    for entry in _listed_bad(out):
+    for entry in entries:
         shard, number = entry["shard"], numbers.get(entry["key"])
-        if entry["cause"] != UNREADABLE or number is None or shard in mended or not (out / shard).exists():
+        if number is None or shard in mended or not (out / shard).exists():
             continue
         try:
             _members(*records.load(number), encoding)

@@ -130,7 +130,7 @@ class ShardRecords(Records):
         except OSError as error:
             raise UserError(f"shard {shard} cannot be read: {error.strerror}") from None
         if damage is not None:
-            self._defects.append((shard, RecordError(DAMAGED, damage, "get it again")))
+            self._defects.append((shard, RecordError(DAMAGED, damage)))
 
 
 def _refuse_hole(groups: Sequence[Group], archive: Archive) -> None:

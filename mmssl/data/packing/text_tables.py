@@ -150,7 +150,8 @@ _Entry = tuple[str, Mapping[str, Any] | RecordError, str]
 
 def _no_rows(source: Path, defects: Defects) -> UserError:
     if defects:
-        return UserError(f"{source} cannot be read: none of its {len(defects):,} rows is whole; {defects[0][1]}")
+        place, error = defects[0]
+        return UserError(f"{source} cannot be read: none of its {len(defects):,} rows is whole; {place}: {error}")
     return UserError(f"{source} has no rows with named columns; give a table with a row per image")
 
 
@@ -159,19 +160,19 @@ def _json_lines(lines: Iterable[str]) -> Iterator[_Entry]:
     for number, line in enumerate(lines, start=1):
         text = line.removeprefix("\ufeff").strip()
         if text:
-            yield f"line {number}", _parse(text, f"line {number}"), text
+            yield f"line {number}", _parse(text), text
 
 
-def _parse(text: str, place: str) -> Mapping[str, Any] | RecordError:
+def _parse(text: str) -> Mapping[str, Any] | RecordError:
     remedy = 'write one object per line, such as {"image": "a.jpg", "caption": "a cat"}'
     if encodings.is_damaged(text):
-        return RecordError("the line is not of the table's encoding", place, "name the encoding: --encoding cp1252")
+        return RecordError("the line is not of the table's encoding", remedy="name the encoding: --encoding cp1252")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        return RecordError("the line is not JSON", f"{place}, {reason}", remedy)
-    return value if isinstance(value, dict) else RecordError("the line is not a JSON object", place, remedy)
+        return RecordError("the line is not JSON", reason, remedy)
+    return value if isinstance(value, dict) else RecordError("the line is not a JSON object", remedy=remedy)
 
 
 def _json_file(source: Path, text: str) -> Iterator[_Entry]:
@@ -187,7 +188,7 @@ def _json_file(source: Path, text: str) -> Iterator[_Entry]:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:
         lines = text.splitlines()
-        if len(lines) > 1 and isinstance(_parse(lines[0], ""), dict):
+        if len(lines) > 1 and isinstance(_parse(lines[0]), dict):
             return _json_lines(lines)
         raise UserError(f"{source} cannot be read: {one_line(error)}") from None
     lists = [tree] if isinstance(tree, list) else list(tree.values()) if isinstance(tree, dict) else []
@@ -211,7 +212,7 @@ def _named_image(name: str, value: Any) -> dict[str, Any]:
 def _objects(found: Sequence[Any]) -> Iterator[_Entry]:
     for number, entry in enumerate(found, start=1):
         place = f"object {number}"
-        error = RecordError("the entry is not a JSON object", place, "write an object per image")
+        error = RecordError("the entry is not a JSON object", remedy="write an object per image")
         yield place, entry if isinstance(entry, dict) else error, json.dumps(entry, ensure_ascii=False)
 
 

@@ -61,7 +61,7 @@ def leave_out(account: Account, shard: str, key: str, reason: str) -> None:
         shard: empty for a file on its own.
     """
     if not key:
-        account.leave_out(DAMAGED, f"{shard} ({reason})", remedy="get it again")
+        account.leave_out(DAMAGED, f"{shard} ({reason})")  # the reason says what to do
         return
     name = f"{shard}:{key}" if shard else key
     account.leave_out(cause_of(reason), f"{name} ({reason})", remedy=remedy_of(reason))

@@ -14,6 +14,7 @@ from skimage import data
 from mmssl.data.health.duplicates import (
     Fingerprint,
     KnownImages,
+    _distance,
     connect,
     equal_pairs,
     near_duplicates,
@@ -76,6 +77,15 @@ def test_known_images_against_all_pairs(count: int) -> None:
     for i, image in enumerate(prints[:count]):
         assert known.copy_of(Fingerprint(image.digest, unlike)) == f"k{i}"
         assert known.is_exact(image)
+
+
+def test_differing_signs_are_counted() -> None:
+    """The number of differing bits is that of Python's integers, with one row or many on the other side."""
+    one, other = np.random.default_rng(0).integers(0, 256, (2, 500, 8), dtype=np.uint8)
+    counts = [(int.from_bytes(a) ^ int.from_bytes(b)).bit_count() for a, b in zip(one, other, strict=True)]
+    assert _distance(one, other).tolist() == counts
+    counts = [(int.from_bytes(a) ^ int.from_bytes(other[7])).bit_count() for a in one]
+    assert _distance(one, other[7:8]).tolist() == counts
 
 
 def test_faint_drawings_are_no_copies() -> None:

@@ -176,6 +176,13 @@ def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         file.write(text.encode())
 
 
+def set_lines_aside(path: Path, lines: Iterable[bytes]) -> Path:
+    """Write damaged lines of a log to the first free of NAME.damaged, NAME.damaged-2, ...; returns its path."""
+    place = unused_path(path, "damaged")
+    atomic_write(place, b"".join(line + b"\n" for line in lines))
+    return place
+
+
 def set_aside(path: Path) -> Path:
     """Rename a file or folder that cannot be used to the first free of NAME.damaged, NAME.damaged-2, ...
 

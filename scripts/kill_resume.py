@@ -9,20 +9,23 @@ run; so must those of the steps that a kill undid.
 
     python scripts/kill_resume.py --exact --kills 50
 
-One process on a CPU: a third of the kills come while a checkpoint is being written, a third while the run starts, and
-a third at random moments of its steps. Weights, optimizer, averaged weights and metrics must end equal to the bit.
+One process on a CPU. Weights, optimizer, averaged weights, metrics and evaluations must end equal to the bit. The kinds
+of ends take turns, or those that `--moments` names:
 
-    python scripts/kill_resume.py --exact --kills 210 --moments writing starting step signal stall damaged locked
+    writing    SIGKILL while a checkpoint is being written
+    starting   SIGKILL while the run starts
+    step       SIGKILL at a random moment
+    signal     each signal in turn; after one that asks a run to stop, it must save and leave within 10 seconds
+    stall      the same while the disk hangs; with --remote, while a web server that holds the shards hangs
+    damaged    SIGKILL, then a log is cut, emptied, filled with NUL bytes, made a folder, and so on
+    locked     a second process in the same folder must be refused in one line, and the first go on; then SIGKILL
 
-Further kinds of ends: one of the signals that ask a run to stop, after which it must have left within 10 seconds; the
-same while the reads of its disk hang; a kill after which a log is damaged; and a second process in the same folder,
-which must be refused, before the first is killed. A log that was damaged may lack lines; those it has must be equal.
+A log that was damaged may lack lines; those it has must be equal.
 """
 
 import argparse
 import contextlib
 import importlib
-import itertools
 import json
 import multiprocessing
 import os
@@ -30,33 +33,48 @@ import random
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from mmssl import system
+from mmssl.files import read_json_lines, remove
 
 LOG = "sample_ids.jsonl"
 CLOCKS = ("samples_per_s", "data_wait", "mb_per_s", "seconds", "time_share")
 """Metrics of time, which differ between runs."""
-MOMENTS = ("writing", "starting", "step")
-MORE_MOMENTS = ("signal", "stall", "damaged", "locked")
+MOMENTS = ("writing", "starting", "step", "signal", "stall", "damaged", "locked")
 LEAVE_SECONDS = 10.0
-LOGS = (LOG, "metrics.jsonl")
-DAMAGE: tuple[Callable[[bytes], bytes], ...] = (
-    lambda content: content[: -len(content) // 3],
-    lambda content: content[:-5],
-    lambda content: content + bytes(64),
-    lambda content: content[: len(content) // 2] + b"\xff\x00" + content[len(content) // 2 + 2 :],
-    lambda content: b'{"loss": 1}\n' + content,
-    lambda content: b"",
-)
-"""Changes to the bytes of a log."""
+MODULES = "modules.txt"
+"""Names of the modules that a whole run imports."""
+STALL_NANOSECONDS = 700_000_000
+"""A log that does not grow for this long shows that the run waits."""
+LOGS = (LOG, "metrics.jsonl", "evaluations.jsonl")
+CHANGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda content: content[: -len(content) // 3],
+    "cut by five bytes": lambda content: content[:-5],
+    "followed by NUL bytes": lambda content: content + bytes(64),
+    "not UTF-8": lambda content: content[: len(content) // 2] + b"\xff\x00" + content[len(content) // 2 + 2 :],
+    "with a foreign line": lambda content: b'{"loss": 1}\n' + content,
+    "empty": lambda content: b"",
+}
+FOLDER, FILE = "a folder", "a file"
+DAMAGE = [
+    *((name, change) for change in (*CHANGES, FOLDER) for name in (*LOGS, "rewound.json")),
+    ("tensorboard", FILE),
+]
+"""Files and folders of a run, and what becomes of them."""
+SHARDS = ("shards/train/train-00000.tar", "shards/train/*.tar")
+"""What is evaluated, and what a web server serves."""
+FORK = multiprocessing.get_context("fork")
 Ids = dict[int, list[int]]
 """Step -> sample numbers of its global batch, in order."""
 
@@ -83,7 +101,7 @@ class Job:
         processes: list[BaseProcess] = []
         for rank in range(world_size):
             arguments = (self.config, overrides, resume, rank, world_size, port, self.log)
-            processes.append(multiprocessing.get_context("fork").Process(target=train_rank, args=arguments))
+            processes.append(FORK.Process(target=train_rank, args=arguments))
             processes[-1].start()
         return processes
 
@@ -181,8 +199,6 @@ def read_ids(run: Path) -> Ids:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a log that are whole and name their step."""
-    from mmssl.files import read_json_lines
-
     content = path.read_bytes() if path.is_file() else b""
     whole = content.count(b"\n")
     return [row for row in read_json_lines(path).rows[:whole] if "step" in row]
@@ -193,13 +209,14 @@ def differing(found: Ids, expected: Ids) -> int:
     return sum(expected.get(step) != ids for step, ids in found.items())
 
 
-def train_in_fork(config: str, overrides: Sequence[str], run: Path, log: Path, reads: int | None) -> None:
+def train_in_fork(config: str, overrides: Sequence[str], run: Path, log: Path, hang: Path) -> None:
     """Begin the run, or go on with it, in a process that has imported everything already.
 
     Args:
-        reads: reads of samples after which the disk hangs. None: it never does.
+        hang: while this file exists, reads of local shards hang.
     """
     from mmssl.config import load_config
+    from mmssl.data.storage import LocalFiles
     from mmssl.errors import UserError
     from mmssl.train.trainer import train
 
@@ -209,8 +226,14 @@ def train_in_fork(config: str, overrides: Sequence[str], run: Path, log: Path, r
     resume = (run / "config.yaml").is_file()
     if not resume:
         shutil.rmtree(run, ignore_errors=True)
-    if reads is not None:
-        hang_after(reads)
+    read = LocalFiles.read
+
+    def hanging(self: LocalFiles, shard: str, start: int, stop: int) -> bytes:
+        if hang.exists():
+            threading.Event().wait()
+        return read(self, shard, start, stop)
+
+    LocalFiles.read = hanging  # type: ignore[method-assign]
     try:
         finished = train(load_config(config, [*overrides, f"run_dir={run}"]), resume=resume)
     except UserError as error:
@@ -218,34 +241,87 @@ def train_in_fork(config: str, overrides: Sequence[str], run: Path, log: Path, r
         os._exit(2)
     if finished.signal is not None:
         os._exit(128 + finished.signal)  # threads that read would be waited for
+    log.with_name(MODULES).write_text("\n".join(sys.modules), encoding="utf-8")
 
 
-def hang_after(reads: int) -> None:
-    """Make the reads of local shards hang in this process, after a number of them."""
-    from mmssl.data.storage import LocalFiles
+class _Shards(BaseHTTPRequestHandler):
+    """Byte ranges of the files in a folder."""
 
-    read, count = LocalFiles.read, itertools.count()
+    folder: Path
+    hang: Path
+    """While this file exists, answers stop in their middle and hold the connection."""
 
-    def hanging(self: LocalFiles, shard: str, start: int, stop: int) -> bytes:
-        if next(count) >= reads:
-            threading.Event().wait()
-        return read(self, shard, start, stop)
+    def do_GET(self) -> None:
+        """Send the bytes that are asked for."""
+        path = self.folder / Path(self.path).name
+        if not path.is_file():
+            self.send_error(404)
+            return
+        size = path.stat().st_size
+        first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        start, stop = int(first), int(last) + 1 if last else size
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+        self.send_header("Content-Length", str(stop - start))
+        self.end_headers()
+        content = path.read_bytes()[start:stop]
+        self.wfile.write(content[: len(content) // 2])
+        while path.suffix == ".tar" and self.hang.exists():
+            time.sleep(0.05)
+        self.wfile.write(content[len(content) // 2 :])
 
-    LocalFiles.read = hanging  # type: ignore[method-assign]
+    def log_message(self, *message: object) -> None:
+        """Stay silent."""
 
 
-@dataclass(frozen=True)
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients are killed: that is the point."""
+
+
+def serve_copy(pattern: str, out: Path, hang: Path) -> str:
+    """Serve a copy of local shards from a process of its own; returns the pattern of their URLs."""
+    from mmssl.data.shards import SampleLimits, index_shards
+
+    folder = out / "served"
+    folder.mkdir(exist_ok=True)
+    shards = [str(shutil.copy(path, folder)) for path in sorted(Path().glob(pattern))]
+    index_shards(shards, SampleLimits())
+    server = _Server(("127.0.0.1", 0), type("Shards", (_Shards,), {"folder": folder, "hang": hang}))
+    FORK.Process(target=server.serve_forever, daemon=True).start()
+    names = ",".join(Path(shard).name for shard in shards)
+    return f"http://127.0.0.1:{server.server_port}/{{{names}}}"
+
+
+@dataclass
 class Exact:
     """The training that is killed, forked from a process that has imported everything, so that a life is short."""
 
     config: str
     overrides: list[str]
-    log: Path
+    out: Path
+    rng: random.Random
+    remote: bool
+    """The shards lie on a web server."""
+    kills: Counter[str] = field(default_factory=Counter)
+    """Kind of end -> how often it came."""
+    inside: int = 0
+    """Kills inside a checkpoint's write."""
 
-    def start(self, run: Path, reads: int | None = None) -> BaseProcess:
-        """Begin the run, or go on with it; `reads` as for `train_in_fork`."""
-        arguments = (self.config, self.overrides, run, self.log, reads)
-        process = multiprocessing.get_context("fork").Process(target=train_in_fork, args=arguments)
+    @property
+    def log(self) -> Path:
+        """The runs' own output."""
+        return self.out / "output.txt"
+
+    @property
+    def hang(self) -> Path:
+        """The file that makes reads hang."""
+        return self.out / "hang"
+
+    def start(self, run: Path, log: Path | None = None) -> BaseProcess:
+        """Begin the run, or go on with it."""
+        arguments = (self.config, self.overrides, run, log or self.log, self.hang)
+        process = FORK.Process(target=train_in_fork, args=arguments, daemon=True)
         process.start()
         return process
 
@@ -256,58 +332,91 @@ class Exact:
         if process.exitcode != 0:
             raise SystemExit(f"the run failed; see the end of {self.log}")
 
-    def kill(self, run: Path, moment: str, rng: random.Random) -> bool:
-        """Go on with the run and end it at a moment of this kind; returns whether a checkpoint was being written."""
+    def kill(self, run: Path, moment: str) -> str:
+        """Go on with the run and end it at a moment of this kind; returns a description."""
         start, log = time.time_ns(), run / LOG
-        process = self.start(run, rng.randint(40, 200) if moment == "stall" else None)
-
-        def writing() -> bool:
-            with contextlib.suppress(FileNotFoundError):  # renamed while we looked
-                return any(path.stat().st_mtime_ns > start for path in (run / "checkpoints").glob(".writing-*"))
-            return False
-
+        # A small dataset from a server stays in memory after its first read.
+        if waits_at_once := moment == "stall" and self.remote:
+            self.hang.touch()
+        process = self.start(run)
         if moment == "starting":
-            time.sleep(rng.uniform(0, 1.0))
+            time.sleep(self.rng.uniform(0, 1.0))
         else:
             # The log is cut back to the checkpoint when the run begins; then steps are added.
             self._wait(process, lambda: log.is_file() and log.stat().st_mtime_ns > start)
-            size = log.stat().st_size
-            self._wait(process, lambda: log.stat().st_size > size)
+            if not waits_at_once:
+                self._wait_for_step(process, log)
         if moment == "writing":
-            self._wait(process, writing)
-            time.sleep(rng.uniform(0, 0.01))
+            self._wait(process, lambda: _writing(run, start))
+            time.sleep(self.rng.uniform(0, 0.01))
         elif moment == "stall":
-            self._wait(process, lambda: time.time_ns() - log.stat().st_mtime_ns > 0.7e9)
+            self.hang.touch()
+            self._wait(process, lambda: time.time_ns() - log.stat().st_mtime_ns > STALL_NANOSECONDS)
         elif moment != "starting":
-            time.sleep(rng.uniform(0, 0.5))
+            time.sleep(self.rng.uniform(0, 0.5))
         if process.exitcode is not None:
             raise SystemExit(f"the run ended by itself with exit status {process.exitcode}; see {self.log}")
         if moment == "locked":
             self._check_refused(run)
-        self._end(process, rng.choice(system.stop_signals()) if moment in ("signal", "stall") else signal.SIGKILL)
-        if moment == "damaged":
-            path = run / rng.choice(LOGS)
-            path.write_bytes(rng.choice(DAMAGE)(path.read_bytes()))
-        return writing()
+            self._wait_for_step(process, log)
+        turn = self.kills[moment]
+        self.kills[moment] += 1
+        signals = {"signal": [*system.stop_signals(), signal.SIGKILL], "stall": system.stop_signals()}
+        number = signals[moment][turn % len(signals[moment])] if moment in signals else signal.SIGKILL
+        self._end(process, number, run)
+        self.hang.unlink(missing_ok=True)
+        inside = _writing(run, start)
+        self.inside += inside
+        parts = [moment, signal.Signals(number).name, *(["inside a checkpoint's write"] if inside else [])]
+        return ", ".join([*parts, *([self._damage(run, turn)] if moment == "damaged" else [])])
 
-    def _end(self, process: BaseProcess, number: int) -> None:
-        """Send a signal; after one to stop, the process must leave by itself, soon."""
+    def _end(self, process: BaseProcess, number: int, run: Path) -> None:
+        """Send a signal; after one to stop, the process must save its last step and leave by itself, soon."""
         assert process.pid is not None
         os.kill(process.pid, number)
         process.join(LEAVE_SECONDS)
-        if process.exitcode not in (-signal.SIGKILL, 128 + number):
+        if process.exitcode != (-number if number == signal.SIGKILL else 128 + number):
             raise SystemExit(f"after signal {number}: exit status {process.exitcode}; see the end of {self.log}")
+        last = max(read_ids(run), default=0)
+        if last > 0 and number != signal.SIGKILL and not (run / "checkpoints" / f"step-{last:09d}").is_dir():
+            raise SystemExit(f"after signal {number}: step {last} was not saved; see the end of {self.log}")
 
     def _check_refused(self, run: Path) -> None:
         """Go on with a run that another process trains; it must be refused."""
-        second = self.start(run)
-        second.join()
-        if second.exitcode != 2:
-            raise SystemExit(f"a second process ended with status {second.exitcode}; see the end of {self.log}")
+        log = self.out / "second.txt"
+        log.unlink(missing_ok=True)
+        second = self.start(run, log)
+        second.join(60)
+        said = log.read_text(encoding="utf-8").splitlines()
+        if second.exitcode != 2 or len(said) != 1 or "is in use by process" not in said[0]:
+            raise SystemExit(f"a second process ended with status {second.exitcode} and said: {said}")
+
+    def _damage(self, run: Path, turn: int) -> str:
+        """Damage a file of the run; returns what was done."""
+        name, change = DAMAGE[turn % len(DAMAGE)]
+        path = run / name
+        content = path.read_bytes() if path.is_file() else b'{"step": 1, "batches": 2}\n'
+        remove(path)
+        if change == FOLDER:
+            path.mkdir()
+        else:
+            path.write_bytes(CHANGES.get(change, bytes)(content))
+        return f"{name} {change}"
+
+    def _wait_for_step(self, process: BaseProcess, log: Path) -> None:
+        size = log.stat().st_size
+        self._wait(process, lambda: log.stat().st_size > size)
 
     def _wait(self, process: BaseProcess, ready: Callable[[], bool]) -> None:
         while not ready() and process.is_alive():
             time.sleep(0.0003)
+
+
+def _writing(run: Path, start: int) -> bool:
+    """Whether a checkpoint is being written, or was when the process ended, begun after a time in nanoseconds."""
+    with contextlib.suppress(FileNotFoundError):  # renamed while we looked
+        return any(path.stat().st_mtime_ns > start for path in (run / "checkpoints").glob(".writing-*"))
+    return False
 
 
 def differing_files(run: Path, other: Path, step: int, gaps: bool = False) -> list[str]:
@@ -322,36 +431,43 @@ def differing_files(run: Path, other: Path, step: int, gaps: bool = False) -> li
     return wrong
 
 
-def untimed(path: Path) -> dict[int, dict[str, object]]:
+def untimed(path: Path) -> dict[int, Any]:
     """Records of every step without clocks."""
-    return {
-        record["step"]: {k: v for k, v in record.items() if not k.endswith(CLOCKS)}
-        for record in map(json.loads, path.read_text().splitlines())
-    }
+    records = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
+    return {record["step"]: _without_clocks(record) for record in records}
+
+
+def _without_clocks(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    return {key: _without_clocks(value) for key, value in tree.items() if not key.endswith(CLOCKS)}
 
 
 def exact(options: argparse.Namespace, out: Path) -> bool:
     """Kill one process many times; returns whether the run ended as the uninterrupted one did."""
-    importlib.import_module("mmssl.train.trainer")  # once here, not in every life
-    rng, steps = random.Random(options.seed), 8 * options.kills + 16
-    dropout = "model.text.config.hidden_dropout_prob=0.1"
-    fixed = ["train.log_samples=true", "train.checkpoint_minutes=null", "train.ema=0.9", "train.trackers=[]", dropout]
+    steps, began = 5 * options.kills + 16, time.monotonic()
+    training = Exact(options.config, [], out, random.Random(options.seed), options.remote)
+    fixed = ["train.log_samples=true", "train.checkpoint_minutes=null", "train.ema=0.9", "train.trackers=[tensorboard]"]
+    fixed += ["model.text.config.hidden_dropout_prob=0.1", f"evaluate.every={16 * options.checkpoint_steps}"]
+    fixed += [f"evaluate.suites={{pairs: {{data: {SHARDS[0]}, task: geometry}}}}"]
     lengths = [f"train.steps={steps}", f"train.checkpoint_steps={options.checkpoint_steps}"]
-    training = Exact(options.config, ["evaluate.suites={}", *fixed, *lengths, *options.set], out / "output.txt")
+    training.overrides = [*fixed, *lengths, *options.set]
+    if options.remote:
+        training.overrides += [f"data.train='{serve_copy(SHARDS[1], out, training.hang)}'"]
+    importlib.import_module("mmssl.train.trainer")
     training.finish(out / "whole")
+    for name in (out / MODULES).read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ImportError):  # made by another module while that is imported
+            importlib.import_module(name)  # once here, not in every life
     print(f"uninterrupted: {steps} steps", flush=True)
-    writing = 0
     for number in range(options.kills):
-        moment = options.moments[number % len(options.moments)]
-        written = training.kill(out / "pieces", moment, rng)
-        writing += written
-        logged = max(read_ids(out / "pieces"), default=0)
-        inside = ", inside a checkpoint's write" if written else ""
-        print(f"kill {number + 1} ({moment}): log at step {logged}{inside}", flush=True)
+        described = training.kill(out / "pieces", options.moments[number % len(options.moments)])
+        logged, minutes = max(read_ids(out / "pieces"), default=0), (time.monotonic() - began) / 60
+        print(f"kill {number + 1} of {options.kills} ({described}): step {logged}, {minutes:.1f} min", flush=True)
     training.finish(out / "pieces")
     wrong = differing_files(out / "pieces", out / "whole", steps, gaps="damaged" in options.moments)
     end = f"{', '.join(wrong)} DIFFER" if wrong else "weights, optimizer, samples and metrics are equal to the bit"
-    print(f"{options.kills} kills, {writing} of them inside a checkpoint's write: {end}")
+    print(f"{options.kills} kills, {training.inside} of them inside a checkpoint's write: {end}")
     return not wrong
 
 
@@ -366,8 +482,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="drawn from for each piece")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and numbers of processes")
     parser.add_argument("--exact", action="store_true", help="one process; compare everything to the bit")
-    choices = MOMENTS + MORE_MOMENTS
-    parser.add_argument("--moments", nargs="+", choices=choices, default=MOMENTS, help="with --exact: kinds of ends")
+    parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=MOMENTS, help="with --exact: kinds of ends")
+    parser.add_argument("--remote", action="store_true", help="with --exact: the shards lie on a web server")
     parser.add_argument("--out", type=Path, help="folder for the runs; default: a temporary one")
     return parser.parse_args()
 

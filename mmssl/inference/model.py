@@ -19,7 +19,15 @@ from torch import Tensor
 from mmssl.config import ModelConfig
 from mmssl.data.transforms import DecodeError, EvalView, Tokenizer, decoding, load_tokenizer, views
 from mmssl.errors import UserError
-from mmssl.models import DualEncoder, ImageEncoder, OpenClipText, TextTower, VisionTower, build_dual_encoder
+from mmssl.models import (
+    DualEncoder,
+    ImageEncoder,
+    OpenClipText,
+    TextTower,
+    VisionTower,
+    build_dual_encoder,
+    saved_state,
+)
 from mmssl.models.pretrained import PretrainedModel, foreign, is_transformers_folder, read_open_clip, read_transformers
 from mmssl.precision import Precision, autocast
 
@@ -174,7 +182,7 @@ class Model:
             UserError: the folder cannot be written.
         """
         folder = Path(folder)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.encoder.state_dict().items()}
+        state = saved_state(self.encoder)
         record = {"format": FORMAT, "model": self.self_contained().model_dump(mode="json", exclude={"start"})}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -187,17 +195,7 @@ class Model:
 
     def self_contained(self) -> ModelConfig:
         """The configuration without names of other models or files; its tokenizer is `tokenizer/`."""
-        mean, std = self.vision.statistics
-        vision = self.config.vision.model_copy(
-            update={
-                "pretrained": None,
-                "lock": False,
-                "unlocked_layers": 0,
-                "image_size": self.vision.image_size,
-                "mean": mean,
-                "std": std,
-            }
-        )
+        vision = self.vision.to_config(self.config.vision)
         text = self.text.to_config("tokenizer", self.config.text.max_tokens)
         return self.config.model_copy(update={"text": text, "vision": vision, "start": None})
 

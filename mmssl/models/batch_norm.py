@@ -1,5 +1,8 @@
 """Batch norm with the statistics of the global batch, on CPU and GPU."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +62,19 @@ def synchronize_batch_norm(module: nn.Module, world: World, device: torch.device
             setattr(module, name, _replacement(child, world, device))
         else:
             synchronize_batch_norm(child, world, device)
+
+
+@contextmanager
+def kept_statistics(module: nn.Module) -> Iterator[None]:
+    """Running statistics are afterwards as before: a forward pass that is run a second time must not count twice."""
+    norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase))
+    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+    saved = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, before in zip(buffers, saved, strict=True):
+            buffer.copy_(before)
 
 
 def has_local_statistics(module: nn.Module) -> bool:

@@ -83,6 +83,17 @@ class ImageEncoder(nn.Module):
         return F.normalize(features.float(), dim=-1)
 
 
+def saved_state(module: nn.Module) -> dict[str, Tensor]:
+    """Weights by name as a model folder has them: contiguous, on the CPU, each with its own memory."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        if tensor.untyped_storage().data_ptr() in seen:  # tied weights, which safetensors refuses
+            state[name] = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+    return state
+
+
 def build_dual_encoder(config: ModelConfig, vocab_size: int, pad_id: int) -> DualEncoder:
     """The dual encoder of a configuration. Random weights come from torch's global generator.
 

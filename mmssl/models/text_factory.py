@@ -25,6 +25,9 @@ _POSITIONS = ("max_position_embeddings", "num_hash_buckets")
 CANINE pads captions inside, and its table of positions has a row for each hash."""
 _SENTENCE_POOLING = {"cls": "cls", "mean": "mean", "lasttoken": "eos"}
 """sentence-transformers' name of a pooling -> ours."""
+_SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize", "Dropout")
+"""sentence-transformers' modules that a tower stands for. Normalize changes lengths only, and embeddings have length 1;
+Dropout is off when it encodes."""
 _FLAG = "pooling_mode_"
 _OLDER_FLAGS = {f"{_FLAG}cls_token": "cls", f"{_FLAG}mean_tokens": "mean", f"{_FLAG}lasttoken": "lasttoken"}
 """The same in its older form, one flag for each."""
@@ -109,6 +112,8 @@ def _fits(encoder: Any, length: int) -> bool:
             call_encoder(encoder, tokens, tokens.bool(), call_options(encoder))
     except (IndexError, RuntimeError):
         return False
+    except Exception:  # another kind of error is no matter of length; the measurement of the tower will tell
+        return True
     return True
 
 
@@ -168,6 +173,8 @@ def _text_part(model: Any, name: str) -> Any:
         encoder = model.get_encoder()
         if encoder is model:
             raise UserError(f"model.text: {name} has no encoder of its own; use an encoder such as bert")
+        if type(encoder.config) is not type(model.config):
+            raise UserError(f"model.text: {name} has an encoder that cannot be saved by itself; use another encoder")
         # The kind from which it can be built again.
         encoder.config.is_encoder_decoder = True
         return encoder
@@ -223,11 +230,10 @@ def _declared_pooling(name: str) -> str | None:
     """The pooling that a folder or hub model of sentence-transformers declares; None for any other model.
 
     Raises:
-        UserError: it is one that towers do not have.
+        UserError: it is one that towers do not have, or the model has layers beside its encoder and pooling.
     """
-    modules = _read_json(name, "modules.json")
-    places = [entry["path"] for entry in modules or [] if str(entry.get("type", "")).endswith(".Pooling")]
-    place = places[0] if places else "1_Pooling"
+    modules = _sentence_modules(name)
+    place = next((place for kind, place in modules if kind == "Pooling"), "1_Pooling")
     record = _read_json(name, f"{place}/config.json")
     if record is None:
         return None
@@ -239,7 +245,24 @@ def _declared_pooling(name: str) -> str | None:
             f"model.text.name={name} declares the pooling {'+'.join(modes) or 'none'}, which text towers do not have; "
             f"set model.text.pooling to mean, cls or eos"
         )
+    others = [kind for kind, _ in modules if kind not in _SENTENCE_MODULES]
+    if others:
+        raise UserError(
+            f"model.text.name={name} has layers beside its encoder and pooling ({', '.join(others)}), which text "
+            f"towers do not have; to use it without them, set model.text.pooling={_SENTENCE_POOLING[modes[0]]}"
+        )
     return _SENTENCE_POOLING[modes[0]]
+
+
+def _sentence_modules(name: str) -> list[tuple[str, str]]:
+    """Kind and folder of the modules that a model of sentence-transformers lists, in order; none for other models."""
+    modules = _read_json(name, "modules.json")
+    if modules is None:
+        return []
+    try:
+        return [(str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in modules]
+    except (TypeError, KeyError):
+        raise UserError(f"{name}/modules.json is no list of modules; copy the model again") from None
 
 
 def _read_json(name: str, path: str) -> Any:

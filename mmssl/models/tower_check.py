@@ -1,28 +1,36 @@
 """Tests of towers before any training: what a tower can do is tried with two inputs, not read from its class."""
 
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmssl.config import TextConfig, VisionConfig
-from mmssl.errors import UserError
-from mmssl.models.dual_encoder import DualEncoder
+from mmssl.errors import UserError, one_line
+from mmssl.models.dual_encoder import DualEncoder, saved_state
 from mmssl.models.text import TextTower, probe_captions
 from mmssl.models.text_factory import build_text
 from mmssl.models.vision import Encoded, VisionTower, still
 from mmssl.models.vision_factory import build_vision
 
+Config = TypeVar("Config", TextConfig, VisionConfig)
+Tower = TypeVar("Tower", TextTower, VisionTower)
 SAMPLES = 32
 """Captions and images of the first batch that are compared at the start of a run."""
 ONE_POINT = 5e-7
 """Unit vectors that differ by less in every coordinate are one point: float32 resolves 1e-7."""
 _ALONE = 1e-4
 """Largest change of a vector, relative to the largest coordinate, by what else is in the batch."""
+_SAVED = 1e-6
+"""Largest change of a vector by saving and loading, relative to the largest coordinate: the same operations run."""
 _CAUSES = {
     "cls": "the first token does not see the others; set model.text.pooling=eos or mean",
     "eos": "the last token does not see the others; set model.text.pooling=mean",
@@ -103,6 +111,8 @@ def examine_vision(name: str, config: VisionConfig, embed_dim: int | None = None
         images = _two_images(tower)
         encoded, idle = _encoded(tower, lambda: tower(images), "model.vision")
         _check_alone(encoded.pooled.detach(), lambda row: tower(images[row : row + 1]).pooled, tower)
+        saved = _reread(tower.to_config(config))
+        _check_saved(tower, lambda: _built_vision(saved, embed_dim), lambda other: other(images).pooled)
     except UserError as error:
         return TowerReport(name, str(error))
     places = "none" if tower.places is None else f"{tower.places} x {tower.places}"
@@ -132,6 +142,8 @@ def examine_text(name: str, config: TextConfig) -> TowerReport:
             encoded.pooled.detach(), lambda row: tower(tokens[row : row + 1], mask[row : row + 1]).pooled, tower
         )
         _check_longest(tower, config.max_tokens)
+        saved = _reread(tower.to_config("tokenizer", config.max_tokens))
+        _check_saved(tower, lambda: build_text(saved, 1, pad_id=0), lambda other: other(tokens, mask).pooled)
     except UserError as error:
         return TowerReport(name, str(error))
     remarks = [f"pooling {tower.pooling}", *_idle_line(idle)]
@@ -166,7 +178,7 @@ def _encoded(tower: nn.Module, encode: Callable[[], Encoded], key: str) -> tuple
         encoded = encode()
         outputs = [encoded.pooled, *([] if encoded.tokens is None else [encoded.tokens])]
         total = torch.stack([output.float().square().mean() for output in outputs]).sum()
-        found = torch.autograd.grad(total, list(trained.values()), allow_unused=True) if trained else ()
+        found = _gradient(total, list(trained.values()), key) if trained else ()
     pooled = encoded.pooled.detach()
     if not bool(torch.isfinite(pooled).all()):
         raise UserError(f"{key}: the tower gives vectors that are not finite; use other weights or another tower")
@@ -176,6 +188,13 @@ def _encoded(tower: nn.Module, encode: Callable[[], Encoded], key: str) -> tuple
     return encoded, [name for name, gradient in zip(trained, found, strict=True) if gradient is None]
 
 
+def _gradient(total: Tensor, weights: list[nn.Parameter], key: str) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(total, weights, allow_unused=True)
+    except Exception as error:  # a tower may have a backward pass of its own, which raises any kind
+        raise UserError(f"{key}: the tower has no gradient: {one_line(error, 200)}; use another tower") from error
+
+
 def _check_alone(together: Tensor, alone: Callable[[int], Tensor], tower: nn.Module) -> None:
     """Raise UserError if the vector of an input depends on the other input of its batch."""
     with still(tower), torch.no_grad():
@@ -183,6 +202,38 @@ def _check_alone(together: Tensor, alone: Callable[[int], Tensor], tower: nn.Mod
     worst = float((rows - together).abs().max() / together.abs().max())
     if worst > _ALONE:
         raise UserError(f"the vector of an input depends on the rest of its batch (by {worst:.0e}); use another tower")
+
+
+def _reread(config: Config) -> Config:
+    """A configuration as a model folder gives it back."""
+    return type(config).model_validate_json(config.model_dump_json())
+
+
+def _check_saved(tower: Tower, build: Callable[[], Tower], encode: Callable[[Tower], Tensor]) -> None:
+    """Raise UserError if the tower, saved and loaded as model folders are, gives other vectors.
+
+    Args:
+        build: builds a tower from the saved configuration.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "model.safetensors"
+        save_file(saved_state(tower), file)
+        state = load_file(file)
+    other = build()
+    own = other.state_dict()
+    differ = sorted(
+        k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape
+    )
+    if differ:
+        raise UserError(f"the tower cannot be loaded again: {len(differ)} weights differ, first {differ[0]}")
+    other.load_state_dict(state)
+    with still(tower), still(other), torch.no_grad():
+        before, after = encode(tower), encode(other)
+    worst = float((after - before).abs().max() / before.abs().max())
+    if worst > _SAVED:
+        raise UserError(
+            f"the tower gives other vectors when it is saved and loaded (by {worst:.0e}); use another tower"
+        )
 
 
 def _check_longest(tower: TextTower, length: int) -> None:

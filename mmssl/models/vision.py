@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmssl.config import VisionConfig
 from mmssl.errors import UserError, one_line
+
+_ONEDNN_BLOCK = 16
+"""Channels of a block of oneDNN: 16 with AVX-512, 8 with AVX2."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class VisionTower(nn.Module):
             UserError: it cannot encode an image of this size.
         """
         super().__init__()
+        subsample_first(trunk)
         self.trunk = trunk
         self.image_size = image_size
         self.projects = projects
@@ -236,6 +241,12 @@ class VisionTower(nn.Module):
         chosen = self.select is not None and self.select.keep is not None
         return tokens if chosen or self.drops_patches or count == math.isqrt(count) ** 2 > 0 else None
 
+    def to_config(self, config: VisionConfig) -> VisionConfig:
+        """The configuration that builds a tower of this architecture, with random weights; `config` built this one."""
+        mean, std = self.statistics
+        own = {"pretrained": None, "lock": False, "unlocked_layers": 0, "image_size": self.image_size}
+        return config.model_copy(update={**own, "mean": mean, "std": std})
+
     def checkpoint_activations(self) -> None:
         """Discard activations inside blocks in training and recompute them in the backward pass.
 
@@ -271,6 +282,31 @@ class VisionTower(nn.Module):
                 if not any(p.requires_grad for p in own) and "lora_dropout" not in name:
                     module.training = False
         return self
+
+
+def subsample_first(trunk: nn.Module) -> None:
+    """Rebuild convolutions of 1 x 1 with a stride on few channels in place, in a form that is safe on CPUs.
+
+    oneDNN, as torch 2.15 has it, writes beyond its memory in the gradient of their weights, if the image is in
+    channels-last order and has fewer channels than a block. The stems of FastViT, MobileCLIP, MobileOne and RepVGG have
+    such a convolution. Every stride-th pixel first, then the convolution without a stride, is the same function. Names
+    and shapes of weights stay.
+    """
+    for module in trunk.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.padding in ((0, 0), "valid"):
+            if max(module.stride) > 1 and module.in_channels < _ONEDNN_BLOCK:
+                module.register_forward_pre_hook(_Every(*module.stride))
+                module.stride = (1, 1)
+
+
+class _Every:
+    """Hook that keeps the pixels that a stride visits."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.rows, self.columns = rows, columns
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        return (inputs[0][..., :: self.rows, :: self.columns], *inputs[1:])
 
 
 @contextmanager

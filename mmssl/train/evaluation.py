@@ -12,7 +12,7 @@ from mmssl.build import RunPlan, evaluation_names
 from mmssl.distributed import World
 from mmssl.errors import UserError, one_line
 from mmssl.evaluate import Metrics
-from mmssl.files import atomic_write, read_json_lines
+from mmssl.files import atomic_write, read_json_lines, set_lines_aside
 from mmssl.inference import Model
 from mmssl.train.state import RunState
 
@@ -62,7 +62,8 @@ class RunEvaluator:
         if self.world.rank == 0:
             record = {"step": self.run.step, "seconds": self.run.seconds, "results": results}
             record |= {"failed": failed} if failed else {}
-            _append(config.run_dir / "evaluations.jsonl", record)
+            for line in _append(config.run_dir / "evaluations.jsonl", record):
+                self.say(f"warning: {line}")
             numbers = {
                 f"eval/{n}/{k}": v for n, m in results.items() for k, v in m.items() if isinstance(v, (int, float))
             }
@@ -94,12 +95,16 @@ def _described(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
 
 
-def _append(path: Path, record: dict[str, Any]) -> None:
-    """Append an evaluation; drop those of this step and later ones, which a resumed run does again."""
+def _append(path: Path, record: dict[str, Any]) -> list[str]:
+    """Append an evaluation; drop those of this step and later ones, which a resumed run does again.
+
+    Returns: a line for the user if lines were damaged, which are set aside.
+    """
     found = read_json_lines(path)
-    kept = [
-        line
-        for row, line in zip(found.rows, found.lines, strict=True)
-        if isinstance(row.get("step"), int) and row["step"] < record["step"]
-    ]
+    rows = [(row.get("step"), line) for row, line in zip(found.rows, found.lines, strict=True)]
+    damaged = found.damaged + [line.encode() for step, line in rows if not isinstance(step, int)]
+    kept = [line for step, line in rows if isinstance(step, int) and step < record["step"]]
     atomic_write(path, "".join(f"{line}\n" for line in [*kept, json.dumps(record)]).encode())
+    if not damaged:
+        return []
+    return [f"{path}: {len(damaged)} lines cannot be read; they are in {set_lines_aside(path, damaged)}"]

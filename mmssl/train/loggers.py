@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from mmssl.config import Config, Length
-from mmssl.files import atomic_write, read_json_lines, unused_path
+from mmssl.files import atomic_write, read_json_lines, set_lines_aside
 from mmssl.objectives import find_objective, mixing
 from mmssl.train.diagnostics import Alarms
 from mmssl.train.pace import Pace, clock_text
@@ -77,9 +77,7 @@ def _describe_damage(path: Path, damaged: Sequence[bytes], missing: Sequence[int
     """Write damaged lines to a file of their own; one line about them and about steps without a line, or None."""
     parts = []
     if damaged:
-        place = unused_path(path, "damaged")
-        atomic_write(place, b"".join(line + b"\n" for line in damaged))
-        parts.append(f"{len(damaged)} lines cannot be read; they are in {place}")
+        parts.append(f"{len(damaged)} lines cannot be read; they are in {set_lines_aside(path, damaged)}")
     if missing:
         parts.append(f"{len(missing)} steps have no line, from step {missing[0]} to {missing[-1]}")
     return f"{path}: {'; '.join(parts)}; the training goes on" if parts else None

@@ -10,7 +10,7 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from mmssl.config import ObjectiveConfig
 from mmssl.errors import UserError
-from mmssl.models import DualEncoder, has_local_statistics
+from mmssl.models import DualEncoder, batch_norm
 from mmssl.objectives import TrainingTask
 from mmssl.train.cost import synthetic_batch
 from mmssl.train.step import Step, backward
@@ -90,7 +90,7 @@ def configure_ddp(accelerator: Accelerator, task: TrainingTask, schedules: Mappi
         return
     handler = accelerator.ddp_handler
     assert handler is not None
-    handler.broadcast_buffers = has_local_statistics(task)
+    handler.broadcast_buffers = batch_norm.has_local_statistics(task)
     active = {name: schedule for name, schedule in schedules.items() if schedule.weight > 0}
     handler.find_unused_parameters = any(map(is_intermittent, active.values())) or bool(
         without_gradient(task, {name: schedule.weight for name, schedule in active.items()}, accelerator)

@@ -24,7 +24,7 @@ from mmssl.data.transforms import Tokenizer
 from mmssl.distributed import FolderLock, World, current_world
 from mmssl.errors import UserError
 from mmssl.files import atomic_write, remove, set_aside
-from mmssl.models import DualEncoder, synchronize_batch_norm, tower_check
+from mmssl.models import DualEncoder, batch_norm, tower_check
 from mmssl.objectives import TrainingTask
 from mmssl.precision import choose_precision, emulation_warning
 from mmssl.rng import torch_seed
@@ -172,7 +172,7 @@ def _build_task(
         encoder.text.checkpoint_activations()
     task = build.build_task(plan.objectives, encoder, tokenizer, world)
     if config.train.sync_batch_norm and world.size > 1:
-        synchronize_batch_norm(task, world, accelerator.device)
+        batch_norm.synchronize_batch_norm(task, world, accelerator.device)
     if accelerator.device.type == "cpu":
         system.keep_freed_memory()
     task.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

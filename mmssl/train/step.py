@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmssl.models import batch_norm
 from mmssl.objectives import Output, TrainingTask, base, mixing
 from mmssl.rng import RowRandom, torch_generator, torch_seed
 from mmssl.types import Batch
@@ -93,7 +94,8 @@ def backward(
         with nullcontext() if b == len(step.batch) else accelerator.no_sync(model):
             with accelerator.autocast():
                 total, outputs = model(_rows(inputs, a, b), active, _cached_rows(cached, a, b))
-            accelerator.backward(total)
+            with batch_norm.kept_statistics(task):  # activation checkpointing runs the blocks again
+                accelerator.backward(total)
         _record(tally, outputs)
     if diagnose is not None:
         diagnose(inputs)
@@ -131,7 +133,7 @@ def _cache_gradients(
     parts = []
     for a, b in chunks:
         step.reseed(a)
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad(), accelerator.autocast(), batch_norm.kept_statistics(task):
             # Through the wrapped module, which may have to gather the weights first.
             parts.append(model(_rows(inputs, a, b), batch_coupled, only_predict=True))
     leaves = {

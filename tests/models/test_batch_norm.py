@@ -8,7 +8,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from mmssl.distributed import World
-from mmssl.models import synchronize_batch_norm
+from mmssl.models.batch_norm import synchronize_batch_norm
 from tests.helpers.ranks import on_ranks
 
 ROWS = 12

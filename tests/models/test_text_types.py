@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
-from torch import Tensor
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import modules
+from torch import Tensor, nn
 
 from mmssl.config import TextConfig
 from mmssl.errors import UserError
@@ -225,6 +228,58 @@ def test_a_sentence_transformers_folder_is_pooled_as_it_declares(
             build(TextConfig(name=str(tmp_path)))
     else:
         assert build(TextConfig(name=str(tmp_path))).pooling == expected
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "apple", "on", "the", "table"]
+LINES = ["a red apple", "the table", "a apple on the red table"]
+
+
+def sentence_model(folder: Path, *more: nn.Module) -> SentenceTransformer:
+    """A tiny random model of sentence-transformers: BERT, the mean over tokens, and more modules; saved as `whole`."""
+    plain = folder / "plain"
+    torch.manual_seed(0)
+    settings = transformers.AutoConfig.for_model("bert", **{**TEXT["bert"], "vocab_size": len(WORDS)})
+    transformers.AutoModel.from_config(settings).save_pretrained(plain)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, "[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.post_processor = tokenizers.processors.TemplateProcessing(
+        "[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(plain)
+    parts = [modules.Transformer(str(plain)), modules.Pooling(64, pooling_mode="mean"), *more]
+    model = SentenceTransformer(modules=parts, device="cpu")
+    model.save(str(folder / "whole"), create_model_card=False)
+    return model
+
+
+def encoded(folder: Path, **options: Any) -> Tensor:
+    """Unit vectors of LINES by the tower of the folder."""
+    found = transformers.AutoTokenizer.from_pretrained(folder)(LINES, padding=True, return_tensors="pt")
+    tower = build_text(TextConfig(name=str(folder), **options), vocab_size=len(WORDS), pad_id=0).eval()
+    with torch.no_grad():
+        pooled = tower(found["input_ids"], found["attention_mask"].bool()).pooled
+    return torch.nn.functional.normalize(pooled, dim=-1)
+
+
+def test_a_sentence_transformers_model_gives_its_own_vectors(tmp_path: Path) -> None:
+    """With its normalisation, to 1e-5. Its dropout is off."""
+    model = sentence_model(tmp_path, modules.Dropout(0.5), modules.Normalize())
+    expected = torch.from_numpy(model.encode(LINES))
+    torch.testing.assert_close(encoded(tmp_path / "whole"), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["Dense", "LayerNorm"])
+def test_layers_after_the_pooling_are_refused_and_not_left_out_in_silence(layer: str, tmp_path: Path) -> None:
+    """One line names them and the setting that uses the model without them; then it gives the vectors without them."""
+    own = modules.Dense(64, 16) if layer == "Dense" else modules.LayerNorm(64)
+    model = sentence_model(tmp_path, own, modules.Normalize())
+    with pytest.raises(UserError, match=rf"\({layer}\), .* set model.text.pooling=mean") as error:
+        encoded(tmp_path / "whole")
+    assert "\n" not in str(error.value)
+    expected = torch.from_numpy(SentenceTransformer(modules=[model[0], model[1]], device="cpu").encode(LINES))
+    without = encoded(tmp_path / "whole", pooling="mean")
+    torch.testing.assert_close(without, torch.nn.functional.normalize(expected, dim=-1), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["albert", "mpnet", "squeezebert", "xlm", "openai-gpt"])

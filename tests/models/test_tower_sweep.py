@@ -24,6 +24,9 @@ REFUSED = {
     "mra",
     "nystromformer",
     "lilt",
+    "perceiver",
+    "reformer",
+    "t5gemma",
 }
 """Kinds that cannot work: impossible inputs, and encoders of transformers that do not run in this form."""
 

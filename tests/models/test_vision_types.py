@@ -1,17 +1,21 @@
 """Vision towers of every kind: patches, sizes, options, locks and switches do what they say or are refused."""
 
+import multiprocessing
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmssl.config import ModelConfig, VisionConfig
+from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.models import DualEncoder, VisionTower, build_dual_encoder, tower_check
+from mmssl.models import DualEncoder, TextTower, VisionTower, build_dual_encoder, saved_state, tower_check
+from mmssl.models.vision import subsample_first
 from mmssl.models.vision_factory import build_vision
 from mmssl.objectives import base, find_objective
 from mmssl.rng import RowRandom, torch_generator
@@ -272,3 +276,77 @@ def test_weights_that_take_no_part_are_told(kind: str, idle: str) -> None:
     assert line.startswith("model.text: ")
     assert f"{idle}" in line
     assert "weights take no part" in line
+
+
+@pytest.mark.parametrize("stride", [2, (1, 3)])
+@pytest.mark.parametrize("channels", [1, 3, 15, 16])
+def test_a_convolution_of_one_pixel_with_a_stride_is_the_librarys(channels: int, stride: Any) -> None:
+    """Output and gradients of the form that is safe on CPUs are those of torch's own convolution in float64."""
+    torch.manual_seed(0)
+    own = torch.nn.Sequential(torch.nn.Conv2d(channels, 8, 1, stride))
+    x = torch.randn(2, channels, 65, 65).contiguous(memory_format=torch.channels_last)
+    w, bias = (p.detach().double().requires_grad_() for p in own.parameters())
+    expected = torch.nn.functional.conv2d(x.double(), w, bias, stride)
+    expected.square().mean().backward()
+    subsample_first(own)
+    found = own(x)
+    found.square().mean().backward()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(own.parameters(), (w, bias), strict=True):
+        assert mine.grad is not None
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def train_beside_timm(name: str) -> None:
+    """Features beside timm's own model in plain order, and steps of training in channels-last order."""
+    torch.manual_seed(0)
+    tower = build_vision(VisionConfig(name=f"timm:{name}", image_size=128), 64)[0].eval()
+    theirs = timm.create_model(name, num_classes=0).eval()
+    theirs.load_state_dict(tower.trunk.state_dict())
+    x = images(tower, 2)
+    tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.no_grad():
+        torch.testing.assert_close(tower(x).pooled, theirs(tower.normalize(x)), rtol=1e-3, atol=1e-5)
+    tower.train()
+    for _ in range(3):
+        tower(x).pooled.square().mean().backward()
+
+
+@pytest.mark.parametrize("name", ["fastvit_t8", "repvgg_a0"])
+def test_a_stem_of_one_pixel_with_a_stride_trains_in_channels_last_order(name: str) -> None:
+    """Features are timm's. oneDNN's gradient of such a stem corrupts the memory of the process: it must survive."""
+    process = multiprocessing.get_context("fork").Process(target=train_beside_timm, args=(name,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [("hidden_act", "relu", "other vectors when it is saved and loaded"), ("num_hidden_layers", 1, "loaded again: 16")],
+)
+def test_a_tower_that_is_another_one_after_saving_is_refused(
+    key: str, value: object, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check saves and loads: a setting that does not come back changes the vectors, a layer the weights."""
+    right = TextTower.to_config
+
+    def wrong(tower: TextTower, tokenizer: str, max_tokens: int) -> TextConfig:
+        found = right(tower, tokenizer, max_tokens)
+        return found.model_copy(update={"config": {**(found.config or {}), key: value}})
+
+    assert tower_check.examine_text("bert", text_config("bert")).problem is None
+    monkeypatch.setattr(TextTower, "to_config", wrong)
+    problem = tower_check.examine_text("bert", text_config("bert")).problem
+    assert problem is not None
+    assert words in problem
+
+
+def test_tied_weights_can_be_saved(tmp_path: Path) -> None:
+    """safetensors refuses tensors that share memory; a saved state has none, and its values are the same."""
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    module[1].weight = module[0].weight
+    save_file(saved_state(module), tmp_path / "weights.safetensors")
+    found = load_file(tmp_path / "weights.safetensors")
+    assert found.keys() == module.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in module.state_dict().items())

@@ -103,8 +103,9 @@ def test_no_damage_to_logs_changes_a_resumed_run(
     said = capfd.readouterr().err
     assert sum("metrics.jsonl" in line for line in said.splitlines()) <= 1
     if damage in ("a folder", "not UTF-8", "no step, or none that is a number", "brackets without end"):
-        assert (run / "metrics.jsonl.damaged").exists()
-        assert "metrics.jsonl.damaged" in said
+        for name in ("metrics", "evaluations"):
+            assert (run / f"{name}.jsonl.damaged").exists()
+            assert f"{name}.jsonl.damaged" in said
 
 
 def test_a_line_that_was_cut_at_the_checkpoint_comes_back(tmp_path: Path) -> None:

@@ -35,12 +35,16 @@ def test_a_run_killed_three_times_sees_the_same_samples() -> None:
     assert "3 kills" in done.stdout
 
 
-def test_a_run_killed_at_any_moment_ends_equal_to_the_bit() -> None:
-    """Three kills, one of them inside a checkpoint's write: weights, optimizer, samples and metrics are equal."""
-    options = ["--exact", "--kills", "3", "--checkpoint-steps", "2"]
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [[], ["--remote"]], ids=["local", "remote"])
+def test_a_run_killed_at_any_moment_ends_equal_to_the_bit(place: list[str]) -> None:
+    """One kill of each kind, one of them inside a checkpoint's write, with shards on a disk and on a web server:
+    weights, optimizer, samples and metrics are equal."""
+    options = ["--exact", "--kills", "7", "--checkpoint-steps", "2", "--set", "data.batch_size=16", *place]
     done = subprocess.run(
         [sys.executable, "scripts/kill_resume.py", *options], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "(writing)" in done.stdout
+    for kind in kill_resume.MOMENTS:
+        assert f"({kind}, SIG" in done.stdout
     assert "equal to the bit" in done.stdout

@@ -1,5 +1,6 @@
 """A step's gradient is that of the whole batch, whatever the micro-batch."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -10,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
+from mmssl.config import ModelConfig, VisionConfig
 from mmssl.distributed import World
 from mmssl.models import build_dual_encoder
 from mmssl.objectives import find_objective
@@ -26,9 +28,9 @@ from tests.helpers.ranks import on_ranks
 ROWS = 12
 
 
-def task(dropout: float) -> TrainingTask:
+def task(dropout: float = 0.0, config: ModelConfig | None = None) -> TrainingTask:
     torch.manual_seed(0)
-    encoder = build_dual_encoder(tiny_model_config(dropout, dropout), 100, 0)
+    encoder = build_dual_encoder(config or tiny_model_config(dropout, dropout), 100, 0)
     kind = find_objective("contrastive")
     vocabulary = Vocabulary(100, 4, (0, 1, 2, 3, 4), torch.zeros(100, dtype=torch.bool), 77)
     return TrainingTask(encoder, {"contrastive": kind(kind.Options(), encoder, vocabulary)}, World()).train()
@@ -83,6 +85,26 @@ def test_any_micro_batch_gives_the_whole_batchs_gradient(micro_batch: int | None
     total, count = tally.sums["contrastive.loss"]
     assert float(total / count) == pytest.approx(expected_loss, rel=1e-5)
     assert_same({name: gradient.numpy() for name, gradient in gradients(module).items()}, expected)
+
+
+@pytest.mark.parametrize(("micro_batch", "recompute"), [(None, True), (5, False), (5, True)])
+def test_a_forward_pass_that_runs_again_counts_once(micro_batch: int | None, recompute: bool) -> None:
+    """With activation checkpointing and with micro-batches, running statistics of batch norms are those of one plain
+    forward pass of each micro-batch."""
+    config = tiny_model_config().model_copy(update={"vision": VisionConfig(name="timm:resnet10t", image_size=16)})
+    module = task(config=config)
+    plain = copy.deepcopy(module.encoder.vision)
+    for a in range(0, ROWS, micro_batch or ROWS):
+        plain(batch().views["main"][a : a + (micro_batch or ROWS)])
+    if recompute:
+        module.encoder.vision.checkpoint_activations()
+    backward(
+        module, Step(module, batch(), {"contrastive": 1.0}, 0.0, (1, "step", 2), micro_batch), Accelerator(cpu=True)
+    )
+    found = dict(module.encoder.vision.named_buffers())
+    for name, expected in plain.named_buffers():
+        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-7, msg=name)
+    assert sum("running_mean" in name for name in found) > 10
 
 
 CASES: dict[int, list[tuple[int | None, bool]]] = {

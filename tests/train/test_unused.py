@@ -7,7 +7,7 @@ import torch
 
 from mmssl.config import ObjectiveConfig
 from mmssl.distributed import World
-from mmssl.models import has_local_statistics, synchronize_batch_norm
+from mmssl.models.batch_norm import has_local_statistics, synchronize_batch_norm
 from mmssl.train.parallel import is_intermittent, without_gradient
 from tests.helpers.objective_batch import RESNET, Plain, tiny_task
 

@@ -419,7 +419,7 @@ def test_a_bad_row_is_left_out_by_its_cause_and_the_others_are_used(kind: str, f
 def test_the_line_of_a_bad_row_is_named(name: str, content: str, place: str, folder: Path) -> None:
     """The line number counts the lines of the file, as an editor does."""
     (folder / name).write_bytes(content.encode())
-    ((where, _),) = open_records(folder / name).defects()
+    ((where, error),) = open_records(folder / name).defects()
     assert where == place
     assert error.remedy
 

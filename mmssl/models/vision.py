@@ -293,10 +293,11 @@ def subsample_first(trunk: nn.Module) -> None:
     and shapes of weights stay.
     """
     for module in trunk.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.padding in ((0, 0), "valid"):
-            if max(module.stride) > 1 and module.in_channels < _ONEDNN_BLOCK:
-                module.register_forward_pre_hook(_Every(*module.stride))
-                module.stride = (1, 1)
+        if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1) or max(module.stride) == 1:
+            continue
+        if module.in_channels < _ONEDNN_BLOCK and module.padding in ((0, 0), "valid"):
+            module.register_forward_pre_hook(_Every(*module.stride))
+            module.stride = (1, 1)
 
 
 class _Every:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from PIL import Image
 
 import mmssl
 from mmssl.errors import UserError
+from mmssl.evaluate.prompts import imagenet_classnames
+from mmssl.inference import zero_shot
 from tests.helpers.images import encode, orientation, photo
 
 MODEL = Path(__file__).parents[1] / "golden" / "model"
@@ -97,3 +100,17 @@ def test_the_tower_takes_pixels_as_floats_too() -> None:
     for part in (pixels, pixels[1:]):
         with torch.no_grad():
             assert torch.equal(model.vision(part).pooled, model.vision(part.float()).pooled)
+
+
+def test_imagenets_names_are_labels_although_some_are_equal() -> None:
+    """Equal names get their class number in the results, and the same probability; given by hand they are refused."""
+    model, names = mmssl.load(MODEL), imagenet_classnames()
+    found = zero_shot(model, names, numbered=True)([photo(40, 30)])[0]
+    assert len(found) == 1000
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    assert twice
+    for name in twice:
+        first, second = (found[f"{name} ({n})"] for n, other in enumerate(names) if other == name)
+        assert first == pytest.approx(second)
+    with pytest.raises(UserError, match="is repeated"):
+        zero_shot(model, names)

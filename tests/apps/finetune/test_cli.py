@@ -4,13 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from mmssl import MMSSL, load
 from mmssl.apps.finetune import load_classifier
 from mmssl.apps.finetune.classifier import is_classifier
+from mmssl.rng import generator
 from tests.cli.test_evaluate import refused, run
+from tests.helpers.tiny_runs import COLORS
 
 
 def test_a_classifier_is_written_and_its_figures_printed(
@@ -41,6 +44,30 @@ def test_several_numbers_of_labels_make_a_table(
         assert f"{100 * found['linear'][k]['acc1']:.1f}" in printed
         assert f"{100 * found['differences']['linear']['zero-shot'][k]['difference']:+.1f}" in printed
     assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("layout", ["folders", "splits", "table"])
+def test_images_in_a_folder_per_class_or_a_table_need_no_shards(
+    layout: str, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A classifier of these classes comes out, compared with the most frequent class; a broken image is named."""
+    rng, home = generator("folders"), tmp_path / "zoo"
+    for number in range(40):
+        name = ["red", "blue"][number % 4 == 0]
+        place = home / (["train", "val"][number % 5 == 0] if layout == "splits" else "") / f"{name}_thing"
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = np.clip(np.array(COLORS[name]) + rng.normal(0, 60, (20, 20, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    next(iter(sorted(home.rglob("*.png")))).write_bytes(b"broken")
+    if layout == "table":
+        rows = [f"{path.relative_to(home)};{path.parent.name.replace('_', ' ')}" for path in home.rglob("*.png")]
+        (home / "pairs.csv").write_text("\n".join(["filename;breed", *rows]))
+        home = home / "pairs.csv"
+    run("finetune", model_folder, home, "--out", tmp_path / "classifier", "--bad-samples", "0.5")
+    printed = capsys.readouterr().out
+    assert load_classifier(tmp_path / "classifier").labels == ["blue thing", "red thing"]
+    assert "always the most frequent class" in printed
+    assert "2 classes" in printed
 
 
 def test_bad_input_is_one_line(model_folder: Path, colors: Path, capsys: pytest.CaptureFixture[str]) -> None:

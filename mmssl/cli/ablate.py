@@ -85,7 +85,7 @@ def _report(plan: "AblationPlan", command: str, metrics: list[str], failed: dict
 
     result = write_report(plan, command, metrics, failed)
     for header, rows in result.tables():
-        table = Table(Column(header[0], no_wrap=True), *header[1:])
+        table = Table(Column(header[0], no_wrap=True), *(Column(name, overflow="fold") for name in header[1:]))
         for row in rows:
             table.add_row(*row)
         stdout().print(table)
@@ -97,7 +97,8 @@ def _report(plan: "AblationPlan", command: str, metrics: list[str], failed: dict
 def _print_plan(plan: "AblationPlan", jobs: int) -> None:
     from rich.table import Column, Table
 
-    table = Table(Column("mix", no_wrap=True), "objectives", "predicted cost", "length of a run", "finished")
+    names = ("objectives", "predicted cost", "length of a run", "finished")
+    table = Table(Column("mix", no_wrap=True), *(Column(name, overflow="fold") for name in names))
     for planned in plan.mixes:
         train = planned.runs[0].config.train
         table.add_row(

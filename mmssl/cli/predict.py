@@ -111,7 +111,12 @@ def _table(found: "list[Prediction]") -> "Table":
     from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(Column("image", overflow="fold"), Column("label", overflow="fold"), "probability", "then")
+    table = Table(
+        Column("image", overflow="fold"),
+        Column("label", overflow="fold"),
+        "probability",
+        Column("then", overflow="fold"),
+    )
     for prediction in found:
         others = list(prediction.probabilities.items())[1:SHOWN]
         then = ", ".join(f"{label} {value:.1%}" for label, value in others)

@@ -152,7 +152,9 @@ def _table(hits: "list[Hit]") -> "Table":
     from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table("similarity", Column("key", overflow="fold"), "caption", "shard")
+    table = Table(
+        Column("similarity", no_wrap=True), *(Column(name, overflow="fold") for name in ("key", "caption", "shard"))
+    )
     for hit in hits:
         table.add_row(f"{hit.similarity:.4f}", *map(Text, (hit.key, hit.caption, Path(hit.shard).name)))
     return table

@@ -11,6 +11,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,16 @@ def against_layers() -> list[str]:
     return found
 
 
+def circles() -> list[str]:
+    """The files of an import circle, if there is one; front doors are left out."""
+    graph = {path: {place for _, place in imported(path)} for path in MODULES if path.name != "__init__.py"}
+    try:
+        TopologicalSorter({path: places & graph.keys() - {path} for path, places in graph.items()}).prepare()
+    except CycleError as error:
+        return [" -> ".join(short(path) for path in error.args[1])]
+    return []
+
+
 def without_owner() -> list[str]:
     """Imports of an owned library outside its owners' files."""
     found = []
@@ -385,6 +396,7 @@ LISTS = {
     "drawing or templates loaded by the trainer": (lambda: closure()[1], HEAVY_LIBRARIES),
     "imports behind a front door": (behind_doors, BEHIND_DOORS),
     "imports against the layers": (against_layers, AGAINST_LAYERS),
+    "circles of imports": (circles, 0),
     "libraries outside their owners": (without_owner, WITHOUT_OWNER),
     "class names used twice": (duplicate_classes, DUPLICATE_CLASSES),
     "private words in identifiers": (private_words, PRIVATE_WORDS_LEFT),

@@ -2,18 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mmssl.inference.model import ImageInput, Model, as_image_list, load
+from mmssl.inference.images import ImageInput, as_image_list
+from mmssl.inference.model import Model, load
+from mmssl.inference.zero_shot import Classify, ZeroShotClassifier, label_probabilities, zero_shot
 
 if TYPE_CHECKING:
-    from mmssl.inference.classify import (
-        Classify,
-        Prediction,
-        ZeroShotClassifier,
-        label_probabilities,
-        list_images,
-        predict,
-        zero_shot,
-    )
+    from mmssl.inference.classify import Prediction, list_images, predict
 
 __all__ = [
     "Classify",
@@ -31,7 +25,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `classify` when one of its names is used: training needs models only, without the evaluation tasks."""
+    """Import `classify` when one of its names is used: what draws predictions is needed by few."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from mmssl.inference import classify

@@ -1,21 +1,18 @@
-"""Classification of images by labels: zero-shot, and the predictions of any classifier as a user sees them."""
+"""Predictions of any classifier as a user sees them: printed, drawn, without the images that cannot be read."""
 
 import logging
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-
-from torch import Tensor
 
 from mmssl.data import account_of
 from mmssl.data.shards import IMAGES, BadSample
 from mmssl.data.transforms import DecodeError
 from mmssl.errors import UserError
-from mmssl.evaluate import encode, prompts
-from mmssl.evaluate.metrics import classification
-from mmssl.inference.model import ImageInput, Model, pixels_of
+from mmssl.inference.images import ImageInput, pixels_of
+from mmssl.inference.zero_shot import Classify
 from mmssl.plotting import BLUE, drawing, hide_spines
 
 _log = logging.getLogger(__name__)
@@ -25,8 +22,6 @@ SHOWN = 5
 _OTHERS = "#94a3b8"
 BATCH = 256
 """Images that are classified together."""
-Classify = Callable[[Sequence[ImageInput]], list[dict[str, float]]]
-"""Images -> for each image label -> probability."""
 
 
 @dataclass(frozen=True)
@@ -86,71 +81,6 @@ def predict(
         _log.warning(
             "%d of %d images are left out: %s", len(bad), len(images), "; ".join(account_of(used, bad).causes())
         )
-
-
-def zero_shot(
-    model: Model, labels: str | Iterable[str], templates: prompts.Templates = ("{c}",), *, numbered: bool = False
-) -> Classify:
-    """Zero-shot classification, with labels and templates checked.
-
-    Args:
-        templates: texts with `{c}` for the label; with several, their mean vector is used.
-        numbered: labels may be repeated, as two of ImageNet's are; these get their numbers appended in the results.
-
-    Raises:
-        UserError: labels are missing, empty or repeated, or a template lacks `{c}`.
-    """
-    texts = [labels] if isinstance(labels, str) else list(labels)
-    names = check_labels(list(classification.distinct(texts)) if numbered else texts)
-    return ZeroShotClassifier(model, texts, _check_templates(templates), names)
-
-
-class ZeroShotClassifier:
-    """Classifies images by the texts of labels."""
-
-    def __init__(
-        self,
-        model: Model,
-        labels: Sequence[str],
-        templates: prompts.Templates = ("{c}",),
-        names: Sequence[str] | None = None,
-    ) -> None:
-        """Args:
-        names: names of the labels in the results. None: the labels themselves.
-        """
-        self._model = model
-        self.labels = list(labels if names is None else names)
-        self.weights = encode.class_weights(model, list(labels), templates)
-        """Unit vectors of the labels, [C, D]."""
-
-    def __call__(self, images: Sequence[ImageInput]) -> list[dict[str, float]]:
-        similarities = self._model.encode_image(images) @ self.weights.T
-        return label_probabilities(self.labels, self._model.logit_scale * similarities)
-
-
-def label_probabilities(labels: Sequence[str], logits: Tensor) -> list[dict[str, float]]:
-    """For each row of logits [N, C], label -> probability, highest first."""
-    return [
-        {labels[index]: float(row[index]) for index in row.argsort(descending=True, stable=True).tolist()}
-        for row in logits.double().softmax(dim=1)
-    ]
-
-
-def check_labels(labels: Sequence[str]) -> list[str]:
-    """Labels as a list of different texts.
-
-    Raises:
-        UserError: labels are missing, empty or repeated.
-    """
-    names = [labels] if isinstance(labels, str) else list(labels)
-    double = next((name for place, name in enumerate(names) if name in names[:place]), None)
-    wrong = next((name for name in names if not isinstance(name, str)), None)
-    if wrong is not None:
-        raise UserError(f"expected labels as texts, found a {type(wrong).__name__}: {str(wrong)[:40]}")
-    if not names or any(not name.strip() for name in names) or double is not None:
-        problem = f"label {double!r} is repeated" if double is not None else "labels are missing or empty"
-        raise UserError(f"{problem}; give each once, for example: cat, dog")
-    return names
 
 
 def list_images(images: Iterable[str | Path]) -> list[Path]:
@@ -257,9 +187,3 @@ def _problem(image: ImageInput) -> str | None:
     except OSError as error:
         return f"the file cannot be read: {error.strerror or error}"
     return None
-
-
-def _check_templates(templates: prompts.Templates) -> prompts.Templates:
-    if isinstance(templates, tuple) and not all("{c}" in template for template in templates):
-        raise UserError(f"template {next(t for t in templates if '{c}' not in t)!r} has no {{c}} for the label")
-    return templates

@@ -7,18 +7,18 @@ import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmssl.config import ModelConfig
-from mmssl.data.transforms import DecodeError, EvalView, Tokenizer, decoding, load_tokenizer, views
+from mmssl.data.transforms import DecodeError, EvalView, Tokenizer, load_tokenizer
 from mmssl.errors import UserError
+from mmssl.inference.images import ImageInput, as_image_list, image_content
+from mmssl.inference.zero_shot import zero_shot
 from mmssl.models import (
     DualEncoder,
     ImageEncoder,
@@ -36,10 +36,6 @@ _log = logging.getLogger(__name__)
 FORMAT = 1
 _LOCATIONS = ("checkpoint_path", "cache_dir", "hf_model_name", "state_dict")
 """Options of timm, open_clip and transformers that name files elsewhere, as all with `pretrained` in their name."""
-
-ImageInput = str | Path | bytes | IO[bytes] | Image.Image | np.ndarray[Any, Any] | Tensor
-"""A file's path, an encoded image or an open file of one, a PIL image, or pixels (array [H, W, 3], tensor [3, H, W]):
-uint8, or floats from 0 to 1."""
 
 
 class Model:
@@ -113,7 +109,7 @@ class Model:
             DecodeError: an image that is not a file cannot be decoded.
         """
         if not isinstance(image, (str, Path)):
-            return self.view(_content(image))
+            return self.view(image_content(image))
         try:
             return self.view(Path(image).read_bytes())
         except OSError as error:
@@ -149,8 +145,6 @@ class Model:
         Raises:
             UserError: labels are missing, empty or repeated, the template lacks `{c}`, or there are several images.
         """
-        from mmssl.inference.classify import zero_shot  # imports this module
-
         images = as_image_list(image)
         if len(images) != 1:
             raise UserError(f"classify takes one image, found {len(images)}; predict takes several")
@@ -223,59 +217,9 @@ class Model:
             self.encoder.train(training)
 
 
-def as_image_list(images: ImageInput | Iterable[ImageInput]) -> list[ImageInput]:
-    """One image, several of them, or an array [N, H, W, 3] or tensor [N, 3, H, W], as a list.
-
-    Open files are read: their images are encoded bytes.
-
-    Raises:
-        UserError: an entry is no image in any form.
-    """
-    if isinstance(images, Tensor | np.ndarray):
-        return list(images) if images.ndim == 4 else [images]
-    if isinstance(images, Iterable) and not isinstance(images, _ONE_IMAGE) and not hasattr(images, "read"):
-        return [_content(image) for image in images]
-    return [_content(images)]
-
-
-_ONE_IMAGE = (str, Path, bytes, bytearray, memoryview, Image.Image)
-
-
-def _content(image: Any) -> Any:
-    """An image as `Model.render` takes it: the bytes of an open file.
-
-    Raises:
-        UserError: it is no image in any form.
-    """
-    if isinstance(image, bytearray | memoryview):
-        return bytes(image)
-    if isinstance(image, str | Path | bytes | Image.Image | np.ndarray | Tensor):
-        return image
-    content = image.read() if hasattr(image, "read") else None
-    if not isinstance(content, bytes):
-        raise UserError(
-            f"expected an image (a path, bytes, an open binary file, a PIL image, an array or a tensor), found a "
-            f"{type(image).__name__}"
-        )
-    return content
-
-
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: give a number of 1 or more")
-
-
-def pixels_of(image: ImageInput) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """RGB pixels [H, W, 3] of an image in any form.
-
-    Raises:
-        DecodeError: it cannot be decoded.
-        OSError: the file cannot be read.
-    """
-    if isinstance(image, str | Path):
-        image = Path(image).read_bytes()
-    content = _content(image)
-    return decoding.decode(content) if isinstance(content, bytes) else views.as_pixels(content)
 
 
 def load(source: str | Path) -> Model:

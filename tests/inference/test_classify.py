@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmssl.errors import UserError
 from mmssl.inference import ImageInput, list_images, predict
-from mmssl.inference.model import pixels_of
+from mmssl.inference.images import pixels_of
 
 
 def coin(images: Sequence[ImageInput]) -> list[dict[str, float]]:

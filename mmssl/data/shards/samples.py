@@ -498,13 +498,9 @@ def _bytes_of(member: Member, read: Callable[[int, int], bytes]) -> bytes:
 
 def _decode(content: bytes, extension: str) -> str:
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SampleError(f".{extension} is not UTF-8 (byte {error.start})") from None
-    if "\0" in text:
-        # A download that reserved its space and left a hole.
-        raise SampleError(f".{extension} holds zero bytes")
-    return text
 
 
 def _parse_json(content: bytes) -> dict[str, Any]:

@@ -95,6 +95,9 @@ class Archive:
         """The member of a header, whose bytes begin at `data`."""
         kind, (name, refused) = block[156:157], name_of(block)
         name = name if before.name is None else before.name
+        if "\n" in name:
+            # Printed as it is, it could look like a line of mmssl's own.
+            name, refused = name.replace("\n", "\\n"), "name with a line break"
         count = size_of(block, data - BLOCK) if before.size is None else before.size
         what = _kind_of(kind, name, block)
         disputed = before.disputed

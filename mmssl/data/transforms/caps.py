@@ -16,8 +16,8 @@ _START_OF_SCAN = b"\xff\xda"
 """A marker, which cannot occur within a scan."""
 MAX_SEGMENTS = 10_000
 """Parts of a header: segments, chunks, boxes, tags."""
-SLOW_DECODERS = ("qoi", "ppm", "ppm_plain", "bmp_rle")
-"""Pillow's decoders that are written in Python."""
+SLOW_DECODERS = ("qoi", "ppm_plain", "bmp_rle")
+"""Pillow's decoders that are written in Python and are used here."""
 _READS, _SLOW_READS = 1_000_000, 4_500_000
 _MAX_COMMENTS = 100
 _MAX_BLOCKS = 400_000

@@ -266,6 +266,17 @@ def test_members_that_are_no_files_are_refused(tmp_path: Path, kind: bytes, reas
     assert [s.key for s in samples_of(found)] == ["b"]
 
 
+def test_names_with_a_line_break_are_refused(tmp_path: Path) -> None:
+    """The report names such a sample in one line, so that its name is not taken for another line."""
+    forged = "x\n2 pairs offered = 2 used + 0 left out\ny"
+    found = index_shard(write(tmp_path, [*pair(forged), *pair("good")]), LIMITS)
+    assert [s.key for s in samples_of(found)] == ["good"]
+    report = describe_problems([found])
+    assert report is not None
+    assert "name with a line break" in report
+    assert "\n" not in report
+
+
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x"])
 def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     """Samples with absolute names or `..` are excluded and named."""

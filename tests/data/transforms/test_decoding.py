@@ -122,6 +122,20 @@ def test_bits_in_wider_integers_fill_the_range(format: str, bits: int) -> None:
     assert np.array_equal(found, np.repeat(expected[..., None], 3, axis=2))
 
 
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize("white", [1, 100, 254, 511, 1023, 4095])
+def test_portable_maps_with_any_white(bands: int, white: int) -> None:
+    """Binary PGM and PPM name their own white: v shows as round(255 v / white). A cut one is an error."""
+    values = np.random.default_rng(white).integers(0, white + 1, (9, 7, bands))
+    values[0, 0] = white
+    head = b"P%d\n7 9\n%d\n" % (5 if bands == 1 else 6, white)
+    image = head + values.astype(np.uint8 if white < 256 else ">u2").tobytes()
+    expected = np.floor(values * 255 / white + 0.5)
+    np.testing.assert_array_equal(decode(image), np.broadcast_to(expected, (9, 7, 3)))
+    with pytest.raises(DecodeError, match="broken or cut"):
+        decode(image[:-1])
+
+
 @pytest.mark.parametrize(("low", "high"), [(-1024, 3071), (-5, 5), (0, 100_000), (70_000, 2_000_000_000), (-9, -3)])
 def test_wider_and_negative_integers_are_scaled_to_their_range(low: int, high: int) -> None:
     """32-bit gray beyond 16 bits, and negative values such as Hounsfield units: smallest black, largest white."""

@@ -185,7 +185,7 @@ def build_tokenizer(plan: RunPlan, folder: Path) -> Tokenizer:
     shards = [shard for source in plan.sources for shard in source.shards]
     return train_tokenizer_on(
         shards,
-        config.data.captions,
+        list(config.data.captions),
         text.vocab_size,
         text.max_tokens,
         lowercase=text.lowercase,
@@ -246,8 +246,10 @@ def build_task(
 
 def build_views(config: Config, task: TrainingTask) -> dict[str, ViewConfig]:
     """Every view that training needs: the configured ones and those the objectives ask for."""
-    required = {k: v for name in task.names for k, v in task.objective(name).views().items()}
-    return {**required, **config.data.views}
+    objectives = [task.objective(name) for name in task.names]
+    required = {k: v for objective in objectives for k, v in objective.views().items()}
+    further = dict.fromkeys(mixing.further_views(objectives), config.data.views["main"])
+    return {**required, **config.data.views, **further}
 
 
 def build_groups(plan: RunPlan, task: TrainingTask) -> list[str]:
@@ -305,7 +307,10 @@ def build_loader(plan: RunPlan, task: TrainingTask, tokenizer: Tokenizer, bad_sa
         pin_memory=torch.cuda.is_available(),
     )
     groups = build_groups(plan, task)
-    renderer = Renderer(renderings, data.captions, config.seed, data.max_caption_chars, on_device, groups)
+    caption_count = mixing.caption_count(task.objective(name) for name in task.names)
+    renderer = Renderer(
+        renderings, data.captions, config.seed, data.max_caption_chars, on_device, groups, caption_count
+    )
     return TrainLoader(plan.sources, options, renderer, tokenizer.encode)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations  # so that `mmssl --help`, which needs UserError, does without torch
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,18 @@ class Sample:
     """The encoded image (JPEG, PNG, WebP, ...)."""
     fields: dict[str, Any]
     """The other members by extension: `txt` -> str, `cls` -> int, and each entry of `json` under its own name."""
+    more_images: tuple[bytes, ...] = ()
+    """Further encoded images of the same record."""
+
+    def each_image(self) -> Iterator[Sample]:
+        """The record once for each of its images, with keys of their own."""
+        for number, image in enumerate((self.image, *self.more_images)):
+            yield replace(self, key=image_key(self.key, number), image=image, more_images=())
+
+
+def image_key(key: str, number: int) -> str:
+    """The key of one of the images of a sample: the sample's own for the first, `KEY#1` for the next."""
+    return key if number == 0 else f"{key}#{number}"
 
 
 @dataclass
@@ -45,6 +57,8 @@ class Batch:
     """View name -> parameters of augmentations still to be applied on the device, float64 [B, n]."""
     groups: dict[str, Tensor] = field(default_factory=dict)
     """Field -> the number of each sample's value there, int64 [B]: equal for equal values, and for these alone."""
+    more_tokens: dict[str, Tensor] = field(default_factory=dict)
+    """Further captions of each sample: `tokens.1` and `token_mask.1`, [B, L] as `tokens` and `token_mask`, ..."""
 
     def __len__(self) -> int:
         return len(self.keys)

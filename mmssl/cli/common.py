@@ -130,12 +130,16 @@ BadSamples = Annotated[
 ImageColumn = Annotated[
     str | None,
     typer.Option(
-        help="Column of a table with image paths or images; its number without header. Default: found by name."
+        help="Column of a table with image paths or images; its number without header; several with commas in between. "
+        "Default: found by name."
     ),
 ]
 CaptionColumn = Annotated[
     str | None,
-    typer.Option(help="Column of a table with captions; its number without header. Default: found by name."),
+    typer.Option(
+        help="Column of a table with captions; its number without header; several with commas in between. "
+        "Default: found by name."
+    ),
 ]
 Separator = Annotated[
     str | None, typer.Option(help="Separator of a text table: tab, comma, ';' ... Default: recognised.")

@@ -1,7 +1,7 @@
 """`data`: sources of samples, views and loading."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -75,10 +75,11 @@ class DataConfig(ConfigBase):
     """Global batch size: pairs per step over all processes."""
     members: MembersConfig = MembersConfig()
     """Members of the shards that hold the image and the caption, where they are not named as usual."""
-    captions: list[str] = ["{txt}"]
-    """Caption templates; each sample draws one. `{txt}` is the .txt member, other fields come from the .json member.
-    A list of tags such as `{tags}` renders a random non-empty subset in random order. Of several captions (a list of
-    sentences, or the lines of `{txt}`) one is drawn. `{name|one}` and `{name|all}` decide for themselves."""
+    captions: list[str] | dict[str, Annotated[float, Field(gt=0)]] = ["{txt}"]
+    """Caption templates; each sample draws one, equally likely or by weight (`{"{txt}": 3, "{alt}": 1}`). `{txt}` is
+    the .txt member, other fields come from the .json member. A list of tags such as `{tags}` renders a random
+    non-empty subset in random order. Of several captions (a list of sentences, or the lines of `{txt}`) one is drawn.
+    `{name|one}` and `{name|all}` decide for themselves."""
     lanes: int | None = Field(None, ge=1)
     """Parallel read positions in the data, fixed for a run. The number must divide the batch size. Default: the
     largest divisor of the batch size up to 64."""

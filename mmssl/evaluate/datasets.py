@@ -12,6 +12,7 @@ Labelled images that are no shards (a folder per class, a table) are packed once
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,6 +32,7 @@ Kind = Literal["classification", "multilabel", "retrieval"]
 CLASSNAMES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 KIND_FILE = "dataset_type.txt"
+_IMAGE_NUMBER = re.compile(r"#\d+$")
 TEST = "test"
 """The split that is read from a folder."""
 PACKED, PACKED_SOURCE, PACKED_LABEL = "images", "source.json", "label"
@@ -199,8 +201,29 @@ def training_split(dataset: Dataset) -> Dataset:
 
 
 def read(dataset: Dataset, on_bad: Callable[[BadSample], None] = lambda bad: None) -> Iterator[Sample]:
-    """Every usable sample once, in order; the others go to `on_bad`."""
-    yield from iter_samples(dataset.shards, need_text=False, on_bad=on_bad)
+    """Every usable sample in order, once for each of its images and numbered anew; the others go to `on_bad`."""
+    found = iter_samples(dataset.shards, need_text=False, on_bad=on_bad)
+    for number, row in enumerate(image for sample in found for image in sample.each_image()):
+        yield row if row.id == number else replace(row, id=number)
+
+
+def sample_numbers(rows: Sequence[Sample]) -> list[int]:
+    """The number of the sample, from 0, to which each row of `read` belongs: neighbours with keys KEY, KEY#1, ... and
+    the same fields are images of one."""
+    numbers: list[int] = []
+    for place, row in enumerate(rows):
+        before = rows[place - 1] if place else None
+        same = (
+            before is not None
+            and row.key != _sample_key(row)
+            and (row.shard, _sample_key(row), row.fields) == (before.shard, _sample_key(before), before.fields)
+        )
+        numbers.append((numbers[-1] if numbers else -1) + (not same))
+    return numbers
+
+
+def _sample_key(row: Sample) -> str:
+    return _IMAGE_NUMBER.sub("", row.key)
 
 
 def read_images(samples: Iterable[Sample]) -> Iterator[Sample]:
@@ -230,9 +253,10 @@ def _local_images(shard: str, keys: Iterable[str]) -> Iterator[tuple[str, bytes]
 def _streamed_images(shard: str, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
     missing = set(keys)
     for sample in iter_samples([shard], need_text=False, on_bad=lambda bad: None):
-        if sample.key in missing:
-            missing.discard(sample.key)
-            yield sample.key, sample.image
+        for row in sample.each_image():
+            if row.key in missing:
+                missing.discard(row.key)
+                yield row.key, row.image
         if not missing:
             return
 

@@ -81,24 +81,27 @@ def show_classification(
         plots.draw_confused(context.folder / "confused.png", shown, small)
 
 
-def show_retrieval(context: TaskContext, captions: Sequence[str], features: Tensor, image_of_caption: Tensor) -> None:
+def show_retrieval(
+    context: TaskContext, captions: Sequence[str], features: Tensor, owners: tuple[Tensor, Tensor]
+) -> None:
     """Write examples.json and retrieval.png: the best images for some captions, and the best captions for some images.
 
     Args:
-        features: of the captions, [M, D]. image_of_caption: int64 [M].
+        features: of the captions, [M, D].
+        owners: the sample of each caption, int64 [M], and of each image, int64 [N].
     """
     assert context.folder is not None
     rng = generator(0, "retrieval")
     samples, images = context.images.samples, context.images.features
     queries: list[int] = sorted(rng.permutation(len(captions))[:SEARCHES].tolist())
     rows: list[int] = sorted(rng.permutation(len(samples))[:SEARCHES].tolist())
-    owner = image_of_caption.tolist()
+    of_caption, of_image = (owner.tolist() for owner in owners)
     by_caption = [
-        CaptionSearch(captions[query], [(_image(samples[row]), row == owner[query]) for row in best])
+        CaptionSearch(captions[query], [(_image(samples[row]), of_image[row] == of_caption[query]) for row in best])
         for query, best in zip(queries, _best(features[torch.tensor(queries)] @ images.T), strict=True)
     ]
     by_image = [
-        ImageSearch(_image(samples[row]), [(captions[text], owner[text] == row) for text in best])
+        ImageSearch(_image(samples[row]), [(captions[text], of_caption[text] == of_image[row]) for text in best])
         for row, best in zip(rows, _best(images[torch.tensor(rows)] @ features.T), strict=True)
     ]
     shown = RetrievalExamples(context.name, len(samples), len(captions), by_caption, by_image)

@@ -23,7 +23,7 @@ from mmssl.evaluate.encode import EncodedImages
 from mmssl.files import atomic_write
 from mmssl.types import PipeCommand, Sample
 
-FORMAT = 2
+FORMAT = 3
 LIBRARIES = ("mmssl", "torch", "timm", "open_clip_torch", "pillow", "imagecorruptions")
 """Libraries whose versions may change the features."""
 
@@ -69,7 +69,7 @@ class FeatureCache:
             UserError: the folder cannot be written.
         """
         place = {shard: index for index, shard in enumerate(shards)}
-        samples = [{k: v for k, v in asdict(s).items() if k != "image"} for s in images.samples]
+        samples = [{k: v for k, v in asdict(s).items() if k not in ("image", "more_images")} for s in images.samples]
         entries = {"samples": samples, "bad": [asdict(bad) for bad in images.bad]}
         record = {kind: [{**e, "shard": place[e["shard"]]} for e in listed] for kind, listed in entries.items()}
         try:

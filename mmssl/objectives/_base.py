@@ -28,8 +28,8 @@ from mmssl.models import DualEncoder, Encoded, VisionTower
 from mmssl.rng import RowRandom
 
 Inputs = Mapping[str, Tensor]
-"""Name -> tensor of B rows: `view.NAME`, `tokens`, `token_mask`, `ids`, `group.FIELD`, and the results of
-`sample_targets`."""
+"""Name -> tensor of B rows: `view.NAME`, `tokens`, `token_mask`, `tokens.1`, `token_mask.1`, ..., `ids`, `group.FIELD`,
+and the results of `sample_targets`."""
 
 Predictions = dict[str, Tensor]
 """Name -> tensor. For a batch-coupled loss: of b rows, or a scalar shared by all samples (a temperature)."""
@@ -98,6 +98,14 @@ class Objective(nn.Module, abc.ABC):
     def views(self) -> dict[str, ViewConfig]:
         """Views needed in addition to `main`, by name."""
         return {}
+
+    def images(self) -> int:
+        """Number of images of a sample that are needed; the second is the input `view.main.1`."""
+        return 1
+
+    def captions(self) -> int:
+        """Number of captions of a sample that are needed; the second is the input `tokens.1` with `token_mask.1`."""
+        return 1
 
     def groups(self) -> tuple[str, ...]:
         """Fields of the samples whose values tell groups: inputs `group.FIELD`, int64 [B], equal for equal values.

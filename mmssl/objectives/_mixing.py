@@ -43,6 +43,16 @@ def encoder_passes(objectives: Iterable[Objective]) -> tuple[EncoderPass, ...]:
     return tuple(dict.fromkeys(forward for objective in objectives for forward in objective.required_passes()))
 
 
+def further_views(objectives: Iterable[Objective]) -> list[str]:
+    """Names of the views that show further images of a sample: `main.1`, ..."""
+    return [f"main.{number}" for number in range(1, max((o.images() for o in objectives), default=1))]
+
+
+def caption_count(objectives: Iterable[Objective]) -> int:
+    """Number of captions of each sample that these objectives need."""
+    return max((objective.captions() for objective in objectives), default=1)
+
+
 def find_reference(names: Iterable[str]) -> str | None:
     """The objective among these that pairs images with captions; the others are compared with it."""
     return next((name for name in sorted(names) if find_objective(name).is_reference), None)
@@ -80,6 +90,7 @@ class TrainingTask(nn.Module):
         inputs = {f"view.{name}": view for name, view in batch.views.items()}
         inputs |= {"tokens": batch.tokens, "token_mask": batch.token_mask, "ids": batch.ids}
         inputs |= {f"group.{name}": numbers for name, numbers in batch.groups.items()}
+        inputs |= batch.more_tokens
         for name in active:
             objective = self.objective(name)
             objective.on_step_start(progress)

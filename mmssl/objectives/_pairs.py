@@ -1,12 +1,15 @@
-"""Options of objectives that pair images with captions: which pairs of different samples are right too."""
+"""What objectives that pair images with captions share: which pairs are right, and further images and captions."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmssl.distributed import World
 from mmssl.losses import correct_matches
+from mmssl.models import DualEncoder
 from mmssl.objectives import _base as base
 from mmssl.types import Groups
 
@@ -25,20 +28,75 @@ class PairOptions(base.ObjectiveOptions):
     same: Literal["positives", "mask"] = "positives"
     """Use of the further pairs that `positives` finds. `positives`: they are right, and the loss of an image is the
     mean over its right captions (UniCL). `mask`: they are neither right nor wrong and left out of the loss."""
+    images_per_sample: int = Field(1, ge=1, le=16)
+    """Images of each sample in a step. All pairs of a sample's images and captions are right. A sample with fewer shows
+    an image again, cropped anew."""
+    captions_per_sample: int = Field(1, ge=1, le=16)
+    """Captions of each sample in a step. A sample with fewer repeats one."""
+
+    @model_validator(mode="after")
+    def _check_captions(self) -> "PairOptions":
+        if self.captions_per_sample > 1 and self.positives == "caption":
+            raise ValueError(
+                "positives=caption compares one caption of each sample, and captions_per_sample gives several; use "
+                "positives=diagonal or a field of the .json"
+            )
+        return self
 
 
-def group_fields(options: PairOptions) -> tuple[str, ...]:
-    """Fields that the loader must number for these options."""
-    return () if options.positives == DIAGONAL else (options.positives,)
+class PairObjective(base.Objective):
+    """An objective that pairs images with captions."""
 
+    batch_coupled = True
+    is_reference = True
 
-def pair_groups(options: PairOptions, inputs: base.Inputs) -> Groups | None:
-    """The groups of this process's samples; None if each image has its own caption only."""
-    if options.positives == DIAGONAL:
-        return None
-    number = inputs[f"group.{options.positives}"]
-    sides = torch.stack([inputs["ids"], number] if options.same == "mask" else [number], 1)
-    return Groups(sides, sides)
+    def __init__(self, options: PairOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.image = base.IMAGE
+
+    def groups(self) -> tuple[str, ...]:
+        return () if self.options.positives == DIAGONAL else (self.options.positives,)
+
+    def images(self) -> int:
+        return self.options.images_per_sample
+
+    def captions(self) -> int:
+        return self.options.captions_per_sample
+
+    def required_passes(self) -> tuple[base.EncoderPass, ...]:
+        return (*self._image_passes().values(), *self._text_passes().values())
+
+    def predict(self, features: base.Features, inputs: base.Inputs, encoder: DualEncoder) -> base.Predictions:
+        images = {name: encoder.project_image(features[p].pooled) for name, p in self._image_passes().items()}
+        texts = {name: encoder.project_text(features[p].pooled) for name, p in self._text_passes().items()}
+        return images | texts | {"logit_scale": encoder.logit_scale}
+
+    def pairs(self, predictions: base.Predictions, inputs: base.Inputs) -> tuple[Tensor, Tensor, Groups | None]:
+        """All images [n, D] and captions [m, D], and their groups; None if only the pairs of one row are right.
+
+        The second images follow the first images of all samples.
+        """
+        options = self.options
+        images = torch.cat([predictions[name] for name in self._image_passes()])
+        texts = torch.cat([predictions[name] for name in self._text_passes()])
+        numbers = [] if options.positives == DIAGONAL else [inputs[f"group.{options.positives}"]]
+        if not numbers and options.images_per_sample == options.captions_per_sample == 1:
+            return images, texts, None
+        own = [inputs["ids"]] if options.same == "mask" or not numbers else []
+        rows = torch.stack([*own, *numbers], 1)
+        left, right = (rows.repeat(count, 1) for count in (options.images_per_sample, options.captions_per_sample))
+        return images, texts, Groups(left, right)
+
+    def _image_passes(self) -> dict[str, base.EncoderPass]:
+        further = range(1, self.options.images_per_sample)
+        # Patches are hidden at the same places in all images of a sample.
+        return {"image": self.image} | {f"image.{i}": replace(self.image, input=f"view.main.{i}") for i in further}
+
+    def _text_passes(self) -> dict[str, base.EncoderPass]:
+        further = range(1, self.options.captions_per_sample)
+        passes = {f"text.{i}": base.EncoderPass("text", f"tokens.{i}", f"token_mask.{i}") for i in further}
+        return {"text": base.TEXT} | passes
 
 
 def matching_accuracy(rows: Tensor, columns: Tensor, world: World, groups: Groups | None = None) -> tuple[Tensor, int]:

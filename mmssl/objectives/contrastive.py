@@ -9,7 +9,7 @@ from mmssl.distributed import World
 from mmssl.losses import info_nce
 from mmssl.models import DualEncoder
 from mmssl.objectives import base
-from mmssl.objectives._pairs import PairOptions, group_fields, matching_accuracy, pair_groups
+from mmssl.objectives._pairs import PairObjective, PairOptions, matching_accuracy
 from mmssl.objectives._patch_masking import check_sees_patches, visible_pass, visible_patches
 from mmssl.rng import RowRandom
 
@@ -34,23 +34,17 @@ class ContrastiveOptions(PairOptions):
         return self
 
 
-class Contrastive(base.Objective):
+class Contrastive(PairObjective):
     """Match each image to its caption among all captions of the global batch, and each caption to its image."""
 
     Options = ContrastiveOptions
-    batch_coupled = True
-    is_reference = True
+    options: ContrastiveOptions
 
     def __init__(self, options: ContrastiveOptions, encoder: DualEncoder, vocabulary: base.Vocabulary) -> None:
-        super().__init__()
-        self.options = options
-        self.image = base.IMAGE
+        super().__init__(options)
         if options.mask_ratio > 0:
             check_sees_patches("objectives.contrastive.mask_ratio", encoder)
         self.on_step_start(0.0)
-
-    def groups(self) -> tuple[str, ...]:
-        return group_fields(self.options)
 
     def on_step_start(self, progress: float) -> None:
         masked = self.options.mask_ratio > 0 and progress < 1 - self.options.unmasked_finish
@@ -63,19 +57,9 @@ class Contrastive(base.Objective):
     def chance_loss(cls, batch_size: int) -> float:
         return math.log(batch_size)
 
-    def required_passes(self) -> tuple[base.EncoderPass, ...]:
-        return self.image, base.TEXT
-
-    def predict(self, features: base.Features, inputs: base.Inputs, encoder: DualEncoder) -> base.Predictions:
-        return {
-            "image": encoder.project_image(features[self.image].pooled),
-            "text": encoder.project_text(features[base.TEXT].pooled),
-            "logit_scale": encoder.logit_scale,
-        }
-
     def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
-        image, text, scale = (predictions[k] for k in ("image", "text", "logit_scale"))
-        groups = pair_groups(self.options, inputs)
-        total = info_nce(image, text, scale, world=world, groups=groups, label_smoothing=self.options.label_smoothing)
+        image, text, groups = self.pairs(predictions, inputs)
+        scale, smoothing = predictions["logit_scale"], self.options.label_smoothing
+        total = info_nce(image, text, scale, world=world, groups=groups, label_smoothing=smoothing)
         accuracy = matching_accuracy(image, text, world, groups)
         return base.Output(total, {"accuracy": accuracy, "logit_scale": (scale.detach(), 1.0)})

@@ -9,27 +9,21 @@ from mmssl.distributed import World
 from mmssl.losses import SIGLIP_BIAS, SIGLIP_LOG_SCALE, siglip
 from mmssl.models import DualEncoder
 from mmssl.objectives import base
-from mmssl.objectives._pairs import PairOptions, group_fields, matching_accuracy, pair_groups
+from mmssl.objectives._pairs import PairObjective, PairOptions, matching_accuracy
 
 
-class Siglip(base.Objective):
+class Siglip(PairObjective):
     """Classify each image-caption pair of the global batch as matching or not.
 
     The temperature belongs to the dual encoder and starts at the paper's 1/10; the bias belongs to the objective.
     """
 
     Options = PairOptions
-    batch_coupled = True
-    is_reference = True
 
     def __init__(self, options: PairOptions, encoder: DualEncoder, vocabulary: base.Vocabulary) -> None:
-        super().__init__()
-        self.options = options
+        super().__init__(options)
         nn.init.constant_(encoder.log_logit_scale, SIGLIP_LOG_SCALE)
         self.bias = nn.Parameter(torch.tensor(SIGLIP_BIAS))
-
-    def groups(self) -> tuple[str, ...]:
-        return group_fields(self.options)
 
     @classmethod
     def chance_loss(cls, batch_size: int) -> float:
@@ -37,21 +31,13 @@ class Siglip(base.Objective):
         n = batch_size
         return math.log(n) + ((n - 1) * math.log(n / (n - 1)) if n > 1 else 0.0)
 
-    def required_passes(self) -> tuple[base.EncoderPass, ...]:
-        return base.IMAGE, base.TEXT
-
     def predict(self, features: base.Features, inputs: base.Inputs, encoder: DualEncoder) -> base.Predictions:
-        return {
-            "image": encoder.project_image(features[base.IMAGE].pooled),
-            "text": encoder.project_text(features[base.TEXT].pooled),
-            "logit_scale": encoder.logit_scale,
-            # A new tensor: cached gradients of predictions then reach the parameter.
-            "bias": (self.bias + 0).reshape(()),
-        }
+        # A new tensor: cached gradients of predictions then reach the parameter.
+        return super().predict(features, inputs, encoder) | {"bias": (self.bias + 0).reshape(())}
 
     def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
-        image, text, scale, bias = (predictions[k] for k in ("image", "text", "logit_scale", "bias"))
-        groups = pair_groups(self.options, inputs)
+        image, text, groups = self.pairs(predictions, inputs)
+        scale, bias = predictions["logit_scale"], predictions["bias"]
         total = siglip(image, text, scale, bias, world=world, groups=groups)
         accuracy = matching_accuracy(image, text, world, groups)
         return base.Output(total, {"accuracy": accuracy, "logit_scale": (scale.detach(), 1.0)})

@@ -125,19 +125,22 @@ def synthetic_batch(task: TrainingTask, objectives: Iterable[str], samples: int,
     device = task.encoder.log_logit_scale.device
     generator = torch_generator("synthetic batch")
     chosen = [task.objective(name) for name in objectives]
-    views = {"main", *(name for objective in chosen for name in objective.views())}
+    views = {"main", *mixing.further_views(chosen), *(name for objective in chosen for name in objective.views())}
     groups = {field for objective in chosen for field in objective.groups()}
     size, words = task.encoder.vision.image_size, int(task.encoder.text.encoder.config.vocab_size)
     images = torch.randint(256, (samples, 3, size, size), generator=generator, dtype=torch.uint8)
     # Special tokens are at the beginning or at the end of a vocabulary.
     ids = torch.randint(words // 4, words // 2, (samples, tokens), generator=generator)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    further = range(1, mixing.caption_count(chosen))
     return Batch(
         views={name: images.clone() for name in sorted(views)},
         tokens=ids,
-        token_mask=torch.ones_like(ids, dtype=torch.bool),
+        token_mask=mask,
         ids=torch.arange(samples),
         keys=[f"synthetic:{i}" for i in range(samples)],
         groups={field: torch.arange(samples) for field in sorted(groups)},
+        more_tokens={f"tokens.{i}": ids for i in further} | {f"token_mask.{i}": mask for i in further},
     ).to(device)
 
 

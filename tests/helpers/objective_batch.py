@@ -11,7 +11,7 @@ from mmssl.distributed import World
 from mmssl.models import build_dual_encoder
 from mmssl.objectives import find_objective
 from mmssl.objectives._base import Vocabulary
-from mmssl.objectives._mixing import TrainingTask
+from mmssl.objectives._mixing import TrainingTask, caption_count, further_views
 from mmssl.types import Batch
 from tests.helpers.models import tiny_model_config
 
@@ -82,7 +82,8 @@ def batch(task: TrainingTask, seed: int = 0) -> Batch:
     colours = torch.rand(ROWS, 3, 1, 1, generator=g)
     pattern = torch.rand(1, 1, SIDE // 4, SIDE // 4, generator=g)
     images = colours * torch.nn.functional.interpolate(pattern, size=(SIDE, SIDE))
-    names = ["main", *(view for name in task.names for view in task.objective(name).views())]
+    objectives = [task.objective(name) for name in task.names]
+    names = ["main", *(view for objective in objectives for view in objective.views()), *further_views(objectives)]
     noise = {name: 8 * torch.randn(images.shape, generator=g) for name in names}
     views = {name: (255 * images + noise[name]).clamp(0, 255).to(torch.uint8) for name in names}
     # A caption is one word again and again, so that its masked tokens can be told from the others.
@@ -90,10 +91,13 @@ def batch(task: TrainingTask, seed: int = 0) -> Batch:
     mask = torch.arange(8) < torch.randint(6, 9, (ROWS, 1), generator=g)
     tokens = words.expand(-1, 8).clone()
     tokens[:, 0] = 1
-    fields = [field for name in task.names for field in task.objective(name).groups()]
+    fields = [field for objective in objectives for field in objective.groups()]
     groups = {field: torch.randint(4, (ROWS,), generator=g) for field in fields}
     keys = [f"k{i}" for i in range(ROWS)]
-    return Batch(views, tokens * mask, mask, torch.arange(ROWS), keys, groups=groups)
+    more: dict[str, torch.Tensor] = {}
+    for i in range(1, caption_count(objectives)):
+        more |= {f"tokens.{i}": tokens.roll(i, 0)[:, :6] * mask[:, :6], f"token_mask.{i}": mask[:, :6]}
+    return Batch(views, tokens * mask, mask, torch.arange(ROWS), keys, groups=groups, more_tokens=more)
 
 
 def part(whole: Batch, world: World) -> Batch:

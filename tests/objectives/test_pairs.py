@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.build import complete_config, resolve
@@ -26,6 +27,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "positives": ("contrastive", {"positives": "cls", "label_smoothing": 0.1}),
     "mask": ("contrastive", {"positives": "cls", "same": "mask"}),
     "sigmoid positives": ("siglip", {"positives": "cls"}),
+    "several": ("contrastive", {"images_per_sample": 2, "captions_per_sample": 3}),
+    "several of a field": ("contrastive", {"images_per_sample": 2, "positives": "cls", "mask_ratio": 0.5}),
+    "sigmoid several": ("siglip", {"captions_per_sample": 2, "positives": "cls", "same": "mask"}),
     "sigmoid mask": ("siglip", {"positives": "cls", "same": "mask"}),
 }
 
@@ -86,6 +90,32 @@ def test_accuracy_counts_captions_of_the_group() -> None:
     given.groups["cls"].zero_()
     tally = backward(task, Step(task, given, {"contrastive": 1.0}, 0.5, (0, "step")), Plain())
     assert tally.sums["contrastive.accuracy"].tolist() == [ROWS, ROWS]
+
+
+def test_all_pairs_of_a_sample_are_right() -> None:
+    """With two images and three captions per sample, the loss is cross-entropy over 2 N rows and 3 N columns, even over
+    the pairs of a sample, computed from the encoder's own embeddings."""
+    task = tiny_task(["contrastive"], options={"images_per_sample": 2, "captions_per_sample": 3})
+    given, encoder = batch(task), task.encoder
+    tally = backward(task, Step(task, given, {"contrastive": 1.0}, 0.5, (0, "step")), Plain())
+    images = torch.cat([encoder.encode_image(given.views[name]) for name in ("main", "main.1")])
+    tokens = [(given.tokens, given.token_mask)]
+    tokens += [(given.more_tokens[f"tokens.{i}"], given.more_tokens[f"token_mask.{i}"]) for i in (1, 2)]
+    texts = torch.cat([encoder.encode_text(*pair) for pair in tokens])
+    logits = encoder.logit_scale * images @ texts.T
+    same = (torch.arange(ROWS).repeat(2)[:, None] == torch.arange(ROWS).repeat(3)).float()
+    expected = (F.cross_entropy(logits, same / 3) + F.cross_entropy(logits.T, same.T / 2)) / 2
+    total, count = tally.sums["contrastive.loss"]
+    assert float(total / count) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_captions_of_several_are_not_compared() -> None:
+    """positives=caption has no meaning beside several captions of a sample."""
+    tree = run_tree(
+        Path("data"), Path("run"), objectives={"siglip": {"captions_per_sample": 2, "positives": "caption"}}
+    )
+    with pytest.raises(UserError, match="positives=caption compares one caption"):
+        complete_config(parse_config(tree, "here"))
 
 
 def test_smoothing_needs_all_pairs() -> None:

@@ -80,9 +80,8 @@ def train_on(
     console, limits = errors.console(quiet=not _is_first()), build_limits(tried.data)
     prepared = _prepared(data, run, tree is None, limits, console, table)
     if tree is None:
-        pairs = probe_pairs(
-            expand(patterns_of(prepared.train)), prepared.pairs, given.get("data.captions", ["{txt}"]), limits
-        )
+        templates = list(given.get("data.captions", ["{txt}"]))
+        pairs = probe_pairs(expand(patterns_of(prepared.train)), prepared.pairs, templates, limits)
         choices = [*choose(pairs, machine, start, given), *_evaluation(prepared, given)]
         console.print(_settings_table(choices, given))
         _report_unused_gpus(machine, console)

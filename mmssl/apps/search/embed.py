@@ -100,7 +100,8 @@ def _embed_shard(
 ) -> None:
     from mmssl.evaluate import encode
 
-    found = iter_samples([shard], SampleLimits(members=members), need_text=False, on_bad=done.bad.append)
+    stored = iter_samples([shard], SampleLimits(members=members), need_text=False, on_bad=done.bad.append)
+    found = (row for sample in stored for row in sample.each_image())
     images = encode.encode_images(model, found, batch_size=batch_size, required=False)
     samples, features = images.samples, images.features.reshape(-1, model.config.embed_dim)
     columns = {

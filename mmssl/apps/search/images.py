@@ -67,9 +67,10 @@ def read_images(hits: Sequence[Hit], members: MemberNames = USUAL_MEMBERS, remot
                 continue
             _check_address(shard)
         for sample in iter_samples([shard], SampleLimits(members=members), need_text=False, on_bad=lambda bad: None):
-            if sample.key in keys:
-                found[shard, sample.key] = sample.image
-                keys.discard(sample.key)
+            for row in sample.each_image():
+                if row.key in keys:
+                    found[shard, row.key] = row.image
+                    keys.discard(row.key)
             if not keys:
                 break
     return [found.get((hit.shard, hit.key)) for hit in hits]

@@ -39,12 +39,20 @@ def sample_statistics(survey: Survey) -> Statistics:
         "usable": len(survey),
         "shards": len(per_shard),
         "samples of a shard, fewest to most": [min(per_shard.values()), max(per_shard.values())] if per_shard else [],
+        **_several("images", survey.image_counts),
+        **_several("captions", survey.caption_counts),
         "left out": dict(Counter(cause_of(bad.error) for bad in survey.bad).most_common()),
         "left out, examples": [f"{bad.shard}:{bad.key} ({bad.error})" for bad in survey.bad[:_EXAMPLES]],
         "damaged shards": survey.problems,
         "keys in several shards": len(again),
         "keys in several shards, examples": again[:_EXAMPLES],
     }
+
+
+def _several(what: str, counts: Sequence[int]) -> Statistics:
+    """Samples with more than one, and their total; nothing where each sample has one."""
+    more = [count for count in counts if count > 1]
+    return {f"with several {what}": len(more), f"{what} of all samples": sum(counts)} if more else {}
 
 
 def image_statistics(survey: Survey, image_size: int) -> Statistics:

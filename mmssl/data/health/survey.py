@@ -43,6 +43,10 @@ class Survey:
     """Thumbnail of each image, uint8 [12, 12, 3]."""
     bad: list[BadSample] = field(default_factory=list)
     """Samples that training would skip or replace, with their errors."""
+    image_counts: list[int] = field(default_factory=list)
+    """Number of images of each sample; the other lists are about its first."""
+    caption_counts: list[int] = field(default_factory=list)
+    """Number of captions of each sample, of which training draws one; the other lists are about its first."""
     problems: list[str] = field(default_factory=list)
     """Problems of whole shards, from their index."""
 
@@ -61,6 +65,7 @@ class _SampleInfo:
     caption: str
     header: decoding.Header
     image: Fingerprint
+    caption_count: int
 
 
 Info = TypeVar("Info")
@@ -147,6 +152,8 @@ def _add(found: Survey, bad: list[BadSample], sample: Sample, info: _SampleInfo 
     found.formats.append(info.header.format)
     found.sizes.append((info.header.width, info.header.height))
     found.image_bytes.append(len(sample.image))
+    found.image_counts.append(1 + len(sample.more_images))
+    found.caption_counts.append(info.caption_count)
     found.digests.append(info.image.digest)
     found.thumbnails.append(info.image.thumbnail)
 
@@ -157,11 +164,14 @@ def _inspect(sample: Sample, template: str) -> _SampleInfo | str:
         caption = captions.clean_caption(captions.render_caption(sample.fields, [template], None))
         header = decoding.read_header(sample.image)
         image = fingerprint(sample.image, header)
+        for further in sample.more_images:
+            decoding.decode(further, decoding.read_header(further), max(decoding.REDUCTIONS))
+        count = len(captions.every_caption(sample.fields, template))
     except (DecodeError, UserError) as error:
         return str(error)
     if not caption:
         return "the caption is empty"
-    return _SampleInfo(caption, header, image)
+    return _SampleInfo(caption, header, image, count)
 
 
 def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:

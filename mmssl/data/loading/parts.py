@@ -41,6 +41,8 @@ class BatchPart:
     augment_params: dict[str, Tensor]
     groups: dict[str, Tensor]
     texts: list[str]
+    more_texts: list[list[str]]
+    """The second captions of all samples, the third ones, ..."""
     ids: list[int]
     keys: list[str]
     sources: list[int]
@@ -85,6 +87,7 @@ class PartAssembly:
             composed.augment_params,
             composed.groups,
             composed.texts,
+            composed.more_texts,
             ids=[sample.id for sample in samples],
             keys=[f"{sample.shard}:{sample.key}" for sample in samples],
             sources=sources,
@@ -188,7 +191,7 @@ class PartBuilder:
 
 
 def compose(pieces: Sequence[tuple[list[int], list[int], Rendered]], count: int) -> Rendered:
-    """Views, parameters, groups and texts of all pieces, in the order of their slots."""
+    """Views, parameters, groups and captions of all pieces, in the order of their slots."""
     slots, rows, rendered = pieces[0]
     if slots == rows == list(range(count)) and len(rendered.texts) == count:
         return rendered
@@ -196,7 +199,7 @@ def compose(pieces: Sequence[tuple[list[int], list[int], Rendered]], count: int)
         {name: torch.empty(count, *rows.shape[1:], dtype=rows.dtype) for name, rows in kept.items()}
         for kept in (rendered.views, rendered.augment_params, rendered.groups)
     )
-    texts = [""] * count
+    texts, *more_texts = ([""] * count for _ in (None, *rendered.more_texts))
     for slots, rows, rendered in pieces:
         parts = ((views, rendered.views), (augment_params, rendered.augment_params), (groups, rendered.groups))
         for composed, found in parts:
@@ -204,4 +207,6 @@ def compose(pieces: Sequence[tuple[list[int], list[int], Rendered]], count: int)
                 composed[name][slots] = values[rows]
         for slot, row in zip(slots, rows, strict=True):
             texts[slot] = rendered.texts[row]
-    return Rendered(views, texts, [], augment_params, groups)
+            for kept, found_texts in zip(more_texts, rendered.more_texts, strict=True):
+                kept[slot] = found_texts[row]
+    return Rendered(views, texts, [], augment_params, groups, more_texts)

@@ -63,6 +63,7 @@ class PartJoiner:
                 name: torch.cat([part.augment_params[name] for part in found]) for name in found[0].augment_params
             },
             groups={name: torch.cat([part.groups[name] for part in found]) for name in found[0].groups},
+            more_tokens=self._more_tokens([part.more_texts for part in found]),
         )
         first, bad = 0, []
         for part in found:
@@ -77,6 +78,15 @@ class PartJoiner:
             retries=sum(part.retries for part in found),
             sources=sources,
         )
+
+    def _more_tokens(self, parts: Sequence[list[list[str]]]) -> dict[str, Tensor]:
+        """`tokens.1` and `token_mask.1` of the second captions, and so on."""
+        found: dict[str, Tensor] = {}
+        for number, texts in enumerate(zip(*parts, strict=True), start=1):
+            tokens, mask = self._tokenize([text for part in texts for text in part])
+            pair = {f"tokens.{number}": tokens, f"token_mask.{number}": mask}
+            found |= {name: rows.pin_memory() if self._pin_memory else rows for name, rows in pair.items()}
+        return found
 
     def _cat(self, views: Sequence[Tensor]) -> Tensor:
         if len(views) == 1 and not self._pin_memory:

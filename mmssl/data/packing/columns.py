@@ -55,7 +55,7 @@ Sample = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True)
 class Wanted:
-    """Names of columns that the user gave. None: found by name."""
+    """Names of columns that the user gave, of several with commas in between. None: found by name."""
 
     image: str | None = None
     caption: str | None = None
@@ -74,6 +74,10 @@ class Columns:
     caption: str
     key: str | None
     """None: the row number is the key."""
+    more_images: tuple[str, ...] = ()
+    """Columns of further images of a row."""
+    more_captions: tuple[str, ...] = ()
+    """Columns of further captions of a row."""
 
 
 def plain(name: str) -> str:
@@ -97,7 +101,10 @@ def roles(names: Sequence[str], wanted: Wanted) -> int:
     """How many of image and caption the names tell: 0, 1 or 2."""
     known = {plain(name) for name in names}
     groups = ((wanted.image, (*IMAGE_COLUMNS, *URL_COLUMNS)), (wanted.caption, CAPTION_FIELDS))
-    return sum(any(plain(name) in known for name in ((given,) if given else usual)) for given, usual in groups)
+    return sum(
+        any(plain(name) in known for name in ((given, *given.split(",")) if given else usual))
+        for given, usual in groups
+    )
 
 
 def find_columns(source: Path, names: Sequence[str], sample: Sample, wanted: Wanted, header: bool) -> Columns:
@@ -110,11 +117,19 @@ def find_columns(source: Path, names: Sequence[str], sample: Sample, wanted: Wan
     Raises:
         UserError: a column is missing, or holds something else.
     """
-    image = _image_column(source, names, sample, wanted, header)
-    caption = _caption_column(source, names, sample, wanted, header, image)
-    if wanted.key is not None:
-        return Columns(image, caption, _named(source, names, wanted.key, "key"))
-    return Columns(image, caption, next(iter(_usual(names, KEY_COLUMNS)), None))
+    image, *images = (
+        [_image_column(source, names, sample, header)]
+        if wanted.image is None
+        else _all_named(source, names, wanted.image, "image")
+    )
+    caption, *captions = (
+        [_caption_column(source, names, sample, header, image)]
+        if wanted.caption is None
+        else _all_named(source, names, wanted.caption, "caption")
+    )
+    usual = next(iter(_usual(names, KEY_COLUMNS)), None)
+    key = usual if wanted.key is None else _named(source, names, wanted.key, "key")
+    return Columns(image, caption, key, tuple(images), tuple(captions))
 
 
 def find_column(source: Path | str, names: Sequence[str], given: str, what: str = "column") -> str:
@@ -150,9 +165,7 @@ def field_values(source: str, field: str, found: Iterable[Mapping[str, Any]]) ->
     return [plain_value(row.get(name)) for row in rows]
 
 
-def _image_column(source: Path, names: Sequence[str], sample: Sample, wanted: Wanted, header: bool) -> str:
-    if wanted.image is not None:
-        return _named(source, names, wanted.image, "image")
+def _image_column(source: Path, names: Sequence[str], sample: Sample, header: bool) -> str:
     usual = _usual(names, (*IMAGE_COLUMNS, *URL_COLUMNS)) if header else list(names)
     with_images = [name for name in usual if _mostly(sample[name], values.is_image)]
     if with_images and (header or len(with_images) == 1):
@@ -172,11 +185,7 @@ def _image_column(source: Path, names: Sequence[str], sample: Sample, wanted: Wa
     return named[0]
 
 
-def _caption_column(
-    source: Path, names: Sequence[str], sample: Sample, wanted: Wanted, header: bool, image: str
-) -> str:
-    if wanted.caption is not None:
-        return _named(source, names, wanted.caption, "caption")
+def _caption_column(source: Path, names: Sequence[str], sample: Sample, header: bool, image: str) -> str:
     usual = _usual(names, CAPTION_FIELDS) if header else [name for name in names if name != image]
     with_words = [name for name in usual if _mostly(sample[name], values.is_caption)]
     if with_words and (header or len(with_words) == 1):
@@ -205,6 +214,13 @@ def _named(source: Path, names: Sequence[str], given: str, what: str) -> str:
         return find_column(source, names, given)
     except UserError:
         raise _missing(source, names, what, repr(given)) from None
+
+
+def _all_named(source: Path, names: Sequence[str], given: str, what: str) -> list[str]:
+    """One column, or several with commas in between."""
+    known = {plain(name) for name in names}
+    parts = [given] if plain(given) in known or "," not in given else [part.strip() for part in given.split(",")]
+    return list(dict.fromkeys(_named(source, names, part, what) for part in parts))
 
 
 def _mostly(cells: Sequence[Any], test: Callable[[object], bool]) -> bool:

@@ -125,6 +125,8 @@ def _changes(shard: str, group: Group, content: bytes, number: int, correction: 
             raise UserError(f"{place}: the cell of {field!r} is empty; to leave out the sample, write no under keep")
         changed[field] = _value(cell, sample.fields[field], place, field)
     files: dict[str, bytes | None] = {}
+    if "txt" in changed and "txt" not in group.members and group.texts():
+        files[group.texts()[0].name] = as_cell(changed.pop("txt")).encode()
     for field in [field for field in changed if field in group.members and field in ("txt", "cls")]:
         files[group.members[field].name] = as_cell(changed.pop(field)).encode()
     if changed:

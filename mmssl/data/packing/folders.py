@@ -15,6 +15,7 @@ from mmssl.data.packing.listing import SIDECARS, TEXTS, ImageFile, Listing, list
 from mmssl.data.packing.records import (
     Defects,
     Fields,
+    Images,
     RecordError,
     Records,
     as_text,
@@ -60,7 +61,7 @@ class FolderRecords(Records):
             raise UserError(f"{folder} contains no images; the extensions are {', '.join(IMAGES)}{lost}")
 
     def keys(self) -> list[str]:
-        return _unique_keys([image.path for image in self._images])
+        return _unique_keys([image.name for image in self._images])
 
     def defects(self) -> Defects:
         return [*self._defects, *self.beside]
@@ -74,23 +75,26 @@ class FolderRecords(Records):
             digest.update(repr(stamp).encode())
         return digest.hexdigest()
 
-    def load(self, number: int) -> tuple[bytes, Fields]:
+    def load(self, number: int) -> tuple[Images, Fields]:
         image = self._images[number]
         beside = {extension: self._folder / path for extension, path in reversed(image.texts)}
         fields = _read_json(beside["json"]) if "json" in beside else {}
         text = next((beside[extension] for extension in TEXTS if extension in beside), None)
         if text is not None:
             fields["txt"] = as_text(read_file(text), text.name)
+        elif image.captions:
+            paths = [self._folder / path for path in image.captions]
+            fields |= captions_as_fields([as_text(read_file(path), path.name) for path in paths], "captions")
         else:
             found = values.caption_field(fields)
             if found is None and not self._need_captions:
-                return read_file(self._folder / image.path), {**fields, "txt": ""}
+                return (read_file(self._folder / image.path),), {**fields, "txt": ""}
             if found is None:
                 stem = Path(image.path).stem
                 names = f"{stem}.txt and a caption in {stem}.json are both missing"
                 raise RecordError("no caption", names, "write the caption of NAME.jpg to NAME.txt")
             fields |= captions_as_fields(values.captions(fields[found]), found)
-        return read_file(self._folder / image.path), fields
+        return tuple(read_file(self._folder / path) for path in (image.path, *image.more)), fields
 
     def _fields(self, image: ImageFile) -> Mapping[str, Any]:
         """The fields of an image's .json, if there is one that can be read, and the name of its first folder."""

@@ -10,7 +10,7 @@ from typing import Any
 from mmssl.data.packing import values
 from mmssl.data.packing.columns import MissingColumnError, plain
 from mmssl.data.packing.folders import holds_pairs
-from mmssl.data.packing.records import Fields, RecordError, Records, plain_value, read_file, record_key
+from mmssl.data.packing.records import Fields, Images, RecordError, Records, plain_value, read_file, record_key
 from mmssl.data.packing.table_records import TableRecords
 from mmssl.data.packing.tables import open_records
 from mmssl.data.shards import IMAGES
@@ -45,10 +45,10 @@ class ClassFolders(Records):
         stamps = [((self._folder / path).stat(), path) for path in self._images]
         return repr([(str(path), status.st_size, status.st_mtime_ns) for status, path in stamps])
 
-    def load(self, number: int) -> tuple[bytes, Fields]:
+    def load(self, number: int) -> tuple[Images, Fields]:
         path = self._images[number]
         name = _words(path.parts[0])
-        return read_file(self._folder / path), {LABEL: name, "txt": name}
+        return (read_file(self._folder / path),), {LABEL: name, "txt": name}
 
 
 class LabelledRows(Records):
@@ -75,14 +75,14 @@ class LabelledRows(Records):
                 digest.update(repr(image).encode())
         return digest.hexdigest()
 
-    def load(self, number: int) -> tuple[bytes, Fields]:
+    def load(self, number: int) -> tuple[Images, Fields]:
         row, columns = self._table.row(number), self._table.columns
         content = values.image_bytes(row.get(columns.image), self._table.folder, columns.image, self._column)
         label = row.get(self._column)
         if values.is_missing(label):
             raise RecordError("the row has no label", f"column {self._column!r} is empty", "fill the cell")
         fields = {name: plain_value(value) for name, value in row.items() if name != columns.image}
-        return content, {**fields, self._column: label, LABEL: _number_or_text(label), "txt": str(label)}
+        return (content,), {**fields, self._column: label, LABEL: _number_or_text(label), "txt": str(label)}
 
 
 def open_labelled(source: Path, label: str | None = None) -> Splits | None:

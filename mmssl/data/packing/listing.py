@@ -1,10 +1,11 @@
 """The content of a folder: images with the captions beside them, and whatever else seems to offer pairs."""
 
 import os
+import re
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmssl.data.packing.records import MANIFEST, Defects, RecordError
@@ -16,6 +17,9 @@ from mmssl.data.transforms.captions import CAPTION_FIELDS
 TEXTS = ("txt", "caption")
 """Extensions of captions, in order of preference."""
 SIDECARS = (*TEXTS, "json")
+_NUMBER = re.compile(r"\d{1,4}")
+_NUMBERED = re.compile(r"\.\d{1,4}(\.[^./]+)$")
+"""The end of the path of one of several images."""
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Tables of Hugging Face's ImageFolder, beside their images."""
 _JUNK_FOLDERS = {"__MACOSX", "@eaDir", "__pycache__", "$RECYCLE.BIN", "lost+found"}
@@ -39,6 +43,15 @@ class ImageFile:
     path: str
     texts: tuple[tuple[str, str], ...]
     """Extension and path of each caption or JSON file beside it."""
+    more: tuple[str, ...] = ()
+    """Further images of the same name: NAME.1.jpg beside NAME.0.jpg."""
+    captions: tuple[str, ...] = ()
+    """Numbered captions: NAME.0.txt, NAME.1.txt."""
+
+    @property
+    def name(self) -> str:
+        """The path that gives its key: without the number of the first of several images."""
+        return _NUMBERED.sub(r"\1", self.path) if self.more else self.path
 
 
 @dataclass
@@ -71,6 +84,10 @@ class _Name:
     images: list[tuple[str, os.DirEntry[str]]] = field(default_factory=list)
     """Images, and other files that are neither texts nor archives."""
     texts: list[tuple[str, os.DirEntry[str]]] = field(default_factory=list)
+    more: list[os.DirEntry[str]] = field(default_factory=list)
+    """Further numbered images."""
+    captions: list[os.DirEntry[str]] = field(default_factory=list)
+    """Numbered captions."""
 
 
 def list_folder(folder: Path, progress: Progress | None = None) -> Listing:
@@ -93,9 +110,35 @@ def list_folder(folder: Path, progress: Progress | None = None) -> Listing:
             count += 1
             if progress is not None and count % _REPORTED == 0:
                 progress(count)
+        _join_numbers(names)
         _join_names(names)
         _add_folder(found, place, names)
     return found
+
+
+def _join_numbers(names: dict[str, _Name]) -> None:
+    """Join NAME.0.jpg and NAME.1.jpg with NAME.txt or NAME.json, and NAME.0.txt and NAME.1.txt with NAME.jpg."""
+    numbered: dict[str, list[tuple[int, str]]] = {}
+    for stem in names:
+        base, _, number = stem.rpartition(".")
+        if base in names and _NUMBER.fullmatch(number):
+            numbered.setdefault(base, []).append((int(number), stem))
+    for base, found in numbered.items():
+        owner, parts = names[base], [(stem, names[stem]) for _, stem in sorted(found)]
+        if owner.texts and not owner.images:
+            joined = [(stem, name.images[0]) for stem, name in parts if _is_one_image(name)]
+            owner.images, owner.more = [member for _, member in joined[:1]], [entry for _, (_, entry) in joined[1:]]
+        elif owner.images and not any(extension in TEXTS for extension, _ in owner.texts):
+            joined = [(stem, name.texts[0]) for stem, name in parts if not name.images and name.texts[0][0] in TEXTS]
+            owner.captions = [entry for _, (_, entry) in joined]
+        else:
+            continue
+        for stem, _ in joined:
+            del names[stem]
+
+
+def _is_one_image(name: _Name) -> bool:
+    return not name.texts and len(name.images) == 1 and name.images[0][0] in IMAGES
 
 
 def _join_names(names: dict[str, _Name]) -> None:
@@ -132,8 +175,13 @@ def _add_folder(found: Listing, place: str, names: dict[str, _Name]) -> None:
         name.images.sort(key=lambda member: member[1].name)
         texts = tuple((extension, f"{place}{entry.name}") for extension, entry in name.texts)
         hidden = stem.startswith(".") or any(part.startswith(".") for part in place.split("/"))
+        first = len(found.images)
         for extension, entry in name.images:
             _add_file(found, f"{place}{entry.name}", extension, entry, texts, hidden)
+        if name.more or name.captions:
+            more, captions = (tuple(f"{place}{entry.name}" for entry in part) for part in (name.more, name.captions))
+            found.images[first:] = [replace(image, more=more, captions=captions) for image in found.images[first:]]
+            found.stamps += (_stamp(f"{place}{entry.name}", entry) for entry in (*name.more, *name.captions))
         if any(extension in IMAGES for extension, _ in name.images):
             found.stamps += (_stamp(f"{place}{entry.name}", entry) for _, entry in name.texts)
         elif not name.images and not hidden:

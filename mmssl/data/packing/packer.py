@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from mmssl.data.packing.records import MANIFEST, UNREADABLE, Fields, RecordError, Records
+from mmssl.data.packing.records import MANIFEST, UNREADABLE, Fields, Images, RecordError, Records
 from mmssl.data.packing.splits import Splits, divide, hash_of
 from mmssl.data.shards import SampleLimits, image_ranges, index_shards
 from mmssl.data.shards.account import Account
@@ -382,10 +382,11 @@ def _write_shard(
             try:
                 if number in shard.repeated:
                     raise RecordError(_REPEATED, remedy=_RENAME)
-                image, fields = records.load(number)
-                if find is not None and (known := find(image)) is not None:
+                images, fields = records.load(number)
+                known = next(filter(None, map(find, images)), None) if find is not None else None
+                if known is not None:
                     raise RecordError("its image is a copy of one in another split", known)
-                members = _members(image, fields, encoding)
+                members = _members(images, fields, encoding)
                 for extension, content in members.items():
                     info = tarfile.TarInfo(f"{key}.{extension}")
                     info.size = len(content)
@@ -422,7 +423,7 @@ def _partial_path(path: Path) -> Path:
     return path.with_name(path.name + _PARTIAL)
 
 
-def _members(image: bytes, fields: Fields, encoding: Encoding) -> dict[str, bytes]:
+def _members(images: Images, fields: Fields, encoding: Encoding) -> dict[str, bytes]:
     """Extension -> content of one sample.
 
     Raises:
@@ -434,8 +435,10 @@ def _members(image: bytes, fields: Fields, encoding: Encoding) -> dict[str, byte
         raise RecordError("the caption is empty", remedy="write a caption")
     if "\0" in caption:
         raise RecordError(captions.NULLS, remedy=remedy_of(captions.NULLS))
-    extension, content = _encode_image(image, encoding)
-    members = {extension: content, **({"txt": caption.encode("utf-8", "replace")} if caption else {})}
+    encoded = [_encode_image(image, encoding) for image in images]
+    numbered = {f"{number}.{extension}": content for number, (extension, content) in enumerate(encoded)}
+    members = dict(encoded) if len(encoded) == 1 else numbered
+    members |= {"txt": caption.encode("utf-8", "replace")} if caption else {}
     others = {name: value for name, value in fields.items() if name != "txt"}
     if others:
         members["json"] = json.dumps(others, ensure_ascii=False).encode("utf-8", "replace")

@@ -12,6 +12,8 @@ from mmssl.errors import UserError
 from mmssl.files import open_regular
 
 Fields = dict[str, Any]
+Images = tuple[bytes, ...]
+"""The encoded images of a record, at least one."""
 
 MANIFEST = "mmssl-pack.json"
 """File of a packed folder that identifies the records and options."""
@@ -76,8 +78,8 @@ class Records(ABC):
         return ""
 
     @abstractmethod
-    def load(self, number: int) -> tuple[bytes, Fields]:
-        """Read the encoded image and the fields, including `txt`.
+    def load(self, number: int) -> tuple[Images, Fields]:
+        """Read the encoded images and the fields, including `txt`.
 
         Raises:
             RecordError: the record is missing or invalid.

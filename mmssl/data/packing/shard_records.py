@@ -11,7 +11,7 @@ from typing import Any
 
 from mmssl.data.packing import values
 from mmssl.data.packing.columns import field_values
-from mmssl.data.packing.records import Defects, Fields, RecordError, Records, captions_as_fields, record_key
+from mmssl.data.packing.records import Defects, Fields, Images, RecordError, Records, captions_as_fields, record_key
 from mmssl.data.shards import SampleLimits
 from mmssl.data.shards.account import DAMAGED
 from mmssl.data.shards.causes import cause_of, remedy_of
@@ -80,7 +80,7 @@ class ShardRecords(Records):
     def identity(self) -> str:
         return hashlib.blake2b(repr(self._stamps).encode(), digest_size=16).hexdigest()
 
-    def load(self, number: int) -> tuple[bytes, Fields]:
+    def load(self, number: int) -> tuple[Images, Fields]:
         place = self._places[number]
         if place.group.defect is not None:
             raise _error(place.group.defect, f"{place.shard}:{place.group.key}")
@@ -99,7 +99,7 @@ class ShardRecords(Records):
             if found is None:
                 raise RecordError("the .json has no caption", ", ".join(fields), "put the caption into KEY.txt")
             fields |= captions_as_fields(values.captions(fields[found]), found)
-        return sample.image, fields
+        return (sample.image, *sample.more_images), fields
 
     def _all_fields(self) -> Iterator[Mapping[str, Any]]:
         """The fields of each sample; none for those that `load` refuses."""

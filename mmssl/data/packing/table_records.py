@@ -12,7 +12,7 @@ from typing import Any
 
 from mmssl.data.packing import values
 from mmssl.data.packing.columns import Columns, Sample, Wanted, find_column
-from mmssl.data.packing.records import Defects, Fields, Records, captions_as_fields, plain_value, record_key
+from mmssl.data.packing.records import Defects, Fields, Images, Records, captions_as_fields, plain_value, record_key
 
 Progress = Callable[[int], None]
 """Called with the number of rows read so far."""
@@ -73,8 +73,8 @@ class TableRecords(Records):
         key = "" if columns.key is None else f", key column {columns.key!r}"
         place = f", images in {self.folder}" if self._moved else ""
         return (
-            f"{self.source}: read as {self.form()}, image column {columns.image!r}, caption column "
-            f"{columns.caption!r}{key}{place}, {len(self):,} rows"
+            f"{self.source}: read as {self.form()}, {_named('image', columns.image, columns.more_images)}, "
+            f"{_named('caption', columns.caption, columns.more_captions)}{key}{place}, {len(self):,} rows"
         )
 
     def keys(self) -> list[str]:
@@ -97,16 +97,23 @@ class TableRecords(Records):
         name = find_column(self.source, self._names, field)
         return [plain_value(value) for value in self.column(name)]
 
-    def load(self, number: int) -> tuple[bytes, Fields]:
+    def load(self, number: int) -> tuple[Images, Fields]:
         row, columns = self.row(number), self.columns
-        image = row.get(columns.image)
-        content = values.image_bytes(image, self.folder, columns.image, columns.caption)
-        texts = values.captions(row.get(columns.caption))
+        images = _filled(row, columns.image, columns.more_images)
+        contents = (values.image_bytes(row.get(name), self.folder, name, columns.caption) for name in images)
+        captions = _filled(row, columns.caption, columns.more_captions)
+        texts = [text for name in captions for text in values.captions(row.get(name))]
         # The path is kept as a field, so that the file of a sample can be found.
-        is_path = isinstance(image, str) and len(image) <= values.LONGEST_PATH
-        left_out = {columns.caption} if is_path else {columns.caption, columns.image}
+        cells = {name: row.get(name) for name in images}
+        no_paths = {n for n, cell in cells.items() if not (isinstance(cell, str) and len(cell) <= values.LONGEST_PATH)}
+        left_out = {columns.caption, *columns.more_captions, *no_paths}
         fields = {name: plain_value(value) for name, value in row.items() if name not in left_out}
-        return content, fields | captions_as_fields(texts, columns.caption)
+        return tuple(contents), fields | captions_as_fields(texts, columns.caption)
+
+
+def _filled(row: Mapping[str, Any], first: str, more: Sequence[str]) -> list[str]:
+    """The columns that hold something in a row; the first if none does."""
+    return [name for name in (first, *more) if not values.is_missing(row.get(name))] or [first]
 
 
 class JoinedRecords(Records):
@@ -142,7 +149,7 @@ class JoinedRecords(Records):
     def values(self, field: str) -> list[Any]:
         return [value for part in self._parts for value in part.values(field)]
 
-    def load(self, number: int) -> tuple[bytes, Fields]:
+    def load(self, number: int) -> tuple[Images, Fields]:
         part = bisect(self._ends, number)
         return self._parts[part].load(number - (self._ends[part - 1] if part else 0))
 
@@ -168,6 +175,10 @@ def first_keys(keys: Sequence[str], identities: Iterable[str | bytes | None]) ->
     """For each row the key of the first row with the same identity; its own without an identity."""
     first: dict[str | bytes, str] = {}
     return [key if it is None else first.setdefault(it, key) for key, it in zip(keys, identities, strict=True)]
+
+
+def _named(what: str, first: str, more: Sequence[str]) -> str:
+    return f"{what} column{'s' if more else ''} {', '.join(map(repr, (first, *more)))}"
 
 
 def _image_identity(value: Any, folder: Path) -> str | bytes | None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ _CAPTION_NAMES = {*CAPTION_FIELDS, "txt", "prompt", "description", "title"}
 """Names of the text in a folder with one image."""
 LONGEST_LABELS = 1 << 16
 """Bytes of a `.npy` that is read. Other arrays, such as embeddings, are mostly larger."""
+_NUMBERED = re.compile(r"\d{1,4}")
+"""Stem of one of several images or captions of a sample: KEY.0.jpg, KEY.1.jpg."""
 _MANY_STEMS = 3
 """Dotted names of one key from which on each is taken for a sample, although no image has its text beside it."""
 NOT_ADJACENT = "its members are not adjacent"
@@ -108,9 +111,27 @@ class Group:
     """Reason why the group is unusable, or None."""
 
     def image(self) -> Member | None:
-        """The member that is named as the image, else the first that is one."""
+        """The member that is named as the image, else the first that is one without a number."""
         mapped = self.members.get(MAPPED_IMAGE)
         return mapped or next((member for extension, member in self.members.items() if extension in IMAGES), None)
+
+    def images(self) -> list[Member]:
+        """The image, else the numbered ones (KEY.0.jpg, KEY.1.jpg) in the order of their numbers."""
+        image = self.image()
+        return [image] if image is not None else self._numbered(_IMAGES)
+
+    def texts(self) -> list[Member]:
+        """The caption, else the numbered ones (KEY.0.txt, KEY.1.txt); none if the text is in the .json only."""
+        text = self.members.get(MAPPED_CAPTION) or self.members.get("txt")
+        return [text] if text is not None else self._numbered((MAPPED_CAPTION, "txt"))
+
+    def _numbered(self, extensions: Sequence[str]) -> list[Member]:
+        found: dict[int, Member] = {}
+        for extension, member in self.members.items():
+            stem, _, last = extension.rpartition(".")
+            if last in extensions and _NUMBERED.fullmatch(stem):
+                found.setdefault(int(stem), member)
+        return [found[number] for number in sorted(found)]
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -163,8 +184,8 @@ def _joined_by_name(parts: Sequence[Group]) -> list[Group]:
     images: dict[int, str] = {}
     texts: dict[int, str] = {}
     for place, part in enumerate(parts):
-        has_text = any(extension in _TEXTS for extension in part.members)
-        if (part.image() is None) == has_text:
+        has_text = bool(part.texts()) or "json" in part.members
+        if (not part.images()) == has_text:
             (texts if has_text else images)[place] = part.key
     moved: set[int] = set()
     for image, text, _ in match_names(images, texts):
@@ -363,13 +384,13 @@ def _refuse(group: Group, extension: str, member: Member, limits: SampleLimits) 
 def _defect(group: Group, limits: SampleLimits, need_text: bool) -> str | None:
     if len(group.members) == 1 and not any(extension in USED for extension in group.members):
         return STRAY
-    if group.image() is None:
+    if not group.images():
         return f"no image{_other_members(group)}"
-    texts = [extension for extension in _TEXTS if extension in group.members]
+    texts = [*group.texts(), *(member for extension, member in group.members.items() if extension == "json")]
     if need_text and not texts:
         return f"no text{_other_members(group)}"
     # A label may stand for the caption, through a template.
-    if need_text and "cls" not in group.members and all(group.members[extension].size == 0 for extension in texts):
+    if need_text and "cls" not in group.members and all(member.size == 0 for member in texts):
         return "the caption is empty"
     if group.end - group.start > limits.max_sample_bytes:
         return f"its members span {group.end - group.start} bytes"
@@ -458,10 +479,9 @@ def read_sample(number: int, shard: str, group: Group, read: Callable[[int, int]
     Raises:
         SampleError: a member is cut or cannot be parsed.
     """
-    image = group.image()
-    assert image is not None
     fields = read_fields(group, read)
-    return Sample(number, shard, group.key, _bytes_of(image, read), fields)
+    image, *more = (_bytes_of(member, read) for member in group.images())
+    return Sample(number, shard, group.key, image, fields, tuple(more))
 
 
 def read_fields(group: Group, read: Callable[[int, int], bytes]) -> dict[str, Any]:
@@ -473,12 +493,15 @@ def read_fields(group: Group, read: Callable[[int, int], bytes]) -> dict[str, An
     fields: dict[str, Any] = {}
     if "json" in group.members:
         fields.update(_parse_json(_bytes_of(group.members["json"], read)))
-    for extension in ("txt", "cls"):
-        if extension in group.members:
-            text = _decode(_bytes_of(group.members[extension], read), extension)
-            fields[extension] = _label(text) if extension == "cls" else text
-    if MAPPED_CAPTION in group.members:
-        fields["txt"] = _decode(_bytes_of(group.members[MAPPED_CAPTION], read), "caption")
+    if "cls" in group.members:
+        fields["cls"] = _label(_decode(_bytes_of(group.members["cls"], read), "cls"))
+    extension = "caption" if MAPPED_CAPTION in group.members else "txt"
+    texts = [_decode(_bytes_of(member, read), extension) for member in group.texts()]
+    if len(texts) == 1:
+        fields["txt"] = texts[0]
+    elif texts:
+        texts = [text for text in texts if text.strip()] or texts[:1]
+        fields |= {"txt": texts[0], "captions": texts}
     if "npy" in group.members and "labels" not in fields:
         labels = multi_hot_labels(_bytes_of(group.members["npy"], read))
         fields |= {} if labels is None else {"labels": labels}

@@ -25,6 +25,7 @@ from mmssl.data.shards.samples import (
 from mmssl.data.shards.tar import Archive, ReadAt
 from mmssl.errors import UserError
 from mmssl.files import open_regular
+from mmssl.types import image_key
 
 _WINDOW = 16 << 10
 RULES = 3
@@ -137,7 +138,7 @@ def index_archive(shard: str, archive: Archive, mtime_ns: int, limits: SampleLim
 def image_ranges(
     shard: str, mtime_ns: int, size: int, members: MemberNames = USUAL_MEMBERS
 ) -> dict[str, tuple[int, int]]:
-    """First byte and size of the image of each sample in a local shard, by key; up to the damage if it is damaged.
+    """First byte and size of each image of each sample in a local shard, by key; up to the damage if it is damaged.
 
     `mtime_ns` and `size` describe the file, so that a cache of the results notices when it changes.
     """
@@ -145,9 +146,10 @@ def image_ranges(
     with open_regular(shard) as file:
         try:
             for group in groups(Archive(windowed(file.fileno()), size), SampleLimits(members=members), need_text=False):
-                member = group.image()
-                if group.defect is None and member is not None:
-                    found[group.key] = (member.data, member.size)
+                images = group.images() if group.defect is None else []
+                # Further images have the keys of `Sample.each_image`.
+                for number, member in enumerate(images):
+                    found[image_key(group.key, number)] = (member.data, member.size)
         except TarError:
             return found
     return found

@@ -4,6 +4,7 @@ import html
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import ftfy
@@ -86,6 +87,20 @@ def every_caption(fields: Mapping[str, Any], template: str) -> list[str]:
     count = max(map(len, several.values()), default=1)
     chosen = ({name: items[i % len(items)] for name, items in several.items()} for i in range(count))
     return [render_caption({**fields, **one}, [template], None) for one in chosen]
+
+
+def further_captions(
+    fields: Mapping[str, Any], templates: Sequence[str], first: str, count: int, rng: np.random.Generator
+) -> list[str]:
+    """Further captions of a sample beside its first, all different while there are enough; then they begin again.
+
+    Raises:
+        UserError: as `render_caption`.
+    """
+    others = dict.fromkeys(text for template in templates for text in every_caption(fields, template))
+    others.pop(first, None)
+    order = [list(others)[place] for place in rng.permutation(len(others))]
+    return list(islice(cycle([*order, first]), count))
 
 
 def check_templates(templates: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,8 +10,14 @@ from torch import Tensor
 
 from mmssl.data.transforms.augment import has_augmentations
 from mmssl.data.transforms.augment_params import AugmentParams, draw_params, to_rows
+from mmssl.data.transforms.captions import (
+    CAPTION_GROUP,
+    check_templates,
+    clean_caption,
+    further_captions,
+    render_caption,
+)
 from mmssl.data.transforms.caps import DecodeError
-from mmssl.data.transforms.captions import CAPTION_GROUP, check_templates, clean_caption, render_caption
 from mmssl.data.transforms.decoding import decode, read_header
 from mmssl.data.transforms.views import View, empty_images
 from mmssl.errors import UserError
@@ -33,6 +39,8 @@ class Rendered:
     """View name -> augmentation parameters, float64 [n, SCALARS], for views that are augmented on the device."""
     groups: dict[str, Tensor] = field(default_factory=dict)
     """Field -> number of each sample's value there, int64 [n]."""
+    more_texts: list[list[str]] = field(default_factory=list)
+    """The second captions of all samples, the third ones, ...; as many lists as were asked for."""
 
 
 class Renderer:
@@ -41,23 +49,30 @@ class Renderer:
     def __init__(
         self,
         views: dict[str, View],
-        templates: Sequence[str],
+        templates: Sequence[str] | Mapping[str, float],
         seed: int,
         max_caption_chars: int = 20_000,
         augment_on_device: bool = False,
         groups: Sequence[str] = (),
+        captions: int = 1,
     ) -> None:
         """
         Args:
+            views: by name. Of a sample with several images, one is drawn for an epoch; `main.1` shows the next one.
+            templates: of captions, equally likely or with their weights.
             augment_on_device: only crop and resize, and return the augmentation parameters.
             groups: fields whose values are numbered, as in `group_number`.
+            captions: number of captions of each sample.
 
         Raises:
             UserError: a malformed caption template.
         """
-        check_templates(templates)
         self.views = views
         self.templates = list(templates)
+        check_templates(self.templates)
+        weights = list(templates.values()) if isinstance(templates, Mapping) else []
+        self.weights = [weight / sum(weights) for weight in weights]
+        self.captions = captions
         self.seed = seed
         self.max_caption_chars = max_caption_chars
         self.groups = list(groups)
@@ -68,7 +83,7 @@ class Renderer:
         views = {name: empty_images(len(samples), view.image_size) for name, view in self.views.items()}
         bad: dict[int, str] = {}
         # Captions and parameters come first: decoding an image evicts everything from the CPU caches.
-        texts = [self._caption(row, sample, epoch, bad) for row, sample in enumerate(samples)]
+        found = [self._captions(row, sample, epoch, bad) for row, sample in enumerate(samples)]
         params = {
             name: [draw_params(generator(self.seed, "view", name, epoch, sample.id)) for sample in samples]
             for name in self.views
@@ -77,9 +92,9 @@ class Renderer:
             if row in bad or not views:
                 continue
             try:
-                painted = self._paint(sample.image, {name: params[name][row] for name in views})
+                painted = self._paint(sample, epoch, {name: params[name][row] for name in views})
             except DecodeError as error:
-                bad[row], texts[row] = str(error), ""
+                bad[row], found[row] = str(error), [""] * self.captions
                 continue
             for name, image in painted.items():
                 views[name][row] = image
@@ -87,38 +102,66 @@ class Renderer:
             for view in views.values():
                 view[row] = 0
         on_device = {name: to_rows(params[name]) for name in self.views if name in self.on_device}
+        texts, *more = ([captions[place] for captions in found] for place in range(self.captions))
         pairs = list(zip(samples, texts, strict=True))
         groups = {name: torch.tensor([group_number(name, *pair) for pair in pairs]) for name in self.groups}
-        return Rendered(views, texts, sorted(bad.items()), on_device, groups)
+        return Rendered(views, texts, sorted(bad.items()), on_device, groups, more)
 
-    def _caption(self, row: int, sample: Sample, epoch: int, bad: dict[int, str]) -> str:
+    def _captions(self, row: int, sample: Sample, epoch: int, bad: dict[int, str]) -> list[str]:
+        """The captions of a sample; empty ones if it is bad."""
         # Most captions need no randomness, and creating a generator takes 16 microseconds.
         has_lists = any(isinstance(value, (list, tuple)) for value in sample.fields.values())
         is_drawn = len(self.templates) > 1 or has_lists or "\n" in str(sample.fields.get("txt", "")).strip()
         rng = generator(self.seed, "caption", epoch, sample.id) if is_drawn else None
+        templates = self.templates
+        if rng is not None and self.weights:
+            templates = [templates[int(rng.choice(len(templates), p=self.weights))]]
         try:
-            text = render_caption(sample.fields, self.templates, rng)
+            texts = [render_caption(sample.fields, templates, rng)]
+            if self.captions > 1:
+                further = generator(self.seed, "further captions", epoch, sample.id)
+                texts += further_captions(sample.fields, self.templates, texts[0], self.captions - 1, further)
         except UserError as error:
             bad[row] = str(error)
-            return ""
-        if not text.strip():
+            return [""] * self.captions
+        longest = max(map(len, texts))
+        if not all(text.strip() for text in texts):
             bad[row] = "the caption is empty"
-            return ""
-        if len(text) > self.max_caption_chars:
-            bad[row] = f"the caption has {len(text)} characters, more than {self.max_caption_chars}"
-            return ""
-        return text
+        elif longest > self.max_caption_chars:
+            bad[row] = f"the caption has {longest} characters, more than {self.max_caption_chars}"
+        return [""] * self.captions if row in bad else texts
 
-    def _paint(self, image: bytes, params: dict[str, AugmentParams[float]]) -> dict[str, Tensor]:
-        """Every view of one image, decoded once, at the smallest size that serves all views."""
-        header = read_header(image, min(view.max_pixels for view in self.views.values()))
-        crops = {name: view.crop(header, params[name]) for name, view in self.views.items()}
-        reduce = min(view.reduction(header, crops[name]) for name, view in self.views.items())
+    def _paint(self, sample: Sample, epoch: int, params: dict[str, AugmentParams[float]]) -> dict[str, Tensor]:
+        """Every view of one sample."""
+        images = (sample.image, *sample.more_images)
+        if len(images) == 1:
+            return self._paint_image(sample.image, params)
+        order = generator(self.seed, "image", epoch, sample.id).permutation(len(images)).tolist()
+        by_image: dict[int, list[str]] = {}
+        for name in params:
+            by_image.setdefault(order[image_place(name) % len(images)], []).append(name)
+        painted: dict[str, Tensor] = {}
+        for number, names in by_image.items():
+            painted |= self._paint_image(images[number], {name: params[name] for name in names})
+        return painted
+
+    def _paint_image(self, image: bytes, params: dict[str, AugmentParams[float]]) -> dict[str, Tensor]:
+        """Views of one image, decoded once, at the smallest size that serves all of them."""
+        views = {name: self.views[name] for name in params}
+        header = read_header(image, min(view.max_pixels for view in views.values()))
+        crops = {name: view.crop(header, params[name]) for name, view in views.items()}
+        reduce = min(view.reduction(header, crops[name]) for name, view in views.items())
         pixels = decode(image, header, reduce)
         return {
             name: view.paint(pixels, header, crops[name], None if name in self.on_device else params[name])
-            for name, view in self.views.items()
+            for name, view in views.items()
         }
+
+
+def image_place(view: str) -> int:
+    """Which of a sample's images a view shows, in the order that was drawn: 0, or 1 for `main.1`."""
+    number = view.rpartition(".")[2]
+    return int(number) if "." in view and number.isdecimal() else 0
 
 
 def group_number(name: str, sample: Sample, caption: str) -> int:

@@ -153,11 +153,11 @@ class Plain(Records):
     def keys(self) -> list[str]:
         return self.names
 
-    def load(self, number: int) -> tuple[bytes, dict[str, Any]]:
+    def load(self, number: int) -> tuple[tuple[bytes, ...], dict[str, Any]]:
         self.loads[number] += 1
         if number in self.broken:
             raise RecordError("it is missing")
-        return image(number % 12), {"txt": f"text {number}"}
+        return (image(number % 12),), {"txt": f"text {number}"}
 
 
 def test_splits_by_hash(tmp_path: Path) -> None:

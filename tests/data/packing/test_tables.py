@@ -56,7 +56,7 @@ def outcome(source: Path, **options: Any) -> tuple[Pairs, Counter[str]]:
     assert len(set(keys)) == len(keys) == len(records.owners())
     for number in range(len(keys)):
         try:
-            content, fields = records.load(number)
+            (content,), fields = records.load(number)
         except RecordError as error:
             causes[error.cause] += 1
         else:

@@ -201,8 +201,7 @@ class MMSSL:
         from mmssl.apps.search import Index, encode_query
 
         stored = index if isinstance(index, Index) else Index(index)
-        stored.check(self.model)
-        rows, similarities = stored.nearest(encode_query(self.model, query), count)
+        rows, similarities = stored.nearest(encode_query(stored.fit(self.model), query), count)
         return stored.hits(rows[0].tolist(), similarities[0].tolist())
 
     def evaluate(

@@ -40,7 +40,7 @@ PLUGIN_FOLDERS = (PACKAGE / "cli", PACKAGE / "objectives")
 SMALL_MODULES = 25
 """Modules under 60 lines, `__init__.py` aside."""
 CLOSURE_MODULES = 130
-CLOSURE_LINES = 18_000  # 13,000 were planned
+CLOSURE_LINES = 18_500  # 13,000 were planned; further images, captions, positives and dimensions added 300
 """What `import mmssl.train.trainer` loads of the package."""
 HEAVY_LIBRARIES = 0
 BEHIND_DOORS = 0

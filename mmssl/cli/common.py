@@ -141,6 +141,12 @@ CaptionColumn = Annotated[
         "Default: found by name."
     ),
 ]
+Dim = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Use only the first dimensions of the embeddings, for models trained with dims (Matryoshka)."
+    ),
+]
 Separator = Annotated[
     str | None, typer.Option(help="Separator of a text table: tab, comma, ';' ... Default: recognised.")
 ]
@@ -376,6 +382,30 @@ def parse_tasks(dataset: "datasets.Dataset", given: Sequence[str] | None) -> lis
     for task in tasks:
         find_task(task).ready(dataset)
     return tasks
+
+
+def cut_model(model: "Model", dim: int | None) -> "Model":
+    """The model, or its first `dim` dimensions."""
+    return model if dim is None else model.first_dimensions(dim)
+
+
+def print_dimensions(results: "Mapping[str, Metrics]") -> None:
+    """Print one row per metric of `NAME/TASK@D`, with a column for each D."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from mmssl.evaluate import console as metrics_text
+
+    dims = list(dict.fromkeys(key.rpartition("@")[2] for key in results))
+    names = list(dict.fromkeys(key.rpartition("@")[0] for key in results))
+    table = Table(Column("dataset / task", overflow="fold"), "metric", *(f"{dim} dims" for dim in dims))
+    for name in names:
+        columns = [dict(row[:2] for row in metrics_text.format_metrics(results[f"{name}@{dim}"])) for dim in dims]
+        metrics = dict.fromkeys(metric for column in columns for metric in column)
+        for place, metric in enumerate(metrics):
+            cells = (Text(column.get(metric, "")) for column in columns)
+            table.add_row(Text(name if place == 0 else ""), Text(metric), *cells)
+    stdout().print(table)
 
 
 def print_results(results: "Mapping[str, Metrics]") -> None:

@@ -23,12 +23,14 @@ from mmssl.cli.common import (
     open_cache,
     open_datasets,
     parse_tasks,
+    print_dimensions,
     print_results,
     progress_bar,
     split_words,
     verb,
     write_json,
 )
+from mmssl.errors import UserError
 
 SliceBy = Annotated[
     list[str] | None,
@@ -57,6 +59,13 @@ def evaluate(
     language: Language = None,
     label: Label = None,
     shift: Shift = None,
+    dims: Annotated[
+        str | None,
+        typer.Option(
+            metavar="D,D,...",
+            help="Evaluate the first D dimensions of the embeddings for each D, in one table: 512,256,128.",
+        ),
+    ] = None,
     json_file: JsonFile = None,
     out: Annotated[Path | None, typer.Option(help="Folder for tables and plots.")] = None,
     cache: Cache = None,
@@ -79,6 +88,9 @@ def evaluate(
     datasets = open_datasets(data, languages=language, bad_samples=bad_samples, **options)
     plan = {name: (dataset, parse_tasks(dataset, task)) for name, dataset in datasets.items()}
     pairs = compare.parse_shifts(shift or (), datasets)
+    numbers = _parse_dims(dims)
+    if numbers and pairs:
+        raise UserError("--shift compares embeddings with all dimensions; leave out --dims")
     if out is not None:
         make_folder(out)
     if json_file is not None:
@@ -86,7 +98,7 @@ def evaluate(
     card = card_beside(Path(model), out)
     with process_group() as world:
         loaded = load_model(model, device, precision)
-        total = sum(len(tasks) for _, tasks in plan.values())
+        total = sum(len(tasks) for _, tasks in plan.values()) * max(1, len(numbers))
         with progress_bar("evaluations", total, text="starting", shown=world.rank == 0) as bar:
             results = suite.run(
                 loaded,
@@ -97,6 +109,7 @@ def evaluate(
                     bad_samples=bad_samples,
                     logit_scale=loaded.logit_scale,
                     cache=open_cache(loaded, cache, no_cache),
+                    dims=numbers,
                     world=world,
                     progress=bar.describe,
                     finished=lambda name, metrics: bar.advance(),
@@ -104,8 +117,16 @@ def evaluate(
             )
         if world.rank == 0:
             results |= compare.measure_shifts(results, pairs)
-            print_results(results)
+            (print_dimensions if numbers else print_results)(results)
             if json_file is not None:
                 write_json(json_file, results)
             if card is not None:
                 print(card.renewed())
+
+
+def _parse_dims(text: str | None) -> tuple[int, ...]:
+    """The numbers of `512,256`."""
+    words = [word.strip() for word in text.split(",")] if text else []
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise UserError(f"--dims {text!r}: give whole numbers with commas in between, for example 512,256,128")
+    return tuple(dict.fromkeys(map(int, words)))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmssl.apps.export import format_names
-from mmssl.cli.common import ModelName, load_model, open_datasets, verb
+from mmssl.cli.common import Dim, ModelName, cut_model, load_model, open_datasets, verb
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; it must be empty or not exist.")],
+    dim: Dim = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="With onnx: quantise weights to 8 bits, which is smaller and less exact.")
     ] = False,
@@ -47,10 +48,12 @@ def export(
         raise UserError("--int8 needs --format onnx")
     if data and not int8:
         raise UserError("--data measures the accuracy that --int8 costs; give both")
-    loaded = load_model(model, "cpu", show_notes=True)
+    if dim is not None and kind == "timm":
+        raise UserError("--format timm writes the tower without its projection, so --dim would change nothing")
+    loaded = cut_model(load_model(model, "cpu", show_notes=True), dim)
     done = write(loaded, kind, out)
     print(f"{done.folder}: {kind}, features differ by {done.difference:.1e} at most")
-    if kind == "onnx" and is_classifier(model):
+    if kind == "onnx" and is_classifier(model) and dim is None:
         difference = write_classifier(load_classifier(model), out)
         print(f"{out}/classifier.onnx: probabilities differ by {difference:.1e} at most; labels in labels.json")
     if int8:

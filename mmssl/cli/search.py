@@ -11,9 +11,11 @@ from mmssl.cli.common import (
     BadSamples,
     CaptionMember,
     Device,
+    Dim,
     ImageMember,
     ModelName,
     Precision,
+    cut_model,
     load_model,
     status,
     stdout,
@@ -49,6 +51,7 @@ def embed(
         ),
     ],
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 256,
+    dim: Dim = None,
     graph: Annotated[
         bool | None,
         typer.Option(
@@ -76,7 +79,7 @@ def embed(
     from mmssl.distributed import process_group
 
     with process_group() as world:
-        loaded = load_model(model, device, precision, show_notes=world.rank == 0)
+        loaded = cut_model(load_model(model, device, precision, show_notes=world.rank == 0), dim)
         with status("embedding") as spinner:
             done = embed_shards(
                 loaded,
@@ -121,7 +124,8 @@ def search(
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
-    """Find the images nearest to a text or to an image.
+    """Find the images nearest to a text or to an image. An index of the first dimensions (embed --dim) is searched with
+    these.
 
     Example: mmssl search runs/mine index "two dogs on a beach" --out hits.png
     """
@@ -129,8 +133,7 @@ def search(
     from mmssl.data.shards import is_remote
 
     stored = Index(index)
-    loaded = load_model(model, device, precision)
-    stored.check(loaded)
+    loaded = stored.fit(load_model(model, device, precision))
     rows, similarities = stored.nearest(encode_query(loaded, query), count, exact or None)
     hits = stored.hits(rows[0].tolist(), similarities[0].tolist())
     if as_json:

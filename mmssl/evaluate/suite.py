@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mmssl.data import account_of
 from mmssl.data.shards import BadSample
 from mmssl.distributed import World
@@ -17,6 +19,7 @@ from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset, open_dataset, read, training_split
 from mmssl.evaluate.encode import ALONE, EncodedImages, Encoder, Progress, encode_images, gather_values
 from mmssl.evaluate.feature_cache import FeatureCache
+from mmssl.evaluate.first_dimensions import dimension_key, shorten_context
 from mmssl.evaluate.labels import UnusableSampleError, sample_label
 from mmssl.evaluate.task import Metrics, Task, TaskContext
 from mmssl.evaluate.tasks import find_task
@@ -51,6 +54,8 @@ class SuiteOptions:
     """Draw plots and write examples; this reads their images again."""
     cache: FeatureCache | None = None
     """Cache of this model's features. None: no cache."""
+    dims: tuple[int, ...] = ()
+    """Evaluate the first D dimensions of the embeddings for each D of these, as `NAME/TASK@D`, in place of all."""
     world: World = ALONE
     """Ranks that share the work. All call with the same arguments and get the same metrics; rank 0 writes."""
     progress: Progress | None = None
@@ -74,8 +79,8 @@ def run(
         datasets: name -> dataset (or its folder or pattern) and its task or tasks (names or paths, `my_lab:MyTask`).
         out: folder for results.json and, in NAME/TASK/, tables (CSV), examples and plots. None: write nothing.
     Returns:
-        `NAME/TASK` -> metrics, in the order of `datasets`, with 95 % `intervals`, the widest `gaps` between
-        groups, and `bad_samples` if some could not be used.
+        `NAME/TASK` (`NAME/TASK@D` with `dims`) -> metrics, in the order of `datasets`, with 95 % `intervals`, the
+        widest `gaps` between groups, and `bad_samples` if some could not be used.
     Raises:
         UserError: bad data, an unknown task or an unwritable folder, found before results of the dataset are written;
             with `options.failed`, bad data are reported there.
@@ -84,28 +89,47 @@ def run(
     if out is not None:
         _check_writable(out)
     plan = list(_plan(datasets))
-    results: dict[str, Metrics] = {evaluation.key: {} for evaluation in plan}
+    results: dict[str, Metrics] = {key: {} for evaluation in plan for key in _keys(evaluation, options)}
     folder = out if options.world.rank == 0 else None
     encoded = DatasetEncoder(encoder, options)
     for group in _by_shards(plan):
-        keys = [evaluation.key for evaluation in group]
+        keys = [key for evaluation in group for key in _keys(evaluation, options)]
         with _reported(keys, results, options):
             images = encoded.encode(group[0].dataset, group[0].name, [evaluation.check for evaluation in group])
         for evaluation in group:
-            if evaluation.key not in results:
-                continue
-            with _reported([evaluation.key], results, options):
-                place = None if folder is None else folder / evaluation.key
-                usable = usable_images(images, evaluation.check)
-                report_bad(evaluation.key, usable, options)
-                context = encoded.context(evaluation.name, evaluation.dataset, usable, place)
-                bad = {"bad_samples": len(usable.bad)} if usable.bad else {}
-                results[evaluation.key] = evaluation.task.run(context) | bad
-                if options.finished is not None:
-                    options.finished(evaluation.key, results[evaluation.key])
+            keys = [key for key in _keys(evaluation, options) if key in results]
+            with _reported(keys, results, options):
+                for key, metrics in _evaluate(evaluation, encoded, images, folder) if keys else ():
+                    results[key] = metrics
+                    if options.finished is not None:
+                        options.finished(key, metrics)
     if folder is not None:
         write_json(folder / "results.json", results)
     return results
+
+
+def _keys(evaluation: "_Evaluation", options: SuiteOptions) -> list[str]:
+    """The names of the results of an evaluation."""
+    return [dimension_key(evaluation.key, dim) for dim in options.dims] or [evaluation.key]
+
+
+def _evaluate(
+    evaluation: "_Evaluation", encoded: "DatasetEncoder", images: EncodedImages, folder: Path | None
+) -> Iterator[tuple[str, Metrics]]:
+    """The results of a task on encoded images: of all dimensions, or for each number of them."""
+    options = encoded.options
+    usable = usable_images(images, evaluation.check)
+    report_bad(evaluation.key, usable, options)
+    place = None if folder is None else folder / evaluation.key
+    context = encoded.context(evaluation.name, evaluation.dataset, usable, place)
+    bad = {"bad_samples": len(usable.bad)} if usable.bad else {}
+    if not options.dims:
+        yield evaluation.key, evaluation.task.run(context) | bad
+    texts: dict[tuple[str, ...], Tensor] = {}
+    for dim in options.dims:
+        key = dimension_key(evaluation.key, dim)
+        place = None if folder is None else folder / key
+        yield key, evaluation.task.run(shorten_context(context, dim, place, texts)) | bad
 
 
 def check_readable(datasets: Mapping[str, tuple[Dataset, Sequence[str]]]) -> None:
@@ -199,7 +223,7 @@ class DatasetEncoder:
 
     def __init__(self, encoder: Encoder, options: SuiteOptions) -> None:
         self._encoder = encoder
-        self._options = options
+        self.options = options
         self._training: dict[tuple[str, ...], EncodedImages] = {}
 
     def encode(self, dataset: Dataset, name: str, checks: Sequence[Check]) -> EncodedImages:
@@ -229,7 +253,7 @@ class DatasetEncoder:
             labelled = partial(sample_label, split)
             images = self.encode(split, f"{name} (training split)", [labelled])
             usable = usable_images(images, labelled)
-            report_bad(f"{name} (training split)", usable, self._options)
+            report_bad(f"{name} (training split)", usable, self.options)
             self._training[split.shards] = usable
         return self._training[split.shards]
 
@@ -253,35 +277,35 @@ class DatasetEncoder:
             training_images=partial(self.encode_training, dataset, name),
             encode_variant=partial(self.encode_variant, dataset, name),
             folder=folder,
-            draw=self._options.draw,
-            batch_size=self._options.batch_size,
-            logit_scale=self._options.logit_scale,
-            world=self._options.world,
-            progress=_named(name, self._options.progress),
+            draw=self.options.draw,
+            batch_size=self.options.batch_size,
+            logit_scale=self.options.logit_scale,
+            world=self.options.world,
+            progress=_named(name, self.options.progress),
         )
 
     def _encode(self, encoder: Encoder, samples: Iterable[Sample], name: str) -> EncodedImages:
         return encode_images(
             encoder,
             samples,
-            batch_size=self._options.batch_size,
-            world=self._options.world,
-            progress=_named(name, self._options.progress),
+            batch_size=self.options.batch_size,
+            world=self.options.world,
+            progress=_named(name, self.options.progress),
         )
 
     def _cached(self, dataset: Dataset, variant: str) -> EncodedImages | None:
         """Features from the cache, if all ranks find them."""
-        cache = self._options.cache
+        cache = self.options.cache
         if cache is None:
             return None
         key = cache.key(dataset.shards, variant)
         found = None if key is None else cache.load(key, dataset.shards)
-        return found if all(gather_values(self._options.world, found is not None)) else None
+        return found if all(gather_values(self.options.world, found is not None)) else None
 
     def _keep(self, dataset: Dataset, variant: str, found: EncodedImages) -> None:
-        cache = self._options.cache
+        cache = self.options.cache
         key = None if cache is None else cache.key(dataset.shards, variant)
-        if cache is not None and key is not None and self._options.world.rank == 0:
+        if cache is not None and key is not None and self.options.world.rank == 0:
             cache.store(key, dataset.shards, found)
 
 

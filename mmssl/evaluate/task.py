@@ -48,10 +48,13 @@ class TaskContext:
     """The model's factor from similarities to logits, if it has one."""
     world: World
     progress: Progress | None
+    text_encoder: Encoder | None = None
+    """The encoder of texts where it is another one, as for the first dimensions only."""
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of texts, [N, D]."""
-        return encode_texts(self.encoder, texts, batch_size=self.batch_size, world=self.world, progress=self.progress)
+        encoder = self.text_encoder or self.encoder
+        return encode_texts(encoder, texts, batch_size=self.batch_size, world=self.world, progress=self.progress)
 
     def class_weights(self, names: Sequence[str]) -> Tensor:
         """One unit vector per class, from the dataset's prompts, [C, D].
@@ -62,7 +65,7 @@ class TaskContext:
         if self.dataset.classnames is None and all(name.lstrip("-").isdecimal() for name in names):
             raise UserError(NO_NAMES.format(place=f"of {self.name}, which are numbers ({', '.join(names[:3])} ...)"))
         return class_weights(
-            self.encoder,
+            self.text_encoder or self.encoder,
             names,
             class_templates(self.dataset),
             batch_size=self.batch_size,

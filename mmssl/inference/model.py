@@ -139,6 +139,23 @@ class Model:
         self._report_loss(len(captions), cut, unknown)
         return torch.cat(rows) if rows else torch.empty(0, self.config.embed_dim)
 
+    def first_dimensions(self, dim: int) -> "Model":
+        """The model whose embeddings are the first `dim` dimensions, normalised again. It shares the towers.
+
+        Useful after training with `dims` (Matryoshka); a prefix of other embeddings finds less.
+
+        Raises:
+            UserError: there are fewer dimensions, or a tower of another library projects by itself.
+        """
+        full = self.config.embed_dim
+        if dim == full:
+            return self
+        if not 1 <= dim < full:
+            raise UserError(f"--dim {dim}: the embeddings of this model have {full} dimensions; give 1 to {full}")
+        config = self.config.model_copy(update={"embed_dim": dim})
+        notes = [*self.notes, f"the first {dim} of {full} dimensions"]
+        return Model(self.encoder.first_dimensions(dim), self.tokenizer, config, notes, self.precision)
+
     def classify(self, image: ImageInput, labels: str | Iterable[str], template: str = "{c}") -> dict[str, float]:
         """Probability of each label for one image, highest first.
 

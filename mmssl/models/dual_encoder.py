@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.config import ModelConfig
+from mmssl.errors import UserError
 from mmssl.models.text import TextTower
 from mmssl.models.text_factory import build_text
 from mmssl.models.vision import VisionTower
@@ -58,6 +59,18 @@ class DualEncoder(nn.Module):
         """Inverse temperature, a scalar with gradient."""
         # Under FSDP2 the parameter is a vector of one element.
         return self.log_logit_scale.exp().reshape(())
+
+    def first_dimensions(self, dim: int) -> "DualEncoder":
+        """The same towers and temperature with the first `dim` dimensions of the projections.
+
+        Raises:
+            UserError: a tower of another library projects by itself.
+        """
+        projections = (_cut(self.image_projection, dim), _cut(self.text_projection, dim))
+        limit = math.exp(self.max_log_logit_scale)
+        cut = DualEncoder(self.vision, self.text, *projections, dim, 1.0, limit)
+        cut.log_logit_scale = self.log_logit_scale
+        return cut.train(self.training)
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
@@ -115,6 +128,25 @@ def build_dual_encoder(config: ModelConfig, vocab_size: int, pad_id: int) -> Dua
         text_projection = _projection(text.width, config.embed_dim, config.projection)
     projections = (image_projection, text_projection, config.embed_dim)
     return DualEncoder(vision, text, *projections, config.init_temperature, config.max_logit_scale)
+
+
+def _cut(projection: nn.Module, dim: int) -> nn.Module:
+    """A copy of a projection that computes the first `dim` of its dimensions.
+
+    Raises:
+        UserError: the projection belongs to a tower of another library.
+    """
+    cut = copy.deepcopy(projection)
+    last = cut[-1] if isinstance(cut, nn.Sequential) and len(cut) else cut
+    if not isinstance(last, nn.Linear):
+        raise UserError(
+            "--dim: a tower of this model projects by itself, so that its projection cannot be cut; use all dimensions"
+        )
+    last.weight = nn.Parameter(last.weight[:dim].detach().clone(), requires_grad=last.weight.requires_grad)
+    if last.bias is not None:
+        last.bias = nn.Parameter(last.bias[:dim].detach().clone(), requires_grad=last.bias.requires_grad)
+    last.out_features = dim
+    return cut
 
 
 def _projection(width: int, embed_dim: int, kind: str) -> nn.Module:

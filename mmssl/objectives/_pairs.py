@@ -1,13 +1,15 @@
 """What objectives that pair images with captions share: which pairs are right, and further images and captions."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmssl.distributed import World
+from mmssl.errors import UserError
 from mmssl.losses import correct_matches
 from mmssl.models import DualEncoder
 from mmssl.objectives import _base as base
@@ -34,6 +36,11 @@ class PairOptions(base.ObjectiveOptions):
     captions_per_sample: int = Field(1, ge=1, le=16)
     """Captions of each sample in a step. A sample with fewer repeats one."""
 
+    dims: list[Annotated[int, Field(ge=1)]] = Field([])
+    """Numbers of first dimensions that shall work by themselves, such as [512, 256, 128, 64] (Matryoshka, Kusupati et
+    al. 2022): the loss is the mean over them, each normalised. Name the full number (`model.embed_dim`) too, or the
+    embeddings as a whole are not trained. Empty: only the whole."""
+
     @model_validator(mode="after")
     def _check_captions(self) -> "PairOptions":
         if self.captions_per_sample > 1 and self.positives == "caption":
@@ -50,8 +57,17 @@ class PairObjective(base.Objective):
     batch_coupled = True
     is_reference = True
 
-    def __init__(self, options: PairOptions) -> None:
+    def __init__(self, name: str, options: PairOptions, encoder: DualEncoder) -> None:
+        """
+        Raises:
+            UserError: `dims` has more dimensions than the embeddings.
+        """
         super().__init__()
+        if max(options.dims, default=0) > encoder.embed_dim:
+            raise UserError(
+                f"objectives.{name}.dims has {max(options.dims)}, but embeddings have model.embed_dim="
+                f"{encoder.embed_dim} dimensions; give at most these"
+            )
         self.options = options
         self.image = base.IMAGE
 
@@ -88,6 +104,22 @@ class PairObjective(base.Objective):
         left, right = (rows.repeat(count, 1) for count in (options.images_per_sample, options.captions_per_sample))
         return images, texts, Groups(left, right)
 
+    def prefixes(self, images: Tensor, texts: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Images and captions for each of `dims`, as unit vectors; as they are without `dims`."""
+        cut = [[F.normalize(side[:, :dim].float(), dim=-1) for side in (images, texts)] for dim in self.options.dims]
+        return [(image, text) for image, text in cut] or [(images, texts)]
+
+    def metrics(
+        self, images: Tensor, texts: Tensor, scale: Tensor, world: World, groups: Groups | None
+    ) -> dict[str, tuple[Tensor, Tensor | float]]:
+        """Accuracy in the batch, with `dims` also that of the fewest dimensions, and the temperature's inverse."""
+        found = {"accuracy": matching_accuracy(images, texts, world, groups)}
+        if self.options.dims:
+            least = min(self.options.dims)
+            image, text = (F.normalize(side[:, :least].detach(), dim=-1) for side in (images, texts))
+            found[f"accuracy_{least}"] = matching_accuracy(image, text, world, groups)
+        return {**found, "logit_scale": (scale.detach(), 1.0)}
+
     def _image_passes(self) -> dict[str, base.EncoderPass]:
         further = range(1, self.options.images_per_sample)
         # Patches are hidden at the same places in all images of a sample.
@@ -97,6 +129,11 @@ class PairObjective(base.Objective):
         further = range(1, self.options.captions_per_sample)
         passes = {f"text.{i}": base.EncoderPass("text", f"tokens.{i}", f"token_mask.{i}") for i in further}
         return {"text": base.TEXT} | passes
+
+
+def mean(losses: list[Tensor]) -> Tensor:
+    """The mean of scalars; a single one as it is."""
+    return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
 
 
 def matching_accuracy(rows: Tensor, columns: Tensor, world: World, groups: Groups | None = None) -> tuple[Tensor, int]:

@@ -9,7 +9,7 @@ from mmssl.distributed import World
 from mmssl.losses import info_nce
 from mmssl.models import DualEncoder
 from mmssl.objectives import base
-from mmssl.objectives._pairs import PairObjective, PairOptions, matching_accuracy
+from mmssl.objectives._pairs import PairObjective, PairOptions, mean
 from mmssl.objectives._patch_masking import check_sees_patches, visible_pass, visible_patches
 from mmssl.rng import RowRandom
 
@@ -41,7 +41,7 @@ class Contrastive(PairObjective):
     options: ContrastiveOptions
 
     def __init__(self, options: ContrastiveOptions, encoder: DualEncoder, vocabulary: base.Vocabulary) -> None:
-        super().__init__(options)
+        super().__init__("contrastive", options, encoder)
         if options.mask_ratio > 0:
             check_sees_patches("objectives.contrastive.mask_ratio", encoder)
         self.on_step_start(0.0)
@@ -60,6 +60,8 @@ class Contrastive(PairObjective):
     def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         image, text, groups = self.pairs(predictions, inputs)
         scale, smoothing = predictions["logit_scale"], self.options.label_smoothing
-        total = info_nce(image, text, scale, world=world, groups=groups, label_smoothing=smoothing)
-        accuracy = matching_accuracy(image, text, world, groups)
-        return base.Output(total, {"accuracy": accuracy, "logit_scale": (scale.detach(), 1.0)})
+        losses = [
+            info_nce(*prefix, scale, world=world, groups=groups, label_smoothing=smoothing)
+            for prefix in self.prefixes(image, text)
+        ]
+        return base.Output(mean(losses), self.metrics(image, text, scale, world, groups))

@@ -9,7 +9,7 @@ from mmssl.distributed import World
 from mmssl.losses import SIGLIP_BIAS, SIGLIP_LOG_SCALE, siglip
 from mmssl.models import DualEncoder
 from mmssl.objectives import base
-from mmssl.objectives._pairs import PairObjective, PairOptions, matching_accuracy
+from mmssl.objectives._pairs import PairObjective, PairOptions, mean
 
 
 class Siglip(PairObjective):
@@ -21,7 +21,7 @@ class Siglip(PairObjective):
     Options = PairOptions
 
     def __init__(self, options: PairOptions, encoder: DualEncoder, vocabulary: base.Vocabulary) -> None:
-        super().__init__(options)
+        super().__init__("siglip", options, encoder)
         nn.init.constant_(encoder.log_logit_scale, SIGLIP_LOG_SCALE)
         self.bias = nn.Parameter(torch.tensor(SIGLIP_BIAS))
 
@@ -38,6 +38,5 @@ class Siglip(PairObjective):
     def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         image, text, groups = self.pairs(predictions, inputs)
         scale, bias = predictions["logit_scale"], predictions["bias"]
-        total = siglip(image, text, scale, bias, world=world, groups=groups)
-        accuracy = matching_accuracy(image, text, world, groups)
-        return base.Output(total, {"accuracy": accuracy, "logit_scale": (scale.detach(), 1.0)})
+        losses = [siglip(*pair, scale, bias, world=world, groups=groups) for pair in self.prefixes(image, text)]
+        return base.Output(mean(losses), self.metrics(image, text, scale, world, groups))

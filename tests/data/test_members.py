@@ -57,7 +57,7 @@ def test_mapped_members_are_read_alike(tmp_path: Path, kind: str) -> None:
     files.close()
     assert [(sample.image, sample.fields["txt"]) for sample in read] == expected
     assert [(sample.image, sample.fields["txt"]) for sample in iter_samples([name], limits)] == expected
-    assert [(image, f["txt"]) for image, f in map(ShardRecords([name], limits).load, range(12))] == expected
+    assert [(image, f["txt"]) for (image,), f in map(ShardRecords([name], limits).load, range(12))] == expected
     status = Path(name).stat()
     found = image_ranges(name, status.st_mtime_ns, status.st_size, limits.members)
     assert [Path(name).read_bytes()[start : start + size] for start, size in found.values()] == [IMAGE] * 12

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,6 +29,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "positives": ("contrastive", {"positives": "cls", "label_smoothing": 0.1}),
     "mask": ("contrastive", {"positives": "cls", "same": "mask"}),
     "sigmoid positives": ("siglip", {"positives": "cls"}),
+    "dims": ("contrastive", {"dims": [24, 8, 3], "positives": "cls"}),
+    "sigmoid dims": ("siglip", {"dims": [8, 4]}),
     "several": ("contrastive", {"images_per_sample": 2, "captions_per_sample": 3}),
     "several of a field": ("contrastive", {"images_per_sample": 2, "positives": "cls", "mask_ratio": 0.5}),
     "sigmoid several": ("siglip", {"captions_per_sample": 2, "positives": "cls", "same": "mask"}),
@@ -107,6 +111,51 @@ def test_all_pairs_of_a_sample_are_right() -> None:
     expected = (F.cross_entropy(logits, same / 3) + F.cross_entropy(logits.T, same.T / 2)) / 2
     total, count = tally.sums["contrastive.loss"]
     assert float(total / count) == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dims", [[8, 2], [16, 8, 5, 1]])
+def test_matryoshka_as_loops_and_as_sentence_transformers(dims: list[int]) -> None:
+    """The loss is the mean over the numbers of dimensions of the symmetric cross-entropy of the first ones, each
+    normalised; and sentence-transformers' MatryoshkaLoss (a sum) divided by their number. Gradients too."""
+    task = tiny_task(["contrastive"], options={"dims": dims})
+    objective, generator = task.objective("contrastive"), torch.Generator().manual_seed(0)
+    sides = [F.normalize(torch.randn(9, 16, generator=generator), dim=1).requires_grad_() for _ in range(2)]
+    scale = torch.tensor(7.0)
+    predictions = {"image": sides[0], "text": sides[1], "logit_scale": scale}
+    output = objective.loss(predictions, {"ids": torch.arange(9)}, World())
+    losses = []
+    for dim in dims:
+        image, text = (side[:, :dim] / side[:, :dim].norm(dim=1, keepdim=True) for side in sides)
+        logits = scale * image @ text.T
+        losses += [F.cross_entropy(z, torch.arange(9)) / 2 / len(dims) for z in (logits, logits.T)]
+    expected = torch.stack(losses).sum()
+    torch.testing.assert_close(output.total, expected)
+    gradients = torch.autograd.grad(output.total, sides)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, sides))
+    model = _Identity()
+    both = ("query_to_doc", "doc_to_query")
+    ranking = MultipleNegativesRankingLoss(model, scale=7.0, directions=both, partition_mode="per_direction")
+    theirs = MatryoshkaLoss(model, ranking, dims)
+    found = theirs([{"sentence_embedding": side} for side in sides], None) / len(dims)
+    torch.testing.assert_close(found, output.total)
+    torch.testing.assert_close(torch.autograd.grad(found, sides), gradients)
+    assert set(output.metrics) == {"accuracy", f"accuracy_{min(dims)}", "logit_scale"}
+
+
+class _Identity(torch.nn.Module):
+    """A model of sentence-transformers whose embeddings are given."""
+
+    def get_embedding_dimension(self) -> None:
+        """Unknown."""
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(features)
+
+
+def test_more_dimensions_than_there_are() -> None:
+    """Dimensions that embeddings lack are refused, with the key to change."""
+    with pytest.raises(UserError, match=r"objectives\.siglip\.dims has 25, .*model\.embed_dim=24"):
+        tiny_task(["siglip"], options={"dims": [25, 4]})
 
 
 def test_captions_of_several_are_not_compared() -> None:

@@ -97,6 +97,16 @@ class Index:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def fit(self, model: "Model") -> "Model":
+        """The model, or its first dimensions if the index has fewer.
+
+        Raises:
+            UserError: the index was made by another model.
+        """
+        fitting = model.first_dimensions(self.record.dim) if self.record.dim < model.config.embed_dim else model
+        self.check(fitting)
+        return fitting
+
     def check(self, model: "Model") -> None:
         """Raises UserError if the index was made by another model, or by other weights of it."""
         # Hashing the weights takes longer than a search: the same tensors, unchanged, are hashed once.

@@ -28,7 +28,7 @@ from mmssl.files import open_regular
 from mmssl.types import image_key
 
 _WINDOW = 16 << 10
-RULES = 3
+RULES = 4
 """Version of the rules for what a sample is. An index of other rules is made again where its shard is at hand."""
 
 Offsets = NDArray[np.uint64]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmssl.data.transforms.augment import has_augmentations
 from mmssl.data.transforms.augment_params import AugmentParams, draw_params, to_rows
+from mmssl.data.transforms.caps import DecodeError
 from mmssl.data.transforms.captions import (
     CAPTION_GROUP,
     check_templates,
@@ -17,7 +18,6 @@ from mmssl.data.transforms.captions import (
     further_captions,
     render_caption,
 )
-from mmssl.data.transforms.caps import DecodeError
 from mmssl.data.transforms.decoding import decode, read_header
 from mmssl.data.transforms.views import View, empty_images
 from mmssl.errors import UserError

@@ -38,7 +38,8 @@ def task_label(name: str) -> str:
 
 
 def main_metrics(name: str) -> tuple[str, ...]:
-    """Main metrics of a built-in task; empty for any other."""
+    """Main metrics of a built-in task, also of its first dimensions (`TASK@D`); empty for any other."""
+    name = name.partition("@")[0]
     return find_task(name).main_metrics if name in task_names() else ()
 
 

@@ -74,6 +74,8 @@ def evaluate(context: TaskContext) -> InterpolatedAccuracies:
         UserError: the encoder cannot be trained, the training split is missing, or labels do not fit.
     """
     encoder = context.encoder
+    if context.text_encoder is not None:
+        raise UserError("task 'fine_tune' trains the image tower with all dimensions; leave out --dims, or this task")
     if not isinstance(encoder, TunableEncoder):
         raise UserError("task 'fine_tune' trains the model's image tower, but this encoder has none")
     train, train_labels, labels, names = context.labelled_training()

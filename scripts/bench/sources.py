@@ -64,7 +64,7 @@ def _open(source: Path) -> Opening:
     records = open_records(source, progress=lambda done: reports.append(time.perf_counter() - start))
     opened = time.perf_counter() - start
     with contextlib.suppress(_StopError):
-        pack(records, source.parent / "packed", threads=1, progress=_stop)
+        pack(records, source.with_name(f"{source.name}-packed"), threads=1, progress=_stop)
     planned = time.perf_counter() - start - opened
     moments = [0.0, *reports, opened]
     silence = max(later - earlier for earlier, later in itertools.pairwise(moments))

@@ -161,7 +161,10 @@ def _add(found: Survey, bad: list[BadSample], sample: Sample, info: _SampleInfo 
 def _inspect(sample: Sample, template: str) -> _SampleInfo | str:
     """Properties of a sample, or the error that makes it unusable."""
     try:
-        caption = captions.clean_caption(captions.render_caption(sample.fields, [template], None))
+        text = captions.render_caption(sample.fields, [template], None)
+        if (problem := captions.length_problem(text)) is not None:
+            return problem
+        caption = captions.clean_caption(text)
         header = decoding.read_header(sample.image)
         image = fingerprint(sample.image, header)
         for further in sample.more_images:

@@ -350,7 +350,9 @@ def _dotted_stems(group: Group, known: bool) -> set[str]:
 
 def _split_dotted(group: Group, known: bool) -> Iterator[Group]:
     """Split off the samples with dotted names of their own. Other groups stay whole."""
-    stems = _dotted_stems(group, known)
+    # Most groups have no dotted name, and indexing is as fast as this is.
+    is_dotted = any("." in extension for extension in group.members)
+    stems = _dotted_stems(group, known) if is_dotted else set()
     if not stems:
         yield group
         return

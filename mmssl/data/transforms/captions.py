@@ -32,6 +32,8 @@ CAPTION_GROUP = "caption"
 """The name of a group that stands for the caption as it was rendered, not for the field."""
 NULLS = "the caption holds null characters"
 """Reason to refuse a text: it is probably UTF-16 that was read as UTF-8."""
+LONGEST = 20_000
+"""Characters of a caption beyond which it is probably none; training sets the limit by data.max_caption_chars."""
 _CAPTION_WORDS = 3
 """Words from which on the items of a list are captions under any name; shorter ones are tags."""
 
@@ -101,6 +103,11 @@ def further_captions(
     others.pop(first, None)
     order = [list(others)[place] for place in rng.permutation(len(others))]
     return list(islice(cycle([*order, first]), count))
+
+
+def length_problem(text: str, limit: int = LONGEST) -> str | None:
+    """The reason to refuse a caption for its length, or None."""
+    return f"the caption has {len(text)} characters, more than {limit}" if len(text) > limit else None
 
 
 def check_templates(templates: Sequence[str]) -> None:

@@ -13,9 +13,11 @@ from mmssl.data.transforms.augment_params import AugmentParams, draw_params, to_
 from mmssl.data.transforms.caps import DecodeError
 from mmssl.data.transforms.captions import (
     CAPTION_GROUP,
+    LONGEST,
     check_templates,
     clean_caption,
     further_captions,
+    length_problem,
     render_caption,
 )
 from mmssl.data.transforms.decoding import decode, read_header
@@ -51,7 +53,7 @@ class Renderer:
         views: dict[str, View],
         templates: Sequence[str] | Mapping[str, float],
         seed: int,
-        max_caption_chars: int = 20_000,
+        max_caption_chars: int = LONGEST,
         augment_on_device: bool = False,
         groups: Sequence[str] = (),
         captions: int = 1,
@@ -124,11 +126,10 @@ class Renderer:
         except UserError as error:
             bad[row] = str(error)
             return [""] * self.captions
-        longest = max(map(len, texts))
         if not all(text.strip() for text in texts):
             bad[row] = "the caption is empty"
-        elif longest > self.max_caption_chars:
-            bad[row] = f"the caption has {longest} characters, more than {self.max_caption_chars}"
+        elif (problem := length_problem(max(texts, key=len), self.max_caption_chars)) is not None:
+            bad[row] = problem
         return [""] * self.captions if row in bad else texts
 
     def _paint(self, sample: Sample, epoch: int, params: dict[str, AugmentParams[float]]) -> dict[str, Tensor]:

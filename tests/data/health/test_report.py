@@ -73,15 +73,22 @@ def test_losses_are_counted_by_reason(tmp_path: Path) -> None:
             "x5.txt": b"  ",
             "x6.png": b"GIF89a",
             "x6.txt": b"broken",
+            "x7.png": image(7),
+            "x7.txt": b"word " * 5000,
+            "x8.png": image(8),
+            "x8.json": b'{"caption": "a\\u0000b"}',
         }
     )
     found, health = survey_and_check(tmp_path, members)
-    assert {bad.key for bad in found.bad} == {"x1", "x2", "x3", "x4", "x5", "x6"}
-    assert sum(health.samples["left out"].values()) == 6
+    assert {bad.key for bad in found.bad} == {f"x{number}" for number in range(1, 9)}
+    assert sum(health.samples["left out"].values()) == 8
+    assert health.samples["left out"]["the caption has N characters, more than N"] == 1
+    assert health.samples["left out"]["the caption holds null characters"] == 1
+    assert all(omission.remedy for cause, omission in health.account.left_out.items() if "limit" not in cause)
     assert health.samples["left out"]["no text"] == health.samples["left out"]["no image"] == 1
     assert health.samples["left out"]["the image is broken or cut"] == 2
     assert health.samples["usable"] == 40
-    assert "samples left out: 6" in health.advice[0]
+    assert "samples left out: 8" in health.advice[0]
 
 
 def test_copies_of_images(tmp_path: Path) -> None:

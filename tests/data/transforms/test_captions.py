@@ -107,13 +107,20 @@ def test_values_are_only_turned_into_text() -> None:
     assert render_caption({"a": "{b} {c.d}", "b": "no"}, ["{a}"], None) == "{b} {c.d}"
 
 
-@given(st.dictionaries(st.text("abc_é", min_size=1), st.text()), st.text())
+@given(st.dictionaries(st.text("abc_é", min_size=1), st.text(st.characters(exclude_characters="\0"))), st.text())
 def test_any_text_around_fields_survives(fields: dict[str, str], around: str) -> None:
-    """Text around fields comes through unchanged once its braces are doubled; so do the fields."""
+    """Text around fields comes through unchanged once its braces are doubled; so do the fields, unless binary."""
     plain = around.replace("{", "{{").replace("}", "}}")
     template = plain + "".join("{" + name + "}" for name in fields) + plain
     check_templates([template])
     assert render_caption(fields, [template], None) == around + "".join(fields.values()) + around
+
+
+def test_null_characters_are_no_text() -> None:
+    """UTF-16 that was read as UTF-8 is a bad sample, in a text and in a list."""
+    for value in ("a\0 \0c\0", ["a cat", "a\0 \0c\0"]):
+        with pytest.raises(UserError, match="null characters: field 'caption'"):
+            render_caption({"caption": value}, ["{caption}"], None)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,9 @@ def _random(kind: str, values: dict[str, Any]) -> Any:
     try:
         settings = AutoConfig.for_model(kind, **values)
         if type(settings) in AutoModel._model_mapping:
+            classes = AutoModel._model_mapping[type(settings)]
+            if isinstance(classes, tuple) and not settings.architectures:  # Funnel's, whose first one keeps all tokens
+                settings.architectures = [classes[0].__name__]
             model = AutoModel.from_config(settings, trust_remote_code=False)
         else:
             model = _text_class(settings)(settings)

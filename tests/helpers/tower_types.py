@@ -200,6 +200,7 @@ CAUSAL = {
     "mpt",
     "falcon",
     "mamba",
+    "rwkv",
     "xglm",
     "biogpt",
     "clip_text_model",

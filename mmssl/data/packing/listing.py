@@ -60,7 +60,7 @@ class Listing:
 
     images: list[ImageFile] = field(default_factory=list)
     archives: list[str] = field(default_factory=list)
-    """Tars, compressed or not, but for the shards that `pack` wrote."""
+    """Tars, compressed or not; beside images without the shards that `pack` wrote."""
     tables: list[str] = field(default_factory=list)
     """Files with the extension of a table that are no caption of an image."""
     defects: Defects = field(default_factory=list)
@@ -97,13 +97,14 @@ def list_folder(folder: Path, progress: Progress | None = None) -> Listing:
     in the form of their accents, or if both are alone in a folder and it is called caption.txt or the like.
     """
     found, count = Listing(), 0
+    packed: list[str] = []
     for place, files in _walk(folder, found.defects):
         names: dict[str, _Name] = {}
         is_packed = any(entry.name == MANIFEST for entry in files)
         for entry in files:
             stem, dot, extension = entry.name.rpartition(".")
-            if entry.name.lower().endswith(ARCHIVES):
-                found.archives += [] if is_packed or entry.name.startswith("._") else [f"{place}{entry.name}"]
+            if entry.name.lower().endswith(ARCHIVES) and not entry.name.startswith("._"):
+                (packed if is_packed else found.archives).append(f"{place}{entry.name}")
             elif dot and stem and not entry.name.startswith("._"):
                 name = names.setdefault(stem, _Name())
                 (name.texts if extension.lower() in SIDECARS else name.images).append((extension.lower(), entry))
@@ -113,6 +114,8 @@ def list_folder(folder: Path, progress: Progress | None = None) -> Listing:
         _join_numbers(names)
         _join_names(names)
         _add_folder(found, place, names)
+    if not found.images:  # else they were packed from these images
+        found.archives = sorted([*found.archives, *packed])
     return found
 
 

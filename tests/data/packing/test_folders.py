@@ -372,6 +372,18 @@ def test_a_table_among_pairs_is_counted(tmp_path: Path) -> None:
         open_records(tmp_path / "in")
 
 
+def test_a_packed_folder_is_packed_again_by_itself_and_ignored_beside_its_images(tmp_path: Path) -> None:
+    """Shards that were packed into the folder of their images are no further pairs; alone they are."""
+    for number in range(3):
+        put(tmp_path / "in", f"{number}.png", number)
+    for out in ("in/packed", "in", "alone"):
+        found = pack(open_records(tmp_path / "in"), tmp_path / out, threads=1)
+        assert found.account.summary() == "3 pairs offered = 3 used + 0 left out"
+    again = pack(open_records(tmp_path / "alone"), tmp_path / "again", threads=1)
+    assert captions(again) == {image(n): f"caption {n}" for n in range(3)}
+    assert again.account.summary() == "3 pairs offered = 3 used + 0 left out"
+
+
 def test_shards_are_found_below_a_folder_and_images_beside_them_are_counted(tmp_path: Path) -> None:
     """Shards in folders within a folder, in any case of their extension, are packed; bare images there are counted."""
     bare(tmp_path / "in", [9])

@@ -106,7 +106,9 @@ def _local(name: str) -> list[str]:
     if os.path.isfile(path):  # noqa: PTH113
         return [str(path)]
     if not has_magic(name):
-        raise UserError(f"shard {name} does not exist; correct the path (the current folder is {Path.cwd()})")
+        several = "::" in name or ".tar," in name  # as other programs join patterns
+        remedy = "give several patterns one by one, data.train=[A,B] in training" if several else "correct the path"
+        raise UserError(f"shard {name} does not exist; {remedy} (the current folder is {Path.cwd()})")
     # Path.glob does not accept absolute patterns.
     matches = glob(str(path), recursive=True)  # noqa: PTH207
     found = sorted(match for match in matches if Path(match).is_file())

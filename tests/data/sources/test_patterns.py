@@ -132,6 +132,7 @@ def test_names_are_sorted_whatever_their_order(folder: Path) -> None:
         ("{folder}/a-{{000..002}}.tar", "a-002.tar does not exist"),
         ("{folder}/c-*.tar", "no file matches"),
         ("{folder}/missing.tar", "missing.tar does not exist"),
+        ("{folder}/a-0.tar::{folder}/b.tar", r"give several patterns one by one, data.train=\[A,B\]"),
         ("{folder}/empty", "has no .tar file"),
         ("{folder}/empty/../pairs.csv", "is a table, not a shard; .* mmssl shards pack"),
         ("{folder}/{{0..99999999}}.tar", "more than"),

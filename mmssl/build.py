@@ -245,11 +245,19 @@ def build_task(
 
 
 def build_views(config: Config, task: TrainingTask) -> dict[str, ViewConfig]:
-    """Every view that training needs: the configured ones and those the objectives ask for."""
-    objectives = [task.objective(name) for name in task.names]
-    required = {k: v for objective in objectives for k, v in objective.views().items()}
-    further = dict.fromkeys(mixing.further_views(objectives), config.data.views["main"])
-    return {**required, **config.data.views, **further}
+    """Every view that training needs: the configured ones and those the objectives ask for.
+
+    A main view at another size that is the main view's own is left out.
+    """
+    main, own = config.data.views["main"], _own_size(config, task)
+    required = {name: asked for name, asked in task.required_views().items() if asked != own}
+    views_of = {k: main if isinstance(v, base.Resized) else v for k, v in required.items()}
+    further = dict.fromkeys(mixing.further_views(task.objective(name) for name in task.names), main)
+    return {**views_of, **config.data.views, **further}
+
+
+def _own_size(config: Config, task: TrainingTask) -> base.Resized:
+    return base.Resized(task.encoder.vision.image_size, config.model.vision.interpolation)
 
 
 def build_groups(plan: RunPlan, task: TrainingTask) -> list[str]:
@@ -283,11 +291,7 @@ def build_loader(plan: RunPlan, task: TrainingTask, tokenizer: Tokenizer, bad_sa
         UserError: shards are missing or unusable, or the batch does not fit them.
     """
     config, data, world = plan.config, plan.config.data, task.world
-    size, interpolation = task.encoder.vision.image_size, config.model.vision.interpolation
-    renderings = {
-        name: views.View(view, size, data.decode, data.max_pixels, interpolation)
-        for name, view in build_views(config, task).items()
-    }
+    renderings = _renderings(config, task)
     on_gpu = task.encoder.log_logit_scale.device.type != "cpu"
     on_device = data.augment_on == "device" or (data.augment_on == "auto" and on_gpu)
     options = LoaderConfig(
@@ -311,7 +315,21 @@ def build_loader(plan: RunPlan, task: TrainingTask, tokenizer: Tokenizer, bad_sa
     renderer = Renderer(
         renderings, data.captions, config.seed, data.max_caption_chars, on_device, groups, caption_count
     )
-    return TrainLoader(plan.sources, options, renderer, tokenizer.encode)
+    makers = (task.objective(name).sample_inputs() for name in task.names)
+    extras = [maker for maker in makers if maker is not None]
+    return TrainLoader(plan.sources, options, renderer, tokenizer.encode, extras=extras)
+
+
+def _renderings(config: Config, task: TrainingTask) -> dict[str, views.View]:
+    """Each view of training at the size that its reader needs."""
+    data, required = config.data, task.required_views()
+    own, found = _own_size(config, task), {}
+    for name, view in build_views(config, task).items():
+        asked = required.get(name)
+        size = asked if isinstance(asked, base.Resized) else own
+        like = None if size is own or name in data.views else "main"
+        found[name] = views.View(view, size.image_size, data.decode, data.max_pixels, size.interpolation, like)
+    return found
 
 
 def default_workers() -> int:

@@ -59,6 +59,8 @@ class Batch:
     """Field -> the number of each sample's value there, int64 [B]: equal for equal values, and for these alone."""
     more_tokens: dict[str, Tensor] = field(default_factory=dict)
     """Further captions of each sample: `tokens.1` and `token_mask.1`, [B, L] as `tokens` and `token_mask`, ..."""
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    """Further inputs of objectives by name, B rows each."""
 
     def __len__(self) -> int:
         return len(self.keys)

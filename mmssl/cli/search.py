@@ -58,6 +58,13 @@ def embed(
             "--graph/--no-graph", help="Build a graph for fast search in large sets. Default: from 200,000 images."
         ),
     ] = None,
+    with_text: Annotated[
+        bool,
+        typer.Option(
+            "--with-text",
+            help="Also store the embeddings of the captions: such a folder can teach (objectives.distill.teacher).",
+        ),
+    ] = False,
     image_member: ImageMember = None,
     caption_member: CaptionMember = None,
     bad_samples: BadSamples = 0.1,
@@ -88,6 +95,7 @@ def embed(
                 batch_size=batch_size,
                 members=MemberNames.of(image_member or [], caption_member or []),
                 bad_samples=bad_samples,
+                with_text=with_text,
                 world=world,
                 progress=lambda count: spinner.update(f"embedding: {count:,} images"),
             )

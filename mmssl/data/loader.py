@@ -23,6 +23,7 @@ from mmssl.data.loading import (
     split_tasks,
     unindexed_lanes,
 )
+from mmssl.data.loading.pipeline import Extras
 from mmssl.data.loading.workers import InlineWorkers, ProcessWorkers, ThreadWorkers, Workers
 from mmssl.data.order import PlannedSource, Position, StreamPlan, default_lanes
 from mmssl.data.shards import Progress, SampleLimits, ShardIndex, describe_problems
@@ -127,8 +128,12 @@ class TrainLoader:
         render: Render,
         tokenize: Tokenize,
         index_progress: Progress | None = None,
+        extras: Sequence[Extras] = (),
     ) -> None:
         """Index the sources and plan their order. Workers start with the first batch.
+
+        Args:
+            extras: called with the captions and keys of a batch for its further inputs.
 
         Raises:
             UserError: a shard cannot be read, no sample is usable, or the batch does not fit the data or the
@@ -140,7 +145,7 @@ class TrainLoader:
         self._sources = list(sources)
         self._config = config
         self._render = render
-        self._joiner = PartJoiner(tokenize, config.pin_memory)
+        self._joiner = PartJoiner(tokenize, config.pin_memory, extras)
         start, stop = (batch_size * rank // world_size for rank in (config.rank, config.rank + 1))
         self._task = PartTask(batch_size, start, stop)
         indexes = [index_source(s.shards, config.limits, config.access, index_progress) for s in sources]

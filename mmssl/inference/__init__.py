@@ -7,6 +7,7 @@ from mmssl.inference.model import Model, load
 from mmssl.inference.zero_shot import Classify, ZeroShotClassifier, label_probabilities, zero_shot
 
 if TYPE_CHECKING:
+    from mmssl.inference import stored
     from mmssl.inference.classify import Prediction, list_images, predict
 
 __all__ = [
@@ -20,14 +21,17 @@ __all__ = [
     "list_images",
     "load",
     "predict",
+    "stored",
     "zero_shot",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `classify` when one of its names is used: what draws predictions is needed by few."""
+    """Import `stored`, and `classify` for its names, when they are used: few need them."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mmssl.inference import classify
+    from importlib import import_module
 
-    return getattr(classify, name)
+    if name == "stored":
+        return import_module("mmssl.inference.stored")
+    return getattr(import_module("mmssl.inference.classify"), name)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.config import ModelConfig
 from mmssl.data.transforms import DecodeError, EvalView, Tokenizer, load_tokenizer
@@ -179,12 +179,12 @@ class Model:
 
     def image_fingerprint(self) -> str:
         """A digest of the image tower's weights and of the rendering: the same on every device, and after `save`."""
-        weights = {**self.vision.state_dict(), **self.encoder.image_projection.state_dict(prefix="projection.")}
-        digest = hashlib.blake2b(repr((vars(self.view), self.vision.statistics)).encode(), digest_size=16)
-        for name, tensor in sorted(weights.items()):
-            digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return _fingerprint(self.vision, self.encoder.image_projection, (vars(self.view), self.vision.statistics))
+
+    def text_fingerprint(self) -> str:
+        """A digest of the text tower's weights and of the vocabulary: the same on every device, and after `save`."""
+        words = sorted(self.tokenizer.vocabulary.items()), self.tokenizer.max_tokens, self.text.pooling
+        return _fingerprint(self.text, self.encoder.text_projection, words)
 
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors, config.json and tokenizer/; `load` needs nothing else, and no network.
@@ -232,6 +232,14 @@ class Model:
             return features.float().cpu()
         finally:
             self.encoder.train(training)
+
+
+def _fingerprint(tower: nn.Module, projection: nn.Module, facts: object) -> str:
+    digest = hashlib.blake2b(repr(facts).encode(), digest_size=16)
+    for name, tensor in sorted({**tower.state_dict(), **projection.state_dict(prefix="projection.")}.items()):
+        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _check_batch_size(batch_size: int) -> None:

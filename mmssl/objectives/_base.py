@@ -55,6 +55,35 @@ Features = Mapping[EncoderPass, Encoded]
 
 
 @dataclass(frozen=True)
+class Resized:
+    """A view with the crop and the augmentations of the main view, at another size."""
+
+    image_size: int
+    """Side in pixels."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+
+class SampleInputs(abc.ABC):
+    """Further inputs of an objective, which the loader makes ahead of the step from captions and keys."""
+
+    def __deepcopy__(self, memo: object) -> "SampleInputs":
+        """Itself: it only reads, so copies of an objective share it."""
+        return self
+
+    @abc.abstractmethod
+    def __call__(self, captions: list[str], keys: list[str]) -> dict[str, Tensor]:
+        """Inputs of B samples by name, B rows each; `keys` are `shard:key`. Start each name with the objective's.
+
+        Raises:
+            UserError: a sample lacks what is needed.
+        """
+
+    @abc.abstractmethod
+    def example(self, rows: int) -> dict[str, Tensor]:
+        """Inputs of the same names and forms for synthetic samples, with which costs are measured."""
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """Properties of the tokenizer for objectives."""
 
@@ -95,7 +124,7 @@ class Objective(nn.Module, abc.ABC):
     is_reference: ClassVar[bool] = False
     """It pairs images with captions, so the gradients of other objectives are compared with its gradient."""
 
-    def views(self) -> dict[str, ViewConfig]:
+    def views(self) -> Mapping[str, ViewConfig | Resized]:
         """Views needed in addition to `main`, by name."""
         return {}
 
@@ -111,6 +140,13 @@ class Objective(nn.Module, abc.ABC):
         """Fields of the samples whose values tell groups: inputs `group.FIELD`, int64 [B], equal for equal values.
         `caption` stands for the caption."""
         return ()
+
+    def sample_inputs(self) -> SampleInputs | None:
+        """The maker of inputs needed in addition to views and tokens; None without any."""
+        return None
+
+    def on_resume(self) -> None:
+        """Called when a checkpoint has been restored. Raise UserError if the run cannot go on as it was."""
 
     def on_step_start(self, progress: float) -> None:
         """Called at the start of a step, at the fraction `progress` of the training (0 to 1)."""

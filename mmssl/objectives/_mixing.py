@@ -7,10 +7,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mmssl.config import ObjectiveConfig
+from mmssl.config import ObjectiveConfig, ViewConfig
 from mmssl.distributed import World
+from mmssl.errors import UserError
 from mmssl.models import DualEncoder, Encoded
-from mmssl.objectives._base import EncoderPass, Inputs, Objective, Output, Predictions
+from mmssl.objectives._base import EncoderPass, Inputs, Objective, Output, Predictions, Resized
 from mmssl.objectives._registry import find_objective
 from mmssl.rng import RowRandom
 from mmssl.types import Batch
@@ -90,7 +91,7 @@ class TrainingTask(nn.Module):
         inputs = {f"view.{name}": view for name, view in batch.views.items()}
         inputs |= {"tokens": batch.tokens, "token_mask": batch.token_mask, "ids": batch.ids}
         inputs |= {f"group.{name}": numbers for name, numbers in batch.groups.items()}
-        inputs |= batch.more_tokens
+        inputs |= batch.more_tokens | batch.extras
         for name in active:
             objective = self.objective(name)
             objective.on_step_start(progress)
@@ -108,6 +109,22 @@ class TrainingTask(nn.Module):
         objective = self.objectives[name.replace(".", "/")]
         assert isinstance(objective, Objective)
         return objective
+
+    def required_views(self) -> dict[str, ViewConfig | Resized]:
+        """Views that the objectives need in addition to `main`, by name.
+
+        Raises:
+            UserError: two objectives share a view and ask for different ones.
+        """
+        found: dict[str, ViewConfig | Resized] = {}
+        for name in self.names:
+            for view, asked in self.objective(name).views().items():
+                if found.setdefault(view, asked) != asked:
+                    raise UserError(
+                        f"objectives.{name}.view differs from that of another objective which shares the view {view}; "
+                        f"give both the same, or set data.views.{view} and leave objectives.{name}.view out"
+                    )
+        return found
 
     def predict(self, inputs: Inputs, active: Iterable[str]) -> dict[str, Predictions]:
         """Run the encoder passes of the active objectives, and their predictions.

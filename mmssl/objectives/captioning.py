@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmssl.distributed import World
-from mmssl.losses import next_token
+from mmssl.losses import prediction
 from mmssl.models import DualEncoder
 from mmssl.objectives import base
 
@@ -60,6 +60,6 @@ class Captioning(base.Objective):
 
     def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         logits, tokens, mask = predictions["logits"], inputs["tokens"], inputs["token_mask"]
-        total, count = next_token(logits, tokens, mask)
+        total, count = prediction.next_token(logits, tokens, mask)
         hits = (logits.detach()[:, :-1].argmax(-1) == tokens[:, 1:]) & mask[:, 1:]
         return base.Output(total, {"accuracy": (hits.sum(), count)})

@@ -5,7 +5,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmssl.distributed import World
-from mmssl.losses import masked_patches
+from mmssl.losses import prediction
 from mmssl.models import DualEncoder, heads
 from mmssl.objectives import base
 from mmssl.objectives.mae import explained
@@ -50,7 +50,7 @@ class Denoising(base.Objective):
         side = predictions["target"].shape[-1]
         predicted, target = (heads.patchify(predictions[name], side) for name in ("image", "target"))
         everywhere = torch.ones(target.shape[:2], dtype=torch.bool, device=target.device)
-        total, _ = masked_patches(predicted, target, everywhere)
+        total, _ = prediction.masked_patches(predicted, target, everywhere)
         return base.Output(total, {"explained": explained(total.detach(), target, everywhere)})
 
     def visualize(self, predictions: base.Predictions, inputs: base.Inputs, encoder: DualEncoder) -> Tensor:

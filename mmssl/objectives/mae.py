@@ -5,7 +5,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmssl.distributed import World
-from mmssl.losses import masked_patches, normalise_patches
+from mmssl.losses import prediction
 from mmssl.models import DualEncoder, VisionTower, heads
 from mmssl.objectives import base
 from mmssl.objectives._patch_masking import hidden_patches, visible_pass, visible_patches
@@ -51,7 +51,7 @@ class Mae(base.Objective):
             self.side = vision.grid[0] * self.cell
         else:
             self.side = vision.image_size
-            self.cell = vision.image_size // _cells(vision.image_size)
+            self.cell = vision.image_size // cells_of(vision.image_size)
             self.read = base.EncoderPass("vision", "mae.image")
             self.decoder = heads.PlaceHead(*base.token_grid(vision, "mae"), 3, vision.image_size)
 
@@ -83,11 +83,14 @@ class Mae(base.Objective):
         else:
             predicted = heads.patchify(self.decoder(encoded.tokens), self.cell)
         target = heads.patchify(encoder.vision.normalize(self._covered(inputs)), self.cell)
-        return {"patches": predicted, "target": normalise_patches(target) if self.options.normalise else target}
+        return {
+            "patches": predicted,
+            "target": prediction.normalise_patches(target) if self.options.normalise else target,
+        }
 
     def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         target, hidden = predictions["target"], inputs["mae.hidden"]
-        total, _ = masked_patches(predictions["patches"], target, hidden)
+        total, _ = prediction.masked_patches(predictions["patches"], target, hidden)
         return base.Output(total, {"explained": explained(total.detach(), target, hidden)})
 
     def visualize(self, predictions: base.Predictions, inputs: base.Inputs, encoder: DualEncoder) -> Tensor:
@@ -109,7 +112,7 @@ def explained(error: Tensor, target: Tensor, hidden: Tensor) -> tuple[Tensor, Te
     """
     weight = hidden.unsqueeze(-1).to(target.dtype)
     mean = (target * weight).sum((1, 2), keepdim=True) / (weight.sum((1, 2), keepdim=True) * target.shape[-1]).clamp(1)
-    spread, _ = masked_patches(mean.expand_as(target), target, hidden)
+    spread, _ = prediction.masked_patches(mean.expand_as(target), target, hidden)
     return spread - error, spread
 
 
@@ -120,6 +123,6 @@ def hide(images: Tensor, hidden: Tensor, cell: int, vision: VisionTower) -> Tens
     return torch.where(cover, vision.mean.round().to(torch.uint8), images)
 
 
-def _cells(image_size: int) -> int:
+def cells_of(image_size: int) -> int:
     """Squares per side: the largest divisor of the side in pixels up to MOST_CELLS."""
     return max(n for n in range(1, MOST_CELLS + 1) if image_size % n == 0)

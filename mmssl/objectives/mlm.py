@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.losses import NO_TARGET, masked_language
+from mmssl.losses import prediction
 from mmssl.models import DualEncoder, TextTower
 from mmssl.objectives import base
 from mmssl.rng import RowRandom
@@ -69,11 +69,11 @@ class Mlm(base.Objective):
         # A fixed number of places per caption, so that the host does not wait for the device.
         places = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)
         places = places[:, : math.ceil(self.options.mask_ratio * length) + SPARE]
-        targets = tokens.masked_fill(~chosen, NO_TARGET).gather(1, places)
+        targets = tokens.masked_fill(~chosen, prediction.NO_TARGET).gather(1, places)
         return {"mlm.tokens": corrupted, "mlm.places": places, "mlm.targets": targets}
 
     def num_terms(self, inputs: base.Inputs) -> Tensor:
-        return (inputs["mlm.targets"] != NO_TARGET).sum().float()
+        return (inputs["mlm.targets"] != prediction.NO_TARGET).sum().float()
 
     @classmethod
     def alarms(cls, metrics: Mapping[str, float]) -> dict[str, str]:
@@ -95,13 +95,13 @@ class Mlm(base.Objective):
         targets = inputs["mlm.targets"]
         if targets.device.type == "cpu":
             # Without such a wait, only the used places are computed; short captions use few.
-            used = targets != NO_TARGET
+            used = targets != prediction.NO_TARGET
             hidden, targets = hidden[used], targets[used]
         return {"logits": self.head(hidden, encoder.text.embedding), "targets": targets}
 
     def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         logits, targets = predictions["logits"], predictions["targets"]
-        total, count = masked_language(logits, targets)
+        total, count = prediction.masked_language(logits, targets)
         hits = (logits.detach().argmax(-1) == targets).sum()
         return base.Output(total, {"accuracy": (hits, count)})
 

@@ -30,6 +30,19 @@ class ViewOptions(base.ObjectiveOptions):
     """Dimension of the compared vectors."""
 
 
+def two_views(
+    options: ViewOptions, with_main: bool
+) -> tuple[tuple[base.EncoderPass, base.EncoderPass], dict[str, ViewConfig]]:
+    """The passes on two views of an image, and the views to request; `with_main`: the first is the main view.
+
+    Objectives that compare two views name them alike, so that they share the passes.
+    """
+    names = [] if with_main else ["simclr_1"]
+    views = [base.EncoderPass("vision", f"view.{name}") for name in (*names, "simclr_2")]
+    first, second = views if len(views) == 2 else (base.IMAGE, views[0])
+    return (first, second), dict.fromkeys([*names, "simclr_2"], options.view)
+
+
 class SimclrOptions(ViewOptions):
     """Options of the contrast of views."""
 
@@ -63,12 +76,10 @@ class Simclr(base.Objective):
         size = (options.head_width, options.head_dim)
         self.image_head = heads.mlp(encoder.vision.width, *size) if options.image else None
         self.text_head = heads.mlp(encoder.text.width, *size) if options.text else None
-        self.first = base.IMAGE if options.with_main else base.EncoderPass("vision", "view.simclr_1")
-        self.second = base.EncoderPass("vision", "view.simclr_2")
+        (self.first, self.second), self.requested = two_views(options, options.with_main)
 
     def views(self) -> dict[str, ViewConfig]:
-        asked = (self.first, self.second) if self.options.image else ()
-        return {f.input.removeprefix("view."): self.options.view for f in asked if f != base.IMAGE}
+        return self.requested if self.options.image else {}
 
     def sample_targets(self, inputs: base.Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
         # The same tokens under another name: equal passes would run once, with the same dropout.

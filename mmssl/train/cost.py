@@ -125,22 +125,29 @@ def synthetic_batch(task: TrainingTask, objectives: Iterable[str], samples: int,
     device = task.encoder.log_logit_scale.device
     generator = torch_generator("synthetic batch")
     chosen = [task.objective(name) for name in objectives]
-    views = {"main", *mixing.further_views(chosen), *(name for objective in chosen for name in objective.views())}
+    asked = {name: view for objective in chosen for name, view in objective.views().items()}
     groups = {field for objective in chosen for field in objective.groups()}
-    size, words = task.encoder.vision.image_size, int(task.encoder.text.encoder.config.vocab_size)
-    images = torch.randint(256, (samples, 3, size, size), generator=generator, dtype=torch.uint8)
+    own, words = task.encoder.vision.image_size, int(task.encoder.text.encoder.config.vocab_size)
+    sizes = dict.fromkeys(["main", *mixing.further_views(chosen)], own)
+    sizes |= {k: v.image_size if isinstance(v, base.Resized) else own for k, v in asked.items()}
+    makers = (objective.sample_inputs() for objective in chosen)
+    images = {
+        size: torch.randint(256, (samples, 3, size, size), generator=generator, dtype=torch.uint8)
+        for size in dict.fromkeys([own, *sizes.values()])
+    }
     # Special tokens are at the beginning or at the end of a vocabulary.
     ids = torch.randint(words // 4, words // 2, (samples, tokens), generator=generator)
     mask = torch.ones_like(ids, dtype=torch.bool)
     further = range(1, mixing.caption_count(chosen))
     return Batch(
-        views={name: images.clone() for name in sorted(views)},
+        views={name: images[sizes[name]].clone() for name in sorted(sizes)},
         tokens=ids,
         token_mask=mask,
         ids=torch.arange(samples),
         keys=[f"synthetic:{i}" for i in range(samples)],
         groups={field: torch.arange(samples) for field in sorted(groups)},
         more_tokens={f"tokens.{i}": ids for i in further} | {f"token_mask.{i}": mask for i in further},
+        extras={name: rows for maker in makers if maker is not None for name, rows in maker.example(samples).items()},
     ).to(device)
 
 

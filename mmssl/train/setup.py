@@ -197,7 +197,7 @@ def _micro_batch(
 
 def _restore(setup: Setup, rewind: bool, say: Callable[[str], None]) -> None:
     """Restore the newest undamaged checkpoint; a run without one starts from the beginning."""
-    config, run = setup.plan.config, setup.trained.run
+    config, run, task = setup.plan.config, setup.trained.run, setup.trained.task
     if rewind and setup.world.rank == 0:
         say(recovery.rewind(config.run_dir))
     setup.world.barrier()
@@ -209,6 +209,8 @@ def _restore(setup: Setup, rewind: bool, say: Callable[[str], None]) -> None:
     fitting = run.micro_batch
     for line in [*(f"passed over: {line}" for line in passed), *state.restore(path, setup.trained)]:
         say(line)
+    for name in task.names:
+        task.objective(name).on_resume()
     if config.train.micro_batch == "auto" and fitting is not None and run.micro_batch is not None:
         # Dropout is drawn per micro-batch, so keep the old size if it fits.
         fitting = min(fitting, run.micro_batch)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmssl.distributed import World
 from mmssl.models import build_dual_encoder
 from mmssl.objectives import find_objective
-from mmssl.objectives._base import Vocabulary
+from mmssl.objectives._base import Resized, Vocabulary
 from mmssl.objectives._mixing import TrainingTask, caption_count, further_views
 from mmssl.types import Batch
 from tests.helpers.models import tiny_model_config
@@ -20,12 +21,19 @@ ROWS = 12
 WORDS = 100
 SIDE = 24
 RESNET = {"name": "timm:resnet10t", "options": {"channels": [16, 16, 32, 32]}}
+TEACHER = str(Path(__file__).parents[1] / "golden" / "model")
+"""A model with its own image size, dimensions and tokenizer."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "jigsaw": {"permutations": 4},
     "moco": {"queue": 2 * ROWS, "image_text": True, "momentum": 0.9},
     "simclr": {"text": True, "head_width": 32},
     "mae": {"decoder_width": 32, "decoder_depth": 1},
     "mlm": {"see_image": True},
+    "redundancy": {"head_width": 64, "head_dim": 32},
+    "byol": {"head_width": 64, "head_dim": 32, "momentum": 0.9},
+    "replaced_tokens": {"ratio": 0.3},
+    "maskfeat": {"decoder_width": 32, "decoder_depth": 1, "momentum": 0.9},
+    "distill": {"teacher": TEACHER, "interaction": 1.0, "relations": 1.0},
 }
 """Sizes that fit tiny towers; what is optional is switched on."""
 
@@ -83,9 +91,13 @@ def batch(task: TrainingTask, seed: int = 0) -> Batch:
     pattern = torch.rand(1, 1, SIDE // 4, SIDE // 4, generator=g)
     images = colours * torch.nn.functional.interpolate(pattern, size=(SIDE, SIDE))
     objectives = [task.objective(name) for name in task.names]
-    names = ["main", *(view for objective in objectives for view in objective.views()), *further_views(objectives)]
-    noise = {name: 8 * torch.randn(images.shape, generator=g) for name in names}
-    views = {name: (255 * images + noise[name]).clamp(0, 255).to(torch.uint8) for name in names}
+    asked = task.required_views()
+    noise = {name: 8 * torch.randn(images.shape, generator=g) for name in ("main", *asked, *further_views(objectives))}
+    views = {name: (255 * images + noise[name]).clamp(0, 255).to(torch.uint8) for name in noise}
+    for name, view in asked.items():
+        if isinstance(view, Resized):
+            resized = torch.nn.functional.interpolate(views["main"].float(), size=2 * [view.image_size])
+            views[name] = resized.to(torch.uint8)
     # A caption is one word again and again, so that its masked tokens can be told from the others.
     words = torch.randperm(WORDS - 5, generator=g)[:ROWS, None] + 5
     mask = torch.arange(8) < torch.randint(6, 9, (ROWS, 1), generator=g)
@@ -93,11 +105,14 @@ def batch(task: TrainingTask, seed: int = 0) -> Batch:
     tokens[:, 0] = 1
     fields = [field for objective in objectives for field in objective.groups()]
     groups = {field: torch.randint(4, (ROWS,), generator=g) for field in fields}
-    keys = [f"k{i}" for i in range(ROWS)]
     more: dict[str, torch.Tensor] = {}
     for i in range(1, caption_count(objectives)):
         more |= {f"tokens.{i}": tokens.roll(i, 0)[:, :6] * mask[:, :6], f"token_mask.{i}": mask[:, :6]}
-    return Batch(views, tokens * mask, mask, torch.arange(ROWS), keys, groups=groups, more_tokens=more)
+    keys = [f"shard.tar:k{i}" for i in range(ROWS)]
+    makers = (task.objective(name).sample_inputs() for name in task.names)
+    captions = [f"a red square, number {seed * ROWS + row}" for row in range(ROWS)]
+    extras = {k: v for maker in makers if maker is not None for k, v in maker(captions, keys).items()}
+    return Batch(views, tokens * mask, mask, torch.arange(ROWS), keys, groups=groups, more_tokens=more, extras=extras)
 
 
 def part(whole: Batch, world: World) -> Batch:

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.distributed import World
-from mmssl.losses import blockwise, info_nce, masked_patches, moco, nt_xent, siglip
+from mmssl.losses import blockwise, info_nce, moco, nt_xent, siglip
 from mmssl.losses.common import share
 from mmssl.losses.logits import Form, correct_matches
+from mmssl.losses.prediction import masked_patches
 from mmssl.types import Groups
 from tests.helpers.ranks import on_ranks
 

@@ -5,7 +5,7 @@ import torch
 from open_clip.loss import CoCaLoss
 from transformers import BertConfig, BertForMaskedLM, ViTMAEConfig, ViTMAEForPreTraining
 
-from mmssl.losses import NO_TARGET, masked_language, masked_patches, next_token, normalise_patches
+from mmssl.losses.prediction import NO_TARGET, masked_language, masked_patches, next_token, normalise_patches
 from tests.helpers.features import gradients
 
 

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from mmssl.config import TextConfig
 from mmssl.errors import UserError
-from mmssl.losses import NO_TARGET
+from mmssl.losses.prediction import NO_TARGET
 from mmssl.models import build_dual_encoder
 from mmssl.models.text_factory import build_text
 from mmssl.objectives._base import Vocabulary

@@ -19,13 +19,13 @@ from mmssl.apps.autoconfig.choices import Choice, choose
 from mmssl.apps.autoconfig.inputs import Machine, Pairs, Start, probe_pairs, this_machine
 from mmssl.apps.autoconfig.preparation import HELD_OUT, Prepared, Source, patterns_of, prepare
 from mmssl.apps.report import write_card
-from mmssl.apps.search import embed_shards, read_record
+from mmssl.apps.search import embed_shards
 from mmssl.build import build_limits, objective_options
 from mmssl.config import Config, load_config, parse_config, set_key
 from mmssl.data import expand
 from mmssl.data.shards import SampleLimits
 from mmssl.errors import UserError
-from mmssl.inference import Model, load
+from mmssl.inference import Model, load, stored
 from mmssl.train import PACKED, Finished, is_available, resume_command, train
 
 INDEX = "index"
@@ -119,7 +119,7 @@ def index_packed(finished: Finished) -> None:
     if finished.signal is None and (run / PACKED).is_dir() and _is_first() and find_spec("pyarrow") is not None:
         shards = expand(str(run / PACKED))
         model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
-        known = read_record(run / INDEX)
+        known = stored.read_record(run / INDEX)
         names = {str(Path(shard).resolve()) for shard in shards}
         if known is not None and set(known.shards) == names and known.model != model.image_fingerprint():
             shutil.rmtree(run / INDEX)  # made with the weights before the run was resumed

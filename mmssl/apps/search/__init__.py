@@ -2,7 +2,7 @@
 
 from mmssl.apps.search.embed import embed_shards, encode_query
 from mmssl.apps.search.images import ShardImages, draw_hits, read_images
-from mmssl.apps.search.index import Hit, Index, read_record
+from mmssl.apps.search.index import Hit, Index
 from mmssl.apps.search.nearest import Embeddings, Graph, exact_nearest
 
 __all__ = [
@@ -16,5 +16,4 @@ __all__ = [
     "encode_query",
     "exact_nearest",
     "read_images",
-    "read_record",
 ]

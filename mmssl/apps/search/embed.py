@@ -1,5 +1,5 @@
-"""Embeddings of the images of shards, stored shard by shard, and of queries. Finished shards are kept; ranks share the
-shards."""
+"""Embeddings of the images (and captions) of shards, stored shard by shard, and of queries. Finished shards are kept;
+ranks share the shards."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,22 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from mmssl.apps.search.index import (
-    GRAPH,
-    PARTS,
-    Record,
-    State,
-    is_whole,
-    read_record,
-    seal,
-    table,
-    vectors,
-    write_part,
-)
+from mmssl.apps.search.index import GRAPH, seal
 from mmssl.data import USUAL_MEMBERS, MemberNames, account_of, iter_samples
 from mmssl.data.shards import IMAGES, BadSample, SampleLimits, is_remote
 from mmssl.distributed import SINGLE_PROCESS, World
 from mmssl.errors import UserError
+from mmssl.inference import stored
 
 if TYPE_CHECKING:
     from mmssl.inference import ImageInput, Model
@@ -56,6 +46,7 @@ def embed_shards(
     batch_size: int = 256,
     members: MemberNames = USUAL_MEMBERS,
     bad_samples: float = 0.1,
+    with_text: bool = False,
     world: World = SINGLE_PROCESS,
     progress: Callable[[int], None] | None = None,
 ) -> Embedded:
@@ -69,6 +60,7 @@ def embed_shards(
         members: members of the shards that hold the image and the caption, beside the usual ones.
         bad_samples: largest fraction of unusable samples; of fewer than 100, it is that of 100. Beyond it, this rank
             stops after the shard, which is kept.
+        with_text: store the embeddings of the captions too; samples without a caption are unusable then.
         progress: called with the number of images embedded so far.
 
     Raises:
@@ -77,13 +69,13 @@ def embed_shards(
     """
     names = [shard if is_remote(shard) else str(Path(shard).resolve()) for shard in shards]
     done = Embedded()
-    record = _prepare(model, names, out, members, world, done)
+    record = _prepare(model, names, out, (members, with_text), world, done)
     for name, number in list(zip(record.shards, record.parts, strict=True))[world.rank :: world.size]:
-        if is_whole(out, number, record.dim):
+        if stored.is_whole(out, number, record):
             done.kept += 1
             continue
         try:
-            _embed_shard(model, name, out, number, batch_size, members, done)
+            _embed_shard(model, name, out, number, batch_size, record, done)
         except OSError as error:
             raise UserError(
                 f"{out} cannot be written: {error.strerror}; finished shards are kept, call again to resume"
@@ -96,12 +88,13 @@ def embed_shards(
 
 
 def _embed_shard(
-    model: "Model", shard: str, out: Path, number: int, batch_size: int, members: MemberNames, done: Embedded
+    model: "Model", shard: str, out: Path, number: int, batch_size: int, record: stored.EmbeddingRecord, done: Embedded
 ) -> None:
     from mmssl.evaluate import encode
 
-    stored = iter_samples([shard], SampleLimits(members=members), need_text=False, on_bad=done.bad.append)
-    found = (row for sample in stored for row in sample.each_image())
+    with_text, limits = record.text_model is not None, SampleLimits(members=record.members)
+    samples_read = iter_samples([shard], limits, need_text=with_text, on_bad=done.bad.append)
+    found = (row for sample in samples_read for row in sample.each_image())
     images = encode.encode_images(model, found, batch_size=batch_size, required=False)
     samples, features = images.samples, images.features.reshape(-1, model.config.embed_dim)
     columns = {
@@ -109,21 +102,27 @@ def _embed_shard(
         "key": [sample.key for sample in samples],
         "caption": [str(sample.fields.get("txt", "")) for sample in samples],
     }
-    write_part(out, number, features.numpy().astype(np.float16), columns)
+    texts = model.encode_text(columns["caption"], batch_size).numpy().astype(np.float16) if with_text else None
+    stored.write_part(out, number, features.numpy().astype(np.float16), columns, texts)
     done.images += len(samples)
     done.bad += images.bad
 
 
 def _prepare(
-    model: "Model", shards: list[str], out: Path, members: MemberNames, world: World, done: Embedded
-) -> Record:
+    model: "Model", shards: list[str], out: Path, kind: tuple[MemberNames, bool], world: World, done: Embedded
+) -> stored.EmbeddingRecord:
     """Write the new index.json, and remove the parts of shards that changed or vanished. All ranks get the record.
+
+    `kind`: the members of the shards, and whether captions are embedded too.
 
     Raises:
         UserError: the folder holds an index of another model or of other data, or cannot be written.
     """
-    fingerprint = model.image_fingerprint()
-    known = read_record(out)
+    (members, with_text), fingerprint = kind, model.image_fingerprint()
+    known = stored.read_record(out)
+    # A folder with texts keeps them.
+    with_text = with_text or (known is not None and known.text_model is not None)
+    text_model = model.text_fingerprint() if with_text else None
     world.barrier()  # rank 0 must not write it before the other ranks have read it
     if known is not None and known.model != fingerprint:
         raise UserError(f"{out} holds an index of another model or other weights; choose another folder, or remove it")
@@ -131,48 +130,52 @@ def _prepare(
         raise UserError(f"{out} holds an index of other shards; choose another folder, or remove it")
     if world.rank == 0:
         try:
-            (out / PARTS).mkdir(parents=True, exist_ok=True)
-            planned = _plan(shards, known, members, done)
-            Record(fingerprint, model.config.embed_dim, shards, *planned, members).write(out)
+            (out / stored.PARTS).mkdir(parents=True, exist_ok=True)
+            # Parts with other texts, or with none, are made anew.
+            alike = known is not None and (known.members, known.text_model) == (members, text_model)
+            planned = _plan(shards, known, alike, done)
+            dim, scale = model.config.embed_dim, model.logit_scale
+            record = stored.EmbeddingRecord(fingerprint, dim, shards, *planned, members, text_model, scale)
+            record.write(out)
             _remove_parts(out, known, set(planned[0]), done)
         except OSError as error:
             raise UserError(f"--out {out} cannot be written: {error.strerror}; pick another folder") from None
     world.barrier()
-    found = read_record(out)
+    found = stored.read_record(out)
     assert found is not None
     return found
 
 
 def _plan(
-    shards: Sequence[str], known: Record | None, members: MemberNames, done: Embedded
-) -> tuple[list[int], list[State]]:
-    """The part and the state of each shard: those that it has if it did not change, else a new part."""
+    shards: Sequence[str], known: stored.EmbeddingRecord | None, alike: bool, done: Embedded
+) -> tuple[list[int], list[stored.State]]:
+    """The part and the state of each shard: those that it has if it did not change and is `alike`, else a new part."""
     from mmssl.evaluate import feature_cache
 
-    stored: dict[str, tuple[int, State]] = {}
+    before: dict[str, tuple[int, stored.State]] = {}
     if known is not None:
-        stored = dict(zip(known.shards, zip(known.parts, known.states, strict=True), strict=True))
-    free = max((number for number, _ in stored.values()), default=-1) + 1
+        before = dict(zip(known.shards, zip(known.parts, known.states, strict=True), strict=True))
+    free = max((number for number, _ in before.values()), default=-1) + 1
     parts, states = [], []
     for shard in shards:
         state = feature_cache.shard_state(shard)
-        number, before = stored.get(shard, (-1, None))
-        same = number >= 0 and before == state and known is not None and known.members == members
+        number, old = before.get(shard, (-1, None))
+        same = number >= 0 and old == state and alike
         if not same:
             done.renewed += number >= 0
             number, free = free, free + 1
         parts.append(number)
         states.append(state)
-    done.removed = len(stored.keys() - set(shards))
+    done.removed = len(before.keys() - set(shards))
     return parts, states
 
 
-def _remove_parts(out: Path, known: Record | None, kept: set[int], done: Embedded) -> None:
+def _remove_parts(out: Path, known: stored.EmbeddingRecord | None, kept: set[int], done: Embedded) -> None:
     """Remove the parts that no shard has any more, and the graph if the shards are not those that it was built of."""
     old = [] if known is None else known.parts
     for number in set(old) - kept:
-        vectors(out, number).unlink(missing_ok=True)
-        table(out, number).unlink(missing_ok=True)
+        for path in (stored.vectors, stored.text_vectors, stored.table):
+            path(out, number).unlink(missing_ok=True)
     if known is not None and set(old) != kept and (out / GRAPH).exists():
         done.had_graph = True
         seal(out / GRAPH).unlink(missing_ok=True)

@@ -22,6 +22,8 @@ from mmssl.types import Batch
 
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
 """Captions -> token ids int64 [B, L] and mask bool [B, L]."""
+Extras = Callable[[list[str], list[str]], dict[str, Tensor]]
+"""Captions and keys (`shard:key`) of B samples -> further inputs by name, B rows each."""
 _FIRST = 1_000
 """Samples after which the fraction of bad ones is checked."""
 _log = logging.getLogger(__name__)
@@ -45,25 +47,29 @@ class LoadedBatch:
 class PartJoiner:
     """Joins parts to a batch."""
 
-    def __init__(self, tokenize: Tokenize, pin_memory: bool) -> None:
+    def __init__(self, tokenize: Tokenize, pin_memory: bool, extras: Sequence[Extras] = ()) -> None:
         self._tokenize = tokenize
+        self._extras = extras
         self._pin_memory = pin_memory
 
     def join(self, parts: Wait, after: Position) -> LoadedBatch:
         """Wait for the parts, then join them in order."""
         found = parts()
-        tokens, mask = self._tokenize([text for part in found for text in part.texts])
+        texts, keys = [text for part in found for text in part.texts], [key for part in found for key in part.keys]
+        tokens, mask = self._tokenize(texts)
+        extras = {name: rows for read in self._extras for name, rows in read(texts, keys).items()}
         batch = Batch(
             views={name: self._cat([part.views[name] for part in found]) for name in found[0].views},
-            tokens=tokens.pin_memory() if self._pin_memory else tokens,
-            token_mask=mask.pin_memory() if self._pin_memory else mask,
+            tokens=self._pinned(tokens),
+            token_mask=self._pinned(mask),
             ids=torch.tensor([number for part in found for number in part.ids]),
-            keys=[key for part in found for key in part.keys],
+            keys=keys,
             augment_params={
                 name: torch.cat([part.augment_params[name] for part in found]) for name in found[0].augment_params
             },
             groups={name: torch.cat([part.groups[name] for part in found]) for name in found[0].groups},
             more_tokens=self._more_tokens([part.more_texts for part in found]),
+            extras={name: self._pinned(rows) for name, rows in extras.items()},
         )
         first, bad = 0, []
         for part in found:
@@ -85,8 +91,11 @@ class PartJoiner:
         for number, texts in enumerate(zip(*parts, strict=True), start=1):
             tokens, mask = self._tokenize([text for part in texts for text in part])
             pair = {f"tokens.{number}": tokens, f"token_mask.{number}": mask}
-            found |= {name: rows.pin_memory() if self._pin_memory else rows for name, rows in pair.items()}
+            found |= {name: self._pinned(rows) for name, rows in pair.items()}
         return found
+
+    def _pinned(self, rows: Tensor) -> Tensor:
+        return rows.pin_memory() if self._pin_memory else rows
 
     def _cat(self, views: Sequence[Tensor]) -> Tensor:
         if len(views) == 1 and not self._pin_memory:

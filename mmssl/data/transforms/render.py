@@ -87,8 +87,8 @@ class Renderer:
         # Captions and parameters come first: decoding an image evicts everything from the CPU caches.
         found = [self._captions(row, sample, epoch, bad) for row, sample in enumerate(samples)]
         params = {
-            name: [draw_params(generator(self.seed, "view", name, epoch, sample.id)) for sample in samples]
-            for name in self.views
+            name: [draw_params(generator(self.seed, "view", view.like or name, epoch, sample.id)) for sample in samples]
+            for name, view in self.views.items()
         }
         for row, sample in enumerate(samples):
             if row in bad or not views:

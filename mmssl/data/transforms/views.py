@@ -61,12 +61,15 @@ class View:
         mode: DecodeMode = "quality",
         max_pixels: int = MAX_PIXELS,
         interpolation: Interpolation = "bicubic",
+        like: str | None = None,
     ) -> None:
+        """`like`: the view whose crop and augmentations it shares. Default: its own."""
         self.config = config
         self.image_size = image_size
         self.mode = mode
         self.max_pixels = max_pixels
         self.interpolation = interpolation
+        self.like = like
 
     def __call__(self, image: bytes, rng: np.random.Generator) -> Tensor:
         """Render an encoded image to uint8 [3, image_size, image_size].

@@ -12,9 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from mmssl.apps.search import Hit, Index, ShardImages, read_images
-from mmssl.apps.search.index import Record, write_part
 from mmssl.data import USUAL_MEMBERS
 from mmssl.errors import UserError
+from mmssl.inference.stored import EmbeddingRecord, write_part
 from mmssl.rng import generator
 from tests.helpers.tars import write_shards
 
@@ -27,7 +27,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of two shards with a graph."""
     folder = tmp_path_factory.mktemp("index")
     shards = write_shards(folder / "shards", [ROWS, ROWS])
-    Record("a model", DIM, shards, [0, 1], [None, None], USUAL_MEMBERS).write(folder)
+    EmbeddingRecord("a model", DIM, shards, [0, 1], [None, None], USUAL_MEMBERS).write(folder)
     (folder / "parts").mkdir()
     for number, shard in enumerate(shards):
         rows = generator("foreign index", number).normal(size=(ROWS, DIM))

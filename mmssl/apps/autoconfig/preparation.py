@@ -294,7 +294,12 @@ def _indexes(shards: Sequence[str], limits: SampleLimits) -> list[ShardIndex]:
     found = index_source(shards, limits, Access())
     unknown = [shard for shard, index in zip(shards, found, strict=True) if index is None]
     if unknown:
-        raise UserError(f"{unknown[0]} has no index, so its pairs cannot be counted: mmssl shards index PATTERN")
+        web = unknown[0].startswith(("http://", "https://"))
+        where = "where the shards are stored, and copy the index beside them" if web else "once"
+        raise UserError(
+            f"{unknown[0]} has no index, so its pairs cannot be counted; run mmssl shards index PATTERN {where}, or "
+            "train without: mmssl train CONFIG data.train=PATTERN train.steps=N"
+        )
     return [index for index in found if index is not None]
 
 

@@ -13,6 +13,7 @@ from mmssl.objectives._mixing import TrainingTask, Weighted
 from mmssl.rng import RowRandom
 from mmssl.train.step import Tally
 from tests.helpers.objective_batch import RESNET, ROWS, batch, tiny_task
+from tests.objectives.test_pairs import CASES
 
 
 class Watcher(TorchDispatchMode):
@@ -71,6 +72,17 @@ def test_the_host_waits_for_nothing(name: str, tower: dict[str, Any]) -> None:
     """No value is read from the device, no shape depends on one, nothing is copied to it but asynchronously, and all
     tensors meet on it."""
     task = tiny_task([name], tower)
+    with FakeTensorMode(allow_non_fake_inputs=True), Watcher():
+        to_gpu(task)
+        for pair in a_step(task, name).sums.values():
+            assert pair.device.type == "cuda"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pairs_beyond_the_diagonal_wait_for_nothing_either(case: str) -> None:
+    """The same for groups of samples, masks, smoothed labels, several images and captions, and shorter embeddings."""
+    name, options = CASES[case]
+    task = tiny_task([name], options=options)
     with FakeTensorMode(allow_non_fake_inputs=True), Watcher():
         to_gpu(task)
         for pair in a_step(task, name).sums.values():

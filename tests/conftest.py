@@ -7,6 +7,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,5 +77,9 @@ def tiny_encoder() -> DualEncoder:
 @pytest.fixture(autouse=True)
 def _verbs_compute_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics and embeddings of verbs must not depend on which format this processor multiplies fastest."""
-    choice = precision.PrecisionChoice("fp32", "the tests compare figures")
-    monkeypatch.setattr(precision, "choose_precision", lambda device_type: choice)
+    choice, real = precision.PrecisionChoice("fp32", "the tests compare figures"), precision.choose_precision
+
+    def chosen(device_type: str, *measure: Any) -> precision.PrecisionChoice:
+        return real(device_type, *measure) if measure else choice
+
+    monkeypatch.setattr(precision, "choose_precision", chosen)

@@ -41,7 +41,7 @@ class Words(base.Objective):
         self.options = options
         self.head = nn.Linear(encoder.vision.width, vocabulary.size)
         self.register_buffer("special", torch.tensor(vocabulary.special_ids), persistent=False)
-        self.register_buffer("captions", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("caption_count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("captions_with", torch.zeros(vocabulary.size, dtype=torch.int64))
 
     def sample_targets(self, inputs: base.Inputs, random: RowRandom, encoder: DualEncoder) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ class Words(base.Objective):
         weights = first.float()
         if self.options.idf:
             frequency = self.get_buffer("captions_with")[inputs["tokens"]]
-            weights = weights * (COMMON + ((1 + self.get_buffer("captions")) / (1 + frequency)).log())
+            weights = weights * (COMMON + ((1 + self.get_buffer("caption_count")) / (1 + frequency)).log())
         return {"words.weights": weights / weights.sum(1, keepdim=True).clamp(min=1e-12), "words.first": first}
 
     def num_terms(self, inputs: base.Inputs) -> Tensor:
@@ -83,7 +83,7 @@ class Words(base.Objective):
         first, counts = inputs["words.first"], self.get_buffer("captions_with")
         new = torch.zeros_like(counts).scatter_add(0, inputs["tokens"].flatten(), first.flatten().long())
         counts += world.sum(new)
-        self.get_buffer("captions").add_(world.sum(first.any(1).sum()))
+        self.get_buffer("caption_count").add_(world.sum(first.any(1).sum()))
 
 
 def repeated(tokens: Tensor) -> Tensor:

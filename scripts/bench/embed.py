@@ -130,12 +130,11 @@ class NormalizedInput(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(model.encoder).eval()
-        self.encoder.vision.mean.zero_()
-        self.encoder.vision.std.fill_(1)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, S, S] -> unit vectors [B, D]."""
-        return self.encoder.encode_image(images)
+        # The tower normalises by itself.
+        return self.encoder.encode_image(torch.addcmul(self.encoder.vision.mean, images, self.encoder.vision.std))
 
 
 def _lay_out(dataset: datasets.Dataset, folder: Path) -> None:

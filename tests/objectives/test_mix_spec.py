@@ -38,7 +38,7 @@ def test_an_objective_without_an_entry_has_its_own_defaults() -> None:
 @pytest.mark.parametrize(
     ("mix", "words"),
     [
-        ("contrastive+mim", ["'mim'", "mae, mlm, moco"]),
+        ("contrastive+mim", ["'mim'", "mae, maskfeat, mlm, moco"]),
         ("mlm+mlm(weight=1)", ["mlm", "twice"]),
         ("mlm(", ["'mlm('", "mlm(weight=0.05,every=2)"]),
         ("contrastive+", ["''"]),

@@ -73,7 +73,7 @@ def test_targets_and_loss_are_those_of_scikit_learn_and_a_loop(idf: bool) -> Non
         assert (int(hits), int(of)) == (int(hot[range(ROWS), logits.argmax(1)].sum()), count)
         words.on_step_end(inputs, World())
         seen.append(hot[hot.any(1)])
-    assert int(words.get_buffer("captions")) == (4 * (ROWS - 1) if idf else 0)
+    assert int(words.get_buffer("caption_count")) == (4 * (ROWS - 1) if idf else 0)
 
 
 def test_only_the_first_of_equal_tokens_counts() -> None:

@@ -214,8 +214,8 @@ def processes_of(launcher: psutil.Process) -> dict[str, psutil.Process]:
     return found
 
 
-# Each of them takes about a minute.
-@pytest.mark.parametrize("killed", [pytest.param("0", marks=pytest.mark.slow), "1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["0", "1"])
 def test_when_one_process_dies_the_other_says_so_and_the_run_goes_on(killed: str, shards: Path, tmp_path: Path) -> None:
     """Of two processes, one is killed: the launcher ends with an error, the other process with one line that names the
     remedy, and the run resumes with both."""

@@ -253,7 +253,9 @@ def test_sigterm_saves_and_stops_and_the_run_goes_on(shards: Path, finished: Pat
     assert [r["step"] for r in metrics(run)] == [r["step"] for r in metrics(whole)]
 
 
-@pytest.mark.parametrize("vision", ["vit", pytest.param("resnet", marks=pytest.mark.slow)])
+# The tutorial on scale, which the tests run, compares the losses of the two too.
+@pytest.mark.slow
+@pytest.mark.parametrize("vision", ["vit", "resnet"])
 def test_two_processes_follow_one(vision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`accelerate launch --cpu --num_processes 2` follows one process at the same global batch: 20 losses within 1e-4
     (with batch norm, where rounding grows by itself, the first 6)."""

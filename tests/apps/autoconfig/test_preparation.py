@@ -129,7 +129,8 @@ def test_unusable_data_are_refused(table: Path, tmp_path: Path) -> None:
     images = [f"{table.parent}/photos/{i}.png,a cat {i}" for i in range(20)]
     found = prepare(written("some.csv", "image,caption", "gone.png,x", *images), tmp_path / "some")
     assert found.pairs + found.held_out_pairs == 20
-    assert "1 of 21 left out" in found.notes[0]
+    assert found.account.used == 20
+    assert "gone.png" in " ".join(found.account.causes())
     assert "gone.png" in found.notes[0]
 
 

@@ -104,8 +104,10 @@ VALUES = (
     b"a=b",
     b"1 path=z.jpg\n",
 )
-_LISTED = re.compile(rb"(?P<kind>.)[-a-zA-Z]{9} .*? +(?P<size>\d+) \S+ \d\d:\d\d(:\d\d)? +(?P<name>.*)", re.DOTALL)
-"""A line of GNU tar's listing: kind and mode, owner and group, size, date, time and name."""
+_LISTED = re.compile(
+    rb"(?P<kind>.)[-a-zA-Z]{9} .*? +(?P<size>[\d,]+) (?P<time>\S+ \d\d:\d\d(:\d\d)?) (?P<name>.*)", re.DOTALL
+)
+"""A line of GNU tar's listing: kind and mode, owner and group, size (of devices their numbers), date, time and name."""
 _ESCAPE = re.compile(rb"\\([0-7]{3}|.)", re.DOTALL)
 _LETTERS = {b"n": b"\n", b"t": b"\t", b"b": b"\b", b"r": b"\r", b"f": b"\f", b"v": b"\v", b"a": b"\a"}
 
@@ -294,14 +296,16 @@ def by_gnu_tar(folder: Path, names: Sequence[str]) -> list[View]:
 
 def _gnu_view(path: Path) -> View:
     found: View = []
-    data, at = path.with_name(f"{path.name}.data").read_bytes(), 0
+    data, at, widest = path.with_name(f"{path.name}.data").read_bytes(), 0, 0
     for line in path.with_name(f"{path.name}.list").read_bytes().splitlines():
         fields = _LISTED.fullmatch(line)
         if fields is None:
             break
+        # Times are padded to the widest so far; further spaces begin the name.
+        widest = max(widest, len(fields["time"]))
         if fields["kind"] in b"-C":
-            size = int(fields["size"])
-            found.append((text(_unquoted(fields["name"])), data[at : at + size]))
+            size, name = int(fields["size"]), fields["name"][widest - len(fields["time"]) :]
+            found.append((text(_unquoted(name)), data[at : at + size]))
             at += size
     return found
 

@@ -1,5 +1,6 @@
 """The only module that turns a configuration into objects: the plan of a run, and the parts built from it."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,19 +11,21 @@ from pydantic import ValidationError
 
 from mmssl import system
 from mmssl.config import Config, DataConfig, ModelConfig, ObjectiveConfig, SuiteConfig, ViewConfig
-from mmssl.data import LoaderConfig, MemberNames, Source, TrainLoader, resolve_sources
-from mmssl.data.shards import SampleLimits
-from mmssl.data.sources import iter_captions
+from mmssl.data import ChooseBatching, LoaderConfig, MemberNames, Source, TrainLoader, resolve_sources
+from mmssl.data.order import Batching, DistinctValues, PlannedSource
+from mmssl.data.shards import SampleLimits, ShardIndex
+from mmssl.data.sources import distinct_values, iter_captions
 from mmssl.data.storage import Access, iter_samples
 from mmssl.data.transforms import Renderer, Tokenizer, captions, load_tokenizer, train_tokenizer, views
 from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate import datasets, open_dataset
 from mmssl.evaluate.tasks import find_task
-from mmssl.inference import load
+from mmssl.inference import load, neighbours
 from mmssl.models import DualEncoder, build_dual_encoder, lora
 from mmssl.objectives import Objective, ObjectiveOptions, TrainingTask, base, find_objective, mixing
 
+_log = logging.getLogger(__name__)
 _PEEK = 100
 """Samples of each source in which fields are looked for."""
 
@@ -281,11 +284,49 @@ def build_groups(plan: RunPlan, task: TrainingTask) -> list[str]:
     return wanted
 
 
-def build_loader(plan: RunPlan, task: TrainingTask, tokenizer: Tokenizer, bad_samples: Path) -> TrainLoader:
+def build_batching(plan: RunPlan, world: World, say: Callable[[str], None]) -> ChooseBatching | None:
+    """The choice of the samples that share a batch; None if chance decides.
+
+    Args:
+        say: gets lines about the choice.
+
+    Raises:
+        UserError: it cannot be made for several sources.
+    """
+    data, batching = plan.config.data, plan.config.data.batching
+
+    def groups(source: PlannedSource, indexes: Sequence[ShardIndex]) -> Batching:
+        assert batching.neighbours is not None
+        folder, most = batching.neighbours, data.bad_samples
+        find = neighbours.neighbour_groups
+        return find(folder, batching.group, source, indexes, most_lacking=most, world=world, say=say)
+
+    def values(source: PlannedSource, indexes: Sequence[ShardIndex]) -> Batching:
+        assert batching.distinct is not None
+        found = DistinctValues(distinct_values(indexes, batching.distinct, list(data.captions)), data.batch_size)
+        say(f"data.batching.distinct={batching.distinct}: {found.describe()}")
+        return found
+
+    if batching.neighbours is not None:
+        return groups
+    if batching.distinct is None:
+        return None
+    if len(plan.sources) > 1:
+        raise UserError(
+            "data.batching.distinct works with one source, and data.train has several with weights; give their "
+            "patterns as one list without weights"
+        )
+    return values
+
+
+def build_loader(
+    plan: RunPlan, task: TrainingTask, tokenizer: Tokenizer, bad_samples: Path, say: Callable[[str], None] = _log.info
+) -> TrainLoader:
     """The training batches of this process.
 
     Args:
         bad_samples: log of the samples that could not be used.
+        say: gets lines about the choice of the samples that share a batch.
 
     Raises:
         UserError: shards are missing or unusable, or the batch does not fit them.
@@ -304,6 +345,7 @@ def build_loader(plan: RunPlan, task: TrainingTask, tokenizer: Tokenizer, bad_sa
         world_size=world.size,
         workers=data.workers if data.workers is not None else default_workers(),
         worker_kind=data.worker_kind,
+        batching=build_batching(plan, world, say),
         limits=build_limits(data),
         access=Access(cache_dir=data.cache_dir, cache_bytes=int(data.cache_gib * 2**30)),
         max_bad_fraction=data.bad_samples,

@@ -66,6 +66,28 @@ class ViewConfig(ConfigBase):
     """Probability of painting over one random rectangle of 2 to 20 % of the area."""
 
 
+class BatchingConfig(ConfigBase):
+    """The samples that share a batch. By default chance decides."""
+
+    neighbours: Path | None = None
+    """Folder of embeddings of the training shards, as `mmssl embed` writes it: groups of samples with similar images
+    stay together in every batch, as hard negatives."""
+    group: int = Field(8, ge=2)
+    """Samples of a group of neighbours. It must divide the batch size."""
+    distinct: str | None = None
+    """`caption`, or a field of the .json (or `cls`): samples with the same value are in different batches, as far as an
+    epoch has enough batches."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "BatchingConfig":
+        if self.neighbours is not None and self.distinct is not None:
+            raise ValueError(
+                "data.batching: neighbours often share their captions, so distinct would part them; set one. To keep "
+                "equal captions of a batch from being negatives, set objectives.contrastive.positives=caption"
+            )
+        return self
+
+
 class DataConfig(ConfigBase):
     """Sources of samples, views and loading."""
 
@@ -89,6 +111,8 @@ class DataConfig(ConfigBase):
     slice_mib: float | None = Field(None, gt=0)
     """Largest contiguous read from one shard, in bytes. Default: single samples for small datasets, a millionth of the
     bytes of larger ones, 4 to 8 MiB for remote ones."""
+    batching: BatchingConfig = BatchingConfig()
+    """The samples that share a batch. By default chance decides."""
     workers: int | None = Field(None, ge=0)
     """Workers that read and decode, per process. 0 decodes in the training thread. Default: by the number of cores."""
     worker_kind: Literal["thread", "process"] = "thread"
@@ -121,6 +145,12 @@ class DataConfig(ConfigBase):
         if self.lanes is not None and self.batch_size % self.lanes:
             raise ValueError(
                 f"data.lanes={self.lanes} does not divide data.batch_size={self.batch_size}; pick a divisor"
+            )
+        if self.batching.neighbours is not None and self.batch_size % (self.batching.group * (self.lanes or 1)):
+            raise ValueError(
+                f"data.batch_size={self.batch_size} does not hold whole groups of data.batching.group="
+                f"{self.batching.group}{'' if self.lanes is None else f' in each of data.lanes={self.lanes}'}; pick a "
+                f"multiple of {self.batching.group * (self.lanes or 1)}"
             )
         if "main" not in self.views:
             raise ValueError("data.views has no view named 'main'; the contrastive objective reads it: add one")

@@ -25,7 +25,7 @@ from mmssl.data.loading import (
 )
 from mmssl.data.loading.pipeline import Extras
 from mmssl.data.loading.workers import InlineWorkers, ProcessWorkers, ThreadWorkers, Workers
-from mmssl.data.order import PlannedSource, Position, StreamPlan, default_lanes
+from mmssl.data.order import Batching, PlannedSource, Position, StreamPlan, default_lanes
 from mmssl.data.shards import Progress, SampleLimits, ShardIndex, describe_problems
 from mmssl.data.sources import Catalog, expand, index_source, plan_source, set_apart
 from mmssl.data.storage import Access
@@ -67,6 +67,10 @@ def _training_shards(spec: str | Sequence[str], allow_pipe: bool) -> list[str]:
     return names
 
 
+ChooseBatching = Callable[[PlannedSource, Sequence[ShardIndex]], Batching]
+"""Chooses the samples that share a batch, from a source and the indexes of its shards."""
+
+
 @dataclass
 class LoaderCounters:
     """Totals of this process since it started."""
@@ -102,6 +106,8 @@ class LoaderConfig:
     workers: int = 0
     """Threads or processes of this rank; 0: none."""
     worker_kind: Literal["thread", "process"] = "thread"
+    batching: ChooseBatching | None = None
+    """Chooses the samples that share a batch; None: chance does."""
     limits: SampleLimits = field(default_factory=SampleLimits)
     access: Access = field(default_factory=Access)
     max_bad_fraction: float = 0.01
@@ -153,7 +159,7 @@ class TrainLoader:
         lanes = config.lanes
         if self._catalog is None:
             lanes = unindexed_lanes([s.shards for s in sources], batch_size, world_size, lanes)
-        self._builder = self._build(lanes or default_lanes(batch_size))
+        self._builder = self._build(lanes or self._default_lanes())
         self._position = Position()
         self._bad_budget = BadSampleBudget(config.max_bad_fraction, config.bad_log)
         self._counters = LoaderCounters(source_samples=(0,) * len(sources))
@@ -271,12 +277,25 @@ class TrainLoader:
             for shard, index in zip(source.shards, found, strict=True)
             if index is None
         ]
+        if missing and self._config.batching is not None:
+            raise UserError(
+                f"data.batching needs shards with an index, and {missing[0]} has none; run: mmssl shards index"
+            )
         if missing:
             log(NO_INDEX_WARNING, len(missing), missing[0])
             return None, []
         pairs = zip(self._sources, known, strict=True)
         planned = [plan_source(found, source.weight, self._config.slice_mib) for source, found in pairs]
+        choose = self._config.batching
+        if choose is not None:
+            both = zip(planned, known, strict=True)
+            planned = [source.with_batching(choose(source, found)) for source, found in both]
         return Catalog(known, self._config.access.retry_policy), planned
+
+    def _default_lanes(self) -> int:
+        """Lanes whose parts of a batch are whole groups of samples that stay together."""
+        group = max((source.batching.group for source in self._planned if source.batching is not None), default=1)
+        return default_lanes(max(1, self._config.batch_size // group))
 
     def _build(self, lanes: int) -> PartBuilder | UnindexedBuilder:
         config = self._config

@@ -7,7 +7,7 @@ from mmssl.inference.model import Model, load
 from mmssl.inference.zero_shot import Classify, ZeroShotClassifier, label_probabilities, zero_shot
 
 if TYPE_CHECKING:
-    from mmssl.inference import stored
+    from mmssl.inference import neighbours, stored
     from mmssl.inference.classify import Prediction, list_images, predict
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "label_probabilities",
     "list_images",
     "load",
+    "neighbours",
     "predict",
     "stored",
     "zero_shot",
@@ -27,11 +28,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `stored`, and `classify` for its names, when they are used: few need them."""
+    """Import `neighbours` and `stored`, and `classify` for its names, when they are used: few need them."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    if name == "stored":
-        return import_module("mmssl.inference.stored")
+    if name in ("neighbours", "stored"):
+        return import_module(f"mmssl.inference.{name}")
     return getattr(import_module("mmssl.inference.classify"), name)

@@ -7,6 +7,7 @@ changed shard gets a new part.
 """
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.data import MemberNames
+from mmssl.data.shards import is_remote
 from mmssl.errors import UserError, one_line
 from mmssl.files import atomic_write, write_json
 
@@ -82,6 +84,20 @@ def read_record(folder: Path) -> EmbeddingRecord | None:
     if record.dim < 1 or not record.shards or not len(record.shards) == len(record.parts) == len(record.states):
         raise UserError(f"{folder / RECORD} is damaged: its lists do not fit together; embed into another folder")
     return record
+
+
+class PartFinder:
+    """Finds the part of a shard by its path, or by its name where that is unique: folders move."""
+
+    def __init__(self, record: EmbeddingRecord) -> None:
+        self._shards = dict(zip(record.shards, record.parts, strict=True))
+        names = Counter(Path(shard).name for shard in record.shards)
+        self._names = {Path(s).name: part for s, part in self._shards.items() if names[Path(s).name] == 1}
+
+    def __call__(self, shard: str) -> int | None:
+        """The part of a shard; None if it has none."""
+        path = shard if is_remote(shard) else str(Path(shard).resolve())
+        return self._shards.get(path, self._names.get(Path(shard).name))
 
 
 def _text(value: Any) -> str:

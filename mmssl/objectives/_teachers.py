@@ -2,7 +2,6 @@
 
 import abc
 import hashlib
-from collections import Counter
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mmssl.data.shards import is_remote
 from mmssl.data.transforms import Tokenizer, captions
 from mmssl.errors import UserError
 from mmssl.inference import Model, load, stored
@@ -152,10 +150,7 @@ class StoredEmbeddings(base.SampleInputs):
         assert record is not None
         self.record = record
         self.has_text = record.text_model is not None
-        self._shards = dict(zip(record.shards, record.parts, strict=True))
-        names = Counter(Path(shard).name for shard in record.shards)
-        self._names = {Path(s).name: part for s, part in self._shards.items() if names[Path(s).name] == 1}
-        self._number = cache(self._find_shard)
+        self._number = cache(stored.PartFinder(record).__call__)
         self._part = lru_cache(TABLES)(self._read)
 
     def __call__(self, captions: list[str], keys: list[str]) -> dict[str, Tensor]:
@@ -199,11 +194,6 @@ class StoredEmbeddings(base.SampleInputs):
             f"objectives.distill.teacher={self.folder} has no embedding of {name}; embed the training shards: mmssl "
             f"embed MODEL SHARDS --with-text --out {self.folder}"
         )
-
-    def _find_shard(self, shard: str) -> int | None:
-        """The part of a shard by its path, or by its name where that is unique: folders move."""
-        path = shard if is_remote(shard) else str(Path(shard).resolve())
-        return self._shards.get(path, self._names.get(Path(shard).name))
 
     def _read(self, part: int) -> tuple[dict[str, int], list[str], list[npt.NDArray[np.float16]]]:
         """Rows by key, captions, and the embeddings of images and captions of a part."""

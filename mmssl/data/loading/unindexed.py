@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmssl.data.loading.parts import BAD_IN_A_ROW, BatchPart, PartAssembly, PartTask, Render
-from mmssl.data.order import STATE_VERSION, Mixture, Position, check_lanes, shuffled
+from mmssl.data.order import Mixture, Position, shuffled
+from mmssl.data.order.plan import STATE_VERSION, check_lanes
 from mmssl.data.shards import BadSample, SampleLimits
 from mmssl.data.storage import Access, Fetcher, Files, read_shard
 from mmssl.errors import UserError

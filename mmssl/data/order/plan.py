@@ -5,7 +5,7 @@ The state of the stream is an epoch and a depth: all lanes are at the same depth
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache, partial
 from math import lcm
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmssl.data.order.batching import Batching, TableOrder
 from mmssl.data.order.epoch import EpochOrder, Slices
 from mmssl.errors import UserError
 
@@ -23,7 +24,8 @@ _MAX_PATTERN = 4096
 STATE_VERSION = 1
 _MEANING = {
     "version": "its state was written by another version of mmssl",
-    "fingerprint": "the shards, the weights, data.slice_mib or data.shuffle_block changed; restore them",
+    "fingerprint": "the shards, the weights, data.slice_mib, data.shuffle_block or data.batching (with distinct also "
+    "data.batch_size) changed; restore them",
     "seed": "the seed changed; restore it",
     "lanes": "data.lanes changed; restore it",
 }
@@ -51,6 +53,12 @@ class PlannedSource:
     fingerprint: str
     unit: int = 1
     """Slices per shuffling unit."""
+    batching: Batching | None = None
+    """A choice of the samples that share a batch, which then orders the source in place of slices and blocks."""
+
+    def with_batching(self, batching: Batching) -> "PlannedSource":
+        """The source in an order that is chosen for its batches."""
+        return replace(self, batching=batching, fingerprint=f"{self.fingerprint}+{batching.fingerprint}")
 
     @property
     def samples(self) -> int:
@@ -87,8 +95,9 @@ class StreamPlan:
         self.lanes = lanes
         self._seed = seed
         self._block = block
-        self._mixture = Mixture([source.weight for source in sources]) if len(sources) > 1 else None
-        self._lane_lengths = [source.samples // lanes for source in sources]
+        self.group = max((source.batching.group for source in sources if source.batching is not None), default=1)
+        self._mixture = Mixture([source.weight for source in sources], self.group) if len(sources) > 1 else None
+        self._lane_lengths = [source.samples // lanes // self.group * self.group for source in sources]
         self.order = lru_cache(2 * len(sources))(self._order)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -101,13 +110,18 @@ class StreamPlan:
 
     @property
     def lane_length(self) -> int:
-        """Depth of an epoch: samples of all sources per lane, rounded down."""
-        return self.samples // self.lanes
+        """Depth of an epoch: samples of all sources per lane, rounded down to whole groups."""
+        return self.samples // self.lanes // self.group * self.group
 
     def check(self, batch_size: int) -> None:
         """Raises UserError when the data cannot fill a batch with different samples."""
         check_lanes(batch_size, self.lanes)
         depth = batch_size // self.lanes
+        if depth % self.group:
+            raise UserError(
+                f"data.batch_size={batch_size} in {self.lanes} lanes is not a multiple of groups of {self.group} "
+                f"neighbours; use a multiple of {self.lanes * self.group}, or fewer data.lanes"
+            )
         for source, length in enumerate(self._lane_lengths):
             most = depth if self._mixture is None else self._max_count(source, depth)
             if length < most or length == 0:
@@ -203,9 +217,11 @@ class StreamPlan:
             digest.update(source.slices.first.astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def _order(self, source: int, epoch: int) -> EpochOrder:
+    def _order(self, source: int, epoch: int) -> EpochOrder | TableOrder:
         planned = self.sources[source]
         words = (self._seed, source, epoch)
+        if planned.batching is not None:
+            return TableOrder(planned.batching.table(words, self.lanes))
         return EpochOrder(planned.slices, words, self.lanes, self._block * planned.unit)
 
     def _lane_runs(self, lane: int, epoch: int, first: int, slots: Ints) -> Iterator[SampleRun]:
@@ -232,24 +248,26 @@ class StreamPlan:
 class Mixture:
     """The source at each depth of a lane: a repeated pattern of T slots, with exact fractions in every lane.
 
-    Lane l starts at slot l mod T, so that a row across the lanes is also close to the fractions.
+    Lane l starts at slot l mod T, so that a row across the lanes is also close to the fractions. With `group`, a slot
+    is that many samples of one source.
     """
 
-    def __init__(self, weights: Sequence[float]) -> None:
+    def __init__(self, weights: Sequence[float], group: int = 1) -> None:
         quotas = _quotas(weights)
         centres = [((slot + 0.5) / quota, source) for source, quota in enumerate(quotas) for slot in range(quota)]
-        self.pattern = np.array([source for _, source in sorted(centres)], dtype=np.int64)
+        self._group = group
+        self.pattern = np.repeat(np.array([source for _, source in sorted(centres)], dtype=np.int64), group)
         is_source = self.pattern[None] == np.arange(len(quotas))[:, None]
         self._before = np.concatenate([np.zeros((len(quotas), 1), np.int64), np.cumsum(is_source, axis=1)], axis=1)
 
     def count(self, source: int, lane: int, depth: int) -> int:
         """The number of times `source` is read in the first `depth` depths of a lane."""
-        shift = lane % len(self.pattern)
+        shift = lane * self._group % len(self.pattern)
         return self._prefix(source, depth + shift) - self._prefix(source, shift)
 
     def sources(self, lane: int, start: int, stop: int) -> Ints:
         """The source at each depth of [start, stop)."""
-        return self.pattern[(np.arange(start, stop) + lane) % len(self.pattern)]
+        return self.pattern[(np.arange(start, stop) + lane * self._group) % len(self.pattern)]
 
     def _prefix(self, source: int, slots: int) -> int:
         rounds, rest = divmod(slots, len(self.pattern))

@@ -135,6 +135,28 @@ def index_archive(shard: str, archive: Archive, mtime_ns: int, limits: SampleLim
     )
 
 
+def usable_groups(index: ShardIndex) -> Iterator[tuple[Group, ReadAt]]:
+    """The members of each usable sample of a local shard, in order, and a reader of the shard's bytes.
+
+    Raises:
+        UserError: the shard changed since it was indexed, or cannot be read.
+    """
+    left_out, limits = {out.ordinal for out in index.left_out}, SampleLimits(index.max_member_bytes, index.members)
+    found = 0
+    try:
+        with open_regular(index.shard) as file:
+            archive = Archive(windowed(file.fileno()), index.bytes)
+            # Behind the last indexed sample may lie the damage that ends the shard.
+            for ordinal, group in zip(range(index.groups), groups(archive, limits), strict=False):
+                if ordinal not in left_out:
+                    found += 1
+                    yield group, archive.read
+    except (OSError, TarError) as error:
+        raise UserError(f"shard {index.shard} cannot be read: {error}; restore it") from None
+    if found != index.samples:
+        raise UserError(f"shard {index.shard} changed while it was in use; start again")
+
+
 def image_ranges(
     shard: str, mtime_ns: int, size: int, members: MemberNames = USUAL_MEMBERS
 ) -> dict[str, tuple[int, int]]:

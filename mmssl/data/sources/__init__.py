@@ -4,11 +4,13 @@ from mmssl.data.shards.causes import account_of_indexes, remedy_of
 from mmssl.data.sources.catalog import Catalog, SampleLocation, index_source, make_index, plan_source
 from mmssl.data.sources.patterns import expand, folder_shards, set_apart
 from mmssl.data.sources.texts import iter_captions
+from mmssl.data.sources.values import distinct_values, sample_keys
 
 __all__ = [
     "Catalog",
     "SampleLocation",
     "account_of_indexes",
+    "distinct_values",
     "expand",
     "folder_shards",
     "index_source",
@@ -16,5 +18,6 @@ __all__ = [
     "make_index",
     "plan_source",
     "remedy_of",
+    "sample_keys",
     "set_apart",
 ]

@@ -1,6 +1,6 @@
 """Groups of neighbours among stored embeddings, for batches of samples that are hard to tell apart.
 
-The groups of an index are found once and stored in its folder, so that every process and every resumed run has the same.
+The groups of an index are found once and stored in its folder: every process and every resumed run has the same.
 """
 
 import hashlib
@@ -71,8 +71,8 @@ def neighbour_groups(
 
 
 def group_line(vectors: npt.NDArray[np.float16] | Floats, group: int) -> Ints:
-    """All rows of `vectors` [N, D] (unit length) in an order in which each `group` of them in turn are neighbours, int64
-    [N]. The last N mod `group` are left over.
+    """All rows of `vectors` [N, D] (unit length) in an order in which each `group` of them in turn are neighbours,
+    int64 [N]. The last N mod `group` are left over.
 
     The rows with the nearest neighbours come first: each that is still free takes its nearest free rows. More rows
     than LEAF are divided before, again and again, into halves along the direction in which they differ most.

@@ -129,8 +129,8 @@ def test_processes_have_the_same_groups(folder: Path) -> None:
 
 
 def test_folders_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
-    """No embeddings, those of other shards, of a changed shard or of too few samples: each says what to do. A few samples
-    without an embedding are counted, and grouped by chance."""
+    """No embeddings, those of other shards, of a changed shard or of too few samples: each says what to do. A few
+    samples without an embedding are counted, and grouped by chance."""
     with pytest.raises(UserError, match=r"holds no embeddings; make them: mmssl embed MODEL SHARDS"):
         found_groups(folder, tmp_path / "nothing")
     one = tmp_path / "one"
@@ -179,8 +179,8 @@ def run(folder: Path, name: str, steps: int, **data: Any) -> list[list[int]]:
 
 @pytest.mark.parametrize("kind", ["neighbours", "distinct"])
 def test_a_run_has_the_batches_that_were_chosen(folder: Path, kind: str, tmp_path: Path) -> None:
-    """Steps of a run hold whole groups, or labels apart as far as possible, and a run that stopped after 4 steps and was
-    resumed has the batches of an uninterrupted one."""
+    """Steps of a run hold whole groups, or labels apart as far as possible, and a run that stopped after 4 steps and
+    was resumed has the batches of an uninterrupted one."""
     shards = sorted(map(str, (folder / "shards").glob("*.tar")))
     batching = {"neighbours": str(folder / "index"), "group": 4} if kind == "neighbours" else {"distinct": "cls"}
     whole = run(folder, f"whole-{kind}", 12, batching=batching)
@@ -198,7 +198,7 @@ def test_a_run_has_the_batches_that_were_chosen(folder: Path, kind: str, tmp_pat
 
 
 def test_choices_that_cannot_be(folder: Path) -> None:
-    """Both choices together, batches without whole groups, an unknown field and several sources are refused in one line."""
+    """Both choices together, batches without whole groups, an unknown field and several sources are refused."""
     for data, says in (
         ({"batching": {"neighbours": "x", "distinct": "caption"}}, "set one"),
         ({"batching": {"neighbours": "x", "group": 3}}, "pick a multiple of 3"),

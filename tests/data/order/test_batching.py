@@ -110,8 +110,8 @@ def test_resuming_at_every_step_goes_on_with_the_same_order(name: str) -> None:
 
 
 def test_mixtures_keep_groups_whole_and_exact() -> None:
-    """In a 2:1 mixture every batch of 36 holds 12 complete groups of 3, 24 and 12 samples of the sources, and each source
-    repeats no sample within its own epoch."""
+    """In a 2:1 mixture every batch of 36 holds 12 complete groups of 3, 24 and 12 samples of the sources, and each
+    source repeats no sample within its own epoch."""
     sources = [grouped(108, 3, weight=2.0), grouped(36, 3)]
     plan = StreamPlan(sources, seed=0, lanes=2, block=2)
     position, seen = Position(), list[tuple[int, int, int]]()
@@ -164,8 +164,8 @@ def test_equal_values_are_apart_wherever_possible(counts: list[int], lanes: int,
 
 @pytest.mark.parametrize("values", [list(range(60)), [n // 2 for n in range(60)]], ids=["different", "pairs"])
 def test_samples_meet_by_chance_where_they_may(values: list[int]) -> None:
-    """Over 600 epochs of 60 samples in batches of 10, each pair of samples with different values shares a batch with the
-    frequency that chance gives, within five standard deviations; and the order of values does not matter."""
+    """Over 600 epochs of 60 samples in batches of 10, each pair of samples with different values shares a batch as
+    often as chance makes it, within five standard deviations."""
     plan = StreamPlan([apart(values, 10)], seed=2, lanes=5, block=2)
     met = np.zeros((60, 60))
     for epoch in range(600):

@@ -60,6 +60,8 @@ def describe(config: "Config") -> str:
     lines += [
         "length",
         f"  {_length(config)}",
+        "batches",
+        f"  {_batches(config)}",
         "learning rate",
         f"  {_curve(config)}",
         "encoder passes per step",
@@ -110,6 +112,16 @@ def _length(config: "Config") -> str:
         return f"{train.epochs:g} epochs of {batch} pairs per step (the number of steps depends on the data)"
     steps = train.steps if train.steps is not None else -(-(train.samples or 0) // batch)
     return f"{steps:,} steps of {batch} pairs, {steps * batch:,} pairs in total"
+
+
+def _batches(config: "Config") -> str:
+    batching = config.data.batching
+    if batching.neighbours is not None:
+        groups = config.data.batch_size // batching.group
+        return f"{groups:,} groups of {batching.group} neighbours, by the embeddings in {batching.neighbours}"
+    if batching.distinct is not None:
+        return f"samples with the same {batching.distinct} in different batches, as far as possible"
+    return "samples by chance"
 
 
 def _curve(config: "Config") -> str:

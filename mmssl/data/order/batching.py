@@ -124,7 +124,8 @@ class TableOrder:
 
     def addresses(self, lane: int, start: int, stop: int) -> Ints:
         """Sample numbers at depths [start, stop) of a lane, int64 [stop - start]."""
-        return self._lanes[lane, start:stop]
+        found: Ints = self._lanes[lane, start:stop]
+        return found
 
     def block(self, lane: int, depth: int) -> tuple[Ints, int]:
         """The sample numbers of the lane, and the position of `depth` among them."""
@@ -137,4 +138,4 @@ class TableOrder:
 
     def block_samples(self, lane: int, first: int, last: int) -> Ints:
         """The sample numbers of the lane."""
-        return self._lanes[lane]
+        return self.block(lane, 0)[0]

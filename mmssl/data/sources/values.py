@@ -1,6 +1,7 @@
 """Facts about every sample of local shards, by its number: its key, and a number for its caption or a field of it."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from mmssl.data.shards import ShardIndex, is_remote
 from mmssl.data.shards.samples import SampleError, read_fields
 from mmssl.data.shards.shard_index import usable_groups
+from mmssl.data.shards.tar import ReadAt
 from mmssl.data.transforms import captions
 from mmssl.data.transforms.render import group_number
 from mmssl.errors import UserError
@@ -62,11 +64,15 @@ def _texts(indexes: Sequence[ShardIndex]) -> Iterator[Sample]:
     for index in indexes:
         for group, read in usable_groups(index):
             try:
-                fields = read_fields(group, lambda start, stop, read=read: read(start, stop - start))
+                fields = read_fields(group, partial(_between, read))
             except SampleError:
                 fields = {}
             yield Sample(number, index.shard, group.key, b"", fields)
             number += 1
+
+
+def _between(read: ReadAt, start: int, stop: int) -> bytes:
+    return read(start, stop - start)
 
 
 def _value(number: int, sample: Sample, field: str, templates: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate import datasets, open_dataset
 from mmssl.evaluate.tasks import find_task
-from mmssl.inference import load, neighbours
+from mmssl.inference import load
 from mmssl.models import DualEncoder, build_dual_encoder, lora
 from mmssl.objectives import Objective, ObjectiveOptions, TrainingTask, base, find_objective, mixing
 
@@ -296,6 +296,8 @@ def build_batching(plan: RunPlan, world: World, say: Callable[[str], None]) -> C
     data, batching = plan.config.data, plan.config.data.batching
 
     def groups(source: PlannedSource, indexes: Sequence[ShardIndex]) -> Batching:
+        from mmssl.inference import neighbours  # most runs do without
+
         assert batching.neighbours is not None
         folder, most = batching.neighbours, data.bad_samples
         find = neighbours.neighbour_groups

@@ -40,9 +40,10 @@ PLUGIN_FOLDERS = (PACKAGE / "cli", PACKAGE / "objectives")
 SMALL_MODULES = 30
 """Modules under 60 lines, `__init__.py` aside."""
 CLOSURE_MODULES = 140
-CLOSURE_LINES = 18_500  # 13,000 were planned; further images, captions, positives and dimensions added 300
+CLOSURE_LINES = 19_000
 """What `import mmssl.train.trainer` loads of the package: of data/ all that reads shards, and the losses of every
-objective."""
+objective. 13,000 lines were planned; further images, captions, positives and dimensions added 300, and batches by choice
+as many."""
 HEAVY_LIBRARIES = 0
 BEHIND_DOORS = 0
 AGAINST_LAYERS = 0

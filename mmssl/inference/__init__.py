@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmssl.inference.images import ImageInput, as_image_list
 from mmssl.inference.model import Model, load
-from mmssl.inference.zero_shot import Classify, ZeroShotClassifier, label_probabilities, zero_shot
+from mmssl.inference.zero_shot import Classify, ZeroShotClassifier, zero_shot
 
 if TYPE_CHECKING:
     from mmssl.inference import neighbours, stored
@@ -17,7 +17,6 @@ __all__ = [
     "Prediction",
     "ZeroShotClassifier",
     "as_image_list",
-    "label_probabilities",
     "list_images",
     "load",
     "neighbours",

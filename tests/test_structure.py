@@ -42,7 +42,7 @@ SMALL_MODULES = 30
 CLOSURE_MODULES = 140
 CLOSURE_LINES = 19_000
 """What `import mmssl.train.trainer` loads of the package: of data/ all that reads shards, and the losses of every
-objective. 13,000 lines were planned; further images, captions, positives and dimensions added 300, and batches by choice
+objective. 13,000 lines were planned; further images, captions, positives and dimensions added 300, batches by choice
 as many."""
 HEAVY_LIBRARIES = 0
 BEHIND_DOORS = 0

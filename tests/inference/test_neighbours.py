@@ -11,6 +11,7 @@ import pytest
 import mmssl
 from mmssl.apps.search import embed_shards
 from mmssl.build import build_batching, resolve
+from mmssl.cli.show import describe
 from mmssl.config import parse_config
 from mmssl.data.shards import SampleLimits
 from mmssl.data.sources import index_source, plan_source, sample_keys
@@ -195,6 +196,21 @@ def test_a_run_has_the_batches_that_were_chosen(folder: Path, kind: str, tmp_pat
     for first in (0, 6):
         times = [max(np.bincount([labels[n] for n in ids])) for ids in whole[first : first + 6]]
         assert max(times) == -(-max(np.bincount(labels)) // 6)
+
+
+@pytest.mark.parametrize(
+    ("batching", "line"),
+    [
+        ({}, "samples by chance"),
+        ({"neighbours": "index", "group": 4}, "2 groups of 4 neighbours, by the embeddings in index"),
+        ({"distinct": "caption"}, "samples with the same caption in different batches, as far as possible"),
+    ],
+)
+def test_show_says_which_samples_share_a_batch(batching: dict[str, Any], line: str) -> None:
+    """`mmssl show` has a line on the batches; it needs no data and no index."""
+    tree = run_tree(Path("data"), Path("run"), evaluate={})
+    tree["data"] |= {"batching": batching}
+    assert f"batches\n  {line}\n" in describe(parse_config(tree, "here"))
 
 
 def test_choices_that_cannot_be(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Fixtures of all tests, and the `core` marker."""
 
 import os
+import signal
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: workers with as many threads as cores wait for each other at every operation.
@@ -18,10 +19,15 @@ from tests.helpers.browser import browser
 from tests.helpers.models import tiny_model_config
 
 __all__ = ["browser"]
+
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    # A shell starts background jobs with these ignored, and so would be the processes that tests send them to.
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
+
 TESTS = Path(__file__).parent
 CORE = (
     "apps/ablate/test_plan.py",
-    "apps/ablate/test_verdict.py",
     "apps/autoconfig/test_choose.py",
     "config",
     "data/loading/test_bad_samples.py",

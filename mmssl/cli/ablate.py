@@ -4,7 +4,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,15 +27,25 @@ def ablate(
             "'contrastive+mlm(weight=0.05,every=2)', all. Default: contrastive, contrastive with each other, and all."
         ),
     ] = None,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            help="YAML file of mixes instead of --mix, the baseline first: `name: contrastive+mlm`, or with other "
+            "settings `name: {mix: contrastive, settings: {data.captions: ['{name}', '{tags}']}}`.",
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Number of seeds, or a list such as 0,1,5.")] = "3",
     minutes: Annotated[float | None, typer.Option(help="Minutes of training per run. Default: train.minutes.")] = None,
-    budget: Annotated[
-        Literal["minutes", "flops"],
+    epochs: Annotated[
+        float | None, typer.Option(help="Epochs per run, instead of minutes: for data that is seen many times.")
+    ] = None,
+    flops: Annotated[
+        bool,
         typer.Option(
-            help="Compute that all runs get: equal minutes, or the FLOPs of the baseline's train.steps or "
-            "train.samples."
+            "--flops", help="Give all runs the operations of the baseline's train.steps or train.samples instead."
         ),
-    ] = "minutes",
+    ] = False,
     metric: Annotated[
         list[str] | None,
         typer.Option(help="Metric to compare, or suite/task/metric; repeat. Default: the main one of each suite."),
@@ -47,22 +57,34 @@ def ablate(
 ) -> None:
     """Measure the gain of each objective at equal compute, with paired seeds.
 
-    Finished runs are kept: repeat the command to resume, and add mixes or seeds to extend the comparison.
+    Finished runs are kept: repeat the command to resume, and add mixes or seeds to extend the comparison. With
+    evaluate.every=STEPS the report shows curves, and the best step of each run beside the last.
     """
     if out is None:
         raise UserError("--out is missing; give the folder for runs and report, for example --out runs/ablation")
     from mmssl import system
-    from mmssl.apps.ablate import make_plan, make_slots, run_all, threads_per_run, visible_gpus
+    from mmssl.apps.ablate import (
+        make_plan,
+        make_slots,
+        read_plan_file,
+        request_mixes,
+        run_all,
+        threads_per_run,
+        visible_gpus,
+    )
     from mmssl.config import load_config
 
     settings, chosen = load_config(config, overrides or []), _parse_seeds(seeds)
-    limit = _budget(budget, minutes, settings.train.minutes)
+    if plan_file is not None and mix:
+        raise UserError("--plan and --mix exclude each other; add the mix to the plan file")
+    mixes = read_plan_file(plan_file) if plan_file is not None else request_mixes(mix or [], settings.objectives)
+    limit = _budget(minutes, epochs, flops, settings.train.minutes)
     slots = make_slots(jobs, visible_gpus(), system.allowed_cores())
-    plan = make_plan(settings, mix or [], chosen, limit, out, threads_per_run(slots, settings.train.threads))
+    plan = make_plan(settings, mixes, chosen, limit, out, threads_per_run(slots, settings.train.threads))
     if dry_run:
         _print_plan(plan, len(slots))
         return
-    command = _command(config, overrides or [], plan, metric or [], jobs)
+    command = _command(config, overrides or [], plan, plan_file, metric or [], jobs)
     make_folder(out)
     with writing(out, remedy="give another folder"):
         (out / "command.txt").write_text(f"{command}\n", encoding="utf-8")
@@ -82,16 +104,24 @@ def _report(plan: "AblationPlan", command: str, metrics: list[str], failed: dict
     from rich.table import Column, Table
 
     from mmssl.apps.ablate import write_report
+    from mmssl.apps.report import write_report as write_page
 
     result = write_report(plan, command, metrics, failed)
-    for header, rows in result.tables():
-        table = Table(Column(header[0], no_wrap=True), *(Column(name, overflow="fold") for name in header[1:]))
+    moments = [(moment.title, result.metric_table(moment)) for moment in result.moments]
+    for title, (header, rows) in [*moments, ("Cost", result.cost_table())]:
+        table = Table(
+            Column(header[0], no_wrap=True), *(Column(name, overflow="fold") for name in header[1:]), title=title
+        )
         for row in rows:
             table.add_row(*row)
         stdout().print(table)
-    for sentence in result.sentences():
-        stdout().print(sentence, highlight=False, soft_wrap=True)
-    print(f"report: {plan.out / 'ablation.md'}, {plan.out / 'ablation.png'}, {plan.out / 'ablation.json'}")
+    for line in result.sentences():
+        stdout().print(line, highlight=False, soft_wrap=True)
+    print(f"report: {plan.out / 'ablation.md'}, with its images and {plan.out / 'ablation.json'}")
+    finished = [run.run_dir for run in plan.runs if run.is_finished]
+    if finished:
+        page, _ = write_page(finished, plan.out / "page", images=0)
+        print(f"curves of all runs: {page}")
 
 
 def _print_plan(plan: "AblationPlan", jobs: int) -> None:
@@ -105,14 +135,14 @@ def _print_plan(plan: "AblationPlan", jobs: int) -> None:
             planned.mix.name,
             ", ".join(f"{name} {options['weight']:g}" for name, options in planned.mix.objectives.items()),
             f"{planned.cost / plan.mixes[0].cost:.2f} x ({planned.cost / 1e9:.3g} GFLOP per pair)",
-            f"{train.minutes:g} minutes" if train.minutes is not None else f"{train.steps:,} steps",
+            f"{train.steps:,} steps" if plan.budget.kind == "flops" else str(plan.budget),
             f"{sum(run.is_finished for run in planned.runs)} of {len(planned.runs)}",
         )
     stdout().print(table)
     left = sum(not run.is_finished for run in plan.runs)
     total = f"{left} runs to go of {len(plan.runs)} ({len(plan.seeds)} seeds), {jobs} at a time"
-    if plan.budget.minutes is not None:
-        minutes = -(-left // jobs) * plan.budget.minutes
+    if plan.budget.kind == "minutes" and plan.budget.amount is not None:
+        minutes = -(-left // jobs) * plan.budget.amount
         total += f": {minutes:g} minutes of training, plus the start and the evaluation of {left} runs"
     print(total)
 
@@ -128,26 +158,37 @@ def _parse_seeds(text: str) -> list[int]:
     return numbers if "," in text else list(range(numbers[0]))
 
 
-def _budget(kind: Literal["minutes", "flops"], minutes: float | None, configured: float | None) -> "Budget":
+def _budget(minutes: float | None, epochs: float | None, flops: bool, configured: float | None) -> "Budget":
     from mmssl.apps.ablate import Budget
 
-    if kind == "flops":
-        if minutes is not None:
-            raise UserError("--minutes and --budget flops exclude each other; leave out one of them")
+    given = {"--minutes": minutes is not None, "--epochs": epochs is not None, "--flops": flops}
+    chosen = [option for option, is_given in given.items() if is_given]
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join(chosen)} exclude each other; leave out all but one")
+    if flops:
         return Budget("flops")
-    minutes = configured if minutes is None else minutes
-    if minutes is None or minutes <= 0:
-        raise UserError("the length of a run is missing; give --minutes 5 (more than 0), or --budget flops")
-    return Budget("minutes", minutes)
+    amount = epochs if epochs is not None else configured if minutes is None else minutes
+    if amount is None or amount <= 0:
+        raise UserError("the length of a run is missing; give --minutes 5 or --epochs 50 (more than 0), or --flops")
+    return Budget("minutes" if epochs is None else "epochs", amount)
 
 
-def _command(config: str, overrides: list[str], plan: "AblationPlan", metrics: list[str], jobs: int | None) -> str:
+def _command(
+    config: str,
+    overrides: list[str],
+    plan: "AblationPlan",
+    plan_file: Path | None,
+    metrics: list[str],
+    jobs: int | None,
+) -> str:
     """The command that repeats this ablation, with its defaults written out."""
     words = ["mmssl", "ablate", config, *overrides, "--out", str(plan.out)]
-    for planned in plan.mixes:
-        words += ["--mix", planned.mix.name]
+    if plan_file is not None:
+        words += ["--plan", str(plan_file)]
+    else:
+        words += [word for planned in plan.mixes for word in ("--mix", planned.mix.name)]
     words += ["--seeds", ",".join(map(str, plan.seeds))]
-    words += ["--minutes", f"{plan.budget.minutes:g}"] if plan.budget.kind == "minutes" else ["--budget", "flops"]
+    words += ["--flops"] if plan.budget.kind == "flops" else [f"--{plan.budget.kind}", f"{plan.budget.amount:g}"]
     for name in metrics:
         words += ["--metric", name]
     return shlex.join([*words, *(["--jobs", str(jobs)] if jobs is not None else [])])

@@ -189,7 +189,8 @@ class RunLogger:
         alarms = self._alarms.look(record, fraction)
         for alarm in alarms:
             self._bar.say(f"warning: {alarm}")
-        records = {"metrics": _safe({**record, "alarm": "; ".join(alarms)} if alarms else record)}
+        more = {"fraction": round(fraction, 6)} | ({"alarm": "; ".join(alarms)} if alarms else {})
+        records = {"metrics": _safe({**record, **more})}
         if ids is not None:
             records["sample_ids"] = {"step": step, "ids": ids()}
         for name, entry in records.items():

@@ -78,7 +78,9 @@ def test_micro_batches_and_processes_give_the_gradient_of_the_batch(
     expected = _gradients(whole)
     _assert_same(_gradients(parts), expected)
     for key, pair in tally.sums.items():
-        assert torch.allclose(found.sums[key], pair, rtol=1e-4, atol=1e-4), key
+        # Accuracies count ranks, and several images of a sample have nearly equal ones: rounding may turn one over.
+        slack = 1.0 if key.endswith("accuracy") else 1e-4
+        assert torch.allclose(found.sums[key], pair, rtol=1e-4, atol=slack), key
     for gradients in two_processes:
         _assert_same(gradients[case], expected)
     plain = tiny_task([CASES[case][0]], options={})

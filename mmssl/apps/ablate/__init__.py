@@ -1,5 +1,6 @@
 """Ablation of objectives: train mixes with equal compute and equal seeds, and compare them on the same suites."""
 
+from mmssl.apps.ablate.mixes import read_plan_file, request_mixes
 from mmssl.apps.ablate.plan import AblationPlan, AblationRun, Budget, PlannedMix, make_plan
 from mmssl.apps.ablate.report import AblationResult, write_report
 from mmssl.apps.ablate.scheduler import Slot, make_slots, run_all, threads_per_run, visible_gpus
@@ -13,6 +14,8 @@ __all__ = [
     "Slot",
     "make_plan",
     "make_slots",
+    "read_plan_file",
+    "request_mixes",
     "run_all",
     "threads_per_run",
     "visible_gpus",

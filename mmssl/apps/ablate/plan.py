@@ -1,24 +1,28 @@
 """The plan of an ablation: its mixes of objectives, and one run for each mix and seed, all of equal compute."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mmssl.apps.ablate.mixes import MixRequest, check_names, slug
 from mmssl.build import check_schedules, objective_options, resolve
-from mmssl.config import Config, ObjectiveConfig, load_config, parse_config
+from mmssl.config import Config, load_config, parse_config, set_key
 from mmssl.errors import UserError
-from mmssl.objectives import mix_spec, mixing
+from mmssl.objectives import mix_spec
 from mmssl.train import StepCosts, untrained_task
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The compute of each run: minutes of training steps, or as many operations as the baseline needs."""
+    """What all runs get equally: minutes of training steps, epochs, or the operations that the baseline needs."""
 
-    kind: Literal["minutes", "flops"]
-    minutes: float | None = None
+    kind: Literal["minutes", "epochs", "flops"]
+    amount: float | None = None
+    """Minutes or epochs."""
+
+    def __str__(self) -> str:
+        return "equal operations" if self.amount is None else f"{self.amount:g} {self.kind}"
 
 
 @dataclass(frozen=True)
@@ -86,53 +90,20 @@ class AblationPlan:
         return self.out / "configs" / f"{run.name}.yaml"
 
 
-def parse_mixes(texts: Sequence[str], configured: Mapping[str, ObjectiveConfig]) -> list[mix_spec.Mix]:
-    """The mixes to compare, the baseline first. Without texts: the default mixes.
-
-    Raises:
-        UserError: a mix is malformed, repeated, or uses an unknown objective, or there are fewer than two mixes.
-    """
-    mixes = [mix_spec.parse_mix(text, configured) for text in texts or default_mixes(configured)]
-    if len(mixes) < 2:
-        raise UserError(
-            f"an ablation compares at least two mixes, but there is only {mixes[0].name}; add objectives to the "
-            f"configuration, for example objectives.mlm.weight=0.05, or name them with --mix"
-        )
-    by_folder: dict[str, mix_spec.Mix] = {}
-    for mix in mixes:
-        other = by_folder.setdefault(slug(mix.name), mix)
-        if other is not mix:
-            raise UserError(f"the mixes {other.name!r} and {mix.name!r} have the same name; leave one of them out")
-    return mixes
-
-
-def default_mixes(configured: Mapping[str, ObjectiveConfig]) -> list[str]:
-    """The baseline alone, with each other objective, and all. Baseline: contrastive, else siglip, else the first."""
-    names = [name for name, entry in configured.items() if entry.weight > 0]
-    base = mixing.find_reference(names) or names[0]
-    others = [name for name in names if name != base]
-    return [base, *(f"{base}+{name}" for name in others), *([mix_spec.ALL] if len(others) > 1 else [])]
-
-
-def slug(name: str) -> str:
-    """A folder name for a mix."""
-    return re.sub(r"[^A-Za-z0-9.+=-]+", "_", name).strip("_")
-
-
 def make_plan(
-    config: Config, mixes: Sequence[str], seeds: Sequence[int], budget: Budget, out: Path, threads: int | None
+    config: Config, mixes: Sequence[MixRequest], seeds: Sequence[int], budget: Budget, out: Path, threads: int | None
 ) -> AblationPlan:
     """Plan the runs, and check everything that can be checked before hours of training.
 
     Args:
-        mixes: as the user writes them; empty: the default mixes.
+        mixes: the baseline first.
         threads: CPU threads of each run's math; None: as configured.
 
     Raises:
         UserError: the mixes, seeds, budget or configuration do not allow a comparison, or `out` holds runs with other
             settings.
     """
-    parsed = parse_mixes(mixes, config.objectives)
+    check_names(mixes)
     if len(set(seeds)) < 2:
         raise UserError(
             "an ablation needs at least 2 seeds to give differences an interval; give for example --seeds 3"
@@ -146,7 +117,7 @@ def make_plan(
         config = config.model_copy(update={"train": config.train.model_copy(update={"threads": threads})})
     baseline: PlannedMix | None = None
     planned = []
-    for mix in parsed:
+    for mix in mixes:
         current = _plan_mix(config, mix, seeds, budget, out, baseline)
         baseline = baseline or current
         planned.append(current)
@@ -166,22 +137,26 @@ def steps_for(costs: StepCosts, schedules: Mapping[str, Any], operations: float)
 
 
 def _plan_mix(
-    config: Config, mix: mix_spec.Mix, seeds: Sequence[int], budget: Budget, out: Path, baseline: PlannedMix | None
+    config: Config, request: MixRequest, seeds: Sequence[int], budget: Budget, out: Path, baseline: PlannedMix | None
 ) -> PlannedMix:
-    minutes = budget.minutes if budget.kind == "minutes" else None
+    where = f"mix {request.name!r}"
+    tree = _with_settings(config, request)
+    objectives = mix_spec.parse_mix(request.objectives, parse_config(tree, where).objectives).objectives
     # Under a budget of operations the number of steps follows from their cost, below.
-    length = {"minutes": minutes, "steps": 1 if minutes is None else None, "epochs": None, "samples": None}
-    tree = config.model_dump(mode="json")
-    tree["objectives"] = mix.objectives
+    length: dict[str, float | None] = dict.fromkeys(("minutes", "steps", "epochs", "samples"))
+    length |= {"steps": 1} if budget.kind == "flops" else {budget.kind: budget.amount}
+    tree["objectives"] = objectives
     tree["train"] |= length
     tree["mixer"] |= _diagnostics_off(config)
-    settings = parse_config(tree, where=f"mix {mix.name!r}")
+    settings = parse_config(tree, where)
     schedules = objective_options(settings)
     check_schedules(schedules)
     resolved = {name: options.model_dump(mode="json") for name, options in schedules.items()}
-    settings = parse_config(tree | {"objectives": resolved}, where=f"mix {mix.name!r}")
+    settings = parse_config(tree | {"objectives": resolved}, where)
+    if request.settings:
+        resolve(settings)
     costs = StepCosts(untrained_task(settings, schedules))
-    if minutes is not None:
+    if budget.kind != "flops":
         cost = costs.mean(schedules)
     else:
         steps = _baseline_steps(config)
@@ -191,10 +166,21 @@ def _plan_mix(
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": steps})})
     runs = []
     for seed in seeds:
-        name = f"{slug(mix.name)}-seed{seed}"
+        name = f"{slug(request.name)}-seed{seed}"
         update = {"seed": seed, "run_dir": out / "runs" / name}
-        runs.append(AblationRun(mix.name, seed, name, settings.model_copy(update=update)))
-    return PlannedMix(replace(mix, objectives=resolved), costs, cost, tuple(runs))
+        runs.append(AblationRun(request.name, seed, name, settings.model_copy(update=update)))
+    return PlannedMix(mix_spec.Mix(request.name, resolved), costs, cost, tuple(runs))
+
+
+def _with_settings(config: Config, request: MixRequest) -> dict[str, Any]:
+    """The configuration as a tree, with the settings of a mix. Options of objectives that are not set stay so."""
+    tree = config.model_dump(mode="json")
+    tree["objectives"] = {
+        name: entry.model_dump(mode="json", exclude_unset=True) for name, entry in config.objectives.items()
+    }
+    for key, value in request.settings.items():
+        set_key(tree, key, value)
+    return tree
 
 
 def _diagnostics_off(config: Config) -> dict[str, None]:
@@ -211,7 +197,7 @@ def _baseline_steps(config: Config) -> int:
     if train.samples is not None:
         return -(-train.samples // config.data.batch_size)
     raise UserError(
-        "--budget flops takes the baseline's length from the configuration; give train.steps or train.samples, and set "
+        "--flops takes the baseline's length from the configuration; give train.steps or train.samples, and set "
         "train.minutes and train.epochs to null"
     )
 

@@ -1,17 +1,20 @@
-"""Plot of an ablation: the difference between each mix and the baseline, per seed, with intervals."""
+"""Plots of an ablation: the differences between each mix and the baseline, and the metrics during the training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmssl.apps.ablate.results import NOT_A_RATE, MixComparison
+from mmssl.apps.ablate.results import NOT_A_RATE, Evaluation, MixComparison, Results, RunResults
 
 COLORS = {"helps": "#1a7f37", "hurts": "#c93c37", "no difference": "#57606a", "too few runs": "#57606a"}
 
 
-def draw(path: Path, comparisons: Sequence[MixComparison], baseline: str) -> None:
+def draw_differences(path: Path, comparisons: Sequence[MixComparison], baseline: str) -> None:
     """Draw a PNG with one panel per suite and metric, one row per mix."""
     panels: dict[tuple[str, str], list[MixComparison]] = {}
     for c in comparisons:
@@ -58,3 +61,51 @@ def _panel(axes: Axes, comparisons: Sequence[MixComparison], first: bool) -> Non
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
+
+
+def draw_curves(path: Path, results: Results, metrics: Sequence[tuple[str, str]]) -> None:
+    """Draw a PNG with a column per suite and metric: over the samples seen above, over the minutes below.
+
+    A line is the mean over the seeds, its band goes from the worst to the best seed.
+    """
+    axes_of: tuple[tuple[str, Callable[[Evaluation], float]], ...] = (
+        ("samples seen", lambda e: e.samples),
+        ("minutes of training", lambda e: e.minutes),
+    )
+    figure = Figure(figsize=(1.5 + 4.4 * len(metrics), 7.5), dpi=130, facecolor="white", layout="constrained")
+    lines = []
+    for column, (suite, metric) in enumerate(metrics):
+        for row, (unit, place) in enumerate(axes_of):
+            axes = figure.add_subplot(2, len(metrics), row * len(metrics) + column + 1)
+            lines = [
+                _curve(axes, list(runs.values()), (suite, metric), place, colormaps["tab20"](number % 20))
+                for number, runs in enumerate(results.values())
+            ]
+            axes.set_xlabel(unit, fontsize=8.5)
+            axes.tick_params(labelsize=8)
+            axes.grid(color="#eaeef2")
+            if row == 0:
+                axes.set_title(f"{suite} {metric}", fontsize=9.5)
+    figure.legend(lines, list(results), loc="outside lower center", ncols=3, fontsize=8.5)
+    figure.savefig(path)
+
+
+def _curve(
+    axes: Axes,
+    runs: Sequence[RunResults],
+    measured: tuple[str, str],
+    place: Callable[[Evaluation], float],
+    color: tuple[float, float, float, float],
+) -> Any:
+    """The curve of one mix over the evaluations that all its seeds reached."""
+    suite, metric = measured
+    scale = 1 if metric.endswith(NOT_A_RATE) else 100
+    found = [[e for e in run.evaluations if metric in e.results.get(suite, {})] for run in runs]
+    length = min(map(len, found), default=0)
+    values = np.array([[scale * float(e.results[suite][metric]) for e in run[:length]] for run in found])
+    places = np.array([[place(e) for e in run[:length]] for run in found])
+    if values.size == 0:
+        return axes.plot([], [], color=color)[0]
+    mean = places.mean(0)
+    axes.fill_between(mean, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
+    return axes.plot(mean, values.mean(0), color=color, linewidth=1.6, marker=".", markersize=4)[0]

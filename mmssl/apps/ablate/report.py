@@ -1,17 +1,17 @@
-"""The report of an ablation: ablation.json, ablation.md and ablation.png, and its tables for the terminal."""
+"""The report of an ablation: ablation.json, ablation.md and its images, and its tables for the terminal."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mmssl.apps.ablate.moments import Metric, Moment, find_moments
 from mmssl.apps.ablate.plan import AblationPlan
 from mmssl.apps.ablate.results import (
     MixComparison,
     Results,
     RunCost,
     choose_metrics,
-    compare_mixes,
     format_change,
     format_interval,
     format_value,
@@ -36,10 +36,10 @@ class AblationResult:
 
     command: str
     plan: AblationPlan
-    results: Results
-    metrics: Sequence[tuple[str, str]]
-    """`suite/task` and metric of each comparison."""
-    comparisons: Sequence[MixComparison]
+    metrics: Sequence[Metric]
+    """Those of the comparisons."""
+    moments: Sequence[Moment]
+    """The end of the runs first."""
     failed: Mapping[str, str]
     """Run -> reason."""
 
@@ -48,22 +48,40 @@ class AblationResult:
         """Names, the baseline first."""
         return [planned.mix.name for planned in self.plan.mixes]
 
+    @property
+    def results(self) -> Results:
+        """The finished runs at their end."""
+        return self.moments[0].results
+
     def costs(self, mix: str) -> list[RunCost]:
         """One per finished seed."""
         return [run.cost for run in self.results[mix].values()]
 
-    def tables(self) -> list[Table]:
-        """The metrics of each mix, and its cost."""
-        header = ["mix", *(f"{suite} {metric}" for suite, metric in self.metrics)]
-        found = {(c.mix, c.suite, c.metric): c for c in self.comparisons}
-        rows = [
-            [mix, *(_entry(self.results, mix, *m, found.get((mix, *m))) for m in self.metrics)] for mix in self.mixes
-        ]
-        return [(header, rows), (_COST_HEADER, [[mix, *_cost_row(self.costs(mix))] for mix in self.mixes])]
+    def metric_table(self, moment: Moment) -> Table:
+        """The metrics of each mix at a moment; with the mean step if that is not the last."""
+        with_step = moment is not self.moments[0]
+        header = ["mix", *(["step"] if with_step else []), *(f"{suite} {metric}" for suite, metric in self.metrics)]
+        found = {(c.mix, c.suite, c.metric): c for c in moment.comparisons}
+        rows = []
+        for mix in self.mixes:
+            steps = moment.steps(mix)
+            place = [f"{statistics.fmean(steps):,.0f}" if steps else ""] if with_step else []
+            entries = (_entry(moment.results, mix, *m, found.get((mix, *m))) for m in self.metrics)
+            rows.append([mix, *place, *entries])
+        return header, rows
 
     def sentences(self) -> list[str]:
-        """One sentence per comparison."""
-        return [sentence(comparison) for comparison in self.comparisons]
+        """One sentence per comparison, of the best steps where the runs were evaluated during the training."""
+        return [sentence(comparison) for comparison in self.main_moment.comparisons]
+
+    @property
+    def main_moment(self) -> Moment:
+        """The best steps if they are known, else the end."""
+        return self.moments[min(1, len(self.moments) - 1)]
+
+    def cost_table(self) -> Table:
+        """What the runs of each mix used."""
+        return _COST_HEADER, [[mix, *_cost_row(self.costs(mix))] for mix in self.mixes]
 
 
 def write_report(plan: AblationPlan, command: str, metrics: Sequence[str], failed: Mapping[str, str]) -> AblationResult:
@@ -77,15 +95,20 @@ def write_report(plan: AblationPlan, command: str, metrics: Sequence[str], faile
     Raises:
         UserError: no suite has a requested metric.
     """
-    from mmssl.apps.ablate.plots import draw
+    from mmssl.apps.ablate.plots import draw_curves, draw_differences
 
     results = read_runs(plan)
     chosen = choose_metrics(metrics, results)
     names = [planned.mix.name for planned in plan.mixes]
-    result = AblationResult(command, plan, results, chosen, compare_mixes(results, chosen, names), failed)
+    best = plan.config.evaluate.best
+    chosen_by = choose_metrics([best] if best else [], results)[:1]
+    moments = find_moments(results, chosen, names, *chosen_by)
+    result = AblationResult(command, plan, chosen, moments, failed)
     write_json(plan.out / "ablation.json", as_json(result))
     (plan.out / "ablation.md").write_text(as_markdown(result), encoding="utf-8")
-    draw(plan.out / "ablation.png", result.comparisons, names[0])
+    draw_differences(plan.out / "ablation.png", result.main_moment.comparisons, names[0])
+    if len(moments) > 1:
+        draw_curves(plan.out / "curves.png", results, chosen)
     return result
 
 
@@ -109,46 +132,56 @@ def as_json(result: AblationResult) -> dict[str, Any]:
                             "operations_per_sample": run.cost.operations_per_sample,
                         },
                         "results": run.results,
+                        "evaluations": [asdict(evaluation) for evaluation in run.evaluations],
                     }
                     for seed, run in result.results[planned.mix.name].items()
                 },
             }
             for planned in result.plan.mixes
         },
-        # "figure" is the key that earlier reports have.
-        "comparisons": [
-            {("figure" if key == "metric" else key): value for key, value in asdict(c).items()}
-            | {"sentence": sentence(c)}
-            for c in result.comparisons
+        "moments": [
+            {
+                "title": moment.title,
+                "steps": {mix: moment.steps(mix) for mix in result.mixes},
+                "comparisons": [asdict(c) | {"sentence": sentence(c)} for c in moment.comparisons],
+            }
+            for moment in result.moments
         ],
         "failed": dict(result.failed),
     }
 
 
 def as_markdown(result: AblationResult) -> str:
-    """Tables, sentences and the command; shows ablation.png, which is in the same folder."""
-    metrics, costs = result.tables()
+    """Tables, sentences and the command; shows the images, which are in the same folder."""
     lines = ["# Ablation", "", "```bash", result.command, "```", "", _setting(result), ""]
-    lines += ["![Difference of each mix to the baseline](ablation.png)", "", "## Results", ""]
-    lines += _markdown_table(metrics)
-    if result.comparisons:
-        lines += ["", f"Differences to {result.mixes[0]}, paired by seed:", ""]
-        lines += [f"- {sentence(c)}{' (*)' if c.holds_after_holm else ''}" for c in result.comparisons]
-        lines += ["", _caution(result.comparisons)]
-    lines += ["", "## Cost", "", *_markdown_table(costs), "", _COST_NOTE]
+    lines += ["![Difference of each mix to the baseline](ablation.png)", ""]
+    if len(result.moments) > 1:
+        lines += ["![Metrics during the training](curves.png)", ""]
+    for moment in result.moments:
+        lines += _moment_section(result, moment)
+    lines += ["## Cost", "", *_markdown_table(result.cost_table()), "", _COST_NOTE]
     if result.failed:
         lines += ["", "## Failed", "", *(f"- {name}: {reason}" for name, reason in result.failed.items())]
     return "\n".join([*lines, ""])
 
 
+def _moment_section(result: AblationResult, moment: Moment) -> list[str]:
+    lines = [f"## {moment.title}", "", moment.note, "", *_markdown_table(result.metric_table(moment)), ""]
+    if moment.comparisons:
+        lines += [f"Differences to {result.mixes[0]}, paired by seed:", ""]
+        lines += [f"- {sentence(c)}{' (*)' if c.holds_after_holm else ''}" for c in moment.comparisons]
+        lines += ["", _caution(moment.comparisons), ""]
+    return lines
+
+
 def _setting(result: AblationResult) -> str:
     plan = result.plan
     seeds = f"{len(plan.seeds)} seeds ({', '.join(map(str, plan.seeds))})"
-    budget = (
-        f"{plan.budget.minutes:g} minutes of training steps"
-        if plan.budget.kind == "minutes"
-        else "an equal number of floating-point operations"
-    )
+    budget = {
+        "minutes": f"{plan.budget} of training steps",
+        "epochs": f"{plan.budget} (each sample is seen {plan.budget.amount:g} times)",
+        "flops": "an equal number of floating-point operations",
+    }[plan.budget.kind]
     costs = [cost for mix in result.mixes for cost in result.costs(mix)]
     places = sorted({f"{c.device} ({c.threads} CPU thread{'s' if c.threads > 1 else ''})" for c in costs})
     where = f" on {', '.join(places)}" if places else ""
@@ -172,7 +205,10 @@ def _entry(results: Results, mix: str, suite: str, metric: str, comparison: MixC
     if comparison is None or comparison.paired is None:
         return mean
     change, interval = comparison.paired.mean, comparison.paired.interval
-    return f"{mean} ({format_change(metric, change)}, {format_interval(metric, interval)}) {comparison.verdict}"
+    before = statistics.fmean(comparison.baseline)
+    factor = f"x {(before + change) / before:.2f}, " if before > 0 else ""
+    found = f"{factor}{format_change(metric, change)}, {format_interval(metric, interval)}"
+    return f"{mean} ({found}) {comparison.verdict}"
 
 
 def _cost_row(costs: Sequence[RunCost]) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 
 from mmssl.apps.ablate.plan import AblationPlan, AblationRun, PlannedMix
-from mmssl.config import Length
 from mmssl.errors import UserError
 from mmssl.evaluate import Metrics, compare
 from mmssl.evaluate.tasks import main_metrics
@@ -48,15 +47,32 @@ class RunCost:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a run."""
+
+    step: int
+    samples: int
+    """Samples seen before it, repetitions included."""
+    minutes: float
+    """Minutes of training steps before it."""
+    results: dict[str, Metrics]
+    """`suite/task` -> metrics."""
+
+
+@dataclass(frozen=True)
 class RunResults:
-    """A finished run."""
+    """A finished run, as one of its evaluations found it."""
 
     run: AblationRun
     results: dict[str, Metrics]
     """`suite/task` -> metrics."""
     outcomes: dict[str, compare.Outcomes]
-    """`suite/task` -> recorded outcome of each sample."""
+    """`suite/task` -> recorded outcome of each sample; empty for evaluations during the training."""
     cost: RunCost
+    evaluations: tuple[Evaluation, ...]
+    """All evaluations in their order; the last one is that of the trained model."""
+    step: int
+    """The step whose results these are."""
 
 
 Results = Mapping[str, Mapping[int, RunResults]]
@@ -180,12 +196,17 @@ def format_interval(metric: str, interval: Interval) -> str:
     return f"{scale * interval[0]:+.2f} to {scale * interval[1]:+.2f}"
 
 
+def lower_is_better(metric: str) -> bool:
+    """True if a smaller value is the better one."""
+    return metric.endswith(compare.LOWER_IS_BETTER)
+
+
 def decide(metric: str, paired: Paired | None, over_samples: Interval | None) -> Verdict:
     """The verdict: a difference counts only if no interval, over seeds or over samples, contains 0."""
     if paired is None:
         return "too few runs"
     intervals = [paired.interval, *([] if over_samples is None else [over_samples])]
-    sign = -1 if metric.endswith(compare.LOWER_IS_BETTER) else 1
+    sign = -1 if lower_is_better(metric) else 1
     if all(sign * low > 0 and sign * high > 0 for low, high in intervals):
         return "helps"
     if all(sign * low < 0 and sign * high < 0 for low, high in intervals):
@@ -220,18 +241,21 @@ def _read(planned: PlannedMix, run: AblationRun) -> RunResults:
     results = json.loads((run.run_dir / "results.json").read_text(encoding="utf-8"))
     steps = read_json_lines(run.run_dir / "metrics.jsonl").rows
     batch = run.config.data.batch_size
-    length = Length(run.config.train.steps, run.config.train.minutes)
-    operations, seconds = 0.0, 0.0
-    for i, step in enumerate(steps):
+    operations, fraction = 0.0, 0.0
+    for step in steps:
         # The record of a step has a loss for each objective that was active.
         active = [name for name in planned.mix.objectives if f"{name}.loss" in step]
-        operations += batch * planned.costs.of(active, length.fraction(i, seconds))
-        seconds = step["seconds"]
+        operations += batch * planned.costs.of(active, fraction)
+        fraction = step["fraction"]
     cost = RunCost(
-        minutes=seconds / 60,
+        minutes=steps[-1]["seconds"] / 60,
         steps=len(steps),
         samples=len(steps) * batch,
         operations=operations,
         **json.loads(run.record.read_text(encoding="utf-8")),
     )
-    return RunResults(run, results, compare.read_outcomes(run.run_dir), cost)
+    evaluations = tuple(
+        Evaluation(row["step"], row["step"] * batch, row["seconds"] / 60, row["results"])
+        for row in read_json_lines(run.run_dir / "evaluations.jsonl").rows
+    )
+    return RunResults(run, results, compare.read_outcomes(run.run_dir), cost, evaluations, len(steps))

@@ -10,7 +10,7 @@ from mmssl.apps.report.run_reader import Row, RunRecord
 POINTS = 300
 """Most points of a curve; each is the mean of its neighbours."""
 SPEED = ("samples_per_s", "data_wait", "mb_per_s")
-NO_CURVE = {"step", "samples", "seconds", "epoch", "alarm"}
+NO_CURVE = {"step", "samples", "seconds", "fraction", "alarm"}
 TITLES = {
     "loss": "Total loss",
     "samples_per_s": "Throughput, pairs per second",

@@ -75,7 +75,8 @@ def test_the_report_tells_what_was_run_and_found(out: Path, settings: Path) -> N
     plain, mixed = (spent[mix][0]["operations_per_sample"] for mix in MIXES[:2])
     assert plain < mixed
     assert mixed == pytest.approx(found["mixes"]["contrastive+mlm"]["operations_per_sample"])
-    mixed_comparison, broken = found["comparisons"]
+    (end,) = found["moments"]
+    mixed_comparison, broken = end["comparisons"]
     assert mixed_comparison["seeds"] == [0, 1]
     assert mixed_comparison["samples"] == 48
     assert mixed_comparison["sentence"] in text
@@ -112,7 +113,7 @@ def test_finished_runs_are_kept(out: Path, settings: Path, monkeypatch: pytest.M
     again = [*words(settings, out), "--mix", MIXES[0], "--mix", MIXES[1], "--minutes", str(MINUTES)]
     assert not run([*again, "--metric", "mean_per_class_recall"])
     found = json.loads((out / "ablation.json").read_text())
-    assert [c["figure"] for c in found["comparisons"]] == ["mean_per_class_recall"]
+    assert [c["metric"] for c in found["moments"][0]["comparisons"]] == ["mean_per_class_recall"]
     assert run([*again, "--metric", "acc7"]) == 2
 
 
@@ -124,8 +125,10 @@ def test_bad_input_ends_in_one_line(
     for arguments, expected in (
         ([*new, "--minutes", "0"], "--minutes"),
         (new, "--minutes"),
-        ([*new, "--minutes", "1", "--budget", "flops"], "exclude"),
-        ([*new, "--minutes", "1", "--budget", "time"], "'time' is not one of"),
+        ([*new, "--minutes", "1", "--flops"], "--minutes and --flops exclude each other"),
+        ([*new, "--minutes", "1", "--epochs", "3"], "--minutes and --epochs exclude each other"),
+        ([*new, "--epochs", "0"], "--epochs"),
+        ([*new, "--epochs", "1", "--mix", "mlm", "--plan", str(settings)], "--plan and --mix exclude each other"),
         ([*new, "--minutes", "1", "--seeds", "a"], "--seeds 'a'"),
         ([*new, "--minutes", "1", "--seeds", "1"], "at least 2 seeds"),
         ([*new, "--minutes", "1", "--jobs", "9999"], "--jobs 9999"),
@@ -154,6 +157,35 @@ def test_a_dry_run_prints_the_plan_only(settings: Path, tmp_path: Path, capsys: 
     assert not out.exists()
 
 
+def test_a_plan_of_many_epochs_shows_the_best_step(
+    settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Equal epochs, evaluated on the way: the report has curves, the best step beside the last, the same within the
+    minutes of the fastest mix, a page of all runs, and the command that repeats it."""
+    plan, out = tmp_path / "plan.yaml", tmp_path / "out"
+    plan.write_text("plain: contrastive\nsmooth: {mix: contrastive+mlm, settings: {optim.lr: 0.01}}\n")
+    assert not run([*words(settings, out, "evaluate.every=5"), "--plan", str(plan), "--epochs", "3"])
+    printed = capsys.readouterr().out
+    found, text = json.loads((out / "ablation.json").read_text()), (out / "ablation.md").read_text()
+    assert f"--plan {plan}" in found["command"]
+    assert "--epochs 3" in found["command"]
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "page" / "index.html").is_file()
+    assert str(out / "page" / "index.html") in printed
+    end, best, *_ = found["moments"]
+    assert [end["title"], best["title"]] == ["At the end", "At the best step"]
+    for mix in ("plain", "smooth"):
+        for seed, made in found["mixes"][mix]["runs"].items():
+            assert made["spent"]["steps"] == 18
+            assert [e["step"] for e in made["evaluations"]] == [5, 10, 15, 18]
+            values = {e["step"]: e["results"]["colors/zero_shot"]["acc1"] for e in made["evaluations"]}
+            assert values[best["steps"][mix][int(seed)]] == max(values.values())
+    assert end["steps"] == {"plain": [18, 18], "smooth": [18, 18]}
+    assert "## At the best step" in text
+    assert best["comparisons"][0]["sentence"] in text
+    assert best["comparisons"][0]["over_samples"] is None
+
+
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(settings: Path, tmp_path: Path) -> None:
     """SIGINT ends with exit code 130 and a checkpoint of the running runs; started again, they are resumed, and all
@@ -161,7 +193,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(settings: Path, tmp_path: Pat
     out = tmp_path / "out"
     command = [
         *(sys.executable, "-m", "mmssl"),
-        *words(settings, out, "train.steps=400", "train.checkpoint_steps=null", "--budget", "flops"),
+        *words(settings, out, "train.steps=400", "train.checkpoint_steps=null", "--flops"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mmssl.apps.ablate.plan import AblationPlan, Budget, default_mixes, make_plan, parse_mixes, slug
+from mmssl.apps.ablate.mixes import check_names, default_mixes, read_plan_file, request_mixes, slug
+from mmssl.apps.ablate.plan import AblationPlan, Budget, make_plan
 from mmssl.apps.ablate.scheduler import make_slots
 from mmssl.config import Config, ObjectiveConfig, dump_config, parse_config
 from mmssl.errors import UserError
@@ -36,7 +37,7 @@ def config(shards: Path, **changes: Any) -> Config:
 def plan(
     settings: Config, out: Path, budget: Budget, mixes: tuple[str, ...] = (), seeds: tuple[int, ...] = (0, 1)
 ) -> AblationPlan:
-    return make_plan(settings, mixes, seeds, budget, out, None)
+    return make_plan(settings, request_mixes(mixes, settings.objectives), seeds, budget, out, None)
 
 
 def test_equal_flops_give_costlier_mixes_fewer_steps(shards: Path, tmp_path: Path) -> None:
@@ -161,6 +162,47 @@ def test_a_mix_names_a_folder() -> None:
 def test_mixes_that_cannot_be_compared_are_refused(mixes: list[str], words: list[str]) -> None:
     """The message names the mix, what is wrong and what to write."""
     with pytest.raises(UserError) as caught:
-        parse_mixes(mixes, CONFIGURED)
+        check_names(request_mixes(mixes, CONFIGURED))
     assert [w for w in words if w not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_file_gives_each_mix_its_settings(shards: Path, tmp_path: Path) -> None:
+    """Runs of the mix differ from the baseline's in those keys, its objectives and its folder only, and equal epochs
+    are the length of all. Options of an objective that the file changes reach the mix."""
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "plain: contrastive\n"
+        "with words: {mix: contrastive+mlm, settings: {optim.lr: 0.01}}\n"
+        "smooth: {mix: contrastive, settings: {objectives.contrastive.label_smoothing: 0.1}}\n"
+    )
+    settings = config(shards)
+    made = make_plan(settings, read_plan_file(path), (0, 1), Budget("epochs", 30), tmp_path / "out", None)
+    assert [run.name for run in made.runs[:3]] == ["plain-seed0", "with_words-seed0", "smooth-seed0"]
+    plain, words, smooth = (yaml.safe_load(dump_config(run.config)) for run in made.runs[:3])
+    assert all(tree["train"]["epochs"] == 30 and tree["train"]["steps"] is None for tree in (plain, words, smooth))
+    assert {key for key in plain if plain[key] != words[key]} == {"objectives", "run_dir", "optim"}
+    assert (words["optim"]["lr"], set(words["objectives"])) == (0.01, {"contrastive", "mlm"})
+    assert smooth["objectives"]["contrastive"] == plain["objectives"]["contrastive"] | {"label_smoothing": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: contrastive\nb: {mix: contrastive, setting: {}}", "'b' is not of the form"),
+        ("a: contrastive\nb: [contrastive]", "'b' is not of the form"),
+        ("a: contrastive\nb: {settings: {seed: 1}}", "'b' is not of the form"),
+        ("a: contrastive\nb: {mix: contrastive, settings: {optim.lrr: 1}}", "mix 'b': unknown key 'optim.lrr'"),
+        ("a: contrastive\nb: {mix: contrastive, settings: {data.train: none-*.tar}}", "none-*.tar"),
+        ("a: contrastive\nb: contrastive+nothing", "nothing"),
+        ("- contrastive", "mapping"),
+    ],
+)
+def test_a_wrong_plan_file_is_refused(text: str, words: str, shards: Path, tmp_path: Path) -> None:
+    """One line that names the mix, before anything runs."""
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        make_plan(config(shards), read_plan_file(path), (0, 1), Budget("epochs", 2), tmp_path / "out", None)
+    assert words in str(caught.value)
     assert "\n" not in str(caught.value)

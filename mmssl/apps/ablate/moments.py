@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mmssl.apps.ablate.results import (
-    Evaluation,
+    EvaluationPoint,
     MixComparison,
     Results,
     RunResults,
@@ -77,7 +77,9 @@ def at_best_step(results: Results, chosen_by: Metric, most_minutes: float = math
     return found
 
 
-def best_evaluation(evaluations: Sequence[Evaluation], chosen_by: Metric, most_minutes: float) -> Evaluation | None:
+def best_evaluation(
+    evaluations: Sequence[EvaluationPoint], chosen_by: Metric, most_minutes: float
+) -> EvaluationPoint | None:
     """The first evaluation with the best value; None if none has the metric."""
     suite, metric = chosen_by
     sign = -1 if lower_is_better(metric) else 1

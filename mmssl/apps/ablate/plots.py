@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmssl.apps.ablate.results import NOT_A_RATE, Evaluation, MixComparison, Results, RunResults
+from mmssl.apps.ablate.results import NOT_A_RATE, EvaluationPoint, MixComparison, Results, RunResults
 
 COLORS = {"helps": "#1a7f37", "hurts": "#c93c37", "no difference": "#57606a", "too few runs": "#57606a"}
 
@@ -68,7 +68,7 @@ def draw_curves(path: Path, results: Results, metrics: Sequence[tuple[str, str]]
 
     A line is the mean over the seeds, its band goes from the worst to the best seed.
     """
-    axes_of: tuple[tuple[str, Callable[[Evaluation], float]], ...] = (
+    axes_of: tuple[tuple[str, Callable[[EvaluationPoint], float]], ...] = (
         ("samples seen", lambda e: e.samples),
         ("minutes of training", lambda e: e.minutes),
     )
@@ -94,7 +94,7 @@ def _curve(
     axes: Axes,
     runs: Sequence[RunResults],
     measured: tuple[str, str],
-    place: Callable[[Evaluation], float],
+    place: Callable[[EvaluationPoint], float],
     color: tuple[float, float, float, float],
 ) -> Any:
     """The curve of one mix over the evaluations that all its seeds reached."""

@@ -47,7 +47,7 @@ class RunCost:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationPoint:
     """One evaluation of a run."""
 
     step: int
@@ -69,7 +69,7 @@ class RunResults:
     outcomes: dict[str, compare.Outcomes]
     """`suite/task` -> recorded outcome of each sample; empty for evaluations during the training."""
     cost: RunCost
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[EvaluationPoint, ...]
     """All evaluations in their order; the last one is that of the trained model."""
     step: int
     """The step whose results these are."""
@@ -255,7 +255,7 @@ def _read(planned: PlannedMix, run: AblationRun) -> RunResults:
         **json.loads(run.record.read_text(encoding="utf-8")),
     )
     evaluations = tuple(
-        Evaluation(row["step"], row["step"] * batch, row["seconds"] / 60, row["results"])
+        EvaluationPoint(row["step"], row["step"] * batch, row["seconds"] / 60, row["results"])
         for row in read_json_lines(run.run_dir / "evaluations.jsonl").rows
     )
     return RunResults(run, results, compare.read_outcomes(run.run_dir), cost, evaluations, len(steps))

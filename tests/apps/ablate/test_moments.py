@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 
 from mmssl.apps.ablate.moments import at_best_step, best_evaluation, find_moments
-from mmssl.apps.ablate.results import Evaluation
+from mmssl.apps.ablate.results import EvaluationPoint
 
 ACC = ("a/zero_shot", "acc1")
 
 
-def evaluations(*values: float, minutes: float = 1.0) -> tuple[Evaluation, ...]:
+def evaluations(*values: float, minutes: float = 1.0) -> tuple[EvaluationPoint, ...]:
     """One evaluation every 10 steps of `minutes` each."""
     return tuple(
-        Evaluation(10 * (i + 1), 80 * (i + 1), minutes * (i + 1), {"a/zero_shot": {"acc1": v, "calibration_error": v}})
+        EvaluationPoint(
+            10 * (i + 1), 80 * (i + 1), minutes * (i + 1), {"a/zero_shot": {"acc1": v, "calibration_error": v}}
+        )
         for i, v in enumerate(values)
     )
 
@@ -29,7 +31,7 @@ class Cost:
 class Run:
     """The part of a finished run that moments read."""
 
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[EvaluationPoint, ...]
     outcomes: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     results: dict[str, Any] = field(default_factory=dict)

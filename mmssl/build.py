@@ -55,7 +55,7 @@ def resolve(config: Config) -> RunPlan:
     check_schedules(objectives)
     sources = resolve_sources(config.data.train, config.data.allow_pipe)
     suites = {name: (_open_suite(name, entry), entry.task) for name, entry in config.evaluate.suites.items()}
-    check_best(config.evaluate.best, evaluation_names(suites))
+    check_best(config, evaluation_names(suites))
     return RunPlan(config, sources, objectives, suites)
 
 
@@ -64,15 +64,17 @@ def evaluation_names(suites: Mapping[str, tuple[datasets.Dataset, Sequence[str]]
     return [f"{name}/{find_task(task).name}" for name, (_, tasks) in suites.items() for task in tasks]
 
 
-def check_best(best: str | None, known: Sequence[str]) -> None:
-    """Refuse a metric of an evaluation that the run does not have.
+def check_best(config: Config, known: Sequence[str]) -> None:
+    """Refuse a best metric of an evaluation that the run does not have.
 
     Raises:
         UserError: names the evaluations.
     """
+    best = config.best_metric
     if best is not None and best.rpartition("/")[0] not in known:
+        key = "evaluate.best" if config.evaluate.best is not None else "train.early_stopping.metric"
         raise UserError(
-            f"evaluate.best={best!r} names no evaluation of this run; give SUITE/TASK/METRIC with one of: "
+            f"{key}={best!r} names no evaluation of this run; give SUITE/TASK/METRIC with one of: "
             f"{', '.join(known) or 'none, as evaluate.suites is empty'}"
         )
 

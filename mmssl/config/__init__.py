@@ -18,11 +18,12 @@ from mmssl.config.load import (
     set_key,
 )
 from mmssl.config.model import LoraConfig, ModelConfig, TextConfig, VisionConfig
-from mmssl.config.train import Length, MixerConfig, ObjectiveConfig, OptimConfig, TrainConfig
+from mmssl.config.train import EarlyStoppingConfig, Length, MixerConfig, ObjectiveConfig, OptimConfig, TrainConfig
 
 __all__ = [
     "Config",
     "DataConfig",
+    "EarlyStoppingConfig",
     "EvaluateConfig",
     "Length",
     "LoraConfig",

@@ -34,8 +34,8 @@ class EvaluateConfig(ConfigBase):
     every: int | None = Field(None, ge=1)
     """Steps between evaluations. Default: at the end only."""
     best: str | None = None
-    """The metric that picks the best checkpoint, for example `unseen_style/zero_shot/acc1`. Default: the
-    main metric of the first suite."""
+    """The metric that picks the best checkpoint, for example `unseen_style/zero_shot/acc1`. Default: that of
+    `train.early_stopping`, else the main metric of the first suite."""
     batch_size: int = Field(256, ge=1)
     """Images or captions per forward pass."""
     bad_samples: float = Field(0.1, ge=0, le=1)

@@ -53,6 +53,17 @@ class Length:
         return min(seconds / (60 * self.minutes), 1.0)
 
 
+class EarlyStoppingConfig(ConfigBase):
+    """The end of a run whose held-out metric no longer improves. The model is then that of the best step."""
+
+    metric: str | None = None
+    """The metric, for example `held_out/retrieval/image_retrieval_recall@5`. Default: `evaluate.best`."""
+    patience: int = Field(5, ge=1)
+    """Evaluations in a row without an improvement before the run ends."""
+    min_delta: float = Field(0.0, ge=0)
+    """Smallest change of the metric that counts as an improvement."""
+
+
 class TrainConfig(ConfigBase):
     """Length, precision and safety of the training loop."""
 
@@ -98,6 +109,8 @@ class TrainConfig(ConfigBase):
     """Write the sample ids of every step's global batch to sample_ids.jsonl."""
     nonfinite_limit: int = Field(5, ge=1)
     """Consecutive updates skipped for a non-finite loss or gradient before the run stops; with fp16, 16 more."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """End the run when a held-out metric no longer improves, and export the best step. Null: never."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

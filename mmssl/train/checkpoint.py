@@ -42,6 +42,8 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "versions": dict,
 }
 """Entries of state.json, and their types."""
+_LATER: dict[str, type | tuple[type, ...]] = {"evaluation_due": bool, "records": dict, "watch": dict}
+"""Entries that checkpoints of version 0.1.0 lack, and their types."""
 _OWN = ("step", "sha256")
 """Entries that every checkpoint has; the others are the run's."""
 
@@ -58,7 +60,7 @@ def save_checkpoint(
     Raises:
         UserError: the disk is full or not writable; earlier checkpoints are untouched.
     """
-    final = folder / f"step-{step:09d}"
+    final = path_of(folder, step)
     partial = folder / f".writing-{final.name}"
     try:
         for left in folder.glob(".writing-*"):
@@ -92,7 +94,7 @@ def update_state(folder: Path, step: int, changes: Mapping[str, Any]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    path = folder / f"step-{step:09d}"
+    path = path_of(folder, step)
     record = {**read_state(path), **changes}
     try:
         atomic_write(path / "state.json", json.dumps(record, indent=1).encode(), durable=True)
@@ -109,6 +111,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
     state = verify_checkpoint(path)
     model, optimizer = (_renamed(load_file(path / f"{name}.safetensors")) for name in ("model", "optimizer"))
     return model, optimizer, state
+
+
+def load_encoder(path: Path) -> dict[str, Tensor]:
+    """The weights of the dual encoder as the run evaluated them: their moving average if there is one."""
+    tensors = _renamed(load_file(path / "model.safetensors"))
+    prefix = "ema." if any(name.startswith("ema.") for name in tensors) else "encoder."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -144,9 +153,8 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else None
         raise UserError(f"checkpoint {path} has format {found!r}, this version reads {FORMAT}")
-    lacking = [
-        name for name, kind in KINDS.items() if not isinstance(state.get(name), kind) and name in (*state, *_OWN)
-    ]
+    kinds = (KINDS | _LATER).items()
+    lacking = [name for name, kind in kinds if not isinstance(state.get(name), kind) and name in (*state, *_OWN)]
     # Checkpoints of version 0.1.0 have no checksum of their place.
     if lacking or state.get("place_sha256", _place_sha256(state)) != _place_sha256(state):
         reason = f"{lacking[0]} is missing or wrong" if lacking else "it does not match its checksum"
@@ -186,6 +194,11 @@ def newest_checkpoint(folder: Path, before: int | None = None) -> tuple[Path, li
 def list_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal())
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """The checkpoint folder of a step."""
+    return folder / f"step-{step:09d}"
 
 
 def step_of(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Evaluation in and after training, and the choice of the best checkpoint."""
+"""Evaluation in and after training."""
 
 import json
 from collections.abc import Callable
@@ -8,12 +8,13 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from mmssl.build import RunPlan, evaluation_names
+from mmssl.build import RunPlan
 from mmssl.distributed import World
 from mmssl.errors import UserError, one_line
 from mmssl.evaluate import Metrics
 from mmssl.files import atomic_write, read_json_lines, set_lines_aside
 from mmssl.inference import Model
+from mmssl.train.held_out import HeldOut
 from mmssl.train.state import RunState
 
 
@@ -25,19 +26,39 @@ class RunEvaluator:
     accelerator: Accelerator
     world: World
     run: RunState
+    held_out: HeldOut
     say: Callable[[str], None]
     """Says a line to the user, on process 0."""
 
     def evaluate(self, model: Model, out: Path | None) -> dict[str, Metrics]:
-        """`suite/task` -> metrics, the same on every process; the processes share the work.
+        """Measure the model of this step, decide from its metrics, and record them in evaluations.jsonl.
 
         An evaluation that fails is said and recorded, and has no metrics: it never ends a training.
 
         Args:
             out: folder for tables and plots.
+
+        Returns: `suite/task` -> metrics, the same on every process; the processes share the work.
         """
+        results, failed = self.measure(model, out, self.run.step)
         if not self.plan.suites:
-            return {}
+            return results
+        best = self.held_out.follow(results)
+        if self.world.rank == 0:
+            record = {"step": self.run.step, "seconds": self.run.seconds, "results": results, "best": best}
+            record |= {"failed": failed} if failed else {}
+            for line in _append(self.plan.config.run_dir / "evaluations.jsonl", record):
+                self.say(f"warning: {line}")
+            numbers = {
+                f"eval/{n}/{k}": v for n, m in results.items() for k, v in m.items() if isinstance(v, (int, float))
+            }
+            self.accelerator.log(numbers, step=self.run.step)
+        return results
+
+    def measure(self, model: Model, out: Path | None, step: int) -> tuple[dict[str, Metrics], dict[str, str]]:
+        """The metrics of the model of a step, and the evaluations that failed with the reason, which is said."""
+        if not self.plan.suites:
+            return {}, {}
         from mmssl.evaluate import suite  # a run without evaluation does not load the tasks
 
         config = self.plan.config
@@ -56,38 +77,8 @@ class RunEvaluator:
             ),
         )
         for key, problem in failed.items():
-            self.say(
-                f"error: the evaluation {key} at step {self.run.step} failed: {problem}; the run goes on without it"
-            )
-        if self.world.rank == 0:
-            record = {"step": self.run.step, "seconds": self.run.seconds, "results": results}
-            record |= {"failed": failed} if failed else {}
-            for line in _append(config.run_dir / "evaluations.jsonl", record):
-                self.say(f"warning: {line}")
-            numbers = {
-                f"eval/{n}/{k}": v for n, m in results.items() for k, v in m.items() if isinstance(v, (int, float))
-            }
-            self.accelerator.log(numbers, step=self.run.step)
-        return results
-
-    def update_best(self, results: dict[str, Metrics]) -> None:
-        """Record this step if it is the best so far."""
-        if not results:
-            return
-        name = self.plan.config.evaluate.best
-        result, _, metric = (name or "").rpartition("/")
-        if name is None:
-            result = evaluation_names(self.plan.suites)[0]
-            metric = next(iter(results.get(result, {})), "")
-        if result not in results:
-            return  # it failed, which was said
-        if metric not in results[result]:
-            known = ", ".join(f"{result}/{measured}" for measured in results[result])
-            self.say(f"error: evaluate.best={name!r} is not measured; choose one of: {known}")
-            return
-        value = float(results[result][metric])
-        if self.run.best is None or value > self.run.best[0]:
-            self.run.best = (value, self.run.step)
+            self.say(f"error: the evaluation {key} at step {step} failed: {problem}; the run goes on without it")
+        return results, failed
 
 
 def _described(error: Exception) -> str:

@@ -40,6 +40,7 @@ _LOAD_ON_ONE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 _FOLDERS = ("checkpoints", "images", "model", "tensorboard", "tokenizer")
 _FILES = (
     "bad_samples.jsonl",
+    "best.json",
     "environment.json",
     "evaluations.jsonl",
     "metrics.jsonl",

@@ -1,7 +1,7 @@
 """Run state and how it is saved to and restored from checkpoints."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,26 @@ Record = dict[str, Any]
 
 
 @dataclass
+class Watch:
+    """What the evaluations so far say of the metric that picks the best step."""
+
+    metric: str | None = None
+    """`SUITE/TASK/METRIC`, once it was measured."""
+    last: tuple[float, int] | None = None
+    """Its value at the last evaluation, and the step."""
+    reference: float | None = None
+    """The value that the next evaluation has to improve on."""
+    stale: int = 0
+    """Evaluations since the reference was reached."""
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Watch":
+        """The watch of a checkpoint's record; entries of other versions are left out."""
+        known = {name: value for name, value in record.items() if name in cls.__dataclass_fields__}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+
+
+@dataclass
 class RunState:
     """Counters of a run that a checkpoint keeps."""
 
@@ -34,6 +54,7 @@ class RunState:
     """Updates skipped since the last one that was not."""
     best: tuple[float, int] | None = None
     """Best value so far of the metric that picks the best checkpoint, and its step."""
+    watch: Watch = field(default_factory=Watch)
     alarms: list[str] = field(default_factory=list)
     """Kinds of alarms already logged."""
     micro_batch: int | None = None
@@ -78,6 +99,7 @@ def save(folder: Path, trained: Trained, lock: FolderLock) -> None:
             "seconds": run.seconds,
             "skipped": [run.skipped, run.skipped_in_row],
             "best": run.best,
+            "watch": asdict(run.watch),
             "alarms": run.alarms,
             "micro_batch": run.micro_batch,
             "evaluation_due": run.evaluation_due,
@@ -96,12 +118,13 @@ def note_evaluation(folder: Path, run: RunState) -> None:
     Raises:
         UserError: the checkpoint cannot be written; it stays as it was.
     """
-    checkpoint.update_state(folder, run.step, {"best": run.best, "evaluation_due": run.evaluation_due})
+    outcome = {"best": run.best, "watch": asdict(run.watch), "evaluation_due": run.evaluation_due}
+    checkpoint.update_state(folder, run.step, outcome)
 
 
 def prune(folder: Path, run: RunState, keep: int) -> None:
     """Delete checkpoints beyond the newest `keep`, except the best one. One process calls it."""
-    best = None if run.best is None else folder / f"step-{run.best[1]:09d}"
+    best = None if run.best is None else checkpoint.path_of(folder, run.best[1])
     checkpoint.prune_checkpoints(folder, run.step, keep, best)
 
 
@@ -133,6 +156,7 @@ def restore(path: Path, trained: Trained) -> list[str]:
     run.step, run.seconds = state["step"], state["seconds"]
     run.skipped, run.skipped_in_row = state["skipped"]
     run.best = None if state["best"] is None else (state["best"][0], state["best"][1])
+    run.watch = Watch.of(state.get("watch", {}))
     run.alarms.extend(state["alarms"])
     run.micro_batch = state["micro_batch"]
     run.evaluation_due = state.get("evaluation_due", False)

@@ -4,12 +4,13 @@ import copy
 import errno
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mmssl.build import resolve
 from mmssl.config import Config
@@ -23,9 +24,10 @@ from mmssl.models import lora, tower_check
 from mmssl.objectives import base, mixing
 from mmssl.precision import Precision, emulation_warning
 from mmssl.train import state
-from mmssl.train.checkpoint import load_model_state
+from mmssl.train.checkpoint import load_encoder, load_model_state, path_of, verify_checkpoint
 from mmssl.train.diagnostics import objective_gradients, objective_images, write_image_grid
 from mmssl.train.evaluation import RunEvaluator
+from mmssl.train.held_out import HeldOut
 from mmssl.train.loggers import RunLogger
 from mmssl.train.optim import lr_factor, set_lr, update
 from mmssl.train.recovery import NonFiniteGuard, StopRequest
@@ -79,7 +81,10 @@ class Trainer:
         self.last_step_at = self.last_save_at = clock()
         self.checkpoints = self.config.run_dir / "checkpoints"
         self.saved_step = self.run_state.step
-        self.evaluator = RunEvaluator(setup.plan, self.accelerator, self.world, self.run_state, self._say)
+        self.held_out = HeldOut(setup.plan, self.run_state, self._say)
+        self.evaluator = RunEvaluator(
+            setup.plan, self.accelerator, self.world, self.run_state, self.held_out, self._say
+        )
         self.logger = RunLogger(
             self.config,
             self.run_state,
@@ -113,16 +118,51 @@ class Trainer:
 
     def _finish(self) -> dict[str, Metrics] | None:
         """Evaluate the trained model and write it; None if a signal ended the evaluation."""
-        run, model = self.config.run_dir, self._model()
+        run = self.config.run_dir
         try:
             with self._waiting():
-                results = self.evaluator.evaluate(model, run)
+                model, results, step = self._final_model(run)
         except StopRequested:
             return None
         if self.main:
             model.save(run / "model")
             write_json(run / "results.json", results)
+            if (record := self.held_out.record(step)) is not None:
+                write_json(run / "best.json", record)
         return results
+
+    def _final_model(self, run: Path) -> tuple[Model, dict[str, Metrics], int]:
+        """The model to export, its metrics, and its step: the last one or the best one."""
+        results, ended = dict[str, Metrics](), self.held_out.ended
+        if not ended:  # else the last step was evaluated
+            model = self._model()
+            results = self.evaluator.evaluate(model, run)
+            if self.main and self.setup.plan.suites:
+                state.note_evaluation(self.checkpoints, self.run_state)
+        weights = self._best_weights()
+        step = self.run_state.step if weights is None else self.held_out.wanted_step
+        if ended or weights is not None:
+            model = self._model(weights)
+            results, _ = self.evaluator.measure(model, run, step)
+        return model, results, step
+
+    def _best_weights(self) -> dict[str, Tensor] | None:
+        """The weights to export if they are not those of the last step, on every process alike."""
+        if self.held_out.wanted_step == self.run_state.step:
+            return None
+        path = path_of(self.checkpoints, self.held_out.wanted_step)
+        problem = None
+        if self.main:
+            try:
+                verify_checkpoint(path)
+            except UserError as error:
+                problem = str(error)
+        problem = self.world.broadcast(problem)
+        if problem is not None:
+            self._say(f"error: {problem}; the model is that of the last step")
+            return None
+        self._say(self.held_out.described())
+        return load_encoder(path)
 
     def _loop(self) -> None:
         if self.run_state.evaluation_due:
@@ -291,11 +331,16 @@ class Trainer:
             return {}
         return {f"source_{i}_share": n / max(now.samples, 1) for i, n in enumerate(now.source_samples)}
 
-    def _model(self) -> Model:
-        """The model to evaluate and export: EMA weights if there are any, adapters merged. All processes call it."""
+    def _model(self, weights: Mapping[str, Tensor] | None = None) -> Model:
+        """The model to evaluate and export, adapters merged. All processes call it.
+
+        Args:
+            weights: those of a checkpoint. Default: the current ones, or their moving average.
+        """
         encoder, ema, unsharded = self.task.encoder, self.setup.trained.ema, self.setup.unsharded
-        if ema is not None or unsharded is not None:
-            weights = encoder.state_dict() if ema is None else ema.weights
+        if weights is not None or ema is not None or unsharded is not None:
+            if weights is None:
+                weights = encoder.state_dict() if ema is None else ema.weights
             copied = copy.deepcopy(encoder if unsharded is None else unsharded)
             found = {name: full_tensor(tensor).to(copied.log_logit_scale.device) for name, tensor in weights.items()}
             load_model_state(copied.state_dict(), found, "the model")

@@ -29,6 +29,8 @@ class RunRecord:
     """One record per step."""
     evaluations: list[Row]
     """One record per evaluation during training."""
+    best: Row | None
+    """The best step beside the last one; None without evaluations."""
     results: dict[str, Metrics]
     """`DATASET/TASK` -> metrics of the last evaluation, and of later ones in folders of their own."""
     tables: dict[str, Path]
@@ -84,6 +86,7 @@ def _collect(folder: Path, name: str) -> RunRecord:
         config_text=_text(folder / "config.yaml"),
         metrics=[row for row in _lines(folder / "metrics.jsonl", notes) if isinstance(row.get("step"), int)],
         evaluations=_lines(folder / "evaluations.jsonl", notes),
+        best=_json(folder / "best.json", notes),
         results=results,
         tables=tables,
         starts=environment.get("starts", []) if environment is not None else [],

@@ -150,6 +150,7 @@ def summary(run: RunRecord) -> str:
         seen = f", {pairs:,} pairs seen" if isinstance(pairs, int) else ""
         took = f", {duration(seconds)} of training" if isinstance(seconds, int | float) else ""
         sentences.append(f"{run.last['step']:,} steps{seen}{took}.")
+    sentences.extend(_best_step(run))
     for key, metrics in run.results.items():
         metric, guess = main_metric(key, metrics), chance(metrics)
         if metric is not None:
@@ -157,6 +158,22 @@ def summary(run: RunRecord) -> str:
             times = f", {metric.value / guess:.0f} times chance" if guess and metric.name == "acc1" else ""
             sentences.append(f"{result_title(key)}: {metric.words.lower()} {metric.text}{sure}{times}.")
     return " ".join(sentences)
+
+
+def _best_step(run: RunRecord) -> list[str]:
+    """A sentence about weights that are not those of the last step."""
+    try:
+        found = run.best or {}
+        best, last = (found[name] for name in ("best", "last"))
+        if run.model is None or found["exported_step"] == last["step"]:
+            return []
+        why = "ended early" if found["ended_early"] else "reached its end"
+        return [
+            f"The weights are those of step {found['exported_step']:,}, the best by {found['metric']}: "
+            f"{best['value']:.4g}; the run {why} with {last['value']:.4g} at step {last['step']:,}."
+        ]
+    except (KeyError, TypeError, ValueError):
+        return [f"{run.folder / 'best.json'} is damaged, so the step of the weights is unknown."]
 
 
 def duration(seconds: float) -> str:

@@ -55,7 +55,7 @@ def resolve(config: Config) -> RunPlan:
     check_schedules(objectives)
     sources = resolve_sources(config.data.train, config.data.allow_pipe)
     suites = {name: (_open_suite(name, entry), entry.task) for name, entry in config.evaluate.suites.items()}
-    check_best(config, evaluation_names(suites))
+    check_metrics(config, evaluation_names(suites))
     return RunPlan(config, sources, objectives, suites)
 
 
@@ -64,8 +64,8 @@ def evaluation_names(suites: Mapping[str, tuple[datasets.Dataset, Sequence[str]]
     return [f"{name}/{find_task(task).name}" for name, (_, tasks) in suites.items() for task in tasks]
 
 
-def check_best(config: Config, known: Sequence[str]) -> None:
-    """Refuse a best metric of an evaluation that the run does not have.
+def check_metrics(config: Config, known: Sequence[str]) -> None:
+    """Refuse metrics of evaluations that the run does not have.
 
     Raises:
         UserError: names the evaluations.
@@ -77,6 +77,14 @@ def check_best(config: Config, known: Sequence[str]) -> None:
             f"{key}={best!r} names no evaluation of this run; give SUITE/TASK/METRIC with one of: "
             f"{', '.join(known) or 'none, as evaluate.suites is empty'}"
         )
+    guard = config.train.guard
+    if guard is not None and guard.metric is not None:
+        tasks = [name.removeprefix(f"{guard.suite}/") for name in known if name.startswith(f"{guard.suite}/")]
+        if guard.metric.rpartition("/")[0] not in tasks:
+            raise UserError(
+                f"train.guard.metric={guard.metric!r} names no task of the suite {guard.suite}; give TASK/METRIC with "
+                f"one of: {', '.join(tasks)}"
+            )
 
 
 def _open_suite(name: str, entry: SuiteConfig) -> datasets.Dataset:

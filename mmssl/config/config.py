@@ -39,20 +39,24 @@ class Config(ConfigBase):
             raise ValueError("optim.warmup counts steps, but train.minutes measures the run; give a fraction below 1")
         if all(objective.weight == 0 for objective in self.objectives.values()):
             raise ValueError("objectives: none has a weight above 0; set one, for example contrastive: {weight: 1}")
-        self._check_early_stopping()
+        self._check_evaluations()
         return self
 
-    def _check_early_stopping(self) -> None:
-        stopping, best = self.train.early_stopping, self.evaluate.best
-        if stopping is None:
-            return
-        if not self.evaluate.suites or self.evaluate.every is None:
-            missing = "evaluate.suites" if not self.evaluate.suites else "evaluate.every"
+    def _check_evaluations(self) -> None:
+        """Refuse decisions from evaluations that the run does not have."""
+        stopping, guard, best = self.train.early_stopping, self.train.guard, self.evaluate.best
+        for name, section in (("early_stopping", stopping), ("guard", guard)):
+            if section is not None and (not self.evaluate.suites or self.evaluate.every is None):
+                missing = "evaluate.suites" if not self.evaluate.suites else "evaluate.every"
+                raise ValueError(
+                    f"train.{name} needs evaluations during the training, but {missing} is not set; name held-out "
+                    f"data in evaluate.suites and the steps between evaluations in evaluate.every"
+                )
+        if guard is not None and guard.suite not in self.evaluate.suites:
             raise ValueError(
-                f"train.early_stopping needs evaluations during the training, but {missing} is not set; name held-out "
-                f"data in evaluate.suites and the steps between evaluations in evaluate.every"
+                f"train.guard.suite={guard.suite!r} is none of evaluate.suites: {', '.join(self.evaluate.suites)}"
             )
-        if stopping.metric is not None and best not in (None, stopping.metric):
+        if stopping is not None and stopping.metric is not None and best not in (None, stopping.metric):
             raise ValueError(
                 f"train.early_stopping.metric={stopping.metric} and evaluate.best={best} name different metrics; a "
                 f"run has one best step: leave one of them out"

@@ -64,6 +64,31 @@ class EarlyStoppingConfig(ConfigBase):
     """Smallest change of the metric that counts as an improvement."""
 
 
+class GuardConfig(ConfigBase):
+    """A suite on which the training must not make the model worse: of what it could do before, for example. It is also
+    evaluated before the first step."""
+
+    suite: str
+    """Name of the suite in `evaluate.suites`."""
+    metric: str | None = None
+    """TASK/METRIC of the suite, for example `zero_shot/acc1`. Default: the main metric of its first task."""
+    drop: float | None = Field(None, ge=0, lt=1)
+    """Largest loss, as a fraction of the value before the first step: 0.05 allows a fall from 60 % to 57 %."""
+    floor: float | None = None
+    """Lowest value allowed (highest, where lower is better), in place of `drop`."""
+    action: Literal["stop", "lower_rate"] = "stop"
+    """Consequence of a value below the floor. `stop`: the run ends, and its model is that of the best step above the
+    floor. `lower_rate`: the learning rate is multiplied by `factor` from then on."""
+    factor: float = Field(0.5, gt=0, lt=1)
+    """Factor of `lower_rate`, at each evaluation below the floor."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "GuardConfig":
+        if (self.drop is None) == (self.floor is None):
+            raise ValueError("train.guard needs one of drop, for example 0.05, and floor")
+        return self
+
+
 class TrainConfig(ConfigBase):
     """Length, precision and safety of the training loop."""
 
@@ -111,6 +136,8 @@ class TrainConfig(ConfigBase):
     """Consecutive updates skipped for a non-finite loss or gradient before the run stops; with fp16, 16 more."""
     early_stopping: EarlyStoppingConfig | None = None
     """End the run when a held-out metric no longer improves, and export the best step. Null: never."""
+    guard: GuardConfig | None = None
+    """Stop the run or lower its learning rate when it forgets what a suite measures. Null: never."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

@@ -22,7 +22,7 @@ Record = dict[str, Any]
 
 @dataclass
 class Watch:
-    """What the evaluations so far say of the metric that picks the best step."""
+    """What the evaluations so far say: of the metric that picks the best step, and of the guard's."""
 
     metric: str | None = None
     """`SUITE/TASK/METRIC`, once it was measured."""
@@ -32,6 +32,12 @@ class Watch:
     """The value that the next evaluation has to improve on."""
     stale: int = 0
     """Evaluations since the reference was reached."""
+    guard: tuple[str, float, float] | None = None
+    """The guard's metric, and its value at the first and the last evaluation."""
+    rate: float = 1.0
+    """Factor of the learning rate, as the guard lowered it."""
+    counted: int = -1
+    """The last step whose evaluation was taken into account."""
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Watch":

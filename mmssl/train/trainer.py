@@ -149,6 +149,8 @@ class Trainer:
     def _best_weights(self) -> dict[str, Tensor] | None:
         """The weights to export if they are not those of the last step, on every process alike."""
         if self.held_out.wanted_step == self.run_state.step:
+            if self.held_out.fallen:
+                self._say("warning: guard: the model is below the floor; no better step was evaluated")
             return None
         path = path_of(self.checkpoints, self.held_out.wanted_step)
         problem = None
@@ -167,6 +169,8 @@ class Trainer:
     def _loop(self) -> None:
         if self.run_state.evaluation_due:
             self._evaluate()
+        elif self.held_out.lacks_start:
+            self._save()
         self.last_step_at = self.last_save_at = self.clock()
         checked = False
         for batch, wait in self._timed_batches() if not self._done() else ():
@@ -261,7 +265,7 @@ class Trainer:
         """Compute the gradient of one batch and update the weights; nothing here waits for the device."""
         config, setup, number, fraction = self.config, self.setup, self.run_state.step, self._fraction()
         batch = finish_views(batch.to(self.accelerator.device), setup.views)
-        factor = lr_factor(config.optim, fraction, number, setup.length.steps)
+        factor = lr_factor(config.optim, fraction, number, setup.length.steps) * self.run_state.watch.rate
         set_lr(setup.trained.optimizer, factor)
         weights = self._weights(fraction)
         step = Step(self.task, batch, weights, fraction, (config.seed, "step", number), self.run_state.micro_batch)

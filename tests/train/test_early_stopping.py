@@ -4,9 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import yaml
@@ -20,29 +20,13 @@ from mmssl.apps.report import write_card
 from mmssl.build import RunPlan
 from mmssl.config import Config, parse_config
 from mmssl.errors import UserError
-from mmssl.evaluate import Metrics, Task, TaskContext
 from mmssl.train.held_out import HeldOut
 from mmssl.train.state import RunState
 from mmssl.train.trainer import train
+from tests.helpers.scripted_tasks import SCRIPTED, Scripted
 from tests.helpers.tiny_runs import run_tree, write_pairs
 
 ROOT = Path(__file__).parents[2]
-
-
-class Scripted(Task):
-    """Gives the values it is told, one per evaluation."""
-
-    name = "scripted"
-    label = "scripted"
-    description = "Gives the values it is told."
-    values: ClassVar[list[float]] = []
-    meanwhile: ClassVar[Callable[[], None] | None] = None
-
-    def run(self, context: TaskContext) -> Metrics:
-        """The next value."""
-        if Scripted.meanwhile is not None and len(Scripted.values) == 1:
-            Scripted.meanwhile()
-        return {"value": Scripted.values.pop(0)}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +41,7 @@ def _nothing_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(shards: Path, run: Path, stopping: dict[str, Any] | None = None, **changes: Any) -> Config:
-    suites = {"held_out": {"data": str(shards / "*.tar"), "task": f"{__name__}:Scripted"}}
+    suites = {"held_out": {"data": str(shards / "*.tar"), "task": SCRIPTED}}
     changes = {"evaluate": {"suites": suites, "every": 2}, "train__steps": 20, **changes}
     return parse_config(run_tree(shards, run, **changes, train__early_stopping=stopping), "test")
 
@@ -70,13 +54,17 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+MISSING: Any = None
+"""A dataset that is not read."""
+
+
 def followed(values: Sequence[float], metric: str, patience: int, min_delta: float) -> tuple[int, int | None]:
     """Number of evaluations until a run ends (or all), and the index of its best one."""
     evaluate = {"suites": {"a": {"data": "x"}}, "every": 1}
     stopping = {"metric": f"a/zero_shot/{metric}", "patience": patience, "min_delta": min_delta}
     tree = run_tree(Path("x"), Path("y"), evaluate=evaluate, train__early_stopping=stopping)
     run = RunState()
-    held_out = HeldOut(RunPlan(parse_config(tree, "test"), [], {}, {}), run, lambda _: None)
+    held_out = HeldOut(RunPlan(parse_config(tree, "test"), [], {}, {"a": (MISSING, ["zero_shot"])}), run, lambda _: None)
     for step, value in enumerate(values, 1):
         run.step = step
         held_out.follow({"a/zero_shot": {metric: value}})

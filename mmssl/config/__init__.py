@@ -18,7 +18,15 @@ from mmssl.config.load import (
     set_key,
 )
 from mmssl.config.model import LoraConfig, ModelConfig, TextConfig, VisionConfig
-from mmssl.config.train import EarlyStoppingConfig, GuardConfig, Length, MixerConfig, ObjectiveConfig, OptimConfig, TrainConfig
+from mmssl.config.train import (
+    EarlyStoppingConfig,
+    GuardConfig,
+    Length,
+    MixerConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "Config",

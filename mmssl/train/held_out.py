@@ -72,7 +72,7 @@ class HeldOut:
         if best is None or watch.last is None:
             return None
         values = {"best": best, "last": watch.last}
-        record = {
+        record: dict[str, Any] = {
             "metric": watch.metric,
             **{name: {"step": step, "value": value} for name, (value, step) in values.items()},
             "exported_step": exported,
@@ -88,7 +88,8 @@ class HeldOut:
     def described(self) -> str:
         """The best step beside the last one, for the user."""
         watch, best = self.run.watch, self.run.best
-        assert best is not None and watch.last is not None
+        assert best is not None
+        assert watch.last is not None
         above = " above the guard's floor" if self.plan.config.train.guard is not None else ""
         return (
             f"the model is that of step {best[1]}, the best one{above}: {watch.metric} was {best[0]:.4g} there, and "

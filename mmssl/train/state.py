@@ -42,8 +42,9 @@ class Watch:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Watch":
         """The watch of a checkpoint's record; entries of other versions are left out."""
-        known = {name: value for name, value in record.items() if name in cls.__dataclass_fields__}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+        known: dict[str, Any] = {name: value for name, value in record.items() if name in cls.__dataclass_fields__}
+        tuples = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        return cls(**(known | tuples))
 
 
 @dataclass

@@ -204,11 +204,10 @@ class Trainer:
         """Evaluate the checkpoint just written. A signal leaves that to the resumed run."""
         try:
             with self._waiting():
-                results = self.evaluator.evaluate(self._model(), None)
+                self.evaluator.evaluate(self._model(), None)
         except StopRequested:
             self.metrics.stop = True
             return
-        self.evaluator.update_best(results)
         self.run_state.evaluation_due = False
         if self.main:
             state.note_evaluation(self.checkpoints, self.run_state)
@@ -251,7 +250,8 @@ class Trainer:
         return self.setup.length.fraction(self.run_state.step, self.run_state.seconds)
 
     def _done(self) -> bool:
-        return self._fraction() >= 1
+        """True if there is no step left: the length is reached, or evaluations ended the run."""
+        return self._fraction() >= 1 or self.held_out.ended
 
     def _every(self, steps: int | None) -> bool:
         return steps is not None and self.run_state.step % steps == 0

@@ -64,7 +64,8 @@ def followed(values: Sequence[float], metric: str, patience: int, min_delta: flo
     stopping = {"metric": f"a/zero_shot/{metric}", "patience": patience, "min_delta": min_delta}
     tree = run_tree(Path("x"), Path("y"), evaluate=evaluate, train__early_stopping=stopping)
     run = RunState()
-    held_out = HeldOut(RunPlan(parse_config(tree, "test"), [], {}, {"a": (MISSING, ["zero_shot"])}), run, lambda _: None)
+    plan = RunPlan(parse_config(tree, "test"), [], {}, {"a": (MISSING, ["zero_shot"])})
+    held_out = HeldOut(plan, run, lambda _: None)
     for step, value in enumerate(values, 1):
         run.step = step
         held_out.follow({"a/zero_shot": {metric: value}})

@@ -124,6 +124,12 @@ class Objective(nn.Module, abc.ABC):
     is_reference: ClassVar[bool] = False
     """It pairs images with captions, so the gradients of other objectives are compared with its gradient."""
 
+    keeps_samples: ClassVar[bool] = False
+    """It keeps values of every sample of the data, by the sample's number in `ids`."""
+
+    def on_data(self, samples: int) -> None:
+        """Called once before the training, if it `keeps_samples`, with their number. Not where costs are measured."""
+
     def views(self) -> Mapping[str, ViewConfig | Resized]:
         """Views needed in addition to `main`, by name."""
         return {}

@@ -80,6 +80,25 @@ class TrainingTask(nn.Module):
         self.objectives = nn.ModuleDict({name.replace(".", "/"): module for name, module in objectives.items()})
         self.world = world
 
+    def on_data(self, samples: Callable[[], int]) -> None:
+        """Tell objectives that keep values of every sample the number of samples.
+
+        Raises:
+            UserError: the number is unknown.
+        """
+        for name in self.names:
+            objective = self.objective(name)
+            if not objective.keeps_samples:
+                continue
+            try:
+                count = samples()
+            except UserError:
+                raise UserError(
+                    f"objectives.{name} keeps values of every sample, and shards without an index do not number their "
+                    f"samples; run `mmssl shards index` first"
+                ) from None
+            objective.on_data(count)
+
     @torch.no_grad()
     def inputs(
         self, batch: Batch, active: Iterable[str], random: Callable[[str], RowRandom], progress: float

@@ -116,6 +116,7 @@ def _set_up(plan: RunPlan, resume: bool, rewind: bool, fit: MicroBatchFit, lock:
     tokenizer = build.build_tokenizer(plan, config.run_dir / "tokenizer")
     task = _build_task(plan, tokenizer, accelerator, world, say)
     stream = build.build_loader(plan, task, tokenizer, config.run_dir / "bad_samples.jsonl", say)
+    task.on_data(lambda: stream.samples)
     run = RunState(micro_batch=_micro_batch(plan, task, accelerator, fit, say))
     unsharded = copy.deepcopy(task.encoder).cpu() if accelerator.distributed_type == "FSDP" else None
     if config.train.compile:

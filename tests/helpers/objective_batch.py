@@ -81,7 +81,9 @@ def tiny_task(
     objectives = {
         name: kind(kind.Options.model_validate(chosen[name]), encoder, vocabulary()) for name, kind in kinds.items()
     }
-    return TrainingTask(encoder, objectives, world).train()
+    task = TrainingTask(encoder, objectives, world).train()
+    task.on_data(lambda: ROWS)
+    return task
 
 
 def batch(task: TrainingTask, seed: int = 0) -> Batch:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.distributed import World
-from mmssl.losses import blockwise, info_nce, moco, nt_xent, siglip
+from mmssl.losses import blockwise, global_contrastive, info_nce, moco, nt_xent, siglip
 from mmssl.losses.common import share
 from mmssl.losses.logits import Form, correct_matches
 from mmssl.losses.prediction import masked_patches
@@ -30,7 +30,7 @@ NAMES = (
         for groups in ("same", "mask")
         for form in (*FORMS, "ring")
     ),
-    *(f"info_nce+smooth {form}" for form in (*FORMS, "ring")),
+    *(f"{loss} {form}" for loss in ("info_nce+smooth", "global") for form in (*FORMS, "ring")),
     "moco",
     "patches",
 )
@@ -77,6 +77,8 @@ def _loss(
         return siglip(left, right, scale, bias, world=world, form=form, groups=groups)
     if loss == "nt_xent":
         return nt_xent(left, right, 0.1, world=world, form=form)
+    if loss == "global":
+        return global_contrastive(left, right, scale, batch["estimates"], gamma=0.6, world=world, form=form)[0]
     if loss == "moco":
         return share(*moco(left, right, batch["queue"], 0.2), world) + 0 * right.sum()
     return share(*masked_patches(left, right, batch["mask"]), world)
@@ -88,6 +90,7 @@ def _batch(size: int, dtype: torch.dtype) -> dict[str, Tensor]:
         key: torch.randn(size, width, generator=generator, dtype=dtype) for key, width in (("left", 6), ("right", 5))
     }
     queue = F.normalize(torch.randn(7, 8, generator=generator, dtype=dtype), dim=1)
+    batch["estimates"] = torch.randn(size, 2, generator=generator, dtype=dtype)
     return {**batch, "mask": torch.arange(size) % 3 != 1, "queue": queue, "numbers": torch.arange(size)}
 
 
@@ -188,7 +191,9 @@ def _unequal_upstream(world: World, name: str) -> Any:
     return torch.cat([parameter.grad.flatten() for parameter in module.parameters()]).numpy()
 
 
-@pytest.mark.parametrize("loss", ["info_nce", "siglip", "nt_xent", "info_nce+same", "info_nce+smooth", "siglip+mask"])
+@pytest.mark.parametrize(
+    "loss", ["info_nce", "siglip", "nt_xent", "info_nce+same", "info_nce+smooth", "siglip+mask", "global"]
+)
 def test_the_ring_hands_back_what_each_rank_asks_for(loss: str) -> None:
     """Also where ranks weigh their shares differently, gradients through the ring are those through the gather."""
     over_ring, gathered = (on_ranks(3, _unequal_upstream, f"{loss} {way}") for way in ("ring", "plain"))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -158,8 +158,46 @@ class MMSSL:
         return self._classifier.predict
 
     def classify(self, image: ImageInput, labels: str | Iterable[str], template: str = "{c}") -> dict[str, float]:
-        """Probability of each label for one image, highest first."""
+        """Probability of each label for one image, highest first; of a calibrated model also `verdict`."""
         return self.model.classify(image, labels, template)
+
+    def match(self, images: ImageInput | Iterable[ImageInput], texts: str | Iterable[str]) -> Tensor:
+        """Probability that each image matches each text, float64 [N, M], if a match is as likely as not beforehand.
+
+        Raises:
+            UserError: the model is not calibrated, or an image cannot be used.
+        """
+        return self.model.match(images, texts)
+
+    def calibrate(
+        self,
+        data: str | Path,
+        by: Literal["labels", "captions"] | None = None,
+        coverage: float = 0.9,
+        **options: Any,
+    ) -> Metrics:
+        """Fit probabilities on half of held-out images, and measure them on the other half.
+
+        `save` stores them with the model.
+
+        Args:
+            data: images with labels or captions, as `mmssl.evaluate.open_dataset` takes them.
+            by: what images are compared with. Default: labels if there are class names, else captions.
+            coverage: probability with which the thresholds let the right one pass.
+            options: `classnames`, `templates` and `label` of `open_dataset`.
+
+        Returns:
+            Calibration errors, coverages and AUROC, with intervals.
+
+        Raises:
+            UserError: the data cannot be used, or are too few.
+        """
+        from mmssl.apps.calibrate import calibrate
+        from mmssl.evaluate import datasets, open_dataset
+
+        dataset = datasets.open_images(data, **options) or open_dataset(data, **options)
+        self.model.calibration = calibrate(self.model, dataset, by=by, coverage=coverage)
+        return self.model.calibration.metrics
 
     def encode_image(self, images: ImageInput | Iterable[ImageInput], batch_size: int = 256) -> Tensor:
         """Unit-length embeddings of one or several images, float32 [N, D] on the CPU."""
@@ -247,7 +285,7 @@ class MMSSL:
                 found = [open_dataset(shards, **options)]
             plan = {dataset.name: (dataset, task or suite.default_task(dataset)) for dataset in found}
             folder = None if out is None else Path(out)
-            settings = suite.SuiteOptions(logit_scale=self.model.logit_scale, bad_samples=bad_samples)
+            settings = suite.SuiteOptions(logit_scale=self.model.label_scale, bad_samples=bad_samples)
             return suite.run(self.model, plan, folder, settings)
 
     def _labelled(

@@ -25,11 +25,11 @@ FOLDERS = sorted({path.parent for path in MODULES})
 OUTSIDE = sorted((ROOT / "scripts" / "examples").rglob("*.py"))
 """Code of users: it imports through the front doors too."""
 
-LINES = 43_000
+LINES = 44_600
 """26,500 were planned for what the package did in 31,000 then. Since then came tables, folders and tars in any form,
 refusals of hostile files, checks of towers, objectives with teachers and groups, batches by choice and averages of all
 samples. A fifth are docstrings."""
-MODULE_COUNT = 300
+MODULE_COUNT = 318
 """210 were planned, before every folder had a front door (33), and every task, verb and export a file of its own."""
 TOP_ENTRIES = 22  # 21 was planned; the choice of the precision is needed below every package that computes
 """Files and folders of mmssl/, besides those that Python prescribes: `__init__.py`, `__main__.py`, `py.typed`."""
@@ -41,10 +41,11 @@ PLUGIN_FOLDERS = (PACKAGE / "cli", PACKAGE / "objectives")
 SMALL_MODULES = 30
 """Modules under 60 lines, `__init__.py` aside."""
 CLOSURE_MODULES = 140
-CLOSURE_LINES = 19_300
+CLOSURE_LINES = 20_000
 """What `import mmssl.train.trainer` loads of the package: of data/ all that reads shards, and the losses of every
 objective. 13,000 lines were planned; further images, captions, positives and dimensions added 300, batches by choice
-as many, decisions from held-out metrics 250."""
+as many, decisions from held-out metrics 250. Calibration and the metrics of tasks on classes and pairs
+added 300."""
 HEAVY_LIBRARIES = 0
 BEHIND_DOORS = 0
 AGAINST_LAYERS = 0
@@ -91,7 +92,7 @@ DATA_LAYERS = (
 )
 """The same inside data/."""
 APPS_LAYERS = (
-    ("doctor", "finetune", "search"),
+    ("calibrate", "doctor", "finetune", "search"),
     ("explain", "suspects"),
     ("export", "report", "serve"),
     ("autoconfig",),

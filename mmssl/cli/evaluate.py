@@ -107,7 +107,7 @@ def evaluate(
                 suite.SuiteOptions(
                     batch_size=batch_size,
                     bad_samples=bad_samples,
-                    logit_scale=loaded.logit_scale,
+                    logit_scale=loaded.label_scale,
                     cache=open_cache(loaded, cache, no_cache),
                     dims=numbers,
                     world=world,

@@ -1,8 +1,9 @@
 """`mmssl predict`."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -49,7 +50,7 @@ def predict(
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
-    """Classify images with the given labels.
+    """Classify images with the given labels. A model that mmssl calibrate has seen also says if none of them fits.
 
     Example: mmssl predict runs/mine photo.jpg --labels 'a cat,a dog' --out drawn/
     """
@@ -59,11 +60,7 @@ def predict(
     classify = _classifier(model, _read_labels(labels, classnames), template, device, precision, classnames is not None)
     found = list(run(list_images(images), classify, False if out is None else out, bad_images))
     if as_json:
-        print(
-            json.dumps(
-                [{"image": p.image, "probabilities": p.probabilities} for p in found], indent=1, ensure_ascii=False
-            )
-        )
+        print(json.dumps([_record(prediction) for prediction in found], indent=1, ensure_ascii=False))
         return
     stdout().print(_table(found))
     if out is not None:
@@ -107,19 +104,32 @@ def _read_labels(words: str | None, classnames: str | None) -> list[str] | None:
     return None if words is None else [word.strip() for word in words.split(",")]
 
 
+def _record(prediction: "Prediction") -> dict[str, Any]:
+    """A prediction as JSON; of a calibrated model with its verdict."""
+    record = {"image": prediction.image, "probabilities": prediction.probabilities}
+    if prediction.verdict is None:
+        return record
+    verdict = asdict(prediction.verdict)
+    return record | {"none_of_these": verdict.pop("none"), **verdict}
+
+
 def _table(found: "list[Prediction]") -> "Table":
+    """One row per image; of a calibrated model with the probability that none of the labels fits."""
     from rich.table import Column, Table
     from rich.text import Text
 
+    calibrated = any(prediction.verdict is not None for prediction in found)
     table = Table(
         Column("image", overflow="fold"),
         Column("label", overflow="fold"),
         "probability",
+        *(["none of these"] if calibrated else []),
         Column("then", overflow="fold"),
     )
     for prediction in found:
         others = list(prediction.probabilities.items())[1:SHOWN]
         then = ", ".join(f"{label} {value:.1%}" for label, value in others)
-        words = (prediction.image, prediction.label, f"{prediction.probability:.1%}", then)
+        none = [] if prediction.verdict is None else [f"{prediction.verdict.none:.1%}"]
+        words = (prediction.image, prediction.label, f"{prediction.probability:.1%}", *none, then)
         table.add_row(*map(Text, words))
     return table

@@ -24,7 +24,7 @@ Outcomes = tuple[list[str], dict[str, Values]]
 
 LEAST_DRAWS = 3
 """Draws of training samples, or seeds, from which a p-value is computed: two of them agree by chance too often."""
-LOWER_IS_BETTER = ("calibration_error", "median_rank", "bad_samples", "real_gaps")
+LOWER_IS_BETTER = ("calibration_error", "median_rank", "bad_samples", "real_gaps", "fpr95_prompts", "fpr95_images")
 """Endings of metric names for which lower is better."""
 
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from mmssl.inference import probabilities
 from mmssl.inference.images import ImageInput, as_image_list
 from mmssl.inference.model import Model, load
 from mmssl.inference.zero_shot import Classify, ZeroShotClassifier, zero_shot
@@ -21,6 +22,7 @@ __all__ = [
     "load",
     "neighbours",
     "predict",
+    "probabilities",
     "stored",
     "zero_shot",
 ]

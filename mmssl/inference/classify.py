@@ -2,7 +2,7 @@
 
 import logging
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from mmssl.data.shards import IMAGES, BadSample
 from mmssl.data.transforms import DecodeError
 from mmssl.errors import UserError
 from mmssl.inference.images import ImageInput, pixels_of
+from mmssl.inference.probabilities import LabelProbabilities, Verdict
 from mmssl.inference.zero_shot import Classify
 from mmssl.plotting import BLUE, drawing, hide_spines
 
@@ -34,6 +35,8 @@ class Prediction:
     """Label -> probability, highest first."""
     saved: Path | None = None
     """The drawing, if there is one."""
+    verdict: Verdict | None = None
+    """Whether a label fits at all, of a calibrated model."""
 
     @property
     def label(self) -> str:
@@ -47,7 +50,8 @@ class Prediction:
 
     def __str__(self) -> str:
         shown = ", ".join(f"{label} {value:.1%}" for label, value in islice(self.probabilities.items(), 5))
-        return f"{self.image}: {shown}" + ("" if self.saved is None else f" (drawn to {self.saved})")
+        none = "" if self.verdict is None else f"; none of these {self.verdict.none:.1%}"
+        return f"{self.image}: {shown}{none}" + ("" if self.saved is None else f" (drawn to {self.saved})")
 
 
 def predict(
@@ -72,7 +76,7 @@ def predict(
                 continue
             used += 1
             ranked = dict(sorted(found.items(), key=lambda pair: -pair[1]))
-            prediction = Prediction(output_name(image, number), ranked)
+            prediction = Prediction(output_name(image, number), ranked, verdict=found.verdict)
             yield prediction if save is False else saved(prediction, image, places[number])
         if bad and used == 0:
             raise UserError(f"{bad[0].key} is not a usable image: {bad[0].error}")
@@ -115,17 +119,13 @@ def saved(prediction: Prediction, image: ImageInput, path: Path) -> Prediction:
     Raises:
         UserError: the drawing cannot be written.
     """
-    draw_prediction(path, image, prediction.probabilities)
+    draw_prediction(path, image, prediction)
     return replace(prediction, saved=path)
 
 
-def draw_prediction(path: Path, image: ImageInput, probabilities: Mapping[str, float]) -> None:
-    """Write a PNG: the image, and beside it a bar for each of the most probable labels.
-
-    Args:
-        probabilities: label -> probability, the highest first.
-    """
-    shown = list(islice(probabilities.items(), SHOWN))
+def draw_prediction(path: Path, image: ImageInput, prediction: Prediction) -> None:
+    """Write a PNG: the image, and beside it a bar for each of the most probable labels."""
+    shown = list(islice(prediction.probabilities.items(), SHOWN))
     names = [textwrap.shorten(label, 32, placeholder=" …") for label, _ in shown]
     heights = [value for _, value in shown]
     with drawing(path, 8, 3.6) as canvas:
@@ -137,6 +137,8 @@ def draw_prediction(path: Path, image: ImageInput, probabilities: Mapping[str, f
         for place, value in enumerate(heights):
             bars.text(min(value, 0.84) + 0.01, place, f"{value:.1%}", va="center", fontsize=9)
         bars.set_xlim(0, 1)
+        if prediction.verdict is not None:
+            bars.set_title(f"none of these: {prediction.verdict.none:.1%}", fontsize=10, loc="left")
         bars.invert_yaxis()
         bars.xaxis.set_visible(False)
         hide_spines(bars)
@@ -158,7 +160,7 @@ def _places(images: Sequence[ImageInput], save: bool | Path) -> Iterator[Path]:
 
 def _classified(
     classify: Classify, images: Sequence[ImageInput], first: int, bad: list[BadSample]
-) -> list[dict[str, float] | None]:
+) -> list[LabelProbabilities | None]:
     """Probabilities; None for images that cannot be read, which join the bad ones.
 
     Args:

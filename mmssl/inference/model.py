@@ -18,6 +18,7 @@ from mmssl.config import ModelConfig
 from mmssl.data.transforms import DecodeError, EvalView, Tokenizer, load_tokenizer
 from mmssl.errors import UserError
 from mmssl.inference.images import ImageInput, as_image_list, image_content
+from mmssl.inference.probabilities import Calibration, LabelProbabilities, read_calibration, write_calibration
 from mmssl.inference.zero_shot import zero_shot
 from mmssl.models import (
     DualEncoder,
@@ -58,6 +59,10 @@ class Model:
         self.config = config
         self.notes = list(notes)
         self.precision: Precision = precision
+        self.calibration: Calibration | None = None
+        """Probabilities fitted on held-out pairs by `mmssl calibrate`; None without."""
+        self.folder: Path | None = None
+        """The model folder of mmssl that it was loaded from; None if it comes from elsewhere."""
         self.view = EvalView(encoder.vision.image_size, config.vision.fit, interpolation=config.vision.interpolation)
 
     @property
@@ -79,6 +84,11 @@ class Model:
     def logit_scale(self) -> float:
         """Factor from cosine similarities to logits."""
         return float(self.encoder.logit_scale.detach())
+
+    @property
+    def label_scale(self) -> float:
+        """Factor from cosine similarities to the logits of labels: the calibrated one, or else that of training."""
+        return self.logit_scale if self.calibration is None else self.calibration.label_scale
 
     def to(self, device: torch.device | str) -> "Model":
         """Move the weights; returns itself."""
@@ -156,8 +166,24 @@ class Model:
         notes = [*self.notes, f"the first {dim} of {full} dimensions"]
         return Model(self.encoder.first_dimensions(dim), self.tokenizer, config, notes, self.precision)
 
-    def classify(self, image: ImageInput, labels: str | Iterable[str], template: str = "{c}") -> dict[str, float]:
-        """Probability of each label for one image, highest first.
+    def match(
+        self, images: ImageInput | Iterable[ImageInput], texts: str | Iterable[str], batch_size: int = 256
+    ) -> Tensor:
+        """Probability that each image matches each text, float64 [N, M], if a match is as likely as not beforehand.
+
+        Raises:
+            UserError: the model is not calibrated, or an image cannot be used.
+        """
+        if self.calibration is None:
+            raise UserError(
+                "this model is not calibrated; fit probabilities on held-out pairs: mmssl calibrate RUN DATA"
+            )
+        return self.calibration.match_probability(
+            self.encode_image(images, batch_size) @ self.encode_text(texts, batch_size).T
+        )
+
+    def classify(self, image: ImageInput, labels: str | Iterable[str], template: str = "{c}") -> LabelProbabilities:
+        """Probability of each label for one image, highest first; of a calibrated model also `verdict`.
 
         Raises:
             UserError: labels are missing, empty or repeated, the template lacks `{c}`, or there are several images.
@@ -189,6 +215,8 @@ class Model:
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors, config.json and tokenizer/; `load` needs nothing else, and no network.
 
+        A calibrated model also writes calibration.json.
+
         Raises:
             UserError: the folder cannot be written.
         """
@@ -200,6 +228,7 @@ class Model:
             save_file(state, folder / "model.safetensors")
             self.tokenizer.save(folder / "tokenizer")
             (folder / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+            write_calibration(folder, self.calibration)
         except (OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{folder} cannot be written: {reason}; free some space, or pick another folder") from None
@@ -317,7 +346,9 @@ def _own(folder: Path) -> Model:
     encoder.load_state_dict(state)
     text = config.text.model_copy(update={"tokenizer": str(folder / "tokenizer")})
     config = config.model_copy(update={"text": text})
-    return Model(encoder.eval(), tokenizer, config, [f"all {len(own)} weights match"])
+    model = Model(encoder.eval(), tokenizer, config, [f"all {len(own)} weights match"])
+    model.calibration, model.folder = read_calibration(folder), folder
+    return model
 
 
 def _check_self_contained(config: ModelConfig, folder: Path) -> None:

@@ -9,8 +9,9 @@ from mmssl.errors import UserError
 from mmssl.evaluate import encode, prompts
 from mmssl.evaluate.metrics import classification
 from mmssl.inference.images import ImageInput
+from mmssl.inference.probabilities import Calibration, LabelProbabilities, decide
 
-Classify = Callable[[Sequence[ImageInput]], list[dict[str, float]]]
+Classify = Callable[[Sequence[ImageInput]], list[LabelProbabilities]]
 """Images -> for each image label -> probability."""
 
 
@@ -20,6 +21,11 @@ class ImageTextEncoder(Protocol):
     @property
     def logit_scale(self) -> float:
         """Factor from cosine similarities to logits."""
+        ...
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Probabilities fitted on held-out pairs, if there are any."""
         ...
 
     def encode_image(self, images: Sequence[ImageInput]) -> Tensor:
@@ -70,17 +76,9 @@ class ZeroShotClassifier:
         self.weights = encode.class_weights(model, list(labels), templates)
         """Unit vectors of the labels, [C, D]."""
 
-    def __call__(self, images: Sequence[ImageInput]) -> list[dict[str, float]]:
+    def __call__(self, images: Sequence[ImageInput]) -> list[LabelProbabilities]:
         similarities = self._model.encode_image(images) @ self.weights.T
-        return label_probabilities(self.labels, self._model.logit_scale * similarities)
-
-
-def label_probabilities(labels: Sequence[str], logits: Tensor) -> list[dict[str, float]]:
-    """For each row of logits [N, C], label -> probability, highest first."""
-    return [
-        {labels[index]: float(row[index]) for index in row.argsort(descending=True, stable=True).tolist()}
-        for row in logits.double().softmax(dim=1)
-    ]
+        return decide(self.labels, similarities, self._model.logit_scale, self._model.calibration)
 
 
 def check_labels(labels: Sequence[str]) -> list[str]:

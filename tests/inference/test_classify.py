@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from mmssl.errors import UserError
-from mmssl.inference import ImageInput, list_images, predict
+from mmssl.inference import ImageInput, list_images, predict, probabilities
 from mmssl.inference.images import pixels_of
 
 
-def coin(images: Sequence[ImageInput]) -> list[dict[str, float]]:
-    return [{"tails": 0.4, "heads": 0.6} for _ in images]
+def coin(images: Sequence[ImageInput]) -> list[probabilities.LabelProbabilities]:
+    return [probabilities.LabelProbabilities({"tails": 0.4, "heads": 0.6}) for _ in images]
 
 
 def photo(path: Path) -> Path:
@@ -49,9 +49,9 @@ def test_a_folder_that_cannot_be_drawn_into_is_named(tmp_path: Path) -> None:
         list(predict([path], coin, save=tmp_path / "file"))
 
 
-def hues(images: Sequence[ImageInput]) -> list[dict[str, float]]:
+def hues(images: Sequence[ImageInput]) -> list[probabilities.LabelProbabilities]:
     """Reads each image, as a model would: broken ones raise DecodeError."""
-    return [{str(pixels_of(image)[0, 0, 0]): 1.0} for image in images]
+    return [probabilities.LabelProbabilities({str(pixels_of(image)[0, 0, 0]): 1.0}) for image in images]
 
 
 def test_broken_files_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

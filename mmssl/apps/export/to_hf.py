@@ -6,7 +6,7 @@ from typing import Any
 
 import open_clip
 import torch
-from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig
+from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from mmssl.apps.export.probe_inputs import CAPTIONS, images, largest_difference, normalized, state
 from mmssl.inference import Model
@@ -32,12 +32,17 @@ def problems(model: Model) -> list[str]:
     found = []
     if model.config.projection != "linear":
         found.append("its projections are MLPs, CLIPModel's are linear")
+    return found + vision_problems(model) + text_problems(model)
+
+
+def vision_problems(model: Model) -> list[str]:
+    """Differences of the vision tower from CLIP's."""
     trunk: Any = model.vision.trunk
     if not isinstance(trunk, open_clip.transformer.VisionTransformer):
-        found.append(f"its vision tower {model.config.vision.name} is not CLIP's vision transformer")
-    elif _differences(trunk):
-        found.append(f"its vision transformer differs from CLIP's in {', '.join(_differences(trunk))}")
-    return found + text_problems(model)
+        return [f"its vision tower {model.config.vision.name} is not CLIP's vision transformer"]
+    if _differences(trunk):
+        return [f"its vision transformer differs from CLIP's in {', '.join(_differences(trunk))}"]
+    return []
 
 
 def text_problems(model: Model) -> list[str]:
@@ -56,29 +61,25 @@ def text_problems(model: Model) -> list[str]:
 
 def write(model: Model, folder: Path) -> None:
     """config.json, model.safetensors, the tokenizer and preprocessor_config.json."""
-    trunk: Any = model.vision.trunk
-    block = trunk.transformer.resblocks[0]
     text, text_state = clip_text(model)
-    vision = {
-        "hidden_size": model.vision.width,
-        "intermediate_size": block.mlp.c_fc.out_features,
-        "num_hidden_layers": len(trunk.transformer.resblocks),
-        "num_attention_heads": block.attn.num_heads,
-        "image_size": model.vision.image_size,
-        "patch_size": model.vision.patch_size,
-        "hidden_act": _activation(trunk),
-        "layer_norm_eps": trunk.ln_post.eps,
-    }
-    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision, projection_dim=model.config.embed_dim)
+    vision, vision_state = clip_vision(model)
+    config = CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=model.config.embed_dim
+    )
     theirs = CLIPModel(config)
     tensors = {f"text_model.{name}": tensor for name, tensor in text_state.items()}
-    tensors |= {f"vision_model.{name}": tensor for name, tensor in to_transformers(state(trunk)).items()}
+    tensors |= {f"vision_model.{name}": tensor for name, tensor in vision_state.items()}
     tensors |= state(model.encoder.image_projection, "visual_projection.")
     tensors |= state(model.encoder.text_projection, "text_projection.")
     tensors["logit_scale"] = model.encoder.log_logit_scale.detach().cpu().reshape(())
     theirs.load_state_dict(tensors)
     theirs.save_pretrained(folder)
     model.tokenizer.save(folder)
+    write_preprocessing(model, folder)
+
+
+def write_preprocessing(model: Model, folder: Path) -> None:
+    """preprocessor_config.json of CLIP's image processor."""
     (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessing(model), indent=1), encoding="utf-8")
 
 
@@ -97,6 +98,24 @@ def difference(model: Model, folder: Path) -> float:
         )
     texts = largest_difference(output.text_embeds, model.encode_text(list(CAPTIONS)))
     return max(texts, largest_difference(output.image_embeds, model.encode_rendered(pixels)))
+
+
+def clip_vision(model: Model) -> tuple[CLIPVisionConfig, dict[str, Any]]:
+    """Configuration and weights of the vision tower as transformers' CLIPVisionModel; it has no problems."""
+    trunk: Any = model.vision.trunk
+    block = trunk.transformer.resblocks[0]
+    config = CLIPVisionConfig(
+        hidden_size=model.vision.width,
+        intermediate_size=block.mlp.c_fc.out_features,
+        num_hidden_layers=len(trunk.transformer.resblocks),
+        num_attention_heads=block.attn.num_heads,
+        image_size=model.vision.image_size,
+        patch_size=model.vision.patch_size,
+        hidden_act=_activation(trunk),
+        layer_norm_eps=trunk.ln_post.eps,
+        projection_dim=model.config.embed_dim,
+    )
+    return config, to_transformers(state(trunk))
 
 
 def clip_text(model: Model) -> tuple[Any, dict[str, Any]]:

@@ -1,14 +1,16 @@
-"""Export of the text tower to a folder that SentenceTransformer loads."""
+"""Export of both towers to a folder that SentenceTransformer loads."""
 
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPVisionModel, TimmWrapperConfig, TimmWrapperModel
 
-from mmssl.apps.export.probe_inputs import CAPTIONS, largest_difference, missing_package, state
-from mmssl.apps.export.to_hf import clip_text, text_problems
+from mmssl.apps.export import to_timm
+from mmssl.apps.export.probe_inputs import CAPTIONS, images, largest_difference, missing_package, state
+from mmssl.apps.export.to_hf import clip_text, clip_vision, text_problems, vision_problems, write_preprocessing
 from mmssl.inference import Model
 from mmssl.models import OpenClipText
 
@@ -18,9 +20,11 @@ _POOLING = {"cls": "cls", "mean": "mean", "eos": "lasttoken"}
 
 def usage(folder: str) -> str:
     """Python code that loads the folder."""
-    return f"""from sentence_transformers import SentenceTransformer
+    return f"""import PIL.Image
+from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("{folder}")
-features = model.encode(["a red apple"])  # unit vectors in the space of the images"""
+texts = model.encode(["a red apple"])  # unit vectors in the space of the images
+images = model.encode([PIL.Image.open("photo.jpg")])  # if the vision tower is timm's or CLIP's"""
 
 
 def problems(model: Model) -> list[str]:
@@ -33,28 +37,67 @@ def problems(model: Model) -> list[str]:
 
 
 def write(model: Model, folder: Path) -> None:
-    """Write the encoder, its pooling, the projection as dense layers, and the normalisation."""
+    """Write each tower, its pooling, the projection as dense layers, and the normalisation.
+
+    Images are left out if transformers has no class for the vision tower.
+    """
     library, modules = _library()
     with tempfile.TemporaryDirectory() as place:
-        encoder = model.text.encoder
-        if isinstance(encoder, OpenClipText):
-            config, weights = clip_text(model)
-            encoder = CLIPTextModel(config)
-            encoder.load_state_dict(weights)
-        encoder.save_pretrained(place)
-        model.tokenizer.save(Path(place))
-        words = modules.Transformer(place, max_seq_length=model.tokenizer.max_tokens)
-        pooling = modules.Pooling(model.text.width, pooling_mode=_POOLING[model.text.pooling])
-        dense = _dense(modules, model.encoder.text_projection)
-        parts = [words, pooling, *dense, modules.Normalize()]
+        text = _text_modules(model, modules, Path(place) / "text")
+        image = _image_modules(model, modules, Path(place) / "image")
+        routes = {(None, kind): kind for kind in ("text", "image")}
+        parts = text if image is None else [modules.Router({"text": text, "image": image}, "text", True, routes)]
         library.SentenceTransformer(modules=parts, device="cpu").save(str(folder), create_model_card=False)
 
 
 def difference(model: Model, folder: Path) -> float:
-    """Compare with SentenceTransformer."""
+    """Compare with SentenceTransformer: captions, and images of the model's size if it takes images."""
     theirs = _library()[0].SentenceTransformer(str(folder), device="cpu")
     found = theirs.encode(list(CAPTIONS), convert_to_tensor=True, show_progress_bar=False)
-    return largest_difference(found, model.encode_text(list(CAPTIONS)))
+    texts = largest_difference(found, model.encode_text(list(CAPTIONS)))
+    if not takes_images(model):
+        return texts
+    pixels = images(model)
+    pillow = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    seen = theirs.encode(pillow, convert_to_tensor=True, show_progress_bar=False)
+    return max(texts, largest_difference(seen, model.encode_rendered(pixels)))
+
+
+def takes_images(model: Model) -> bool:
+    """Whether transformers has a class for the vision tower: timm's towers, and CLIP's vision transformer."""
+    return not (to_timm.problems(model) and vision_problems(model))
+
+
+def _text_modules(model: Model, modules: Any, place: Path) -> list[Any]:
+    encoder = model.text.encoder
+    if isinstance(encoder, OpenClipText):
+        config, weights = clip_text(model)
+        encoder = CLIPTextModel(config)
+        encoder.load_state_dict(weights)
+    encoder.save_pretrained(place)
+    model.tokenizer.save(place)
+    words = modules.Transformer(str(place), max_seq_length=model.tokenizer.max_tokens)
+    pooling = modules.Pooling(model.text.width, pooling_mode=_POOLING[model.text.pooling])
+    return [words, pooling, *_dense(modules, model.encoder.text_projection), modules.Normalize()]
+
+
+def _image_modules(model: Model, modules: Any, place: Path) -> list[Any] | None:
+    if not takes_images(model):
+        return None
+    tower: Any
+    if to_timm.problems(model):
+        config, weights = clip_vision(model)
+        tower = CLIPVisionModel(config)
+        tower.load_state_dict(weights)
+        tower.save_pretrained(place)
+        write_preprocessing(model, place)
+    else:
+        tower = TimmWrapperModel(TimmWrapperConfig(**to_timm.settings(model)))
+        tower.timm_model.load_state_dict(state(model.vision.trunk))
+        tower.save_pretrained(place)
+    pooled = {"image": {"method": "forward", "method_output_name": "pooler_output"}}
+    eyes = modules.Transformer(str(place), modality_config=pooled, module_output_name="sentence_embedding")
+    return [eyes, *_dense(modules, model.encoder.image_projection), modules.Normalize()]
 
 
 def _dense(modules: Any, projection: nn.Module) -> list[Any]:

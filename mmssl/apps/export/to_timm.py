@@ -32,13 +32,23 @@ def problems(model: Model) -> list[str]:
 
 def write(model: Model, folder: Path) -> None:
     """Write model.safetensors, and config.json in the format of timm's hub folders."""
+    record = {
+        **settings(model),
+        "num_classes": 0,
+        "model_args": {"num_classes": 0, **settings(model)["model_args"]},
+    }
+    (folder / CONFIG).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    save_file(state(model.vision.trunk), folder / WEIGHTS)
+
+
+def settings(model: Model) -> dict[str, Any]:
+    """Architecture, arguments and preprocessing of the vision tower, under timm's names."""
     mean, std = model.vision.statistics
     side = model.vision.image_size
-    record = {
+    return {
         "architecture": _architecture(model),
-        "num_classes": 0,
         "num_features": model.vision.width,
-        "model_args": {"num_classes": 0, **_arguments(model)},
+        "model_args": _arguments(model),
         "pretrained_cfg": {
             "input_size": [3, side, side],
             "interpolation": model.config.vision.interpolation,
@@ -49,8 +59,6 @@ def write(model: Model, folder: Path) -> None:
             "num_classes": 0,
         },
     }
-    (folder / CONFIG).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    save_file(state(model.vision.trunk), folder / WEIGHTS)
 
 
 def difference(model: Model, folder: Path) -> float:

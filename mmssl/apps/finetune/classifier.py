@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmssl.errors import UserError
 from mmssl.evaluate.classifiers import fine_tuning
-from mmssl.inference import ImageInput, Model, load
+from mmssl.inference import ImageInput, Model, load, probabilities
 from mmssl.models.pretrained import foreign
 
 FORMAT = 1
@@ -45,7 +45,9 @@ class Classifier:
         self.bias = bias.float().cpu()
         self.record = dict(record or {})
 
-    def predict(self, images: ImageInput | Sequence[ImageInput], batch_size: int = 256) -> list[dict[str, float]]:
+    def predict(
+        self, images: ImageInput | Sequence[ImageInput], batch_size: int = 256
+    ) -> list[probabilities.LabelProbabilities]:
         """The probability of each label for each image, highest first.
 
         Args:
@@ -55,11 +57,7 @@ class Classifier:
             UserError: a file cannot be read.
             DecodeError: an image cannot be decoded.
         """
-        logits = self.logits(self.model.encode_image(images, batch_size))
-        return [
-            {self.labels[index]: float(row[index]) for index in row.argsort(descending=True, stable=True).tolist()}
-            for row in logits.double().softmax(dim=1)
-        ]
+        return probabilities.label_probabilities(self.labels, self.logits(self.model.encode_image(images, batch_size)))
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits [N, C] of the model's image vectors [N, D]."""

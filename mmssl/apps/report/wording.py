@@ -24,8 +24,20 @@ WORDS = {
     "bad_samples": "Images that could not be used",
     "train_samples": "Training images",
     "real_gaps": "Significant gaps between groups",
+    "caption_accuracy": "The right caption among hard ones",
+    "text_score": "Both images find their caption",
+    "image_score": "Both captions find their image",
+    "group_score": "Both images and both captions are right",
+    "recall@1": "The nearest image has the same class",
+    "map@r": "Images of the class come first, mean precision",
+    "v_measure": "Agreement of clusters and classes (V-measure)",
+    "adjusted_rand": "Agreement of clusters and classes beyond chance (adjusted Rand index)",
+    "auroc_prompts": "Unknown classes told by prompts (AUROC)",
+    "auroc_images": "Unknown classes told by the nearest images (AUROC)",
+    "fpr95_prompts": "Unknown images that pass with 95 % of the known ones, by prompts",
+    "fpr95_images": "Unknown images that pass with 95 % of the known ones, by the nearest images",
 }
-RATES = re.compile(r"acc\d|recall|precision|map@|calibration_error")
+RATES = re.compile(r"acc\d|recall|precision|map@|calibration_error|accuracy|_score|fpr95")
 
 LONGEST = 200
 """Largest number of characters shown of a name or caption."""

@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from typing import BinaryIO, Literal, get_args
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from mmssl.apps.search import Embeddings, Index, ShardImages
 from mmssl.apps.serve.limits import ServerLimits
 from mmssl.apps.serve.schemas import Caps, Guess, Guesses, Hits, Map, ModelFacts, SearchHit, WordScore
 from mmssl.data.transforms import DecodeError, decoding
-from mmssl.inference import Model, ZeroShotClassifier
+from mmssl.inference import Model, ZeroShotClassifier, probabilities
 
 THUMBNAIL = 320
 """Longer side of a thumbnail in pixels."""
@@ -48,6 +49,7 @@ class Service:
             image_size=self.model.vision.image_size,
             images=None if self.index is None else len(self.index),
             methods=self.methods(),
+            calibrated=self.model.calibration is not None,
             limits=Caps(
                 upload_bytes=limits.upload_bytes,
                 pixels=limits.pixels,
@@ -65,7 +67,7 @@ class Service:
     def by_text(self, text: str, k: int) -> Hits:
         """Find the images nearest to a text."""
         self._require_index()
-        return self._nearest(self.model.encode_text(text).numpy(), k)
+        return self._nearest(self.model.encode_text(text).numpy(), k, self.model.calibration)
 
     def by_image(self, upload: BinaryIO, k: int) -> Hits:
         """Find the images nearest to an image."""
@@ -82,13 +84,22 @@ class Service:
     def labels(self, upload: BinaryIO, labels: Sequence[str], template: str) -> Guesses:
         """Classify an image with the given labels."""
         image = self.model.encode_rendered(self._render(upload)[None])
-        similarities = (image @ ZeroShotClassifier(self.model, labels, (template,)).weights.T)[0]
-        probabilities = (self.model.logit_scale * similarities).softmax(-1)
+        names = list(dict.fromkeys(labels))
+        similarities = image @ ZeroShotClassifier(self.model, names, (template,)).weights.T
+        (found,) = probabilities.decide(names, similarities, self.model.logit_scale, self.model.calibration)
+        verdict, by_label = found.verdict, dict(zip(names, similarities[0].tolist(), strict=True))
         guesses = [
-            Guess(label=label, probability=p, similarity=s)
-            for label, p, s in zip(labels, probabilities.tolist(), similarities.tolist(), strict=True)
+            Guess(
+                label=label,
+                probability=probability,
+                similarity=by_label[label],
+                match=None if verdict is None else verdict.matches[label],
+                likely=None if verdict is None else label in verdict.likely,
+            )
+            for label, probability in found.items()
         ]
-        return Guesses(labels=sorted(guesses, key=lambda guess: -guess.probability))
+        known = (None, None) if verdict is None else (verdict.none, verdict.coverage)
+        return Guesses(labels=guesses, none=known[0], coverage=known[1])
 
     def map(self, upload: BinaryIO, text: str, method: Method) -> Map:
         """Map a text to places in an image."""
@@ -139,17 +150,28 @@ class Service:
         limit = self.limits.caption_chars
         return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
-    def _nearest(self, embeddings: Embeddings, k: int) -> Hits:
+    def _nearest(self, embeddings: Embeddings, k: int, calibration: probabilities.Calibration | None = None) -> Hits:
+        """Args:
+        calibration: of a query by text, to say which hits match.
+        """
         index = self._require_index()
         rows, similarities = index.nearest(embeddings, min(k, len(index)))
-        numbers = rows[0].tolist()
-        hits = index.hits(numbers, similarities[0].tolist())
+        numbers, cosines = rows[0].tolist(), similarities[0].tolist()
+        matches = (
+            [None] * len(numbers)
+            if calibration is None
+            else calibration.match_probability(torch.tensor(cosines)).tolist()
+        )
         return Hits(
             hits=[
                 SearchHit(
-                    row=row, similarity=hit.similarity, key=self._shorten(hit.key), caption=self._shorten(hit.caption)
+                    row=row,
+                    similarity=hit.similarity,
+                    match=match,
+                    key=self._shorten(hit.key),
+                    caption=self._shorten(hit.caption),
                 )
-                for row, hit in zip(numbers, hits, strict=True)
+                for row, match, hit in zip(numbers, matches, index.hits(numbers, cosines), strict=True)
             ]
         )
 

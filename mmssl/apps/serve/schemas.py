@@ -27,6 +27,7 @@ class ModelFacts(BaseModel):
     image_size: int = Field(description="Side in pixels of the model's input.")
     images: int | None = Field(description="Images in the index; null without one.")
     methods: list[str] = Field(description="Methods of similarity maps.")
+    calibrated: bool = Field(description="Answers have calibrated probabilities of matches and of no label.")
     limits: Caps
 
 
@@ -35,6 +36,7 @@ class SearchHit(BaseModel):
 
     row: int = Field(description="Row number in the index, for /api/images/{row}.")
     similarity: float = Field(description="Cosine similarity with the query.")
+    match: float | None = Field(description="Probability that it matches the text; null unless calibrated.")
     key: str = Field(description="Name of the sample in its shard. Cut if it is very long.")
     caption: str = Field(description="Cut if it is very long.")
 
@@ -51,12 +53,21 @@ class Guess(BaseModel):
     label: str
     probability: float = Field(description="Among the given labels; they sum to 1.")
     similarity: float = Field(description="Cosine similarity of the image and the prompt.")
+    match: float | None = Field(
+        description="Probability that it matches, whatever the other labels are; null unless calibrated."
+    )
+    likely: bool | None = Field(
+        description="It is one of the labels that hold the right one with probability `coverage`; null unless "
+        "calibrated."
+    )
 
 
 class Guesses(BaseModel):
     """All labels, the most probable first."""
 
     labels: list[Guess]
+    none: float | None = Field(description="Probability that none of the labels fits; null unless calibrated.")
+    coverage: float | None = Field(description="That of the likely labels; null unless calibrated.")
 
 
 class WordScore(BaseModel):

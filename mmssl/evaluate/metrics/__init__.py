@@ -1,5 +1,27 @@
 """Metrics as functions of tensors, independent of models, datasets and files."""
 
-from mmssl.evaluate.metrics import baselines, classification, embedding, groups, ranking
+from mmssl.evaluate.metrics import (
+    baselines,
+    calibration,
+    classification,
+    clustering,
+    embedding,
+    groups,
+    neighbours,
+    novelty,
+    pairs,
+    ranking,
+)
 
-__all__ = ["baselines", "classification", "embedding", "groups", "ranking"]
+__all__ = [
+    "baselines",
+    "calibration",
+    "classification",
+    "clustering",
+    "embedding",
+    "groups",
+    "neighbours",
+    "novelty",
+    "pairs",
+    "ranking",
+]

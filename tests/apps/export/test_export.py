@@ -21,6 +21,7 @@ from mmssl.apps.export import OnnxEncoder, export, find_format, format_names, pu
 from mmssl.cli import main
 from mmssl.errors import UserError
 from tests.helpers.export_models import own
+from tests.helpers.images import photo
 from tests.helpers.open_clip_folders import MODELS, write_open_clip
 
 CAPTIONS = ["a red square", "green", "blue squares and a white one " * 8]
@@ -115,6 +116,38 @@ def test_sentence_transformers_opens_clips_text_tower(clip: mmssl.Model, tmp_pat
     export(clip, "sentence-transformers", tmp_path / "out")
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     close(theirs.encode(CAPTIONS, show_progress_bar=False), clip.encode_text(CAPTIONS))
+
+
+@pytest.mark.parametrize("kind", ["own", "own mlp", "own vit", "clip"])
+def test_sentence_transformers_encodes_images_too(kind: str, clip: mmssl.Model, tmp_path: Path) -> None:
+    """Images and texts in one model: images of the model's size have our features to 1e-5; a larger photo, which the
+    library scales itself, to a cosine of 0.999."""
+    model = {
+        "own": own,
+        "own mlp": lambda: own(projection="mlp"),
+        "own vit": lambda: own(vision="timm:vit_tiny_patch16_224"),
+        "clip": lambda: clip,
+    }[kind]()
+    export(model, "sentence-transformers", tmp_path / "out")
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    seen = [image(model.vision.image_size), photo(90, 60)]
+    found = theirs.encode(seen, show_progress_bar=False)
+    expected = model.encode_image(seen)
+    close(found[0], expected[0])
+    assert float(torch.as_tensor(found[1]) @ expected[1]) > 0.999
+    close(theirs.encode(CAPTIONS, show_progress_bar=False), model.encode_text(CAPTIONS))
+
+
+def test_transformers_pipeline_gives_our_probabilities(clip: mmssl.Model, tmp_path: Path) -> None:
+    """`pipeline("zero-shot-image-classification")` on the exported folder has the probabilities of `classify`, in its
+    order."""
+    export(clip, "hf", tmp_path / "out")
+    ask = transformers.pipeline("zero-shot-image-classification", model=str(tmp_path / "out"), device="cpu")
+    labels = ["red", "a green square", "blue"]
+    found = ask(image(32), candidate_labels=labels, hypothesis_template="a photo of {}")
+    expected = clip.classify(image(32), labels, "a photo of {c}")
+    assert [entry["label"] for entry in found] == list(expected)
+    assert [entry["score"] for entry in found] == pytest.approx(list(expected.values()), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["own", "clip"])

@@ -20,7 +20,7 @@ from mmssl.apps.search import Hit, Index, exact_nearest
 from mmssl.apps.serve import create_app
 from mmssl.data.transforms.decoding import decode
 from mmssl.errors import UserError
-from mmssl.inference import Model
+from mmssl.inference import Model, probabilities
 from mmssl.types import Sample
 from tests.helpers.export_models import own
 from tests.helpers.uploads import image, sent
@@ -213,3 +213,44 @@ def test_formats_are_told_apart_by_their_bytes(client: TestClient) -> None:
         Image.new("RGB", (12, 9), "green").save(file, kind)
         answer = client.post("/api/search", files={"image": ("x.html", file.getvalue(), "text/html")})
         assert answer.status_code == 200, kind
+
+
+def test_a_calibrated_model_says_so(model: Model, index: Index) -> None:
+    """With a calibration, labels have the probabilities, matches and likely ones of `classify`, with that of none of
+    them; hits of a text have the sigmoid of their similarity, hits of an image none. Without, these are null."""
+    calibration = probabilities.Calibration(
+        data="pairs",
+        samples=100,
+        label_scale=20,
+        match_scale=30,
+        match_bias=-3,
+        known_scale=10,
+        known_bias=-1,
+        coverage=0.9,
+        match_threshold=0.1,
+        label_threshold=0.3,
+        metrics={},
+    )
+    calibrated = Model(model.encoder, model.tokenizer, model.config)
+    calibrated.calibration = calibration
+    labels = ["red", "green square", "white"]
+    expected = calibrated.classify(UPLOAD, labels)
+    assert expected.verdict is not None
+    for served, known in ((calibrated, True), (model, False)):
+        with TestClient(create_app(served, index), base_url="http://localhost") as client:
+            assert client.get("/api/model").json()["calibrated"] is known
+            answer = client.post("/api/labels", files=sent(UPLOAD), data={"labels": labels}).json()
+            by_text = client.get("/api/search", params={"text": "a red square", "k": 5}).json()["hits"]
+            by_image = client.post("/api/search", files=sent(UPLOAD), data={"k": "3"}).json()["hits"]
+        assert {hit["match"] for hit in by_image} == {None}
+        if not known:
+            assert {answer["none"], answer["coverage"], *(hit["match"] for hit in by_text)} == {None}
+            continue
+        assert [guess["label"] for guess in answer["labels"]] == list(expected)
+        for guess in answer["labels"]:
+            assert guess["probability"] == pytest.approx(expected[guess["label"]], abs=1e-6)
+            assert guess["match"] == pytest.approx(expected.verdict.matches[guess["label"]], abs=1e-6)
+            assert guess["likely"] is (guess["label"] in expected.verdict.likely)
+        assert (answer["none"], answer["coverage"]) == (pytest.approx(expected.verdict.none, abs=1e-6), 0.9)
+        for hit in by_text:
+            assert hit["match"] == pytest.approx(1 / (1 + np.exp(3 - 30 * hit["similarity"])), abs=1e-6)

@@ -37,6 +37,8 @@
     }
   }
 
+  const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
   function form(fields) {
     const body = new FormData();
     body.append("image", chosen);
@@ -65,7 +67,9 @@
     image.alt = words;
     image.src = `api/images/${hit.row}`;
     item.querySelector(".caption").textContent = words;
-    item.querySelector(".note").textContent = `similarity ${hit.similarity.toFixed(3)}`;
+    item.querySelector(".note").textContent = hit.match === null
+      ? `similarity ${hit.similarity.toFixed(3)}`
+      : `match ${percent(hit.match)}, similarity ${hit.similarity.toFixed(3)}`;
     button.setAttribute("aria-label", `More like this: ${words}`);
     button.addEventListener("click", () =>
       work(button, "Searching.", () => find(`Images like “${words}”`, `api/images/${hit.row}/nearest`)));
@@ -133,14 +137,18 @@
     const labels = [...new Set($("labels").value.split(/[\n,]/).map((label) => label.trim()).filter(Boolean))];
     if (!labels.length) return;
     work(event.submitter ?? $("labels-form").querySelector("button"), "Classifying.", async () => {
-      const { labels: guesses } = await ask("api/labels", form(labels.map((label) => ["labels", label])));
+      const { labels: guesses, none } = await ask("api/labels", form(labels.map((label) => ["labels", label])));
       $("guesses").replaceChildren(...guesses.map((guess) =>
-        bar(guess.label, `${(100 * guess.probability).toFixed(1)} %`, guess.probability, (button) => {
+        bar(guess.label, percent(guess.probability), guess.probability, (button) => {
           $("word").value = guess.label;
           locate(button, guess.label);
         })));
+      if (none !== null) $("guesses").append(bar("none of these", percent(none), none));
       $("guesses").hidden = false;
-      return `Most likely ${guesses[0].label}, ${(100 * guesses[0].probability).toFixed(1)} % among your labels.`;
+      const best = `${guesses[0].label}, ${percent(guesses[0].probability)} among your labels`;
+      if (none === null) return `Most likely ${best}.`;
+      return none > 0.5 ? `Probably none of these (${percent(none)}); the nearest is ${best}.`
+        : `Most likely ${best}; none of these: ${percent(none)}.`;
     });
   });
 
@@ -181,6 +189,8 @@
     for (const id of ["text", "word"]) $(id).maxLength = limits.text_chars;
     const words = facts.images === null ? "no index, so nothing to search" : `${facts.images.toLocaleString("en")} images`;
     $("facts").textContent = `${words}; ${facts.vision}, ${facts.image_size} px, embeddings of length ${facts.dimensions}.`;
+    if (facts.calibrated) $("probabilities").textContent = "Probabilities compare the labels you give. Matches and " +
+      "“none of these” are calibrated on held-out images, half of which matched.";
     if (facts.images === null) {
       for (const id of ["find", "found", "similar"]) $(id).hidden = true;
       $("main").classList.add("alone");

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from mmssl.inference import probabilities
 from mmssl.inference.images import ImageInput, as_image_list
 from mmssl.inference.model import Model, load
-from mmssl.inference.zero_shot import Classify, ZeroShotClassifier, zero_shot
+from mmssl.inference.zero_shot import Classify, zero_shot
 
 if TYPE_CHECKING:
     from mmssl.inference import neighbours, stored
@@ -16,7 +16,6 @@ __all__ = [
     "ImageInput",
     "Model",
     "Prediction",
-    "ZeroShotClassifier",
     "as_image_list",
     "list_images",
     "load",

@@ -14,7 +14,8 @@ from mmssl.apps.search import Embeddings, Index, ShardImages
 from mmssl.apps.serve.limits import ServerLimits
 from mmssl.apps.serve.schemas import Caps, Guess, Guesses, Hits, Map, ModelFacts, SearchHit, WordScore
 from mmssl.data.transforms import DecodeError, decoding
-from mmssl.inference import Model, ZeroShotClassifier, probabilities
+from mmssl.evaluate import encode
+from mmssl.inference import Model, probabilities
 
 THUMBNAIL = 320
 """Longer side of a thumbnail in pixels."""
@@ -85,7 +86,7 @@ class Service:
         """Classify an image with the given labels."""
         image = self.model.encode_rendered(self._render(upload)[None])
         names = list(dict.fromkeys(labels))
-        similarities = image @ ZeroShotClassifier(self.model, names, (template,)).weights.T
+        similarities = image @ encode.class_weights(self.model, names, (template,)).T
         (found,) = probabilities.decide(names, similarities, self.model.logit_scale, self.model.calibration)
         verdict, by_label = found.verdict, dict(zip(names, similarities[0].tolist(), strict=True))
         guesses = [

@@ -21,7 +21,7 @@ from mmssl.distributed import World
 from mmssl.errors import UserError
 from mmssl.evaluate import datasets, open_dataset
 from mmssl.evaluate.tasks import find_task
-from mmssl.inference import load
+from mmssl.inference import Model, load
 from mmssl.models import DualEncoder, build_dual_encoder, lora
 from mmssl.objectives import Objective, ObjectiveOptions, TrainingTask, base, find_objective, mixing
 
@@ -154,13 +154,22 @@ def _resolve_start(model: ModelConfig) -> ModelConfig:
     given += [f"text.{name}" for name in model.text.model_fields_set - kept - {"max_tokens"}]
     if given:
         raise UserError(f"model.{min(given)} cannot be set beside model.start={model.start}, which brings its towers")
-    assert model.start is not None
-    source = load(model.start)
+    longest = model.text.max_tokens if "max_tokens" in model.text.model_fields_set else None
+    source = _load_start(model, longest)
     found = source.self_contained()
     vision = found.vision.model_copy(update={name: getattr(model.vision, name) for name in kept})
     chosen = {name: getattr(model.text, name) for name in model.text.model_fields_set & {*kept, "max_tokens"}}
     text = found.text.model_copy(update={"tokenizer": source.config.text.tokenizer, **chosen})
     return found.model_copy(update={"start": model.start, "vision": vision, "text": text})
+
+
+def _load_start(model: ModelConfig, longest: int | None) -> Model:
+    """The model of `model.start`, its text positions stretched if captions may be longer than they are."""
+    assert model.start is not None
+    source = load(model.start)
+    if longest is not None and (source.text.positions or longest) < longest:
+        source.text.stretch(longest)
+    return source
 
 
 def build_limits(data: DataConfig) -> SampleLimits:
@@ -217,11 +226,17 @@ def build_encoder(config: Config, tokenizer: Tokenizer, say: Callable[[str], Non
     """
     encoder = build_dual_encoder(config.model, tokenizer.vocab_size, tokenizer.pad_id)
     if config.model.start is not None:
-        source = load(config.model.start)
+        source = _load_start(config.model, config.model.text.max_tokens)
+        encoder.text.stretched_from = source.text.stretched_from
         encoder.load_state_dict(source.encoder.state_dict())
         if say is not None:
             for note in source.notes:
                 say(f"model.start={config.model.start}: {note}")
+    if say is not None and encoder.text.stretched_from is not None:
+        say(
+            f"model.text.max_tokens={config.model.text.max_tokens}: the {encoder.text.stretched_from} positions of the "
+            f"text tower are stretched to {encoder.text.positions}; short captions keep their vectors"
+        )
     lora.add_adapters(encoder, config.model)
     return encoder
 

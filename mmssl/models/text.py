@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmssl.config import TextConfig
 from mmssl.errors import UserError, one_line
+from mmssl.models.positions import positions, stretch
 from mmssl.models.text_open_clip import MODEL_TYPE, OpenClipText
 from mmssl.models.vision import Encoded, still
 
@@ -27,6 +28,7 @@ class TextTower(nn.Module):
         pooling: `cls`, `mean`, `eos` or `pooler`.
         projects: the encoder ends in its own projection to the shared space.
         source: the folder or hub name of its pretrained weights, if any.
+        stretched_from: number of positions before they were stretched; None if they were not.
         pad_to: length to which every caption is padded, because its vector depends on its padding; None if it does not.
     """
 
@@ -60,6 +62,7 @@ class TextTower(nn.Module):
         self.reads_padding = reads_padding
         self.projects = pooling == "pooler" and isinstance(encoder, OpenClipText) and encoder.projects
         self.pad_to = int(encoder.config.max_position_embeddings) if reads_padding else None
+        self.stretched_from: int | None = None
         self._locked = False
         self._options = call_options(encoder)
         self.width = self._measure(max_tokens)
@@ -107,6 +110,36 @@ class TextTower(nn.Module):
         """The vectors of the vocabulary, [vocabulary, E]."""
         weight: Tensor = self.encoder.get_input_embeddings().weight
         return weight
+
+    @property
+    def positions(self) -> int | None:
+        """Length of the longest caption that the positions allow; None without a limit."""
+        return positions(self.encoder)
+
+    def stretch(self, length: int) -> None:
+        """Interpolate learned positions, so that captions may have `length` tokens. Short captions keep their vectors.
+
+        Raises:
+            UserError: the encoder has no learned positions, or captions are padded to its full length.
+        """
+        had, kind = self.positions, self.encoder.config.model_type
+        problem = f"model.text.max_tokens={length}, but the tower has {had} positions, which cannot be stretched"
+        if self.pad_to is not None:
+            raise UserError(f"{problem}, as it reads captions padded to its length; lower model.text.max_tokens")
+        tokens, mask = probe_captions(self.encoder, self.pad_id)
+        with still(self.encoder), torch.no_grad():
+            before = self(tokens, mask).pooled
+            if not stretch(self.encoder, length):
+                raise UserError(f"{problem}: a {kind!r} has no table of them; lower model.text.max_tokens")
+            longest = tokens[:1, :1].expand(1, length)
+            try:
+                fits = torch.allclose(self(tokens, mask).pooled, before, rtol=1e-5, atol=1e-6)
+                self(longest, torch.ones_like(longest, dtype=torch.bool))
+            except (IndexError, RuntimeError):  # a length is written down elsewhere in it
+                fits = False
+        if not fits:
+            raise UserError(f"{problem}: a {kind!r} does not take them; lower model.text.max_tokens")
+        self.stretched_from = had
 
     def to_config(self, tokenizer: str, max_tokens: int) -> TextConfig:
         """The configuration that builds a tower of this architecture, with random weights."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from mmssl.config import TextConfig
 from mmssl.errors import UserError, one_line
+from mmssl.models.positions import positions
 from mmssl.models.text import TextTower, call_encoder, call_options, probe_captions, quiet_transformers
 from mmssl.models.text_open_clip import MODEL_TYPE, OpenClipText, build_open_clip_text
 from mmssl.models.vision import still
@@ -49,14 +50,18 @@ def build_text(config: TextConfig, vocab_size: int, pad_id: int) -> TextTower:
             f"model.text: the tokenizer has {vocab_size} tokens, the tower {size}; use the tower's own tokenizer"
         )
     usable = positions(encoder)
-    if usable is not None and usable < config.max_tokens:
+    too_short = usable is not None and usable < config.max_tokens
+    if too_short and config.config is not None:
         raise UserError(
             f"model.text.max_tokens={config.max_tokens}, but the tower has {usable} positions; lower "
             f"model.text.max_tokens"
         )
     pooling = _pooling(config, encoder, pad_id)
     reads_padding = pooling == "pooler" and encoder.config.model_type in _READ_PADDING
-    tower = _with_used_pooler(encoder, pooling, config, pad_id, reads_padding)
+    measured = config.model_copy(update={"max_tokens": usable}) if too_short else config
+    tower = _with_used_pooler(encoder, pooling, measured, pad_id, reads_padding)
+    if too_short:
+        tower.stretch(config.max_tokens)
     if config.lock:
         tower.lock(config.unlocked_layers)
     return tower
@@ -184,16 +189,6 @@ def _text_part(model: Any, name: str) -> Any:
     parts = [getattr(model, part) for part in _TEXT_PARTS if isinstance(getattr(model, part, None), nn.Module)]
     is_pair = any(hasattr(model.config, key) for key in ("vision_config", "image_config"))
     return parts[0] if is_pair and parts else model
-
-
-def positions(encoder: Any) -> int | None:
-    """Length of the longest caption that the positions allow; None without a limit."""
-    limit = getattr(encoder.config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0:
-        return None
-    tables = [m for n, m in encoder.named_modules() if "position" in n and getattr(m, "padding_idx", None) is not None]
-    skipped = [table.padding_idx + 1 for table in tables if len(getattr(table, "weight", ())) == limit]
-    return limit - max(skipped, default=0)
 
 
 def _pooling(config: TextConfig, encoder: Any, pad_id: int) -> str:

@@ -1,6 +1,6 @@
 """open_clip's own text transformers with the interface of a Hugging Face encoder."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,6 +55,15 @@ class OpenClipText(nn.Module):
     def pad_with(self, pad_id: int) -> None:
         """Set the padding token. An encoder that sees padding needs the one it was trained with."""
         self.pad_id = self.config.settings["pad_id"] = pad_id
+
+    def lengthen(self, table: Tensor) -> None:
+        """Set the position embeddings [P, W] of CLIP's transformer, and with them its longest caption."""
+        assert not self.projects
+        self.model.positional_embedding = nn.Parameter(table)
+        self.model.num_pos = self.model.context_length = len(table)
+        self.model.attn_mask = self.model.build_causal_mask()
+        settings = {**self.config.settings, "context_length": len(table)}
+        self.config = replace(self.config, settings=settings, max_position_embeddings=len(table))
 
     @property
     def text_cfg(self) -> Any:

@@ -16,8 +16,8 @@ from mmssl.errors import UserError, one_line
 from mmssl.models.dual_encoder import DualEncoder
 from mmssl.models.pretrained.key_mapping import to_open_clip, to_timm
 from mmssl.models.pretrained.open_clip import PretrainedModel, linear
+from mmssl.models.positions import positions
 from mmssl.models.text import TextTower
-from mmssl.models.text_factory import positions
 from mmssl.models.text_open_clip import build_open_clip_text
 from mmssl.models.vision import VisionTower
 from mmssl.models.vision_factory import build_vision

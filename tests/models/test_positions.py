@@ -118,19 +118,12 @@ def test_towers_without_learned_positions_are_refused_as_before(kind: str, said:
     weights = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
     had = tower.positions
     assert had is not None
-    with pytest.raises(UserError, match=rf"model.text.max_tokens={had + 40}, but the tower has {had} positions.*{said}"):
+    with pytest.raises(
+        UserError, match=rf"model.text.max_tokens={had + 40}, but the tower has {had} positions.*{said}"
+    ):
         tower.stretch(had + 40)
     assert tower.positions == had
     assert all(torch.equal(tensor, weights[name]) for name, tensor in tower.state_dict().items())
-
-
-def test_sinusoidal_positions_are_not_learned() -> None:
-    """DistilBERT's sinusoids are refused, since interpolated ones are none."""
-    config = text_config("distilbert", "mean")
-    settings = {**(config.config or {}), "sinusoidal_pos_embds": True}
-    tower = build_text(config.model_copy(update={"config": settings}), vocab_size=300, pad_id=0)
-    with pytest.raises(UserError, match="no table"):
-        tower.stretch(120)
 
 
 def test_a_pretrained_folder_is_stretched_and_one_with_random_weights_refused(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import torch
 from mmssl.config import ModelConfig, VisionConfig
 from mmssl.errors import UserError, one_line
 from mmssl.models.dual_encoder import DualEncoder
+from mmssl.models.positions import positions
 from mmssl.models.pretrained.key_mapping import to_open_clip, to_timm
 from mmssl.models.pretrained.open_clip import PretrainedModel, linear
-from mmssl.models.positions import positions
 from mmssl.models.text import TextTower
 from mmssl.models.text_open_clip import build_open_clip_text
 from mmssl.models.vision import VisionTower

@@ -75,7 +75,8 @@ class TextConfig(ConfigBase):
     for causal models, `mean` for the encoder of an encoder-decoder, and `cls`, the first token. `pooler`: the encoder's
     own pooled vector."""
     max_tokens: int = Field(77, ge=4)
-    """Captions are cut to this many tokens and padded to the longest of the batch only."""
+    """Captions are cut to this many tokens and padded to the longest of the batch only. More than a pretrained tower
+    has learned positions for: the positions are stretched (Long-CLIP)."""
     lock: bool = False
     """Freeze the tower."""
     unlocked_layers: int = Field(0, ge=0)

@@ -70,7 +70,7 @@ def _learned_table(encoder: Any, usable: int) -> nn.Embedding | None:
         for name, module in encoder.named_modules()
         if isinstance(module, nn.Embedding)
         and module is not words
-        and module.weight.requires_grad  # sinusoids are not learned
+        and module.weight.requires_grad  # fixed sinusoids are not learned
         and ("position" in name or name.rpartition(".")[2] == "wpe")
         and 0 <= len(module.weight) - usable <= 2
     ]

@@ -80,9 +80,9 @@ LEARNED = [
 
 @pytest.mark.parametrize("kind", LEARNED)
 def test_short_captions_keep_their_vectors_and_long_ones_fit(kind: str) -> None:
-    """Of a tower of 77 (BART: 80) positions stretched to 120: captions of up to 20 tokens have the same vectors; captions
-    of 120 tokens are read, and every position gets a gradient; and the tower that its configuration builds takes its
-    weights and gives the same."""
+    """Of a tower of 77 (BART: 80) positions stretched to 120: captions of up to 20 tokens have the same vectors;
+    captions of 120 tokens are read, and every position gets a gradient; and the tower that its configuration builds
+    takes its weights and gives the same."""
     torch.manual_seed(0)
     tower = build_text(text_config(kind, "mean"), vocab_size=300, pad_id=0).eval()
     short, mask = captions((20, 7, 13))

@@ -178,6 +178,18 @@ def build_limits(data: DataConfig) -> SampleLimits:
     return SampleLimits(int(data.max_member_mib * 2**20), members)
 
 
+def build_access(data: DataConfig) -> Access:
+    """Reading of the training shards, with the cache.
+
+    Raises:
+        UserError: the folder of the cache cannot be created.
+    """
+    cache = data.cache
+    if cache.dir is None:
+        return Access()
+    return Access.keeping(cache.dir, int(cache.gib * 2**30), cache.resize, build_limits(data), data.max_pixels)
+
+
 def train_tokenizer_on(
     shards: Sequence[str],
     templates: Sequence[str],
@@ -360,6 +372,7 @@ def build_loader(
     """
     config, data, world = plan.config, plan.config.data, task.world
     renderings = _renderings(config, task)
+    _check_resize(data, renderings)
     on_gpu = task.encoder.log_logit_scale.device.type != "cpu"
     on_device = data.augment_on == "device" or (data.augment_on == "auto" and on_gpu)
     options = LoaderConfig(
@@ -374,7 +387,7 @@ def build_loader(
         worker_kind=data.worker_kind,
         batching=build_batching(plan, world, say),
         limits=build_limits(data),
-        access=Access(cache_dir=data.cache_dir, cache_bytes=int(data.cache_gib * 2**30)),
+        access=build_access(data),
         max_bad_fraction=data.bad_samples,
         bad_log=bad_samples,
         pin_memory=torch.cuda.is_available(),
@@ -399,6 +412,16 @@ def _renderings(config: Config, task: TrainingTask) -> dict[str, views.View]:
         like = None if size is own or name in data.views else "main"
         found[name] = views.View(view, size.image_size, data.decode, data.max_pixels, size.interpolation, like)
     return found
+
+
+def _check_resize(data: DataConfig, renderings: Mapping[str, views.View]) -> None:
+    """Refuse to shrink images below the size of a view."""
+    name, view = max(renderings.items(), key=lambda item: item[1].image_size)
+    if data.cache.resize is not None and data.cache.resize < view.image_size:
+        raise UserError(
+            f"data.cache.resize={data.cache.resize} is less than the {view.image_size} px of the view {name!r}, which "
+            f"would be blurred; give at least {view.image_size}, better twice as much"
+        )
 
 
 def default_workers() -> int:

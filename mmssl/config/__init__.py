@@ -4,7 +4,7 @@ Runtime values (device, rank, number of samples) never live here; they are passe
 """
 
 from mmssl.config.config import Config
-from mmssl.config.data import DataConfig, SourceConfig, ViewConfig
+from mmssl.config.data import CacheConfig, DataConfig, SourceConfig, ViewConfig
 from mmssl.config.evaluate import EvaluateConfig, SuiteConfig
 from mmssl.config.load import (
     dump_config,
@@ -29,6 +29,7 @@ from mmssl.config.train import (
 )
 
 __all__ = [
+    "CacheConfig",
     "Config",
     "DataConfig",
     "EarlyStoppingConfig",

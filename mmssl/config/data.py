@@ -27,6 +27,25 @@ class MembersConfig(ConfigBase):
     """The same for the caption, which becomes the field `txt`."""
 
 
+class CacheConfig(ConfigBase):
+    """A folder on a local disk that keeps what was read."""
+
+    dir: Path | None = None
+    """Folder of the cache of remote shards. null: none. Several processes and runs may share it."""
+    gib: float = Field(100.0, gt=0)
+    """Size limit of the folder. The least recently used pieces are deleted first; with `resize`, no more is kept."""
+    resize: int | None = Field(None, ge=1)
+    """Shrink images to this shorter side in pixels before they are rendered, and keep them, of local shards too: the
+    originals are read and decoded once. Give at least the model's image size, and more the smaller the crops are.
+    null: images are rendered from the originals."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "CacheConfig":
+        if self.resize is not None and self.dir is None:
+            raise ValueError(f"data.cache.resize={self.resize} needs a folder on a local disk: give data.cache.dir")
+        return self
+
+
 class ViewConfig(ConfigBase):
     """One named view of an image in training. The defaults are OpenCLIP's."""
 
@@ -133,10 +152,8 @@ class DataConfig(ConfigBase):
     bad_samples: float = Field(0.1, ge=0, le=1)
     """Largest fraction of unusable samples. Above it (checked after 1,000 samples), or at 100 in a row, the run
     stops."""
-    cache_dir: Path | None = None
-    """Folder of the cache of remote shards."""
-    cache_gib: float = Field(100.0, gt=0)
-    """Size limit of the cache. The least recently used blocks are deleted first."""
+    cache: CacheConfig = CacheConfig()
+    """Keeping what was read on a local disk."""
     allow_pipe: bool = False
     """Allow `pipe:COMMAND` sources, which run COMMAND in a shell."""
 

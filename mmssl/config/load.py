@@ -156,6 +156,11 @@ def _upgrade(tree: dict[str, Any]) -> None:
     text = model.get("text") if isinstance(model, dict) else None
     if isinstance(model, dict) and isinstance(text, dict) and text.get("name") == model.get("start") is not None:
         del text["name"]  # it meant the towers of `start`, not written out yet
+    data = tree.get("data")
+    if isinstance(data, dict):
+        for key in ("dir", "gib"):
+            if f"cache_{key}" in data:
+                data.setdefault("cache", {})[key] = data.pop(f"cache_{key}")
     _rename(tree)
 
 

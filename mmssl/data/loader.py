@@ -283,6 +283,8 @@ class TrainLoader:
             )
         if missing:
             log(NO_INDEX_WARNING, len(missing), missing[0])
+            if self._config.access.resized is not None:
+                log("data.cache.resize is not used: without an index, images are rendered from the originals")
             return None, []
         pairs = zip(self._sources, known, strict=True)
         planned = [plan_source(found, source.weight, self._config.slice_mib) for source, found in pairs]

@@ -19,7 +19,7 @@ from torch import nn
 
 from mmssl import build, errors, system
 from mmssl.build import RunPlan
-from mmssl.config import Config, Length, ViewConfig, dump_config
+from mmssl.config import CacheConfig, Config, Length, ViewConfig, dump_config
 from mmssl.data.transforms import Tokenizer
 from mmssl.distributed import FolderLock, World, current_world
 from mmssl.errors import UserError
@@ -111,7 +111,7 @@ def _set_up(plan: RunPlan, resume: bool, rewind: bool, fit: MicroBatchFit, lock:
         suite.check_readable(plan.suites)
     console = errors.console(stderr=True, quiet=world.rank != 0)
     say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
-    for line in precision_notes:
+    for line in (*precision_notes, *_cache_notes(config.data.cache)):
         say(line)
     tokenizer = build.build_tokenizer(plan, config.run_dir / "tokenizer")
     task = _build_task(plan, tokenizer, accelerator, world, say)
@@ -160,6 +160,16 @@ def _with_precision(plan: RunPlan) -> tuple[RunPlan, list[str]]:
     train = plan.config.train.model_copy(update={"precision": precision})
     resolved = replace(plan, config=plan.config.model_copy(update={"train": train}))
     return resolved, [f"train.precision=auto: {precision}, as {reason}"]
+
+
+def _cache_notes(cache: CacheConfig) -> list[str]:
+    """The line of the log about a cache of resized images."""
+    if cache.resize is None:
+        return []
+    return [
+        f"images are shrunk to {cache.resize} px and kept in {cache.dir}, at most {cache.gib:g} GiB: from the second "
+        "epoch on the originals of what is kept are neither read nor decoded"
+    ]
 
 
 def _build_task(

@@ -66,6 +66,24 @@ def data(
 
 
 @app.command()
+def cache(
+    side: Annotated[int, typer.Option(min=8, help="Shorter side of the photographs.")] = 2048,
+    resize: Annotated[int, typer.Option(min=1, help="Shorter side of the images that are kept.")] = 512,
+    samples: Annotated[int, typer.Option(min=64, help="Photographs of an epoch.")] = 512,
+    mode: Annotated[Literal["quality", "fast"], typer.Option("--decode", help="How JPEGs are decoded.")] = "quality",
+    rounds: Rounds = 3,
+) -> None:
+    """Samples per CPU-second of the training loader with data.cache.resize, in the first and the second epoch.
+
+    The photographs are made from a seed. CPU time is that of the process, user and system.
+    """
+    from scripts.bench.cache import bench_cache
+
+    with Console(stderr=True).status("starting") as status:
+        print(bench_cache(side, resize, samples, mode=mode, rounds=rounds, progress=status.update).text())
+
+
+@app.command()
 def sources(
     files: Annotated[int, typer.Option(min=2, help="Files of the folder, half of them images.")] = 200_000,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 2_000_000,

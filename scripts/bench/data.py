@@ -69,12 +69,12 @@ class LoaderComparison:
         theirs = self.find("open_clip", "quality")
         for rates in self.rates:
             name = _NAMES[rates.kind] + ("" if rates.kind == "open_clip" else f", {rates.mode}")
-            line = f"{name:38} {_spread(rates.per_cpu_second, '.0f'):>24}"
+            line = f"{name:38} {spread(rates.per_cpu_second, '.0f'):>24}"
             if rates.kind in ("stream", "normalised"):
                 ratios = [ours / peer for ours, peer in zip(rates.per_cpu_second, theirs, strict=False)]
                 limit = self.find("limit", rates.mode)
                 part = [ours / most for ours, most in zip(rates.per_cpu_second, limit, strict=True)]
-                line += f" {_spread(ratios, '.2f') if ratios else '':>20} {statistics.median(part):>13.0%}"
+                line += f" {spread(ratios, '.2f') if ratios else '':>20} {statistics.median(part):>13.0%}"
             lines.append(line)
         return "\n".join(lines)
 
@@ -186,7 +186,7 @@ def _compare(what: str, shards: list[str], options: Options, log: Path, say: Cal
         for kind, mode in cases:
             say(f"{what}: round {number + 1} of {options.rounds}, {kind} {mode}")
             command = _command(kind, mode, shards, options)
-            found[kind, mode].append(samples / _cpu_seconds(command, log))
+            found[kind, mode].append(samples / cpu_seconds(command, log))
     return LoaderComparison(what, samples, [Rates(kind, mode, found[kind, mode]) for kind, mode in cases])
 
 
@@ -196,7 +196,7 @@ def _command(kind: Kind, mode: views.DecodeMode, shards: list[str], options: Opt
         names = ("image_size", "batch_size", "workers", "warm_up", "batches")
         settings = {"shards": shards} | {name: getattr(options, name) for name in names}
         return [options.peer_python, str(PEER_SIDE), json.dumps(settings)]
-    return _ours(_settings(kind, mode, shards, options))
+    return loader_command(_settings(kind, mode, shards, options))
 
 
 def _settings(
@@ -206,11 +206,12 @@ def _settings(
     return LoaderSettings(kind, shards, mode, o.image_size, o.batch_size, o.workers, o.warm_up, o.batches)
 
 
-def _ours(settings: LoaderSettings) -> list[str]:
+def loader_command(settings: LoaderSettings) -> list[str]:
+    """The process that runs mmssl's side with these settings."""
     return [sys.executable, "-m", OURS, settings.json()]
 
 
-def _cpu_seconds(command: Sequence[str], log: Path) -> float:
+def cpu_seconds(command: Sequence[str], log: Path) -> float:
     """CPU time, user and system, of a process and all that it started, between `ready` and `done`.
 
     It is read when nothing runs any more: what is made ahead is then as much at the end as at the beginning.
@@ -228,7 +229,7 @@ def _cpu_seconds(command: Sequence[str], log: Path) -> float:
 def _watch(folder: Path, options: Options) -> Memory:
     shards = write_shards(folder / "memory", 256, _MEMORY_SAMPLES)
     settings = LoaderSettings("epochs", shards, "quality", options.image_size, 32, options.workers, 0, options.epochs)
-    done = subprocess.run(_ours(settings), stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(loader_command(settings), stdout=subprocess.PIPE, text=True, check=True)
     return Memory(_MEMORY_SAMPLES, json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -275,6 +276,7 @@ def _cpu_of_tree(root: psutil.Process) -> float:
     return float(sum(t.user + t.system + t.children_user + t.children_system for t in times))
 
 
-def _spread(values: Sequence[float], form: str) -> str:
+def spread(values: Sequence[float], form: str) -> str:
+    """Median [least, most]."""
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:{form}} [{low:{form}}, {high:{form}}]"

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -18,12 +19,14 @@ import torch.nn.functional as F
 
 from mmssl.config import ViewConfig
 from mmssl.data import LoaderConfig, Source, TrainLoader, iter_samples
+from mmssl.data.storage import Access
 from mmssl.data.transforms import Renderer, captions, decoding, train_tokenizer, views
 from mmssl.data.transforms.augment_params import draw_params
 from mmssl.rng import generator
 
 _CAPTIONS = 2_000
 """Captions on which the tokenizer is trained."""
+_CACHE_BYTES = 100 << 30
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class LoaderSettings:
     """Batches before the measurement; epochs are not measured but watched."""
     batches: int
     """Batches measured; number of epochs with `epochs`."""
+    cache: str | None = None
+    """Folder that keeps resized images."""
+    resize: int | None = None
+    """Their shorter side in pixels."""
 
     def json(self) -> str:
         """The settings as JSON, an argument of the process."""
@@ -77,9 +84,11 @@ def _stream(settings: LoaderSettings) -> TrainLoader:
         captions.render_caption(s.fields, ["{txt}"], None) for s in islice(iter_samples(settings.shards), _CAPTIONS)
     ]
     view = views.View(ViewConfig(), settings.image_size, settings.mode)
+    kept = settings.cache
+    access = Access() if kept is None else Access.keeping(Path(kept), _CACHE_BYTES, settings.resize)
     return TrainLoader(
         [Source(settings.shards)],
-        LoaderConfig(seed=0, batch_size=settings.batch_size, workers=settings.workers),
+        LoaderConfig(seed=0, batch_size=settings.batch_size, workers=settings.workers, access=access),
         Renderer({"main": view}, ["{txt}"], seed=0),
         train_tokenizer(texts, vocab_size=8192, max_tokens=77).encode,
     )

@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +40,9 @@ def bench_sources(files: int, rows: int) -> str:
         folder = Path(name)
         for write, count in ((_write_folder, files), (_write_table, rows)):
             source = write(folder, count)
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found.append(pool.apply(_open, (source,)))
+            # Unlike multiprocessing's pool, this one notices a process that was killed for its memory.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                found.append(pool.submit(_open, source).result())
     lines = [f"{'':32} {'first report':>13} {'silence':>8} {'opened':>8} {'planned':>8} {'extra MB':>9}"]
     lines += [
         f"{f'{one.what}, {one.records:,} records':32} {one.first_report:12.2f}s {one.longest_silence:7.2f}s "

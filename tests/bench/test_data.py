@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mmssl.errors import UserError
-from scripts.bench.data import LoaderComparison, Memory, Options, Rates, _cpu_seconds, bench_data
+from scripts.bench.data import LoaderComparison, Memory, Options, Rates, bench_data, cpu_seconds
 from scripts.bench.photographs import QUALITY, photographs, write_shards
 from tests.helpers.images import photo
 
@@ -57,13 +57,13 @@ def test_only_the_cpu_time_of_the_measured_part_counts_with_its_processes(tmp_pa
         "child = subprocess.Popen([sys.executable, '-c', code], stdin=-1, stdout=-1)\n"
         "child.stdout.readline()\nprint('done', flush=True)\nsys.stdin.readline()\nchild.communicate(b'\\n')\n"
     )
-    assert 0.39 <= _cpu_seconds([sys.executable, "-c", script], tmp_path / "log") < 1.0
+    assert 0.39 <= cpu_seconds([sys.executable, "-c", script], tmp_path / "log") < 1.0
 
 
 def test_a_side_that_fails_is_named_with_its_last_line(tmp_path: Path) -> None:
     """The error of the process, not a hang."""
     with pytest.raises(UserError, match="exit status 1: ZeroDivisionError"):
-        _cpu_seconds([sys.executable, "-c", "1 / 0"], tmp_path / "log")
+        cpu_seconds([sys.executable, "-c", "1 / 0"], tmp_path / "log")
 
 
 def test_ratios_are_of_the_same_round() -> None:

@@ -133,7 +133,7 @@ def check_latency(shards: int, seconds: float) -> Finding:
     found = f"{shards:,}, the first byte after {1e3 * seconds:,.0f} ms"
     if seconds <= SLOW_SECONDS:
         return Finding("remote shards", "ok", found)
-    remedy = "set data.cache_dir to keep a local copy, and more data.workers; or copy the shards closer"
+    remedy = "set data.cache.dir to keep a local copy, and more data.workers; or copy the shards closer"
     return Finding("remote shards", "warning", found, remedy)
 
 

@@ -119,7 +119,7 @@ class PartBuilder:
             UserError: a shard is gone, or no stand-in was found for a bad sample.
         """
         runs = self.plan.runs(position, task.batch_size, task.start, task.stop)
-        retries, read_bytes = files.retries, 0
+        retries, read_bytes = files.retries, files.sample_bytes
         for run in runs:
             if self._remote[run.source]:
                 self._prefetch(files, run)
@@ -132,7 +132,6 @@ class PartBuilder:
                 found = self._read(location, files)
                 if isinstance(found, Sample):
                     assembly.samples[slot] = found
-                    read_bytes += location.stop - location.start
                 else:
                     bad[slot] = found
         for epoch in sorted({run.epoch for run in runs}):
@@ -141,9 +140,9 @@ class PartBuilder:
         for run in runs:
             for depth, slot in enumerate(run.slots.tolist(), start=run.start):
                 if slot in bad:
-                    read_bytes += self._stand_in(assembly, run, depth, (slot, bad[slot]), files)
+                    self._stand_in(assembly, run, depth, (slot, bad[slot]), files)
         assembly.bad = list(bad.items())
-        return assembly.finish(sources, read_bytes, files.retries - retries)
+        return assembly.finish(sources, files.sample_bytes - read_bytes, files.retries - retries)
 
     def _prefetch(self, files: Files, run: SampleRun) -> None:
         """Start fetching the blocks of a run and the block after them."""
@@ -161,7 +160,7 @@ class PartBuilder:
         index = self._catalog.shards[location.shard]
         files.reading[:] = location.shard, location.start, time.monotonic_ns()
         try:
-            content = files.read(index, location.start, location.stop)
+            content = files.read_sample(index, location.start, location.stop)
             return parse_sample(location.id, index.shard, content, self._limits)
         except SampleError as error:
             return BadSample(index.shard, error.key or f"#{location.ordinal}", str(error))
@@ -170,10 +169,10 @@ class PartBuilder:
 
     def _stand_in(
         self, assembly: PartAssembly, run: SampleRun, depth: int, bad: tuple[int, BadSample], files: Files
-    ) -> int:
-        """Replace the bad sample of a slot by a good one. Returns the bytes read."""
+    ) -> None:
+        """Replace the bad sample of a slot by a good one."""
         slot, replaced = bad
-        tried, read_bytes = 0, 0
+        tried = 0
         for number in self.plan.stand_ins(run, depth, BAD_IN_A_ROW):
             tried += 1
             (location,) = self._catalog.locations(run.source, np.array([number]))
@@ -181,9 +180,8 @@ class PartBuilder:
             if isinstance(found, BadSample):
                 continue
             assembly.samples[slot] = found
-            read_bytes += location.stop - location.start
             if not assembly.render(run.epoch, [slot]):
-                return read_bytes
+                return
         remedy = f"{known}; or " if (known := remedy_of(replaced.error)) else ""
         raise UserError(
             f"none of {tried} samples can stand in for {replaced.key!r} of {replaced.shard} ({replaced.error}); "

@@ -452,19 +452,13 @@ def _extension(format: str) -> str:
 def _encode_image(image: bytes, encoding: Encoding) -> tuple[str, bytes]:
     """Extension and bytes of an image. It is always decoded, so broken images are found."""
     header = decoding.read_header(image, encoding.max_pixels)
-    short, side = min(header.width, header.height), encoding.resize
-    shrink = side is not None and short > side
+    side = encoding.resize
+    shrink = side is not None and min(header.width, header.height) > side
     wanted = header.format if encoding.format == "keep" else encoding.format.upper()
     if not shrink and wanted == header.format:
         decoding.decode(image, header, max(decoding.REDUCTIONS))
         return _extension(header.format), image
-    pixels = decoding.decode(
-        image, header, views.dct_reduction(header, short / side, "quality") if side is not None else 1
-    )
-    if shrink:
-        assert side is not None
-        height, width = (max(1, round(length * side / short)) for length in (header.height, header.width))
-        pixels = views.resize(pixels, height, width).permute(1, 2, 0).contiguous().numpy()
+    pixels = views.shrink(image, header, side) if side is not None and shrink else decoding.decode(image, header)
     wanted = wanted if encoding.format != "keep" else _REENCODED.get(wanted, "PNG")
     buffer = io.BytesIO()
     try:

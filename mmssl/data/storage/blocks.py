@@ -1,24 +1,16 @@
 """Remote shards in chunks: fetched ahead of their use, many per request, and optionally cached on a local disk."""
 
-import hashlib
-import logging
-import os
-import zlib
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from mmssl.data.shards import ShardIndex
+from mmssl.data.storage.disk_cache import DiskCache, Name
 from mmssl.data.storage.fetch import Fetcher
-from mmssl.errors import UserError
-from mmssl.files import atomic_write
 
 CHUNK = 1 << 20
 """Bytes per chunk; the last chunk of a shard may be shorter."""
-_CHECKSUM_BYTES = 4
 _MOST = 16
 """Chunks per request."""
 _SPARE = 64
@@ -28,7 +20,6 @@ _FETCHES = 4
 
 Chunk = tuple[str, int]
 """URL and number of a chunk."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,83 +29,6 @@ class Span:
     shard: ShardIndex
     start: int
     stop: int
-
-
-class DiskCache:
-    """A folder of chunks that many processes share. Above a size, the least recently used ones are removed."""
-
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Raises UserError when the folder cannot be created."""
-        self._folder = folder
-        self._max_bytes = max_bytes
-        self._free_bytes = 0
-        self._warned = False
-        self.sweeps = 0
-        """Times the folder was listed to remove old files."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            message = f"data.cache_dir={folder} cannot be created: {error.strerror}; choose another folder"
-            raise UserError(message) from None
-
-    def get(self, shard: ShardIndex, number: int) -> bytes | None:
-        """A chunk, or None if it is missing or damaged."""
-        path = self._path(shard, number)
-        try:
-            content = path.read_bytes()
-        except OSError:
-            return None
-        chunk, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
-        if len(chunk) != min(CHUNK, shard.bytes - number * CHUNK) or checksum != _checksum(chunk):
-            return None
-        with suppress(OSError):  # the file belongs to another user
-            os.utime(path)
-        return chunk
-
-    def put(self, shard: ShardIndex, number: int, chunk: bytes) -> None:
-        """Store a chunk."""
-        path = self._path(shard, number)
-        try:
-            path.parent.mkdir(exist_ok=True)
-            atomic_write(path, chunk + _checksum(chunk))
-        except OSError as error:
-            if not self._warned:
-                _log.warning("%s cannot keep a chunk of %s: %s", self._folder, shard.shard, error.strerror)
-            self._warned = True
-            return
-        self._free_bytes -= len(chunk) + _CHECKSUM_BYTES
-        if self._free_bytes < 0:
-            self._free_bytes = self.sweep()
-
-    def sweep(self) -> int:
-        """Remove the least recently used files if the folder is too large. Returns the bytes that may be written before
-        the next sweep: a sixteenth of the free space, because other processes write too."""
-        self.sweeps += 1
-        files = []
-        for path in self._folder.glob("*/*"):
-            with suppress(OSError):  # another process removed it
-                status = path.stat()
-                files.append((status.st_mtime_ns, status.st_size, path))
-        kept = sum(size for _, size, _ in files)
-        if kept > self._max_bytes:
-            # 5 % below the limit, so that sweeps are rare: one takes a second with 100,000 files.
-            for _, size, path in sorted(files):
-                if kept <= 0.95 * self._max_bytes:
-                    break
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
-                    kept -= size
-        return max(self._max_bytes // 256, (self._max_bytes - kept) // 16)
-
-    def _path(self, shard: ShardIndex, number: int) -> Path:
-        # The checksum of the index changes with the content of the URL.
-        words = repr((shard.shard, shard.bytes, shard.checksum, number)).encode()
-        name = hashlib.blake2b(words, digest_size=16).hexdigest()
-        return self._folder / name[:2] / name
-
-
-def _checksum(chunk: bytes) -> bytes:
-    return zlib.crc32(chunk).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 class RemoteReader:
@@ -172,7 +86,7 @@ class RemoteReader:
 
     def _load(self, shard: ShardIndex, numbers: Sequence[int]) -> list[bytes]:
         """Consecutive chunks, from the disk cache or in as few requests as possible."""
-        cached = [None if self._cache is None else self._cache.get(shard, number) for number in numbers]
+        cached = [None if self._cache is None else self._cache.get(chunk_name(shard, n)) for n in numbers]
         wanted = [(shard.shard, number) for number, content in zip(numbers, cached, strict=True) if content is None]
         fetched = {}
         for run in _runs(wanted):
@@ -182,7 +96,7 @@ class RemoteReader:
             for number in range(first, last + 1):
                 fetched[number] = content[(number - first) * CHUNK : (number - first + 1) * CHUNK]
                 if self._cache is not None:
-                    self._cache.put(shard, number, fetched[number])
+                    self._cache.put(chunk_name(shard, number), fetched[number])
         pairs = zip(numbers, cached, strict=True)
         return [fetched[number] if content is None else content for number, content in pairs]
 
@@ -192,6 +106,11 @@ class RemoteReader:
         spare = [chunk for chunk in self._chunks if chunk not in needed]
         for chunk in spare[: max(0, len(spare) - _SPARE)]:
             del self._chunks[chunk]
+
+
+def chunk_name(shard: ShardIndex, number: int) -> Name:
+    """The name of a chunk in a cache. The checksum of the index changes with the content of the URL."""
+    return shard.shard, shard.bytes, shard.checksum, number
 
 
 def _runs(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmssl.data.shards import ShardIndex, is_remote
+from mmssl.data.shards import SampleLimits, ShardIndex, is_remote
 from mmssl.data.shards.samples import SampleError
-from mmssl.data.storage.blocks import DiskCache, RemoteReader, Span
+from mmssl.data.storage.blocks import RemoteReader, Span
+from mmssl.data.storage.disk_cache import DiskCache
 from mmssl.data.storage.fetch import Fetcher, RetryPolicy
+from mmssl.data.storage.resized import ResizedSamples, Shrunk
+from mmssl.data.transforms import decoding
 from mmssl.errors import UserError
 from mmssl.files import regular_handle
 
@@ -71,12 +74,35 @@ class Access:
     """Options of reading shards; every worker gets a copy."""
 
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
-    cache_dir: Path | None = None
-    """Folder that caches remote shards."""
-    cache_bytes: int = 100 << 30
-
+    chunks: DiskCache | None = None
+    """Keeps remote shards as they are."""
+    resized: ResizedSamples | None = None
+    """Keeps samples of local and remote shards with their images shrunk."""
     open_local: Callable[[int], LocalFiles] = LocalFiles
     """Opens local files, at most the given number at a time."""
+
+    @classmethod
+    def keeping(
+        cls,
+        folder: Path,
+        max_bytes: int,
+        side: int | None = None,
+        limits: SampleLimits | None = None,
+        max_pixels: int = decoding.MAX_PIXELS,
+    ) -> "Access":
+        """Access that keeps what it reads in a folder.
+
+        Args:
+            side: keep samples with their images shrunk to this shorter side. None: remote shards as they are.
+            limits, max_pixels: of these samples.
+
+        Raises:
+            UserError: the folder cannot be created.
+        """
+        if side is None:
+            return cls(chunks=DiskCache(folder, max_bytes, "remove"))
+        form = Shrunk(side, limits or SampleLimits(), max_pixels)
+        return cls(resized=ResizedSamples(DiskCache(folder, max_bytes, "stop"), form))
 
     def open(self, sharing: int = 1, reading: NDArray[np.int64] | None = None) -> "Files":
         """The files of one worker, of `sharing` workers in this process, which reports its reads in `reading`."""
@@ -95,6 +121,8 @@ class Files:
         self.reading = reading
         """Shard number, byte and start (monotonic nanoseconds, 0 when idle) of the current read, int64 [3]."""
         self.fetcher = Fetcher(access.retry_policy)
+        self.sample_bytes = 0
+        """Bytes that `read_sample` read so far, from shards or from the cache."""
         self.streams: dict[Hashable, Generator[Any, None, None]] = {}
         """Open streams over shards without an index."""
 
@@ -114,13 +142,27 @@ class Files:
             return self._open_remote().read(shard, start, stop)
         return self._local.read(shard.shard, start, stop)
 
+    def read_sample(self, shard: ShardIndex, start: int, stop: int) -> bytes:
+        """The tar members of the sample in bytes [start, stop) of a shard, with its images shrunk if that is asked for.
+
+        Raises: as `read`.
+        """
+        resized = self._access.resized
+        kept = None if resized is None else resized.get(shard, start, stop)
+        content = self.read(shard, start, stop) if kept is None else kept
+        self.sample_bytes += len(content)
+        return content if resized is None or kept is not None else resized.keep(shard, start, stop, content)
+
     def has_prefetched(self, reader: Hashable, blocks: Hashable) -> bool:
         """True if `blocks` are the last ones that `reader` prefetched."""
         return self._prefetched.get(reader) == blocks
 
     def prefetch(self, reader: Hashable, blocks: Hashable, spans: Sequence[Span]) -> None:
-        """Start fetching the remote bytes that `reader` reads next."""
+        """Start fetching the remote bytes of the samples that `reader` reads next, but for those that are kept."""
         self._prefetched[reader] = blocks
+        resized = self._access.resized
+        if resized is not None:
+            spans = [span for span in spans if not resized.has(span.shard, span.start, span.stop)]
         self._open_remote().prefetch(reader, spans)
 
     def stop(self) -> None:
@@ -145,7 +187,5 @@ class Files:
 
     def _open_remote(self) -> RemoteReader:
         if self._remote is None:
-            access = self._access
-            cache = None if access.cache_dir is None else DiskCache(access.cache_dir, access.cache_bytes)
-            self._remote = RemoteReader(self.fetcher, cache)
+            self._remote = RemoteReader(self.fetcher, self._access.chunks)
         return self._remote

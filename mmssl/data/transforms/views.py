@@ -213,6 +213,18 @@ def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation
     return planes.contiguous()
 
 
+def shrink(image: bytes, header: Header, side: int) -> Pixels:
+    """Decode an image and shrink it to the shorter side `side`, uint8 [height, width, 3].
+
+    Raises:
+        DecodeError: the image is unusable.
+    """
+    short = min(header.width, header.height)
+    pixels = decode(image, header, dct_reduction(header, short / side, "quality"))
+    height, width = (max(1, round(length * side / short)) for length in (header.height, header.width))
+    return np.ascontiguousarray(resize(pixels, height, width).permute(1, 2, 0).numpy())
+
+
 def empty_images(count: int, side: int) -> Tensor:
     """Uninitialised memory for images, uint8 [count, 3, side, side].
 

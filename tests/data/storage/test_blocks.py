@@ -14,7 +14,8 @@ from mmssl.data.shards import FOLDER_FILE, SampleLimits, ShardIndex, index_shard
 from mmssl.data.shards.index import fingerprint
 from mmssl.data.sources import make_index
 from mmssl.data.storage import Access, Fetcher, RetryPolicy, Span, find_remote_indexes
-from mmssl.data.storage.blocks import CHUNK, DiskCache, RemoteReader
+from mmssl.data.storage.blocks import CHUNK, RemoteReader, chunk_name
+from mmssl.data.storage.disk_cache import DiskCache
 from mmssl.errors import UserError
 from mmssl.types import PipeCommand
 from tests.helpers.http_servers import Mischief, serve
@@ -231,7 +232,7 @@ def test_cache_keeps_chunks_on_disk_and_stays_below_its_size(tmp_path: Path) -> 
     content = (tmp_path / "www" / "x.tar").read_bytes()
     with serve(tmp_path / "www", mischief) as url:
         shard = ShardIndex(f"{url}/x.tar", size, 0, 0, (), (), "", 0)
-        access = Access(ACCESS.retry_policy, tmp_path / "cache", 10 * CHUNK)
+        access = Access(ACCESS.retry_policy, DiskCache(tmp_path / "cache", 10 * CHUNK))
 
         def read() -> int:
             before = len(mischief.requests)
@@ -252,53 +253,10 @@ def test_cache_keeps_chunks_on_disk_and_stays_below_its_size(tmp_path: Path) -> 
         kept[3].unlink()
         assert read() == 1
         cache = DiskCache(tmp_path / "cache", 3 * CHUNK)
-        cache.get(shard, 2)
+        cache.get(chunk_name(shard, 2))
         cache.sweep()
         assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*/*")) <= 3 * CHUNK
-        assert cache.get(shard, 2) == content[2 * CHUNK : 3 * CHUNK], "the one used last stays"
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A full or broken disk costs speed, not the run."""
-    shard = some_file(tmp_path, CHUNK)
-    cache = DiskCache(tmp_path / "cache", 2 * CHUNK)
-    cache.put(shard, 0, bytes(CHUNK))
-    (folder,) = (tmp_path / "cache").iterdir()
-    (path,) = folder.iterdir()
-    path.unlink()
-    path.mkdir()
-    for _ in range(3):
-        cache.put(shard, 0, bytes(CHUNK))
-    assert caplog.text.count("cannot keep a chunk of x.tar") == 1
-    assert cache.get(shard, 0) is None
-
-
-def test_several_processes_keep_a_cache_below_its_size(tmp_path: Path) -> None:
-    """Each sweeps after it wrote a sixteenth of the free space or a 256th of the limit, so together they exceed the
-    limit by no more than that; sweeps are rare."""
-    limit = 64 << 10
-    caches = [DiskCache(tmp_path, limit) for _ in range(4)]
-    shard = ShardIndex("http://x/x.tar", 1 << 40, 0, 0, (), (), "", 0)
-    for number in range(1400):
-        caches[number % 4].put(shard, number, bytes(60))
-        if number % 7 == 0:
-            assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= limit + 4 * (limit // 256 + 64)
-    assert 20 < sum(cache.sweeps for cache in caches) < 400
-    assert len(list(tmp_path.glob("*/*"))) > 900
-
-
-def test_a_cache_of_another_user_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readable chunks are used even if their time cannot be set; a folder that cannot be created is named."""
-    cache, shard = DiskCache(tmp_path, 2 * CHUNK), some_file(tmp_path, CHUNK)
-    cache.put(shard, 0, bytes(CHUNK))
-
-    def utime(path: Path) -> None:
-        raise PermissionError
-
-    monkeypatch.setattr("os.utime", utime)
-    assert cache.get(shard, 0) == bytes(CHUNK)
-    with pytest.raises(UserError, match=r"data\.cache_dir=.* cannot be created: Not a directory"):
-        DiskCache(tmp_path / "x.tar" / "cache", CHUNK)
+        assert cache.get(chunk_name(shard, 2)) == content[2 * CHUNK : 3 * CHUNK], "the one used last stays"
 
 
 @pytest.mark.parametrize("spoilt", [False, True])

@@ -106,12 +106,13 @@ def test_the_configuration_is_frozen_and_every_field_documented() -> None:
     } <= set(known_keys())
 
 
-def test_a_cache_of_resized_images_needs_a_folder() -> None:
+def test_a_cache_of_resized_images_needs_a_folder(tmp_path: Path) -> None:
     """The error names both keys; the keys of 0.1.0 are read as the folder and its size."""
     changed = tree()
     changed["data"] = {"train": "x.tar", "cache": {"resize": 512}}
     with pytest.raises(UserError, match=r"data\.cache\.resize=512 needs a folder .* give data\.cache\.dir"):
         parse_config(changed, "x.yaml")
-    changed["data"] = {"train": "x.tar", "cache_dir": "/cache", "cache_gib": 7.0}
-    cache = parse_config(changed, "x.yaml").data.cache
+    file = tmp_path / "old.yaml"
+    file.write_text(yaml.safe_dump({**tree(), "data": {"train": "x.tar", "cache_dir": "/cache", "cache_gib": 7.0}}))
+    cache = load_config(file).data.cache
     assert (cache.dir, cache.gib, cache.resize) == (Path("/cache"), 7.0, None)

@@ -5,6 +5,8 @@ other members. What they read differently is refused here, so that a shard holds
 """
 
 import re
+from functools import lru_cache
+from zlib import adler32
 
 BLOCK = 512
 MAX_EXTENSION_BYTES = 1 << 20
@@ -14,8 +16,9 @@ _PAX = (b"x", b"X")
 _LONG_NAME = b"L"
 EXTENSIONS = (_LONG_NAME, b"K", *_PAX, GLOBAL)
 """Kinds of blocks that describe the member behind them."""
-_UNUSED_NUMBERS = ((100, 108), (108, 116), (116, 124), (136, 148), (329, 337), (337, 345))
-"""Mode, owner, group, time and device. Python's tarfile takes a header for the end if one of them is no number."""
+_UNUSED_NUMBERS = ((100, 124, 8), (136, 148, 12), (329, 345, 8))
+"""Begin, end and width of mode, owner and group, of the time, and of the device. Python's tarfile takes a header for
+the end if one of them is no number."""
 _BASE_256 = (0x80, 0xFF)
 """First bytes of a number that is no octal text: positive and negative."""
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
@@ -107,15 +110,20 @@ def _check_global(records: list[tuple[str, bytes]], position: int) -> None:
 def check_block(block: bytes, position: int) -> None:
     """Raises TarError if a header's checksum, kind or a number in it is wrong."""
     stored = _octal(block[148:156], position)
-    rest = block[:148] + block[156:]
+    total = _sum(block) - _sum(block[148:156]) + 256
     # Some old writers summed signed characters.
-    if stored not in (sum(rest) + 256, sum(rest) + 256 - 256 * sum(byte > 127 for byte in rest)):
+    if stored != total and stored != total - 256 * sum(byte > 127 for byte in block[:148] + block[156:]):
         raise TarError("damaged header", position)
     if block[156] != 0 and not block[156:157].isalnum():
         raise TarError("damaged header", position)
-    for begin, end in _UNUSED_NUMBERS:
-        if block[begin] not in _BASE_256:
-            _octal(block[begin:end], position)
+    for begin, end, width in _UNUSED_NUMBERS:
+        if not _are_numbers(block[begin:end], width):
+            raise TarError("damaged header", position)
+
+
+def _sum(block: bytes) -> int:
+    """The sum of a header's bytes. Adler-32 sums bytes and begins at 1; 256 bytes stay below its modulus."""
+    return (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
 
 
 def size_of(block: bytes, position: int) -> int:
@@ -132,7 +140,7 @@ def name_of(block: bytes) -> tuple[str, str | None]:
     # Elsewhere GNU tar and libarchive keep times and sizes there, and Python's tarfile joins it to the name.
     if not is_ustar and any(block[345:500]):
         return name, "a name that tar readers understand differently"
-    prefix = text_of(block[345:500])
+    prefix = text_of(block[345:500]) if block[345] else ""
     return f"{prefix}/{name}" if prefix else name, None
 
 
@@ -161,6 +169,13 @@ def _octal(field: bytes, position: int) -> int:
     if found is None:
         raise TarError("damaged header", position)
     return int(found[1] or b"0", 8)
+
+
+@lru_cache(4096)  # owners, modes and times are the same in most headers of a tar
+def _are_numbers(fields: bytes, width: int) -> bool:
+    """True if each field of this width is a number."""
+    starts = range(0, len(fields), width)
+    return all(fields[start] in _BASE_256 or _OCTAL.fullmatch(fields[start : start + width]) for start in starts)
 
 
 def _decimal(text: bytes, position: int) -> int:

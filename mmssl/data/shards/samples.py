@@ -19,6 +19,7 @@ _COMMON_IMAGES = ("jpg", "jpeg", "jfif", "jpe", "png", "webp", "gif", "bmp", "ti
 _FURTHER_IMAGES = ("apng", "avif", "jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "pnm", "qoi")
 IMAGES = (*_COMMON_IMAGES, *_FURTHER_IMAGES)
 """Extensions of images. The format itself is recognised by the first bytes."""
+_IMAGE_SET = frozenset(IMAGES)
 TEXTS = ("txt", "json")
 MAPPED_IMAGE, MAPPED_CAPTION = "image=", "caption="
 """Extensions that members get here which a `MemberNames` names. No file has them."""
@@ -113,7 +114,12 @@ class Group:
     def image(self) -> Member | None:
         """The member that is named as the image, else the first that is one without a number."""
         mapped = self.members.get(MAPPED_IMAGE)
-        return mapped or next((member for extension, member in self.members.items() if extension in IMAGES), None)
+        if mapped is not None:
+            return mapped
+        for extension, member in self.members.items():
+            if extension in _IMAGE_SET:
+                return member
+        return None
 
     def images(self) -> list[Member]:
         """The image, else the numbered ones (KEY.0.jpg, KEY.1.jpg) in the order of their numbers."""
@@ -137,7 +143,7 @@ class Group:
 def split_name(name: str) -> tuple[str, str] | None:
     """`a/b.seg.png` -> (`a/b`, `seg.png`): WebDataset's key and extension, or None for other and hidden names."""
     name = name.removeprefix("./")
-    if "__MACOSX" in name.split("/"):  # macOS's copies of attributes, which no program reads
+    if "__MACOSX" in name and "__MACOSX" in name.split("/"):  # macOS's copies of attributes, which no program reads
         return None
     slash = name.rfind("/") + 1
     stem, dot, extension = name[slash:].partition(".")

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -114,18 +115,18 @@ def index_shard(shard: str, limits: SampleLimits) -> ShardIndex:
 
 def index_archive(shard: str, archive: Archive, mtime_ns: int, limits: SampleLimits) -> ShardIndex:
     """The index of an archive."""
-    found: list[Group] = []
+    found = _Found()
     problems = list(_collect(archive, limits, found))
-    end = found[-1].end if found else 0
-    offsets = np.array([*(group.start for group in found), end], dtype="<u8")
-    out = [(i, g.key, g.defect) for i, g in enumerate(found) if g.defect is not None]
+    end = found.last.end if found.last is not None else 0
+    offsets = np.array([*found.starts, end], dtype="<u8")
+    out = found.left_out
     reasons = join_parts([(key, reason) for _, key, reason in out])
     left_out = (LeftOut(i, key, reason) for (i, key, _), reason in zip(out, reasons, strict=True))
     return ShardIndex(
         shard=shard,
         bytes=archive.size,
         mtime_ns=mtime_ns,
-        groups=len(found),
+        groups=len(found.starts),
         left_out=tuple(left_out),
         problems=tuple(problems),
         checksum=checksum(offsets),
@@ -177,24 +178,47 @@ def image_ranges(
     return found
 
 
-def _collect(archive: Archive, limits: SampleLimits, found: list[Group]) -> Iterator[str]:
-    """Append every group to `found`; yield the problems of the shard itself."""
+@dataclass
+class _Found:
+    """The groups of a shard. The groups themselves would take a thousand times the memory of their starts."""
+
+    starts: "array[int]" = field(default_factory=lambda: array("Q"))
+    left_out: list[tuple[int, str, str]] = field(default_factory=list)
+    """Number, key and reason."""
+    last: Group | None = None
+
+    def add(self, group: Group) -> None:
+        """Add the next group."""
+        self.starts.append(group.start)
+        self.last = group
+        if group.defect is not None:
+            self.leave_out(group.defect)
+
+    def leave_out(self, reason: str) -> None:
+        """Leave out the last group."""
+        assert self.last is not None
+        self.left_out.append((len(self.starts) - 1, self.last.key, reason))
+
+
+def _collect(archive: Archive, limits: SampleLimits, found: _Found) -> Iterator[str]:
+    """Add every group to `found`; yield the problems of the shard itself."""
     if archive.size == 0:
         yield "the file is empty; download or pack it again"
         return
     try:
         for group in groups(archive, limits):
-            found.append(group)
+            found.add(group)
     except TarError as error:
         yield describe_damage(archive, error)
         return
-    tail = describe_tail(archive, len(found))
+    tail = describe_tail(archive, len(found.starts))
     if tail is not None:
         yield tail
-        if found and found[-1].defect is None and archive.end < archive.size:
-            extension, member = next(reversed(found[-1].members.items()))
+        last = found.last
+        if last is not None and last.defect is None and archive.end < archive.size:
+            extension, member = next(reversed(last.members.items()))
             if begins_hole(extension, archive.read(member.data, member.size)):
-                found[-1].defect = cut_reason(extension)
+                found.leave_out(cut_reason(extension))
 
 
 def describe_damage(archive: Archive, error: TarError) -> str:

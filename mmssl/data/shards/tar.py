@@ -4,7 +4,7 @@ It reads regular members of ustar, GNU (long names) and pax archives. Every othe
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mmssl.data.shards.headers import (
     BLOCK,
@@ -35,8 +35,7 @@ ReadAt = Callable[[int, int], bytes]
 """`read(offset, count)` returns `count` bytes, or fewer at the end of the archive."""
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A file inside a tar. Offsets count bytes from the start of the archive."""
 
     name: str
@@ -133,7 +132,7 @@ class Archive:
             return None
         if len(block) < BLOCK:
             raise TarError("the archive ends inside a header", position)
-        if block.count(0) == BLOCK:
+        if block[0] == 0 and block.count(0) == BLOCK:
             return None
         check_block(block, position)
         return block

@@ -297,17 +297,20 @@ class MMSSL:
         asked = options.get("label") is not None or task not in (None, "retrieval", ["retrieval"])
         return datasets.open_images(path, bad_samples=bad_samples, **options) if path.is_dir() or asked else None
 
-    def export(self, kind: str, out: str | Path) -> Path:
+    def export(self, kind: str, out: str | Path, **options: Any) -> Path:
         """Write the model for another library: open_clip, hf, sentence-transformers, onnx or timm.
 
         As onnx a fine-tuned classifier also becomes classifier.onnx and labels.json.
+
+        Args:
+            options: of onnx: `opset`, and `pixels=True` for a graph that resizes and crops images.
 
         Raises:
             UserError: the library cannot represent this model, or the folder is not empty.
         """
         from mmssl.apps.export import export, write_classifier
 
-        folder = export(self.model, kind, Path(out)).folder
+        folder = export(self.model, kind, Path(out), **options).folder
         if kind == "onnx" and self._classifier is not None:
             write_classifier(self._classifier, folder)
         return folder

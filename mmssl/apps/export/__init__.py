@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmssl.apps.export.exporter import TOLERANCE, Exported, export, push
     from mmssl.apps.export.formats import Format, find_format, format_names
-    from mmssl.apps.export.to_onnx import OnnxEncoder, quantize, write_classifier
+    from mmssl.apps.export.onnx_files import halve, quantize
+    from mmssl.apps.export.to_onnx import OnnxEncoder, write_classifier
 
 __all__ = [
     "TOLERANCE",
@@ -18,6 +19,7 @@ __all__ = [
     "export",
     "find_format",
     "format_names",
+    "halve",
     "push",
     "quantize",
     "write_classifier",
@@ -25,7 +27,8 @@ __all__ = [
 
 _MODULES = {
     **dict.fromkeys(("Format", "find_format", "format_names"), "formats"),
-    **dict.fromkeys(("OnnxEncoder", "quantize", "write_classifier"), "to_onnx"),
+    **dict.fromkeys(("OnnxEncoder", "write_classifier"), "to_onnx"),
+    **dict.fromkeys(("halve", "quantize"), "onnx_files"),
 }
 
 

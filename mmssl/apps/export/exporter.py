@@ -4,6 +4,7 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -26,12 +27,13 @@ class Exported:
     """Python code that loads the folder."""
 
 
-def export(model: Model, kind: str, out: Path) -> Exported:
+def export(model: Model, kind: str, out: Path, **options: Any) -> Exported:
     """Write a model for another library, load it with that library, and compare the features.
 
     Args:
         kind: one of `format_names()`, or the dotted path of a module of your own.
         out: a folder that is empty or does not exist.
+        options: of the format: `opset` and `pixels` for onnx.
 
     Raises:
         UserError: the format is unknown or cannot store this model (then nothing is written), a package is missing,
@@ -50,7 +52,7 @@ def export(model: Model, kind: str, out: Path) -> Exported:
     created = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        form.write(model, out.resolve())
+        form.write(model, out.resolve(), **options)
         _write_card(model, kind, form.usage(out.name), out)
         difference = form.difference(model, out)
     except BaseException as error:

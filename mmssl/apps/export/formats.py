@@ -13,7 +13,7 @@ Such a module has:
 import pkgutil
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from mmssl.errors import UserError
 from mmssl.plugins import import_path
@@ -33,8 +33,8 @@ class Format(Protocol):
     def problems(self, model: "Model") -> list[str]:
         """Properties of the model that the format cannot store, a few words each."""
 
-    def write(self, model: "Model", folder: Path) -> None:
-        """Write the files into an existing folder."""
+    def write(self, model: "Model", folder: Path, **options: Any) -> None:
+        """Write the files into an existing folder. Most formats take no options."""
 
     def difference(self, model: "Model", folder: Path) -> float:
         """The largest absolute difference between the features of the files and of the model."""

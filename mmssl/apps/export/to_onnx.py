@@ -2,10 +2,7 @@
 
 import copy
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmssl.apps.export.onnx_files import IMAGE, TEXT, quiet, write_pixels, write_script
 from mmssl.apps.export.probe_inputs import CAPTIONS, images, largest_difference, missing_package
 from mmssl.data.transforms import EvalView, Tokenizer, load_tokenizer
 from mmssl.errors import UserError
@@ -23,13 +21,12 @@ if TYPE_CHECKING:
     from mmssl.apps.finetune import Classifier
 
 LABEL = "onnxruntime"
-IMAGE, TEXT, CONFIG = "image.onnx", "text.onnx", "config.json"
+CONFIG = "config.json"
 GRAPH, LABELS = "classifier.onnx", "labels.json"
 TOLERANCE = 1e-5
 """Largest accepted absolute difference of the probabilities of a classifier."""
-OPSET = 20
-_SMALLER = ("MatMul", "Gemm", "Gather")
-"""Operations whose weights are quantised."""
+OPSET, OPSETS = 20, (18, 23)
+"""Version of the operations; the lowest and the highest that can be chosen."""
 
 
 def usage(folder: str) -> str:
@@ -44,15 +41,26 @@ def problems(model: Model) -> list[str]:
     return []
 
 
-def write(model: Model, folder: Path) -> None:
-    """Write image.onnx (images -> features), text.onnx (tokens, mask -> features), tokenizer/ and config.json."""
+def write(model: Model, folder: Path, opset: int = OPSET, pixels: bool = False) -> None:
+    """Write image.onnx (images -> features), text.onnx (tokens, mask -> features), tokenizer/, config.json and run.py.
+
+    Args:
+        opset: version of ONNX's operations, one of `OPSETS`.
+        pixels: also write pixels.onnx, which renders images of any size.
+
+    Raises:
+        UserError: the version is unknown, or a package is missing.
+    """
+    low, high = OPSETS
+    if not low <= opset <= high:
+        raise UserError(f"opset {opset} cannot be written; choose from {low} to {high}")
     encoder = copy.deepcopy(model.encoder).to("cpu").eval()
     length = model.tokenizer.max_tokens
     tokens, mask = model.tokenizer.encode(list(CAPTIONS))
     batch, words = torch.export.Dim("batch", min=1, max=2**16), torch.export.Dim("tokens", min=2, max=length)
-    export_graph(_Image(encoder), (images(model),), ["images"], ({0: batch},), folder / IMAGE)
+    export_graph(_Image(encoder), (images(model),), ["images"], ({0: batch},), folder / IMAGE, opset=opset)
     shapes = ({0: batch, 1: words}, {0: batch, 1: words})
-    export_graph(_Text(encoder), (tokens, mask.long()), ["tokens", "mask"], shapes, folder / TEXT)
+    export_graph(_Text(encoder), (tokens, mask.long()), ["tokens", "mask"], shapes, folder / TEXT, opset=opset)
     model.tokenizer.save(folder / "tokenizer")
     vision = model.self_contained().vision
     record = {
@@ -60,9 +68,13 @@ def write(model: Model, folder: Path) -> None:
         "fit": vision.fit,
         "interpolation": vision.interpolation,
         "max_tokens": length,
-        "logit_scale": model.logit_scale,
+        "pad_id": model.tokenizer.pad_id,
+        "logit_scale": model.label_scale,
     }
     (folder / CONFIG).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_script(folder)
+    if pixels:
+        write_pixels(model, folder, opset)
 
 
 def difference(model: Model, folder: Path) -> float:
@@ -103,34 +115,6 @@ def write_classifier(classifier: "Classifier", folder: Path) -> float:
         )
     (folder / LABELS).write_text(json.dumps(classifier.labels, indent=1, ensure_ascii=False), encoding="utf-8")
     return difference
-
-
-def quantize(folder: Path) -> float:
-    """Quantise the weights of matrix products to 8 bits; returns the size relative to the original.
-
-    Raises:
-        UserError: onnxruntime is missing.
-    """
-    try:
-        import onnx
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-    except ImportError as error:
-        raise missing_package("onnx and onnxruntime", error) from None
-    before = after = 0
-    for name in (IMAGE, TEXT):
-        # torch's exporter writes weights from 1.5 GB on to a file beside the graph.
-        full, weights, small = folder / name, folder / f"{name}.data", folder / f"int8-{name}"
-        before += full.stat().st_size + (weights.stat().st_size if weights.exists() else 0)
-        # Convolutions stay as they are: onnxruntime's 8-bit ones are slower on most processors.
-        graph = onnx.load(full)
-        # The exporter leaves inner shapes from before its own rewriting; the quantiser infers the right ones.
-        del graph.graph.value_info[:]
-        with _quiet():
-            quantize_dynamic(graph, small, weight_type=QuantType.QInt8, op_types_to_quantize=list(_SMALLER))
-        small.replace(full)
-        weights.unlink(missing_ok=True)
-        after += full.stat().st_size
-    return after / before
 
 
 class OnnxEncoder:
@@ -206,12 +190,19 @@ class _Probabilities(nn.Module):
 
 
 def export_graph(
-    module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], shapes: Any, path: Path, output: str = "features"
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names: list[str],
+    shapes: Any,
+    path: Path,
+    output: str = "features",
+    opset: int = OPSET,
 ) -> None:
     """Write a module as ONNX and check it.
 
     Args:
         inputs: an example. names: names of the inputs. shapes: their variable sizes. output: name of the result.
+        opset: version of ONNX's operations.
 
     Raises:
         UserError: a package is missing.
@@ -222,7 +213,7 @@ def export_graph(
     except ImportError as error:
         raise missing_package("onnx and onnxscript", error) from None
     assert onnxscript is not None
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         torch.onnx.export(
             module.eval(),
             inputs,
@@ -231,21 +222,9 @@ def export_graph(
             output_names=[output],
             dynamic_shapes=shapes,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             external_data=False,
             verbose=False,
             optimize=True,
         )
     onnx.checker.check_model(str(path))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter and the quantiser, whose warnings concern their own internals."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)

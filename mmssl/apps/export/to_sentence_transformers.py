@@ -20,11 +20,9 @@ _POOLING = {"cls": "cls", "mean": "mean", "eos": "lasttoken"}
 
 def usage(folder: str) -> str:
     """Python code that loads the folder."""
-    return f"""import PIL.Image
-from sentence_transformers import SentenceTransformer
+    return f"""from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("{folder}")
-texts = model.encode(["a red apple"])  # unit vectors in the space of the images
-images = model.encode([PIL.Image.open("photo.jpg")])  # if the vision tower is timm's or CLIP's"""
+features = model.encode(["a red apple"])  # unit vectors; PIL images too, if the vision tower is timm's or CLIP's"""
 
 
 def problems(model: Model) -> list[str]:

@@ -26,7 +26,7 @@ from mmssl.data.loading import (
 from mmssl.data.loading.pipeline import Extras
 from mmssl.data.loading.workers import InlineWorkers, ProcessWorkers, ThreadWorkers, Workers
 from mmssl.data.order import Batching, PlannedSource, Position, StreamPlan, default_lanes
-from mmssl.data.shards import Progress, SampleLimits, ShardIndex, describe_problems
+from mmssl.data.shards import Progress, SampleLimits, ShardIndex, describe_problems, is_remote
 from mmssl.data.sources import Catalog, expand, index_source, plan_source, set_apart
 from mmssl.data.storage import Access
 from mmssl.errors import UserError
@@ -65,6 +65,16 @@ def _training_shards(spec: str | Sequence[str], allow_pipe: bool) -> list[str]:
             "" if len(apart) == 1 else " ...",
         )
     return names
+
+
+def _check_on_disk(sources: Sequence[Source]) -> None:
+    """Raises UserError for shards that are remote or the output of a command."""
+    remote = [shard for source in sources for shard in source.shards if is_remote(shard)]
+    if remote:
+        raise UserError(
+            f"data.batching reads single samples in random order, so the shards must be on a disk; copy them there, or "
+            f"leave data.batching out: {remote[0]}"
+        )
 
 
 ChooseBatching = Callable[[PlannedSource, Sequence[ShardIndex]], Batching]
@@ -148,6 +158,8 @@ class TrainLoader:
         batch_size, world_size = config.batch_size, config.world_size
         if batch_size % world_size:
             raise UserError(f"data.batch_size={batch_size} is not divisible by {world_size} processes; use a multiple")
+        if config.batching is not None:
+            _check_on_disk(sources)
         self._sources = list(sources)
         self._config = config
         self._render = render
@@ -277,10 +289,6 @@ class TrainLoader:
             for shard, index in zip(source.shards, found, strict=True)
             if index is None
         ]
-        if missing and self._config.batching is not None:
-            raise UserError(
-                f"data.batching needs shards with an index, and {missing[0]} has none; run: mmssl shards index"
-            )
         if missing:
             log(NO_INDEX_WARNING, len(missing), missing[0])
             if self._config.access.resized is not None:

@@ -22,12 +22,15 @@ from mmssl.inference import stored
 LEAF = 8192
 """Most samples that are compared with each other; larger sets are divided first. The cost per sample grows with it."""
 _ROWS = 1024
+_SAMPLE = 1 << 14
+"""Rows that tell the direction in which a set is divided."""
 _ROUNDS = 10
-"""Multiplications that find the direction in which a set is divided."""
+"""Multiplications that find it."""
 _KEY = "data.batching.neighbours"
 _VERSION = 1
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Stored = npt.NDArray[np.float16] | Floats
 
 
 def neighbour_groups(
@@ -70,7 +73,7 @@ def neighbour_groups(
     return found
 
 
-def group_line(vectors: npt.NDArray[np.float16] | Floats, group: int) -> Ints:
+def group_line(vectors: Stored, group: int) -> Ints:
     """All rows of `vectors` [N, D] (unit length) in an order in which each `group` of them in turn are neighbours,
     int64 [N]. The last N mod `group` are left over.
 
@@ -82,24 +85,29 @@ def group_line(vectors: npt.NDArray[np.float16] | Floats, group: int) -> Ints:
         task = bar.add_task(f"groups of {group} neighbours", total=len(vectors))
         while waiting:
             rows = waiting.pop()
-            values = vectors[rows].astype(np.float32)
             if len(rows) > max(LEAF, 2 * group):
                 # The left half first, so that what is left over comes last.
-                waiting += [rows[half] for half in reversed(_halves(values, group))]
+                waiting += reversed(_halves(vectors, rows, group))
                 continue
-            found.append(rows[_greedy(values, group)])
+            found.append(rows[_greedy(vectors[rows].astype(np.float32), group)])
             bar.advance(task, len(rows))
     return np.concatenate(found)
 
 
-def _halves(values: Floats, group: int) -> tuple[Ints, Ints]:
-    """Two halves along the first principal direction, the first of them a multiple of `group`."""
-    centred = values - values.mean(0)
+def _halves(vectors: Stored, rows: Ints, group: int) -> tuple[Ints, Ints]:
+    """Two halves of `rows` along the first principal direction, the first of them a multiple of `group`.
+
+    The direction is that of every n-th row, and rows are read a few at a time: all of them as float32 may be too many.
+    """
+    centred = vectors[rows[:: -(-len(rows) // _SAMPLE)]].astype(np.float32)
+    centred -= centred.mean(0)
     direction = centred[np.argmax(np.square(centred).sum(1))]
     for _ in range(_ROUNDS):
         direction = centred.T @ (centred @ direction)
         direction /= max(float(np.linalg.norm(direction)), 1e-30)
-    order = np.argsort(centred @ direction, kind="stable")
+    starts = range(0, len(rows), _SAMPLE)
+    along = [vectors[rows[start : start + _SAMPLE]].astype(np.float32) @ direction for start in starts]
+    order = rows[np.argsort(np.concatenate(along), kind="stable")]
     middle = len(order) // 2 // group * group
     return order[:middle], order[middle:]
 

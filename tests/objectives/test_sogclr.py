@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.build import resolve
+from mmssl.cli.show import describe
 from mmssl.config import parse_config
 from mmssl.distributed import World
 from mmssl.errors import UserError
@@ -131,6 +132,12 @@ def test_a_resumed_run_is_bit_identical(tmp_path: Path) -> None:
     assert whole[TABLE].isfinite().all()
     assert whole.keys() == parts.keys()
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+
+
+def test_costs_are_measured_without_data() -> None:
+    """`mmssl show` needs no data, so it counts a step without estimates: as much as one of contrastive."""
+    tree = run_tree(Path("data"), Path("run"), evaluate={}, objectives={"sogclr": {"gamma_end": 0.2}})
+    assert "predicted cost per step: 1.00 x contrastive alone" in describe(parse_config(tree, "here"))
 
 
 def test_shards_without_numbers_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from mmssl.data.shards import ShardIndex, is_remote
+from mmssl.data.shards import ShardIndex
 from mmssl.data.shards.samples import SampleError, read_fields
 from mmssl.data.shards.shard_index import usable_groups
 from mmssl.data.shards.tar import ReadAt
@@ -23,9 +23,8 @@ def sample_keys(index: ShardIndex) -> list[str]:
     """The keys of a shard's usable samples, in order.
 
     Raises:
-        UserError: the shard is remote, changed or cannot be read.
+        UserError: the shard changed or cannot be read.
     """
-    _check_local([index])
     return [group.key for group, _ in usable_groups(index)]
 
 
@@ -36,9 +35,8 @@ def distinct_values(indexes: Sequence[ShardIndex], field: str, templates: Sequen
     and all tags. A sample without a value, or that cannot be used, has a number of its own.
 
     Raises:
-        UserError: a shard is remote, changed or cannot be read, or no sample has the field.
+        UserError: a shard changed or cannot be read, or no sample has the field.
     """
-    _check_local(indexes)
     found, known, has_field = [], set[str](), field == captions.CAPTION_GROUP
     for number, sample in enumerate(_texts(indexes)):
         has_field = has_field or field in sample.fields
@@ -48,14 +46,6 @@ def distinct_values(indexes: Sequence[ShardIndex], field: str, templates: Sequen
         names = ", ".join(sorted(known - {"txt"})) or "none"
         raise UserError(f"data.batching.distinct={field!r} names a field that no sample has; use caption or: {names}")
     return np.array(found, dtype=np.int64)
-
-
-def _check_local(indexes: Sequence[ShardIndex]) -> None:
-    remote = [index.shard for index in indexes if is_remote(index.shard)]
-    if remote:
-        raise UserError(
-            f"data.batching reads single samples in random order, so it needs shards on a disk; copy them: {remote[0]}"
-        )
 
 
 def _texts(indexes: Sequence[ShardIndex]) -> Iterator[Sample]:

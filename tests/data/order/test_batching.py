@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmssl.data import Source
 from mmssl.data.order import Batching, DistinctValues, NeighbourGroups, PlannedSource, Position, StreamPlan
 from mmssl.errors import UserError
+from mmssl.types import PipeCommand
 from tests.data.order.test_plan import Pair, batches, planned, take
+from tests.helpers.tars import toy_loader
 
 
 def grouped(samples: int, group: int, seed: int = 0, weight: float = 1.0) -> PlannedSource:
@@ -165,17 +168,23 @@ def test_equal_values_are_apart_wherever_possible(counts: list[int], lanes: int,
 @pytest.mark.parametrize("values", [list(range(60)), [n // 2 for n in range(60)]], ids=["different", "pairs"])
 def test_samples_meet_by_chance_where_they_may(values: list[int]) -> None:
     """Over 600 epochs of 60 samples in batches of 10, each pair of samples with different values shares a batch as
-    often as chance makes it, within five standard deviations."""
+    often as chance makes it, within five standard deviations. Two samples with one value are as far apart in the epoch
+    as two of its batches are on average, (6 + 1) / 3."""
     plan = StreamPlan([apart(values, 10)], seed=2, lanes=5, block=2)
-    met = np.zeros((60, 60))
+    met, places = np.zeros((60, 60)), list[dict[int, int]]()
     for epoch in range(600):
+        places.append({})
         for batch in batches(plan, 10, 6, Position(epoch)):
             ids = [number for _, number in batch]
             met[np.ix_(ids, ids)] += 1
+            places[-1].update(dict.fromkeys(ids, len(places[-1]) // 10))
     free = np.array(values)[:, None] != np.array(values)
     chance = 9 / free[0].sum()
     assert met[~free & ~np.eye(60, dtype=bool)].sum() == 0
     assert abs(met[free].mean() / 600 - chance) < 1e-9
+    if values[0] == values[1]:
+        gaps = [abs(found[n] - found[n + 1]) for found in places for n in range(0, 60, 2)]
+        assert np.mean(gaps) == pytest.approx(7 / 3, abs=0.05)
     assert np.abs(met[free] - 600 * chance).max() < 5 * (600 * chance * (1 - chance)) ** 0.5
 
 
@@ -206,6 +215,13 @@ def test_batches_that_do_not_hold_whole_groups_are_refused() -> None:
     plan.check(24)
     with pytest.raises(UserError, match="multiple of 24, or fewer data.lanes"):
         plan.check(30)
+
+
+@pytest.mark.parametrize("shard", ["http://nowhere.invalid/a.tar", PipeCommand("pipe:cat a.tar")])
+def test_shards_that_are_not_on_a_disk_are_refused(shard: str) -> None:
+    """Remote shards and commands are refused before anything is read from them."""
+    with pytest.raises(UserError, match=f"the shards must be on a disk; .*: {shard}"):
+        toy_loader([Source([shard])], batching=lambda source, indexes: NeighbourGroups(np.arange(4), 2))
 
 
 @pytest.mark.parametrize("change", ["line", "group", "values", "batch_size"])

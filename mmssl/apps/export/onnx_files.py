@@ -59,7 +59,7 @@ def write_script(folder: Path) -> None:
 def write_pixels(model: Model, folder: Path, opset: int) -> None:
     """Write pixels.onnx: an RGB image of any size, uint8 [H, W, 3] -> as the model sees it, uint8 [1, 3, S, S].
 
-    The integers are those of `EvalView`; resized values may differ by 1, as other code rounds them.
+    The integers are those of `EvalView`; resized values may differ by 1, seldom by 2, as other code rounds them.
 
     Raises:
         UserError: a package is missing.
@@ -74,6 +74,7 @@ def write_pixels(model: Model, folder: Path, opset: int) -> None:
         "side": np.array([side, side]),
         "begin": np.array([1, 3]),
         "first": np.array([0]),
+        "one_index": np.array([1]),
         "two": np.array(2, np.float32),
         "low": np.array(0, np.float32),
         "high": np.array(255, np.float32),
@@ -97,18 +98,18 @@ def write_pixels(model: Model, folder: Path, opset: int) -> None:
         ]
     else:
         nodes.append(node("Identity", "side", "new"))
+    # As PyTorch and Pillow do for bytes: along the rows, rounded, then along the columns.
+    settings = {"mode": _MODES[model.config.vision.interpolation], "cubic_coeff_a": -0.5}
+    settings |= {"antialias": 1, "exclude_outside": 1, "coordinate_transformation_mode": "half_pixel"}
     nodes += [
+        node("Shape", "image", "old_height", end=1),
+        node("Gather", "new one_index", "new_width", axis=0),
+        node("Concat", "begin old_height new_width", "wide", axis=0),
+        helper.make_node("Resize", ["one", "", "", "wide"], ["rows"], **settings),
+        node("Round", "rows", "rows_rounded"),
+        node("Clip", "rows_rounded low high", "rows_bounded"),
         node("Concat", "begin new", "shape", axis=0),
-        helper.make_node(
-            "Resize",
-            ["one", "", "", "shape"],
-            ["resized"],
-            mode=_MODES[model.config.vision.interpolation],
-            antialias=1,
-            cubic_coeff_a=-0.5,
-            exclude_outside=1,
-            coordinate_transformation_mode="half_pixel",
-        ),
+        helper.make_node("Resize", ["rows_bounded", "", "", "shape"], ["resized"], **settings),
         node("Sub", "new side", "spare"),
         node("Cast", "spare", "spare_floats", to=TensorProto.FLOAT),
         node("Div", "spare_floats two", "half"),

@@ -10,6 +10,22 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+CAPTION_FIELDS = (
+    "caption",
+    "text",
+    "txt",
+    "captions",
+    "description",
+    "title",
+    "sentence",
+    "sentences",
+    "comment",
+    "alt_text",
+    "raw",
+    "prompt",
+)
+"""Usual names of captions in tables and JSON, in order of preference."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -27,6 +43,12 @@ class Sample:
     """The other members by extension: `txt` -> str, `cls` -> int, and each entry of `json` under its own name."""
     more_images: tuple[bytes, ...] = ()
     """Further encoded images of the same record."""
+
+    @property
+    def caption(self) -> str:
+        """Its `txt`; empty without one that is text."""
+        text = self.fields.get("txt")
+        return text if isinstance(text, str) else ""
 
     def each_image(self) -> Iterator[Sample]:
         """The record once for each of its images, with keys of their own."""

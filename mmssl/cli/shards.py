@@ -1,19 +1,14 @@
-"""`mmssl shards`: index, check, show and pack WebDataset shards."""
+"""`mmssl shards`: index, check and show WebDataset shards."""
 
-from collections.abc import Callable, Sequence
-from glob import has_magic
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mmssl.cli.common import (
-    CaptionColumn,
     CaptionMember,
-    Encoding,
-    ImageColumn,
     ImageMember,
-    Separator,
     check_file,
     counted,
     group,
@@ -25,7 +20,6 @@ from mmssl.errors import UserError
 
 if TYPE_CHECKING:
     from mmssl.data.health import KnownImages
-    from mmssl.data.packing import Exclusion
     from mmssl.data.shards import SampleLimits, ShardIndex
 
 shards_app = group(
@@ -71,7 +65,7 @@ def index(
 
     names = expand(patterns)
     with progress_bar("shards", text="indexing") as bar:
-        limits = _limits(max_member_mib, image_member, caption_member)
+        limits = shard_limits(max_member_mib, image_member, caption_member)
         found = make_index(names, limits, Access(), processes, bar.update)
     samples, size = sum(i.samples for i in found), sum(i.bytes for i in found)
     print(f"{counted(len(found), 'shard')}, {counted(samples, 'sample')}, {size / 1e9:.3g} GB")
@@ -137,7 +131,7 @@ def check(
     from mmssl.data.transforms import captions, load_tokenizer, train_tokenizer
 
     captions.check_templates([caption])
-    names, limits = expand(patterns), _limits(max_member_mib, image_member, caption_member)
+    names, limits = expand(patterns), shard_limits(max_member_mib, image_member, caption_member)
     others = expand(against) if against else []
     check_file(json_file, "--json")
     check_file(image, "--image")
@@ -159,7 +153,7 @@ def check(
     if tokens is None and len(found):
         with status("learning a tokenizer"):
             tokens = train_tokenizer(found.captions, vocab_size, max_tokens)
-    known = _known_images(others, max_member_mib) if others else None
+    known = known_images(others, max_member_mib) if others else None
     health = check_health(found, tokenizer=tokens, image_size=image_size, batch_size=batch_size, against=known)
     if json_file is not None:
         with writing(json_file, "--json", "give another file"):
@@ -198,7 +192,7 @@ def show(
     from mmssl.plotting import has_font
 
     captions.check_templates([caption])
-    names, limits = expand(patterns), _limits(64.0, image_member, caption_member)
+    names, limits = expand(patterns), shard_limits(64.0, image_member, caption_member)
     out = Path("sheet.png") if out is None and key is None else out
     check_file(out, "--out")
     with status("reading"):
@@ -219,174 +213,12 @@ def show(
             print(f"{boxes} captions have letters that no installed font shows; install one, such as Noto Sans CJK")
 
 
-@shards_app.command("pack")
-def pack(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of images with NAME.txt or NAME.json beside them, a table, a saved dataset, or shards."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the shards. Run the same command again to resume.")],
-    splits: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--split",
-            metavar="NAME=FRACTION",
-            help="Split and its fraction of the samples, for example train=0.95; repeat. Default: all in train.",
-        ),
-    ] = None,
-    shard_samples: Annotated[int, typer.Option(min=1, help="Samples per shard.")] = 2000,
-    resize: Annotated[
-        int | None, typer.Option(min=1, help="Shrink larger images to this shorter side, in pixels.")
-    ] = None,
-    format: Annotated[
-        Literal["keep", "jpeg", "png", "webp"], typer.Option(help="Format of the packed images.")
-    ] = "keep",
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEG and WebP.")] = 90,
-    max_pixels: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Images with more pixels are left out. Each thread takes up to 17 bytes per pixel of an image."
-        ),
-    ] = 89_478_485,
-    image_column: ImageColumn = None,
-    caption_column: CaptionColumn = None,
-    separator: Separator = None,
-    encoding: Encoding = None,
-    key_column: Annotated[
-        str | None, typer.Option(help="Column of keys. Default: found by name, else numbers.")
-    ] = None,
-    without_copies_of: Annotated[
-        list[str] | None,
-        typer.Option(help="Shards: leave out images that are copies or near copies of theirs. Repeat for several."),
-    ] = None,
-    without_leaks: Annotated[
-        bool,
-        typer.Option(
-            "--without-leaks",
-            help="With --split: leave out of a larger split the copies and near copies of images in a smaller one.",
-        ),
-    ] = False,
-    group_by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FIELD",
-            help="With --split: column of a table or field of the .json; pairs with the same value, such as a patient, "
-            "stay in one split.",
-        ),
-    ] = None,
-    split_by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FIELD",
-            help="In place of --split: column of a table or field of the .json that names the split of each pair; "
-            "`folder` for a folder of images with folders train, val ...",
-        ),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: one per core.")] = None,
-    image_member: ImageMember = None,
-    caption_member: CaptionMember = None,
-) -> None:
-    """Pack images and captions into shards, and index them.
-
-    SOURCE is a folder of images, a table of paths (or images) and captions, or a Hugging Face dataset saved with
-    save_to_disk. Tables are CSV, TSV, JSON and Parquet files, also compressed; their separator, encoding and columns
-    are recognised and printed. Shards ('a/*.tar', in quotes) are packed again: members that lie apart are joined, and
-    unusable samples left out. A hash of its key assigns each sample to a split, so splits do not change when samples
-    are added; --split-by reads the split from a field instead. Unusable samples are counted by cause, and listed in
-    bad_samples.jsonl.
-
-    Example: mmssl shards pack photos/ --out shards/ --split train=0.95 --split val=0.05 --resize 512
-    """
-    from mmssl.data import packing
-
-    if split_by is not None and splits:
-        raise UserError("--split draws splits and --split-by reads them from a field; give one of them")
-    exclusion = _exclusion(without_copies_of or [], without_leaks)
-    limits = _limits(64.0, image_member, caption_member)
-    if source.exists() or not has_magic(str(source)) or packing.table_suffix(source.name) is not None:
-        words = ("files", "listing") if source.is_dir() else ("rows", "reading the table")
-        with progress_bar(words[0], text=words[1]) as bar:
-            records = packing.open_records(
-                source,
-                image_column,
-                caption_column,
-                key_column,
-                separator=separator,
-                encoding=encoding,
-                progress=lambda done: bar.update(done, None),
-                limits=limits,
-            )
-    else:
-        records = packing.ShardRecords(_tars(source), limits)
-    if records.describe():
-        print(records.describe())
-    with progress_bar("samples", text="packing") as bar:
-        packed = packing.pack(
-            records,
-            out,
-            splits=split_by or _parse_splits(splits),
-            shard_samples=shard_samples,
-            encoding=packing.Encoding(resize, format, quality, max_pixels),
-            threads=threads,
-            progress=bar.update,
-            exclusion=exclusion,
-            group_by=group_by,
-        )
-    for name, paths in packed.shards.items():
-        print(f"{name}: {counted(len(paths), 'shard')}, {counted(packed.counts[name], 'sample')}")
-    if packed.kept:
-        print(f"{counted(packed.kept, 'shard')} existed already")
-    if packed.shards.get("train"):
-        print(f"train on them with data.train='{out}/train-*.tar'")
-    if packed.account.omitted:
-        print(f"pairs left out are listed in {out / packing.BAD}")
-    print(packed.account.text())
-    if packed.account.used == 0:
-        raise UserError(f"no pair of {source} is usable, so there is no shard; see the causes above")
-
-
-def _tars(pattern: Path) -> list[str]:
-    """The local shards that a pattern names.
-
-    Raises:
-        UserError: it names something else.
-    """
-    from mmssl.data import expand
-    from mmssl.data.shards import is_remote
-
-    names = expand(str(pattern))
-    other = next((name for name in names if is_remote(name) or Path(name).suffix != ".tar"), None)
-    if other is not None:
-        raise UserError(f"{other} is not a local .tar file; a pattern to pack names shards on a disk")
-    return names
-
-
-def _known_images(shards: Sequence[str], max_member_mib: float = 64.0) -> "KnownImages":
+def known_images(shards: Sequence[str], max_member_mib: float = 64.0) -> "KnownImages":
     """The images of other shards, read with a progress bar."""
     from mmssl.data.health import read_known_images
 
     with progress_bar("images", text="reading the other shards") as bar:
-        return read_known_images(shards, _limits(max_member_mib), lambda done: bar.update(done, None))
-
-
-def _exclusion(patterns: Sequence[str], leaks: bool) -> "Exclusion | None":
-    """What `pack` leaves out: copies of images in given shards, and of those in smaller splits."""
-    from mmssl.data import expand
-    from mmssl.data.health import read_known_images
-    from mmssl.data.packing import Exclusion
-
-    if not patterns and not leaks:
-        return None
-    given = expand(patterns) if patterns else []
-    known = _known_images(given)
-
-    def finder(smaller: Sequence[Path]) -> Callable[[bytes], str | None]:
-        others = read_known_images([*map(str, smaller)] if leaks else [])
-        return lambda image: known.find(image) or others.find(image)
-
-    return Exclusion(f"copies of {given}{' and of smaller splits' if leaks else ''}", finder)
+        return read_known_images(shards, shard_limits(max_member_mib), lambda done: bar.update(done, None))
 
 
 def _more(count: int) -> str:
@@ -394,7 +226,7 @@ def _more(count: int) -> str:
     return "" if count == 1 else f" and {count - 1:,} more"
 
 
-def _limits(
+def shard_limits(
     max_member_mib: float = 64.0, image_member: list[str] | None = None, caption_member: list[str] | None = None
 ) -> "SampleLimits":
     from mmssl.data import MemberNames
@@ -409,19 +241,3 @@ def _indexed(shards: Sequence[str], limits: "SampleLimits") -> "list[ShardIndex]
 
     with progress_bar("shards", text="indexing") as bar:
         return index_shards(shards, limits, progress=bar.update)
-
-
-def _parse_splits(splits: Sequence[str] | None) -> dict[str, float] | None:
-    """Split name -> fraction, from `NAME=FRACTION` words."""
-    if not splits:
-        return None
-    fractions = {}
-    for split in splits:
-        name, _, fraction = split.partition("=")
-        try:
-            fractions[name] = float(fraction)
-        except ValueError:
-            raise UserError(f"--split {split} is not NAME=FRACTION, for example train=0.95") from None
-        if not name or "/" in name:
-            raise UserError(f"--split {split} has no valid name; give it as in train=0.95")
-    return fractions

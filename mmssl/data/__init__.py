@@ -3,7 +3,7 @@
 from mmssl.data.loader import ChooseBatching, LoaderConfig, LoaderCounters, Source, TrainLoader, resolve_sources
 from mmssl.data.shards.account import Account
 from mmssl.data.shards.causes import account_of
-from mmssl.data.shards.samples import USUAL_MEMBERS, MemberNames
+from mmssl.data.shards.members import USUAL_MEMBERS, MemberNames
 from mmssl.data.sources import expand
 from mmssl.data.storage import iter_samples
 

@@ -98,7 +98,7 @@ def image_captions(sample: Sample) -> list[str]:
     Raises:
         UnusableSampleError: it has no caption.
     """
-    texts = [text for text in captions.sample_captions({"txt": "", **sample.fields}) if text.strip()]
+    texts = [text for text in captions.sample_captions({**sample.fields, "txt": sample.caption}) if text.strip()]
     if not texts:
         raise UnusableSampleError(sample, "it has no caption; write one in a .txt member, a caption per line")
     return texts

@@ -18,8 +18,9 @@ from PIL import Image
 from mmssl.config import ViewConfig
 from mmssl.data import iter_samples
 from mmssl.data.shards import BadSample, SampleLimits, index_shards
+from mmssl.data.shards.groups import groups
 from mmssl.data.shards.headers import TarError
-from mmssl.data.shards.samples import SampleError, groups, parse_sample
+from mmssl.data.shards.samples import SampleError, parse_sample
 from mmssl.data.shards.shard_index import index_shard
 from mmssl.data.shards.tar import Archive
 from mmssl.data.transforms import Renderer

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,3 +230,26 @@ def test_retrieval_counts_every_image(tmp_path: Path) -> None:
     hits = [captions[int((texts @ image).argmax())][0] == i for i, image in zip(owners, images, strict=True)]
     assert metrics["text_retrieval_recall@1"] == pytest.approx(sum(hits) / 24)
     assert 0 < sum(hits) < 24
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"caption": ["", "a cat", None, "a tabby"]}, ["a cat", "a tabby"]),
+        ({"txt": ["a cat", "a tabby"]}, ["a cat", "a tabby"]),
+        ({"caption": "", "title": "a cat"}, ["a cat"]),
+        ({"caption": None, "prompt": "a cat"}, ["a cat"]),
+        ({"caption": [1, 2], "text": "a cat"}, ["a cat"]),
+    ],
+)
+def test_captions_of_the_json_stand_for_a_missing_text(
+    tmp_path: Path, fields: dict[str, Any], expected: list[str]
+) -> None:
+    """A list under a usual name holds the captions, and empty ones are passed over: `pack` and training agree."""
+    (tmp_path / "a.tar").write_bytes(tar_bytes([("a.png", colour(1)), ("a.json", json.dumps(fields).encode())]))
+    (sample,) = iter_samples([str(tmp_path / "a.tar")])
+    assert sample_captions(sample.fields) == expected
+    assert sample.caption == expected[0]
+    packed = pack(ShardRecords([str(tmp_path / "a.tar")]), tmp_path / "out")
+    (again,) = iter_samples([str(path) for path in packed.shards["train"]])
+    assert sample_captions(again.fields) == expected

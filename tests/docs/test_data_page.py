@@ -55,6 +55,12 @@ def write_dataset() -> None:
         put(Path(f"dataset/{'val' if n < 3 else 'train'}/cats/{n}.txt"), caption)
 
 
+def write_apart() -> None:
+    for n, caption in enumerate(CAPTIONS):
+        put(Path(f"apart/images/{n}.png"), image(n))
+        put(Path(f"apart/captions/{n}.txt"), caption)
+
+
 def write_flickr() -> None:
     write_images(Path("flickr8k/Images"), captions=False)
     rows = [f"{n}.png~{caption}" for n, caption in enumerate(CAPTIONS)]
@@ -123,6 +129,7 @@ def write_old() -> None:
 STAGES: dict[str, Callable[[], None]] = {
     "photos/": lambda: write_images(Path("photos"), captions=True),
     "dataset/": write_dataset,
+    "apart/": write_apart,
     "flickr8k/": write_flickr,
     "imagefolder/": write_imagefolder,
     "pairs.csv": write_pairs,

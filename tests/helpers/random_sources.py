@@ -162,7 +162,7 @@ IN_TARS = {
     "no image": "no image",
     "empty": "the caption is empty",
     "blank": "the caption is empty",
-    "latin": ".txt is not UTF-N",
+    "latin": ".txt is not UTF-8",
     "nulls": "the caption holds null characters",
     "json null": "the caption is empty",
     "json list": ".json holds a list instead of an object",

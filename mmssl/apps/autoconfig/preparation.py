@@ -132,8 +132,9 @@ def prepare(
     else:
         found = _split_shards(patterns_of(data), hold_out, limits or SampleLimits())
     if found.pairs < LEAST:
-        causes = "".join(f"; {cause}" for cause in (*found.notes, *found.account.causes()))
-        raise UserError(f"{_name(data)} has {found.pairs} usable pairs to train on; give {LEAST} at least{causes}")
+        causes = "".join(f"; {cause}" for cause in found.account.causes())
+        pairs = "1 usable pair" if found.pairs == 1 else f"{found.pairs} usable pairs"
+        raise UserError(f"{_name(data)} has {pairs} to train on; give {LEAST} at least{causes}")
     return found
 
 

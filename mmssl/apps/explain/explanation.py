@@ -118,7 +118,7 @@ def nearest(
 
 
 def _pairs(shards: Sequence[str]) -> Iterator[Sample]:
-    return (s for s in iter_samples(shards, on_bad=_ignore) if str(s.fields.get("txt", "")).strip())
+    return (s for s in iter_samples(shards, on_bad=_ignore) if s.caption.strip())
 
 
 def _ignore(bad: BadSample) -> None:

@@ -100,7 +100,7 @@ def _embed_shard(
     columns = {
         "shard": [sample.shard for sample in samples],
         "key": [sample.key for sample in samples],
-        "caption": [str(sample.fields.get("txt", "")) for sample in samples],
+        "caption": [sample.caption for sample in samples],
     }
     texts = model.encode_text(columns["caption"], batch_size).numpy().astype(np.float16) if with_text else None
     stored.write_part(out, number, features.numpy().astype(np.float16), columns, texts)

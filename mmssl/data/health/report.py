@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+_PAIRS = "expected pairs of copies"
+"""The statistic with a fraction that is no share."""
+
+
 @dataclass(frozen=True)
 class HealthReport:
     """Statistics of a dataset by subject, and advice."""
@@ -47,7 +51,8 @@ class HealthReport:
         lines = []
         for subject, values in self.statistics().items():
             lines.append(subject)
-            lines += [f"  {name:<42} {_show(value)}" for name, value in values.items() if value not in ([], {})]
+            shown = {name: _show(value, name != _PAIRS) for name, value in values.items() if value not in ([], {})}
+            lines += [f"  {name:<42} {value}" for name, value in shown.items()]
         lines += ["", "what to fix" if self.advice else "nothing to fix"]
         lines += [f"  {number}. {line}" for number, line in enumerate(self.advice, start=1)]
         return "\n".join([*lines, "", self.account.text()])
@@ -182,11 +187,12 @@ def _image_advice(images: Statistics, count: int, image_size: int) -> Iterator[s
         yield f"{long:.0%} of the images are over {statistics.LONG} times as long as wide: a crop shows little of them"
 
 
-def _show(value: Any) -> str:
+def _show(value: Any, is_share: bool = False) -> str:
+    """A statistic as text. `is_share`: a number with a fraction is a share."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{100 * value:.3g}%" if is_share else f"{value:.4g}"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_show(count)}" for name, count in value.items())
+        return ", ".join(f"{name} {_show(count, is_share)}" for name, count in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         nested = any(isinstance(item, list) for item in value)
         return ("\n" + " " * 45 if nested else ", ").join(map(_show, value))

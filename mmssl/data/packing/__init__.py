@@ -3,7 +3,8 @@
 from mmssl.data.packing import correct
 from mmssl.data.packing.folders import holds_pairs
 from mmssl.data.packing.labelled import open_labelled
-from mmssl.data.packing.packer import BAD, Encoding, Exclusion, Format, Packed, pack
+from mmssl.data.packing.packer import BAD, Encoding, Exclusion, Packed, pack
+from mmssl.data.packing.records import Records
 from mmssl.data.packing.shard_records import ShardRecords
 from mmssl.data.packing.tables import open_records
 from mmssl.data.shards.urls import table_suffix
@@ -12,8 +13,8 @@ __all__ = [
     "BAD",
     "Encoding",
     "Exclusion",
-    "Format",
     "Packed",
+    "Records",
     "ShardRecords",
     "correct",
     "holds_pairs",

@@ -1,6 +1,7 @@
 """Columns of a table: the image, the caption and the key, found by their names and by what they hold."""
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 
 from mmssl.data.packing import values
 from mmssl.data.packing.records import plain_value
-from mmssl.data.transforms.captions import CAPTION_FIELDS
 from mmssl.errors import UserError
+from mmssl.types import CAPTION_FIELDS
 
 IMAGE_COLUMNS = (
     "image",
@@ -26,12 +27,15 @@ IMAGE_COLUMNS = (
     "image_name",
     "image_file",
     "path",
+    "images",
 )
 """Names of the image column, in order of preference. Case, spaces and underscores do not count."""
 URL_COLUMNS = ("url", "image_url", "img_url", "link", "image_link")
 """Names of columns of URLs."""
 KEY_COLUMNS = ("__key__", "key", "id")
 """Names of the key column, in order of preference. Without one, the row number is the key."""
+_SHOWN = 20
+"""Names of columns in a message."""
 _AGAIN = re.compile(r" \(\d+\)$")
 """The mark of a column whose name occurred before."""
 
@@ -140,7 +144,7 @@ def find_column(source: Path | str, names: Sequence[str], given: str, what: str 
     """
     alike = [given] if given in names else [name for name in names if plain(name) == plain(given)]
     if len(alike) != 1:
-        known = f"its {what}s are {', '.join(names)}" if names else f"it has no {what}s"
+        known = f"its {what}s are {listed(names)}" if names else f"it has no {what}s"
         raise UserError(f"{source} has no {what} {given!r}; {known}")
     return alike[0]
 
@@ -181,7 +185,8 @@ def _image_column(source: Path, names: Sequence[str], sample: Sample, header: bo
         raise _unnumbered(source, names, "image", with_images)
     named = _usual(names, IMAGE_COLUMNS)
     if not named:
-        raise _missing(source, names, "image", f"none of {', '.join(IMAGE_COLUMNS)}")
+        alike = [name for name in names if _mostly(sample[name], values.is_image)]
+        raise _missing(source, names, "image", f"none of {', '.join(IMAGE_COLUMNS)}", alike)
     return named[0]
 
 
@@ -193,13 +198,15 @@ def _caption_column(source: Path, names: Sequence[str], sample: Sample, header: 
     if not header:
         raise _unnumbered(source, names, "caption", with_words)
     if not usual:
-        raise _missing(source, names, "caption", f"none of {', '.join(CAPTION_FIELDS)}")
+        alike = [name for name in names if name != image and _mostly(sample[name], values.is_caption)]
+        alike.sort(key=lambda name: -sum(len(str(cell)) for cell in sample[name]))
+        raise _missing(source, names, "caption", f"none of {', '.join(CAPTION_FIELDS)}", alike)
     filled = next((name for name in usual if not all(map(values.is_missing, sample[name]))), None)
     if filled is not None and not any(map(values.is_caption, sample[filled])):
         example = values.shorten(_first(sample[filled]))
         raise UserError(
             f"column {filled!r} of {source} holds no captions, but for example {example}; "
-            f"name the caption column: --caption-column NAME; its columns are {', '.join(names)}"
+            f"name the caption column: --caption-column NAME; its columns are {listed(names)}"
         )
     return filled or usual[0]
 
@@ -233,10 +240,21 @@ def _first(cells: Sequence[Any]) -> Any:
     return next((cell for cell in cells if not values.is_missing(cell)), None)
 
 
-def _missing(source: Path, names: Sequence[str], what: str, tried: str) -> UserError:
-    columns = ", ".join(names)
-    message = f"{source} has no {what} column ({tried}); its columns are {columns}; name one: --{what}-column NAME"
+def _missing(
+    source: Path, names: Sequence[str], what: str, tried: str, alike: Sequence[str] = ()
+) -> MissingColumnError:
+    """The error of a column that is not found by name, with those that hold what it should."""
+    message = (
+        f"{source} has no {what} column ({tried}); its columns are {listed(names)}; name one: "
+        f"--{what}-column {shlex.quote(alike[0]) if alike else 'NAME'}"
+    )
     return MissingColumnError(message, names, what)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message: the first twenty."""
+    more = f" ... ({len(names):,})" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _unnumbered(source: Path, names: Sequence[str], what: str, found: Sequence[str]) -> UserError:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.data.shards import SampleLimits, index_shards, is_remote
-from mmssl.data.shards.samples import Group, group_sample, groups
+from mmssl.data.shards.groups import Group, groups
+from mmssl.data.shards.samples import group_sample
 from mmssl.data.shards.shard_index import windowed
 from mmssl.data.shards.tar import Archive
 from mmssl.errors import UserError

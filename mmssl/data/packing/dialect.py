@@ -51,6 +51,26 @@ def parse_separator(text: str) -> str:
     return found
 
 
+def skip_preamble(lines: Sequence[str]) -> tuple[list[str], str | None]:
+    """The first lines, those that stand before the header emptied: comments, and Excel's `sep=;`, which is returned."""
+    found = list(lines)
+    separator = None
+    for number, line in enumerate(lines):
+        named = re.fullmatch(r"sep=(.)\s*", line, re.IGNORECASE)
+        if named is None and line.strip() and not _is_comment(line, lines[number + 1 :]):
+            break
+        separator = separator if named is None else named.group(1)
+        found[number] = "\n"
+    return found, separator
+
+
+def _is_comment(line: str, following: Sequence[str]) -> bool:
+    """True for `# exported by ...`, which has fewer separators than the rows behind it."""
+    rows = [other for other in following if other.strip() and not other.startswith("#")][:2]
+    most, *others = (max(other.count(separator) for separator in SEPARATORS) for other in (line, *rows))
+    return line.startswith("#") and len(others) > 0 and most < min(others)
+
+
 def detect(source: Path, lines: Sequence[str], wanted: Wanted, separator: str | None) -> Dialect:
     """Recognise the dialect of a table.
 
@@ -87,7 +107,8 @@ def detect(source: Path, lines: Sequence[str], wanted: Wanted, separator: str | 
 
 def sample(lines: Sequence[str], dialect: Dialect) -> dict[str, list[str]]:
     """Column -> its cells in the first lines of a table, to tell what it holds."""
-    rows = [_split(line, dialect.separator) for line in lines[dialect.header :] if line.strip()]
+    filled = [line for line in lines if line.strip()]
+    rows = [_split(line, dialect.separator) for line in filled[dialect.header :]]
     whole = [row for row in rows if len(row) >= len(dialect.names)]
     return {name: [row[place] for row in whole] for place, name in enumerate(dialect.names)}
 

@@ -1,5 +1,6 @@
 """Folders of images with their captions beside them."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.data.packing import values
-from mmssl.data.packing.columns import field_values
+from mmssl.data.packing.columns import field_values, listed
 from mmssl.data.packing.listing import SIDECARS, TEXTS, ImageFile, Listing, list_folder
 from mmssl.data.packing.records import (
     Defects,
@@ -25,8 +26,12 @@ from mmssl.data.packing.records import (
 )
 from mmssl.data.shards import IMAGES, image_ranges
 from mmssl.data.shards.account import Account
+from mmssl.data.shards.joining import match_names
 from mmssl.errors import UserError
+from mmssl.types import CAPTION_FIELDS
 
+_TRIED = 20
+"""Texts of other folders that are read to tell whether they are captions."""
 _FOLDER = "folder"
 """Field of every image: the first folder of its path, such as `train` of `train/cats/1.jpg`."""
 
@@ -92,6 +97,8 @@ class FolderRecords(Records):
             if found is None:
                 stem = Path(image.path).stem
                 names = f"{stem}.txt and a caption in {stem}.json are both missing"
+                if fields:
+                    names = f"{stem}.json has {listed(list(fields))}, none of {', '.join(CAPTION_FIELDS)}"
                 raise RecordError("no caption", names, "write the caption of NAME.jpg to NAME.txt")
             fields |= captions_as_fields(values.captions(fields[found]), found)
         return tuple(read_file(self._folder / path) for path in (image.path, *image.more)), fields
@@ -105,6 +112,36 @@ class FolderRecords(Records):
                 with suppress(RecordError):  # `load` names it
                     fields |= _read_json(self._folder / path)
         return fields
+
+
+def join_apart(folder: Path, found: Listing) -> None:
+    """Give texts in other folders to the images with their names, as with `images/1.jpg` and `captions/1.txt`.
+
+    Where a name has several images or texts, nothing is joined; neither where most texts are no words, such as boxes.
+    """
+    names = list(found.alone)
+    images = {number: os.path.splitext(image.path)[0] for number, image in enumerate(found.images)}  # noqa: PTH122
+    matches = [(image, names[text]) for image, text, _ in match_names(images, dict(enumerate(names)))]
+    tried = [_holds_words(folder, found.alone[name]) for _, name in matches[:_TRIED]]
+    if 2 * sum(tried) <= len(tried):
+        return
+    for image, name in matches:
+        texts = found.alone.pop(name)
+        found.images[image] = dataclasses.replace(found.images[image], texts=texts)
+        found.stamps += ((path, (status := (folder / path).stat()).st_size, status.st_mtime_ns) for _, path in texts)
+    used = {path for image, _ in matches for _, path in found.images[image].texts}
+    found.tables = [path for path in found.tables if path not in used]
+    found.defects = [(place, error) for place, error in found.defects if place not in used]
+
+
+def _holds_words(folder: Path, texts: Sequence[tuple[str, str]]) -> bool:
+    """True if a file holds words, rather than numbers."""
+    extension, path = texts[0]
+    with suppress(RecordError):
+        if extension == "json":
+            return values.is_caption(_read_json(folder / path))
+        return values.is_caption(as_text(read_file(folder / path), path))
+    return False
 
 
 def _samples_of(folder: Path, path: str) -> Iterator[tuple[str, RecordError]]:

@@ -77,12 +77,12 @@ class LabelledRows(Records):
 
     def load(self, number: int) -> tuple[Images, Fields]:
         row, columns = self._table.row(number), self._table.columns
-        content = values.image_bytes(row.get(columns.image), self._table.folder, columns.image, self._column)
+        images = self._table.images(row, columns.image)
         label = row.get(self._column)
         if values.is_missing(label):
             raise RecordError("the row has no label", f"column {self._column!r} is empty", "fill the cell")
         fields = {name: plain_value(value) for name, value in row.items() if name != columns.image}
-        return (content,), {**fields, self._column: label, LABEL: _number_or_text(label), "txt": str(label)}
+        return tuple(images), {**fields, self._column: label, LABEL: _number_or_text(label), "txt": str(label)}
 
 
 def open_labelled(source: Path, label: str | None = None) -> Splits | None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -10,9 +9,9 @@ from pathlib import Path
 
 from mmssl.data.packing.records import MANIFEST, Defects, RecordError
 from mmssl.data.shards import IMAGES
-from mmssl.data.shards.account import CLOSED
+from mmssl.data.shards.account import CLOSED, UNOPENED
+from mmssl.data.shards.joining import CAPTION_NAMES, spelling
 from mmssl.data.shards.urls import ARCHIVES, table_suffix
-from mmssl.data.transforms.captions import CAPTION_FIELDS
 
 TEXTS = ("txt", "caption")
 """Extensions of captions, in order of preference."""
@@ -26,8 +25,8 @@ _JUNK_FOLDERS = {"__MACOSX", "@eaDir", "__pycache__", "$RECYCLE.BIN", "lost+foun
 _JUNK_HIDDEN = {".git", ".svn", ".hg", ".ipynb_checkpoints", ".cache", ".thumbnails", ".venv"}
 _DOCUMENTS = ("readme", "license", "licence", "changelog", "requirements", "notice", "copying", "classes", "labels")
 """Beginnings of the names of texts that are no captions."""
-_CAPTION_STEMS = {*CAPTION_FIELDS, "prompt"}
-"""Names of the text in a folder with one image."""
+_CONTAINERS = ("zip", "7z", "rar", "xlsx", "xls", "ods", "sqlite", "sqlite3", "pkl", "pickle", "feather")
+"""Extensions of archives and tables that are not read. Others, such as embeddings and weights, hold no pairs."""
 _CONVERT = "convert them to JPEG or PNG, for example with ImageMagick: magick mogrify -format jpg *.{0}"
 _REPORTED = 1_000
 """Files between two reports of progress."""
@@ -65,6 +64,8 @@ class Listing:
     """Files with the extension of a table that are no caption of an image."""
     defects: Defects = field(default_factory=list)
     """Place and error of what looks like a pair and is none."""
+    alone: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    """Extension and path of the texts of each name without an image beside them; by path without extension."""
     stamps: list[tuple[str, int, int]] = field(default_factory=list)
     """Path, size and time of change of every image and caption."""
 
@@ -157,16 +158,11 @@ def _join_names(names: dict[str, _Name]) -> None:
         spellings.setdefault(spelling(stem), []).append(stem)
     for stem, name in alone.items():
         exact, alike = files.get(stem), spellings.get(spelling(stem), [])
-        lone = len(images) == len(alone) == len(waiting) == 1 and stem.lower() in _CAPTION_STEMS
+        lone = len(images) == len(alone) == len(waiting) == 1 and stem.lower() in CAPTION_NAMES
         owner = exact or (alike[0] if len(alike) == 1 else None) or (next(iter(waiting)) if lone else None)
         if owner is not None and not waiting[owner].texts:
             waiting[owner].texts = name.texts
             del names[stem]
-
-
-def spelling(name: str) -> str:
-    """A name without its case and the form of its accents: macOS decomposes them, other systems do not."""
-    return unicodedata.normalize("NFC", name.casefold())
 
 
 def _add_folder(found: Listing, place: str, names: dict[str, _Name]) -> None:
@@ -190,6 +186,7 @@ def _add_folder(found: Listing, place: str, names: dict[str, _Name]) -> None:
         elif not name.images and not hidden:
             found.tables += (path for _, path in texts if table_suffix(path))
             lonely += [path for extension, path in texts if extension in TEXTS][:1]
+            found.alone[f"{place}{stem}"] = texts
     if len(found.images) > before:
         for path in lonely:
             if not Path(path).name.lower().startswith(_DOCUMENTS):
@@ -216,6 +213,9 @@ def _add_file(
         found.stamps.append(stamp)
     elif not hidden and table_suffix(entry.name) is not None:
         found.tables.append(path)
+    elif not hidden and extension in _CONTAINERS:
+        remedy = "unpack it, or save its table as CSV in UTF-8"
+        found.defects.append((path, RecordError(UNOPENED, f".{extension}", remedy)))
     elif texts and hidden and extension in IMAGES:
         remedy = "rename it, without a dot in front"
         found.defects.append((path, RecordError("the file or its folder is hidden", remedy=remedy)))

@@ -20,7 +20,7 @@ from mmssl.data.packing.records import MANIFEST, UNREADABLE, Fields, Images, Rec
 from mmssl.data.packing.splits import Splits, divide, hash_of
 from mmssl.data.shards import SampleLimits, image_ranges, index_shards
 from mmssl.data.shards.account import Account
-from mmssl.data.shards.causes import cause_of, remedy_of
+from mmssl.data.shards.causes import account_of_indexes, cause_of, remedy_of
 from mmssl.data.transforms import DecodeError, captions, decoding, views
 from mmssl.distributed import FolderLock
 from mmssl.errors import UserError
@@ -181,10 +181,13 @@ def _pack(
         raise UserError(
             f"{out} cannot be written: {error.strerror}; finished shards are kept, call again to continue"
         ) from None
+    account = Account()
     for name in division.numbers:
         packed.shards[name] = [shard.path for shard in shards if shard.split == name and shard.path.exists()]
-        packed.counts[name] = sum(_count(list(map(str, packed.shards[name])), encoding.need_captions))
-    packed.account = _account(out, sum(packed.counts.values()))
+        found = _count(list(map(str, packed.shards[name])), encoding.need_captions)
+        packed.counts[name] = found.used
+        account.include(found)
+    packed.account = _account(out, account)
     return packed
 
 
@@ -204,19 +207,19 @@ def _parts(
         done += [shard.path for shard in own if shard.path.exists()]
 
 
-def _count(shards: Sequence[str], need_captions: bool) -> Iterator[int]:
-    """The number of samples in each shard."""
+def _count(shards: Sequence[str], need_captions: bool) -> Account:
+    """The samples in shards: used, and left out by the index, as those with more bytes than a member may have."""
     if need_captions:
-        yield from (index.samples for index in index_shards(shards, SampleLimits()))
-        return
+        return account_of_indexes(index_shards(shards, SampleLimits()))
+    found = Account()
     for shard in shards:
         status = os.stat(shard)  # noqa: PTH116 - a name, not a path
-        yield len(image_ranges(shard, status.st_mtime_ns, status.st_size))
+        found.used += len(image_ranges(shard, status.st_mtime_ns, status.st_size))
+    return found
 
 
-def _account(out: Path, used: int) -> Account:
-    """The records of this call and of interrupted ones before it."""
-    account = Account(used)
+def _account(out: Path, account: Account) -> Account:
+    """The records in the shards, and those that were left out, by this call and by interrupted ones before it."""
     listed = _listed_bad(out)
     # Threads write shards in any order; what belongs to no shard is listed in the order of the source.
     for entry in sorted(listed, key=lambda entry: (entry["shard"], entry["key"]) if entry["shard"] else ("", "")):

@@ -1,15 +1,16 @@
 """Sources of images and captions that can be packed: their interface, and what they share."""
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmssl.data.packing.encodings import MARKS
-from mmssl.data.transforms import captions
 from mmssl.errors import UserError
 from mmssl.files import open_regular
+from mmssl.types import CAPTION_FIELDS
 
 Fields = dict[str, Any]
 Images = tuple[bytes, ...]
@@ -20,6 +21,11 @@ MANIFEST = "mmssl-pack.json"
 
 UNREADABLE = "a file cannot be read"
 """Cause of records whose file may be restored."""
+
+
+_NOT_IN_KEYS = re.compile(r"[.\0\r\n]")
+_HEAD = 128
+"""Bytes of a file that tell its kind."""
 
 
 class RecordError(ValueError):
@@ -88,7 +94,7 @@ class Records(ABC):
 
 def record_key(name: str) -> str:
     """Turn a name into a WebDataset key: no dots, which would end the key, and no invalid characters."""
-    return name.encode("utf-8", "replace").decode().strip("/").replace(".", "_").replace("\0", "_") or "_"
+    return _NOT_IN_KEYS.sub("_", name.encode("utf-8", "replace").decode().strip("/")) or "_"
 
 
 def read_file(path: Path) -> bytes:
@@ -99,6 +105,15 @@ def read_file(path: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: an invalid file name
         reason = error.strerror if isinstance(error, OSError) else error
         raise RecordError(UNREADABLE, f"{str(path)!r}: {reason}", "correct its path, or restore it") from None
+
+
+def read_head(path: Path) -> bytes:
+    """The first bytes of a file, which tell its kind. Raises UserError if it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return file.read(_HEAD) or b""
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def as_text(content: bytes, name: str) -> str:
@@ -117,8 +132,9 @@ def captions_as_fields(texts: Sequence[str], field: str) -> Fields:
     """
     if len(texts) == 1 and len(texts[0].splitlines()) < 2:
         return {"txt": texts[0]}
-    names = {field} if field in captions.CAPTION_FIELDS else {field, "captions"}
-    return {"txt": texts[0]} | {name: list(texts) for name in names}
+    names = {field} if field in CAPTION_FIELDS else {field, "captions"}
+    # `txt` itself is one text.
+    return {name if name != "txt" else "captions": list(texts) for name in names} | {"txt": texts[0]}
 
 
 def plain_value(value: Any) -> Any:

@@ -16,19 +16,13 @@ from mmssl.data.shards import SampleLimits
 from mmssl.data.shards.account import DAMAGED
 from mmssl.data.shards.causes import cause_of, remedy_of
 from mmssl.data.shards.damage import describe_tail
+from mmssl.data.shards.groups import UNCOUNTED, Group, begins_hole, cut_reason
 from mmssl.data.shards.headers import TarError
-from mmssl.data.shards.samples import (
-    UNCOUNTED,
-    Group,
-    SampleError,
-    begins_hole,
-    cut_reason,
-    read_fields,
-    read_sample,
-    scattered_groups,
-)
+from mmssl.data.shards.joining import scattered_groups
+from mmssl.data.shards.samples import SampleError, read_fields, read_sample
 from mmssl.data.shards.shard_index import describe_damage, windowed
 from mmssl.data.shards.tar import Archive
+from mmssl.data.shards.urls import each_once
 from mmssl.errors import UserError
 from mmssl.files import open_regular
 
@@ -54,7 +48,7 @@ class ShardRecords(Records):
         self._places: list[_Place] = []
         self._defects: Defects = []
         self._stamps: list[tuple[str, int, int]] = []
-        for shard in shards:
+        for shard in each_once(shards):
             self._add(shard, limits or SampleLimits())
 
     def keys(self) -> list[str]:

@@ -1,18 +1,31 @@
 """Tables of images and captions: what CSV, JSON, Parquet and Arrow tables have in common, and several as one."""
 
 import hashlib
+import itertools
 import os
 from abc import abstractmethod
 from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
 from mmssl.data.packing import values
 from mmssl.data.packing.columns import Columns, Sample, Wanted, find_column
-from mmssl.data.packing.records import Defects, Fields, Images, Records, captions_as_fields, plain_value, record_key
+from mmssl.data.packing.places import Places
+from mmssl.data.packing.records import (
+    Defects,
+    Fields,
+    Images,
+    RecordError,
+    Records,
+    captions_as_fields,
+    plain_value,
+    record_key,
+)
 
 Progress = Callable[[int], None]
 """Called with the number of rows read so far."""
@@ -48,9 +61,7 @@ class TableRecords(Records):
         self.columns = columns
         self._names = list(names)
         folder = source if source.is_dir() else source.parent
-        self.folder = _image_folder(folder, sample[columns.image])
-        """The folder to which paths of images are relative."""
-        self._moved = self.folder != folder
+        self.places = Places(folder, sample, columns.image)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -71,10 +82,10 @@ class TableRecords(Records):
     def describe(self) -> str:
         columns = self.columns
         key = "" if columns.key is None else f", key column {columns.key!r}"
-        place = f", images in {self.folder}" if self._moved else ""
         return (
             f"{self.source}: read as {self.form()}, {_named('image', columns.image, columns.more_images)}, "
-            f"{_named('caption', columns.caption, columns.more_captions)}{key}{place}, {len(self):,} rows"
+            f"{_named('caption', columns.caption, columns.more_captions)}{key}{self.places.describe()}, "
+            f"{len(self):,} rows"
         )
 
     def keys(self) -> list[str]:
@@ -90,17 +101,43 @@ class TableRecords(Records):
 
         None: there is no image.
         """
-        for value in self.column(self.columns.image):
-            yield _image_identity(value, self.folder)
+        for value, inner in self._placed(self.columns.image):
+            yield _image_identity(value, partial(self.places.path, inner=inner))
+
+    def image_files(self, known: Container[str]) -> Iterator[str]:
+        """The file of each image that a row names.
+
+        Args:
+            known: files that exist, so that they need not be looked for.
+        """
+        for name in (self.columns.image, *self.columns.more_images):
+            for value, inner in self._placed(name):
+                for cell in _paths_in(value):
+                    path = os.path.abspath(self.places.path(cell, inner))  # noqa: PTH100 - links stay
+                    if path not in known:
+                        with suppress(RecordError):  # several files may be meant; `load` says so
+                            path = os.path.abspath(self.places.find(cell, inner))  # noqa: PTH100
+                    yield path
+
+    def _placed(self, name: str) -> Iterator[tuple[Any, Any]]:
+        """The values of a column, each with the folder that another column names for it."""
+        inner = itertools.repeat(None) if self.places.column is None else self.column(self.places.column)
+        return zip(self.column(name), inner, strict=False)
 
     def values(self, field: str) -> list[Any]:
         name = find_column(self.source, self._names, field)
         return [plain_value(value) for value in self.column(name)]
 
+    def images(self, row: Mapping[str, Any], name: str) -> list[bytes]:
+        """The encoded images of a cell. Raises RecordError if there is none, or its file cannot be read."""
+        inner = row.get(self.places.column) if self.places.column is not None else None
+        find = partial(self.places.find, inner=inner)
+        return values.image_bytes(row.get(name), find, name, self.columns.caption)
+
     def load(self, number: int) -> tuple[Images, Fields]:
         row, columns = self.row(number), self.columns
         images = _filled(row, columns.image, columns.more_images)
-        contents = (values.image_bytes(row.get(name), self.folder, name, columns.caption) for name in images)
+        contents = [content for name in images for content in self.images(row, name)]
         captions = _filled(row, columns.caption, columns.more_captions)
         texts = [text for name in captions for text in values.captions(row.get(name))]
         # The path is kept as a field, so that the file of a sample can be found.
@@ -138,6 +175,10 @@ class JoinedRecords(Records):
     def image_identities(self) -> Iterator[str | bytes | None]:
         """As `TableRecords.image_identities`, of all tables."""
         return chain.from_iterable(part.image_identities() for part in self._parts)
+
+    def image_files(self, known: Container[str]) -> Iterator[str]:
+        """As `TableRecords.image_files`, of all tables."""
+        return chain.from_iterable(part.image_files(known) for part in self._parts)
 
     def defects(self) -> Defects:
         found = [(f"{part.source}: {place}", error) for part in self._parts for place, error in part.defects()]
@@ -181,44 +222,21 @@ def _named(what: str, first: str, more: Sequence[str]) -> str:
     return f"{what} column{'s' if more else ''} {', '.join(map(repr, (first, *more)))}"
 
 
-def _image_identity(value: Any, folder: Path) -> str | bytes | None:
+def _paths_in(value: Any) -> Iterator[str]:
+    """The paths in a cell: one, several in a list, or none."""
+    for item in value if isinstance(value, (list, tuple)) else (value,):
+        path = item.get("path") if isinstance(item, Mapping) and not item.get("bytes") else item
+        if isinstance(path, str) and not values.is_missing(path) and len(path) <= values.LONGEST_PATH:
+            yield path
+
+
+def _image_identity(value: Any, path: Callable[[str], Path]) -> str | bytes | None:
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else None
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and not values.is_missing(value):
         if len(value) <= values.LONGEST_PATH:
-            return os.path.normpath(folder / values.image_path(value, folder))
+            return os.path.normpath(path(value))
         value = "".join(value.split()).encode()
     return hashlib.blake2b(value, digest_size=16).digest() if isinstance(value, bytes) and value else None
-
-
-def _image_folder(folder: Path, cells: Sequence[Any]) -> Path:
-    """The folder to which the paths of a table are relative.
-
-    It is the folder of the table, unless none of the paths exists there, but some do in the current folder, in a folder
-    beside the table, in the folder above it, or in another folder of that.
-    """
-    paths = [cell for cell in cells if values.is_image(cell) and isinstance(cell, str)]
-    paths = [path for path in paths if len(path) <= values.LONGEST_PATH]
-
-    def exist(place: Path) -> bool:
-        return any(_is_file(place / values.image_path(path, place)) for path in paths)
-
-    if not paths or exist(folder):
-        return folder
-    above = folder.absolute().parent
-    places = [Path.cwd(), *_folders_in(folder), above, *_folders_in(above)]
-    return next((place for place in places if exist(place)), folder)
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir())
-    except OSError:  # none, or not to be read
-        return []
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or holds a null character
-        return False

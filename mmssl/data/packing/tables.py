@@ -8,13 +8,16 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from mmssl.data.packing.arrow_tables import ArrowRecords, ParquetRecords
-from mmssl.data.packing.folders import FolderRecords
+from mmssl.data.packing.columns import MissingColumnError, listed
+from mmssl.data.packing.folders import FolderRecords, join_apart
 from mmssl.data.packing.listing import SIDECARS, ImageFile, Listing, list_folder
-from mmssl.data.packing.records import Defects, RecordError, Records
+from mmssl.data.packing.records import Defects, RecordError, Records, read_head
 from mmssl.data.packing.shard_records import ShardRecords
 from mmssl.data.packing.table_records import JoinedRecords, Progress, TableOptions, TableRecords
 from mmssl.data.packing.text_tables import JsonRecords, SeparatedRecords
 from mmssl.data.shards import TABLES, SampleLimits
+from mmssl.data.shards.account import UNOPENED
+from mmssl.data.shards.damage import recognise
 from mmssl.data.shards.urls import ARCHIVES, table_suffix
 from mmssl.errors import UserError
 
@@ -73,18 +76,24 @@ def _open_folder(
     if (folder / "state.json").is_file():
         return ArrowRecords(folder, options)
     found = list_folder(folder, progress)
+    if found.pair() is None and not found.metadata() and not found.archives:
+        join_apart(folder, found)
     if found.pair() is not None:
         return _open_images(folder, found, options, need_captions)
     if found.archives and not found.metadata():
         records: Records = ShardRecords([str(folder / path) for path in found.archives], limits)
         records.beside = [*found.defects, *_unused(found.images, "shards lie beside the image, which has no caption")]
         return records
-    tables = found.metadata() or _tables_with_pairs(folder, found, options)
+    problems: Defects = []
+    tables = found.metadata() or _tables_with_pairs(folder, found, options, problems)
     if not tables:
-        return FolderRecords(folder, found, need_captions)
+        images = FolderRecords(folder, found, need_captions)
+        images.beside = problems
+        return images
     joined = _open_tables(folder, [folder / path for path in tables], options, progress)
-    named = {os.path.normpath(name) for name in joined.image_identities() if isinstance(name, str)}
-    others = [image for image in found.images if os.path.normpath(folder / image.path) not in named]
+    files = {os.path.abspath(folder / image.path): image for image in found.images}  # noqa: PTH100 - links stay
+    named = set(joined.image_files(files))
+    others = [image for path, image in files.items() if path not in named]
     defects = [defect for defect in found.defects if defect[0] not in tables]
     joined.beside = [*defects, *_unused(others, "no row of the table names the image")]
     return joined
@@ -128,8 +137,11 @@ def _rows_of(folder: Path, path: str, options: TableOptions) -> Defects:
     return [(f"{path}: row {number}", error) for number in range(1, rows + 1)]
 
 
-def _tables_with_pairs(folder: Path, found: Listing, options: TableOptions) -> list[str]:
+def _tables_with_pairs(folder: Path, found: Listing, options: TableOptions, problems: Defects) -> list[str]:
     """The tables of a folder without captions beside its images, relative to it, if they are of one kind.
+
+    Args:
+        problems: gets the tables that cannot be read as pairs, without texts that are none.
 
     Raises:
         UserError: there are several of different columns, or the only ones that there are cannot be used.
@@ -141,6 +153,12 @@ def _tables_with_pairs(folder: Path, found: Listing, options: TableOptions) -> l
             usable[path] = _open_table(folder / path, options, None)
         except UserError as error:
             problem = problem or error
+            if table_suffix(path) not in _SIDECARS:
+                detail = str(error).removeprefix(f"{folder / path} ")
+                if isinstance(error, MissingColumnError):
+                    detail = f"it has no {error.role} column; its columns are {listed(error.names)}"
+                remedy = "give it by itself, with its columns: mmssl shards pack TABLE --image-column NAME"
+                problems.append((path, RecordError(UNOPENED, detail, remedy)))
     if problem is not None and not usable and not found.images:
         raise problem
     kinds = {(records.form(), records.columns) for records in usable.values()}
@@ -168,6 +186,10 @@ def _open_tables(
 
 def _open_table(path: Path, options: TableOptions, progress: Progress | None) -> TableRecords:
     suffix = table_suffix(path.name)
+    head = read_head(path)
+    foreign = recognise(head)
+    if foreign is not None and not (suffix == ".parquet" and head.startswith(b"PAR1")):
+        raise UserError("{} is {}; {}".format(path, *foreign))
     if suffix is None:
         raise UserError(f"{path} is not a {', '.join(TABLES)} file; give one of these, or a folder of images")
     if suffix == ".parquet":

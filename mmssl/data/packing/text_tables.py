@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.data.packing import dialect, encodings, values
-from mmssl.data.packing.columns import Columns, Sample, find_columns
+from mmssl.data.packing.columns import Columns, Sample, Wanted, find_columns, roles
 from mmssl.data.packing.records import Defects, RecordError
 from mmssl.data.packing.table_records import SAMPLE, Progress, TableOptions, TableRecords
 from mmssl.data.shards.urls import table_suffix
@@ -78,8 +78,9 @@ class SeparatedRecords(TextRecords):
         separator = None if options.separator is None else dialect.parse_separator(options.separator)
         encoding = encodings.find_encoding(source, options.encoding)
         lines = encodings.read_lines(source, encoding)
-        head = [line.removeprefix("\ufeff") for line in islice(lines, dialect.HEAD)]
-        found = dialect.detect(source, head, options.wanted(), separator)
+        first = [line.removeprefix("\ufeff") for line in islice(lines, dialect.HEAD)]
+        head, named = dialect.skip_preamble(first)
+        found = dialect.detect(source, head, options.wanted(), separator or named)
         sample = dialect.sample(head, found)
         columns = find_columns(source, found.names, sample, options.wanted(), found.header)
         rows, defects = _Store(progress), Defects()
@@ -116,7 +117,7 @@ class JsonRecords(TextRecords):
         lines = encodings.read_lines(source, self._encoding)
         head = "".join(islice(lines, 1))
         if table_suffix(source.name) == ".json" or head.removeprefix("\ufeff").lstrip().startswith("["):
-            self._form, entries = "JSON", _json_file(source, "".join(chain([head], lines)))
+            self._form, entries = "JSON", _json_file(source, "".join(chain([head], lines)), options.wanted())
         else:
             entries = _json_lines(chain([head], lines))
         for place, entry, text in entries:
@@ -175,10 +176,10 @@ def _parse(text: str) -> Mapping[str, Any] | RecordError:
     return value if isinstance(value, dict) else RecordError("the line is not a JSON object", remedy=remedy)
 
 
-def _json_file(source: Path, text: str) -> Iterator[_Entry]:
+def _json_file(source: Path, text: str, wanted: Wanted) -> Iterator[_Entry]:
     """The objects of a file: one list of them, COCO's lists of images and annotations, or JSON lines.
 
-    An object from names of images to captions, or to objects, counts as a list of these.
+    An object from names of images to captions, or to objects, counts as a list of these; so do the forms of pandas.
 
     Raises:
         UserError: the file holds nothing of the kind.
@@ -195,13 +196,28 @@ def _json_file(source: Path, text: str) -> Iterator[_Entry]:
     lists = [value for value in lists if isinstance(value, list) and value and isinstance(value[0], dict)]
     if isinstance(tree, dict) and {"images", "annotations"} <= tree.keys():
         lists = [_join_coco(tree["images"], tree["annotations"])]
-    if isinstance(tree, dict) and tree and all(map(values.is_image, tree)):
-        lists = [[_named_image(name, value) for name, value in tree.items()]]
-    if isinstance(tree, dict) and not lists:
-        lists = [[tree]]
+    if isinstance(tree, dict) and tree and not lists:
+        lists = [_rows_of_object(tree, wanted)]
     if len(lists) != 1:
         raise UserError(f"{source} holds {len(lists)} lists of objects; give a file with one list, an object per image")
     return _objects(lists[0])
+
+
+def _rows_of_object(tree: Mapping[str, Any], wanted: Wanted) -> list[Any]:
+    """The rows of one object: images by name, the forms in which pandas writes tables, or a single row."""
+    cells = list(tree.values())
+    if all(map(values.is_image, tree)):
+        return [_named_image(name, value) for name, value in tree.items()]
+    names, data = tree.get("columns"), tree.get("data")
+    if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
+        return [dict(zip(map(str, names), row, strict=False)) for row in data]  # orient="split"
+    if roles(list(tree), wanted) == 2 and all(isinstance(cell, dict) for cell in cells):  # orient="columns"
+        return [{name: column.get(row) for name, column in tree.items()} for row in cells[0]]
+    if roles(list(tree), wanted) == 2 and all(isinstance(cell, list) and len(cell) == len(cells[0]) for cell in cells):
+        return [dict(zip(tree, row, strict=True)) for row in zip(*cells, strict=True)]
+    if len(cells) > 1 and all(isinstance(cell, dict) for cell in cells):  # orient="index"
+        return cells
+    return [tree]
 
 
 def _named_image(name: str, value: Any) -> dict[str, Any]:

@@ -8,14 +8,14 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mmssl.data.packing.records import RecordError, read_file
 from mmssl.data.shards import IMAGES
-from mmssl.data.transforms.captions import CAPTION_FIELDS
+from mmssl.types import CAPTION_FIELDS
 
 _UNREADABLE = ("heic", "heif", "svg", "jxl", "psd", "ico")
 """Extensions of images that are recognised in a table, and named when they are left out."""
@@ -43,7 +43,9 @@ def is_web(value: object) -> bool:
 
 
 def is_image(value: object) -> bool:
-    """True for bytes, and for text that is the name, the file URL or the base64 of an image."""
+    """True for bytes, for text that is the name, the file URL or the base64 of an image, and for a list of these."""
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(map(is_image, value))
     if isinstance(value, Mapping):
         return bool(value.get("bytes") or value.get("path"))
     if isinstance(value, bytes):
@@ -75,28 +77,30 @@ def is_caption(value: object) -> bool:
     return any(character.isalpha() for character in value) and not _is_number(value)
 
 
-def image_bytes(value: Any, folder: Path, column: str, caption_column: str) -> bytes:
-    """The encoded image of a cell.
+def image_bytes(value: Any, find: Callable[[str], Path], column: str, caption_column: str) -> list[bytes]:
+    """The encoded image of a cell, or several of a list.
 
     Args:
-        folder: paths in the cell are relative to it.
+        find: the file that a path in the cell names.
         column, caption_column: their names, for messages.
 
     Raises:
         RecordError: there is no image, or its file cannot be read.
     """
+    if isinstance(value, (list, tuple)) and value:
+        return [content for item in value for content in image_bytes(item, find, column, caption_column)]
     if isinstance(value, Mapping):  # the image column of a Hugging Face dataset
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
-        return value
+        return [value]
     if not isinstance(value, str) or is_missing(value):
         raise RecordError("the row has no image", f"column {column!r} holds neither a path nor bytes", "fill the cell")
     if is_web(value):
         remedy = DOWNLOAD.format(url=column, caption=caption_column)
         raise RecordError("the image is a URL", shorten(value), remedy)
     if _BASE64.match(value.strip()):
-        return _from_base64(value)
-    return read_file(folder / image_path(value, folder))
+        return [_from_base64(value)]
+    return [read_file(find(value))]
 
 
 def image_path(value: str, folder: Path) -> str:
@@ -139,7 +143,7 @@ def captions(value: Any) -> list[str]:
     if isinstance(value, Mapping) and (found := caption_field(value)) is not None:
         return captions(value[found])
     if not isinstance(value, str):
-        remedy = "name a column of text: --caption-column COLUMN"
+        remedy = "write a caption in words; of a table, name its column: --caption-column COLUMN"
         raise RecordError("the caption is no text", f"it is a {_kind(value)}, not text", remedy)
     return [value.strip()]
 

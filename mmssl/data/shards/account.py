@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from mmssl.errors import UserError
 
 DAMAGED, CLOSED = "a shard is damaged", "a folder cannot be read"
-_UNKNOWN = (DAMAGED, CLOSED)
+UNOPENED = "a file that may hold pairs is not opened"
+_UNKNOWN = (DAMAGED, CLOSED, UNOPENED)
 """Causes behind which nobody can tell how many pairs are lost."""
 FEW = 100
 """Fewer pairs count as so many when the fraction of unusable ones is limited."""
@@ -17,7 +18,7 @@ class Omission:
     """Pairs left out for one cause."""
 
     pairs: int
-    """Their number. Where it is unknown: the number of damaged shards, or of folders."""
+    """Their number. Where it is unknown: the number of damaged shards, of folders or of files."""
     example: str
     """The first of these pairs, with its particulars."""
     remedy: str = ""

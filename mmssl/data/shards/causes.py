@@ -5,11 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mmssl.data.shards.account import DAMAGED, Account
-from mmssl.data.shards.samples import APART, MISNAMED, NOT_ADJACENT, REPEATED, UNCOUNTED, BadSample, join_parts
+from mmssl.data.shards.groups import NOT_ADJACENT, REPEATED, UNCOUNTED
+from mmssl.data.shards.joining import APART, MISNAMED, join_parts
+from mmssl.data.shards.samples import BadSample
 from mmssl.data.shards.shard_index import ShardIndex
 
 _PARTICULARS = re.compile(r"(: | \(|; ).*", re.DOTALL)
-_NUMBER = re.compile(r"\d[\d,]*")
+_NUMBER = re.compile(r"(?<!UTF-)\d[\d,]*")
 _PACK = "mmssl shards pack SHARD --out FOLDER"
 _NAME = "--{0}-member EXTENSION of the commands, data.members='{{{0}: [EXTENSION]}}' in training"
 _REMEDIES = (
@@ -19,6 +21,7 @@ _REMEDIES = (
     (REPEATED, f"give each sample a name of its own, or pack the shard again, which does so: {_PACK}"),
     ("is no text: ", f"write a caption, or pack without these samples: {_PACK}"),
     ("holds no text: ", f"write a caption, or pack without these samples: {_PACK}"),
+    ("within a tar is not read", "unpack both, and pack the folder: mmssl shards pack FOLDER --out SHARDS"),
     ("no text: ", f"if one of these members is the caption, name it: {_NAME.format('caption')}"),
     ("no image: ", f"if one of these members is the image, name it: {_NAME.format('image')}"),
     ("no text", "put KEY.txt, or KEY.json with a caption, beside KEY.jpg in the tar"),

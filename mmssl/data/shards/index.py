@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from mmssl.data.shards.samples import MemberNames, SampleLimits
+from mmssl.data.shards.members import MemberNames, SampleLimits
 from mmssl.data.shards.shard_index import RULES, LeftOut, ShardIndex, index_shard, offsets_path
 from mmssl.data.shards.urls import is_remote
 from mmssl.files import atomic_write
@@ -175,6 +175,10 @@ def _write_all(made: Sequence[ShardIndex], kept: Mapping[Path, dict[str, Any]]) 
 
 def _write(folder: Path, made: Sequence[ShardIndex], kept: dict[str, Any]) -> None:
     """Write the offsets and update the folder's file."""
+    # A file that is no tar gets no files of ours beside it.
+    made = [index for index in made if index.groups or not index.problems]
+    if not made:
+        return
     for index in made:
         assert index.offsets is not None
         atomic_write(offsets_path(index.shard), index.offsets.astype("<u8").tobytes())

@@ -11,25 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmssl.data.shards.damage import describe_foreign, describe_tail
+from mmssl.data.shards.groups import UNCOUNTED, Group, begins_hole, cut_reason, groups
 from mmssl.data.shards.headers import TarError
-from mmssl.data.shards.samples import (
-    UNCOUNTED,
-    USUAL_MEMBERS,
-    Group,
-    MemberNames,
-    SampleLimits,
-    begins_hole,
-    cut_reason,
-    groups,
-    join_parts,
-)
+from mmssl.data.shards.joining import join_parts
+from mmssl.data.shards.members import USUAL_MEMBERS, MemberNames, SampleLimits
 from mmssl.data.shards.tar import Archive, ReadAt
 from mmssl.errors import UserError
 from mmssl.files import open_regular
 from mmssl.types import image_key
 
 _WINDOW = 16 << 10
-RULES = 4
+RULES = 5
 """Version of the rules for what a sample is. An index of other rules is made again where its shard is at hand."""
 
 Offsets = NDArray[np.uint64]

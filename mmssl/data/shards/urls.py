@@ -1,5 +1,9 @@
 """Names of shards: local paths, URLs and commands."""
 
+import logging
+import os
+from collections.abc import Sequence
+
 from mmssl.types import PipeCommand
 
 TABLES = (".csv", ".tsv", ".tab", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -16,6 +20,8 @@ def table_suffix(name: str) -> str | None:
     return None if found == ".parquet" and base != name else found
 
 
+_log = logging.getLogger(__name__)
+
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 """Endings of the names of tars. Compressed ones are refused with their remedy."""
 
@@ -23,6 +29,27 @@ ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", "
 def is_remote(shard: str) -> bool:
     """True for a URL or a command, False for a local path."""
     return is_command(shard) or "://" in shard
+
+
+def each_once(shards: Sequence[str]) -> list[str]:
+    """The shards without further names of the same local file, such as links to it. A line in the log counts these."""
+    files: dict[tuple[int, int], str] = {}
+    kept: list[str] = []
+    again: list[str] = []
+    for shard in shards:
+        try:
+            status = None if is_remote(shard) else os.stat(shard)  # noqa: PTH116 - a name, not a path
+        except OSError:  # the reader says so
+            status = None
+        # Some network file systems do not number their files.
+        if status is not None and status.st_ino and files.setdefault((status.st_dev, status.st_ino), shard) != shard:
+            again.append(f"{shard} is another name of {files[status.st_dev, status.st_ino]}")
+        else:
+            kept.append(shard)
+    if again:
+        more = f"; so are {len(again) - 1:,} more" if len(again) > 1 else ""
+        _log.warning("%s, and is left out: each file counts once%s", again[0], more)
+    return kept
 
 
 def is_command(shard: str) -> bool:

@@ -8,7 +8,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from mmssl.data.shards import is_remote
-from mmssl.data.shards.urls import ARCHIVES, is_web, table_suffix
+from mmssl.data.shards.urls import ARCHIVES, each_once, is_web, table_suffix
 from mmssl.data.sources.braces import expand_braces
 from mmssl.data.storage import list_fsspec
 from mmssl.errors import UserError
@@ -23,7 +23,8 @@ def expand(spec: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
     """Shards named by a pattern or a list of patterns, sorted by name.
 
     A pattern is a path or URL with braces (`{00000..00009}`, `{a,b}`). File systems that can list also take globs (`*`,
-    `?`, `[...]`, `**`). A local folder means the `.tar` files in it.
+    `?`, `[...]`, `**`). A local folder means the `.tar` files in it. A file with two
+    names, such as a link, counts once.
 
     Raises:
         UserError: nothing matches, a local shard is missing or is a table, a shard is given twice, or a `pipe:`
@@ -42,7 +43,7 @@ def expand(spec: str | Sequence[str], allow_pipe: bool = False) -> list[str]:
     for first, second in itertools.pairwise(names):
         if first == second:
             raise UserError(f"shard {first} is given twice; give it once (to repeat data, use source weights)")
-    return names
+    return each_once(names)
 
 
 def folder_shards(folder: Path) -> list[str]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import simplejpeg
 
 from mmssl.data.shards import SampleLimits, ShardIndex, is_remote
+from mmssl.data.shards.groups import groups
 from mmssl.data.shards.headers import TarError, padded
-from mmssl.data.shards.samples import groups
 from mmssl.data.shards.tar import Archive
 from mmssl.data.storage.disk_cache import DiskCache, Name
 from mmssl.data.transforms import DecodeError, decoding, views

@@ -13,8 +13,9 @@ from mmssl.data.shards import BadSample, SampleLimits, ShardIndex, is_remote
 from mmssl.data.shards.account import Account
 from mmssl.data.shards.causes import leave_out
 from mmssl.data.shards.damage import describe_foreign, describe_tail
+from mmssl.data.shards.groups import Group, begins_hole, cut_reason, groups
 from mmssl.data.shards.headers import TarError
-from mmssl.data.shards.samples import Group, SampleError, begins_hole, cut_reason, group_sample, groups
+from mmssl.data.shards.samples import SampleError, group_sample
 from mmssl.data.shards.shard_index import index_archive
 from mmssl.data.shards.tar import Archive
 from mmssl.data.storage.fetch import Fetcher

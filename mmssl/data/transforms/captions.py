@@ -11,23 +11,10 @@ import ftfy
 import numpy as np
 
 from mmssl.errors import UserError
+from mmssl.types import CAPTION_FIELDS
 
 _SLOT = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _NAME = re.compile(r"[^.\[\]!:|]+(\|(one|all))?")
-CAPTION_FIELDS = (
-    "caption",
-    "text",
-    "txt",
-    "captions",
-    "description",
-    "title",
-    "sentence",
-    "sentences",
-    "comment",
-    "alt_text",
-    "raw",
-)
-"""Usual names of captions in tables and JSON, in order of preference."""
 CAPTION_GROUP = "caption"
 """The name of a group that stands for the caption as it was rendered, not for the field."""
 NULLS = "the caption holds null characters"
@@ -134,8 +121,7 @@ def _fill(slot: re.Match[str], template: str, fields: Mapping[str, Any], rng: np
     if name is None:
         return slot.group()[0]
     if name not in fields:
-        known = ", ".join(sorted(fields)) or "none"
-        raise UserError(f"caption template {template!r} names the field {name!r}; the sample has: {known}")
+        raise _missing(template, name, fields)
     several = _choices(fields, name, choice)
     if several:
         return several[0 if rng is None else int(rng.integers(len(several)))]
@@ -146,6 +132,17 @@ def _fill(slot: re.Match[str], template: str, fields: Mapping[str, Any], rng: np
     if rng is not None and len(items) > 1 and choice is None:
         items = [items[i] for i in rng.permutation(len(items))[: rng.integers(1, len(items) + 1)]]
     return ", ".join(items)
+
+
+def _missing(template: str, name: str, fields: Mapping[str, Any]) -> UserError:
+    """The error of a field that a sample lacks. A caption that cannot be used is named, where `{txt}` stands for it."""
+    others = (other for other in CAPTION_FIELDS if not isinstance(fields.get(other, ""), str))
+    unusable = next(others, None) if name == "txt" else None
+    if unusable is not None:
+        kind = _no_text(fields[unusable]) or "a number"
+        return UserError(f"the caption is no text: field {unusable!r} is {kind}")
+    known = ", ".join(sorted(fields)) or "none"
+    return UserError(f"caption template {template!r} names the field {name!r}; the sample has: {known}")
 
 
 def _choices(fields: Mapping[str, Any], name: str, choice: str | None) -> list[str]:
@@ -170,20 +167,30 @@ def _texts(value: Sequence[Any], name: str) -> list[str]:
 
 
 def _text(value: Any, name: str) -> str:
-    """A text or number as text. Raises UserError for null, NaN, truth values, objects and null characters."""
-    kind = None
-    if value is None or isinstance(value, bool):
-        kind = {None: "null", True: "true", False: "false"}[value]
-    elif isinstance(value, Mapping):
-        kind = "an object"
-    elif isinstance(value, float) and not math.isfinite(value):
-        kind = "not a number"
+    """A text or number as text; a caption is no number.
+
+    Raises UserError for null, NaN, truth values, objects and null characters.
+    """
+    kind = _no_text(value)
+    if name == "txt" and (kind is not None or not isinstance(value, str)):
+        raise UserError(f"the caption is no text: it is {kind or 'a number'}")
     if kind is not None:
         raise UserError(f"the field {name!r} is no text: it is {kind}")
     text = str(value)
     if "\0" in text:
         raise UserError(f"{NULLS}: field {name!r}")
     return text
+
+
+def _no_text(value: Any) -> str | None:
+    """The kind of a value that never becomes words; None for texts and numbers."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    return "not a number" if isinstance(value, float) and not math.isfinite(value) else None
 
 
 def _name(slot: re.Match[str], template: str) -> tuple[str | None, str | None]:

@@ -293,6 +293,56 @@ def test_a_caption_of_another_spelling_is_found(tmp_path: Path, kind: str) -> No
     assert account.summary() == "2 pairs offered = 2 used + 0 left out"
 
 
+APART = {
+    "two folders": {"images/{}.png": "captions/{}.txt"},
+    "splits in both": {"images/train/{}.png": "texts/train/{}.txt", "images/val/{}.png": "texts/val/{}.txt"},
+    "JSON": {"images/{}.png": "annotations/{}.json"},
+    "boxes": {"images/{}.png": "labels/{}.txt"},
+}
+
+
+@pytest.mark.parametrize("kind", APART)
+def test_captions_in_a_folder_of_their_own_are_found(tmp_path: Path, kind: str) -> None:
+    """`images/1.png` has its caption in `captions/1.txt`, also within folders of splits; boxes are no captions."""
+    expected = {}
+    for place, (name, text) in enumerate(APART[kind].items()):
+        for number in range(3):
+            caption = f"0 0.5 0.{number}" if kind == "boxes" else f"caption {number} of {place}"
+            content = json.dumps({"caption": caption}) if text.endswith("json") else caption
+            for path, data in ((name, image(3 * place + number)), (text, content.encode())):
+                (tmp_path / "in" / path.format(number)).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "in" / path.format(number)).write_bytes(data)
+            expected[image(3 * place + number)] = caption
+    packed = pack(open_records(tmp_path / "in"), tmp_path / "out", threads=1)
+    if kind == "boxes":
+        assert packed.account.summary() == "3 pairs offered = 0 used + 3 left out (no caption: 3)"
+    else:
+        assert captions(packed) == expected
+        assert packed.account.omitted == 0
+        before = open_records(tmp_path / "in").identity()
+        text = next((tmp_path / "in").rglob("1.txt"), None) or next((tmp_path / "in").rglob("1.json"))
+        text.write_text(text.read_text() + " ")
+        assert open_records(tmp_path / "in").identity() != before
+
+
+def test_the_fields_of_a_json_without_caption_are_named(tmp_path: Path) -> None:
+    """The reason tells the fields that the .json has, so that nobody looks for a missing file."""
+    put(tmp_path / "in", "good.png", 1)
+    (tmp_path / "in" / "a.png").write_bytes(image(2))
+    (tmp_path / "in" / "a.json").write_text('{"label": "cat", "n": 1}')
+    _, account = packed_folder(tmp_path / "in", tmp_path / "out")
+    assert "a.json has label, n, none of caption, text" in account.left_out["no caption"].example
+
+
+def test_names_that_a_tar_reader_refuses_are_packed(tmp_path: Path) -> None:
+    """Line breaks and control characters in names lose no pair: each packed sample is one that the index has."""
+    for number, name in enumerate(["new\nline", "cr\rx", "tab\tx", "-rf", "a..b", "*", "{0..3}", "q'\"", " x "]):
+        put(tmp_path / "in", f"{name}.png", number)
+    found, account = packed_folder(tmp_path / "in", tmp_path / "out")
+    assert found == {image(number): f"caption {number}" for number in range(9)}
+    assert account.summary() == "9 pairs offered = 9 used + 0 left out"
+
+
 @pytest.mark.parametrize(
     ("files", "used"),
     [

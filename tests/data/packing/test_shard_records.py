@@ -88,6 +88,28 @@ def test_unusable_samples_are_left_out_by_cause(tmp_path: Path) -> None:
     assert {"no text", "no image", "the image is broken or cut"} <= set(packed.account.left_out)
 
 
+def test_archives_and_tables_within_a_tar_are_named(tmp_path: Path) -> None:
+    """Tars, zips and tables in a tar are not read: each is counted, with what to do; other files are no matter."""
+    inner = tar_bytes(files_of(["a"]))
+    others: list[File] = [("x.tar", inner), ("y.zip", b"PK"), ("captions.csv", b"a,b"), ("README.md", b"x")]
+    shard = write(tmp_path / "x.tar", [*files_of(["good"]), *others])
+    packed = pack(ShardRecords([shard]), tmp_path / "out")
+    indexed = account_of_indexes(index_shards([shard], SampleLimits()))
+    for account in (packed.account, indexed):
+        assert (account.used, account.omitted) == (1, 3)
+        assert set(account.left_out) == {f"a .{kind} file within a tar is not read" for kind in ("tar", "zip", "csv")}
+        assert all("pack the folder" in omission.remedy for omission in account.left_out.values())
+
+
+def test_a_shard_under_two_names_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A link to a shard beside it is the same shard, which is said."""
+    write(tmp_path / "in" / "0.tar", files_of(["a", "b"]))
+    (tmp_path / "in" / "1.tar").symlink_to("0.tar")
+    packed = pack(open_records(tmp_path / "in"), tmp_path / "out")
+    assert packed.account.summary() == "2 pairs offered = 2 used + 0 left out"
+    assert "1.tar is another name of" in caplog.text
+
+
 def test_damage_and_foreign_files_are_counted(tmp_path: Path) -> None:
     """A hole of zeros and a compressed tar are named among what is left out."""
     content = Path(write(tmp_path / "in" / "0.tar", files_of([f"{n}" for n in range(40)]))).read_bytes()

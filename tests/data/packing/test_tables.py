@@ -143,6 +143,8 @@ WHOLE: dict[str, tuple[str, str | bytes, list[str]]] = {
     "all quoted": ("t.csv", quoted(ROWS, quoting=csv.QUOTE_ALL), CAPTIONS),
     "all quoted tsv": ("t.tsv", quoted(with_captions(QUOTES), quoting=csv.QUOTE_ALL, delimiter="\t"), QUOTES),
     "space before a quote": ("t.csv", quoted(with_captions(COMMAS)).replace(',"', ', "'), COMMAS),
+    "comments before the header": ("t.csv", f"# exported today\n\n# by a program\n{lines(',')}", CAPTIONS),
+    "Excel's line about the separator": ("t.csv", f"sep=;\r\n{lines(';', end=chr(13) + chr(10))}", CAPTIONS),
     "newlines in cells": ("t.csv", quoted(with_captions(NEWLINES)), NEWLINES),
     "unquoted commas": ("t.csv", lines(",", rows=with_captions(COMMAS)), COMMAS),
     "unquoted commas, caption first": (
@@ -450,8 +452,20 @@ def test_several_captions_of_an_image_stay_apart(folder: Path) -> None:
     table = pa.table({"image": [path for path, _ in ROWS], "captions": SEVERAL})
     pq.write_table(table, folder / "d.parquet")
     assert outcome(folder / "d.parquet") == (expected, {})
+    pq.write_table(table.rename_columns(["image", "txt"]), folder / "e.parquet")
+    assert outcome(folder / "e.parquet") == (expected, {})
     fields = open_records(folder / "d.parquet").load(2)[1]
     assert fields == {"image": "img/p2.png", "txt": SEVERAL[2][0], "captions": SEVERAL[2]}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "paths"])
+def test_a_list_of_images_in_a_cell_is_one_sample(kind: str, folder: Path) -> None:
+    """Hugging Face's lists of images, and lists of paths: all images of a row arrive, in their order."""
+    lists = [[0, 1], [2], [3, 4, 5]]
+    cells = [[{"bytes": image(n), "path": None} if kind == "bytes" else f"img/p{n}.png" for n in row] for row in lists]
+    pq.write_table(pa.table({"images": cells, "caption": CAPTIONS[:3]}), folder / "t.parquet")
+    records = open_records(folder / "t.parquet")
+    assert [[NUMBERS[content] for content in records.load(n)[0]] for n in range(3)] == lists
 
 
 def parquet(path: Path, numbers: Sequence[int], kind: str) -> None:
@@ -609,7 +623,13 @@ def test_paths_are_read_as_people_write_them(kind: str, tmp_path: Path, monkeypa
             lines(",", ("image", "text"), rows=[(p, f"http://x/{i}") for i, (p, _) in enumerate(ROWS)]),
             ["'text'", "holds no captions", "http://x/0"],
         ),
-        ("t.csv", lines(",", ("photo", "words")), ["no image column", "photo, words", "--image-column"]),
+        ("t.csv", lines(",", ("photo", "words")), ["no image column", "photo, words", "--image-column photo"]),
+        ("t.csv", lines(",", ("image", "words")), ["no caption column", "image, words", "--caption-column words"]),
+        (
+            "t.csv",
+            lines(",", [f"c{i}" for i in range(500)], rows=[["1"] * 500]),
+            ["no image column", "c0, c1", "c19 ... (500)"],
+        ),
         (
             "t.csv",
             lines(",", (), rows=[(p, c, c) for p, c in ROWS]),

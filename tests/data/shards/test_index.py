@@ -13,8 +13,9 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from mmssl.data.shards import FOLDER_FILE, SampleLimits, ShardIndex, describe_problems, index_shards
+from mmssl.data.shards.groups import FRAGMENT
 from mmssl.data.shards.index import fingerprint
-from mmssl.data.shards.samples import FRAGMENT, parse_sample
+from mmssl.data.shards.samples import parse_sample
 from mmssl.data.shards.shard_index import index_shard
 from mmssl.data.storage import LocalFiles
 from mmssl.errors import UserError
@@ -54,7 +55,7 @@ def test_ranges_hold_the_samples_that_webdataset_reads(tmp_path: Path, fmt: int)
     deep = "/".join(["folder-of-some-length"] * (4 if fmt == tarfile.USTAR_FORMAT else 12))
     long = f"{deep}/a"
     files = [*pair("a"), *pair("sub/a"), *pair(long), *pair("ü/é"), ("README", b"hello"), ("j.PNG", b"image")]
-    files += [("j.json", b'{"title": "t"}'), ("j.cls", b"7"), ("j.seg.png", b"mask"), ("j.npy", b"\x93NUMPY")]
+    files += [("j.json", b'{"note": "t"}'), ("j.cls", b"7"), ("j.seg.png", b"mask"), ("j.npy", b"\x93NUMPY")]
     shard = write(tmp_path, files, fmt=fmt)
     found = index_shard(shard, LIMITS)
     read = samples_of(found)
@@ -63,7 +64,7 @@ def test_ranges_hold_the_samples_that_webdataset_reads(tmp_path: Path, fmt: int)
     assert [s.key for s in read] == [group["__key__"] for group in groups]
     assert [s.image for s in read] == [group.get("jpg", group.get("png")) for group in groups]
     assert [s.fields.get("txt", "").encode() for s in read] == [group.get("txt", b"") for group in groups]
-    assert read[-1].fields == {"title": "t", "cls": 7}
+    assert read[-1].fields == {"note": "t", "cls": 7}
     assert not found.left_out
     assert not found.problems
 

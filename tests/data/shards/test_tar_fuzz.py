@@ -10,7 +10,9 @@ import pytest
 from mmssl.data import iter_samples
 from mmssl.data.shards import BadSample, SampleLimits
 from mmssl.data.shards.headers import TarError
-from mmssl.data.shards.samples import SampleError, parse_sample, scattered_groups, split_name
+from mmssl.data.shards.joining import scattered_groups
+from mmssl.data.shards.members import split_name
+from mmssl.data.shards.samples import SampleError, parse_sample
 from mmssl.data.shards.shard_index import index_archive
 from mmssl.data.shards.tar import Archive
 from tests.helpers.hostile_tars import View, by_gnu_tar, by_tarfile, hostile_tar

@@ -1,5 +1,6 @@
 """Patterns expand to the same shards as in a shell; errors are one line."""
 
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -161,6 +162,16 @@ def test_no_pattern_and_shards_named_twice_are_refused(folder: Path) -> None:
         expand([])
     with pytest.raises(UserError, match=r"b\.tar is given twice"):
         expand([f"{folder}/*.tar", f"{folder}/b.tar"])
+
+
+def test_a_file_under_several_names_counts_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Links, hard links and other paths of one shard are the same shard: it is read once, and the log says so."""
+    (folder / "link.tar").symlink_to("b.tar")
+    os.link(folder / "b.tar", folder / "z.tar")
+    names = expand([f"{folder}/b.tar", f"{folder}/link.tar", f"{folder}/z.tar", f"{folder}/../{folder.name}/b.tar"])
+    assert [Path(name).resolve() for name in names] == [folder / "b.tar"]
+    assert "is another name of" in caplog.text
+    assert "so are 2 more" in caplog.text
 
 
 def test_urls(folder: Path) -> None:

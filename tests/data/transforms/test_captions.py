@@ -214,3 +214,21 @@ def test_values_that_are_no_text_are_refused(value: Any, words: str, name: str) 
     for rng in (None, np.random.default_rng(0)):
         with pytest.raises(UserError, match=f"'{name}'.*{words}"):
             render_caption({name: value}, [f"a {{{name}}}"], rng)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"caption": None}, "the caption is no text: field 'caption' is null"),
+        ({"title": 7, "n": 1}, "the caption is no text: field 'title' is a number"),
+        ({"captions": [{"raw": "a"}]}, "the caption is no text: field 'captions' is a list"),
+        ({"txt": None}, "the caption is no text: it is null"),
+        ({"txt": 5}, "the caption is no text: it is a number"),
+        ({"label": "cat"}, "names the field 'txt'; the sample has: label"),
+    ],
+)
+def test_a_caption_that_is_no_text_is_named(fields: dict[str, Any], words: str) -> None:
+    """Where `{txt}` has nothing to stand for, the reason names the value that should have been the caption."""
+    for rng in (None, np.random.default_rng(0)):
+        with pytest.raises(UserError, match=words):
+            render_caption(fields, ["{txt}"], rng)

@@ -145,12 +145,12 @@ def test_bad_samples_are_listed() -> None:
     good = samples()
     broken = list(good)
     broken[1] = Sample(1, "a.tar", "1", good[1].image[:200], {"txt": "x"})
-    broken[3] = Sample(3, "a.tar", "3", good[3].image, {"title": "x"})
+    broken[3] = Sample(3, "a.tar", "3", good[3].image, {"note": "x"})
     broken[4] = Sample(4, "a.tar", "4", good[4].image, {"txt": " \n", "tags": []})
     only_text = Renderer(renderer().views, ["{txt}"], 0)
     rendered, expected = only_text(broken, epoch=0), only_text(good, epoch=0)
     assert [row for row, _ in rendered.bad] == [1, 3, 4]
-    for (_, reason), word in zip(rendered.bad, ("broken or cut", "'txt'; the sample has: title", "empty"), strict=True):
+    for (_, reason), word in zip(rendered.bad, ("broken or cut", "'txt'; the sample has: note", "empty"), strict=True):
         assert word in reason
         assert "\n" not in reason
     for row in range(7):

@@ -25,12 +25,13 @@ FOLDERS = sorted({path.parent for path in MODULES})
 OUTSIDE = sorted((ROOT / "scripts" / "examples").rglob("*.py"))
 """Code of users: it imports through the front doors too."""
 
-LINES = 44_600
+LINES = 44_800
 """26,500 were planned for what the package did in 31,000 then. Since then came tables, folders and tars in any form,
-refusals of hostile files, checks of towers, objectives with teachers and groups, batches by choice and averages of all
-samples. A fifth are docstrings."""
-MODULE_COUNT = 318
-"""210 were planned, before every folder had a front door (33), and every task, verb and export a file of its own."""
+refusals of hostile files, checks of towers, objectives with teachers and groups, batches by choice, averages of all
+samples, and names for files of other kinds. A fifth are docstrings."""
+MODULE_COUNT = 322
+"""210 were planned, before every folder had a front door (33), and every task, verb and export a file of its own.
+What a sample of a tar is takes four: members, groups, joining, samples."""
 TOP_ENTRIES = 22  # 21 was planned; the choice of the precision is needed below every package that computes
 """Files and folders of mmssl/, besides those that Python prescribes: `__init__.py`, `__main__.py`, `py.typed`."""
 FLAT_FILES = 17
@@ -41,12 +42,12 @@ Plug-in folders are left out: one file per verb or objective is what makes an ad
 PLUGIN_FOLDERS = (PACKAGE / "cli", PACKAGE / "objectives")
 SMALL_MODULES = 30
 """Modules under 60 lines, `__init__.py` aside."""
-CLOSURE_MODULES = 140
-CLOSURE_LINES = 20_250
+CLOSURE_MODULES = 143
+CLOSURE_LINES = 20_350
 """What `import mmssl.train.trainer` loads of the package: of data/ all that reads shards, and the losses of every
 objective. 13,000 lines were planned; further images, captions, positives and dimensions added 300, batches by choice
 as many, decisions from held-out metrics 250. Calibration and the metrics of tasks on classes and pairs
-added 300, resized images 250."""
+added 300, resized images 250, reasons for members and captions that are not read 100."""
 HEAVY_LIBRARIES = 0
 BEHIND_DOORS = 0
 AGAINST_LAYERS = 0

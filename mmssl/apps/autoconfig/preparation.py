@@ -134,7 +134,8 @@ def prepare(
     if found.pairs < LEAST:
         causes = "".join(f"; {cause}" for cause in found.account.causes())
         pairs = "1 usable pair" if found.pairs == 1 else f"{found.pairs} usable pairs"
-        raise UserError(f"{_name(data)} has {pairs} to train on; give {LEAST} at least{causes}")
+        beside = f", besides {found.held_out_pairs} held out" if found.held_out_pairs else ""
+        raise UserError(f"{_name(data)} has {pairs} to train on{beside}; give {LEAST} at least{causes}")
     return found
 
 

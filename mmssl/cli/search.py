@@ -15,6 +15,7 @@ from mmssl.cli.common import (
     ImageMember,
     ModelName,
     Precision,
+    check_file,
     cut_model,
     load_model,
     status,
@@ -65,6 +66,13 @@ def embed(
             help="Also store the embeddings of the captions: such a folder can teach (objectives.distill.teacher).",
         ),
     ] = False,
+    parquet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write one Parquet table for other stores: shard, key, caption, embedding (float32).",
+        ),
+    ] = None,
     image_member: ImageMember = None,
     caption_member: CaptionMember = None,
     bad_samples: BadSamples = 0.1,
@@ -85,6 +93,7 @@ def embed(
     from mmssl.data import MemberNames, account_of
     from mmssl.distributed import process_group
 
+    check_file(parquet, "--parquet")
     with process_group() as world:
         loaded = cut_model(load_model(model, device, precision, show_notes=world.rank == 0), dim)
         with status("embedding") as spinner:
@@ -112,6 +121,9 @@ def embed(
             with status("building the graph"):
                 index.build_graph()
             print(f"{out}: graph built")
+        if parquet is not None:
+            index.write_parquet(parquet)
+            print(f"{parquet}: {len(index):,} rows")
 
 
 @verb(120)
@@ -123,6 +135,15 @@ def search(
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare with every image, even if the index has a graph.")
     ] = False,
+    distinct: Annotated[
+        float | None,
+        typer.Option(
+            metavar="COSINE",
+            min=0,
+            max=1,
+            help="Leave out images whose cosine with a better hit is above this, such as 0.95: copies and series.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Draw the images to this PNG; reads the shards.")] = None,
     remote: Annotated[
         bool,
@@ -142,7 +163,11 @@ def search(
 
     stored = Index(index)
     loaded = stored.fit(load_model(model, device, precision))
-    rows, similarities = stored.nearest(encode_query(loaded, query), count, exact or None)
+    wanted = encode_query(loaded, query)
+    if distinct is None:
+        rows, similarities = stored.nearest(wanted, count, exact or None)
+    else:
+        rows, similarities = stored.distinct(wanted, count, distinct, exact or None)
     hits = stored.hits(rows[0].tolist(), similarities[0].tolist())
     if as_json:
         print(json.dumps([asdict(hit) for hit in hits], indent=1, ensure_ascii=False))

@@ -8,6 +8,7 @@ changed shard gets a new part.
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,37 @@ def write_part(
     if text_embeddings is not None:
         atomic_write(text_vectors(folder, number), lambda partial: _save(partial, text_embeddings))
     atomic_write(vectors(folder, number), lambda partial: _save(partial, embeddings))
+
+
+def write_parquet(path: Path, dim: int, parts: Iterable[tuple[str, Any, npt.NDArray[np.float16]]]) -> None:
+    """Write shard, key, caption and embedding of all rows as one Parquet table, completely or not at all.
+
+    Args:
+        parts: shard, the table of `read_table`, and the embeddings [n, dim] of each part.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    import pyarrow
+
+    texts = [(name, pyarrow.string()) for name in ("shard", "key", "caption")]
+    schema = pyarrow.schema([*texts, ("embedding", pyarrow.list_(pyarrow.float32(), dim))])
+
+    def write(partial: Path) -> None:
+        with _parquet().ParquetWriter(partial, schema) as writer:
+            for shard, table, embeddings in parts:
+                flat = pyarrow.array(np.asarray(embeddings, dtype=np.float32).ravel())
+                columns = [
+                    pyarrow.array([shard] * len(table), pyarrow.string()),
+                    *(table.column(name).cast(pyarrow.string()).combine_chunks() for name in ("key", "caption")),
+                    pyarrow.FixedSizeListArray.from_arrays(flat, dim),
+                ]
+                writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
+
+    try:
+        atomic_write(path, write)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; give another file") from None
 
 
 def _save(path: Path, embeddings: npt.NDArray[np.float16]) -> None:

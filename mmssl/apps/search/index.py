@@ -108,6 +108,48 @@ class Index:
             raise UserError(f"{self.folder} has no graph; make it: mmssl embed ... --graph")
         return self._graph.nearest(queries, min(k, len(self)))
 
+    def distinct(self, query: Embeddings, k: int, limit: float, exact: bool | None = None) -> Matches:
+        """As `nearest` for one query [1, D], without images that are nearly the same as a nearer one.
+
+        Of images whose cosine with each other is above `limit`, the nearest to the query stays. There are fewer than k
+        if the index has no more.
+
+        Raises:
+            UserError: as for `nearest`.
+        """
+        wanted, count = k, len(self)
+        while True:
+            wanted = min(max(2 * wanted, 32), count)
+            rows, similarities = self.nearest(query, wanted, exact)
+            kept = self._distinct(rows[0], k, limit)
+            if len(kept) == k or wanted == count or rows.shape[1] < wanted:
+                return rows[:, kept], similarities[:, kept]
+
+    def _distinct(self, rows: npt.NDArray[np.int64], k: int, limit: float) -> list[int]:
+        """Places of the first k rows that are not too similar to an earlier one of them."""
+        kept: list[int] = []
+        chosen = np.empty((k, self.record.dim), dtype=np.float32)
+        for place, row in enumerate(rows.tolist()):
+            embedding = self.embedding(row)
+            if len(kept) == 0 or float((chosen[: len(kept)] @ embedding).max()) <= limit:
+                chosen[len(kept)] = embedding
+                kept.append(place)
+                if len(kept) == k:
+                    break
+        return kept
+
+    def write_parquet(self, path: Path) -> None:
+        """Write one table for other stores: shard, key, caption, and the embedding as a list of float32.
+
+        Raises:
+            UserError: pyarrow is missing, a part is damaged, or the file cannot be written.
+        """
+        stored.write_parquet(
+            path,
+            self.record.dim,
+            ((shard, self._table(number), self.parts[number]) for number, shard in enumerate(self.shards)),
+        )
+
     def hits(self, rows: Sequence[int], similarities: Sequence[float]) -> list[Hit]:
         """Shard, key and caption of rows, with the given similarities."""
         found = []

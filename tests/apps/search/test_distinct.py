@@ -44,8 +44,8 @@ def test_copies_of_a_better_hit_are_left_out(folder: Path, limit: float, k: int)
 
 
 def test_the_table_holds_what_the_index_holds(folder: Path, tmp_path: Path) -> None:
-    """`--parquet` writes every row of the index in its order: shard, key, caption, and the embedding as float32; a place
-    that cannot be written is an error."""
+    """`--parquet` writes every row of the index in its order: shard, key, caption, and the embedding as float32; a
+    place that cannot be written is an error."""
     command = ["embed", str(folder / "model"), str(folder / "*.tar"), "--out", str(tmp_path / "i")]
     main_ok([*command, "--precision", "fp32", "--parquet", str(tmp_path / "v.parquet")])
     index = Index(tmp_path / "i")

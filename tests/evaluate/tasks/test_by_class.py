@@ -78,6 +78,10 @@ def test_clustering(tmp_path: Path) -> None:
     assert found["v_measure"] == pytest.approx(oracle.v_measure_score(labels, clusters))
     assert found["adjusted_rand"] == pytest.approx(oracle.adjusted_rand_score(labels, clusters))
     assert len(set(clusters)) == CLASSES
+    for name in ("v_measure", "adjusted_rand"):
+        low, high = found["intervals"][name]
+        assert low < found[name] < high
+        assert (low + high) / 2 == pytest.approx(found[name])
     assert 0 < found["baselines"]["v_measure"]["chance"] < found["v_measure"] < 1
 
 

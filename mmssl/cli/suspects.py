@@ -47,7 +47,7 @@ def suspects(
             caption,
             label,
             neighbours=neighbours,
-            progress=lambda work, done: spinner.update(f"encoding: {done:,} {work}"),
+            progress=lambda work, done: spinner.update(f"{done:,} {work}"),
         )
     fields = list(dict.fromkeys([caption, *([] if found.label is None else [found.label])]))
     with writing(out, remedy="pick another folder"):

@@ -68,7 +68,7 @@ def scan(
     captions = [str(sample.fields[caption]) for sample in samples]
     labels = None if label is None else [str(sample.fields[label]) for sample in samples]
     texts = model.encode_text(captions)
-    suspects = rank_samples(images.features, texts, captions, labels, neighbours=neighbours)
+    suspects = rank_samples(images.features, texts, captions, labels, neighbours=neighbours, progress=progress)
     return Scan(samples, suspects, label, bad + images.bad)
 
 

@@ -44,7 +44,9 @@ def exact_nearest(queries: Embeddings, parts: Iterable[Embeddings], k: int, unit
             found, products = _near(wanted[0], part, k)
         else:
             found, products = torch.arange(len(part)).expand(len(wanted), -1), _products(wanted, part)
-        scores, rows = torch.cat([scores, products], 1), torch.cat([rows, start + found], 1)
+        # The best of the part are chosen first: joining all products with those before would copy them once more.
+        products, best = products.topk(min(k, products.shape[1]), dim=1)
+        scores, rows = torch.cat([scores, products], 1), torch.cat([rows, start + found.gather(1, best)], 1)
         scores, best = scores.topk(min(k, scores.shape[1]), dim=1)
         rows = rows.gather(1, best)
         start += len(part)

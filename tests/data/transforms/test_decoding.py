@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from mmssl.data.transforms import caps
 from mmssl.data.transforms.caps import DecodeError
 from mmssl.data.transforms.decoding import Header, decode, read_header
 from tests.helpers.images import encode, mean_difference, orientation, photo, png_of, psnr
@@ -362,3 +363,16 @@ def test_other_things_are_refused(image: bytes) -> None:
     """Other formats are refused by their first bytes; no reader that runs programs is tried."""
     with pytest.raises(DecodeError):
         decode(image)
+
+
+def test_scans_of_a_jpeg_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 500 random texts of markers the number of scans is that of `bytes.count`: allowed, and refused one below."""
+    random_bytes = random.Random(0)
+    for _ in range(500):
+        image = bytes(random_bytes.choices([0xFF, 0xDA, 0, 1], k=random_bytes.randint(0, 60)))
+        scans = image.count(b"\xff\xda")
+        monkeypatch.setattr(caps, "_MAX_SCANS", scans)
+        caps.check_scans(image, pixels=1)
+        monkeypatch.setattr(caps, "_MAX_SCANS", scans - 1)
+        with pytest.raises(DecodeError, match=f"the JPEG has {scans} scans"):
+            caps.check_scans(image, pixels=1)

@@ -1,4 +1,4 @@
-# A proposal to simplejpeg (https://gitlab.com/jfolz/simplejpeg): decoding a rectangle of a JPEG, by the region of
+# A proposal to simplejpeg (https://github.com/jfolz/simplejpeg): decoding a rectangle of a JPEG, by the region of
 # libjpeg-turbo 3. Apply it with: cat simplejpeg_region.pyx >> simplejpeg/_jpeg.pyx
 #
 # Rows outside of the rectangle are entropy-decoded and skipped, and so are the columns right of it. mmssl would decode

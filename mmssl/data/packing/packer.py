@@ -34,6 +34,8 @@ Format = Literal["keep", "jpeg", "png", "webp"]
 
 BAD = "bad_samples.jsonl"
 _PARTIAL = ".partial"
+_LARGEST = SampleLimits().max_member_bytes
+"""Bytes of a file, beyond which the index would leave out its sample."""
 _REPEATED = "its key was used before"
 _RENAME = "give each image a name of its own, with its caption under that name"
 _EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
@@ -445,6 +447,10 @@ def _members(images: Images, fields: Fields, encoding: Encoding) -> dict[str, by
     others = {name: value for name, value in fields.items() if name != "txt"}
     if others:
         members["json"] = json.dumps(others, ensure_ascii=False).encode("utf-8", "replace")
+    largest = max(members, key=lambda extension: len(members[extension]))
+    if len(members[largest]) > _LARGEST:
+        detail = f".{largest} has {len(members[largest])} bytes, more than {_LARGEST}"
+        raise RecordError("a file has more bytes than a sample may", detail, "shrink the image: --resize 512")
     return members
 
 

@@ -194,7 +194,7 @@ def _json_file(source: Path, text: str, wanted: Wanted) -> Iterator[_Entry]:
         raise UserError(f"{source} cannot be read: {one_line(error)}") from None
     lists = [tree] if isinstance(tree, list) else list(tree.values()) if isinstance(tree, dict) else []
     lists = [value for value in lists if isinstance(value, list) and value and isinstance(value[0], dict)]
-    if isinstance(tree, dict) and {"images", "annotations"} <= tree.keys():
+    if isinstance(tree, dict) and all(isinstance(tree.get(name), list) for name in ("images", "annotations")):
         lists = [_join_coco(tree["images"], tree["annotations"])]
     if isinstance(tree, dict) and tree and not lists:
         lists = [_rows_of_object(tree, wanted)]
@@ -232,9 +232,13 @@ def _objects(found: Sequence[Any]) -> Iterator[_Entry]:
         yield place, entry if isinstance(entry, dict) else error, json.dumps(entry, ensure_ascii=False)
 
 
-def _join_coco(images: Any, annotations: Any) -> list[Any]:
-    """The annotations of COCO, each with the fields of its image."""
-    by_id = {image.get("id"): image for image in images if isinstance(image, dict)}
-    return [
-        {**by_id.get(entry.get("image_id"), {}), **entry} if isinstance(entry, dict) else entry for entry in annotations
+def _join_coco(images: Sequence[Any], annotations: Sequence[Any]) -> list[Any]:
+    """The annotations of COCO, each with the fields of its image; then the images without one."""
+    waiting = {str(image.get("id")): image for image in images if isinstance(image, dict)}
+    owners = [str(entry.get("image_id")) if isinstance(entry, dict) else "" for entry in annotations]
+    rows = [
+        {**waiting.get(owner, {}), **entry} if isinstance(entry, dict) else entry
+        for owner, entry in zip(owners, annotations, strict=True)
     ]
+    named = set(owners)
+    return [*rows, *(image for number, image in waiting.items() if number not in named)]

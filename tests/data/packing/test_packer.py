@@ -460,3 +460,16 @@ def test_index_is_written(tmp_path: Path) -> None:
     packed = pack(Plain(25), tmp_path, shard_samples=10, progress=lambda *counts: seen.append(counts))
     assert all(Path(f"{path}.idx").is_file() for path in packed.shards["train"])
     assert seen == [(i + 1, 25) for i in range(25)]
+
+
+def test_a_file_that_the_index_would_refuse_is_left_out(tmp_path: Path) -> None:
+    """A sample with more bytes than one may have is counted and listed, not packed and lost to the index."""
+
+    class Large(Plain):
+        def load(self, number: int) -> tuple[tuple[bytes, ...], dict[str, Any]]:
+            images, fields = super().load(number)
+            return images, fields | {"note": "x" * (64 << 20) if number == 1 else "y"}
+
+    account = pack(Large(3), tmp_path).account
+    assert account.summary() == "3 pairs offered = 2 used + 1 left out (a file has more bytes than a sample may: 1)"
+    assert "--resize" in next(account.causes())

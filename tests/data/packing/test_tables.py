@@ -373,6 +373,17 @@ DEFECTS: dict[str, tuple[str, str | bytes, Pairs, dict[str, int]]] = {
         whole_but(0, 1, 2),
         {"the caption is no text": 3},
     ),
+    "images without annotation, annotations without image": (
+        "t.json",
+        json.dumps(
+            {
+                "images": [{"id": i, "file_name": p} for i, (p, _) in enumerate(ROWS) if i != 5],
+                "annotations": [{"image_id": i, "caption": c} for i, (_, c) in enumerate(ROWS) if i != 3] + [7],
+            }
+        ),
+        whole_but(3, 5),
+        {EMPTY: 1, "the row has no image": 1, "the entry is not a JSON object": 1},
+    ),
     "URLs in some rows": (
         "t.csv",
         lines(",", rows=[("https://x.org/a.jpg" if i == 1 else p, c) for i, (p, c) in enumerate(ROWS)]),
@@ -640,6 +651,7 @@ def test_paths_are_read_as_people_write_them(kind: str, tmp_path: Path, monkeypa
         ("t.txt", "words alone\nand more\n", ["is not a table", "--separator"]),
         ("t.jsonl", "{]\n{]\n", ["cannot be read", "2 rows", "line 1"]),
         ("t.json", "{]", ["cannot be read"]),
+        ("t.json", '{"images": 5, "annotations": [{"image_id": [1]}]}', ["has no image column"]),
         ("t.csv.gz", b"no gzip", ["cannot be read"]),
     ],
 )

@@ -394,11 +394,18 @@ def build_loader(
     )
     groups = build_groups(plan, task)
     caption_count = mixing.caption_count(task.objective(name) for name in task.names)
-    renderer = Renderer(
-        renderings, data.captions, config.seed, data.max_caption_chars, on_device, groups, caption_count
-    )
     makers = (task.objective(name).sample_inputs() for name in task.names)
-    extras = [maker for maker in makers if maker is not None]
+    extras = [(maker.template, maker) for maker in makers if maker is not None]
+    renderer = Renderer(
+        renderings,
+        data.captions,
+        config.seed,
+        data.max_caption_chars,
+        on_device,
+        groups,
+        caption_count,
+        list(dict.fromkeys(template for template, _ in extras if template is not None)),
+    )
     return TrainLoader(plan.sources, options, renderer, tokenizer.encode, extras=extras)
 
 

@@ -23,7 +23,7 @@ from mmssl.data.loading import (
     split_tasks,
     unindexed_lanes,
 )
-from mmssl.data.loading.pipeline import Extras
+from mmssl.data.loading.pipeline import Reader
 from mmssl.data.loading.workers import InlineWorkers, ProcessWorkers, ThreadWorkers, Workers
 from mmssl.data.order import Batching, PlannedSource, Position, StreamPlan, default_lanes
 from mmssl.data.shards import Progress, SampleLimits, ShardIndex, describe_problems, is_remote
@@ -144,12 +144,13 @@ class TrainLoader:
         render: Render,
         tokenize: Tokenize,
         index_progress: Progress | None = None,
-        extras: Sequence[Extras] = (),
+        extras: Sequence[Reader] = (),
     ) -> None:
         """Index the sources and plan their order. Workers start with the first batch.
 
         Args:
-            extras: called with the captions and keys of a batch for its further inputs.
+            extras: called with the captions and keys of a batch for its further inputs; each with the template of the
+                captions that it reads, one of the renderer's, or None for those of training.
 
         Raises:
             UserError: a shard cannot be read, no sample is usable, or the batch does not fit the data or the

@@ -27,7 +27,6 @@ from mmssl.models import (
     TextTower,
     VisionTower,
     build_dual_encoder,
-    saved_state,
 )
 from mmssl.models.pretrained import PretrainedModel, foreign, is_transformers_folder, read_open_clip, read_transformers
 from mmssl.precision import Precision, autocast
@@ -221,7 +220,7 @@ class Model:
             UserError: the folder cannot be written.
         """
         folder = Path(folder)
-        state = saved_state(self.encoder)
+        state = self.encoder.saved_state()
         record = {"format": FORMAT, "model": self.self_contained().model_dump(mode="json", exclude={"start"})}
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmssl.config import ModelConfig
+from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.errors import UserError
 from mmssl.models.text import TextTower
 from mmssl.models.text_factory import build_text
@@ -60,6 +60,10 @@ class DualEncoder(nn.Module):
         # Under FSDP2 the parameter is a vector of one element.
         return self.log_logit_scale.exp().reshape(())
 
+    def saved_state(self) -> dict[str, Tensor]:
+        """Weights by name as a model folder has them: contiguous, on the CPU, each with its own memory."""
+        return saved_state(self)
+
     def first_dimensions(self, dim: int) -> "DualEncoder":
         """The same towers and temperature with the first `dim` dimensions of the projections.
 
@@ -97,7 +101,7 @@ class ImageEncoder(nn.Module):
 
 
 def saved_state(module: nn.Module) -> dict[str, Tensor]:
-    """Weights by name as a model folder has them: contiguous, on the CPU, each with its own memory."""
+    """The weights of a module by name, contiguous, on the CPU, each with its own memory."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     seen: set[int] = set()
     for name, tensor in state.items():
@@ -105,6 +109,17 @@ def saved_state(module: nn.Module) -> dict[str, Tensor]:
             state[name] = tensor.clone()
         seen.add(tensor.untyped_storage().data_ptr())
     return state
+
+
+def build_tower(config: VisionConfig | TextConfig, vocab_size: int = 0, pad_id: int = 0) -> VisionTower | TextTower:
+    """One tower by itself. A text tower needs the size and the padding token of its vocabulary.
+
+    Raises:
+        UserError: it cannot be built from its configuration.
+    """
+    if isinstance(config, TextConfig):
+        return build_text(config, vocab_size, pad_id)
+    return build_vision(config, 1)[0]
 
 
 def build_dual_encoder(config: ModelConfig, vocab_size: int, pad_id: int) -> DualEncoder:

@@ -66,6 +66,9 @@ class Resized:
 class SampleInputs(abc.ABC):
     """Further inputs of an objective, which the loader makes ahead of the step from captions and keys."""
 
+    template: str | None = None
+    """Template of the captions that it reads, such as `{english}`; None: those of training."""
+
     def __deepcopy__(self, memo: object) -> "SampleInputs":
         """Itself: it only reads, so copies of an objective share it."""
         return self

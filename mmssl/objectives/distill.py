@@ -23,7 +23,10 @@ class DistillOptions(base.ObjectiveOptions):
 
     teacher: str = ""
     """A run or model folder, any other name that `mmssl eval` takes, or a folder that `mmssl embed --with-text` wrote
-    from the training shards: then no teacher runs in training."""
+    from the training shards: then no teacher runs in training. Of images or captions alone: `timm:MODEL`,
+    `timm:MODEL/WEIGHTS` (a tag or a file), `text:NAME` (an encoder of transformers, a folder or a hub name)."""
+    captions: str | None = None
+    """Template of the captions that the teacher reads, such as `{english}`. Default: the student's captions."""
     features: float = Field(1.0, ge=0)
     """Weight of the squared distance to the teacher's embeddings, after a learnt projection if dimensions differ."""
     logits: float = Field(1.0, ge=0)
@@ -56,7 +59,7 @@ class Distill(base.Objective):
         self.options = options
         self.teacher = _open(options)
         projects = self.teacher.dim != encoder.embed_dim and options.features + options.interaction > 0
-        kinds = (("image", "text") if self.teacher.has_text else ("image",)) if projects else ()
+        kinds = _kinds(self.teacher) if projects else ()
         self.projections = nn.ModuleDict(
             {kind: nn.Linear(encoder.embed_dim, self.teacher.dim, bias=False) for kind in kinds}
         )
@@ -65,7 +68,7 @@ class Distill(base.Objective):
     def views(self) -> Mapping[str, base.Resized]:
         return self.teacher.views()
 
-    def sample_inputs(self) -> base.SampleInputs:
+    def sample_inputs(self) -> base.SampleInputs | None:
         return self.teacher.sample_inputs()
 
     def on_resume(self) -> None:
@@ -79,10 +82,13 @@ class Distill(base.Objective):
         return self.teacher.embed(inputs)
 
     def required_passes(self) -> tuple[base.EncoderPass, ...]:
-        return (base.IMAGE, base.TEXT) if self.teacher.has_text else (base.IMAGE,)
+        passes = {"image": base.IMAGE, "text": base.TEXT}
+        return tuple(passes[kind] for kind in _kinds(self.teacher))
 
     def predict(self, features: base.Features, inputs: base.Inputs, encoder: DualEncoder) -> base.Predictions:
-        predictions = {"image": encoder.project_image(features[base.IMAGE].pooled)}
+        predictions = {}
+        if self.teacher.has_image:
+            predictions["image"] = encoder.project_image(features[base.IMAGE].pooled)
         if self.teacher.has_text:
             predictions["text"] = encoder.project_text(features[base.TEXT].pooled)
         if self.options.logits + self.options.interaction > 0:
@@ -93,7 +99,7 @@ class Distill(base.Objective):
     def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         options, names = self.options, {"image": teachers.IMAGE, "text": teachers.TEXT}
         pairs = [(kind, inputs[name]) for kind, name in names.items() if kind in predictions]
-        total, metrics = predictions["image"].new_zeros(()), {}
+        total, metrics = next(iter(predictions.values())).new_zeros(()), {}
         if len(pairs) == 2:
             metrics["agreement"] = _agreement(predictions, inputs, world)
         for kind, target in pairs:
@@ -125,6 +131,11 @@ class Distill(base.Objective):
         return total
 
 
+def _kinds(teacher: teachers.Teacher) -> tuple[str, ...]:
+    """What a teacher embeds: `image`, `text`, or both."""
+    return tuple(kind for kind, has in (("image", teacher.has_image), ("text", teacher.has_text)) if has)
+
+
 def _open(options: DistillOptions) -> teachers.Teacher:
     """The teacher of a configuration, if it has what the losses need."""
     if not options.teacher:
@@ -132,9 +143,18 @@ def _open(options: DistillOptions) -> teachers.Teacher:
             "objectives.distill.teacher is missing; give a model folder, or a folder that mmssl embed --with-text wrote"
         )
     try:
-        teacher = teachers.open_teacher(options.teacher)
+        teacher = teachers.open_teacher(options.teacher, options.captions)
     except UserError as error:
         raise UserError(f"objectives.distill.teacher: {error}") from None
+    if options.captions is not None and not teacher.has_text:
+        raise UserError(
+            f"objectives.distill.captions={options.captions!r}: the teacher {options.teacher} reads no captions"
+        )
+    if isinstance(teacher, (teachers.VisionTeacher, teachers.TextTeacher)) and options.logits + options.interaction > 0:
+        raise UserError(
+            f"objectives.distill.teacher={options.teacher} embeds {_kinds(teacher)[0]}s alone, so it has no matches of "
+            f"images and captions; set objectives.distill.logits=0 and interaction=0, and keep features or relations"
+        )
     if options.logits + options.interaction > 0 and (not teacher.has_text or teacher.logit_scale is None):
         raise UserError(
             f"objectives.distill.teacher={options.teacher} has no embeddings of captions; embed again with --with-text "

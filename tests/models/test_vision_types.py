@@ -14,7 +14,8 @@ from torch import Tensor
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.models import DualEncoder, TextTower, VisionTower, build_dual_encoder, saved_state, tower_check
+from mmssl.models import DualEncoder, TextTower, VisionTower, build_dual_encoder, tower_check
+from mmssl.models.dual_encoder import saved_state
 from mmssl.models.vision import subsample_first
 from mmssl.models.vision_factory import build_vision
 from mmssl.objectives import base, find_objective

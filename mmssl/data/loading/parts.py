@@ -44,6 +44,8 @@ class BatchPart:
     texts: list[str]
     more_texts: list[list[str]]
     """The second captions of all samples, the third ones, ..."""
+    readings: dict[str, list[str]]
+    """Template -> captions of all samples by it."""
     ids: list[int]
     keys: list[str]
     sources: list[int]
@@ -89,6 +91,7 @@ class PartAssembly:
             composed.groups,
             composed.texts,
             composed.more_texts,
+            composed.readings,
             ids=[sample.id for sample in samples],
             keys=[f"{sample.shard}:{sample.key}" for sample in samples],
             sources=sources,
@@ -199,6 +202,7 @@ def compose(pieces: Sequence[tuple[list[int], list[int], Rendered]], count: int)
         for kept in (rendered.views, rendered.augment_params, rendered.groups)
     )
     texts, *more_texts = ([""] * count for _ in (None, *rendered.more_texts))
+    readings = {template: [""] * count for template in rendered.readings}
     for slots, rows, rendered in pieces:
         parts = ((views, rendered.views), (augment_params, rendered.augment_params), (groups, rendered.groups))
         for composed, found in parts:
@@ -208,4 +212,6 @@ def compose(pieces: Sequence[tuple[list[int], list[int], Rendered]], count: int)
             texts[slot] = rendered.texts[row]
             for kept, found_texts in zip(more_texts, rendered.more_texts, strict=True):
                 kept[slot] = found_texts[row]
-    return Rendered(views, texts, [], augment_params, groups, more_texts)
+            for template, found_texts in rendered.readings.items():
+                readings[template][slot] = found_texts[row]
+    return Rendered(views, texts, [], augment_params, groups, more_texts, readings)

@@ -24,6 +24,8 @@ Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
 """Captions -> token ids int64 [B, L] and mask bool [B, L]."""
 Extras = Callable[[list[str], list[str]], dict[str, Tensor]]
 """Captions and keys (`shard:key`) of B samples -> further inputs by name, B rows each."""
+Reader = tuple[str | None, Extras]
+"""Template of the captions that a maker of further inputs reads, None for those of training; and the maker."""
 _FIRST = 1_000
 """Samples after which the fraction of bad ones is checked."""
 _log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class LoadedBatch:
 class PartJoiner:
     """Joins parts to a batch."""
 
-    def __init__(self, tokenize: Tokenize, pin_memory: bool, extras: Sequence[Extras] = ()) -> None:
+    def __init__(self, tokenize: Tokenize, pin_memory: bool, extras: Sequence[Reader] = ()) -> None:
         self._tokenize = tokenize
         self._extras = extras
         self._pin_memory = pin_memory
@@ -57,7 +59,10 @@ class PartJoiner:
         found = parts()
         texts, keys = [text for part in found for text in part.texts], [key for part in found for key in part.keys]
         tokens, mask = self._tokenize(texts)
-        extras = {name: rows for read in self._extras for name, rows in read(texts, keys).items()}
+        extras: dict[str, Tensor] = {}
+        for template, read in self._extras:
+            own = texts if template is None else [text for part in found for text in part.readings[template]]
+            extras |= read(own, keys)
         batch = Batch(
             views={name: self._cat([part.views[name] for part in found]) for name in found[0].views},
             tokens=self._pinned(tokens),

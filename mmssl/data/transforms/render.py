@@ -43,6 +43,8 @@ class Rendered:
     """Field -> number of each sample's value there, int64 [n]."""
     more_texts: list[list[str]] = field(default_factory=list)
     """The second captions of all samples, the third ones, ...; as many lists as were asked for."""
+    readings: dict[str, list[str]] = field(default_factory=dict)
+    """Template -> the captions of all samples by it, beside those of training."""
 
 
 class Renderer:
@@ -57,6 +59,7 @@ class Renderer:
         augment_on_device: bool = False,
         groups: Sequence[str] = (),
         captions: int = 1,
+        readings: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -65,16 +68,18 @@ class Renderer:
             augment_on_device: only crop and resize, and return the augmentation parameters.
             groups: fields whose values are numbered, as in `group_number`.
             captions: number of captions of each sample.
+            readings: further templates, whose captions are rendered beside those of training.
 
         Raises:
             UserError: a malformed caption template.
         """
         self.views = views
         self.templates = list(templates)
-        check_templates(self.templates)
+        check_templates([*templates, *readings])
         weights = list(templates.values()) if isinstance(templates, Mapping) else []
         self.weights = [weight / sum(weights) for weight in weights]
         self.captions = captions
+        self.readings = list(readings)
         self.seed = seed
         self.max_caption_chars = max_caption_chars
         self.groups = list(groups)
@@ -96,7 +101,7 @@ class Renderer:
             try:
                 painted = self._paint(sample, epoch, {name: params[name][row] for name in views})
             except DecodeError as error:
-                bad[row], found[row] = str(error), [""] * self.captions
+                bad[row], found[row] = str(error), [""] * len(found[row])
                 continue
             for name, image in painted.items():
                 views[name][row] = image
@@ -105,12 +110,17 @@ class Renderer:
                 view[row] = 0
         on_device = {name: to_rows(params[name]) for name in self.views if name in self.on_device}
         texts, *more = ([captions[place] for captions in found] for place in range(self.captions))
+        readings = {
+            template: [captions[self.captions + place] for captions in found]
+            for place, template in enumerate(self.readings)
+        }
         pairs = list(zip(samples, texts, strict=True))
         groups = {name: torch.tensor([group_number(name, *pair) for pair in pairs]) for name in self.groups}
-        return Rendered(views, texts, sorted(bad.items()), on_device, groups, more)
+        return Rendered(views, texts, sorted(bad.items()), on_device, groups, more, readings)
 
     def _captions(self, row: int, sample: Sample, epoch: int, bad: dict[int, str]) -> list[str]:
-        """The captions of a sample; empty ones if it is bad."""
+        """The captions of a sample, then its readings; empty ones if it is bad."""
+        nothing = [""] * (self.captions + len(self.readings))
         # Most captions need no randomness, and creating a generator takes 16 microseconds.
         has_lists = any(isinstance(value, (list, tuple)) for value in sample.fields.values())
         is_drawn = len(self.templates) > 1 or has_lists or "\n" in str(sample.fields.get("txt", "")).strip()
@@ -123,14 +133,18 @@ class Renderer:
             if self.captions > 1:
                 further = generator(self.seed, "further captions", epoch, sample.id)
                 texts += further_captions(sample.fields, self.templates, texts[0], self.captions - 1, further)
+            for template in self.readings:
+                # The same draws: of lists that translate each other, the same place.
+                again = generator(self.seed, "caption", epoch, sample.id) if has_lists else None
+                texts.append(render_caption(sample.fields, [template], again))
         except UserError as error:
             bad[row] = str(error)
-            return [""] * self.captions
+            return nothing
         if not all(text.strip() for text in texts):
             bad[row] = "the caption is empty"
         elif (problem := length_problem(max(texts, key=len), self.max_caption_chars)) is not None:
             bad[row] = problem
-        return [""] * self.captions if row in bad else texts
+        return nothing if row in bad else texts
 
     def _paint(self, sample: Sample, epoch: int, params: dict[str, AugmentParams[float]]) -> dict[str, Tensor]:
         """Every view of one sample."""

@@ -304,14 +304,24 @@ def build_groups(plan: RunPlan, task: TrainingTask) -> list[str]:
     """The fields of samples by which objectives group them.
 
     Raises:
-        UserError: the first samples of all sources lack such a field.
+        UserError: the first samples of all sources lack such a field, or images to be sorted.
     """
-    limits, found = build_limits(plan.config.data), set[str]()
+    limits, found, most = build_limits(plan.config.data), set[str](), 1
+    made = captions.CAPTION_GROUP, captions.IMAGE_ORDER
     wanted = list(dict.fromkeys(field for name in task.names for field in task.objective(name).groups()))
     for source in plan.sources if set(wanted) - {captions.CAPTION_GROUP} else ():
-        found.update(*(sample.fields for sample in islice(iter_samples(source.shards, limits), _PEEK)))
+        for sample in islice(iter_samples(source.shards, limits), _PEEK):
+            found.update(sample.fields)
+            most = max(most, 1 + len(sample.more_images))
     for name in task.names:
-        missing = [f for f in task.objective(name).groups() if f not in (captions.CAPTION_GROUP, *found)]
+        objective = task.objective(name)
+        if captions.IMAGE_ORDER in objective.groups() and objective.images() > most:
+            raise UserError(
+                f"objectives.{name} sorts {objective.images()} images of a sample, but the first {_PEEK} samples of "
+                f"the shards have at most {most}; lower its count, or pack several images per sample (KEY.0.jpg, "
+                f"KEY.1.jpg, or several image columns)"
+            )
+        missing = [f for f in objective.groups() if f not in (*made, *found)]
         if missing:
             known = ", ".join(sorted(found - {"txt"})) or "none"
             raise UserError(

@@ -18,7 +18,7 @@ from mmssl.data.health import check_health, survey_shards
 from mmssl.data.packing.packer import pack
 from mmssl.data.packing.shard_records import ShardRecords
 from mmssl.data.packing.tables import open_records
-from mmssl.data.transforms.captions import sample_captions
+from mmssl.data.transforms.captions import IMAGE_ORDER, sample_captions
 from mmssl.data.transforms.render import Renderer
 from mmssl.data.transforms.views import View
 from mmssl.evaluate import open_dataset, suite
@@ -253,3 +253,22 @@ def test_captions_of_the_json_stand_for_a_missing_text(
     packed = pack(ShardRecords([str(tmp_path / "a.tar")]), tmp_path / "out")
     (again,) = iter_samples([str(path) for path in packed.shards["train"]])
     assert sample_captions(again.fields) == expected
+
+
+def test_the_code_of_the_order_is_that_of_the_images_shown() -> None:
+    """Three of five gray images are shown in an order that changes with the epoch: the code ranks them by their place
+    in the sample; a sample with one image has the code 1."""
+    samples = [Sample(0, "a", "k", colour(10), {"txt": "x"}, tuple(colour(20 * n) for n in range(1, 5)))]
+    samples.append(Sample(1, "a", "l", colour(3), {"txt": "y"}))
+    views = {name: View(PLAIN, 8) for name in ("main", "main.1", "main.2")}
+    renderer = Renderer(views, ["{txt}"], 0, groups=[IMAGE_ORDER])
+    codes = set()
+    for epoch in range(8):
+        found = renderer(samples, epoch)
+        grays = [int(found.views[name][0].float().mean().round()) for name in views]
+        code, single = found.groups[IMAGE_ORDER].tolist()
+        ranks = [code >> 4 * place & 15 for place in range(3)]
+        assert np.argsort(ranks).tolist() == np.argsort(grays).tolist()
+        assert single == 1
+        codes.add(code)
+    assert len(codes) > 3

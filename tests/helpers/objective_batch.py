@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from mmssl.data.transforms.captions import IMAGE_ORDER
 from mmssl.distributed import World
 from mmssl.models import build_dual_encoder
 from mmssl.objectives import find_objective
@@ -107,6 +108,8 @@ def batch(task: TrainingTask, seed: int = 0) -> Batch:
     tokens[:, 0] = 1
     fields = [field for objective in objectives for field in objective.groups()]
     groups = {field: torch.randint(4, (ROWS,), generator=g) for field in fields}
+    if IMAGE_ORDER in groups:
+        _show_frames(views, groups, g)
     more: dict[str, torch.Tensor] = {}
     for i in range(1, caption_count(objectives)):
         more |= {f"tokens.{i}": tokens.roll(i, 0)[:, :6] * mask[:, :6], f"token_mask.{i}": mask[:, :6]}
@@ -115,6 +118,16 @@ def batch(task: TrainingTask, seed: int = 0) -> Batch:
     captions = [f"a red square, number {seed * ROWS + row}" for row in range(ROWS)]
     extras = {k: v for maker in makers if maker is not None for k, v in maker(captions, keys).items()}
     return Batch(views, tokens * mask, mask, torch.arange(ROWS), keys, groups=groups, more_tokens=more, extras=extras)
+
+
+def _show_frames(views: dict[str, torch.Tensor], groups: dict[str, torch.Tensor], g: torch.Generator) -> None:
+    """Three images of each sample in random order, the later the brighter; two of the samples have one image."""
+    order = torch.rand(ROWS, 3, generator=g).argsort(1)
+    for place, name in enumerate(("main", "main.1", "main.2")):
+        light = (1 + order[:, place]).view(-1, 1, 1, 1) / 3
+        views[name] = (views[name] * light).to(torch.uint8)
+    groups[IMAGE_ORDER] = ((1 + order) << 4 * torch.arange(3)).sum(1)
+    groups[IMAGE_ORDER][[1, 7]] = 1
 
 
 def part(whole: Batch, world: World) -> Batch:

@@ -1,4 +1,4 @@
-"""Objectives on images alone: rotation, jigsaw, colorization, denoising."""
+"""Objectives on images alone: rotation, jigsaw, colorization, denoising, vae, frames."""
 
 import itertools
 
@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 from skimage.color import rgb2lab
+from torch.distributions import Normal, kl_divergence
 
+from mmssl.data.transforms.render import order_code
 from mmssl.models import DualEncoder
 from mmssl.objectives.colorization import color_bins, nearest_bins, rarity, rgb_to_lab, soft_bins
 from mmssl.objectives.denoising import Denoising
+from mmssl.objectives.frames import frame_order
 from mmssl.objectives.jigsaw import cut_tiles, distant_permutations, lay_tiles
 from mmssl.objectives.rotation import rotate
+from mmssl.objectives.vae import Vae, VaeOptions, divergence_from_prior
 from mmssl.rng import RowRandom, generator
 from tests.helpers.objective_batch import ROWS, batch, tiny_task
 
@@ -124,3 +128,58 @@ def test_images_of_a_reconstruction(tiny_encoder: DualEncoder) -> None:
     perfect = {**prediction, "image": prediction["target"]}
     images = objective.visualize(perfect, inputs, task.encoder)
     assert torch.equal(images[:, 2], inputs["view.main"])
+
+
+def test_the_divergence_is_torchs() -> None:
+    """Value and gradients are those of torch.distributions between a normal distribution and the standard one; 0 for
+    the standard one itself."""
+    seeded = torch.Generator().manual_seed(0)
+    mean, log_variance = (torch.randn(5, 7, generator=seeded).double().requires_grad_() for _ in range(2))
+    found = divergence_from_prior(mean, log_variance)
+    prior = Normal(torch.zeros(5, 7).double(), torch.ones(5, 7).double())
+    expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), prior).sum()
+    torch.testing.assert_close(found, expected)
+    leaves = (mean, log_variance)
+    for mine, theirs in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert float(divergence_from_prior(torch.zeros(2, 3), torch.zeros(2, 3))) == 0
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 4.0])
+def test_the_loss_of_the_vae_is_the_negative_bound(beta: float) -> None:
+    """2 / D times -log p(x | z) + beta KL, without the constant, by torch.distributions; z is the mean plus the noise
+    times the deviation."""
+    task = tiny_task(["vae"], options={"beta": beta, "latent": 5})
+    inputs = task.inputs(batch(task), ["vae"], lambda _: RowRandom(torch.Generator(), 0, ROWS, ROWS), 0.0)
+    objective = task.objective("vae")
+    assert isinstance(objective, Vae)
+    found = task.predict(inputs, ["vae"])["vae"]
+    posterior = Normal(found["mean"], (found["log_variance"] / 2).exp())
+    sample = posterior.mean + posterior.stddev * inputs["vae.noise"]
+    tokens = torch.nn.functional.gelu(objective.spread(sample)).view(ROWS, 64, 64)
+    torch.testing.assert_close(found["image"], objective.decoder(tokens))
+    values = found["target"][0].numel()
+    constant = ROWS * values * 0.5 * np.log(2 * np.pi)
+    likelihood = Normal(found["image"], 1.0).log_prob(found["target"]).sum() + constant
+    divergence = kl_divergence(posterior, Normal(0.0, 1.0)).sum()
+    output = objective.loss(found, inputs, task.world)
+    torch.testing.assert_close(output.total, 2 / values * (beta * divergence - likelihood), atol=1e-4, rtol=1e-4)
+    assert float(output.metrics["divergence"][0]) == pytest.approx(float(divergence), rel=1e-5)
+    assert objective.visualize(found, inputs, task.encoder).shape[:2] == (ROWS, 2)
+    assert VaeOptions().weight == 0.1
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_orders_of_images_are_those_of_python(count: int) -> None:
+    """The code of any shown order of five images gives the class whose permutation sorts the first ones as Python's
+    sort does; samples with fewer images are not usable."""
+    orders = torch.tensor(list(itertools.permutations(range(count))))
+    shown = list(itertools.permutations(range(5)))
+    usable, rows = frame_order(torch.tensor([order_code(order) for order in shown]), orders)
+    assert usable.all()
+    for order, row in zip(shown, rows.tolist(), strict=True):
+        first = order[:count]
+        assert orders[row].tolist() == [sorted(first).index(number) for number in first]
+    few = [order_code(range(n)) for n in range(1, count)]
+    assert not frame_order(torch.tensor(few), orders)[0].any()
+    assert 0 < order_code(range(40)) < 2**63

@@ -118,11 +118,11 @@ def test_the_loss_is_that_of_one_side(kind: str, vit: str, minilm: str) -> None:
 
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_micro_batches_give_the_gradient_of_the_whole_batch(kind: str, vit: str, minilm: str) -> None:
-    """With dropout: each weight of one tower gets its gradient, and those of the other none."""
+    """Each weight of one tower gets its gradient, and those of the other none."""
     options = {"teacher": vit if kind == "image" else minilm, "logits": 0.0, "relations": 1.0}
     found = []
     for micro_batch in (ROWS, 5):
-        task = tiny_task(["distill"], dropout=0.1, options=options)
+        task = tiny_task(["distill"], options=options)
         step = Step(task, batch(task), {"distill": 1.0}, 0.0, (0, "step", 0), micro_batch)
         backward(task, step, Plain(), lambda inputs: None)
         found.append({name: parameter.grad for name, parameter in task.named_parameters()})
@@ -210,8 +210,8 @@ def test_the_teacher_reads_its_own_field(workers: int, parallel: Path, minilm: s
 
 
 def test_a_text_tower_learns_from_captions_alone(parallel: Path, minilm: str, tmp_path: Path) -> None:
-    """A run with distillation as its only objective: the loss falls, the vision tower keeps its first weights, and a run
-    that is resumed ends with the same weights."""
+    """A run with distillation as its only objective: the loss falls, the vision tower keeps its first weights, and a
+    run that is resumed ends with the same weights."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     settings = {"train__steps": 12, "train__keep": 9, "optim__weight_decay": 0.0}
     train(bilingual(parallel, whole, minilm, **settings))

@@ -17,6 +17,8 @@ _SLOT = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _NAME = re.compile(r"[^.\[\]!:|]+(\|(one|all))?")
 CAPTION_GROUP = "caption"
 """The name of a group that stands for the caption as it was rendered, not for the field."""
+IMAGE_ORDER = "image order"
+"""The name of a group that stands for the order in which the images of a sample are shown, not for a field."""
 NULLS = "the caption holds null characters"
 """Reason to refuse a text: it is probably UTF-16 that was read as UTF-8."""
 LONGEST = 20_000

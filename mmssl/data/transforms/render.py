@@ -13,6 +13,7 @@ from mmssl.data.transforms.augment_params import AugmentParams, draw_params, to_
 from mmssl.data.transforms.caps import DecodeError
 from mmssl.data.transforms.captions import (
     CAPTION_GROUP,
+    IMAGE_ORDER,
     LONGEST,
     check_templates,
     clean_caption,
@@ -115,7 +116,7 @@ class Renderer:
             for place, template in enumerate(self.readings)
         }
         pairs = list(zip(samples, texts, strict=True))
-        groups = {name: torch.tensor([group_number(name, *pair) for pair in pairs]) for name in self.groups}
+        groups = {name: torch.tensor([self._group(name, *pair, epoch) for pair in pairs]) for name in self.groups}
         return Rendered(views, texts, sorted(bad.items()), on_device, groups, more, readings)
 
     def _captions(self, row: int, sample: Sample, epoch: int, bad: dict[int, str]) -> list[str]:
@@ -151,7 +152,7 @@ class Renderer:
         images = (sample.image, *sample.more_images)
         if len(images) == 1:
             return self._paint_image(sample.image, params)
-        order = generator(self.seed, "image", epoch, sample.id).permutation(len(images)).tolist()
+        order = self._order(sample, epoch)
         by_image: dict[int, list[str]] = {}
         for name in params:
             by_image.setdefault(order[image_place(name) % len(images)], []).append(name)
@@ -159,6 +160,15 @@ class Renderer:
         for number, names in by_image.items():
             painted |= self._paint_image(images[number], {name: params[name] for name in names})
         return painted
+
+    def _order(self, sample: Sample, epoch: int) -> list[int]:
+        """The numbers of a sample's images in the order in which views show them."""
+        count = 1 + len(sample.more_images)
+        return generator(self.seed, "image", epoch, sample.id).permutation(count).tolist() if count > 1 else [0]
+
+    def _group(self, name: str, sample: Sample, caption: str, epoch: int) -> int:
+        """The number of a sample's value, or the code of the order of its images."""
+        return order_code(self._order(sample, epoch)) if name == IMAGE_ORDER else group_number(name, sample, caption)
 
     def _paint_image(self, image: bytes, params: dict[str, AugmentParams[float]]) -> dict[str, Tensor]:
         """Views of one image, decoded once, at the smallest size that serves all of them."""
@@ -177,6 +187,12 @@ def image_place(view: str) -> int:
     """Which of a sample's images a view shows, in the order that was drawn: 0, or 1 for `main.1`."""
     number = view.rpartition(".")[2]
     return int(number) if "." in view and number.isdecimal() else 0
+
+
+def order_code(order: Sequence[int]) -> int:
+    """The order of up to 15 images as one number: four bits for each shown one, its place among them from 1 on."""
+    shown = list(order[:15])
+    return sum((1 + sorted(shown).index(number)) << 4 * place for place, number in enumerate(shown))
 
 
 def group_number(name: str, sample: Sample, caption: str) -> int:

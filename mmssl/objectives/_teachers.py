@@ -176,7 +176,8 @@ class TextTeacher(FrozenTeacher):
 
 def _images(inputs: base.Inputs) -> Tensor:
     """The teacher's images; the loader leaves the view out where it equals the main view."""
-    return inputs.get(f"view.{_VIEW}", inputs["view.main"])
+    name = f"view.{_VIEW}"
+    return inputs[name if name in inputs else "view.main"]
 
 
 def _in_parts(encode: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

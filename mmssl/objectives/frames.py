@@ -78,6 +78,6 @@ def frame_order(codes: Tensor, orders: Tensor) -> tuple[Tensor, Tensor]:
     """
     count = orders.shape[1]
     places = codes.unsqueeze(1) >> (4 * torch.arange(count, device=codes.device)) & 15
-    ranks = places.argsort(1, stable=True).argsort(1, stable=True)
+    ranks = places.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
     rows = (ranks.unsqueeze(1) == orders).all(2)
     return (places > 0).all(1), rows.long().argmax(1)

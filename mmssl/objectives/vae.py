@@ -57,7 +57,7 @@ class Vae(base.Objective):
         mean, log_variance = self.normal(features[base.IMAGE].pooled).float().chunk(2, dim=1)
         log_variance = log_variance.clamp(-BOUND, BOUND)
         sample = mean + (log_variance / 2).exp() * inputs["vae.noise"]
-        tokens = nn.functional.gelu(self.spread(sample)).unflatten(1, (PLACES**2, WIDTH))
+        tokens = nn.functional.gelu(self.spread(sample)).view(len(sample), PLACES**2, WIDTH)
         return {
             "image": self.decoder(tokens),
             "target": encoder.vision.normalize(inputs["view.main"]),
@@ -73,7 +73,7 @@ class Vae(base.Objective):
         divergence = divergence_from_prior(predictions["mean"], predictions["log_variance"])
         # -log p(x | z) of pixels of unit variance is half their summed squared error, up to a constant.
         total = error + 2 * self.options.beta / target.shape[-1] * divergence
-        metrics = {
+        metrics: dict[str, tuple[Tensor, Tensor | float]] = {
             "explained": explained(error.detach(), target, everywhere),
             "divergence": (divergence.detach(), float(len(target))),
         }

@@ -164,7 +164,7 @@ def test_the_loss_of_the_vae_is_the_negative_bound(beta: float) -> None:
     divergence = kl_divergence(posterior, Normal(0.0, 1.0)).sum()
     output = objective.loss(found, inputs, task.world)
     expected = 2 / values * (beta * divergence - likelihood)
-    assert float(output.total.detach()) == pytest.approx(float(expected), rel=1e-5)
+    assert float(output.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert float(output.metrics["divergence"][0]) == pytest.approx(float(divergence.detach()), rel=1e-5)
     assert objective.visualize(found, inputs, task.encoder).shape[:2] == (ROWS, 2)
     assert VaeOptions().weight == 0.1

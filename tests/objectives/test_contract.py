@@ -26,7 +26,7 @@ CHANCE = {"moco": 1 / (2 * ROWS + 1), "simclr": 1 / (2 * ROWS - 1), "redundancy"
 Elsewhere the metric starts at chance."""
 BATCHES = {"moco": 3}
 """Batches that take turns, so that a queue does not hold the very images it is compared with; elsewhere one."""
-LENGTHS = {"replaced_tokens": 80}
+LENGTHS = {"replaced_tokens": 80, "frames": 80}
 """Steps of objectives that need more of them."""
 TOWERS = {"rotation": RESNET, "jigsaw": RESNET}
 """Vision towers that learn the task in so few steps; elsewhere a ViT."""

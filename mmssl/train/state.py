@@ -22,7 +22,7 @@ Record = dict[str, Any]
 
 @dataclass
 class Watch:
-    """What the evaluations so far say: of the metric that picks the best step, and of the guard's."""
+    """Findings of the evaluations so far on the metric that picks the best step, and on the guard's."""
 
     metric: str | None = None
     """`SUITE/TASK/METRIC`, once it was measured."""

@@ -66,8 +66,8 @@ class HeldOut:
         return self.run.step if keep_last or self.run.best is None else self.run.best[1]
 
     def record(self, exported: int) -> dict[str, Any] | None:
-        """The content of best.json: the metric, its values at the best and the last evaluated step, the step whose weights
-        are exported, whether the run ended early, and the guard. None if the metric was never measured."""
+        """The content of best.json: the metric, its values at the best and the last evaluated step, the step whose
+        weights are exported, whether the run ended early, and the guard. None if the metric was never measured."""
         watch, best, guard = self.run.watch, self.run.best, self.plan.config.train.guard
         if best is None or watch.last is None:
             return None

@@ -31,6 +31,7 @@ from mmssl.errors import UserError
 
 if TYPE_CHECKING:
     from mmssl.apps.finetune import FineTuneData, FineTuneSettings, methods, study
+    from mmssl.apps.finetune import guard as guards
     from mmssl.inference import Model
     from mmssl.stats import Interval
 
@@ -65,8 +66,25 @@ def finetune(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of labels and of their order.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds to average over in a table, from --seed on.")] = 1,
     alpha: Annotated[
-        float, typer.Option(min=0, max=1, help="WiSE-FT: (1 - alpha) * zero-shot + alpha * fine-tuned weights.")
-    ] = 1.0,
+        str,
+        typer.Option(
+            metavar="NUMBER|auto",
+            help="WiSE-FT: (1 - alpha) * zero-shot + alpha * fine-tuned weights. auto: the best on held-out labels.",
+        ),
+    ] = "1",
+    guard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Other labelled images, with class names: alpha is lowered until their zero-shot accuracy falls by "
+            "--guard-loss at most.",
+        ),
+    ] = None,
+    guard_loss: Annotated[float, typer.Option(min=0, max=1, help="Accuracy that may be lost on --guard.")] = 0.02,
+    balance: Annotated[
+        bool,
+        typer.Option("--balance", help="Treat classes of unequal sizes alike: logits are adjusted by class frequency."),
+    ] = False,
     lr: Annotated[
         float | None, typer.Option(help="Learning rate of full and lp-ft. Default: chosen on held-out labels.")
     ] = None,
@@ -95,27 +113,28 @@ def finetune(
     Example: mmssl finetune runs/mine data/pets --method lp-ft --shots 16 --out pets-classifier
     """
     from mmssl.apps.finetune import LabelOptions, gather
+    from mmssl.apps.finetune import guard as guards
     from mmssl.evaluate import suite
 
-    plan = _plan(method, shots, seed, seeds, alpha, lr, epochs)
+    plan = _plan(method, (shots, seeds), seed, _parse_alpha(alpha), lr, epochs, balance)
+    if guard is not None and plan.classifiers > 1:
+        raise UserError("--guard is for one classifier; a table compares methods without it")
     if out is not None:
         make_folder(out, empty=True)
     loaded = load_model(model, device, precision)
     with progress_bar("classifiers", plan.classifiers, text="starting") as bar:
-        dataset = gather(
-            loaded,
-            data,
-            test=test,
-            label_options=LabelOptions(classnames, templates, label),
-            seed=seed,
-            options=suite.SuiteOptions(
-                batch_size=batch_size,
-                bad_samples=bad_samples,
-                cache=open_cache(loaded, cache, no_cache),
-                progress=bar.describe,
-            ),
+        options = suite.SuiteOptions(
+            batch_size=batch_size,
+            bad_samples=bad_samples,
+            cache=open_cache(loaded, cache, no_cache),
+            progress=bar.describe,
         )
-        found = _train(plan, loaded, dataset, bar)
+        chosen = LabelOptions(classnames, templates, label)
+        dataset = gather(loaded, data, test=test, label_options=chosen, seed=seed, options=options)
+        watched = (
+            None if guard is None else guards.open_guard(loaded, guard, loss=guard_loss, seed=seed, options=options)
+        )
+        found = _train(plan, loaded, dataset, bar, watched)
     for note in dataset.notes:
         print(note)
     print(f"{dataset.name}: {len(dataset.classnames)} classes, {len(dataset.test.labels)} test samples")
@@ -166,24 +185,50 @@ class _Plan:
         return len(self.methods) * max(1, len(self.shots)) * self.seeds
 
 
-def _train(plan: _Plan, model: "Model", data: "FineTuneData", bar: ProgressBar) -> "study.Study | methods.Tuned":
+def _train(
+    plan: _Plan, model: "Model", data: "FineTuneData", bar: ProgressBar, guard: "guards.Guard | None"
+) -> "study.Study | methods.Tuned":
     """Train the classifiers of the plan."""
     from mmssl.apps.finetune import fine_tune, study
 
     if plan.classifiers == 1:
-        return fine_tune(model, data, plan.settings, bar.describe)
+        return fine_tune(model, data, plan.settings, bar.describe, guard)
     design = study.StudyDesign(plan.methods, plan.shots, plan.seeds)
     return study.study(model, data, plan.settings, design, bar.describe, bar.advance)
 
 
-def _plan(method: str, shots: str | None, seed: int, seeds: int, alpha: float, lr: float | None, epochs: int) -> _Plan:
+def _parse_alpha(words: str) -> float | None:
+    """A number from 0 to 1; None for `auto`."""
+    if words == "auto":
+        return None
+    try:
+        alpha = float(words)
+    except ValueError:
+        alpha = -1.0
+    if not 0 <= alpha <= 1:
+        raise UserError(f"--alpha {words!r} must be a number from 0 to 1, or auto")
+    return alpha
+
+
+def _plan(
+    method: str,
+    draws: tuple[str | None, int],
+    seed: int,
+    alpha: float | None,
+    lr: float | None,
+    epochs: int,
+    balance: bool,
+) -> _Plan:
+    """Args:
+    draws: labels per class, and seeds for each number of them.
+    """
     from mmssl.apps.finetune import FineTuneSettings
     from mmssl.evaluate.classifiers import fine_tuning
 
-    methods, counts = _parse_methods(method), _parse_counts(shots)
+    methods, counts = _parse_methods(method), _parse_counts(draws[0])
     rates = fine_tuning.RATES if lr is None else (lr,)
-    settings = FineTuneSettings(methods[0], counts[0] if counts else None, seed, alpha, rates, epochs)
-    plan = _Plan(settings, methods, counts, seeds)
+    settings = FineTuneSettings(methods[0], counts[0] if counts else None, seed, alpha, balance, rates, epochs)
+    plan = _Plan(settings, methods, counts, draws[1])
     if plan.classifiers > 1 and not counts:
         raise UserError("a table needs --shots, for example --shots 1,2,4,8,16")
     return plan
@@ -232,14 +277,14 @@ def _print_tuned(found: "methods.Tuned") -> None:
     from mmssl.evaluate.metrics import baselines
 
     metrics = found.metrics()
-    rows = [("fine-tuned", metrics["acc1"], metrics["acc1_interval"])]
-    if "zero_shot" in metrics:
-        rows.insert(0, ("zero-shot", metrics["zero_shot"], metrics["zero_shot_interval"]))
-    table = Table("", "accuracy", "95 % interval")
-    for name, accuracy, interval in rows:
-        table.add_row(name, f"{accuracy:.4f}", f"{interval[0]:.4f} to {interval[1]:.4f}")
+    table = Table("", "accuracy", "95 % interval", "mean over classes")
+    for name, key, prefix in (("zero-shot", "zero_shot", "zero_shot_"), ("fine-tuned", "acc1", "")):
+        if key in metrics:
+            low, high = metrics[f"{key}_interval"]
+            mean = metrics[f"{prefix}mean_per_class_recall"]
+            table.add_row(name, f"{metrics[key]:.4f}", f"{low:.4f} to {high:.4f}", f"{mean:.4f}")
     for name, accuracy in found.baselines().items():
-        table.add_row(_BASELINES[name], f"{accuracy:.4f}", "")
+        table.add_row(_BASELINES[name], f"{accuracy:.4f}", "", "")
     stdout().print(table)
     difference = found.difference()
     if difference is not None:
@@ -251,7 +296,11 @@ def _print_tuned(found: "methods.Tuned") -> None:
     words = baselines.no_better(metrics["acc1"], found.baselines())
     if words:
         print(f"the classifier is {words}")
-    chosen = ", ".join(f"{name} = {value:.3g}" for name, value in found.chosen.items())
+    settings = {name: value for name, value in found.chosen.items() if not name.startswith("guard")}
+    chosen = ", ".join(f"{name} = {value:.3g}" for name, value in settings.items())
+    if "guard_after" in found.chosen:
+        before, after = found.chosen["guard_before"], found.chosen["guard_after"]
+        print(f"zero-shot accuracy on the guard: {before:.4f} before, {after:.4f} now")
     print(f"trained on {found.train_samples:,} samples; chosen on others: {chosen}")
 
 

@@ -94,11 +94,10 @@ def gather(
     """
     chosen = label_options or LabelOptions()
     options = options or suite.SuiteOptions()
-    opened = _open(data, chosen.classnames, chosen, options)
+    opened = open_labelled_images(data, chosen, options)
     splits = [datasets.training_split(opened) if opened.train is not None else opened]
     if test is not None:
-        names = opened.classnames
-        splits.append(_open(test, names, chosen, options))
+        splits.append(open_labelled_images(test, chosen, options, opened.classnames))
     elif opened.train is not None:
         splits.append(opened)
     notes: list[str] = []
@@ -119,11 +118,16 @@ def gather(
     )
 
 
-def _open(
-    data: str, classnames: str | Sequence[str] | None, chosen: LabelOptions, options: suite.SuiteOptions
+def open_labelled_images(
+    data: str, chosen: LabelOptions, options: suite.SuiteOptions, classnames: Sequence[str] | None = None
 ) -> datasets.Dataset:
-    """Open shards, a folder of images per class, or a table."""
-    common: dict[str, Any] = {"classnames": classnames, "templates": chosen.templates, "label": chosen.label}
+    """Open shards, a folder of images per class, or a table.
+
+    Args:
+        classnames: the names themselves, in place of those that the options name.
+    """
+    names = chosen.classnames if classnames is None else classnames
+    common: dict[str, Any] = {"classnames": names, "templates": chosen.templates, "label": chosen.label}
     return datasets.open_images(data, bad_samples=options.bad_samples, **common) or open_dataset(data, **common)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmssl.apps.finetune.classifier import Classifier
 from mmssl.apps.finetune.datasets import HELD_OUT, FineTuneData, LabelledImages
+from mmssl.apps.finetune.guard import ALPHAS, Guard, choose_mixture
 from mmssl.errors import UserError
 from mmssl.evaluate import compare, datasets, encode
 from mmssl.evaluate.classifiers import fine_tuning, logistic_regression
@@ -22,6 +23,8 @@ from mmssl.stats import Interval, bootstrap
 
 Method = Literal["linear", "full", "lp-ft"]
 METHODS: tuple[Method, ...] = get_args(Method)
+PATIENCE = 3
+"""Measurements without improvement on held-out samples, of ten, after which full training ends."""
 Hits = NDArray[np.float64]
 """1 where a test sample is classified correctly, else 0, [N]."""
 
@@ -36,8 +39,10 @@ class FineTuneSettings:
     which a fifth choose settings."""
     seed: int = 0
     """Of the draw of samples and of their order."""
-    alpha: float = 1.0
-    """Weights (1 - alpha) * zero-shot + alpha * fine-tuned (WiSE-FT, Wortsman et al. 2022)."""
+    alpha: float | None = 1.0
+    """Weights (1 - alpha) * zero-shot + alpha * fine-tuned (WiSE-FT, Wortsman et al. 2022). None: chosen."""
+    balance: bool = False
+    """Treat classes of unequal sizes alike, by logits adjusted by the class frequencies (Menon et al. 2021)."""
     rates: Sequence[float] = fine_tuning.RATES
     """Learning rates to choose among in full training."""
     epochs: int = fine_tuning.EPOCHS
@@ -53,7 +58,8 @@ class Tuned:
     before: Hits | None
     """Outcomes of zero-shot classification; None without class names."""
     chosen: dict[str, float]
-    """Settings chosen on held-out samples: the regularisation `c`, the learning rate `lr`."""
+    """Settings chosen on held-out samples: the regularisation `c`, the learning rate `lr`, the share `alpha` of the
+    fine-tuned weights; and the accuracies on the guard, `guard_before` and `guard_after`."""
     train_samples: int
     labels: Tensor
     """Classes of the test samples, int64 [N]."""
@@ -63,6 +69,7 @@ class Tuned:
         found: dict[str, Any] = {
             "acc1": float(self.after.mean()),
             "acc1_interval": list(accuracy_interval(self.after, self.labels)),
+            "mean_per_class_recall": mean_over_classes(self.after, self.labels),
             **self.baselines(),
         }
         difference = self.difference()
@@ -70,6 +77,7 @@ class Tuned:
             found |= {
                 "zero_shot": float(self.before.mean()),
                 "zero_shot_interval": list(accuracy_interval(self.before, self.labels)),
+                "zero_shot_mean_per_class_recall": mean_over_classes(self.before, self.labels),
             }
             found |= {"gain_interval": list(difference.interval), "gain_p_value": difference.p_value}
         return found | self.chosen | {"train_samples": self.train_samples, "test_samples": len(self.after)}
@@ -86,35 +94,48 @@ class Tuned:
 
 
 def fine_tune(
-    model: Model, data: FineTuneData, settings: FineTuneSettings, progress: encode.Progress | None = None
+    model: Model,
+    data: FineTuneData,
+    settings: FineTuneSettings,
+    progress: encode.Progress | None = None,
+    guard: Guard | None = None,
 ) -> Tuned:
     """Train a classifier; the model stays as it is.
 
     The head begins as the zero-shot classifier, or at zero without class names. `linear` regularises the head towards
-    its start; `full` trains the image tower and the head by AdamW.
+    its start; `full` trains the image tower and the head by AdamW, and keeps the weights that were best on held-out
+    samples.
+
+    Args:
+        guard: the zero-shot accuracy on these images may not fall by more than it allows; `alpha` is chosen so.
 
     Raises:
-        UserError: a class has no sample to train on, or `alpha` is given without class names.
+        UserError: a class has no sample to train on, or weights are mixed without class names.
     """
-    if settings.alpha != 1 and not data.named:
-        raise UserError("--alpha mixes with the zero-shot classifier, which needs class names; give --classnames")
+    if (settings.alpha != 1 or guard is not None) and not data.named:
+        raise UserError(
+            "--alpha and --guard mix with the zero-shot classifier, which needs class names; give --classnames"
+        )
     zero = data.zero_shot(model, progress)
     start = zero if zero is not None else logistic_regression.zeros(len(data.classnames), model.config.embed_dim)
     rows = split(data, settings.shots, settings.seed)
     chosen: dict[str, float] = {}
     head = start
     if settings.method != "full":
-        head, chosen["c"] = fit_head(data.train, rows, start, refit=settings.shots is None)
+        head, chosen["c"] = fit_head(data.train, rows, start, settings.shots is None, settings.balance)
     tuned = model
     if settings.method == "linear":
-        head = start.plus(head.plus(start, -1), settings.alpha)
+        head, mixture = _mix_heads(data.train, rows[1], (start, head), settings.alpha)
+        chosen |= mixture
     else:
-        tuned, head, chosen["lr"] = _train(model, data, rows, (start, head), settings, progress)
+        tuned, head, more = _train(model, data, rows, (start, head), settings, (progress, guard))
+        chosen |= more
     record = {
         "method": settings.method,
         "shots": settings.shots,
         "seed": settings.seed,
-        "alpha": settings.alpha,
+        "alpha": chosen.get("alpha", settings.alpha),
+        "balance": settings.balance,
         "templates": data.templates,
     }
     classifier = Classifier(tuned, list(classification.distinct(data.classnames)), head.weights, head.bias, record)
@@ -153,10 +174,40 @@ def split(data: FineTuneData, shots: int | None, seed: int) -> tuple[Tensor, Ten
 
 
 def fit_head(
-    train: LabelledImages, rows: tuple[Tensor, Tensor], start: logistic_regression.Linear, refit: bool
+    train: LabelledImages,
+    rows: tuple[Tensor, Tensor],
+    start: logistic_regression.Linear,
+    refit: bool,
+    balance: bool = False,
 ) -> tuple[logistic_regression.Linear, float]:
     """Logistic regression regularised towards its start, and its C."""
-    return logistic_regression.probe(train.features, train.labels, rows, len(start.bias), refit=refit, centre=start)
+    return logistic_regression.probe(train.features, train.labels, rows, len(start.bias), refit, start, balance)
+
+
+def mean_over_classes(outcomes: Hits, labels: Tensor) -> float:
+    """The mean of the accuracies of the classes."""
+    counts = np.bincount(labels.numpy())
+    right = np.bincount(labels.numpy(), weights=outcomes)
+    return float((right[counts > 0] / counts[counts > 0]).mean())
+
+
+def _mix_heads(
+    train: LabelledImages,
+    held_out: Tensor,
+    heads: tuple[logistic_regression.Linear, logistic_regression.Linear],
+    alpha: float | None,
+) -> tuple[logistic_regression.Linear, dict[str, float]]:
+    """The head between two, at a given alpha or at the best one on held-out samples, which is then named."""
+
+    def mixed(share: float) -> logistic_regression.Linear:
+        return heads[0].plus(heads[1].plus(heads[0], -1), share)
+
+    if alpha is not None:
+        return mixed(alpha), {}
+    features, labels = train.features[held_out], train.labels[held_out]
+    right = [float(hits(mixed(share).scores(features), labels).mean()) if len(labels) else share for share in ALPHAS]
+    best = ALPHAS[int(np.argmax(right))]
+    return mixed(best), {"alpha": best}
 
 
 def hits(logits: Tensor, labels: Tensor) -> Hits:
@@ -186,25 +237,34 @@ def _train(
     rows: tuple[Tensor, Tensor],
     heads: tuple[logistic_regression.Linear, logistic_regression.Linear],
     settings: FineTuneSettings,
-    progress: encode.Progress | None,
-) -> tuple[Model, logistic_regression.Linear, float]:
-    """The model and the head after training both, and the learning rate.
+    watchers: tuple[encode.Progress | None, Guard | None],
+) -> tuple[Model, logistic_regression.Linear, dict[str, float]]:
+    """The model and the head after training both, and the settings that were chosen.
 
     Args:
         heads: the zero-shot head, and the initial one.
+        watchers: the callback of the progress, and the guard.
     """
+    progress, guard = watchers
     zero, start = (head.weights.float() / model.logit_scale for head in heads)
     tuned = fine_tuning.attach_head(model, start, heads[1].bias.float())
     pretrained = tuned.weights() | {"head": zero.to(model.device), "bias": heads[0].bias.float().to(model.device)}
     shown, held_out = (data.train.render(model, part) for part in rows)
-    options = fine_tuning.TuneOptions(settings.rates, settings.epochs, settings.seed)
-    lr = fine_tuning.tune(tuned, shown, held_out, options, progress=progress)
-    tuned.load_state_dict(fine_tuning.mix_weights(pretrained, tuned.weights(), settings.alpha))
+    prior = logistic_regression.log_prior(shown[1], len(data.classnames)) if settings.balance else None
+    options = fine_tuning.TuneOptions(settings.rates, settings.epochs, settings.seed, PATIENCE, prior)
+    chosen = {"lr": fine_tuning.tune(tuned, shown, held_out, options, progress=progress)}
+    if settings.alpha is None or guard is not None:
+        # A given alpha is the largest that a guard may choose.
+        alphas = [alpha for alpha in ALPHAS if settings.alpha is None or alpha < settings.alpha]
+        alphas += [] if settings.alpha is None else [settings.alpha]
+        chosen |= choose_mixture(tuned, pretrained, held_out, guard, alphas).chosen()
+    else:
+        tuned.load_state_dict(fine_tuning.mix_weights(pretrained, tuned.weights(), settings.alpha))
     weights = model.logit_scale * tuned.head.detach().double().cpu()
     head = logistic_regression.Linear(weights, tuned.bias.detach().double().cpu())
     tower = tuned.tower
     assert isinstance(tower, ImageEncoder)
-    return _with_tower(model, tower), head, lr
+    return _with_tower(model, tower), head, chosen
 
 
 def _with_tower(model: Model, tower: ImageEncoder) -> Model:

@@ -22,6 +22,8 @@ EPOCHS = 10
 STEPS = 100
 """Least number of updates: few samples are seen more often."""
 BATCH = 64
+MEASUREMENTS = 10
+"""Times that a training with patience measures the accuracy on held-out images."""
 WEIGHT_DECAY = 0.1
 
 Weights = dict[str, Tensor]
@@ -39,6 +41,12 @@ class TuneOptions:
     """Passes over the samples."""
     seed: int = 0
     """Seed of the order of the samples."""
+    patience: int | None = None
+    """Keep the weights that were best on held-out images, measured ten times and before the training, and end it after
+    so many measurements without improvement. None: train to the end, and keep the last weights."""
+    log_prior: Tensor | None = None
+    """Logarithms of the class frequencies, [C], added to the logits in training alone: the trained classifier then
+    treats classes of unequal sizes alike (Menon et al. 2021). None: add nothing."""
 
 
 @runtime_checkable
@@ -86,12 +94,36 @@ class HeadedTower(nn.Module):
         return {name: value.detach().clone() for name, value in self.state_dict().items()}
 
 
+class BestWeights:
+    """The weights with the highest accuracy on held-out images; of equal ones, the earliest."""
+
+    def __init__(self, model: HeadedTower, held_out: Labelled) -> None:
+        self._model, self._held_out = model, held_out
+        self.accuracy, self.weights, self.waited = accuracy(model, held_out), model.weights(), 0
+
+    def measure(self) -> int:
+        """Measure the present weights; the number of measurements since the best."""
+        found = accuracy(self._model, self._held_out)
+        self.waited += 1
+        if found > self.accuracy:
+            self.accuracy, self.weights, self.waited = found, self._model.weights(), 0
+        return self.waited
+
+
 def train(
-    model: HeadedTower, shown: Labelled, lr: float, options: TuneOptions, progress: Progress | None = None
+    model: HeadedTower,
+    shown: Labelled,
+    lr: float,
+    options: TuneOptions,
+    progress: Progress | None = None,
+    held_out: Labelled | None = None,
 ) -> None:
     """Minimise the cross entropy by AdamW with a cosine schedule, in place; `options.rates` is not used.
 
     The model stays in evaluation mode: no dropout, and batch norms keep their statistics.
+
+    Args:
+        held_out: images for `options.patience`.
     """
     images, labels = shown
     device = model.head.device
@@ -99,18 +131,26 @@ def train(
     batches = math.ceil(len(labels) / BATCH)
     epochs = max(options.epochs, math.ceil(STEPS / batches))
     steps, step = epochs * batches, 0
+    watched = held_out is not None and len(held_out[1]) > 0 and options.patience is not None
+    best = BestWeights(model, held_out) if watched and held_out is not None else None
+    prior = 0.0 if options.log_prior is None else options.log_prior.float().to(device)
     for epoch in range(epochs):
         order = torch.from_numpy(generator(options.seed, "fine-tune", epoch).permutation(len(labels)))
         for rows in torch.split(order, BATCH):
             for group in optimizer.param_groups:
                 group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
-            loss = F.cross_entropy(model(images[rows].to(device)), labels[rows].to(device))
+            loss = F.cross_entropy(model(images[rows].to(device)) + prior, labels[rows].to(device))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             step += 1
             if progress is not None:
                 progress(f"learning rate {lr:g}, updates of {steps:,}:", step)
+        measured = (epoch + 1) * MEASUREMENTS // epochs > epoch * MEASUREMENTS // epochs
+        if best is not None and measured and best.measure() >= (options.patience or 1):
+            break
+    if best is not None:
+        model.load_state_dict(best.weights)
 
 
 def tune(
@@ -134,8 +174,8 @@ def tune(
     alone = world.rank == 0
     for lr in (rates if len(held_out[1]) > 0 else rates[:1]) if alone else ():
         model.load_state_dict(start)
-        train(model, shown, lr, options, progress)
-        found.append((_accuracy(model, held_out), lr, model.weights()))
+        train(model, shown, lr, options, progress, held_out)
+        found.append((accuracy(model, held_out), lr, model.weights()))
     best = max(found, key=lambda trial: trial[0], default=(0.0, 0.0, start))
     model.load_state_dict({n: world.sum(w if alone else torch.zeros_like(w)) for n, w in best[2].items()})
     return float(world.broadcast(best[1]))
@@ -168,7 +208,8 @@ def render_labelled(encoder: RenderingEncoder, samples: Sequence[Sample], labels
     return torch.stack([found[sample.id] for sample in chosen]), labels[rows]
 
 
-def _accuracy(model: HeadedTower, held_out: Labelled) -> float:
+def accuracy(model: HeadedTower, held_out: Labelled) -> float:
+    """Fraction of images that are classified correctly; 0 without any."""
     images, labels = held_out
     if len(labels) == 0:
         return 0.0

@@ -139,7 +139,9 @@ def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:
     return axes, variance.clamp(min=0)
 
 
-def choose_c(problem: Regression, validation: tuple[Tensor, Tensor], by_class: bool = False) -> tuple[float, Linear]:
+def choose_c(
+    problem: Regression, validation: tuple[Tensor, Tensor], by_class: bool = False, prior: Tensor | None = None
+) -> tuple[float, Linear]:
     """The C with the best validation accuracy: 7 values from 1e-6 to 1e6, then halving steps around the best.
 
     The smallest of equally good values wins: its classifier is nearest to the centre. Each fit is a rough one that
@@ -149,6 +151,7 @@ def choose_c(problem: Regression, validation: tuple[Tensor, Tensor], by_class: b
         validation: features [N, D] and labels [N].
         by_class: in place of the accuracy, the log-likelihood, averaged over the samples of each class and then over
             the classes. A few samples of a class tell more by it.
+        prior: logarithms of class frequencies, [C], that are taken off the logits before they are judged.
     Returns:
         C, and an approximation of its classifier.
     """
@@ -161,6 +164,7 @@ def choose_c(problem: Regression, validation: tuple[Tensor, Tensor], by_class: b
             start = None if nearest is None else fitted[nearest]
             fitted[exponent] = problem.fit(10.0**exponent, ROUGH, start)
             scores = fitted[exponent].scores(validation[0])
+            scores = scores if prior is None else scores - prior.float()
             good = share(scores.argmax(1) == validation[1])
             quality[exponent] = _likelihood_by_class(scores, validation[1]) if by_class else good
 
@@ -222,6 +226,7 @@ def probe(
     classes: int,
     refit: bool = True,
     centre: Linear | None = None,
+    balance: bool = False,
 ) -> tuple[Linear, float]:
     """Choose C with the given training and validation rows, then fit: the classifier and its C.
 
@@ -231,20 +236,34 @@ def probe(
             training rows. Otherwise a C that ignores them would win.
         refit: fit on both in the end, else on the training rows alone.
         centre: the classifier the weights are regularised towards. None: zeros.
+        balance: treat classes of unequal sizes alike (Menon et al. 2021): the logits are fitted with the logarithms of
+            the class frequencies added. The bias is not regularised, so that is the fit without them, less them.
     """
     train, validation = rows
     problem = Regression(features[train], labels[train], classes, centre)
     if len(validation) == 0:
-        return problem.fit(1.0, EXACT), 1.0
+        return _less(problem.fit(1.0, EXACT), log_prior(labels[train], classes) if balance else None), 1.0
     scarce = train[~torch.isin(labels[train], labels[validation])]
     shown = torch.cat([validation, scarce])
     counts = torch.bincount(labels[shown])
     uneven = len(scarce) > 0 or int(counts.max()) >= UNEVEN * int(counts[counts > 0].min())
-    c, found = choose_c(problem, (features[shown], labels[shown]), by_class=uneven)
+    prior = log_prior(labels[train], classes) if balance else None
+    c, found = choose_c(problem, (features[shown], labels[shown]), uneven or balance, prior)
     if refit:
-        both = torch.cat(rows)
-        problem = Regression(features[both], labels[both], classes, centre)
-    return problem.fit(c, EXACT, found), c
+        train = torch.cat(rows)
+        problem = Regression(features[train], labels[train], classes, centre)
+    return _less(problem.fit(c, EXACT, found), log_prior(labels[train], classes) if balance else None), c
+
+
+def log_prior(labels: Tensor, classes: int) -> Tensor:
+    """Logarithms of the class frequencies, float64 [C]; a class without samples counts as one sample."""
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1).double()
+    return (counts / counts.sum()).log()
+
+
+def _less(found: Linear, prior: Tensor | None) -> Linear:
+    """A classifier with a prior taken off its logits."""
+    return found if prior is None else Linear(found.weights, found.bias - prior)
 
 
 def _sorted(parts: list[np.ndarray[tuple[int], np.dtype[np.int64]]]) -> Tensor:

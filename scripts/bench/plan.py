@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmssl.config import ViewConfig
-from mmssl.data import LoaderConfig, Source, TrainLoader, expand
+from mmssl.data import LoaderConfig, Source, TrainLoader
 from mmssl.data.order import Position, StreamPlan, default_lanes
 from mmssl.data.shards import FOLDER_FILE, SampleLimits, ShardIndex, index_shards, offsets_path
 from mmssl.data.sources import plan_source
@@ -129,7 +129,7 @@ def _begin(folder: Path, batch_size: int, fraction: float) -> Begin:
     before, start, cpu = peak_memory(), time.perf_counter(), time.process_time()
     view = views.View(ViewConfig(), _SIDE)
     stream = TrainLoader(
-        [Source(expand(str(folder)))],
+        [Source(_shards(folder))],
         LoaderConfig(seed=0, batch_size=batch_size),
         Renderer({"main": view}, ["{txt}"], seed=0),
         _tokenize,
@@ -146,6 +146,11 @@ def _begin(folder: Path, batch_size: int, fraction: float) -> Begin:
 def _tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
     """One token per caption: the cost of a tokenizer does not depend on the plan."""
     return torch.zeros(len(texts), 1, dtype=torch.int64), torch.ones(len(texts), 1, dtype=torch.bool)
+
+
+def _shards(folder: Path) -> list[str]:
+    """The shards by name: to a pattern, the links of one file would be one shard."""
+    return sorted(map(str, folder.glob("*.tar")))
 
 
 def _write_set(folder: Path, per_shard: int, shards: int) -> None:

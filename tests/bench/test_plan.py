@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.data import expand
 from mmssl.data.order import Position, StreamPlan, default_lanes
 from mmssl.data.shards import SampleLimits, index_shards
 from mmssl.data.sources import plan_source
-from scripts.bench.plan import _begin, _write_set, bench_plan
+from scripts.bench.plan import _begin, _shards, _write_set, bench_plan
 
 BATCH = 16
 
@@ -16,7 +15,7 @@ BATCH = 16
 def test_new_and_resumed_runs_read_the_batches_of_the_plan(tmp_path: Path) -> None:
     """The first batch, and the one in the middle of the second epoch, are those of a plan that is walked to there."""
     _write_set(tmp_path, per_shard=13, shards=9)
-    shards = expand(str(tmp_path))
+    shards = _shards(tmp_path)
     assert len(shards) == 9
     source = plan_source(index_shards(shards, SampleLimits()), 1.0, None)
     plan = StreamPlan([source], seed=0, lanes=default_lanes(BATCH), block=8)

@@ -108,6 +108,7 @@ STEPS: dict[str, Sequence[str]] = {
     "eval": ["eval", "<M>", "<S>", "--slice-by", "group", "--out", "<.>/eval", "--json", "<.>/m.json"],
     "eval retrieval": ["eval", "<M>", "<S>", "--task", "retrieval", "--no-cache"],
     "eval label": ["eval", "<M>", "<S>", "--label", "<H>", "--no-cache"],
+    "calibrate": ["calibrate", "<M>", "<S>"],
     "compare": ["compare", "<M>", "<.>/run<B>", "<S>"],
     "embed": ["embed", "<M>", "<S>", "--out", "<.>/index"],
     "search": ["search", "<M>", "<.>/index", "<H>", "--out", "<.>/hits.png"],

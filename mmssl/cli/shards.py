@@ -59,6 +59,8 @@ def index(
 
     Example: mmssl shards index '/data/pairs/*.tar'
     """
+    from rich.filesize import decimal
+
     from mmssl.data import expand
     from mmssl.data.sources import account_of_indexes, make_index
     from mmssl.data.storage import Access
@@ -68,7 +70,7 @@ def index(
         limits = shard_limits(max_member_mib, image_member, caption_member)
         found = make_index(names, limits, Access(), processes, bar.update)
     samples, size = sum(i.samples for i in found), sum(i.bytes for i in found)
-    print(f"{counted(len(found), 'shard')}, {counted(samples, 'sample')}, {size / 1e9:.3g} GB")
+    print(f"{counted(len(found), 'shard')}, {counted(samples, 'sample')}, {decimal(size)}")
     account, problems = account_of_indexes(found), [f"{i.shard}: {problem}" for i in found for problem in i.problems]
     if problems:
         print(f"{counted(len(problems), 'damaged shard')}:", *problems[:_LISTED], sep="\n  ")

@@ -134,10 +134,10 @@ class Fetcher:
 
     def _pause(self, url: str, position: int, failures: int, error: Exception) -> None:
         policy = self._retry_policy
-        cause = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(cause, socket.gaierror) and not self._reached.is_set():
+        unknown = _unknown_host(error)
+        if unknown is not None and not self._reached.is_set():
             raise UserError(
-                f"{url}: its host is not known ({cause.strerror}); correct the address, or check the network"
+                f"{url}: its host is not known ({unknown.strerror}); correct the address, or check the network"
             )
         reason = " ".join(str(error).split()) or type(error).__name__
         if failures >= policy.tries:
@@ -152,6 +152,16 @@ class Fetcher:
         _log.warning("%s broke off at byte %d (%s); trying again in %.1f s", url, position, reason, seconds)
         if self._stopped.wait(seconds):
             raise CancelledError
+
+
+def _unknown_host(error: BaseException | None) -> socket.gaierror | None:
+    """The failed look-up of a host's name among the causes of an error, whatever driver wraps it."""
+    while error is not None:
+        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(cause, socket.gaierror):
+            return cause
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _from(opened: RemoteFile, position: int, stop: int | None) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 line."""
 
 import pickle
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -283,6 +284,26 @@ def test_drivers_that_tell_too_little_or_do_not_start(store: Store, monkeypatch:
         list_fsspec("store://*.tar")
     with pytest.raises(UserError, match="cannot be written .*no credentials"):
         Fetcher(SHORT).write("store://x.tar", b"")
+
+
+def test_a_driver_without_a_host_is_not_asked_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drivers wrap the failed look-up of a host in errors of their own (httpx, aiohttp, botocore): it is found among
+    the causes, so that the first try ends with one line."""
+
+    class ConnectError(Exception):
+        """As httpx's: no OSError."""
+
+    def info(self: Store, path: str, **_: object) -> None:
+        try:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        except OSError as error:
+            raise ConnectError("[Errno -2] Name or service not known") from error
+
+    monkeypatch.setattr(Store, "info", info)
+    fetcher = Fetcher(PATIENT)
+    with pytest.raises(UserError, match=r"store://x\.tar: its host is not known \(Name or service not known\)"):
+        fetcher.size("store://x.tar")
+    assert fetcher.retries == 0
 
 
 def test_a_fetcher_survives_pickling(folder: Path) -> None:

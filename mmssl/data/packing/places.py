@@ -7,7 +7,7 @@ from typing import Any
 
 from mmssl.data.packing import values
 from mmssl.data.packing.folders import holds_pairs
-from mmssl.data.packing.records import RecordError
+from mmssl.data.packing.records import RecordError, read_file
 from mmssl.data.shards import IMAGES
 from mmssl.data.shards.joining import spelling
 
@@ -63,6 +63,21 @@ class Places:
             remedy = "write the name of the file as it is"
             raise RecordError("the path fits several files", f"{path}: {', '.join(found[:3])}", remedy)
         return path.parent / found[0] if found else path
+
+    def read(self, cell: str, inner: Any) -> bytes:
+        """The file that a cell names: looked for as in `find` only if its path cannot be read.
+
+        Raises:
+            RecordError: it cannot be read, or several files may be meant.
+        """
+        path = self.path(cell, inner)
+        try:
+            return read_file(path)
+        except RecordError:
+            found = self.find(cell, inner)
+            if found == path:
+                raise
+            return read_file(found)
 
     def _alike(self, path: Path) -> list[str]:
         """Names of files that a path may mean, spelled otherwise."""

@@ -131,8 +131,8 @@ class TableRecords(Records):
     def images(self, row: Mapping[str, Any], name: str) -> list[bytes]:
         """The encoded images of a cell. Raises RecordError if there is none, or its file cannot be read."""
         inner = row.get(self.places.column) if self.places.column is not None else None
-        find = partial(self.places.find, inner=inner)
-        return values.image_bytes(row.get(name), find, name, self.columns.caption)
+        read = partial(self.places.read, inner=inner)
+        return values.image_bytes(row.get(name), read, name, self.columns.caption)
 
     def load(self, number: int) -> tuple[Images, Fields]:
         row, columns = self.row(number), self.columns

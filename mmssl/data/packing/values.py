@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from mmssl.data.packing.records import RecordError, read_file
+from mmssl.data.packing.records import RecordError
 from mmssl.data.shards import IMAGES
 from mmssl.types import CAPTION_FIELDS
 
@@ -77,18 +77,18 @@ def is_caption(value: object) -> bool:
     return any(character.isalpha() for character in value) and not _is_number(value)
 
 
-def image_bytes(value: Any, find: Callable[[str], Path], column: str, caption_column: str) -> list[bytes]:
+def image_bytes(value: Any, read: Callable[[str], bytes], column: str, caption_column: str) -> list[bytes]:
     """The encoded image of a cell, or several of a list.
 
     Args:
-        find: the file that a path in the cell names.
+        read: gives the content of the file that a path in the cell names.
         column, caption_column: their names, for messages.
 
     Raises:
         RecordError: there is no image, or its file cannot be read.
     """
     if isinstance(value, (list, tuple)) and value:
-        return [content for item in value for content in image_bytes(item, find, column, caption_column)]
+        return [content for item in value for content in image_bytes(item, read, column, caption_column)]
     if isinstance(value, Mapping):  # the image column of a Hugging Face dataset
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
@@ -100,7 +100,7 @@ def image_bytes(value: Any, find: Callable[[str], Path], column: str, caption_co
         raise RecordError("the image is a URL", shorten(value), remedy)
     if _BASE64.match(value.strip()):
         return [_from_base64(value)]
-    return [read_file(find(value))]
+    return [read(value)]
 
 
 def image_path(value: str, folder: Path) -> str:

@@ -43,7 +43,7 @@ def find_moments(
         mixes: names, the baseline first.
         chosen_by: the metric whose best value picks the step of a run; None if nothing was measured.
     """
-    end = Moment("At the end", "The trained models.", results, compare_mixes(results, metrics, mixes))
+    end = Moment("At the end", "After the last step of each run.", results, compare_mixes(results, metrics, mixes))
     runs = [run for seeds in results.values() for run in seeds.values()]
     if chosen_by is None or not any(len(run.evaluations) > 1 for run in runs):
         return [end]

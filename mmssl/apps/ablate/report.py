@@ -100,7 +100,7 @@ def write_report(plan: AblationPlan, command: str, metrics: Sequence[str], faile
     results = read_runs(plan)
     chosen = choose_metrics(metrics, results)
     names = [planned.mix.name for planned in plan.mixes]
-    best = plan.config.evaluate.best
+    best = plan.config.best_metric
     chosen_by = choose_metrics([best] if best else [], results)[:1]
     moments = find_moments(results, chosen, names, *chosen_by)
     result = AblationResult(command, plan, chosen, moments, failed)

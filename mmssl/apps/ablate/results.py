@@ -258,4 +258,8 @@ def _read(planned: PlannedMix, run: AblationRun) -> RunResults:
         EvaluationPoint(row["step"], row["step"] * batch, row["seconds"] / 60, row["results"])
         for row in read_json_lines(run.run_dir / "evaluations.jsonl").rows
     )
+    best = run.run_dir / "best.json"
+    exported = json.loads(best.read_text(encoding="utf-8"))["exported_step"] if best.is_file() else len(steps)
+    if exported != len(steps):  # early stopping: results.json is about the best step, not the last one
+        return RunResults(run, evaluations[-1].results, {}, cost, evaluations, len(steps))
     return RunResults(run, results, compare.read_outcomes(run.run_dir), cost, evaluations, len(steps))

@@ -1,13 +1,16 @@
 """The mathematics of verdicts against SciPy, and the words they are told in."""
 
+import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats  # type: ignore[import-untyped]
 
-from mmssl.apps.ablate.results import MixComparison, compare_mixes, decide, sentence
+from mmssl.apps.ablate.results import MixComparison, compare_mixes, decide, read_runs, sentence
 from mmssl.stats import paired_t
 
 
@@ -108,3 +111,28 @@ def test_holm_counts_all_comparisons() -> None:
     weak = [0.010, 0.014, 0.020]
     assert holds([weak]) == [True]
     assert holds([weak] * 8) == [False] * 8
+
+
+@pytest.mark.parametrize(("exported", "end"), [(20, 0.4), (10, 0.3)])
+def test_the_end_of_a_run_is_its_last_step(exported: int, end: float, tmp_path: Path) -> None:
+    """With early stopping, results.json is about the exported best step; the end is then the last evaluation."""
+    rows = [{"step": n, "seconds": 6.0 * n, "fraction": n / 40, "contrastive.loss": 1.0} for n in range(1, 21)]
+    seen = [{"step": n, "seconds": 6.0 * n, "results": {"a": {"acc1": v}}} for n, v in ((10, 0.4), (20, 0.3))]
+    for name, lines in (("metrics", rows), ("evaluations", seen)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (tmp_path / "results.json").write_text(json.dumps({"a": {"acc1": 0.4}}))
+    (tmp_path / "best.json").write_text(json.dumps({"exported_step": exported}))
+    used = {"peak_memory_bytes": 1, "peak_gpu_memory_bytes": None, "device": "CPU", "threads": 1}
+    (tmp_path / "finished.json").write_text(json.dumps(used))
+    settings = SimpleNamespace(data=SimpleNamespace(batch_size=8))
+    run = SimpleNamespace(
+        seed=0, run_dir=tmp_path, record=tmp_path / "finished.json", is_finished=True, config=settings
+    )
+    mix = SimpleNamespace(name="m", objectives={"contrastive": {}})
+    plan: Any = SimpleNamespace(
+        mixes=[SimpleNamespace(mix=mix, runs=[run], costs=SimpleNamespace(of=lambda active, fraction: 2.0))]
+    )
+    found = read_runs(plan)["m"][0]
+    assert (found.step, found.results["a"]["acc1"]) == (20, end)
+    assert [e.minutes for e in found.evaluations] == [1.0, 2.0]
+    assert found.cost.operations == 20 * 8 * 2.0

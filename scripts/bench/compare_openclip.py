@@ -1,5 +1,5 @@
 """Train mmssl and OpenCLIP 3.3's own trainer in turn, on the same shards, with towers of the same size, for
-the same minutes on this machine, and compare their zero-shot accuracy.
+the same minutes on this machine, and compare their zero-shot accuracy and their retrieval.
 
     python -m scripts.bench.compare_openclip --minutes 15 --seeds 0 1 2 --train 'shards/train/*.tar' \\
         --test style=shards/emoji-unseen-style concepts=shards/emoji-unseen-concepts
@@ -7,8 +7,9 @@ the same minutes on this machine, and compare their zero-shot accuracy.
 OpenCLIP lives in an environment of its own (made on first use, or given by --peer-python). Its model is built
 from our configuration: the same timm model and image size; a text tower of the same width, layers, heads
 and context with OpenCLIP's own tokenizer. Before each of its runs its speed is measured, and the number of
-steps is chosen so that its cosine schedule ends when the minutes end; start-up counts for neither. Finished
-runs are kept in --out and skipped.
+steps is chosen so that its cosine schedule ends when the minutes end; start-up counts for neither. With several
+--peer-lr, the first seed is run with each, and the one with the best mean of all metrics goes on. Finished runs are
+kept in --out and skipped. Retrieval counts images with the same caption as right, for both sides.
 """
 
 import argparse
@@ -19,16 +20,22 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mmssl.config import Config, load_config
 from mmssl.data import expand
 from mmssl.errors import UserError
+from mmssl.evaluate.tasks import retrieval
 from scripts.bench.openclip_env import PEER_CACHE, make_environment
 
+Metrics = dict[str, float]
+RETRIEVAL = retrieval.Retrieval.main_metrics
 MODEL = "peer"
 PEER_SIDE = Path(__file__).with_name("openclip_trainer.py")
 PASSES_PER_EPOCH = 8  # the sets are small; longer epochs spare OpenCLIP the pauses between them
@@ -67,11 +74,10 @@ class Peer:
     passes: int
     """Steps of one pass over the data."""
     batch: int
-    lr: float
     wd: float
     extra: list[str]
 
-    def train(self, name: str, speed: Speed, steps: int, epochs: int, seed: int) -> list[float]:
+    def train(self, name: str, speed: Speed, steps: int, epochs: int, seed: int, lr: float = 1e-3) -> list[float]:
         """Run OpenCLIP's trainer for `epochs` epochs of `steps` steps; returns the seconds of each epoch."""
         shutil.rmtree(self.work / name, ignore_errors=True)
         times = self.work / f"{name}.times.json"
@@ -81,7 +87,7 @@ class Peer:
                 *(self.python, str(PEER_SIDE), "train", str(self.models), str(times)),
                 *("--model", MODEL, "--dataset-type", "webdataset", "--train-data", "::".join(self.shards)),
                 *("--train-num-samples", str(steps * self.batch), "--batch-size", str(self.batch)),
-                *("--epochs", str(epochs), "--lr", str(self.lr), "--wd", str(self.wd)),
+                *("--epochs", str(epochs), "--lr", str(lr), "--wd", str(self.wd)),
                 *("--warmup", str(max(1, total // 20)), "--precision", speed.precision, "--device", "cpu"),
                 *("--workers", str(speed.workers), "--seed", str(seed), "--save-frequency", "0"),
                 *("--logs", str(self.work), "--name", name, *self.extra),
@@ -90,13 +96,25 @@ class Peer:
         )
         return [float(s) for s in json.loads(times.read_text())]
 
-    def evaluate(self, name: str, epochs: int, tests: Sequence[Test]) -> dict[str, float]:
-        """acc1 of the final checkpoint on each test."""
+    def evaluate(self, name: str, epochs: int, tests: Sequence[Test]) -> dict[str, Metrics]:
+        """Metrics of the final checkpoint on each test."""
         table = {t.name: {"shards": t.shards, "classnames": t.classnames, "templates": t.templates} for t in tests}
         checkpoint = self.work / name / "checkpoints" / f"epoch_{epochs}.pt"
         arguments = [str(self.models), MODEL, str(checkpoint), json.dumps(table)]
         lines = run([self.python, str(PEER_SIDE), "eval", *arguments], self.work / f"{name}.eval.log")
-        return {k: float(v) for k, v in json.loads(lines.splitlines()[-1]).items()}
+        found: dict[str, Metrics] = {k: {"acc1": float(v)} for k, v in json.loads(lines.splitlines()[-1]).items()}
+        for test, metrics in found.items():
+            pairs = Path(f"{checkpoint}.{test}.pt")
+            if pairs.is_file():
+                metrics.update(retrieval_metrics(torch.load(pairs, weights_only=True)))
+        return found
+
+
+def retrieval_metrics(pairs: dict[str, Any]) -> Metrics:
+    """Recall of image-caption pairs: `images` and `texts`, unit rows [N, D], and `captions`."""
+    rows = torch.arange(len(pairs["captions"]))
+    found = retrieval.search(pairs["images"], pairs["texts"], rows, retrieval.same_words(pairs["captions"]), rows)
+    return {name: found.metrics[name] for name in RETRIEVAL}
 
 
 def run(command: Sequence[str], log: Path) -> str:
@@ -156,17 +174,17 @@ def fastest(peer: Peer, precisions: Sequence[str], workers: Sequence[int], secon
     return min(speeds, key=lambda s: s.step_seconds)
 
 
-def run_peer(peer: Peer, speed: Speed, seed: int, minutes: float, tests: Sequence[Test]) -> dict[str, object]:
+def run_peer(peer: Peer, speed: Speed, seed: int, lr: float, minutes: float, tests: Sequence[Test]) -> dict[str, Any]:
     """One run of OpenCLIP."""
     speed = measure(peer, speed.precision, speed.workers, min(60.0, minutes * 15))
     steps = max(1, round((minutes * 60 - speed.startup_seconds) / speed.step_seconds))
     epochs = max(1, round(steps / (peer.passes * PASSES_PER_EPOCH)))
     steps = max(1, round(steps / epochs / speed.workers)) * speed.workers
-    name = f"open_clip-{seed}"
-    spent = sum(peer.train(name, speed, steps, epochs, seed))
-    acc1 = peer.evaluate(name, epochs, tests)
+    name = f"open_clip-{seed}-{lr:g}"
+    spent = sum(peer.train(name, speed, steps, epochs, seed, lr))
     return {
-        "acc1": acc1,
+        "metrics": peer.evaluate(name, epochs, tests),
+        "lr": lr,
         "seconds": round(spent, 1),
         "steps": steps * epochs,
         "samples": steps * epochs * peer.batch,
@@ -188,15 +206,16 @@ def run_ours(args: argparse.Namespace, peer: Peer, seed: int, tests: Sequence[Te
     ]
     changes += [*length(args.minutes), *args.set]
     run([sys.executable, "-m", "mmssl", "train", args.config, *changes], work / f"mmssl-{seed}.log")
-    acc1 = {}
+    metrics = {}
     for test in tests:
         out = work / f"mmssl-{seed}.{test.name}.json"
-        command = [sys.executable, "-m", "mmssl", "eval", str(folder), test.spec, "--task", "zero_shot"]
+        tasks = "zero_shot,retrieval" if count_samples(test.shards) else "zero_shot"
+        command = [sys.executable, "-m", "mmssl", "eval", str(folder), test.spec, "--task", tasks]
         run([*command, "--templates", test.templates, "--json", str(out)], out.with_suffix(".log"))
-        (metrics,) = json.loads(out.read_text()).values()
-        acc1[test.name] = metrics["acc1"]
+        found = {name: value for task in json.loads(out.read_text()).values() for name, value in task.items()}
+        metrics[test.name] = {name: found[name] for name in ("acc1", *RETRIEVAL) if name in found}
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    return {"acc1": acc1, "steps": last["step"], "samples": last["step"] * peer.batch}
+    return {"metrics": metrics, "steps": last["step"], "samples": last["step"] * peer.batch}
 
 
 def length(minutes: float) -> list[str]:
@@ -230,23 +249,35 @@ def open_tests(specs: Sequence[str], work: Path) -> list[Test]:
     return tests
 
 
-def report(cells: dict[str, dict[str, dict[str, float]]], seeds: Sequence[int], tests: Sequence[Test]) -> None:
-    """Print acc1 of both sides per seed and test, and the ratio of the means."""
-    print(f"\n{'test':<24}{'seed':>6}{'mmssl':>10}{'open_clip':>11}{'ratio':>8}")
-    for test in tests:
+def report(cells: dict[str, dict[str, Any]], seeds: Sequence[int], tests: Sequence[str]) -> None:
+    """Print each metric of both sides per seed and test, and the ratio of the means."""
+    print(f"\n{'test':<24}{'metric':<28}{'seed':>6}{'mmssl':>10}{'open_clip':>11}{'ratio':>8}")
+    best = best_rate(cells)
+    for test, metric in ((test, metric) for test in tests for metric in ("acc1", *RETRIEVAL)):
         pairs = []
         for seed in seeds:
-            found = [cells.get(f"{side}-{seed}", {}).get("acc1", {}).get(test.name) for side in ("mmssl", "open_clip")]
+            sides = (cells.get(f"mmssl-{seed}"), cells.get(f"open_clip-{seed}-{best:g}"))
+            found = [side["metrics"].get(test, {}).get(metric) if side else None for side in sides]
             if None not in found:
                 pairs.append(found)
-                print(line(test.name, str(seed), *found))
+                print(line(test, metric, str(seed), *found))
         if pairs:
-            print(line(test.name, "mean", *(sum(column) / len(pairs) for column in zip(*pairs, strict=True))))
+            print(line(test, metric, "mean", *(sum(column) / len(pairs) for column in zip(*pairs, strict=True))))
 
 
-def line(test: str, seed: str, ours: float, peer: float) -> str:
+def best_rate(cells: dict[str, dict[str, Any]]) -> float:
+    """OpenCLIP's learning rate with the best mean of all metrics, among those run with its first seed."""
+    peers = [cell for cell in cells.values() if "lr" in cell]
+    means: dict[float, float] = {}
+    for cell in peers:
+        values = [value for metrics in cell["metrics"].values() for value in metrics.values()]
+        means.setdefault(cell["lr"], sum(values) / len(values))
+    return max(means, key=lambda lr: means[lr], default=0.0)
+
+
+def line(test: str, metric: str, seed: str, ours: float, peer: float) -> str:
     """One row of the table."""
-    return f"{test:<24}{seed:>6}{ours:>10.4f}{peer:>11.4f}{ours / peer if peer else math.inf:>8.2f}"
+    return f"{test:<24}{metric:<28}{seed:>6}{ours:>10.4f}{peer:>11.4f}{ours / peer if peer else math.inf:>8.2f}"
 
 
 def parse() -> argparse.Namespace:
@@ -263,7 +294,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer-cache", type=Path, default=PEER_CACHE)
     parser.add_argument("--peer-precisions", nargs="+", default=["fp32", "amp_bf16"], help="the fastest is taken")
     parser.add_argument("--peer-workers", type=int, nargs="+", default=[1, 2], help="the fastest is taken")
-    parser.add_argument("--peer-lr", type=float, default=1e-3)
+    parser.add_argument(
+        "--peer-lr", type=float, nargs="+", default=[1e-3], help="the best with the first seed is taken"
+    )
     parser.add_argument("--peer-wd", type=float, default=0.2)
     parser.add_argument("--peer-context", type=int, help="its context; default: our model.text.max_tokens")
     parser.add_argument(
@@ -286,7 +319,6 @@ def make_peer(args: argparse.Namespace, config: Config) -> Peer:
         shards=shards,
         passes=math.ceil(count_samples(shards) / batch),
         batch=batch,
-        lr=args.peer_lr,
         wd=args.peer_wd,
         extra=args.peer_args,
     )
@@ -316,20 +348,27 @@ def main() -> None:
     tests = open_tests(args.test, peer.work)
     results = peer.work / "results.json"
     kept = kept_results(results, args, config)
-    cells, speed = kept["cells"], None
-    for side, seed in ((side, seed) for seed in args.seeds for side in ("mmssl", "open_clip")):
-        if f"{side}-{seed}" in cells:
-            continue
+    cells: dict[str, dict[str, Any]] = kept["cells"]
+    speed: Speed | None = None
+
+    def finish(name: str, run: Callable[[], dict[str, Any]]) -> None:
+        if name in cells:
+            return
         start = time.strftime("%H:%M")
-        if side == "mmssl":
-            cell = run_ours(args, peer, seed, tests)
-        else:
-            speed = speed or fastest(peer, args.peer_precisions, args.peer_workers, min(15.0, args.minutes * 15))
-            cell = run_peer(peer, speed, seed, args.minutes, tests)
-        cells[f"{side}-{seed}"] = cell
+        cells[name] = run()
         results.write_text(json.dumps(kept, indent=1))
-        print(f"{start} {side} seed {seed}: {cell}", flush=True)
-    report(cells, args.seeds, tests)
+        print(f"{start} {name}: {cells[name]}", flush=True)
+
+    def peer_run(seed: int, lr: float) -> dict[str, Any]:
+        nonlocal speed
+        speed = speed or fastest(peer, args.peer_precisions, args.peer_workers, min(15.0, args.minutes * 15))
+        return run_peer(peer, speed, seed, lr, args.minutes, tests)
+
+    for number, seed in enumerate(args.seeds):
+        finish(f"mmssl-{seed}", partial(run_ours, args, peer, seed, tests))
+        for lr in args.peer_lr if number == 0 else [best_rate(cells)]:
+            finish(f"open_clip-{seed}-{lr:g}", partial(peer_run, seed, lr))
+    report(cells, args.seeds, [test.name for test in tests])
     for name, cell in cells.items():
         if "seconds" in cell and abs(cell["seconds"] / (args.minutes * 60) - 1) > 0.05:
             print(f"note: {name} trained for {cell['seconds']:.0f} s instead of {args.minutes * 60:.0f} s")

@@ -1,10 +1,11 @@
 """OpenCLIP's side of compare_openclip.py; runs in OpenCLIP's own environment and knows nothing of mmssl.
 
     python openclip_trainer.py train MODELS TIMES ARGUMENT...     OpenCLIP's trainer, timed
-    python openclip_trainer.py eval MODELS NAME CHECKPOINT TESTS   prints JSON {test: acc1}
+    python openclip_trainer.py eval MODELS NAME CHECKPOINT TESTS   prints JSON {test: acc1}, writes CHECKPOINT.TEST.pt
 
 MODELS holds model configs and tower.json, the timm model (with its options) that they call `peer_tower`.
-TESTS is JSON {test: {"shards": [...], "classnames": file or null, "templates": file}}.
+TESTS is JSON {test: {"shards": [...], "classnames": file or null, "templates": file}}. A test whose samples have
+captions gives a file of their embeddings: `images` and `texts`, unit rows [N, D], and `captions`.
 """
 
 import io
@@ -49,8 +50,8 @@ def train(models: str, times: str, arguments: list[str]) -> None:
     Path(times).write_text(json.dumps(seconds))
 
 
-def read_samples(shards: list[str]) -> list[tuple[Image.Image, str]]:
-    """Images and labels: the .cls member, or else `label` of the .json member."""
+def read_samples(shards: list[str]) -> list[tuple[Image.Image, str, str | None]]:
+    """Images, labels (the .cls member, or else `label` of the .json member), and captions."""
     samples: dict[tuple[str, str], dict[str, bytes]] = {}
     for shard in shards:
         with tarfile.open(shard) as tar:
@@ -62,29 +63,36 @@ def read_samples(shards: list[str]) -> list[tuple[Image.Image, str]]:
     for members in samples.values():
         image = next(members[e] for e in ("webp", "png", "jpg", "jpeg") if e in members)
         label = members["cls"].decode() if "cls" in members else json.loads(members["json"])["label"]
-        read.append((Image.open(io.BytesIO(image)), label))
+        caption = members["txt"].decode() if "txt" in members else None
+        read.append((Image.open(io.BytesIO(image)), label, caption))
     return read
 
 
 @torch.no_grad()
-def accuracy(model: torch.nn.Module, preprocess, tokenizer, test: dict) -> float:  # type: ignore[no-untyped-def,type-arg]
-    """Zero-shot accuracy with OpenCLIP's own classifier builder."""
+def accuracy(model: torch.nn.Module, preprocess, tokenizer, test: dict, place: Path | None = None) -> float:  # type: ignore[no-untyped-def,type-arg]
+    """Zero-shot accuracy with OpenCLIP's own classifier builder; embeddings of image-caption pairs go to `place`."""
     samples = read_samples(test["shards"])
     if test["classnames"] is not None:
         names = Path(test["classnames"]).read_text(encoding="utf-8").splitlines()
-        targets = torch.tensor([int(label) for _, label in samples])
+        targets = torch.tensor([int(label) for _, label, _ in samples])
     else:
-        names = sorted({label for _, label in samples})
-        targets = torch.tensor([names.index(label) for _, label in samples])
+        names = sorted({label for _, label, _ in samples})
+        targets = torch.tensor([names.index(label) for _, label, _ in samples])
     lines = Path(test["templates"]).read_text(encoding="utf-8").splitlines()
     templates = [lambda c, line=line: line.replace("{c}", c) for line in lines if line]
     classifier = open_clip.build_zero_shot_classifier(model, tokenizer, names, templates)
-    right = 0
-    for start in range(0, len(samples), 256):
-        pixels = torch.stack([preprocess(image) for image, _ in samples[start : start + 256]])
-        scores = model.encode_image(pixels, normalize=True) @ classifier  # type: ignore[operator]
-        right += int((scores.argmax(1) == targets[start : start + 256]).sum())
-    return right / len(samples)
+    pixels = [torch.stack([preprocess(image) for image, _, _ in part]) for part in batches(samples)]
+    images = torch.cat([model.encode_image(part, normalize=True) for part in pixels])  # type: ignore[operator]
+    captions = [caption for _, _, caption in samples if caption is not None]
+    if place is not None and len(captions) == len(samples):
+        texts = torch.cat([model.encode_text(tokenizer(part), normalize=True) for part in batches(captions)])  # type: ignore[operator]
+        torch.save({"images": images, "texts": texts, "captions": captions}, place)
+    return float(((images @ classifier).argmax(1) == targets).float().mean())
+
+
+def batches(rows: list, size: int = 256) -> list[list]:  # type: ignore[type-arg]
+    """Rows in lists of `size`."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def evaluate(models: str, name: str, checkpoint: str, tests: str) -> None:
@@ -94,7 +102,11 @@ def evaluate(models: str, name: str, checkpoint: str, tests: str) -> None:
     open_clip.load_checkpoint(model, checkpoint, weights_only=True)
     model.eval()
     tokenizer = open_clip.get_tokenizer(name)
-    print(json.dumps({t: accuracy(model, preprocess, tokenizer, test) for t, test in json.loads(tests).items()}))
+    found = {
+        name: accuracy(model, preprocess, tokenizer, test, Path(f"{checkpoint}.{name}.pt"))
+        for name, test in json.loads(tests).items()
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import open_clip
 import pytest
@@ -89,16 +89,30 @@ def test_a_perfect_model_scores_as_many_as_are_labelled_rightly(tmp_path: Path, 
 
 
 def test_the_table_shows_the_ratio_of_the_means(capsys: pytest.CaptureFixture[str]) -> None:
-    """Means over the seeds that both sides finished; a seed of one side alone is left out."""
-    scores = {"mmssl-0": 0.3, "open_clip-0": 0.1, "mmssl-1": 0.5, "open_clip-1": 0.3, "mmssl-2": 0.9}
-    compare_openclip.report(
-        {name: {"acc1": {"style": score}} for name, score in scores.items()},
-        seeds=[0, 1, 2],
-        tests=[SimpleNamespace(name="style")],
-    )
+    """Means over the seeds that both sides finished, of OpenCLIP's best rate; a seed of one side alone is left out."""
+    scores = {"mmssl-0": 0.3, "open_clip-0-0.001": 0.05, "open_clip-0-0.002": 0.1, "mmssl-1": 0.5, "mmssl-2": 0.9}
+    cells: dict[str, dict[str, Any]] = {name: {"metrics": {"style": {"acc1": score}}} for name, score in scores.items()}
+    cells["open_clip-1-0.002"] = {"metrics": {"style": {"acc1": 0.3}}}
+    for name, cell in cells.items():
+        if name.startswith("open_clip"):
+            cell["lr"] = float(name.split("-")[-1])
+    compare_openclip.report(cells, seeds=[0, 1, 2], tests=["style"])
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("style")]
     assert rows == [
-        ["style", "0", "0.3000", "0.1000", "3.00"],
-        ["style", "1", "0.5000", "0.3000", "1.67"],
-        ["style", "mean", "0.4000", "0.2000", "2.00"],
+        ["style", "acc1", "0", "0.3000", "0.1000", "3.00"],
+        ["style", "acc1", "1", "0.5000", "0.3000", "1.67"],
+        ["style", "acc1", "mean", "0.4000", "0.2000", "2.00"],
     ]
+
+
+def test_retrieval_of_pairs() -> None:
+    """A caption whose own image is sixth counts as found if an image with the same words is among five."""
+    images = torch.eye(12)
+    texts = images.clone()
+    texts[0] = torch.nn.functional.normalize(torch.tensor([0.5, *[1.0] * 5, *[0.0] * 6]), dim=0)
+    captions = [f"a {number}" for number in range(12)]
+    alone = compare_openclip.retrieval_metrics({"images": images, "texts": texts, "captions": captions})
+    assert alone["image_retrieval_recall@5"] == pytest.approx(11 / 12)
+    captions[1] = captions[0]
+    same = compare_openclip.retrieval_metrics({"images": images, "texts": texts, "captions": captions})
+    assert same["image_retrieval_recall@5"] == 1

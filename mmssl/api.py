@@ -199,9 +199,15 @@ class MMSSL:
         self.model.calibration = calibrate(self.model, dataset, by=by, coverage=coverage)
         return self.model.calibration.metrics
 
-    def encode_image(self, images: ImageInput | Iterable[ImageInput], batch_size: int = 256) -> Tensor:
-        """Unit-length embeddings of one or several images, float32 [N, D] on the CPU."""
-        return self.model.encode_image(images, batch_size)
+    def encode_image(
+        self, images: ImageInput | Iterable[ImageInput], batch_size: int = 256, patches: bool = False
+    ) -> Tensor:
+        """Unit-length embeddings of images, [N, D], or of their patches, [N, rows, columns, D]; float32 on the CPU.
+
+        Raises:
+            UserError: an image cannot be used; or patches are asked for and the vision tower shows none.
+        """
+        return self.model.encode_image(images, batch_size, patches)
 
     def encode_text(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
         """Unit-length embeddings of one or several texts, float32 [N, D] on the CPU."""

@@ -94,11 +94,16 @@ class Model:
         self.encoder.to(device)
         return self
 
-    def encode_image(self, images: ImageInput | Iterable[ImageInput], batch_size: int = 256) -> Tensor:
+    def encode_image(
+        self, images: ImageInput | Iterable[ImageInput], batch_size: int = 256, patches: bool = False
+    ) -> Tensor:
         """Unit vectors [N, D], float32 on the CPU, of one image or several.
 
+        Args:
+            patches: one vector for each patch, or place of the last feature map: [N, rows, columns, D].
+
         Raises:
-            UserError: a file cannot be read or decoded, or an argument is none of an image.
+            UserError: a file cannot be read or decoded, an argument is none of an image, or the tower shows no patches.
             DecodeError: an image that is not a file cannot be decoded.
         """
         _check_batch_size(batch_size)
@@ -107,8 +112,9 @@ class Model:
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(inputs), batch_size):
                 batch = torch.stack(list(pool.map(self.render, inputs[start : start + batch_size])))
-                rows.append(self.encode_rendered(batch))
-        return torch.cat(rows) if rows else torch.empty(0, self.config.embed_dim)
+                rows.append(self.encode_rendered(batch, patches))
+        places = (self.vision.places or 0,) * 2 if patches else ()
+        return torch.cat(rows) if rows else torch.empty(0, *places, self.config.embed_dim)
 
     def render(self, image: ImageInput) -> Tensor:
         """An image as the model sees it: uint8 [3, S, S].
@@ -126,9 +132,10 @@ class Model:
         except DecodeError as error:
             raise UserError(f"{image} is not a usable image: {error}") from None
 
-    def encode_rendered(self, images: Tensor) -> Tensor:
-        """Unit vectors [N, D], float32 on the CPU, of rendered images [N, 3, S, S]."""
-        return self._evaluate(lambda: self.encoder.encode_image(images.to(self.device)))
+    def encode_rendered(self, images: Tensor, patches: bool = False) -> Tensor:
+        """Unit vectors [N, D] of rendered images [N, 3, S, S]; of patches [N, rows, columns, D]. Float32 on the CPU."""
+        encode = self.encoder.encode_patches if patches else self.encoder.encode_image
+        return self._evaluate(lambda: encode(images.to(self.device)))
 
     def encode_text(self, texts: str | Iterable[str], batch_size: int = 256) -> Tensor:
         """Unit vectors [N, D], float32 on the CPU, of one text or several."""

@@ -42,12 +42,22 @@ class DualEncoder(nn.Module):
         """uint8 [B, 3, S, S] -> unit-length embeddings [B, embed_dim]."""
         return self.project_image(self.vision(images).pooled)
 
+    def encode_patches(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, S, S] -> unit-length embeddings of patches [B, rows, columns, embed_dim].
+
+        Raises:
+            UserError: the vision tower shows no patches.
+        """
+        from mmssl.models.patches import patch_features  # a training does not load it
+
+        return self.project_image(patch_features(self.vision, images))
+
     def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Token ids and mask [B, L] -> unit-length embeddings [B, embed_dim]."""
         return self.project_text(self.text(tokens, mask).pooled)
 
     def project_image(self, pooled: Tensor) -> Tensor:
-        """Pooled image features [B, width] -> unit-length embeddings [B, embed_dim] in float32."""
+        """Pooled image features [..., width] -> unit-length embeddings [..., embed_dim] in float32."""
         return F.normalize(self.image_projection(pooled).float(), dim=-1)
 
     def project_text(self, pooled: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from mmssl import system
-from mmssl.config import Config, DataConfig, ModelConfig, ObjectiveConfig, SuiteConfig, ViewConfig
+from mmssl.config import Config, DataConfig, HoldOutConfig, ModelConfig, ObjectiveConfig, SuiteConfig, ViewConfig
 from mmssl.data import ChooseBatching, LoaderConfig, MemberNames, Source, TrainLoader, resolve_sources
 from mmssl.data.order import Batching, DistinctValues, PlannedSource
 from mmssl.data.shards import SampleLimits, ShardIndex
@@ -198,9 +198,12 @@ def train_tokenizer_on(
     *,
     lowercase: bool = True,
     limits: SampleLimits | None = None,
+    held_out: HoldOutConfig | None = None,
 ) -> Tokenizer:
-    """A tokenizer trained on every caption template of the samples, in file order."""
-    return train_tokenizer(iter_captions(shards, templates, limits), vocab_size, max_tokens, lowercase=lowercase)
+    """A tokenizer trained on every caption template of the samples but those `held_out`, in file order."""
+    return train_tokenizer(
+        iter_captions(shards, templates, limits, held_out), vocab_size, max_tokens, lowercase=lowercase
+    )
 
 
 def build_tokenizer(plan: RunPlan, folder: Path) -> Tokenizer:
@@ -224,6 +227,7 @@ def build_tokenizer(plan: RunPlan, folder: Path) -> Tokenizer:
         text.max_tokens,
         lowercase=text.lowercase,
         limits=build_limits(config.data),
+        held_out=config.data.hold_out,
     )
 
 
@@ -396,6 +400,7 @@ def build_loader(
         workers=data.workers if data.workers is not None else default_workers(),
         worker_kind=data.worker_kind,
         batching=build_batching(plan, world, say),
+        hold_out=data.hold_out,
         limits=build_limits(data),
         access=build_access(data),
         max_bad_fraction=data.bad_samples,

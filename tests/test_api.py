@@ -17,7 +17,7 @@ from mmssl import MMSSL, load
 from mmssl.api import full_key
 from mmssl.apps.autoconfig import next_commands
 from mmssl.apps.autoconfig.preparation import prepare
-from mmssl.config import SourceConfig, load_config, set_key
+from mmssl.config import HoldOutConfig, SourceConfig, load_config, set_key
 from mmssl.data import expand, iter_samples
 from mmssl.errors import UserError
 from tests.cli.test_main import fails, main_ok
@@ -137,7 +137,7 @@ def test_evaluation_takes_any_form_of_pairs(trained: tuple[MMSSL, Path], table: 
     """A table is judged by retrieval, with the figures of the same pairs as shards."""
     model, _ = trained
     (of_table,) = model.evaluate(table).values()
-    packed = prepare(table, tmp_path / "shards", hold_out=False)
+    packed = prepare(table, tmp_path / "shards", HoldOutConfig(share=0))
     (of_shards,) = model.evaluate(str(packed.train), "retrieval", tmp_path / "out").values()
     assert of_table["samples"] == of_shards["samples"] == 40
     assert of_table["image_retrieval_recall@5"] == of_shards["image_retrieval_recall@5"]

@@ -4,7 +4,7 @@ Runtime values (device, rank, number of samples) never live here; they are passe
 """
 
 from mmssl.config.config import Config
-from mmssl.config.data import CacheConfig, DataConfig, SourceConfig, ViewConfig
+from mmssl.config.data import CacheConfig, DataConfig, HoldOutConfig, SourceConfig, ViewConfig
 from mmssl.config.evaluate import EvaluateConfig, SuiteConfig
 from mmssl.config.load import (
     dump_config,
@@ -35,6 +35,7 @@ __all__ = [
     "EarlyStoppingConfig",
     "EvaluateConfig",
     "GuardConfig",
+    "HoldOutConfig",
     "Length",
     "LoraConfig",
     "MixerConfig",

@@ -107,6 +107,17 @@ class BatchingConfig(ConfigBase):
         return self
 
 
+class HoldOutConfig(ConfigBase):
+    """Samples of the training shards that are not trained on."""
+
+    share: float = Field(0.0, ge=0, lt=1)
+    """Fraction of the samples, chosen by a hash of their keys: the same ones in any shard, order and process. The
+    shards must be on a disk. `mmssl train --data SHARDS` sets it, and copies those samples to RUN/held-out."""
+    group: str | None = None
+    """Field of the .json (or `cls`), for example a patient or a product: samples with the same value are held out
+    together. The fraction is then one of the values."""
+
+
 class DataConfig(ConfigBase):
     """Sources of samples, views and loading."""
 
@@ -132,6 +143,8 @@ class DataConfig(ConfigBase):
     bytes of larger ones, 4 to 8 MiB for remote ones."""
     batching: BatchingConfig = BatchingConfig()
     """The samples that share a batch. By default chance decides."""
+    hold_out: HoldOutConfig = HoldOutConfig()
+    """Samples of the training shards that are not trained on. Default: none."""
     workers: int | None = Field(None, ge=0)
     """Workers that read and decode, per process. 0 decodes in the training thread. Default: by the number of cores."""
     worker_kind: Literal["thread", "process"] = "thread"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmssl import system
-from mmssl.config import SourceConfig
+from mmssl.config import HoldOutConfig, SourceConfig
 from mmssl.data.loading import (
     NO_INDEX_WARNING,
     BadSampleBudget,
@@ -27,7 +27,8 @@ from mmssl.data.loading.pipeline import Reader
 from mmssl.data.loading.workers import InlineWorkers, ProcessWorkers, ThreadWorkers, Workers
 from mmssl.data.order import Batching, PlannedSource, Position, StreamPlan, default_lanes
 from mmssl.data.shards import Progress, SampleLimits, ShardIndex, describe_problems, is_remote
-from mmssl.data.sources import Catalog, expand, index_source, plan_source, set_apart
+from mmssl.data.sources import expand, hold_out, index_source, set_apart
+from mmssl.data.sources.catalog import Catalog, plan_source
 from mmssl.data.storage import Access
 from mmssl.errors import UserError
 from mmssl.types import Batch
@@ -67,13 +68,13 @@ def _training_shards(spec: str | Sequence[str], allow_pipe: bool) -> list[str]:
     return names
 
 
-def _check_on_disk(sources: Sequence[Source]) -> None:
+def _check_on_disk(sources: Sequence[Source], setting: str, why: str) -> None:
     """Raises UserError for shards that are remote or the output of a command."""
     remote = [shard for source in sources for shard in source.shards if is_remote(shard)]
     if remote:
         raise UserError(
-            f"data.batching reads single samples in random order, so the shards must be on a disk; copy them there, or "
-            f"leave data.batching out: {remote[0]}"
+            f"{setting} reads {why}, so the shards must be on a disk; copy them there, or leave "
+            f"{setting} out: {remote[0]}"
         )
 
 
@@ -118,6 +119,8 @@ class LoaderConfig:
     worker_kind: Literal["thread", "process"] = "thread"
     batching: ChooseBatching | None = None
     """Chooses the samples that share a batch; None: chance does."""
+    hold_out: HoldOutConfig = field(default_factory=HoldOutConfig)
+    """Samples that are not trained on."""
     limits: SampleLimits = field(default_factory=SampleLimits)
     access: Access = field(default_factory=Access)
     max_bad_fraction: float = 0.01
@@ -160,7 +163,9 @@ class TrainLoader:
         if batch_size % world_size:
             raise UserError(f"data.batch_size={batch_size} is not divisible by {world_size} processes; use a multiple")
         if config.batching is not None:
-            _check_on_disk(sources)
+            _check_on_disk(sources, "data.batching", "single samples in random order")
+        if config.hold_out.share > 0:
+            _check_on_disk(sources, "data.hold_out", "the keys of all samples")
         self._sources = list(sources)
         self._config = config
         self._render = render
@@ -295,6 +300,8 @@ class TrainLoader:
             if self._config.access.resized is not None:
                 log("data.cache.resize is not used: without an index, images are rendered from the originals")
             return None, []
+        if self._config.hold_out.share > 0:
+            known = [hold_out(source, self._config.hold_out)[0] for source in known]
         pairs = zip(self._sources, known, strict=True)
         planned = [plan_source(found, source.weight, self._config.slice_mib) for source, found in pairs]
         choose = self._config.batching

@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import escape, has_magic
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from mmssl import system
-from mmssl.config import SourceConfig
+from mmssl.config import HoldOutConfig, SourceConfig
 from mmssl.data import Account, expand
 from mmssl.data.packing import BAD, Encoding, open_records, pack, table_suffix
 from mmssl.data.shards import TABLES, Progress, SampleLimits, ShardIndex, describe_problems, is_remote
-from mmssl.data.sources import account_of_indexes, folder_shards, index_source, set_apart
+from mmssl.data.sources import account_of_indexes, folder_shards, hold_out, index_source, set_apart
 from mmssl.data.storage import Access
 from mmssl.errors import UserError
+from mmssl.files import open_regular
 
 _log = logging.getLogger(__name__)
 LEAST = 8
@@ -25,12 +27,8 @@ LEAST = 8
 SIDE = 512
 """Shorter side in pixels of packed images: decoding large photographs in every epoch would take longer than training
 on them."""
-FEW_SHARDS = 3
-"""Held-out shards below which their pairs may be of one kind."""
-SAME_KIND = (
-    "; if each shard holds one kind of pairs, that is all it measures: to hold out single pairs, pack the shards: "
-    "mmssl shards pack SHARDS --out DIR --split train=0.9 --split val=0.1"
-)
+MOST_KEYS = 1_000_000
+"""Pairs beyond which shards are held out as a whole: reading the keys of all takes a minute at every start."""
 TRAIN, HELD_OUT = "train", "held-out"
 
 Weighted = SourceConfig | Mapping[str, Any]
@@ -59,6 +57,8 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     recognised: str = ""
     """One line: how a table was read. Empty: nothing had to be recognised."""
+    rule: HoldOutConfig = field(default_factory=HoldOutConfig)
+    """Value for `data.hold_out`: the pairs of the training shards that are held out."""
 
 
 def patterns_of(data: Source) -> list[str]:
@@ -104,16 +104,17 @@ def is_shards(data: Source) -> bool:
 def prepare(
     data: Source,
     folder: Path,
-    hold_out: bool = True,
+    rule: HoldOutConfig | None = None,
     progress: Progress | None = None,
     *,
     table: Mapping[str, str] | None = None,
     limits: SampleLimits | None = None,
 ) -> Prepared:
-    """Turn any data into shards. Images and tables are packed into the folder; packing can be resumed.
+    """Turn any data into shards. Images and tables are packed into the folder; packing can be resumed. Of local
+    shards the held-out pairs are copied there.
 
     Args:
-        hold_out: hold out a fraction of the pairs for evaluation.
+        rule: the pairs to hold out for evaluation. A share that is not set is `held_out_fraction`.
         progress: called with the number of packed records and the total.
         table: how to read a table: options of `open_records`.
         limits: limits and names of members of shards.
@@ -121,16 +122,15 @@ def prepare(
     Raises:
         UserError: the data are missing, damaged or too few, or would have to be packed by several processes.
     """
+    rule = rule or HoldOutConfig()
     if not is_shards(data):
         assert isinstance(data, str | Path)
-        found = _packed(Path(data), folder, hold_out, progress, table or {})
+        found = _packed(Path(data), folder, rule, progress, table or {})
     elif table:
         option, value = next(iter(table.items()))
         raise UserError(f"--{option.replace('_', '-')} {value} is for tables, but {_name(data)} names shards")
-    elif any(not isinstance(entry, str | Path) for entry in ([] if isinstance(data, str | Path) else data)):
-        found = _split_mixture(data, hold_out, limits or SampleLimits())
     else:
-        found = _split_shards(patterns_of(data), hold_out, limits or SampleLimits())
+        found = _split(data, folder, rule, limits or SampleLimits())
     if found.pairs < LEAST:
         causes = "".join(f"; {cause}" for cause in found.account.causes())
         pairs = "1 usable pair" if found.pairs == 1 else f"{found.pairs} usable pairs"
@@ -153,7 +153,7 @@ def resolve_shards(data: Source, folder: Path, need_captions: bool = True) -> li
         return _expanded(data)
     assert isinstance(data, str | Path)
     if need_captions:
-        return expand(_packed(Path(data), folder, False, None, {}).train)
+        return expand(_packed(Path(data), folder, HoldOutConfig(share=0), None, {}).train)
     _refuse_several_processes(data)
     records, encoding = open_records(Path(data), need_captions=False), Encoding(resize=SIDE, need_captions=False)
     packed = pack(records, folder, encoding=encoding, replace=True)
@@ -176,15 +176,21 @@ def held_out_fraction(pairs: int) -> float:
     return min(0.25, min(5_000, max(36, pairs / 10)) / max(pairs, 1))
 
 
+def _share(rule: HoldOutConfig, pairs: int) -> float:
+    return rule.share if "share" in rule.model_fields_set else float(f"{held_out_fraction(pairs):.3g}")
+
+
 def _packed(
-    source: Path, folder: Path, hold_out: bool, progress: Progress | None, table: Mapping[str, Any]
+    source: Path, folder: Path, rule: HoldOutConfig, progress: Progress | None, table: Mapping[str, Any]
 ) -> Prepared:
     _refuse_several_processes(source)
     records = open_records(source, **table)
     number = len(records.keys())
-    fraction = held_out_fraction(number) if hold_out else 0.0
-    splits = {TRAIN: 1 - fraction, HELD_OUT: fraction} if hold_out else {TRAIN: 1.0}
-    packed = pack(records, folder, splits=splits, encoding=Encoding(resize=SIDE), progress=progress)
+    share = _share(rule, number)
+    splits = {TRAIN: 1 - share, HELD_OUT: share} if share > 0 else {TRAIN: 1.0}
+    packed = pack(
+        records, folder, splits=splits, encoding=Encoding(resize=SIDE), progress=progress, group_by=rule.group
+    )
     notes = []
     account = packed.account
     if account.omitted:
@@ -199,7 +205,7 @@ def _packed(
         pairs=counts[TRAIN],
         held_out=patterns.get(HELD_OUT),
         held_out_pairs=held_out,
-        why=f"{held_out:,} pairs, chosen by a hash of their keys, are held out from training",
+        why=_by_hash(held_out, rule),
         packed=True,
         account=account,
         notes=notes,
@@ -219,71 +225,124 @@ def _expanded(data: Source) -> list[str]:
     return expand(str(data))
 
 
-def _split_mixture(data: Source, hold_out: bool, limits: SampleLimits) -> Prepared:
-    """Use the shards of a mixture without packing; some of each source are held out. Plain patterns are one source."""
-    assert not isinstance(data, str | Path)
-    plain = [str(entry) for entry in data if isinstance(entry, str | Path)]
-    sources = [SourceConfig(shards=plain)] if plain else []
-    sources += [_source(entry) for entry in data if not isinstance(entry, str | Path)]
-    parts = [_split_shards(_listed(source.shards), hold_out, limits) for source in sources]
-    held_out = [part.held_out for part in parts if part.held_out is not None]
-    account = Account()
-    for part in parts:
-        account.include(part.account)
-    return Prepared(
-        train=[{"shards": part.train, "weight": source.weight} for part, source in zip(parts, sources, strict=True)],
-        pairs=sum(part.pairs for part in parts),
-        held_out=None if not held_out else held_out[0] if len(held_out) == 1 else f"{{{','.join(held_out)}}}",
-        held_out_pairs=sum(part.held_out_pairs for part in parts),
-        why="; ".join(f"source {number}: {part.why}" for number, part in enumerate(parts, start=1)),
-        packed=False,
-        account=account,
-        notes=[note for part in parts for note in part.notes],
-    )
+@dataclass(frozen=True)
+class _ShardSource:
+    """One source of shards."""
+
+    source: SourceConfig
+    indexes: list[ShardIndex]
+    apart: list[ShardIndex]
+    """Shards of another split beside them, which are not trained on."""
+
+    @classmethod
+    def of(cls, source: SourceConfig, limits: SampleLimits) -> "_ShardSource":
+        """Index the shards of a source."""
+        given = [source.shards] if isinstance(source.shards, str) else source.shards
+        names, apart = set_apart(_expanded(given[0] if len(given) == 1 else given), given)
+        found = _indexes([*names, *apart], limits)
+        return cls(source, found[: len(names)], found[len(names) :])
+
+    def without(self, held_out: Collection[str]) -> str | list[str]:
+        """Patterns of the shards to train on, if those are held out as a whole."""
+        left = [index.shard for index in self.indexes if index.shard not in held_out]
+        return left if self.apart or len(left) < len(self.indexes) else self.source.shards
 
 
-def _listed(shards: str | list[str]) -> list[str]:
-    return [shards] if isinstance(shards, str) else shards
-
-
-def _split_shards(data: list[str], hold_out: bool, limits: SampleLimits) -> Prepared:
-    """Use shards without packing; some of them are held out as a whole."""
-    given = data[0] if len(data) == 1 else data
-    names, apart = set_apart(_expanded(given), data)
-    found = _indexes([*names, *apart], limits)
-    counts = [index.samples for index in found]
-    kept = apart or (_shards_to_hold_out(names, counts) if hold_out else [])
-    held_out = sum(index.samples for index in found if index.shard in kept)
+def _split(data: Source, folder: Path, rule: HoldOutConfig, limits: SampleLimits) -> Prepared:
+    """Use shards without packing, and hold out some pairs: shards of another split that lie beside them, else the pairs
+    that the rule chooses. Of remote shards, and of very many pairs, whole shards are held out."""
+    entries = [data] if isinstance(data, str | Path) else list(data)
+    plain = [str(entry) for entry in entries if isinstance(entry, str | Path)]
+    weighted = [_source(entry) for entry in entries if not isinstance(entry, str | Path)]
+    sources = [SourceConfig(shards=plain[0] if len(plain) == 1 else plain)] if plain or not weighted else []
+    parts = [_ShardSource.of(source, limits) for source in [*sources, *weighted]]
+    indexes = [index for part in parts for index in part.indexes]
+    apart = [index for part in parts for index in part.apart]
+    rule = rule.model_copy(update={"share": _share(rule, _pairs(indexes))})
+    chosen, kept, pattern = HoldOutConfig(), list[ShardIndex](), None
     if apart:
-        why = f"{held_out:,} pairs in {len(apart)} shards of another split, such as {apart[0]}, are not trained on"
-    elif kept:
-        why = f"{held_out:,} pairs in {len(kept)} of {len(names)} shards, chosen by a hash, are held out from training"
-        why += SAME_KIND if len(kept) < FEW_SHARDS else ""
+        kept = apart
+        where = f"{len(kept)} shards of another split, such as {kept[0].shard}"
+        why = f"{_pairs(kept):,} pairs in {where}, are not trained on"
+    elif rule.share == 0:
+        why = "none: data.hold_out.share=0"
+    elif _pairs(indexes) <= MOST_KEYS and not any(is_remote(index.shard) for index in indexes):
+        chosen, kept = rule, hold_out(indexes, rule)[1]
+        if copy_samples(kept, folder, HELD_OUT):
+            pattern, why = f"{escape(str(folder))}/{HELD_OUT}-*.tar", _by_hash(_pairs(kept), rule)
+        else:
+            why = f"none: a fraction of {rule.share:g} chose none of so few; set data.hold_out.share"
     else:
-        why = "none: holding out one of so few shards would remove more than a quarter of the pairs"
-    problems = describe_problems(found)
+        kept = [index for part in parts for index in _shards_to_hold_out(part.indexes, rule.share)]
+        why = f"{_pairs(kept):,} pairs in {len(kept)} of {len(indexes)} shards, chosen by a hash, are held out"
+        if not kept:
+            why = "none: holding out one of so few shards would remove more than a quarter of the pairs"
+    whole = [] if chosen.share else [index.shard for index in kept]
+    if whole:
+        pattern = whole[0] if len(whole) == 1 else f"{{{','.join(whole)}}}"
+    used = [part.without(whole) for part in parts]
+    every = [*indexes, *apart]
+    problems = describe_problems(every)
     return Prepared(
-        train=[name for name in names if name not in kept] if kept else given,
-        pairs=sum(counts) - held_out,
-        held_out=None if not kept else kept[0] if len(kept) == 1 else f"{{{','.join(kept)}}}",
-        held_out_pairs=held_out,
+        train=[{"shards": shards, "weight": part.source.weight} for shards, part in zip(used, parts, strict=True)]
+        if weighted
+        else used[0],
+        pairs=_pairs(indexes) - (0 if apart else _pairs(kept)),
+        held_out=pattern,
+        held_out_pairs=_pairs(kept),
         why=why,
         packed=False,
-        account=account_of_indexes(found),
+        account=account_of_indexes(every),
         notes=[] if problems is None else [problems],
+        rule=chosen,
     )
 
 
-def _shards_to_hold_out(names: Sequence[str], counts: Sequence[int]) -> list[str]:
+def _by_hash(pairs: int, rule: HoldOutConfig) -> str:
+    """One line about pairs that are held out."""
+    what = "keys" if rule.group is None else f"{rule.group}"
+    return f"{pairs:,} pairs, chosen by a hash of their {what}, are held out from training"
+
+
+def _pairs(indexes: Sequence[ShardIndex]) -> int:
+    return sum(index.samples for index in indexes)
+
+
+def _shards_to_hold_out(indexes: Sequence[ShardIndex], share: float) -> list[ShardIndex]:
     """Choose shards to hold out by a hash of their names: the wanted fraction, at most a quarter of the pairs."""
-    total, taken, kept = sum(counts), 0, []
-    wanted = held_out_fraction(total) * total
-    for name, count in sorted(zip(names, counts, strict=True), key=lambda pair: _hash(Path(pair[0]).name)):
-        if taken >= wanted or taken + count > total / 4:
+    total, kept = _pairs(indexes), list[ShardIndex]()
+    for index in sorted(indexes, key=lambda index: _hash(Path(index.shard).name)):
+        if _pairs(kept) >= share * total or _pairs(kept) + index.samples > total / 4:
             break
-        taken += count
-        kept.append(name)
-    return sorted(kept)
+        kept.append(index)
+    return sorted(kept, key=lambda index: index.shard)
+
+
+def copy_samples(indexes: Sequence[ShardIndex], folder: Path, name: str) -> list[Path]:
+    """Copy the usable samples of local shards byte for byte, each shard's into one: FOLDER/NAME-00000.tar, ...
+
+    Several processes may do so at once. Other tars of this name are removed.
+
+    Raises:
+        UserError: a shard cannot be read, or the folder cannot be written.
+    """
+    used = [index for index in indexes if index.samples > 0]
+    written = [folder / f"{name}-{number:05}.tar" for number in range(len(used))]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, path in zip(used, written, strict=True):
+            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+            with open_regular(index.shard) as file, partial.open("wb") as out:
+                for start, stop in zip(*index.ranges(), strict=True):
+                    file.seek(start)
+                    out.write(file.read(stop - start))
+                out.write(bytes(1024))  # the end of a tar
+            partial.replace(path)
+        for other in set(folder.glob(f"{name}-*.tar")) - set(written):
+            other.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"the held-out samples cannot be copied to {folder}: {error.strerror}") from None
+    return written
 
 
 def _counts(shards: Sequence[str]) -> list[int]:

@@ -17,11 +17,11 @@ from rich.text import Text
 from mmssl import errors, system
 from mmssl.apps.autoconfig.choices import Choice, choose
 from mmssl.apps.autoconfig.inputs import Machine, Pairs, Start, probe_pairs, this_machine
-from mmssl.apps.autoconfig.preparation import HELD_OUT, Prepared, Source, patterns_of, prepare
+from mmssl.apps.autoconfig.preparation import HELD_OUT, TRAIN, Prepared, Source, patterns_of, prepare
 from mmssl.apps.report import write_card
 from mmssl.apps.search import embed_shards
 from mmssl.build import build_limits, objective_options
-from mmssl.config import Config, load_config, parse_config, set_key
+from mmssl.config import Config, HoldOutConfig, load_config, parse_config, set_key
 from mmssl.data import expand
 from mmssl.data.shards import SampleLimits
 from mmssl.errors import UserError
@@ -78,8 +78,10 @@ def train_on(
     tried = _config(trial, "unknown", run, given)
     objective_options(tried)
     console, limits = errors.console(quiet=not _is_first()), build_limits(tried.data)
-    prepared = _prepared(data, run, tree is None, limits, console, table)
+    rule = tried.data.hold_out if tree is None else HoldOutConfig(share=0)
+    prepared = _prepared(data, run, rule, limits, console, table)
     if tree is None:
+        given = {key: value for key, value in given.items() if not key.startswith("data.hold_out")}
         templates = list(given.get("data.captions", ["{txt}"]))
         pairs = probe_pairs(expand(patterns_of(prepared.train)), prepared.pairs, templates, limits)
         choices = [*choose(pairs, machine, start, given), *_evaluation(prepared, given)]
@@ -116,7 +118,8 @@ def after_training(finished: Finished) -> None:
 def index_packed(finished: Finished) -> None:
     """Embed the packed pairs of a finished run into RUN/index, for search and serve."""
     run = finished.run_dir
-    if finished.signal is None and (run / PACKED).is_dir() and _is_first() and find_spec("pyarrow") is not None:
+    packed = any((run / PACKED).glob(f"{TRAIN}-*.tar"))  # of shards, only the held-out pairs are copied there
+    if finished.signal is None and packed and _is_first() and find_spec("pyarrow") is not None:
         shards = expand(str(run / PACKED))
         model = load(run).to("cuda" if torch.cuda.is_available() else "cpu")
         known = stored.read_record(run / INDEX)
@@ -161,7 +164,7 @@ def _folder(given: Path | None, data: Source) -> Path:
 def _prepared(
     data: Source,
     run: Path,
-    hold_out: bool,
+    rule: HoldOutConfig,
     limits: SampleLimits,
     console: Console,
     table: Mapping[str, str] | None,
@@ -170,7 +173,7 @@ def _prepared(
         found = prepare(
             data,
             run / PACKED,
-            hold_out,
+            rule,
             lambda done, total: status.update(f"packing: {done:,} of {total:,} pairs"),
             table=table,
             limits=limits,
@@ -187,11 +190,13 @@ def _prepared(
 
 
 def _evaluation(prepared: Prepared, pinned: Tree) -> list[Choice]:
-    """The evaluation suite of the held-out pairs."""
+    """The held-out pairs, and the evaluation suite of them."""
+    chosen = prepared.rule.model_dump(exclude_defaults=True)
+    choices = [Choice("data.hold_out", chosen, prepared.why)] if chosen else []
     if any(key.startswith("evaluate.suites") for key in pinned):
-        return []
+        return choices
     suites = {HELD_OUT: {"data": prepared.held_out, "task": ["retrieval"]}} if prepared.held_out else {}
-    return [Choice("evaluate.suites", suites, prepared.why)]
+    return [*choices, Choice("evaluate.suites", suites, prepared.why)]
 
 
 def _settings_table(choices: Sequence[Choice], pinned: Mapping[str, Any]) -> Table:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmssl.data.shards import SampleLimits, index_shards, is_remote
 from mmssl.data.shards.samples import SampleError, parse_sample
-from mmssl.data.sources import Catalog
+from mmssl.data.sources.catalog import Catalog
 from mmssl.data.storage import LocalFiles, RetryPolicy, iter_samples
 from mmssl.data.transforms import DecodeError, Pixels, captions, decoding
 from mmssl.errors import UserError

@@ -12,8 +12,7 @@ from mmssl.data.order import Position, SampleRun, StreamPlan
 from mmssl.data.shards import BadSample, SampleLimits, is_remote
 from mmssl.data.shards.causes import remedy_of
 from mmssl.data.shards.samples import SampleError, parse_sample
-from mmssl.data.sources import Catalog
-from mmssl.data.sources.catalog import SampleLocation
+from mmssl.data.sources.catalog import Catalog, SampleLocation
 from mmssl.data.storage import Access, Files, Span
 from mmssl.data.transforms import Rendered
 from mmssl.errors import UserError

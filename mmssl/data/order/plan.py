@@ -24,8 +24,8 @@ _MAX_PATTERN = 4096
 STATE_VERSION = 1
 _MEANING = {
     "version": "its state was written by another version of mmssl",
-    "fingerprint": "the shards, the weights, data.slice_mib, data.shuffle_block or data.batching (with distinct also "
-    "data.batch_size) changed; restore them",
+    "fingerprint": "the shards, the weights, data.slice_mib, data.shuffle_block, data.hold_out or data.batching (with "
+    "distinct also data.batch_size) changed; restore them",
     "seed": "the seed changed; restore it",
     "lanes": "data.lanes changed; restore it",
 }

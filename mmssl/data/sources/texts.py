@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Iterator, Sequence
 
+from mmssl.config import HoldOutConfig
 from mmssl.data.shards import BadSample, SampleLimits
 from mmssl.data.shards.account import Account
 from mmssl.data.shards.causes import leave_out
+from mmssl.data.sources.hold_out import is_held_out
 from mmssl.data.storage import iter_samples
 from mmssl.data.transforms import captions
 from mmssl.errors import UserError
@@ -13,8 +15,16 @@ from mmssl.errors import UserError
 _log = logging.getLogger(__name__)
 
 
-def iter_captions(shards: Sequence[str], templates: Sequence[str], limits: SampleLimits | None = None) -> Iterator[str]:
+def iter_captions(
+    shards: Sequence[str],
+    templates: Sequence[str],
+    limits: SampleLimits | None = None,
+    held_out: HoldOutConfig | None = None,
+) -> Iterator[str]:
     """Every caption of the samples, in file order. Samples that lack a field are logged, counted by cause.
+
+    Args:
+        held_out: samples whose captions are left out.
 
     Raises:
         UserError: a template is malformed, or no caption can be rendered: names a sample, the cause and the remedy.
@@ -27,6 +37,8 @@ def iter_captions(shards: Sequence[str], templates: Sequence[str], limits: Sampl
 
     try:
         for sample in iter_samples(shards, limits, on_bad=report):
+            if held_out is not None and is_held_out(sample, held_out):
+                continue
             found, problem = _render(sample.fields, templates)
             if problem is not None:
                 leave_out(account, sample.shard, sample.key, problem)

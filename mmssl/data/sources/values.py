@@ -38,7 +38,7 @@ def distinct_values(indexes: Sequence[ShardIndex], field: str, templates: Sequen
         UserError: a shard changed or cannot be read, or no sample has the field.
     """
     found, known, has_field = [], set[str](), field == captions.CAPTION_GROUP
-    for number, sample in enumerate(_texts(indexes)):
+    for number, sample in enumerate(iter_texts(indexes)):
         has_field = has_field or field in sample.fields
         known |= set() if has_field else sample.fields.keys()
         found.append(_value(number, sample, field, templates))
@@ -48,7 +48,7 @@ def distinct_values(indexes: Sequence[ShardIndex], field: str, templates: Sequen
     return np.array(found, dtype=np.int64)
 
 
-def _texts(indexes: Sequence[ShardIndex]) -> Iterator[Sample]:
+def iter_texts(indexes: Sequence[ShardIndex]) -> Iterator[Sample]:
     """Each usable sample without its images; without fields if it cannot be used."""
     number = 0
     for index in indexes:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from mmssl.apps.autoconfig import preparation
 from mmssl.apps.autoconfig.inputs import count_tokens, probe_pairs
 from mmssl.apps.autoconfig.preparation import LEAST, held_out_fraction, is_shards, prepare, resolve_shards
+from mmssl.config import HoldOutConfig
 from mmssl.data import expand, iter_samples
+from mmssl.data.sources.hold_out import is_held_out
 from mmssl.errors import UserError
 from tests.helpers.color_pairs import write_table
 from tests.helpers.tiny_runs import write_pairs
@@ -47,18 +50,38 @@ def test_a_folder_and_shards_of_the_same_pairs(table: Path, tmp_path: Path) -> N
         image.parent.mkdir(exist_ok=True)
         shutil.copy(table.parent / row["image"], image)
         image.with_suffix(".txt").write_text(row["caption"])
-    found = prepare(tmp_path / "photos", tmp_path / "run", hold_out=False)
+    found = prepare(tmp_path / "photos", tmp_path / "run", HoldOutConfig(share=0))
     assert (found.pairs, found.held_out, found.packed) == (40, None, True)
     before = sorted(tmp_path.rglob("*"))
-    again = prepare(tmp_path / "run", tmp_path / "other", hold_out=False)
+    again = prepare(tmp_path / "run", tmp_path / "other", HoldOutConfig(share=0))
     assert (again.train, again.pairs, again.packed) == (str(tmp_path / "run"), 40, False)
     assert sorted(tmp_path.rglob("*")) == before
     assert resolve_shards(tmp_path / "run", tmp_path / "other") == [str(tmp_path / "run" / "train-00000.tar")]
 
 
-def test_shards_are_held_out_whole(tmp_path: Path) -> None:
+def test_pairs_of_shards_are_held_out_one_by_one(tmp_path: Path) -> None:
+    """Of two shards, pairs of both are held out and copied; the shards themselves stay as they are, and the rule says
+    which pairs the training leaves out. A fraction and a group can be given, and nothing held out."""
+    shards = str(write_pairs(tmp_path) / "*.tar")
+    found = prepare(shards, tmp_path / "run")
+    assert (found.train, found.pairs + found.held_out_pairs, found.packed) == (shards, 48, False)
+    held_out = keys(found.held_out)
+    rows = [sample for sample in iter_samples(expand(shards)) if is_held_out(sample, found.rule)]
+    assert {row.key for row in rows} == {key.split()[1] for key in held_out}
+    assert len({row.shard for row in rows}) == 2
+    assert (len(rows), found.rule.share) == (found.held_out_pairs, 0.25)
+    classes = prepare(shards, tmp_path / "grouped", HoldOutConfig(share=0.5, group="cls"))
+    labels = {s.fields["cls"] for s in iter_samples(expand(str(classes.held_out)))}
+    assert classes.held_out_pairs == sum(s.fields["cls"] in labels for s in iter_samples(expand(shards)))
+    none = prepare(shards, tmp_path / "none", HoldOutConfig(share=0))
+    assert (none.held_out, none.pairs) == (None, 48)
+    assert not (tmp_path / "none").exists()
+
+
+def test_of_very_many_pairs_whole_shards_are_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of twenty shards some are held out: a tenth of the pairs, at most a quarter; of two shards none, with the
     reason."""
+    monkeypatch.setattr(preparation, "MOST_KEYS", 40)
     pairs = write_pairs(tmp_path)
     few = prepare(str(pairs / "*.tar"), tmp_path / "x")
     assert (few.held_out, few.pairs) == (None, 48)
@@ -70,6 +93,7 @@ def test_shards_are_held_out_whole(tmp_path: Path) -> None:
     assert 0.1 <= many.held_out_pairs / (20 * 24) <= 0.25
     assert not keys(many.train) & keys(many.held_out)
     assert len(keys(many.train) | keys(many.held_out)) == 20 * 24
+    assert many.rule.share == 0
 
 
 def test_pairs_of_one_image_stay_together(table: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ LINES = 45_800
 """26,500 were planned for what the package did in 31,000 then. Since then came tables, folders and tars in any form,
 refusals of hostile files, checks of towers, objectives with teachers and groups, batches by choice, averages of all
 samples, names for files of other kinds, and teachers of one side. A fifth are docstrings."""
-MODULE_COUNT = 323
+MODULE_COUNT = 324
 """210 were planned, before every folder had a front door (33), and every task, verb and export a file of its own.
 What a sample of a tar is takes four: members, groups, joining, samples. Embeddings of patches take one."""
 TOP_ENTRIES = 22  # 21 was planned; the choice of the precision is needed below every package that computes

@@ -418,16 +418,19 @@ def print_results(results: "Mapping[str, Metrics]") -> None:
     if not results:
         return
     for name, metrics in results.items():
+        rows = metrics_text.format_metrics(metrics)
+        # Fixed, for rich takes from minimal widths too, and then cuts what is beyond the terminal.
+        widths = [min(most, max((len(row[place]) for row in rows), default=0)) for place, most in ((0, 27), (2, 19))]
         table = Table(
-            Column("metric", min_width=27, overflow="fold"),
+            Column("metric", width=max(6, widths[0]), overflow="fold"),
             Column("value", no_wrap=True),
-            Column("95 % interval", min_width=16, overflow="fold"),
+            Column("95 % interval", width=max(13, widths[1]), overflow="fold"),
             Column("without the image", overflow="fold"),
             # As Text: names of datasets and groups may hold brackets, which would be markup.
             title=Text(name, style="bold"),
             title_justify="left",
         )
-        for row in metrics_text.format_metrics(metrics):
+        for row in rows:
             table.add_row(*map(Text, row))
         stdout().print(table)
     for name, metrics in results.items():

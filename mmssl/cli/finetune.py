@@ -1,5 +1,6 @@
 """`mmssl finetune` and `mmssl interpolate`."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -226,6 +227,8 @@ def _plan(
     from mmssl.evaluate.classifiers import fine_tuning
 
     methods, counts = _parse_methods(method), _parse_counts(draws[0])
+    if lr is not None and not 0 < lr < math.inf:
+        raise UserError(f"--lr {lr:g} must be a number above 0, such as 1e-4")
     rates = fine_tuning.RATES if lr is None else (lr,)
     settings = FineTuneSettings(methods[0], counts[0] if counts else None, seed, alpha, balance, rates, epochs)
     plan = _Plan(settings, methods, counts, draws[1])

@@ -1,6 +1,7 @@
 """Labels and captions of samples."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,14 @@ def sample_label(dataset: Dataset, sample: Sample) -> int | str:
     """The class index of a sample, or its class name if the dataset has no list of class names.
 
     Raises:
-        UnusableSampleError: the sample has no label, or -1.
+        UnusableSampleError: the sample has no label, an empty one, or -1.
         UserError: its label does not fit the class names.
     """
-    return label_index(dataset, sample, sample.fields[_label_field(dataset, sample)])
+    field = _label_field(dataset, sample)
+    value = sample.fields[field]
+    if value is None or str(value).strip() == "" or (isinstance(value, float) and math.isnan(value)):
+        raise UnusableSampleError(sample, f"its label {field!r} is empty")
+    return label_index(dataset, sample, value)
 
 
 def label_index(dataset: Dataset, sample: Sample, value: Any) -> int | str:

@@ -263,6 +263,23 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
         bar.advance()
 
 
+def test_the_table_of_metrics_fits_into_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The longest names, intervals and baselines are whole; no line is cut at its end."""
+    monkeypatch.setenv("COLUMNS", "80")
+    metrics = {"image_retrieval_median_rank": 1074.0, "text_retrieval_recall@10": 0.5}
+    of_all = {"text_retrieval_recall@10": {"majority": 0.25, "chance": 0.0103}}
+    intervals = {"image_retrieval_median_rank": (1062.0, 1085.5), "text_retrieval_recall@10": (0.4, 0.6)}
+    print_results({"pets/retrieval": {**metrics, "intervals": intervals, "baselines": of_all}})
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert {len(line) for line in lines} == {len(lines[0])}
+    assert len(lines[0]) <= 80
+    assert {line[-1] for line in lines} <= set("┓┃┩│┘")
+    for words in ("image_retrieval_median_rank", "1062.0000 to", "1085.5000", "majority", "0.0103"):
+        assert words in "\n".join(lines)
+
+
 def test_the_folder_of_the_figures_is_made(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It need not be there; where it cannot be, that is told before anything is encoded."""
     run("eval", home / "a", home / "shards" / "*.tar", "--json", tmp_path / "new" / "f.json", "--no-cache")

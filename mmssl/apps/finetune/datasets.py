@@ -1,5 +1,7 @@
 """Labelled images to train and to test a classifier on, with a model's features of them."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -90,7 +92,7 @@ def gather(
         options: of the encoding: batch size, cache, progress.
 
     Raises:
-        UserError: shards or labels are missing or do not fit.
+        UserError: shards or labels are missing or do not fit, or a test image is trained on.
     """
     chosen = label_options or LabelOptions()
     options = options or suite.SuiteOptions()
@@ -106,7 +108,9 @@ def gather(
         raise UserError(f"{data} has one class only ({classnames[0]!r}); a classifier needs two")
     train, tested = parts if len(parts) == 2 else _split(parts[0], seed, notes)
     if len(tested.samples) == 0:
-        raise UserError(f"{data} has too few samples to hold some out for testing; give others by --test")
+        raise UserError(f"no class of {data} has 3 images, to hold one out for testing; give others by --test")
+    _refuse_shared(train.samples, tested.samples)
+    notes += _remarks(classnames, tested.labels)
     return FineTuneData(
         name=opened.name,
         classnames=classnames,
@@ -156,5 +160,31 @@ def _split(images: LabelledImages, seed: int, notes: list[str]) -> tuple[Labelle
     return images.rows(rows), images.rows(kept)
 
 
+def _refuse_shared(train: Sequence[Sample], test: Sequence[Sample]) -> None:
+    known = {(sample.shard, sample.key) for sample in train}
+    shared = [sample for sample in test if (sample.shard, sample.key) in known]
+    if shared:
+        raise UserError(
+            f"{len(shared):,} of {len(test):,} test images are trained on too, such as {labels.locate(shared[0])}; "
+            "name others by --test, or leave it out"
+        )
+
+
+def _remarks(classnames: Sequence[str], tested: Tensor) -> list[str]:
+    """Remarks about classes that are probably one, and about classes that are not tested."""
+    alike: dict[str, list[str]] = {}
+    for name in classnames:
+        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    notes = [
+        f"classes {', '.join(map(repr, names))} differ in case or spaces alone: if they are one, correct their labels"
+        for names in alike.values()
+        if len(set(names)) > 1
+    ]
+    without = [name for number, name in enumerate(classnames) if not (tested == number).any()]
+    if without:
+        notes.append(f"{len(without):,} of {len(classnames):,} classes have no test image, such as {without[0]!r}")
+    return notes
+
+
 def _is_number(name: str) -> bool:
-    return name.strip().lstrip("+-").isdecimal()
+    return re.fullmatch(r"[+-]?\d+(\.\d+)?", name.strip()) is not None

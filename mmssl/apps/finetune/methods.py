@@ -162,9 +162,11 @@ def split(data: FineTuneData, shots: int | None, seed: int) -> tuple[Tensor, Ten
     counts = torch.bincount(labels, minlength=len(data.classnames))
     scarce = int(counts.argmin())
     if counts[scarce] < (shots or 1):
+        name = f"class {data.classnames[scarce]!r}"
+        if counts[scarce] == 0:
+            raise UserError(f"{name} has no image to train on; add some, or take the class out of the test images")
         raise UserError(
-            f"class {data.classnames[scarce]!r} has {counts[scarce]} samples to train on, {shots or 1} are needed; "
-            f"lower --shots, or leave the class out of the class names"
+            f"{name} has {counts[scarce]} images to train on, {shots} are needed; lower --shots, or leave the class out"
         )
     return (
         logistic_regression.hold_out(labels, HELD_OUT, seed)

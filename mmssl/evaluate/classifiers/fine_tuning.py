@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmssl.distributed import World
+from mmssl.errors import UserError
 from mmssl.evaluate.datasets import read_images
 from mmssl.evaluate.encode import ALONE, Progress, RenderingEncoder
 from mmssl.evaluate.metrics.ranking import share
@@ -166,6 +167,9 @@ def tune(
 
     Of equally good rates the lowest wins; without held-out images, the first. Rank 0 trains; all ranks end
     with its weights.
+
+    Raises:
+        UserError: the training ended with weights that are not finite.
     """
     options = options or TuneOptions()
     rates = options.rates
@@ -178,7 +182,10 @@ def tune(
         found.append((accuracy(model, held_out), lr, model.weights()))
     best = max(found, key=lambda trial: trial[0], default=(0.0, 0.0, start))
     model.load_state_dict({n: world.sum(w if alone else torch.zeros_like(w)) for n, w in best[2].items()})
-    return float(world.broadcast(best[1]))
+    lr = float(world.broadcast(best[1]))
+    if not all(bool(torch.isfinite(weight).all()) for weight in model.weights().values()):
+        raise UserError(f"fine-tuning at a learning rate of {lr:g} ended with weights that are not finite; lower it")
+    return lr
 
 
 def mix_weights(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> Weights:
@@ -214,8 +221,8 @@ def accuracy(model: HeadedTower, held_out: Labelled) -> float:
 
 
 def quality(model: HeadedTower, held_out: Labelled) -> tuple[float, float]:
-    """Fraction of images that are classified correctly, and the mean log-likelihood of their labels, -inf if it is not
-    finite; zeros without any image."""
+    """Fraction of images that are classified correctly, and the mean log-likelihood of their labels; 0 and -inf if the
+    outputs are not finite, zeros without any image."""
     images, labels = held_out
     if len(labels) == 0:
         return 0.0, 0.0
@@ -223,4 +230,4 @@ def quality(model: HeadedTower, held_out: Labelled) -> tuple[float, float]:
     with torch.no_grad():
         scores = torch.cat([model(part.to(device)).cpu() for part in torch.split(images, BATCH)])
     likelihood = -float(F.cross_entropy(scores, labels))
-    return share(scores.argmax(1) == labels), likelihood if math.isfinite(likelihood) else -math.inf
+    return (share(scores.argmax(1) == labels), likelihood) if math.isfinite(likelihood) else (0.0, -math.inf)

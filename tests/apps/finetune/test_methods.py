@@ -102,5 +102,5 @@ def test_shards_without_a_test_split_keep_a_fifth(model: Model, flat: Path, colo
 
 def test_too_few_samples_are_named(model: Model, problem: FineTuneData, flat: Path) -> None:
     """More labels than a class has are refused with the class."""
-    with pytest.raises(UserError, match=r"'red' has 12 samples to train on, 13 are needed"):
+    with pytest.raises(UserError, match=r"'red' has 12 images to train on, 13 are needed"):
         fine_tune(model, problem, FineTuneSettings("linear", shots=13))

@@ -233,19 +233,22 @@ class MMSSL:
         embed_shards(self.model, shards, folder, batch_size=batch_size, bad_samples=bad_samples)
         return Index(folder)
 
-    def search(self, query: ImageInput, index: "str | Path | Index", count: int = 10) -> "list[Hit]":
+    def search(
+        self, query: ImageInput, index: "str | Path | Index", count: int = 10, where: Sequence[str] = ()
+    ) -> "list[Hit]":
         """The images of an index that are most similar to a text or an image, best first.
 
         Args:
             query: a text, the path of an image, or an image.
+            where: conditions on the images, such as `style=noto` or `year>=1900`; all must be met.
 
         Raises:
-            UserError: the index or image does not exist, or another model made the index.
+            UserError: the index or image does not exist, another model made the index, or a condition cannot be used.
         """
         from mmssl.apps.search import Index, encode_query
 
         stored = index if isinstance(index, Index) else Index(index)
-        rows, similarities = stored.nearest(encode_query(stored.fit(self.model), query), count)
+        rows, similarities = stored.nearest(encode_query(stored.fit(self.model), query), count, where=where)
         return stored.hits(rows[0].tolist(), similarities[0].tolist())
 
     def evaluate(

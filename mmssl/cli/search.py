@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 
     from mmssl.apps.search import Hit
 
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CONDITION",
+        help="Only images whose field meets this: style=noto, 'year>=1900', author!=unknown, 'caption~apple' "
+        "(contains); repeat for more. Fields: key, caption, shard, and those that embed stored.",
+    ),
+]
 LARGE = 200_000
 """Images above which a graph is built by default, because an exact search would take too long."""
 
@@ -70,7 +78,25 @@ def embed(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Also write one Parquet table for other stores: shard, key, caption, embedding (float32).",
+            help="Also write one Parquet table for other stores: shard, key, caption, fields, embedding (float32).",
+        ),
+    ] = None,
+    faiss: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write a flat index of FAISS, whose ids are the row numbers of the table above."
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["float16", "int8"] | None,
+        typer.Option(help="Number format of the stored embeddings; int8 takes half the space. Default: float16."),
+    ] = None,
+    fields: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Fields of the .json of each sample to store for search --where; '' for none. Default: all with short "
+            "values.",
         ),
     ] = None,
     image_member: ImageMember = None,
@@ -79,7 +105,7 @@ def embed(
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
-    """Store the embedding of every image: float16 arrays, and Parquet tables of keys and captions.
+    """Store the embedding of every image, and Parquet tables of keys, captions and fields.
 
     To share the images among processes: torchrun --nproc_per_node N -m mmssl embed MODEL SHARDS... --out DIR, or
     accelerate launch --num_processes N -m mmssl embed MODEL SHARDS... --out DIR
@@ -89,11 +115,13 @@ def embed(
     import torch
 
     from mmssl.apps.autoconfig import resolve_shards
-    from mmssl.apps.search import Index, embed_shards
+    from mmssl.apps.search import Index, embed_shards, write_faiss, write_parquet
     from mmssl.data import MemberNames, account_of
     from mmssl.distributed import process_group
 
     check_file(parquet, "--parquet")
+    check_file(faiss, "--faiss")
+    wanted = None if fields is None else [name.strip() for name in fields.split(",") if name.strip()]
     with process_group() as world:
         loaded = cut_model(load_model(model, device, precision, show_notes=world.rank == 0), dim)
         with status("embedding") as spinner:
@@ -105,6 +133,8 @@ def embed(
                 members=MemberNames.of(image_member or [], caption_member or []),
                 bad_samples=bad_samples,
                 with_text=with_text,
+                dtype=dtype,
+                fields=wanted,
                 world=world,
                 progress=lambda count: spinner.update(f"embedding: {count:,} images"),
             )
@@ -121,9 +151,13 @@ def embed(
             with status("building the graph"):
                 index.build_graph()
             print(f"{out}: graph built")
-        if parquet is not None:
-            index.write_parquet(parquet)
-            print(f"{parquet}: {len(index):,} rows")
+        for missing in sorted(set(wanted or ()) - set(index.fields)):
+            print(f"no image has the field {missing}, or its values are too long to be stored")
+        for path, write in ((parquet, write_parquet), (faiss, write_faiss)):
+            if path is not None:
+                with status(f"writing {path}"):
+                    write(index, path)
+                print(f"{path}: {len(index):,} rows")
 
 
 @verb(120)
@@ -144,6 +178,8 @@ def search(
             help="Leave out images whose cosine with a better hit is above this, such as 0.95: copies and series.",
         ),
     ] = None,
+    where: Where = None,
+    dim: Dim = None,
     out: Annotated[Path | None, typer.Option(help="Draw the images to this PNG; reads the shards.")] = None,
     remote: Annotated[
         bool,
@@ -156,18 +192,19 @@ def search(
     """Find the images nearest to a text or to an image. An index of the first dimensions (embed --dim) is searched with
     these.
 
-    Example: mmssl search runs/mine index "two dogs on a beach" --out hits.png
+    Example: mmssl search runs/mine index "two dogs on a beach" --where source=holiday --out hits.png
     """
     from mmssl.apps.search import Index, draw_hits, encode_query, read_images
     from mmssl.data.shards import is_remote
 
-    stored = Index(index)
+    stored, conditions = Index(index, dim), where or ()
+    stored.conditions(conditions)  # a wrong one is said before the model is loaded
     loaded = stored.fit(load_model(model, device, precision))
     wanted = encode_query(loaded, query)
     if distinct is None:
-        rows, similarities = stored.nearest(wanted, count, exact or None)
+        rows, similarities = stored.nearest(wanted, count, exact or None, conditions)
     else:
-        rows, similarities = stored.distinct(wanted, count, distinct, exact or None)
+        rows, similarities = stored.distinct(wanted, count, distinct, exact or None, conditions)
     hits = stored.hits(rows[0].tolist(), similarities[0].tolist())
     if as_json:
         print(json.dumps([asdict(hit) for hit in hits], indent=1, ensure_ascii=False))

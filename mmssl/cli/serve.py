@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mmssl.cli.common import Device, ModelName, Precision, load_model, verb
+from mmssl.cli.common import Device, Dim, ModelName, Precision, load_model, verb
 from mmssl.errors import UserError
 
 
@@ -29,6 +29,7 @@ def serve(
         ),
     ] = None,
     max_upload: Annotated[int, typer.Option(metavar="MIB", min=1, max=1024, help="Largest upload in MiB.")] = 10,
+    dim: Dim = None,
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
@@ -43,7 +44,9 @@ def serve(
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'mmssl[serve]'") from None
 
-    stored = None if index is None else Index(index)
+    if index is None and dim is not None:
+        raise UserError("--dim shortens the embeddings of an index; give INDEX too")
+    stored = None if index is None else Index(index, dim)
     with listen(host, port) as socket:
         names = tuple(name.lower() for name in [*(allow_host or []), host])
         limits = ServerLimits(upload_bytes=max_upload << 20, hosts=names)

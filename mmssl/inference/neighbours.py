@@ -154,7 +154,7 @@ class _Embeddings:
         record = stored.read_record(folder)
         if record is None:
             raise UserError(f"{_KEY}={folder} holds no embeddings; make them: mmssl embed MODEL SHARDS --out {folder}")
-        self._folder, self._indexes, self._dim = folder, indexes, record.dim
+        self._folder, self._indexes, self._record = folder, indexes, record
         find = stored.PartFinder(record)
         parts = [find(index.shard) for index in indexes]
         unknown = [index.shard for index, part in zip(indexes, parts, strict=True) if part is None]
@@ -177,7 +177,7 @@ class _Embeddings:
         """Embeddings [n, D], the numbers [n] of their samples, and the names of samples without one."""
         vectors, numbers, lacking, start = [], [], list[str](), 0
         for index, part in zip(self._indexes, self._parts, strict=True):
-            array = stored.read_part(stored.vectors(self._folder, part), self._dim)
+            array = stored.read_part(stored.vectors(self._folder, part), self._record)
             table = stored.read_table(stored.table(self._folder, part), len(array))
             rows = {key: row for row, key in enumerate(table.column("key").to_pylist())}
             keys = sample_keys(index)
@@ -185,7 +185,7 @@ class _Embeddings:
             lacking += [f"{index.shard}:{key}" for key in keys if key not in rows]
             start += len(keys)
             numbers.append(np.array([number for number, _ in has], dtype=np.int64))
-            vectors.append(array[[row for _, row in has]])
+            vectors.append(stored.as_unit(array[[row for _, row in has]]).astype(np.float16))
         if len(lacking) > most_lacking * start:
             raise UserError(
                 f"{_KEY}={self._folder} lacks {len(lacking)} of {start} samples, such as {lacking[0]}, more than "

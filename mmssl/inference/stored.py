@@ -1,17 +1,18 @@
 """Stored embeddings: FOLDER/index.json, and per shard parts/NUMBER.npy and parts/NUMBER.parquet.
 
-The embeddings of images have unit length, float16 [n, D]; the table has shard, key and caption of each row. With texts,
-NUMBER.text.npy has the embeddings of the captions. A part is complete when its NUMBER.npy exists, because it is written
+The embeddings of images have unit length, float16 [n, D], or are int8, of which only the direction counts. The table
+has shard, key and caption of each row, and its fields, a list of texts each. With texts, NUMBER.text.npy has the
+embeddings of the captions. A part is complete when its NUMBER.npy exists, because it is written
 last. The record names the shards, the number of each one's part, and the size and time of change that the shard had; a
 changed shard gets a new part.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,13 @@ from mmssl.data.shards import is_remote
 from mmssl.errors import UserError, one_line
 from mmssl.files import atomic_write, write_json
 
-FORMAT = 2
+FORMAT = 3
 RECORD, PARTS = "index.json", "parts"
+Dtype = Literal["float16", "int8"]
+Rows = npt.NDArray[np.float16] | npt.NDArray[np.int8]
+"""Stored embeddings [n, D]; `as_unit` gives the vectors."""
+_TEXTS, _LISTS = ("string", "large_string"), ("list<element: string>", "list<item: string>")
+"""Types of columns."""
 State = list[int] | None
 """Size and time of change of a shard; None where it cannot be known."""
 
@@ -45,6 +51,10 @@ class EmbeddingRecord:
     """Fingerprint of the text tower that made the embeddings of captions; None without them."""
     logit_scale: float | None = None
     """Factor of the model from cosines to logits."""
+    dtype: Dtype = "float16"
+    """Number format of the embeddings."""
+    fields: list[str] | None = None
+    """Names of the stored fields of samples; None: all that are short."""
 
     def write(self, folder: Path) -> None:
         """Replace index.json."""
@@ -79,10 +89,17 @@ def read_record(folder: Path) -> EmbeddingRecord | None:
             members=MemberNames(*(tuple(map(_text, _list(members[kind]))) for kind in ("image", "caption"))),
             text_model=None if tree.get("text_model") is None else _text(tree["text_model"]),
             logit_scale=None if tree.get("logit_scale") is None else float(tree["logit_scale"]),
+            dtype=tree["dtype"],
+            fields=None if tree["fields"] is None else [_text(name) for name in _list(tree["fields"])],
         )
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{folder / RECORD} is damaged ({one_line(error)}); embed into another folder") from None
-    if record.dim < 1 or not record.shards or not len(record.shards) == len(record.parts) == len(record.states):
+    if (
+        record.dtype not in get_args(Dtype)
+        or record.dim < 1
+        or not record.shards
+        or not len(record.shards) == len(record.parts) == len(record.states)
+    ):
         raise UserError(f"{folder / RECORD} is damaged: its lists do not fit together; embed into another folder")
     return record
 
@@ -127,9 +144,9 @@ def is_whole(folder: Path, number: int, record: EmbeddingRecord) -> bool:
     if not all(file.is_file() for file in files):  # a named pipe would block
         return False
     try:
-        rows = len(read_part(files[0], record.dim))
+        rows = len(read_part(files[0], record))
         read_table(files[1], rows)
-        return all(len(read_part(file, record.dim)) == rows for file in files[2:])
+        return all(len(read_part(file, record)) == rows for file in files[2:])
     except UserError:
         return False
 
@@ -145,94 +162,114 @@ def text_vectors(folder: Path, number: int) -> Path:
 
 
 def table(folder: Path, number: int) -> Path:
-    """Path of the table of a part: shard, key and caption of each row."""
+    """Path of the table of a part: shard, key, caption and fields of each row."""
     return vectors(folder, number).with_suffix(".parquet")
 
 
-def read_part(path: Path, dim: int) -> npt.NDArray[np.float16]:
-    """The embeddings of a shard, float16 [n, dim], mapped into memory.
+def as_unit(rows: Rows | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The unit vectors of stored embeddings [..., D], float32."""
+    found: npt.NDArray[np.float32] = rows.astype(np.float32)
+    if rows.dtype == np.int8:
+        found /= np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-30)
+    return found
+
+
+def rounded(embeddings: npt.NDArray[np.float32], dtype: Dtype) -> Rows:
+    """Unit vectors [n, D] as they are stored. For int8 the largest number of each row becomes 127."""
+    if dtype == "float16":
+        return embeddings.astype(np.float16)
+    largest = np.abs(embeddings).max(axis=1, keepdims=True, initial=1e-30)
+    found: npt.NDArray[np.int8] = np.rint(embeddings * (127 / largest)).astype(np.int8)
+    return found
+
+
+def read_part(path: Path, record: EmbeddingRecord) -> Rows:
+    """The embeddings of a shard, [n, dim], mapped into memory.
 
     Raises:
         UserError: the file is damaged, or has another shape.
     """
     try:
         # Mode "c" copies on write, which never happens; torch warns of read-only arrays.
-        found: npt.NDArray[np.float16] = np.lib.format.open_memmap(path, mode="c")
+        found: Rows = np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError) as error:
         raise UserError(f"{path} is damaged: {one_line(error)}; embed again: it is made anew") from None
-    if not isinstance(found, np.ndarray) or found.dtype != np.float16 or found.ndim != 2 or found.shape[1] != dim:
-        raise UserError(f"{path} does not hold float16 embeddings of {dim} dimensions; embed again: it is made anew")
+    kind, dim = record.dtype, record.dim
+    if not isinstance(found, np.ndarray) or found.dtype != kind or found.ndim != 2 or found.shape[1] != dim:
+        raise UserError(f"{path} does not hold {kind} embeddings of {dim} dimensions; embed again: it is made anew")
     return found
 
 
-def read_table(path: Path, rows: int) -> Any:
-    """The keys and captions of a shard.
+def read_table(path: Path, rows: int, columns: Sequence[str] | None = ("key", "caption")) -> Any:
+    """Columns of the table of a part, without those that it lacks; None: all but the shard.
 
     Raises:
         UserError: the file is missing or damaged, or has another number of rows.
     """
-    pyarrow = _parquet()
+    library = _parquet()
     try:
-        found = pyarrow.read_table(path, columns=["key", "caption"])
-        texts = all(str(field.type) in ("string", "large_string") for field in found.schema)
+        if not path.is_file():  # a named pipe would block
+            raise FileNotFoundError(f"no file {path.name}")
+        with library.ParquetFile(path) as file:
+            names = [n for n in file.schema_arrow.names if n != "shard" and (columns is None or n in columns)]
+            found, count = file.read(names), file.metadata.num_rows
     except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError, MemoryError) as error:
         raise UserError(f"{path} is damaged: {one_line(error)}; embed again: it is made anew") from None
-    whole = found.column_names == ["key", "caption"] and texts and not any(c.null_count for c in found.columns)
-    if not whole or len(found) != rows:
+    lacks = [name for name in ("key", "caption") if (columns is None or name in columns) and name not in names]
+    if lacks or count != rows or not all(map(_is_whole_column, found.columns)):
         raise UserError(f"{path} does not hold the keys and captions of {rows} images; embed again: it is made anew")
     return found
+
+
+def _is_whole_column(column: Any) -> bool:
+    """True if it holds texts or lists of texts, and nothing is missing."""
+    kind = str(column.type)
+    if kind in _LISTS:
+        return bool(column.null_count + column.combine_chunks().flatten().null_count == 0)
+    return bool(kind in _TEXTS and column.null_count == 0)
+
+
+def field_names(path: Path) -> list[str]:
+    """Names of the fields in the table of a part.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        schema = _parquet().read_schema(path) if path.is_file() else ()
+    except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged: {one_line(error)}; embed again: it is made anew") from None
+    return [field.name for field in schema if str(field.type) in _LISTS]
 
 
 def write_part(
     folder: Path,
     number: int,
-    embeddings: npt.NDArray[np.float16],
+    embeddings: Rows,
     columns: dict[str, list[str]],
-    text_embeddings: npt.NDArray[np.float16] | None = None,
+    fields: dict[str, list[list[str]]],
+    text_embeddings: Rows | None = None,
 ) -> None:
-    """Store a shard completely or not at all."""
+    """Store a shard completely or not at all.
+
+    Args:
+        columns: shard, key and caption of each row.
+        fields: name -> the values of each row.
+    """
     import pyarrow
 
     # Named types: a shard without images has no values to take them from.
-    texts = pyarrow.table(columns, schema=pyarrow.schema([(name, pyarrow.string()) for name in columns]))
+    names = [(name, pyarrow.string()) for name in columns] + [
+        (name, pyarrow.list_(pyarrow.string())) for name in fields
+    ]
+    texts = pyarrow.table(columns | fields, schema=pyarrow.schema(names))
     atomic_write(table(folder, number), lambda partial: _parquet().write_table(texts, partial))
     if text_embeddings is not None:
         atomic_write(text_vectors(folder, number), lambda partial: _save(partial, text_embeddings))
     atomic_write(vectors(folder, number), lambda partial: _save(partial, embeddings))
 
 
-def write_parquet(path: Path, dim: int, parts: Iterable[tuple[str, Any, npt.NDArray[np.float16]]]) -> None:
-    """Write shard, key, caption and embedding of all rows as one Parquet table, completely or not at all.
-
-    Args:
-        parts: shard, the table of `read_table`, and the embeddings [n, dim] of each part.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    import pyarrow
-
-    texts = [(name, pyarrow.string()) for name in ("shard", "key", "caption")]
-    schema = pyarrow.schema([*texts, ("embedding", pyarrow.list_(pyarrow.float32(), dim))])
-
-    def write(partial: Path) -> None:
-        with _parquet().ParquetWriter(partial, schema) as writer:
-            for shard, table, embeddings in parts:
-                flat = pyarrow.array(np.asarray(embeddings, dtype=np.float32).ravel())
-                columns = [
-                    pyarrow.array([shard] * len(table), pyarrow.string()),
-                    *(table.column(name).cast(pyarrow.string()).combine_chunks() for name in ("key", "caption")),
-                    pyarrow.FixedSizeListArray.from_arrays(flat, dim),
-                ]
-                writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
-
-    try:
-        atomic_write(path, write)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; give another file") from None
-
-
-def _save(path: Path, embeddings: npt.NDArray[np.float16]) -> None:
+def _save(path: Path, embeddings: Rows) -> None:
     with path.open("wb") as file:  # np.save would add .npy to the name
         np.save(file, embeddings)
 

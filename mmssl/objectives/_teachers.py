@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -266,7 +265,7 @@ class StoredEmbeddings(base.SampleInputs):
     def _inputs(self) -> tuple[str, ...]:
         return (IMAGE, TEXT) if self.has_text else (IMAGE,)
 
-    def _row(self, name: str, caption: str) -> tuple[npt.NDArray[np.float16], ...]:
+    def _row(self, name: str, caption: str) -> tuple[stored.Rows, ...]:
         """The embeddings of a sample `shard:key`."""
         for end in (place for place, letter in enumerate(name) if letter == ":"):
             part = self._number(name[:end])
@@ -294,14 +293,14 @@ class StoredEmbeddings(base.SampleInputs):
             f"embed MODEL SHARDS --with-text --out {self.folder}"
         )
 
-    def _read(self, part: int) -> tuple[dict[str, int], list[str], list[npt.NDArray[np.float16]]]:
+    def _read(self, part: int) -> tuple[dict[str, int], list[str], list[stored.Rows]]:
         """Rows by key, captions, and the embeddings of images and captions of a part."""
         paths = [stored.vectors(self.folder, part)]
         if self.has_text:
             paths.append(stored.text_vectors(self.folder, part))
         if not paths[0].is_file():
             raise UserError(f"{self.folder} lacks the embeddings of a shard; resume with the same mmssl embed command")
-        arrays = [stored.read_part(path, self.record.dim) for path in paths]
+        arrays = [stored.read_part(path, self.record) for path in paths]
         table = stored.read_table(stored.table(self.folder, part), len(arrays[0]))
         keys, texts = table.column("key").to_pylist(), table.column("caption").to_pylist()
         return {key: row for row, key in enumerate(keys)}, list(map(_clean, texts)), arrays

@@ -113,6 +113,7 @@ STEPS: dict[str, Sequence[str]] = {
     "embed": ["embed", "<M>", "<S>", "--out", "<.>/index"],
     "search": ["search", "<M>", "<.>/index", "<H>", "--out", "<.>/hits.png"],
     "search --json": ["search", "<M>", "<.>/index", "red", "--json"],
+    "search --where": ["search", "<M>", "<.>/index", "red", "--where", "<H>.=<H>"],
     "predict": ["predict", "<M>", "<I>", "--labels", "<H>,other"],
     "predict --json": ["predict", "<M>", "<I>", "--labels", "<H>,other", "--json"],
     "explain": ["explain", "<M>", "<I>", "<H>", "--out", "<.>/e.png", "--train", "<S>", "--method", "occlusion"],

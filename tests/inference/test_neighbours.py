@@ -101,7 +101,7 @@ def test_groups_of_an_index_are_those_of_its_embeddings(folder: Path) -> None:
     shards = sorted(map(str, (folder / "shards").glob("*.tar")))
     record = stored.read_record(folder / "index")
     assert record is not None
-    values = [stored.read_part(stored.vectors(folder / "index", part), record.dim) for part in record.parts]
+    values = [stored.read_part(stored.vectors(folder / "index", part), record) for part in record.parts]
     expected = groups_in_loops(np.concatenate(values).astype(np.float32), 4)
     lines: list[str] = []
     groups = found_groups(folder, folder / "index", lines=lines)
@@ -152,10 +152,10 @@ def test_folders_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> No
         record = stored.read_record(copy)
         assert record is not None
         part = record.parts[1]
-        original = stored.read_part(stored.vectors(folder / "index", part), record.dim)
+        original = stored.read_part(stored.vectors(folder / "index", part), record)
         table = stored.read_table(stored.table(folder / "index", part), 24)
         columns = {name: table.column(name).to_pylist()[keep] for name in ("key", "caption")}
-        stored.write_part(copy, part, np.array(original[keep]), columns)
+        stored.write_part(copy, part, np.array(original[keep]), columns, {})
         for path in copy.glob("groups*"):
             path.unlink()
         if refused:

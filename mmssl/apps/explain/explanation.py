@@ -34,7 +34,7 @@ class Explanation:
     """Each word, and the decrease of the similarity when it is left out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Neighbour(Hit):
     """A pair of the shards."""
 

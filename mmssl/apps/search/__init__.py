@@ -4,6 +4,7 @@ from mmssl.apps.search.embed import embed_shards, encode_query
 from mmssl.apps.search.images import ShardImages, draw_hits, read_images
 from mmssl.apps.search.index import Hit, Index
 from mmssl.apps.search.nearest import Embeddings, Graph, exact_nearest
+from mmssl.apps.search.other_stores import write_faiss, write_parquet
 
 __all__ = [
     "Embeddings",
@@ -16,4 +17,6 @@ __all__ = [
     "encode_query",
     "exact_nearest",
     "read_images",
+    "write_faiss",
+    "write_parquet",
 ]

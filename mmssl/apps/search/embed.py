@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from mmssl.apps.search.fields import field_columns
 from mmssl.apps.search.index import GRAPH, seal
 from mmssl.data import USUAL_MEMBERS, MemberNames, account_of, iter_samples
 from mmssl.data.shards import IMAGES, BadSample, SampleLimits, is_remote
@@ -18,6 +19,9 @@ from mmssl.inference import stored
 
 if TYPE_CHECKING:
     from mmssl.inference import ImageInput, Model
+
+
+_Kind = tuple[MemberNames, bool, stored.Dtype | None, list[str] | None]
 
 
 @dataclass
@@ -47,6 +51,8 @@ def embed_shards(
     members: MemberNames = USUAL_MEMBERS,
     bad_samples: float = 0.1,
     with_text: bool = False,
+    dtype: stored.Dtype | None = None,
+    fields: Sequence[str] | None = None,
     world: World = SINGLE_PROCESS,
     progress: Callable[[int], None] | None = None,
 ) -> Embedded:
@@ -61,6 +67,8 @@ def embed_shards(
         bad_samples: largest fraction of unusable samples; of fewer than 100, it is that of 100. Beyond it, this rank
             stops after the shard, which is kept.
         with_text: store the embeddings of the captions too; samples without a caption are unusable then.
+        dtype: number format of the stored embeddings. Default: float16, or that of the folder.
+        fields: names of the fields of samples to store. Default: all with short values, or those of the folder.
         progress: called with the number of images embedded so far.
 
     Raises:
@@ -69,7 +77,8 @@ def embed_shards(
     """
     names = [shard if is_remote(shard) else str(Path(shard).resolve()) for shard in shards]
     done = Embedded()
-    record = _prepare(model, names, out, (members, with_text), world, done)
+    chosen = None if fields is None else sorted(set(fields))
+    record = _prepare(model, names, out, (members, with_text, dtype, chosen), world, done)
     for name, number in list(zip(record.shards, record.parts, strict=True))[world.rank :: world.size]:
         if stored.is_whole(out, number, record):
             done.kept += 1
@@ -102,26 +111,31 @@ def _embed_shard(
         "key": [sample.key for sample in samples],
         "caption": [sample.caption for sample in samples],
     }
-    texts = model.encode_text(columns["caption"], batch_size).numpy().astype(np.float16) if with_text else None
-    stored.write_part(out, number, features.numpy().astype(np.float16), columns, texts)
+    texts = (
+        stored.rounded(model.encode_text(columns["caption"], batch_size).numpy(), record.dtype) if with_text else None
+    )
+    fields = field_columns(samples, record.fields)
+    stored.write_part(out, number, stored.rounded(features.numpy(), record.dtype), columns, fields, texts)
     done.images += len(samples)
     done.bad += images.bad
 
 
 def _prepare(
-    model: "Model", shards: list[str], out: Path, kind: tuple[MemberNames, bool], world: World, done: Embedded
+    model: "Model", shards: list[str], out: Path, kind: "_Kind", world: World, done: Embedded
 ) -> stored.EmbeddingRecord:
     """Write the new index.json, and remove the parts of shards that changed or vanished. All ranks get the record.
 
-    `kind`: the members of the shards, and whether captions are embedded too.
+    `kind`: the members of the shards, whether captions are embedded too, the number format, and the fields.
 
     Raises:
         UserError: the folder holds an index of another model or of other data, or cannot be written.
     """
-    (members, with_text), fingerprint = kind, model.image_fingerprint()
+    (members, with_text, dtype, fields), fingerprint = kind, model.image_fingerprint()
     known = stored.read_record(out)
-    # A folder with texts keeps them.
-    with_text = with_text or (known is not None and known.text_model is not None)
+    if known is not None:  # a folder keeps what is not asked for anew
+        with_text = with_text or known.text_model is not None
+        dtype, fields = dtype or known.dtype, known.fields if fields is None else fields
+    dtype = dtype or "float16"
     text_model = model.text_fingerprint() if with_text else None
     world.barrier()  # rank 0 must not write it before the other ranks have read it
     if known is not None and known.model != fingerprint:
@@ -131,11 +145,14 @@ def _prepare(
     if world.rank == 0:
         try:
             (out / stored.PARTS).mkdir(parents=True, exist_ok=True)
-            # Parts with other texts, or with none, are made anew.
-            alike = known is not None and (known.members, known.text_model) == (members, text_model)
+            # Parts of another kind are made anew.
+            new = (members, text_model, dtype, fields)
+            alike = known is not None and (known.members, known.text_model, known.dtype, known.fields) == new
             planned = _plan(shards, known, alike, done)
             dim, scale = model.config.embed_dim, model.logit_scale
-            record = stored.EmbeddingRecord(fingerprint, dim, shards, *planned, members, text_model, scale)
+            record = stored.EmbeddingRecord(
+                fingerprint, dim, shards, *planned, members, text_model, scale, dtype, fields
+            )
             record.write(out)
             _remove_parts(out, known, set(planned[0]), done)
         except OSError as error:

@@ -1,24 +1,28 @@
 """Nearest embeddings in plain arrays: exact search, or a graph for large sets."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.errors import UserError
 from mmssl.files import atomic_write
+from mmssl.inference import stored
 
-Embeddings = npt.NDArray[np.float16] | npt.NDArray[np.float32]
+Embeddings = npt.NDArray[np.float16] | npt.NDArray[np.float32] | npt.NDArray[np.int8]
+"""[N, D]. Of int8 rows only the direction counts: they stand for unit vectors."""
 Rows = npt.NDArray[np.int64]
 Matches = tuple[Rows, npt.NDArray[np.float32]]
 """Row numbers and inner products, each [Q, k], the highest first."""
 
 BLOCK = 1024
 """Rows converted to float32 and compared at once; they stay in a core's cache."""
+CHOSEN = 1 << 16
+"""Rows of a part that are copied at once when only some are compared."""
 EXPANSION = 128
 """Candidates that the graph keeps during a search; more find more of the true neighbours and take longer."""
 COMPARED, LEAST_COMPARED = 4, 64
@@ -59,6 +63,7 @@ def _products(wanted: Tensor, part: Embeddings) -> Tensor:
     for first in range(0, len(part), BLOCK):
         # Copied, since memory maps are read-only; torch converts float16 in half of NumPy's time.
         block = torch.from_numpy(np.array(part[first : first + BLOCK])).float()
+        block = nn.functional.normalize(block) if part.dtype == np.int8 else block
         torch.mm(wanted, block.T, out=products[:, first : first + len(block)])
     return products
 
@@ -69,13 +74,13 @@ def _near(wanted: Tensor, part: Embeddings, k: int) -> tuple[Tensor, Tensor]:
     torch multiplies in half precision and sums in single, over all threads. The error of a product is bounded by the
     rounding of the query, of the product (2^-11 of the largest possible one) and of the sum.
     """
-    stored, half = torch.from_numpy(part), wanted.half()
-    rough = torch.mv(stored, half).float()
+    values, half = torch.from_numpy(part), wanted.half()
+    rough = torch.mv(values, half).float()
     length = float(wanted.norm())
     error = 1.001 * (float((wanted - half.float()).norm()) + (2**-11 + len(wanted) * 2**-24) * length)
     least = rough.topk(k).values[-1] - 2 * error
     rows = (rough >= least).nonzero()[:, 0]
-    return rows[None], (stored[rows].float() @ wanted)[None]
+    return rows[None], (values[rows].float() @ wanted)[None]
 
 
 class Graph:
@@ -102,7 +107,7 @@ class Graph:
         start = 0
         for part in parts:
             for first in range(0, len(part), BLOCK):
-                block = np.asarray(part[first : first + BLOCK], dtype=np.float16)
+                block = stored.as_unit(part[first : first + BLOCK]).astype(np.float16)
                 index.add(np.arange(start + first, start + first + len(block)), block)
             start += len(part)
         atomic_write(path, lambda partial: index.save(str(partial)))
@@ -144,8 +149,29 @@ class Graph:
         embeddings = np.empty((*rows.shape, self._parts[0].shape[1]), dtype=np.float32)
         for number in np.unique(numbers).tolist():
             here = numbers == number
-            embeddings[here] = self._parts[number][places[here]]
+            embeddings[here] = stored.as_unit(self._parts[number][places[here]])
         return embeddings
+
+
+def chosen_rows(parts: Sequence[Embeddings], rows: Rows) -> Iterator[Embeddings]:
+    """The rows of these numbers (ascending) of all parts, a few at a time."""
+    starts = part_starts(parts)
+    bounds = np.searchsorted(rows, starts).tolist()
+    for part, start, first, stop in zip(parts, starts.tolist(), bounds, bounds[1:], strict=False):
+        if stop - first == len(part):
+            yield part
+            continue
+        for place in range(first, stop, CHOSEN):
+            yield part[rows[place : min(place + CHOSEN, stop)] - start]
+
+
+def prefix(part: Embeddings, dim: int) -> npt.NDArray[np.float16]:
+    """The first dimensions of each row, scaled to unit length, float16 [N, dim]."""
+    found = np.empty((len(part), dim), dtype=np.float16)
+    for first in range(0, len(part), BLOCK):
+        block = stored.as_unit(part[first : first + BLOCK])[:, :dim]
+        found[first : first + BLOCK] = block / np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-30)
+    return found
 
 
 def part_starts(parts: Iterable[Embeddings]) -> Rows:

@@ -22,6 +22,7 @@ Image = Annotated[UploadFile, File(description="JPEG, PNG, WebP, GIF, BMP or TIF
 IMAGE_THREADS = 2
 """Threads that read images from shards."""
 DEFAULT_HITS = 24
+NO_CONDITION: list[str] = []
 _MAX_ROW = 2**53
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": description}
@@ -45,13 +46,14 @@ def create_app(model: Model, index: Index | None = None, limits: ServerLimits | 
     """A FastAPI application that serves a model.
 
     Args:
-        index: the images to search; without it there is no search.
+        index: the images to search; without it there is no search. If it has the first dimensions only, the model uses
+            these for everything.
 
     Raises:
         UserError: the index was made by another model.
     """
     if index is not None:
-        index.check(model)
+        model = index.fit(model)
     bounds = limits or ServerLimits()
     service = Service(model, index, bounds)
     page, policy = render_page()
@@ -98,22 +100,35 @@ def _add_search(app: FastAPI, service: Service, model_worker: Worker, image_work
     default = min(DEFAULT_HITS, limits.hits)
     text_query = Query(min_length=1, max_length=limits.text_chars, pattern=r"\S")
     count = Query(ge=1, le=limits.hits, description="Number of images to find.")
+    condition = StringConstraints(max_length=limits.text_chars)
+    where_text = "Only images that meet this condition on a field, such as style=noto; repeat for further ones."
+    conditions = Query(max_length=limits.conditions, description=where_text)
+    conditions_form = Form(max_length=limits.conditions, description=where_text)
     row_number = Path(ge=0, le=_MAX_ROW, description="Row number of an image in the index.")
 
     @app.get("/api/search", summary="Find the images nearest to a text")
-    async def search_text(text: Annotated[str, text_query], k: Annotated[int, count] = default) -> Hits:
-        return await model_worker.run(lambda: service.by_text(text, k))
+    async def search_text(
+        text: Annotated[str, text_query],
+        k: Annotated[int, count] = default,
+        where: Annotated[list[Annotated[str, condition]], conditions] = NO_CONDITION,
+    ) -> Hits:
+        return await model_worker.run(lambda: service.by_text(text, k, where))
 
     @app.post("/api/search", summary="Find the images nearest to an uploaded image")
     async def search_image(
         image: Image,
         k: Annotated[int, Form(ge=1, le=limits.hits, description="Number of images to find.")] = default,
+        where: Annotated[list[Annotated[str, condition]], conditions_form] = NO_CONDITION,
     ) -> Hits:
-        return await model_worker.run(lambda: service.by_image(image.file, k))
+        return await model_worker.run(lambda: service.by_image(image.file, k, where))
 
     @app.get("/api/images/{row}/nearest", summary="Find the images nearest to an image of the index")
-    async def search_row(row: Annotated[int, row_number], k: Annotated[int, count] = default) -> Hits:
-        return await model_worker.run(lambda: service.by_row(row, k))
+    async def search_row(
+        row: Annotated[int, row_number],
+        k: Annotated[int, count] = default,
+        where: Annotated[list[Annotated[str, condition]], conditions] = NO_CONDITION,
+    ) -> Hits:
+        return await model_worker.run(lambda: service.by_row(row, k, where))
 
     @app.get(
         "/api/images/{row}",

@@ -2,7 +2,9 @@
 
 import base64
 import io
+import itertools
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import BinaryIO, Literal, get_args
 
 import torch
@@ -14,6 +16,7 @@ from mmssl.apps.search import Embeddings, Index, ShardImages
 from mmssl.apps.serve.limits import ServerLimits
 from mmssl.apps.serve.schemas import Caps, Guess, Guesses, Hits, Map, ModelFacts, SearchHit, WordScore
 from mmssl.data.transforms import DecodeError, decoding
+from mmssl.errors import UserError
 from mmssl.evaluate import encode
 from mmssl.inference import Model, probabilities
 
@@ -49,6 +52,7 @@ class Service:
             dimensions=self.model.config.embed_dim,
             image_size=self.model.vision.image_size,
             images=None if self.index is None else len(self.index),
+            fields=[] if self.index is None else self.index.fields,
             methods=self.methods(),
             calibrated=self.model.calibration is not None,
             limits=Caps(
@@ -57,6 +61,7 @@ class Service:
                 text_chars=limits.text_chars,
                 labels=limits.labels,
                 hits=limits.hits,
+                conditions=limits.conditions,
             ),
         )
 
@@ -65,21 +70,21 @@ class Service:
         possible = methods_of(self.model.vision)
         return [name for name in get_args(Method) if name in possible]
 
-    def by_text(self, text: str, k: int) -> Hits:
+    def by_text(self, text: str, k: int, where: Sequence[str] = ()) -> Hits:
         """Find the images nearest to a text."""
         self._require_index()
-        return self._nearest(self.model.encode_text(text).numpy(), k, self.model.calibration)
+        return self._nearest(self.model.encode_text(text).numpy(), k, where, self.model.calibration)
 
-    def by_image(self, upload: BinaryIO, k: int) -> Hits:
+    def by_image(self, upload: BinaryIO, k: int, where: Sequence[str] = ()) -> Hits:
         """Find the images nearest to an image."""
         self._require_index()
-        return self._nearest(self.model.encode_rendered(self._render(upload)[None]).numpy(), k)
+        return self._nearest(self.model.encode_rendered(self._render(upload)[None]).numpy(), k, where)
 
-    def by_row(self, row: int, k: int) -> Hits:
+    def by_row(self, row: int, k: int, where: Sequence[str] = ()) -> Hits:
         """Find the images nearest to an image of the index, without the image itself."""
         index = self._require_index()
         self._check(row)
-        hits = self._nearest(index.embedding(row)[None], k + 1).hits
+        hits = self._nearest(index.embedding(row)[None], k + 1, where).hits
         return Hits(hits=[hit for hit in hits if hit.row != row][:k])
 
     def labels(self, upload: BinaryIO, labels: Sequence[str], template: str) -> Guesses:
@@ -151,12 +156,29 @@ class Service:
         limit = self.limits.caption_chars
         return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
-    def _nearest(self, embeddings: Embeddings, k: int, calibration: probabilities.Calibration | None = None) -> Hits:
+    def _some(self, fields: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+        """The first of the fields, as many as are allowed to be long together."""
+        lengths = itertools.accumulate(len(name) + len("".join(value)) for name, value in fields.items())
+        return {
+            n: v for (n, v), length in zip(fields.items(), lengths, strict=True) if length <= self.limits.field_chars
+        }
+
+    def _nearest(
+        self,
+        embeddings: Embeddings,
+        k: int,
+        where: Sequence[str],
+        calibration: probabilities.Calibration | None = None,
+    ) -> Hits:
         """Args:
         calibration: of a query by text, to say which hits match.
         """
         index = self._require_index()
-        rows, similarities = index.nearest(embeddings, min(k, len(index)))
+        try:
+            index.conditions(where)
+        except UserError as error:
+            raise RefusalError(422, str(error).removeprefix("--")) from None
+        rows, similarities = index.nearest(embeddings, min(k, len(index)), where=where)
         numbers, cosines = rows[0].tolist(), similarities[0].tolist()
         matches = (
             [None] * len(numbers)
@@ -171,6 +193,8 @@ class Service:
                     match=match,
                     key=self._shorten(hit.key),
                     caption=self._shorten(hit.caption),
+                    shard=self._shorten(PurePath(hit.shard).name),
+                    fields=self._some(hit.fields),
                 )
                 for row, match, hit in zip(numbers, matches, index.hits(numbers, cosines), strict=True)
             ]

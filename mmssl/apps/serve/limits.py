@@ -29,6 +29,10 @@ class ServerLimits:
     """Labels per request."""
     hits: int = 100
     """Images found per request."""
+    conditions: int = 8
+    """Conditions on the found images per request."""
+    field_chars: int = 4000
+    """Characters of the fields of a hit; those beyond are left out."""
     requests: int = 32
     """Requests served at once, including uploads that are still arriving. Further ones get status 503."""
     maps: int = 2

@@ -17,6 +17,7 @@ class Caps(BaseModel):
     text_chars: int
     labels: int
     hits: int
+    conditions: int
 
 
 class ModelFacts(BaseModel):
@@ -26,6 +27,7 @@ class ModelFacts(BaseModel):
     dimensions: int = Field(description="Length of an embedding.")
     image_size: int = Field(description="Side in pixels of the model's input.")
     images: int | None = Field(description="Images in the index; null without one.")
+    fields: list[str] = Field(description="Fields that conditions may name, beside key, caption and shard.")
     methods: list[str] = Field(description="Methods of similarity maps.")
     calibrated: bool = Field(description="Answers have calibrated probabilities of matches and of no label.")
     limits: Caps
@@ -39,6 +41,8 @@ class SearchHit(BaseModel):
     match: float | None = Field(description="Probability that it matches the text; null unless calibrated.")
     key: str = Field(description="Name of the sample in its shard. Cut if it is very long.")
     caption: str = Field(description="Cut if it is very long.")
+    shard: str = Field(description="File name of the shard, without its folder.")
+    fields: dict[str, str | list[str]] = Field(description="Fields of its sample: a text each, or several.")
 
 
 class Hits(BaseModel):

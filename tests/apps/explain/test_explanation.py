@@ -81,7 +81,7 @@ def test_captions_are_searched_without_images(model: Model, tmp_path: Path, monk
 def test_a_broken_neighbour_is_drawn_as_such(model: Model, tmp_path: Path) -> None:
     """A caption may belong to an image that cannot be decoded; the others are drawn all the same."""
     found = explain(model, Image.new("RGB", (8, 8), "red"), CAPTION)
-    pairs = [Neighbour(0.5, "0.tar", str(i), "a caption", image) for i, image in enumerate((b"broken", paint(3)))]
+    pairs = [Neighbour(0.5, "0.tar", str(i), "a caption", image=image) for i, image in enumerate((b"broken", paint(3)))]
     draw_explanation(tmp_path / "e.png", found, [("nearest", pairs)])
     assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
 

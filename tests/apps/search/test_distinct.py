@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from mmssl.apps.search import Index, embed_shards
+from mmssl.apps.search import Index, embed_shards, write_parquet
 from mmssl.errors import UserError
 from tests.cli.test_main import main_ok
 from tests.helpers.export_models import own
@@ -57,4 +57,4 @@ def test_the_table_holds_what_the_index_holds(folder: Path, tmp_path: Path) -> N
     expected = np.stack([index.embedding(row) for row in range(90)])
     np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), np.float32), expected)
     with pytest.raises(UserError, match="cannot be written"):
-        index.write_parquet(tmp_path / "none" / "v.parquet")
+        write_parquet(index, tmp_path / "none" / "v.parquet")

@@ -34,7 +34,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         keys = [f"{number}-{i}" for i in range(ROWS)]
         columns = {"shard": [shard] * ROWS, "key": keys, "caption": [f"caption {key}" for key in keys]}
-        write_part(folder, number, rows.astype(np.float16), columns)
+        write_part(folder, number, rows.astype(np.float16), columns, {})
     Index(folder).build_graph()
     return folder
 

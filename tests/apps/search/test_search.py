@@ -289,7 +289,7 @@ def test_captions_are_shown_as_they_are(model: mmssl.Model, tmp_path: Path, caps
     assert all(caption in printed for caption in captions)
     assert (tmp_path / "hits").read_bytes().startswith(b"\x89PNG")
     hits = json.loads(ok([*common, "--json", "-k", "2", "--out", str(tmp_path / "hits")], capsys))
-    assert [set(hit) for hit in hits] == [{"similarity", "key", "caption", "shard"}] * 2
+    assert [set(hit) for hit in hits] == [{"similarity", "key", "caption", "shard", "fields"}] * 2
     assert hits[0]["caption"] in captions
 
 

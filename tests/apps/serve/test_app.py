@@ -187,6 +187,47 @@ def test_images_whose_shard_is_gone_or_changed_are_not_shown(
         assert hits[0]["caption"] == samples[hits[0]["row"]].fields["txt"]
 
 
+def test_conditions_leave_only_images_that_meet_them(client: TestClient, model: Model, index: Index) -> None:
+    """On all three routes the hits are those of the index asked with the same conditions, with their fields and the
+    file name of their shard; a wrong condition is refused without the path of the index."""
+    where = ["cls=1", "caption~square"]
+    text = client.get("/api/search", params={"text": "green", "k": 9, "where": where}).json()["hits"]
+    upload = client.post("/api/search", files=sent(UPLOAD), data={"k": "9", "where": where}).json()["hits"]
+    near = client.get("/api/images/7/nearest", params={"k": 9, "where": where}).json()["hits"]
+    queries = (model.encode_text("green"), model.encode_image(UPLOAD), torch.tensor(index.embedding(7))[None])
+    for hits, query in zip((text, upload, near), queries, strict=True):
+        rows, _ = index.nearest(query.numpy(), 10, where=where)
+        assert [hit["row"] for hit in hits] == [row for row in rows[0].tolist() if hits is not near or row != 7][:9]
+        assert {hit["fields"]["cls"] for hit in hits} == {"1"}
+        assert {hit["shard"] for hit in hits} <= {"0.tar", "1.tar"}
+    assert client.get("/api/model").json()["fields"] == ["cls"]
+    assert client.get("/api/search", params={"text": "a", "where": "cls=99"}).json()["hits"] == []
+    for wrong in ("cls", "colour=red"):
+        answer = client.get("/api/search", params={"text": "a", "where": wrong})
+        assert answer.status_code == 422
+        assert "where" in answer.json()["detail"]
+        assert str(index.folder) not in answer.text
+
+
+def test_many_fields_are_cut(model: Model, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of fields that are long together, the first are in the answer."""
+    fields: dict[str, str | list[str]] = {f"f{n}": ["x" * 200] * 10 for n in range(9)}
+    client = TestClient(create_app(model, index), base_url="http://localhost")
+    monkeypatch.setattr(index, "hits", lambda rows, _: [Hit(0.5, "shard", "k", "", fields) for _ in rows])
+    (hit,) = client.get("/api/search", params={"text": "a", "k": 1}).json()["hits"]
+    assert list(hit["fields"]) == ["f0"]
+
+
+def test_an_index_of_the_first_dimensions_is_served_with_them(model: Model, index: Index) -> None:
+    """Hits are those of an index searched with 8 dimensions."""
+    short = Index(index.folder, 8)
+    client = TestClient(create_app(model, short), base_url="http://localhost")
+    assert client.get("/api/model").json()["dimensions"] == 8
+    hits = client.get("/api/search", params={"text": "green", "k": 5}).json()["hits"]
+    query = model.first_dimensions(8).encode_text("green").numpy()
+    assert [hit["row"] for hit in hits] == short.nearest(query, 5)[0][0].tolist()
+
+
 def test_long_captions_are_cut(model: Model, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caption as long as a book becomes 1,000 characters in an answer, and so does a key."""
     client = TestClient(create_app(model, index), base_url="http://localhost")

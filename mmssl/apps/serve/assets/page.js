@@ -3,6 +3,7 @@
 (() => {
   const $ = (id) => document.getElementById(id);
   const status = $("status");
+  const FIRST = 24; // hits of a request that names no number
   const SAID_FOR = 8000; // milliseconds; what goes on, or went wrong, stays
   let limits = null, chosen = null, shownUrl = null, turn = 0, fade = 0;
 
@@ -39,24 +40,33 @@
 
   const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
-  function form(fields) {
+  function form(fields, image = chosen) {
     const body = new FormData();
-    body.append("image", chosen);
+    body.append("image", image);
     for (const [name, value] of fields) body.append(name, value);
     return body;
   }
 
   // Hits
 
-  async function find(title, path, body) {
-    const mine = ++turn;
-    const { hits } = await ask(path, body);
+  // A comma separates conditions where another one follows; others belong to a value.
+  const conditions = () => $("where").value.split(/,(?=[^,]*[=<>~])/).map((text) => text.trim()).filter(Boolean);
+
+  // `fields` are those of the request, an image goes as a form.
+  async function find(title, path, fields, image = null) {
+    const mine = ++turn, only = conditions();
+    const sent = [...fields, ...only.map((text) => ["where", text])];
+    const { hits } = await (image ? ask(path, form(sent, image)) : ask(`${path}?${new URLSearchParams(sent)}`));
     if (mine !== turn) return ""; // a later search has been started
-    $("found-title").textContent = title;
+    $("found-title").textContent = only.length ? `${title}, only ${only.join(", ")}` : title;
     $("nothing").hidden = hits.length > 0;
-    $("nothing").textContent = "Nothing was found.";
+    $("nothing").textContent = only.length ? "No image meets the condition." : "Nothing was found.";
     $("hits").replaceChildren(...hits.map(card));
-    if ($("found").getBoundingClientRect().top > innerHeight * 0.6) $("found").scrollIntoView();
+    const wanted = fields.some(([name]) => name === "k");
+    $("more").hidden = wanted || !limits || hits.length < FIRST || limits.hits <= FIRST;
+    $("more").onclick = () =>
+      work($("more"), "Searching.", () => find(title, path, [...fields, ["k", limits.hits]], image));
+    if (!wanted && $("found").getBoundingClientRect().top > innerHeight * 0.6) $("found").scrollIntoView();
     return `${hits.length} ${hits.length === 1 ? "image" : "images"}, the most similar first.`;
   }
 
@@ -70,9 +80,10 @@
     item.querySelector(".note").textContent = hit.match === null
       ? `similarity ${hit.similarity.toFixed(3)}`
       : `match ${percent(hit.match)}, similarity ${hit.similarity.toFixed(3)}`;
+    item.querySelector(".place").textContent = `${hit.key} in ${hit.shard}`;
     button.setAttribute("aria-label", `More like this: ${words}`);
     button.addEventListener("click", () =>
-      work(button, "Searching.", () => find(`Images like “${words}”`, `api/images/${hit.row}/nearest`)));
+      work(button, "Searching.", () => find(`Images like “${words}”`, `api/images/${hit.row}/nearest`, [])));
     return item;
   }
 
@@ -80,7 +91,7 @@
     event.preventDefault();
     const text = $("text").value.trim();
     if (text) work(event.submitter ?? $("find-form").querySelector("button"), "Searching.", () =>
-      find(`Images for “${text}”`, `api/search?${new URLSearchParams({ text })}`));
+      find(`Images for “${text}”`, "api/search", [["text", text]]));
   });
 
   // One's own image
@@ -114,7 +125,7 @@
   document.addEventListener("paste", (event) => choose([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
 
   $("similar").addEventListener("click", () =>
-    work($("similar"), "Searching.", () => find("Images like yours", "api/search", form([]))));
+    work($("similar"), "Searching.", () => find("Images like yours", "api/search", [], chosen)));
 
   // Labels and words, with bars
 
@@ -187,6 +198,8 @@
   ask("api/model").then((facts) => {
     limits = facts.limits;
     for (const id of ["text", "word"]) $(id).maxLength = limits.text_chars;
+    $("fields").textContent = `Fields: ${["key", "caption", "shard", ...facts.fields].join(", ")}. ` +
+      "Signs: = != < <= > >= and ~ for a part of a text.";
     const words = facts.images === null ? "no index, so nothing to search" : `${facts.images.toLocaleString("en")} images`;
     $("facts").textContent = `${words}; ${facts.vision}, ${facts.image_size} px, embeddings of length ${facts.dimensions}.`;
     if (facts.calibrated) $("probabilities").textContent = "Probabilities compare the labels you give. Matches and " +

@@ -43,6 +43,8 @@ class Sample:
     """The other members by extension: `txt` -> str, `cls` -> int, and each entry of `json` under its own name."""
     more_images: tuple[bytes, ...] = ()
     """Further encoded images of the same record."""
+    mask: bytes = b""
+    """The encoded mask of its classes, `KEY.mask.png` or `KEY.seg.png`; empty without one."""
 
     @property
     def caption(self) -> str:

@@ -115,7 +115,7 @@ def encode_images(
         for batch, found in _encoded(encoder, samples, batch_size, world, part.bad):
             if found is not None:
                 _keep(found, batch, len(records), part)
-            records.extend(replace(sample, image=b"", more_images=()) for sample in batch)
+            records.extend(replace(sample, image=b"", more_images=(), mask=b"") for sample in batch)
             if progress is not None:
                 progress("images", len(records))
         if required and not records:

@@ -69,7 +69,8 @@ class FeatureCache:
             UserError: the folder cannot be written.
         """
         place = {shard: index for index, shard in enumerate(shards)}
-        samples = [{k: v for k, v in asdict(s).items() if k not in ("image", "more_images")} for s in images.samples]
+        content = ("image", "more_images", "mask")
+        samples = [{k: v for k, v in asdict(s).items() if k not in content} for s in images.samples]
         entries = {"samples": samples, "bad": [asdict(bad) for bad in images.bad]}
         record = {kind: [{**e, "shard": place[e["shard"]]} for e in listed] for kind, listed in entries.items()}
         try:

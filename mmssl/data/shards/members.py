@@ -12,6 +12,8 @@ MAPPED_IMAGE, MAPPED_CAPTION = "image=", "caption="
 """Extensions that members get here which a `MemberNames` names. No file has them."""
 IMAGE_NAMES = (MAPPED_IMAGE, *IMAGES)
 TEXT_NAMES = (MAPPED_CAPTION, "txt", "json")
+MASKS = ("mask.png", "seg.png")
+"""Extensions of masks that give each pixel its class; the latter is WebDataset's own example."""
 USED = (*IMAGE_NAMES, *TEXT_NAMES, "cls")
 """Extensions that are read, and `.npy` of zeros and ones. Other members (`.pyd`, `.pth` ...) are never decoded."""
 

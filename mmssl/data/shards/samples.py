@@ -10,7 +10,7 @@ import numpy as np
 
 from mmssl.data.shards.groups import Group, groups
 from mmssl.data.shards.headers import TarError
-from mmssl.data.shards.members import MAPPED_CAPTION, SampleLimits
+from mmssl.data.shards.members import MAPPED_CAPTION, MASKS, SampleLimits
 from mmssl.data.shards.tar import Archive, Member
 from mmssl.types import CAPTION_FIELDS, Sample
 
@@ -72,7 +72,8 @@ def read_sample(number: int, shard: str, group: Group, read: Callable[[int, int]
     """
     fields = read_fields(group, read)
     image, *more = (_bytes_of(member, read) for member in group.images())
-    return Sample(number, shard, group.key, image, fields, tuple(more))
+    masks = (group.members[name] for name in MASKS if name in group.members)
+    return Sample(number, shard, group.key, image, fields, tuple(more), next((_bytes_of(m, read) for m in masks), b""))
 
 
 def read_fields(group: Group, read: Callable[[int, int], bytes]) -> dict[str, Any]:

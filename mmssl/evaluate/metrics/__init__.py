@@ -11,6 +11,7 @@ from mmssl.evaluate.metrics import (
     novelty,
     pairs,
     ranking,
+    segmentation,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "novelty",
     "pairs",
     "ranking",
+    "segmentation",
 ]

@@ -165,6 +165,13 @@ def search(
     model: ModelName,
     index: Annotated[Path, typer.Argument(help="Folder that mmssl embed wrote.")],
     query: Annotated[str, typer.Argument(help="Text, or an image file.")],
+    text: Annotated[
+        str | None,
+        typer.Option(help="What should differ from QUERY, as 'in red': the sum of both unit embeddings is searched."),
+    ] = None,
+    text_weight: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of --text in that sum: 0 is the query alone, 1 the text alone.")
+    ] = 0.5,
     count: Annotated[int, typer.Option("--count", "-k", min=1, help="Images to find.")] = 10,
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare with every image, even if the index has a graph.")
@@ -200,7 +207,7 @@ def search(
     stored, conditions = Index(index, dim), where or ()
     stored.conditions(conditions)  # a wrong one is said before the model is loaded
     loaded = stored.fit(load_model(model, device, precision))
-    wanted = encode_query(loaded, query)
+    wanted = encode_query(loaded, query, text, text_weight)
     if distinct is None:
         rows, similarities = stored.nearest(wanted, count, exact or None, conditions)
     else:
@@ -213,7 +220,7 @@ def search(
     if out is not None:
         images = read_images(hits, stored.members, remote)
         with writing(out, remedy="give another file"):
-            draw_hits(out, query, hits, images)
+            draw_hits(out, query if text is None else f"{query} + {text}", hits, images)
         if not as_json:
             print(f"{out}: {sum(image is not None for image in images)} images")
             unread = [hit.shard for hit in hits if is_remote(hit.shard)]

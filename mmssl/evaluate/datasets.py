@@ -3,6 +3,7 @@
 FOLDER/classnames.txt                            one name per line; line 1 is class 0
 FOLDER/zeroshot_classification_templates.txt     one template per line, `{c}` for the name
 FOLDER/classnames.fr.txt, FOLDER/zeroshot_classification_templates.fr.txt     the same in another language
+FOLDER/queries.json                              queries by an image and a text
 FOLDER/dataset_type.txt                          `retrieval` or `multilabel`; missing: classification
 FOLDER/test/nshards.txt, FOLDER/test/0.tar ...   or flat: FOLDER/test-*.tar or FOLDER/val-*.tar
 
@@ -32,6 +33,7 @@ Kind = Literal["classification", "multilabel", "retrieval"]
 CLASSNAMES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 KIND_FILE = "dataset_type.txt"
+QUERIES_FILE = "queries.json"
 _IMAGE_NUMBER = re.compile(r"#\d+$")
 TEST = "test"
 """The split that is read from a folder."""
@@ -64,6 +66,8 @@ class Dataset:
     """Metadata fields to break accuracies down by."""
     values_may_differ: bool = False
     """The class names lie beside the shards, and the user named the field of the labels, which may be other ones."""
+    queries: Path | None = None
+    """The file of queries by an image and a text."""
 
     @cached_property
     def positions(self) -> dict[str, int]:
@@ -116,6 +120,7 @@ def open_dataset(
         label=label,
         slice_by=tuple(slice_by),
         values_may_differ=found_names is not None and label not in (None, "cls"),
+        queries=_beside(home, QUERIES_FILE, None),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from mmssl.apps.search.fields import field_columns
 from mmssl.apps.search.index import GRAPH, seal
@@ -15,6 +16,7 @@ from mmssl.data import USUAL_MEMBERS, MemberNames, account_of, iter_samples
 from mmssl.data.shards import IMAGES, BadSample, SampleLimits, is_remote
 from mmssl.distributed import SINGLE_PROCESS, World
 from mmssl.errors import UserError
+from mmssl.evaluate.metrics import composed
 from mmssl.inference import stored
 
 if TYPE_CHECKING:
@@ -199,17 +201,26 @@ def _remove_parts(out: Path, known: stored.EmbeddingRecord | None, kept: set[int
         (out / GRAPH).unlink()
 
 
-def encode_query(model: "Model", query: "ImageInput") -> npt.NDArray[np.float32]:
-    """The unit-length embedding of a text or an image, float32 [1, D].
+def encode_query(
+    model: "Model", query: "ImageInput", text: str | None = None, text_weight: float = composed.HALF
+) -> npt.NDArray[np.float32]:
+    """The unit-length embedding of a text or an image, or of an image and a text together, float32 [1, D].
 
     Args:
         query: a text, the path of an image file, or an image.
+        text: added to the query: the sum of both unit vectors. None: nothing.
+        text_weight: share of the text in that sum, 0 to 1.
 
     Raises:
-        UserError: the file is not an image; the text looks like an image file that does not exist; or the text is
-            empty.
+        UserError: the file is not an image; the text looks like an image file that does not exist; a text is empty, or
+            the weight no share.
         DecodeError: an image that is not a file cannot be decoded.
     """
+    if text is not None:
+        if not 0 <= text_weight <= 1:
+            raise UserError(f"the weight of the text is {text_weight}; give a number from 0 to 1")
+        both = [torch.from_numpy(encode_query(model, part)) for part in (query, text)]
+        return composed.compose(both[0], both[1], text_weight).numpy()
     if not isinstance(query, str) or _is_file(query):
         return model.encode_image(query).numpy()
     if Path(query).suffix.lower().lstrip(".") in IMAGES:

@@ -234,13 +234,21 @@ class MMSSL:
         return Index(folder)
 
     def search(
-        self, query: ImageInput, index: "str | Path | Index", count: int = 10, where: Sequence[str] = ()
+        self,
+        query: ImageInput,
+        index: "str | Path | Index",
+        count: int = 10,
+        where: Sequence[str] = (),
+        text: str | None = None,
+        text_weight: float = 0.5,
     ) -> "list[Hit]":
         """The images of an index that are most similar to a text or an image, best first.
 
         Args:
             query: a text, the path of an image, or an image.
             where: conditions on the images, such as `style=noto` or `year>=1900`; all must be met.
+            text: what should differ from the query: the sum of both unit vectors is searched.
+            text_weight: share of the text in that sum, 0 to 1.
 
         Raises:
             UserError: the index or image does not exist, another model made the index, or a condition cannot be used.
@@ -248,7 +256,8 @@ class MMSSL:
         from mmssl.apps.search import Index, encode_query
 
         stored = index if isinstance(index, Index) else Index(index)
-        rows, similarities = stored.nearest(encode_query(stored.fit(self.model), query), count, where=where)
+        wanted = encode_query(stored.fit(self.model), query, text, text_weight)
+        rows, similarities = stored.nearest(wanted, count, where=where)
         return stored.hits(rows[0].tolist(), similarities[0].tolist())
 
     def evaluate(

@@ -316,9 +316,9 @@ class MMSSL:
         return datasets.open_images(path, bad_samples=bad_samples, **options) if path.is_dir() or asked else None
 
     def export(self, kind: str, out: str | Path, **options: Any) -> Path:
-        """Write the model for another library: open_clip, hf, sentence-transformers, onnx or timm.
+        """Write the model for another library: open_clip, transformers, sentence-transformers, onnx or timm.
 
-        As onnx a fine-tuned classifier also becomes classifier.onnx and labels.json.
+        A fine-tuned classifier keeps its head.
 
         Args:
             options: of onnx: `opset`, and `pixels=True` for a graph that resizes and crops images.
@@ -326,12 +326,9 @@ class MMSSL:
         Raises:
             UserError: the library cannot represent this model, or the folder is not empty.
         """
-        from mmssl.apps.export import export, write_classifier
+        from mmssl.apps.export import export
 
-        folder = export(self.model, kind, Path(out), **options).folder
-        if kind == "onnx" and self._classifier is not None:
-            write_classifier(self._classifier, folder)
-        return folder
+        return export(self.model, kind, Path(out), classifier=self._classifier, **options).folder
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder that `MMSSL(folder)` reads on any machine, without a network.

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmssl.apps.export import format_names
-from mmssl.cli.common import Dim, ModelName, cut_model, load_model, open_datasets, verb
+from mmssl.cli.common import Dim, ModelName, cut_model, load_model, open_datasets, progress_bar, verb
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
-    from mmssl.inference import Model
+    from mmssl.evaluate import datasets
+
+FIRST = 1000
+"""Samples of the run's first suite that an export is measured on."""
 
 
 @verb(100)
@@ -39,7 +42,8 @@ def export(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="With --int8 or --fp16: compare zero-shot accuracy before and after on this dataset; repeat."
+            help="Evaluate the export and the model on this dataset; repeat. Default: the first 1,000 samples of the "
+            "run's first suite."
         ),
     ] = None,
     hub: Annotated[
@@ -52,44 +56,53 @@ def export(
     Example: mmssl export runs/mine --format open_clip --out mine-open-clip
     """
     from mmssl.apps.export import export as write
-    from mmssl.apps.export import halve, push, quantize, write_classifier
+    from mmssl.apps.export import measure, measure_classifier, push, shrink
     from mmssl.apps.finetune import is_classifier, load_classifier
+    from mmssl.evaluate import suite
 
     given = {"--int8": int8, "--fp16": fp16, "--opset": opset is not None, "--pixels": pixels}
     if kind != "onnx" and any(given.values()):
         raise UserError(f"{next(name for name, there in given.items() if there)} needs --format onnx")
     if int8 and fp16:
         raise UserError("--int8 and --fp16 are both given; give one")
-    if data and not (int8 or fp16):
-        raise UserError("--data measures the accuracy that --int8 or --fp16 costs; give one of them too")
     if dim is not None and kind == "timm":
         raise UserError("--format timm writes the tower without its projection, so --dim would change nothing")
+    sets = list(open_datasets(data).values()) if data else _first_suite(Path(model))
     loaded = cut_model(load_model(model, "cpu", show_notes=True), dim)
     options = {} if kind != "onnx" else {"pixels": pixels, **({} if opset is None else {"opset": opset})}
-    done = write(loaded, kind, out, **options)
-    print(f"{done.folder}: {kind}, features differ by {done.difference:.1e} at most")
-    if kind == "onnx" and is_classifier(model) and dim is None:
-        difference = write_classifier(load_classifier(model), out)
-        print(f"{out}/classifier.onnx: probabilities differ by {difference:.1e} at most; labels in labels.json")
+    classifier = load_classifier(model) if is_classifier(model) and dim is None else None
+    done = write(loaded, kind, out, classifier=classifier, **options)
+    compared = "features" if classifier is None else "features and probabilities"
+    print(f"{done.folder}: {kind}, {compared} differ by {done.difference:.1e} at most")
     if int8 or fp16:
-        print(f"{8 if int8 else 16}-bit weights: {quantize(out) if int8 else halve(out):.0%} of the size")
-    for spec in data or ():
-        _print_accuracies(loaded, out, spec, 8 if int8 else 16)
+        bits = 8 if int8 else 16
+        print(f"{bits}-bit weights: {shrink(out, bits):.0%} of the size")
+    with progress_bar("samples", text="evaluating") as bar:
+        settings = suite.SuiteOptions(limit=None if data else FIRST, progress=bar.describe)
+        measured = [
+            measure(loaded, kind, out, dataset, settings)
+            if classifier is None
+            else measure_classifier(classifier, done, dataset, settings)
+            for dataset in sets
+        ]
+    for result in measured:
+        print(result.line())
     print(done.usage)
     if hub is not None:
         print(f"pushed to {push(out, hub)}")
 
 
-def _print_accuracies(model: "Model", folder: Path, spec: str, bits: int) -> None:
-    """Zero-shot accuracy on a dataset, with full and with smaller weights."""
-    from mmssl.apps.export import OnnxEncoder
-    from mmssl.evaluate import suite
+def _first_suite(run: Path) -> "list[datasets.Dataset]":
+    """The first evaluation dataset of a run; none if the model is no run, has none, or the dataset is not here."""
+    from mmssl.build import open_suite
+    from mmssl.config import load_config
 
-    for name, dataset in open_datasets([spec]).items():
-        plan = {name: (dataset, ["zero_shot"])}
-        accuracies = []
-        for encoder in (model, OnnxEncoder(folder)):
-            (metrics,) = suite.run(encoder, plan, None, suite.SuiteOptions(logit_scale=model.logit_scale)).values()
-            accuracies.append(float(metrics["acc1"]))
-        full, small = accuracies
-        print(f"zero-shot accuracy on {name}: {full:.4f}, in {bits} bits {small:.4f} ({small - full:+.4f})")
+    if not (run / "config.yaml").is_file():
+        return []
+    for name, entry in load_config(run / "config.yaml").evaluate.suites.items():
+        try:
+            return [open_suite(name, entry)]
+        except UserError as error:
+            print(f"not evaluated on {name}: {error}; --data names another dataset")
+            break
+    return []

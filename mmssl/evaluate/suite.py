@@ -50,6 +50,8 @@ class SuiteOptions:
     """The model's factor from similarities to logits, for calibration and the bars of examples."""
     bad_samples: float = 0.1
     """Largest fraction of a dataset's samples that may be unusable; of fewer than 100, it is that of 100."""
+    limit: int | None = None
+    """Evaluate the first samples of each dataset only; without a cache. None: all."""
     draw: bool = True
     """Draw plots and write examples; this reads their images again."""
     cache: FeatureCache | None = None
@@ -240,7 +242,7 @@ class DatasetEncoder:
                 pass
             return found
         unread: list[BadSample] = []
-        samples = _checked(read(dataset, unread.append), checks)
+        samples = _checked(islice(read(dataset, unread.append), self.options.limit), checks)
         found = self._encode(self._encoder, samples, name)
         found = replace(found, bad=unread + found.bad)
         self._keep(dataset, "", found)

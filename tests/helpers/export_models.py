@@ -1,5 +1,6 @@
 """A small model of one's own."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,14 +12,20 @@ from mmssl.models import build_dual_encoder
 from tests.helpers.models import TINY_TEXT
 
 
-def own(pooling: str = "mean", projection: str = "linear", vision: str = "timm:resnet10t") -> mmssl.Model:
+def own(
+    pooling: str = "mean",
+    projection: str = "linear",
+    vision: str = "timm:resnet10t",
+    text: Mapping[str, Any] = TINY_TEXT,
+) -> mmssl.Model:
     """A timm ResNet and a BERT with a learnt tokenizer, as the quickstart's."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["a red square", "a green square", "blue and white"], 100, 20)
     options = {"depth": 1, "embed_dim": 32, "num_heads": 2} if "vit" in vision else {}
+    options = {"width": 32, "layers": 1, "head_width": 16, "patch_size": 16} if "open_clip" in vision else options
     tree: dict[str, Any] = {
         "vision": VisionConfig(name=vision, image_size=32, options=options),
-        "text": TextConfig(config=TINY_TEXT, tokenizer="train", pooling=pooling, max_tokens=20),
+        "text": TextConfig(config=dict(text), tokenizer="train", pooling=pooling, max_tokens=20),
         "embed_dim": 16,
         "projection": projection,
     }

@@ -6,29 +6,31 @@ The names are imported on first use: the command line needs `format_names` only,
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmssl.apps.export.exporter import TOLERANCE, Exported, export, push
+    from mmssl.apps.export.exporter import Exported, export, measure, measure_classifier, push
     from mmssl.apps.export.formats import Format, find_format, format_names
-    from mmssl.apps.export.onnx_files import halve, quantize
-    from mmssl.apps.export.to_onnx import OnnxEncoder, write_classifier
+    from mmssl.apps.export.onnx_files import shrink
+    from mmssl.apps.export.reader import Reader
+    from mmssl.apps.export.to_onnx import OnnxEncoder
 
 __all__ = [
-    "TOLERANCE",
     "Exported",
     "Format",
     "OnnxEncoder",
+    "Reader",
     "export",
     "find_format",
     "format_names",
-    "halve",
+    "measure",
+    "measure_classifier",
     "push",
-    "quantize",
-    "write_classifier",
+    "shrink",
 ]
 
 _MODULES = {
     **dict.fromkeys(("Format", "find_format", "format_names"), "formats"),
-    **dict.fromkeys(("OnnxEncoder", "write_classifier"), "to_onnx"),
-    **dict.fromkeys(("halve", "quantize"), "onnx_files"),
+    "OnnxEncoder": "to_onnx",
+    "Reader": "reader",
+    "shrink": "onnx_files",
 }
 
 

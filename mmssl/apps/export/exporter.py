@@ -1,16 +1,26 @@
 """Export of a model: write the files, check them with the library that reads them, describe and upload them."""
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 
+from mmssl.apps.export import head
 from mmssl.apps.export.formats import find_format, format_names
+from mmssl.apps.export.reader import Reader, largest_difference
 from mmssl.errors import UserError
+from mmssl.evaluate import datasets, labels, suite
+from mmssl.evaluate.tasks import main_metrics
 from mmssl.inference import Model
+
+if TYPE_CHECKING:
+    from mmssl.apps.finetune import Classifier
 
 TOLERANCE = 1e-5
 """Largest accepted absolute difference of any entry of the features, which are unit vectors."""
@@ -25,14 +35,17 @@ class Exported:
     """Largest difference between the other library's features and the model's."""
     usage: str
     """Python code that loads the folder."""
+    classify: head.Classify | None = None
+    """Images to probabilities with the exported files, if there is a head."""
 
 
-def export(model: Model, kind: str, out: Path, **options: Any) -> Exported:
+def export(model: Model, kind: str, out: Path, *, classifier: "Classifier | None" = None, **options: Any) -> Exported:
     """Write a model for another library, load it with that library, and compare the features.
 
     Args:
         kind: one of `format_names()`, or the dotted path of a module of your own.
         out: a folder that is empty or does not exist.
+        classifier: write its head too, and compare probabilities. Its model is `model`.
         options: of the format: `opset` and `pixels` for onnx.
 
     Raises:
@@ -53,8 +66,14 @@ def export(model: Model, kind: str, out: Path, **options: Any) -> Exported:
     try:
         out.mkdir(parents=True, exist_ok=True)
         form.write(model, out.resolve(), **options)
-        _write_card(model, kind, form.usage(out.name), out)
-        difference = form.difference(model, out)
+        theirs, usages = form.reader(model, out), [form.usage]
+        difference, classify = largest_difference(model, theirs), None
+        if classifier is not None and difference <= TOLERANCE:
+            own = getattr(form, "write_classifier", None)
+            classify = head.write_head(classifier, out, theirs) if own is None else own(classifier, out)
+            usages.append(getattr(form, "classifier_usage", head.usage))
+            difference = max(difference, head.largest_difference(classifier, classify))
+        _write_card(model, kind, _join(usages, out.name), out)
     except BaseException as error:
         _empty(out, created)
         if isinstance(error, OSError | SafetensorError):
@@ -66,9 +85,75 @@ def export(model: Model, kind: str, out: Path, **options: Any) -> Exported:
     if not difference <= TOLERANCE:
         _empty(out, created)
         raise UserError(
-            f"features that {form.LABEL} computes differ by {difference:.2g}, so nothing was written; report this model"
+            f"numbers that {form.LABEL} computes differ by {difference:.2g}, so nothing was written; report this model"
         )
-    return Exported(out, difference, form.usage(str(out)))
+    return Exported(out, difference, _join(usages, str(out)), classify)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The main metric of an evaluation, by the model and by its exported form."""
+
+    name: str
+    """DATASET/TASK METRIC."""
+    ours: float
+    theirs: float
+
+    def line(self) -> str:
+        """The result in one line."""
+        return f"{self.name}: {self.theirs:.4f} exported, {self.ours:.4f} before ({self.theirs - self.ours:+.4f})"
+
+
+def measure(
+    model: Model, kind: str, folder: Path, dataset: datasets.Dataset, options: suite.SuiteOptions | None = None
+) -> Measured:
+    """Evaluate a model and its export, and write the result into the folder's README.md.
+
+    Args:
+        dataset: its kind decides the task: zero-shot classification or retrieval.
+
+    Raises:
+        UserError: the dataset cannot be evaluated.
+    """
+    plan = {dataset.name: (dataset, suite.default_task(dataset))}
+    settings = replace(options or suite.SuiteOptions(), draw=False, logit_scale=model.logit_scale)
+    found = []
+    for encoder in (model, find_format(kind).reader(model, folder)):
+        ((name, metrics),) = suite.run(encoder, plan, None, settings).items()
+        metric = main_metrics(name.rpartition("/")[2])[0]
+        found.append(float(metrics[metric]))
+    return _noted(Measured(f"{name} {metric}", *found), folder)
+
+
+def measure_classifier(
+    classifier: "Classifier", exported: Exported, dataset: datasets.Dataset, options: suite.SuiteOptions | None = None
+) -> Measured:
+    """The same for the accuracy of a classifier that was exported with its head.
+
+    Raises:
+        UserError: the dataset cannot be evaluated, or has other classes.
+    """
+    assert exported.classify is not None
+    found: list[float] = []
+    label = partial(labels.sample_label, dataset)
+    for classify in (classifier.probabilities, exported.classify):
+        encoder = suite.DatasetEncoder(Reader(classify, classifier.model.encode_text), options or suite.SuiteOptions())
+        encoded = suite.usable_images(encoder.encode(dataset, dataset.name, [label]), label)
+        suite.report_bad(dataset.name, encoded, encoder.options)
+        names, indices = labels.class_indices(dataset, encoded.samples)
+        strange = sorted(set(names) - set(classifier.labels))
+        if strange:
+            raise UserError(f"{dataset.name} has classes that the classifier lacks: {', '.join(strange[:3])}")
+        wanted = torch.tensor([classifier.labels.index(name) for name in names])[indices]
+        found.append(float((encoded.features.argmax(1) == wanted).float().mean()))
+    return _noted(Measured(f"{dataset.name} acc1", *found), exported.folder)
+
+
+def _noted(measured: Measured, folder: Path) -> Measured:
+    """Add a measurement to README.md."""
+    with (folder / "README.md").open("a", encoding="utf-8") as card:
+        card.write(f"\nMeasured on {measured.line()}.\n")
+    return measured
 
 
 def push(folder: Path, name: str, private: bool = False) -> str:
@@ -100,6 +185,10 @@ def push(folder: Path, name: str, private: bool = False) -> str:
         if is_open_clip:
             rename(folder, str(folder.resolve()))
     return str(address)
+
+
+def _join(usages: Sequence[Callable[[str], str]], folder: str) -> str:
+    return "\n".join(usage(folder) for usage in usages)
 
 
 def _write_card(model: Model, kind: str, usage: str, folder: Path) -> None:

@@ -5,9 +5,13 @@ Such a module has:
 - `LABEL`: the library that reads the files, for messages;
 - `problems(model) -> list[str]`: properties of the model that the format cannot store, a few words each;
 - `write(model, folder)`: write the files into an existing folder;
-- `difference(model, folder) -> float`: load the files with that library, and return the largest absolute difference
-  between its features and the model's, which are unit vectors;
+- `reader(model, folder) -> Encoder`: load the files with that library; `Reader` makes an encoder of two functions. What
+  the format does not hold, such as the text tower, is the model's;
 - `usage(folder) -> str`: Python code that loads the folder.
+
+It may also have `write_classifier(classifier, folder)`, which writes the head of a fine-tuned classifier and returns a
+function from the bytes of image files to probabilities, and `classifier_usage(folder)`. Without them the head becomes
+head.safetensors and labels.json.
 """
 
 import pkgutil
@@ -19,6 +23,7 @@ from mmssl.errors import UserError
 from mmssl.plugins import import_path
 
 if TYPE_CHECKING:
+    from mmssl.evaluate import encode
     from mmssl.inference import Model
 
 _PREFIX = "to_"
@@ -36,8 +41,8 @@ class Format(Protocol):
     def write(self, model: "Model", folder: Path, **options: Any) -> None:
         """Write the files into an existing folder. Most formats take no options."""
 
-    def difference(self, model: "Model", folder: Path) -> float:
-        """The largest absolute difference between the features of the files and of the model."""
+    def reader(self, model: "Model", folder: Path) -> "encode.Encoder":
+        """The files as an encoder, loaded with the library; what they do not hold is the model's."""
 
     def usage(self, folder: str) -> str:
         """Python code that loads the folder."""
@@ -70,7 +75,7 @@ def find_format(name: str) -> Format:
 
 def _own_format(path: str) -> Format:
     module = import_path(path, "export format")
-    missing = [name for name in ("LABEL", "problems", "write", "difference", "usage") if not hasattr(module, name)]
+    missing = [name for name in ("LABEL", "problems", "write", "reader", "usage") if not hasattr(module, name)]
     if missing:
         raise UserError(f"export format {path} lacks {', '.join(missing)}; see docs/export.md")
     return cast(Format, module)

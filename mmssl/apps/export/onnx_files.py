@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmssl.apps.export.probe_inputs import missing_package
+from mmssl.apps.export.reader import missing_package
 from mmssl.inference import Model
 
 IMAGE, TEXT, PIXELS, SCRIPT = "image.onnx", "text.onnx", "pixels.onnx", "run.py"
@@ -23,7 +23,7 @@ import numpy as np, onnxruntime, tokenizers
 from PIL import Image, ImageOps
 
 here, (path, *labels) = Path(__file__).parent, sys.argv[1:]
-config = json.loads((here / "config.json").read_text())
+config = json.loads((here / "config.json").read_text(encoding="utf-8"))
 
 def run(name, **inputs):
     session = onnxruntime.InferenceSession(str(here / name), providers=["CPUExecutionProvider"])
@@ -38,14 +38,18 @@ else:
     left, top = (round((length - side) / 2) for length in size)
     image = image.resize(size, Image.Resampling[config["interpolation"].upper()])
     pixels = np.asarray(image.crop((left, top, left + side, top + side))).transpose(2, 0, 1)[None]
-tokenizer = tokenizers.Tokenizer.from_file(str(here / "tokenizer" / "tokenizer.json"))
-tokenizer.enable_truncation(config["max_tokens"])
-tokenizer.enable_padding(pad_id=config["pad_id"])
-rows = tokenizer.encode_batch(labels)
-tokens, mask = (np.array([getattr(row, kind) for row in rows], np.int64) for kind in ("ids", "attention_mask"))
-similarities = run("image.onnx", images=pixels)[0] @ run("text.onnx", tokens=tokens, mask=mask).T
-logits = config["logit_scale"] * similarities.astype(np.float64)
-chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+if labels:
+    tokenizer = tokenizers.Tokenizer.from_file(str(here / "tokenizer" / "tokenizer.json"))
+    tokenizer.enable_truncation(config["max_tokens"])
+    tokenizer.enable_padding(pad_id=config["pad_id"])
+    rows = tokenizer.encode_batch(labels)
+    tokens, mask = (np.array([getattr(row, kind) for row in rows], np.int64) for kind in ("ids", "attention_mask"))
+    similarities = run("image.onnx", images=pixels)[0] @ run("text.onnx", tokens=tokens, mask=mask).T
+    logits = config["logit_scale"] * similarities.astype(np.float64)
+    chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+else:  # the labels of a fine-tuned classifier
+    labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))
+    chances = run("classifier.onnx", images=pixels)[0]
 print(json.dumps(dict(sorted(zip(labels, chances.tolist()), key=lambda pair: -pair[1])), ensure_ascii=False))
 '''
 """run.py: the probability of each label as JSON, with neither PyTorch nor this package."""
@@ -133,57 +137,35 @@ def write_pixels(model: Model, folder: Path, opset: int) -> None:
     onnx.save(found, folder / PIXELS)
 
 
-def quantize(folder: Path) -> float:
-    """Quantise the weights of matrix products to 8 bits; returns the size relative to the original.
+def shrink(folder: Path, bits: int) -> float:
+    """Store the weights of both encoders in fewer bits; returns the size relative to before.
+
+    Args:
+        bits: 8: those of matrix products and embeddings. Convolutions stay as they are: onnxruntime's 8-bit ones are
+            slower on most processors. 16: all, and computations too; inputs and features stay as they are.
 
     Raises:
-        UserError: onnxruntime is missing.
+        UserError: a package is missing.
     """
     try:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
-    except ImportError as error:
-        raise missing_package("onnx and onnxruntime", error) from None
-
-    def shrink(full: Path, small: Path) -> None:
-        # Convolutions stay as they are: onnxruntime's 8-bit ones are slower on most processors.
-        graph = onnx.load(full)
-        # The exporter leaves inner shapes from before its own rewriting; the quantiser infers the right ones.
-        del graph.graph.value_info[:]
-        quantize_dynamic(graph, small, weight_type=QuantType.QInt8, op_types_to_quantize=list(_SMALLER))
-
-    return _replaced(folder, shrink)
-
-
-def halve(folder: Path) -> float:
-    """Store weights and compute in 16 bits, inputs and features stay as they are; returns the relative size.
-
-    Raises:
-        UserError: onnxruntime is missing.
-    """
-    try:
-        import onnx
         from onnxruntime.transformers.float16 import convert_float_to_float16
     except ImportError as error:
         raise missing_package("onnx and onnxruntime", error) from None
-
-    def shrink(full: Path, small: Path) -> None:
-        graph = onnx.load(full)
-        del graph.graph.value_info[:]
-        onnx.save(convert_float_to_float16(graph, keep_io_types=True, disable_shape_infer=False), small)
-
-    return _replaced(folder, shrink)
-
-
-def _replaced(folder: Path, shrink: Any) -> float:
-    """Replace both encoders by smaller ones; returns their size relative to before."""
     before = after = 0
     for name in (IMAGE, TEXT):
         # torch's exporter writes weights from 1.5 GB on to a file beside the graph.
         full, weights, small = folder / name, folder / f"{name}.data", folder / f"small-{name}"
         before += full.stat().st_size + (weights.stat().st_size if weights.exists() else 0)
+        graph = onnx.load(full)
+        # The exporter leaves inner shapes from before its own rewriting; the converters infer the right ones.
+        del graph.graph.value_info[:]
         with quiet():
-            shrink(full, small)
+            if bits == 8:
+                quantize_dynamic(graph, small, weight_type=QuantType.QInt8, op_types_to_quantize=list(_SMALLER))
+            else:
+                onnx.save(convert_float_to_float16(graph, keep_io_types=True, disable_shape_infer=False), small)
         small.replace(full)
         weights.unlink(missing_ok=True)
         after += full.stat().st_size

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmssl.apps.export.probe_inputs import CAPTIONS, images, largest_difference, normalized, state
+from mmssl.apps.export import head
+from mmssl.apps.export.reader import Reader, pillow, state
+from mmssl.data.transforms import Tokenizer
 from mmssl.inference import Model
 from mmssl.models import OpenClipText
 from mmssl.models.pretrained import to_open_clip
@@ -28,7 +30,13 @@ def usage(folder: str) -> str:
     """Python code that loads the folder."""
     return f"""import open_clip
 model, preprocess = open_clip.create_model_from_pretrained("local-dir:{folder}")
-tokenizer = open_clip.get_tokenizer("local-dir:{folder}")"""
+tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
+model.eval()  # encode_image takes preprocess(image)[None], encode_text tokenizer(texts)"""
+
+
+def classifier_usage(folder: str) -> str:
+    """Python code that classifies images."""
+    return head.usage(folder, "model.encode_image(images, normalize=True)")
 
 
 def problems(model: Model) -> list[str]:
@@ -77,17 +85,15 @@ def write(model: Model, folder: Path) -> None:
     save_file({**visual_state, **text_state, "logit_scale": scale}, folder / WEIGHTS)
 
 
-def difference(model: Model, folder: Path) -> float:
-    """Compare with open_clip's own loader and tokenizer."""
-    theirs = open_clip.create_model_from_pretrained(f"local-dir:{folder}", return_transform=False).eval()
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    pixels, captions = images(model), list(CAPTIONS)
-    with torch.no_grad():
-        image_features = theirs.encode_image(normalized(model, pixels))
-        text_features = theirs.encode_text(tokenizer(captions))
-    return max(
-        largest_difference(image_features, model.encode_rendered(pixels)),
-        largest_difference(text_features, model.encode_text(captions)),
+def reader(model: Model, folder: Path) -> Reader:
+    """open_clip's own loader, transform and tokenizer."""
+    place = f"local-dir:{folder}"
+    theirs, transform = open_clip.create_model_from_pretrained(place)
+    tokenizer = open_clip.get_tokenizer(place)
+    theirs.eval()
+    return Reader(
+        lambda images: theirs.encode_image(torch.stack([transform(image) for image in pillow(images)])),
+        lambda texts: theirs.encode_text(tokenizer(texts)),
     )
 
 
@@ -147,7 +153,7 @@ def _text(model: Model, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]
         model.tokenizer.save(folder)
         files = {"hf_tokenizer_name": str(folder), "context_length": model.tokenizer.max_tokens}
         if encoder.config.model_type == "clip_text_model":
-            settings, tensors = _clip_text(encoder, model.tokenizer.max_tokens)
+            settings, tensors = _clip_text(encoder, model.tokenizer)
             top = {"quick_gelu": True} if encoder.config.hidden_act == "quick_gelu" else {}
             return {**settings, **files}, {**tensors, "text_projection": _text_weight(model).T.contiguous()}, top
         encoder.config.save_pretrained(folder)
@@ -173,8 +179,8 @@ def _text_weight(model: Model) -> Tensor:
     return state(model.encoder.text_projection)["weight"]
 
 
-def _clip_text(encoder: Any, length: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A CLIPTextModel of transformers as open_clip's TextTransformer of `length` tokens."""
+def _clip_text(encoder: Any, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A CLIPTextModel of transformers as open_clip's TextTransformer for the captions of a tokenizer."""
     config = encoder.config
     settings: dict[str, Any] = {
         "vocab_size": config.vocab_size,
@@ -183,10 +189,10 @@ def _clip_text(encoder: Any, length: int) -> tuple[dict[str, Any], dict[str, Ten
         "layers": config.num_hidden_layers,
         "mlp_ratio": config.intermediate_size / config.hidden_size,
         "pool_type": "eos",
-        "eos_id": config.eos_token_id,
+        "eos_id": tokenizer.sep_id,
     }
     if config.layer_norm_eps != 1e-5:
         settings["norm_kwargs"] = {"eps": config.layer_norm_eps}
     tensors = to_open_clip(state(encoder))
-    tensors["positional_embedding"] = tensors["positional_embedding"][:length].contiguous()
+    tensors["positional_embedding"] = tensors["positional_embedding"][: tokenizer.max_tokens].contiguous()
     return settings, tensors

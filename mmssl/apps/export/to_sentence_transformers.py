@@ -4,13 +4,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import nn
-from transformers import CLIPTextModel, CLIPVisionModel, TimmWrapperConfig, TimmWrapperModel
+from transformers import CLIPTextModel, CLIPVisionModel
 
-from mmssl.apps.export import to_timm
-from mmssl.apps.export.probe_inputs import CAPTIONS, images, largest_difference, missing_package, state
-from mmssl.apps.export.to_hf import clip_text, clip_vision, text_problems, vision_problems, write_preprocessing
+from mmssl.apps.export import head
+from mmssl.apps.export.clip_towers import clip_text, text_problems, write_preprocessing
+from mmssl.apps.export.reader import Reader, missing_package, pillow, state
+from mmssl.apps.export.two_towers import image_tower, takes_images
 from mmssl.inference import Model
 from mmssl.models import OpenClipText
 
@@ -23,6 +23,11 @@ def usage(folder: str) -> str:
     return f"""from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("{folder}")
 features = model.encode(["a red apple"])  # unit vectors; PIL images too, if the vision tower is timm's or CLIP's"""
+
+
+def classifier_usage(folder: str) -> str:
+    """Python code that classifies images."""
+    return head.usage(folder, "model.encode(images, convert_to_tensor=True)")
 
 
 def problems(model: Model) -> list[str]:
@@ -48,22 +53,15 @@ def write(model: Model, folder: Path) -> None:
         library.SentenceTransformer(modules=parts, device="cpu").save(str(folder), create_model_card=False)
 
 
-def difference(model: Model, folder: Path) -> float:
-    """Compare with SentenceTransformer: captions, and images of the model's size if it takes images."""
+def reader(model: Model, folder: Path) -> Reader:
+    """SentenceTransformer; images are the model's if the folder takes none."""
     theirs = _library()[0].SentenceTransformer(str(folder), device="cpu")
-    found = theirs.encode(list(CAPTIONS), convert_to_tensor=True, show_progress_bar=False)
-    texts = largest_difference(found, model.encode_text(list(CAPTIONS)))
-    if not takes_images(model):
-        return texts
-    pixels = images(model)
-    pillow = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
-    seen = theirs.encode(pillow, convert_to_tensor=True, show_progress_bar=False)
-    return max(texts, largest_difference(seen, model.encode_rendered(pixels)))
 
+    def encode(inputs: Any) -> Any:
+        return theirs.encode(inputs, convert_to_tensor=True, show_progress_bar=False)
 
-def takes_images(model: Model) -> bool:
-    """Whether transformers has a class for the vision tower: timm's towers, and CLIP's vision transformer."""
-    return not (to_timm.problems(model) and vision_problems(model))
+    images = (lambda files: encode(pillow(files))) if takes_images(model) else model.encode_image
+    return Reader(images, encode)
 
 
 def _text_modules(model: Model, modules: Any, place: Path) -> list[Any]:
@@ -82,17 +80,10 @@ def _text_modules(model: Model, modules: Any, place: Path) -> list[Any]:
 def _image_modules(model: Model, modules: Any, place: Path) -> list[Any] | None:
     if not takes_images(model):
         return None
-    tower: Any
-    if to_timm.problems(model):
-        config, weights = clip_vision(model)
-        tower = CLIPVisionModel(config)
-        tower.load_state_dict(weights)
-        tower.save_pretrained(place)
+    tower = image_tower(model)
+    tower.save_pretrained(place)
+    if isinstance(tower, CLIPVisionModel):
         write_preprocessing(model, place)
-    else:
-        tower = TimmWrapperModel(TimmWrapperConfig(**to_timm.settings(model)))
-        tower.timm_model.load_state_dict(state(model.vision.trunk))
-        tower.save_pretrained(place)
     pooled = {"image": {"method": "forward", "method_output_name": "pooler_output"}}
     eyes = modules.Transformer(str(place), modality_config=pooled, module_output_name="sentence_embedding")
     return [eyes, *_dense(modules, model.encoder.image_projection), modules.Normalize()]

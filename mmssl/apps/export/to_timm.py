@@ -2,15 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import open_clip
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from mmssl.apps.export.probe_inputs import images, largest_difference, normalized, state
+from mmssl.apps.export import head
+from mmssl.apps.export.reader import Reader, pillow, state
+from mmssl.errors import UserError
 from mmssl.inference import Model
+
+if TYPE_CHECKING:
+    from mmssl.apps.finetune import Classifier
 
 LABEL = "timm"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -20,7 +26,8 @@ def usage(folder: str) -> str:
     """Python code that loads the folder."""
     return f"""import json, timm
 settings = json.load(open("{folder}/{CONFIG}"))
-model = timm.create_model(settings["architecture"], checkpoint_path="{folder}/{WEIGHTS}", **settings["model_args"])"""
+model = timm.create_model(settings["architecture"], checkpoint_path="{folder}/{WEIGHTS}", **settings["model_args"])
+model.eval()"""
 
 
 def problems(model: Model) -> list[str]:
@@ -61,18 +68,36 @@ def settings(model: Model) -> dict[str, Any]:
     }
 
 
-def difference(model: Model, folder: Path) -> float:
-    """Compare with timm's own loader: pooled features before the projection, which timm cannot store."""
+def reader(model: Model, folder: Path) -> Reader:
+    """timm's own loader and transform; the projection and the text tower are the model's."""
     record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    theirs = timm.create_model(
-        record["architecture"], checkpoint_path=str(folder / WEIGHTS), **record["model_args"]
-    ).eval()
-    pixels = images(model)
-    training = model.vision.training
-    with torch.no_grad():
-        ours = model.vision.eval()(pixels.to(model.device)).pooled.float().cpu()
-        model.vision.train(training)
-        return largest_difference(theirs(normalized(model, pixels)), torch.nn.functional.normalize(ours, dim=-1))
+    theirs = timm.create_model(record["architecture"], checkpoint_path=folder / WEIGHTS, **record["model_args"]).eval()
+    config = timm.data.resolve_data_config(pretrained_cfg=record["pretrained_cfg"])
+    transform = timm.data.create_transform(**config, is_training=False)
+    return Reader(
+        lambda images: model.encoder.project_image(theirs(torch.stack([transform(image) for image in pillow(images)]))),
+        model.encode_text,
+    )
+
+
+def write_classifier(classifier: "Classifier", folder: Path) -> head.Classify:
+    """The head, with the projection that timm cannot store.
+
+    Raises:
+        UserError: the projection is an MLP.
+    """
+    projection = classifier.model.encoder.image_projection
+    if not isinstance(projection, nn.Linear):
+        raise UserError(
+            "this classifier cannot be written as timm: its projection is not linear; choose another format"
+        )
+    theirs = reader(classifier.model, folder)
+    return head.write_head(classifier, folder, theirs, projection=projection.weight.detach().cpu().contiguous())
+
+
+def classifier_usage(folder: str) -> str:
+    """Python code that classifies an image."""
+    return head.usage(folder, 'torch.nn.functional.normalize(model(images) @ head["projection"].T)')
 
 
 def _architecture(model: Model) -> str | None:

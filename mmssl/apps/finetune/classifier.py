@@ -59,6 +59,10 @@ class Classifier:
         """
         return probabilities.label_probabilities(self.labels, self.logits(self.model.encode_image(images, batch_size)))
 
+    def probabilities(self, images: ImageInput | Sequence[ImageInput], batch_size: int = 256) -> Tensor:
+        """The probability of each label for each image, [N, C], in the order of the labels."""
+        return self.logits(self.model.encode_image(images, batch_size)).softmax(-1)
+
     def logits(self, features: Tensor) -> Tensor:
         """Logits [N, C] of the model's image vectors [N, D]."""
         return features @ self.weight.T + self.bias

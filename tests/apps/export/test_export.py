@@ -1,5 +1,6 @@
 """Exported files load in the library they are for, and give the same features there."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,18 @@ from PIL import Image
 from safetensors import SafetensorError
 
 import mmssl
-from mmssl.apps.export import OnnxEncoder, export, find_format, format_names, push, quantize
+from mmssl import MMSSL
+from mmssl.apps.export import OnnxEncoder, export, find_format, format_names, push, shrink
+from mmssl.apps.finetune import Classifier, load_classifier
 from mmssl.cli import main
+from mmssl.config import dump_config, parse_config
 from mmssl.errors import UserError
+from mmssl.evaluate import datasets, open_dataset
+from mmssl.rng import torch_generator
 from tests.helpers.export_models import own
 from tests.helpers.images import photo
 from tests.helpers.open_clip_folders import MODELS, write_open_clip
+from tests.helpers.tiny_runs import COLORS, run_tree, write_pairs
 
 CAPTIONS = ["a red square", "green", "blue squares and a white one " * 8]
 
@@ -84,7 +91,7 @@ def test_open_clip_opens_a_resnet_and_a_bert(pooling: str, tmp_path: Path) -> No
 
 def test_transformers_opens_a_clip(clip: mmssl.Model, tmp_path: Path) -> None:
     """AutoModel with AutoTokenizer and AutoImageProcessor; and the folder loaded here again."""
-    export(clip, "hf", tmp_path / "out")
+    export(clip, "transformers", tmp_path / "out")
     theirs = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
@@ -141,13 +148,116 @@ def test_sentence_transformers_encodes_images_too(kind: str, clip: mmssl.Model, 
 def test_transformers_pipeline_gives_our_probabilities(clip: mmssl.Model, tmp_path: Path) -> None:
     """`pipeline("zero-shot-image-classification")` on the exported folder has the probabilities of `classify`, in its
     order."""
-    export(clip, "hf", tmp_path / "out")
+    export(clip, "transformers", tmp_path / "out")
     ask = transformers.pipeline("zero-shot-image-classification", model=str(tmp_path / "out"), device="cpu")
     labels = ["red", "a green square", "blue"]
     found = ask(image(32), candidate_labels=labels, hypothesis_template="a photo of {}")
     expected = clip.classify(image(32), labels, "a photo of {c}")
     assert [entry["label"] for entry in found] == list(expected)
     assert [entry["score"] for entry in found] == pytest.approx(list(expected.values()), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model", [own, lambda: own("cls", "mlp"), lambda: own("eos", vision="timm:vit_tiny_patch16_224")]
+)
+def test_transformers_opens_towers_that_it_has_no_class_for(model: Any, tmp_path: Path) -> None:
+    """timm's vision towers with a BERT, every pooling and projection: AutoModel and AutoProcessor give our features and
+    the zero-shot pipeline our probabilities; without trust in the code in the folder, nothing is opened."""
+    ours = model()
+    export(ours, "transformers", tmp_path / "out")
+    place = str(tmp_path / "out")
+    theirs = transformers.AutoModel.from_pretrained(place, trust_remote_code=True).eval()
+    processor = transformers.AutoProcessor.from_pretrained(place, trust_remote_code=True)
+    words = processor(text=CAPTIONS, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        close(theirs.get_text_features(**words).pooler_output, ours.encode_text(CAPTIONS))
+        pixels = processor(images=image(32), return_tensors="pt")
+        close(theirs.get_image_features(**pixels).pooler_output, ours.encode_image(image(32)))
+    ask = transformers.pipeline("zero-shot-image-classification", model=place, device="cpu", trust_remote_code=True)
+    found = ask(image(32), candidate_labels=["red", "a green square"], hypothesis_template="{}")
+    assert {entry["label"]: entry["score"] for entry in found} == pytest.approx(
+        dict(ours.classify(image(32), ["red", "a green square"])), abs=1e-5
+    )
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        transformers.AutoModel.from_pretrained(place, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "transformers"])
+def test_a_clip_text_tower_with_a_learnt_tokenizer_pools_its_own_end_token(kind: str, tmp_path: Path) -> None:
+    """The library's own loader and tokenizer give our features, although the configuration names CLIP's end token."""
+    tower = {"model_type": "clip_text_model", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = own("eos", vision="open_clip:ViT-B-32", text={**tower, "max_position_embeddings": 77})
+    assert model.text.encoder.config.eos_token_id != model.tokenizer.sep_id
+    assert export(model, kind, tmp_path / "out").difference < 1e-5
+
+
+def a_classifier(model: mmssl.Model) -> Classifier:
+    """Three labels in no alphabetic order, with a random head."""
+    weight = 5 * torch.randn(3, model.config.embed_dim, generator=torch_generator("head"))
+    return Classifier(model, ["dog", "cat", "bird"], weight, torch.tensor([0.1, 0.0, -0.1]))
+
+
+def test_transformers_classifies(clip: mmssl.Model, tmp_path: Path) -> None:
+    """`pipeline("image-classification")` gives the classifier's probabilities; the folder still has both towers."""
+    classifier = a_classifier(clip)
+    export(clip, "transformers", tmp_path / "out", classifier=classifier)
+    place = str(tmp_path / "out")
+    ask = transformers.pipeline("image-classification", model=place, device="cpu", trust_remote_code=True)
+    found = {entry["label"]: entry["score"] for entry in ask(image(32))}
+    assert found == pytest.approx(dict(classifier.predict(image(32))[0]), abs=1e-5)
+    theirs = transformers.AutoModel.from_pretrained(place, trust_remote_code=True).eval()
+    words = transformers.AutoProcessor.from_pretrained(place, trust_remote_code=True)(
+        text=CAPTIONS, padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        close(theirs.get_text_features(**words).pooler_output, clip.encode_text(CAPTIONS))
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "sentence-transformers", "timm", "onnx"])
+def test_the_code_in_the_card_classifies(kind: str, tmp_path: Path) -> None:
+    """The lines of README.md, run as they are, give the classifier's probabilities of images of the model's size."""
+    model = own()
+    classifier = a_classifier(model)
+    export(model, kind, tmp_path / "out", classifier=classifier)
+    card = (tmp_path / "out" / "README.md").read_text().split("```")[1].removeprefix("python\n")
+    pixels = model.render(image(32))[None]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in model.vision.statistics)
+    given = [image(32)] if kind == "sentence-transformers" else (pixels / 255 - mean) / std
+    scope: dict[str, Any] = {"torch": torch, "images": given}
+    with contextlib.chdir(tmp_path), torch.no_grad():
+        exec(compile(card, "README.md", "exec"), scope)
+    found = scope["probabilities"] if kind != "onnx" else scope["session"].run(None, {"images": pixels.numpy()})[0]
+    assert scope["labels"] == classifier.labels
+    torch.testing.assert_close(torch.as_tensor(found), classifier.probabilities(image(32)), atol=1e-5, rtol=0)
+
+
+def test_exports_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command evaluates what it wrote, on the run's first suite or on --data, prints the metrics that `mmssl eval`
+    finds, and adds them to README.md; a classifier's are its accuracy, which needs its classes."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_pairs(shards)
+    own().save(tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.yaml").write_text(dump_config(parse_config(run_tree(shards, tmp_path / "run"), "run")))
+    ours = MMSSL(tmp_path / "run").evaluate(str(shards / "*.tar"))
+    accuracy = next(iter(ours.values()))["acc1"]
+    main(["export", str(tmp_path / "run"), "--format", "open_clip", "--out", str(tmp_path / "out")])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("colors/zero_shot acc1: "))
+    assert f", {accuracy:.4f} before" in line
+    assert f"Measured on {line}." in (tmp_path / "out" / "README.md").read_text()
+
+    model = own()
+    Classifier(model, list(COLORS), torch.randn(4, 16), torch.zeros(4)).save(tmp_path / "colours")
+    given = ["--format", "timm", "--data", str(shards / "*.tar")]
+    main(["export", str(tmp_path / "colours"), *given, "--out", str(tmp_path / "timm")])
+    files = [sample.image for sample in datasets.read(open_dataset(str(shards / "*.tar")))]
+    labels = [int(sample.fields["cls"]) for sample in datasets.read(open_dataset(str(shards / "*.tar")))]
+    right = load_classifier(tmp_path / "colours").probabilities(files).argmax(1) == torch.tensor(labels)
+    assert f", {right.float().mean():.4f} before" in capsys.readouterr().out
+    Classifier(model, ["dog", "cat"], torch.randn(2, 16), torch.zeros(2)).save(tmp_path / "pets")
+    with pytest.raises(SystemExit):
+        main(["export", str(tmp_path / "pets"), *given, "--out", str(tmp_path / "none")])
+    assert "has classes that the classifier lacks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["own", "clip"])
@@ -168,7 +278,7 @@ def test_onnxruntime_opens_both_encoders(kind: str, clip: mmssl.Model, tmp_path:
             graph = onnx.load(tmp_path / "out" / name)
             options = {"save_as_external_data": True, "location": f"{name}.data", "size_threshold": 0}
             onnx.save(graph, tmp_path / "out" / name, **options)
-    assert quantize(tmp_path / "out") < (0.9 if kind == "clip" else 1)
+    assert shrink(tmp_path / "out", 8) < (0.9 if kind == "clip" else 1)
     assert not list((tmp_path / "out").glob("*.data"))
     small = OnnxEncoder(tmp_path / "out")
     # Processors without VNNI add 8-bit products in 16 bits, which saturate: 0.95 on AVX2 alone.
@@ -197,7 +307,7 @@ def test_timm_opens_the_vision_tower(vision: str, tmp_path: Path) -> None:
         ("open_clip", lambda: own(projection="mlp"), "MLP"),
         ("open_clip", lambda: own("eos"), "'eos'"),
         ("open_clip", lambda: own(vision="timm:vit_tiny_patch16_224"), "depth, embed_dim, num_heads"),
-        ("hf", own, "resnet10t is not CLIP's.*text tower is a 'bert'.*choose from .*open_clip"),
+        ("transformers", lambda: mmssl.load("open_clip:RN50"), "RN50 is neither timm's nor.*choose from onnx"),
     ],
 )
 def test_a_model_that_a_format_cannot_store_is_refused(kind: str, model: Any, words: str, tmp_path: Path) -> None:
@@ -243,7 +353,7 @@ def test_a_folder_describes_itself(tmp_path: Path) -> None:
     for name in format_names():
         usage = find_format(name).usage("folder")
         compile(usage, "card", "exec")
-        assert len(usage.splitlines()) == 3
+        assert len(usage.splitlines()) in (3, 4)
     assert str(tmp_path) in found.usage
 
 
@@ -281,16 +391,18 @@ def test_a_folder_is_pushed_to_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
 OWN = '''
 """A format of somebody else's package."""
 import torch
+from mmssl.apps.export.reader import CAPTIONS, Reader
 LABEL = "torch.load"
 
 def problems(model):
     return [] if model.config.projection == "linear" else ["its projections are MLPs"]
 
 def write(model, folder):
-    torch.save(model.encode_text(["a"]), folder / "features.pt")
+    torch.save({text: model.encode_text(text)[0] for text in CAPTIONS}, folder / "features.pt")
 
-def difference(model, folder):
-    return float((torch.load(folder / "features.pt") - model.encode_text(["a"])).abs().max())
+def reader(model, folder):
+    features = torch.load(folder / "features.pt")
+    return Reader(model.encode_image, lambda texts: torch.stack([features[text] for text in texts]))
 
 def usage(folder):
     return f"torch.load('{folder}/features.pt')"
@@ -312,7 +424,7 @@ def test_a_format_is_found_by_its_dotted_path(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "again" / "features.pt").is_file()
     with pytest.raises(UserError, match="its projections are MLPs"):
         export(own(projection="mlp"), "my_lab.to_torch", tmp_path / "mlp")
-    with pytest.raises(UserError, match="my_lab.to_half lacks problems, write, difference, usage"):
+    with pytest.raises(UserError, match="my_lab.to_half lacks problems, write, reader, usage"):
         export(own(), "my_lab.to_half", tmp_path / "half")
     with pytest.raises(UserError, match="export format 'my_lab.to_none': there is no module"):
         export(own(), "my_lab.to_none", tmp_path / "none")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mmssl
-from mmssl.apps.export import OnnxEncoder, export, halve
+from mmssl.apps.export import OnnxEncoder, export, shrink
 from mmssl.apps.export.onnx_files import write_pixels
 from mmssl.cli import main
 from mmssl.data.transforms import EvalView
@@ -90,7 +90,7 @@ def test_half_precision_stays_near(tmp_path: Path) -> None:
     cosine of 0.999 with the model's."""
     model = own()
     export(model, "onnx", tmp_path / "out")
-    assert halve(tmp_path / "out") < 0.7
+    assert shrink(tmp_path / "out", 16) < 0.7
     theirs, pixels = (
         OnnxEncoder(tmp_path / "out"),
         torch.stack([model.render(photo(40, 40)), model.render(photo(9, 9))]),

@@ -1,38 +1,21 @@
-"""Export to a folder for transformers' AutoModel: a CLIPModel, if both towers have CLIP's architecture."""
+"""Our towers as CLIP's towers of transformers."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
-from transformers import AutoModel, AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPTextConfig, CLIPVisionConfig
 
-from mmssl.apps.export.probe_inputs import CAPTIONS, images, largest_difference, normalized, state
+from mmssl.apps.export.reader import state
 from mmssl.inference import Model
 from mmssl.models import OpenClipText
 from mmssl.models.pretrained import to_transformers
 
-LABEL = "transformers"
 _CLIP_PARTS = ("class_embedding", "positional_embedding", "conv1", "ln_pre", "transformer", "ln_post")
 """Parts of CLIP's vision transformer."""
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}
 """Pillow's codes."""
-
-
-def usage(folder: str) -> str:
-    """Python code that loads the folder."""
-    return f"""from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-model = AutoModel.from_pretrained("{folder}")  # get_image_features, get_text_features
-tokenizer, processor = AutoTokenizer.from_pretrained("{folder}"), AutoImageProcessor.from_pretrained("{folder}")"""
-
-
-def problems(model: Model) -> list[str]:
-    """Properties that CLIPModel cannot express."""
-    found = []
-    if model.config.projection != "linear":
-        found.append("its projections are MLPs, CLIPModel's are linear")
-    return found + vision_problems(model) + text_problems(model)
 
 
 def vision_problems(model: Model) -> list[str]:
@@ -59,45 +42,9 @@ def text_problems(model: Model) -> list[str]:
     return []
 
 
-def write(model: Model, folder: Path) -> None:
-    """config.json, model.safetensors, the tokenizer and preprocessor_config.json."""
-    text, text_state = clip_text(model)
-    vision, vision_state = clip_vision(model)
-    config = CLIPConfig(
-        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=model.config.embed_dim
-    )
-    theirs = CLIPModel(config)
-    tensors = {f"text_model.{name}": tensor for name, tensor in text_state.items()}
-    tensors |= {f"vision_model.{name}": tensor for name, tensor in vision_state.items()}
-    tensors |= state(model.encoder.image_projection, "visual_projection.")
-    tensors |= state(model.encoder.text_projection, "text_projection.")
-    tensors["logit_scale"] = model.encoder.log_logit_scale.detach().cpu().reshape(())
-    theirs.load_state_dict(tensors)
-    theirs.save_pretrained(folder)
-    model.tokenizer.save(folder)
-    write_preprocessing(model, folder)
-
-
 def write_preprocessing(model: Model, folder: Path) -> None:
     """preprocessor_config.json of CLIP's image processor."""
     (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessing(model), indent=1), encoding="utf-8")
-
-
-def difference(model: Model, folder: Path) -> float:
-    """Compare with AutoModel and AutoTokenizer."""
-    theirs = AutoModel.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    length = model.tokenizer.max_tokens
-    words = tokenizer(list(CAPTIONS), padding=True, truncation=True, max_length=length, return_tensors="pt")
-    pixels = images(model)
-    with torch.no_grad():
-        output = theirs(
-            input_ids=words["input_ids"],
-            attention_mask=words["attention_mask"],
-            pixel_values=normalized(model, pixels),
-        )
-    texts = largest_difference(output.text_embeds, model.encode_text(list(CAPTIONS)))
-    return max(texts, largest_difference(output.image_embeds, model.encode_rendered(pixels)))
 
 
 def clip_vision(model: Model) -> tuple[CLIPVisionConfig, dict[str, Any]]:
@@ -120,9 +67,11 @@ def clip_vision(model: Model) -> tuple[CLIPVisionConfig, dict[str, Any]]:
 
 def clip_text(model: Model) -> tuple[Any, dict[str, Any]]:
     """Configuration and weights of the text tower as transformers' CLIPTextModel."""
-    encoder = model.text.encoder
+    encoder, tokenizer = model.text.encoder, model.tokenizer
+    # The token that captions end in decides where the tower pools; a learnt tokenizer has its own.
+    ids = {"pad_token_id": tokenizer.pad_id, "bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id}
     if not isinstance(encoder, OpenClipText):
-        return encoder.config, state(encoder)
+        return CLIPTextConfig.from_dict({**encoder.config.to_dict(), **ids}), state(encoder)
     inner = encoder.model
     block = inner.transformer.resblocks[0]
     config = CLIPTextConfig(
@@ -135,9 +84,7 @@ def clip_text(model: Model) -> tuple[Any, dict[str, Any]]:
         hidden_act=_activation(inner),
         layer_norm_eps=inner.ln_final.eps,
         projection_dim=model.config.embed_dim,
-        pad_token_id=model.tokenizer.pad_id,
-        bos_token_id=model.tokenizer.cls_id,
-        eos_token_id=model.tokenizer.sep_id,
+        **ids,
     )
     return config, to_transformers(state(inner))
 

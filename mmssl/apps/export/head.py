@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmssl.apps.export.reader import images, png_files
-from mmssl.evaluate.encode import Encoder
+from mmssl.evaluate import encode
 
 if TYPE_CHECKING:
     from mmssl.apps.finetune import Classifier
@@ -26,13 +26,13 @@ def usage(folder: str, features: str = "features") -> str:
     Args:
         features: code of the unit vectors of images, a tensor [N, D].
     """
-    return f"""import json
+    return f"""import json, pathlib
 from safetensors.torch import load_file
-head, labels = load_file("{folder}/{HEAD}"), json.load(open("{folder}/{LABELS}"))
+head, labels = load_file("{folder}/{HEAD}"), json.loads(pathlib.Path("{folder}/{LABELS}").read_text("utf-8"))
 probabilities = ({features} @ head["weight"].T + head["bias"]).softmax(-1)  # [N, labels]"""
 
 
-def write_head(classifier: "Classifier", folder: Path, theirs: Encoder, **more: Tensor) -> Classify:
+def write_head(classifier: "Classifier", folder: Path, theirs: encode.Encoder, **more: Tensor) -> Classify:
     """Write head.safetensors (weight [C, D], bias [C] and `more`) and labels.json, a list of C."""
     save_file({"weight": classifier.weight, "bias": classifier.bias, **more}, folder / HEAD)
     write_labels(classifier, folder)

@@ -2,18 +2,23 @@
 
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 from PIL import Image
+from tokenizers import normalizers
 from torch import Tensor
 
-from mmssl.data.transforms import decoding
+from mmssl.data.transforms import Tokenizer, decoding
 from mmssl.errors import UserError
 from mmssl.evaluate import encode
 from mmssl.inference import Model
 from mmssl.rng import torch_generator
 
+_QUOTES = {"[\u02bc\u2018-\u201b]": "'", "[\u201c-\u201f]": '"'}
+"""Curved quotation marks, as ftfy lists them, and the straight ones."""
 CAPTIONS = ("a", "a red apple on a table", "two dogs run along the beach, seen from above", " ".join(["word"] * 200))
 
 
@@ -72,6 +77,18 @@ def png_files(images: Tensor) -> list[bytes]:
     for stream, image in zip(streams, images, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, "PNG")
     return [stream.getvalue() for stream in streams]
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a tokenizer that straightens curved quotation marks by itself, as captions are cleaned here before it.
+
+    Classes of transformers that build their own steps, such as CLIPTokenizer, leave this one out.
+    """
+    tokenizer.save(folder)
+    written = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    steps = [normalizers.Replace(tokenizers.Regex(curved), straight) for curved, straight in _QUOTES.items()]
+    written.normalizer = normalizers.Sequence([*steps, *([] if written.normalizer is None else [written.normalizer])])
+    written.save(str(folder / "tokenizer.json"))
 
 
 def missing_package(package: str, problem: ImportError) -> UserError:

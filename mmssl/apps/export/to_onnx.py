@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmssl.apps.export import head
 from mmssl.apps.export.onnx_files import IMAGE, TEXT, quiet, write_pixels, write_script
-from mmssl.apps.export.reader import CAPTIONS, images, missing_package
+from mmssl.apps.export.reader import CAPTIONS, images, missing_package, save_tokenizer
 from mmssl.data.transforms import EvalView, Tokenizer, load_tokenizer
 from mmssl.errors import UserError
 from mmssl.inference import Model
@@ -60,7 +60,7 @@ def write(model: Model, folder: Path, opset: int = OPSET, pixels: bool = False) 
     export_graph(_Image(encoder), (images(model, 3),), ["images"], ({0: batch},), folder / IMAGE, opset=opset)
     shapes = ({0: batch, 1: words}, {0: batch, 1: words})
     export_graph(_Text(encoder), (tokens, mask.long()), ["tokens", "mask"], shapes, folder / TEXT, opset=opset)
-    model.tokenizer.save(folder / "tokenizer")
+    save_tokenizer(model.tokenizer, folder / "tokenizer")
     vision = model.self_contained().vision
     record = {
         "image_size": vision.image_size,
@@ -103,8 +103,8 @@ def write_classifier(classifier: "Classifier", folder: Path) -> head.Classify:
 
 def classifier_usage(folder: str) -> str:
     """Python code that classifies images."""
-    return f"""import json, onnxruntime
-labels = json.load(open("{folder}/{head.LABELS}"))
+    return f"""import json, pathlib, onnxruntime
+labels = json.loads(pathlib.Path("{folder}/{head.LABELS}").read_text("utf-8"))
 session = onnxruntime.InferenceSession("{folder}/{GRAPH}")  # {{"images": uint8 [N, 3, S, S]}} -> [N, labels]"""
 
 

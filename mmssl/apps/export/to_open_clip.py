@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmssl.apps.export import head
-from mmssl.apps.export.reader import Reader, pillow, state
+from mmssl.apps.export.reader import Reader, pillow, save_tokenizer, state
 from mmssl.data.transforms import Tokenizer
 from mmssl.inference import Model
 from mmssl.models import OpenClipText
@@ -150,7 +150,7 @@ def _text(model: Model, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]
     """text_cfg, weights, and settings of the whole model."""
     encoder, quick = model.text.encoder, {"quick_gelu": True} if _quick_gelu(model) else {}
     if not isinstance(encoder, OpenClipText):
-        model.tokenizer.save(folder)
+        save_tokenizer(model.tokenizer, folder)
         files = {"hf_tokenizer_name": str(folder), "context_length": model.tokenizer.max_tokens}
         if encoder.config.model_type == "clip_text_model":
             settings, tensors = _clip_text(encoder, model.tokenizer)
@@ -167,7 +167,7 @@ def _text(model: Model, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]
     kept = {key: value for key, value in encoder.config.settings.items() if key not in ("output_dim", *_TOKENS)}
     top = {key: kept.pop(key) for key in ("quick_gelu", "custom_text") if key in kept}
     if kept.get("hf_tokenizer_name"):
-        model.tokenizer.save(folder)
+        save_tokenizer(model.tokenizer, folder)
     tensors = state(encoder.model)
     if not encoder.projects:
         tensors["text_projection"] = _text_weight(model).T.contiguous()

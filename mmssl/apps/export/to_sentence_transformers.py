@@ -9,7 +9,7 @@ from transformers import CLIPTextModel, CLIPVisionModel
 
 from mmssl.apps.export import head
 from mmssl.apps.export.clip_towers import clip_text, text_problems, write_preprocessing
-from mmssl.apps.export.reader import Reader, missing_package, pillow, state
+from mmssl.apps.export.reader import Reader, missing_package, pillow, save_tokenizer, state
 from mmssl.apps.export.two_towers import image_tower, takes_images
 from mmssl.inference import Model
 from mmssl.models import OpenClipText
@@ -71,7 +71,7 @@ def _text_modules(model: Model, modules: Any, place: Path) -> list[Any]:
         encoder = CLIPTextModel(config)
         encoder.load_state_dict(weights)
     encoder.save_pretrained(place)
-    model.tokenizer.save(place)
+    save_tokenizer(model.tokenizer, place)
     words = modules.Transformer(str(place), max_seq_length=model.tokenizer.max_tokens)
     pooling = modules.Pooling(model.text.width, pooling_mode=_POOLING[model.text.pooling])
     return [words, pooling, *_dense(modules, model.encoder.text_projection), modules.Normalize()]

@@ -24,8 +24,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 def usage(folder: str) -> str:
     """Python code that loads the folder."""
-    return f"""import json, timm
-settings = json.load(open("{folder}/{CONFIG}"))
+    return f"""import json, pathlib, timm
+settings = json.loads(pathlib.Path("{folder}/{CONFIG}").read_text())
 model = timm.create_model(settings["architecture"], checkpoint_path="{folder}/{WEIGHTS}", **settings["model_args"])
 model.eval()"""
 

@@ -16,7 +16,7 @@ from transformers import (
 from mmssl.apps.export import two_towers
 from mmssl.apps.export.clip_towers import clip_text, clip_vision, text_problems, vision_problems, write_preprocessing
 from mmssl.apps.export.head import Classify
-from mmssl.apps.export.reader import Reader, pillow, state
+from mmssl.apps.export.reader import Reader, pillow, save_tokenizer, state
 from mmssl.inference import Model
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def write(model: Model, folder: Path) -> None:
     tensors["logit_scale"] = model.encoder.log_logit_scale.detach().cpu().reshape(())
     theirs.load_state_dict(tensors)
     theirs.save_pretrained(folder)
-    model.tokenizer.save(folder)
+    save_tokenizer(model.tokenizer, folder)
     write_preprocessing(model, folder)
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModel, CLIPVisionModel, TimmWrapperConfig, TimmWrap
 
 from mmssl.apps.export import modeling_two_towers, to_timm
 from mmssl.apps.export.clip_towers import clip_text, clip_vision, text_problems, vision_problems, write_preprocessing
-from mmssl.apps.export.reader import state
+from mmssl.apps.export.reader import save_tokenizer, state
 from mmssl.inference import Model
 from mmssl.models import OpenClipText
 
@@ -92,7 +92,7 @@ def write(model: Model, folder: Path, classifier: "Classifier | None" = None) ->
         theirs.classifier.load_state_dict({"weight": classifier.weight, "bias": classifier.bias})
     theirs.save_pretrained(folder)
     shutil.copy(_CODE, folder)
-    model.tokenizer.save(folder)
+    save_tokenizer(model.tokenizer, folder)
     write_preprocessing(model, folder)
     # The processor that AutoProcessor takes, which the kind of the model does not say.
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor"}), encoding="utf-8")

@@ -31,7 +31,7 @@ from tests.helpers.images import photo
 from tests.helpers.open_clip_folders import MODELS, write_open_clip
 from tests.helpers.tiny_runs import COLORS, run_tree, write_pairs
 
-CAPTIONS = ["a red square", "green", "blue squares and a white one " * 8]
+CAPTIONS = ["a red square", "a woman’s “green”", "blue squares and a white one " * 8]
 
 
 def image(side: int) -> Image.Image:
@@ -185,7 +185,13 @@ def test_transformers_opens_towers_that_it_has_no_class_for(model: Any, tmp_path
 @pytest.mark.parametrize("kind", ["open_clip", "transformers"])
 def test_a_clip_text_tower_with_a_learnt_tokenizer_pools_its_own_end_token(kind: str, tmp_path: Path) -> None:
     """The library's own loader and tokenizer give our features, although the configuration names CLIP's end token."""
-    tower = {"model_type": "clip_text_model", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower = {
+        "model_type": "clip_text_model",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_act": "gelu",
+    }
     model = own("eos", vision="open_clip:ViT-B-32", text={**tower, "max_position_embeddings": 77})
     assert model.text.encoder.config.eos_token_id != model.tokenizer.sep_id
     assert export(model, kind, tmp_path / "out").difference < 1e-5
@@ -207,7 +213,7 @@ def test_transformers_classifies(clip: mmssl.Model, tmp_path: Path) -> None:
     assert found == pytest.approx(dict(classifier.predict(image(32))[0]), abs=1e-5)
     theirs = transformers.AutoModel.from_pretrained(place, trust_remote_code=True).eval()
     words = transformers.AutoProcessor.from_pretrained(place, trust_remote_code=True)(
-        text=CAPTIONS, padding=True, return_tensors="pt"
+        text=CAPTIONS, padding=True, truncation=True, return_tensors="pt"
     )
     with torch.no_grad():
         close(theirs.get_text_features(**words).pooler_output, clip.encode_text(CAPTIONS))
@@ -241,7 +247,9 @@ def test_exports_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "run" / "config.yaml").write_text(dump_config(parse_config(run_tree(shards, tmp_path / "run"), "run")))
     ours = MMSSL(tmp_path / "run").evaluate(str(shards / "*.tar"))
     accuracy = next(iter(ours.values()))["acc1"]
-    main(["export", str(tmp_path / "run"), "--format", "open_clip", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as end:
+        main(["export", str(tmp_path / "run"), "--format", "open_clip", "--out", str(tmp_path / "out")])
+    assert not end.value.code
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("colors/zero_shot acc1: "))
     assert f", {accuracy:.4f} before" in line
     assert f"Measured on {line}." in (tmp_path / "out" / "README.md").read_text()
@@ -249,7 +257,9 @@ def test_exports_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     model = own()
     Classifier(model, list(COLORS), torch.randn(4, 16), torch.zeros(4)).save(tmp_path / "colours")
     given = ["--format", "timm", "--data", str(shards / "*.tar")]
-    main(["export", str(tmp_path / "colours"), *given, "--out", str(tmp_path / "timm")])
+    with pytest.raises(SystemExit) as end:
+        main(["export", str(tmp_path / "colours"), *given, "--out", str(tmp_path / "timm")])
+    assert not end.value.code
     files = [sample.image for sample in datasets.read(open_dataset(str(shards / "*.tar")))]
     labels = [int(sample.fields["cls"]) for sample in datasets.read(open_dataset(str(shards / "*.tar")))]
     right = load_classifier(tmp_path / "colours").probabilities(files).argmax(1) == torch.tensor(labels)

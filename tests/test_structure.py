@@ -117,6 +117,7 @@ OWNERS = {
     "starlette": ("apps/serve/",),
     "timm": ("models/", "apps/export/"),
     "torch.distributed": ("distributed/", "train/parallel.py"),
+    "triton": ("losses/triton_blocks.py",),
     "transformers": ("models/", "data/transforms/tokenizer.py", "train/provenance.py", "apps/export/"),
     "uvicorn": ("apps/serve/",),
     "braceexpand": ("data/sources/braces.py",),

@@ -4,6 +4,7 @@ The matrix exists one block at a time, in two buffers whose size does not grow w
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,82 +22,92 @@ def block_shape(device: torch.device) -> tuple[int, int]:
     return (1024, 2048) if device.type == "cpu" else (4096, 8192)
 
 
-def add_logsumexps(blocks: "Blocks", pairing: Pairing, row_lse: Tensor, column_lse: Tensor, positives: Tensor) -> None:
-    """Add a matrix to running log-sum-exps of rows and columns, and to its rows' sums of positives; all in place."""
-    for rows in blocks.row_slices():
-        for columns, logits, scratch in blocks.along(rows):
-            pairing.read(logits, rows, columns, positives)
-            by_column = _logsumexp(logits, 0, scratch)
-            column_lse[columns] = torch.logaddexp(column_lse[columns], by_column)
-            row_lse[rows] = torch.logaddexp(row_lse[rows], _logsumexp(logits, 1, logits))
-
-
-def add_logsumexp_gradients(
-    blocks: "Blocks",
-    pairing: Pairing,
-    by_row: tuple[Tensor, Tensor],
-    by_column: tuple[Tensor, Tensor],
-    positive_gradient: Tensor,
-    gradients: "Gradients",
-) -> None:
-    """Add the gradients of the log-sum-exps for the two sides of a matrix to `gradients`.
-
-    `by_row` and `by_column`: the complete log-sum-exp of each row or column, and its gradient.
-    """
-    (row_lse, row_gradient), (column_lse, column_gradient) = by_row, by_column
-    for rows in blocks.row_slices():
-        for columns, logits, scratch in blocks.along(rows):
-            torch.sub(logits, column_lse[columns], out=scratch)
-            _exp_(scratch).mul_(column_gradient[columns])
-            _exp_(logits.sub_(row_lse[rows, None])).mul_(row_gradient[rows, None]).add_(scratch)
-            pairing.add_gradient(logits, rows, columns, positive_gradient)
-            gradients.add(blocks, logits, rows, columns)
-
-
-def add_sigmoid_losses(
-    blocks: "Blocks", pairing: Pairing, bias: Tensor, gradients: "Gradients | None", factor: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Sum of the sigmoid losses of a matrix, and its gradient for the bias.
-
-    Adds the gradients for the two sides to `gradients`; without it the gradient for the bias is zero. `factor`
-    multiplies all gradients.
-    """
-    losses, zero = blocks.left.new_zeros(len(blocks.left)), blocks.left.new_zeros(())
-    bias_gradient = torch.zeros_like(losses)
-    for rows in blocks.row_slices():
-        for columns, logits, scratch in blocks.along(rows):
-            # The loss of a pair is softplus(z), z = logit of a negative and -logit of a positive.
-            pairing.negate(logits.add_(bias), rows, columns, LEFT_OUT)
-            losses[rows] += torch.logaddexp(logits, zero, out=scratch).sum(1)
-            if gradients is not None:
-                logits.clamp_(min=SMALLEST_EXPONENT).sigmoid_()
-                pairing.negate(logits, rows, columns, 0)
-                if factor is not None:
-                    logits.mul_(factor)
-                bias_gradient[rows] += logits.sum(1)
-                gradients.add(blocks, logits, rows, columns)
-    return losses.sum(), bias_gradient.sum()
-
-
 class Blocks:
     """The blocks of an [n, N] matrix of logits, row by row, each computed into the same memory."""
 
     def __init__(self, left: Tensor, right: Tensor, scale: Tensor, block: tuple[int, int]) -> None:
         self.left, self.right, self.scale = left, right, scale
         self.height, self.width = min(block[0], len(left)), min(block[1], len(right))
-        self.memory = left.new_empty(2, self.height * self.width)
+
+    @cached_property
+    def memory(self) -> Tensor:
+        """Two buffers of the size of a block."""
+        return self.left.new_empty(2, self.height * self.width)
 
     def row_slices(self) -> Iterator[slice]:
+        """The rows of the blocks."""
         return _slices(len(self.left), self.height)
+
+    def column_slices(self) -> Iterator[slice]:
+        """The columns of the blocks."""
+        return _slices(len(self.right), self.width)
 
     def along(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Each block of these rows: its columns, its logits, and scratch of the same shape."""
         left = self.left[rows] * self.scale
-        for columns in _slices(len(self.right), self.width):
+        for columns in self.column_slices():
             right = self.right[columns]
             shape = len(left), len(right)
             logits, scratch = (flat[: shape[0] * shape[1]].view(shape) for flat in self.memory)
             yield columns, torch.mm(left, right.T, out=logits), scratch
+
+    def add_logsumexps(self, pairing: Pairing, row_lse: Tensor, column_lse: Tensor, positives: Tensor) -> None:
+        """Add the matrix to log-sum-exps of rows and columns, and to its rows' sums of positives; all in place."""
+        for rows in self.row_slices():
+            for columns, logits, scratch in self.along(rows):
+                pairing.read(logits, rows, columns, positives)
+                by_column = _logsumexp(logits, 0, scratch)
+                column_lse[columns] = torch.logaddexp(column_lse[columns], by_column)
+                row_lse[rows] = torch.logaddexp(row_lse[rows], _logsumexp(logits, 1, logits))
+
+    def add_logsumexp_gradients(
+        self,
+        pairing: Pairing,
+        by_row: tuple[Tensor, Tensor],
+        by_column: tuple[Tensor, Tensor],
+        positive_gradient: Tensor,
+        gradients: "Gradients",
+    ) -> None:
+        """Add the gradients of the log-sum-exps for the two sides to `gradients`.
+
+        `by_row` and `by_column`: the complete log-sum-exp of each row or column, and its gradient.
+        """
+        (row_lse, row_gradient), (column_lse, column_gradient) = by_row, by_column
+        for rows in self.row_slices():
+            for columns, logits, scratch in self.along(rows):
+                torch.sub(logits, column_lse[columns], out=scratch)
+                _exp_(scratch).mul_(column_gradient[columns])
+                _exp_(logits.sub_(row_lse[rows, None])).mul_(row_gradient[rows, None]).add_(scratch)
+                pairing.add_gradient(logits, rows, columns, positive_gradient)
+                gradients.add(self, logits, rows, columns)
+
+    def add_sigmoid_losses(
+        self, pairing: Pairing, bias: Tensor, gradients: "Gradients | None", factor: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Sum of the sigmoid losses of the matrix, and its gradient for the bias.
+
+        Adds the gradients for the two sides to `gradients`; without it the gradient for the bias is zero. `factor`
+        multiplies all gradients.
+        """
+        losses, zero = self.left.new_zeros(len(self.left)), self.left.new_zeros(())
+        bias_gradient = torch.zeros_like(losses)
+        for rows in self.row_slices():
+            for columns, logits, scratch in self.along(rows):
+                # The loss of a pair is softplus(z), z = logit of a negative and -logit of a positive.
+                pairing.negate(logits.add_(bias), rows, columns, LEFT_OUT)
+                losses[rows] += torch.logaddexp(logits, zero, out=scratch).sum(1)
+                if gradients is not None:
+                    logits.clamp_(min=SMALLEST_EXPONENT).sigmoid_()
+                    pairing.negate(logits, rows, columns, 0)
+                    if factor is not None:
+                        logits.mul_(factor)
+                    bias_gradient[rows] += logits.sum(1)
+                    gradients.add(self, logits, rows, columns)
+        return losses.sum(), bias_gradient.sum()
+
+    def add_product(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add a product of a block's gradient and the features of one side to rows of a sum."""
+        total.addmm_(left, right)
 
 
 class Gradients:
@@ -111,9 +122,9 @@ class Gradients:
     def add(self, blocks: Blocks, gradient: Tensor, rows: slice, columns: slice) -> None:
         """Add what the gradient of one block of logits contributes."""
         if self.left is not None:
-            self.left[rows].addmm_(gradient, blocks.right[columns])
+            blocks.add_product(self.left[rows], gradient, blocks.right[columns])
         if self.right is not None:
-            self.right[columns].addmm_(gradient.T, blocks.left[rows])
+            blocks.add_product(self.right[columns], gradient.T, blocks.left[rows])
 
     def pass_on(self, world: World) -> None:
         """Send the sum for the right side on round the ring, with its columns."""

@@ -9,7 +9,8 @@ own. Sums over rows (a column's log-sum-exp, a column's gradient) travel with th
 rank after one round. A rank holds the features of three ranks, so O(N / W) instead of O(N) for W ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,18 +18,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmssl.distributed import SINGLE_PROCESS, World
-from mmssl.losses.blocks import (
-    Blocks,
-    Gradients,
-    add_logsumexp_gradients,
-    add_logsumexps,
-    add_sigmoid_losses,
-    block_shape,
-)
+from mmssl.errors import UserError
+from mmssl.losses.blocks import Blocks, Gradients, block_shape
 from mmssl.losses.pairing import Pairing
 
 Block = tuple[int, int]
 """Rows and columns held at a time."""
+MakeBlocks = Callable[[Tensor, Tensor, Tensor], Blocks]
+"""From left, right and scale to the blocks of their matrix."""
 
 
 def logsumexps(
@@ -38,35 +35,45 @@ def logsumexps(
     pairing: Pairing,
     *,
     block: Block | None = None,
+    kernels: bool = False,
     world: World = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of each row [n] and each column [N] of scale * left @ right.T, and each row's sum of positives [n].
 
     `left` is [n, D], `right` [N, D], `scale` a scalar. Differentiable once, in the three tensors. In a `world` of
-    several ranks, the sums run over the columns of all ranks, and N is this rank's number of columns.
+    several ranks, the sums run over the columns of all ranks, and N is this rank's number of columns. `kernels` uses
+    `triton_blocks`, which multiplies bfloat16.
     """
-    shape = block_shape(left.device) if block is None else block
-    rows, columns, positives = _LogSumExps.apply(left, right, scale, pairing, shape, world)
+    make = _blocks(left.device, block, kernels)
+    rows, columns, positives = _LogSumExps.apply(left, right, scale, pairing, make, world)
     return rows, columns, positives
 
 
 def sigmoid_loss(
-    left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing, *, block: Block | None = None
+    left: Tensor,
+    right: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    pairing: Pairing,
+    *,
+    block: Block | None = None,
+    kernels: bool = False,
 ) -> Tensor:
     """Sum over [n, N] of -log sigmoid(+-(scale * left @ right.T + bias)): + for positives, - elsewhere.
 
     Arguments as in `logsumexps`. The forward pass finds the gradients while it has each block.
     """
-    shape = block_shape(left.device) if block is None else block
-    total: Tensor = _SigmoidLoss.apply(left, right, scale, bias, pairing, shape, torch.is_grad_enabled())
+    make = _blocks(left.device, block, kernels)
+    total: Tensor = _SigmoidLoss.apply(left, right, scale, bias, pairing, make, torch.is_grad_enabled())
     return total
 
 
 def ring_sigmoid_loss(
-    left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing, *, world: World
+    left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing, *, kernels: bool = False, world: World
 ) -> Tensor:
     """Sum over this rank's rows and all ranks' columns, as `sigmoid_loss`. Differentiable once."""
-    total: Tensor = _RingSigmoidLoss.apply(left, right, scale, bias, pairing, world)
+    make = _blocks(left.device, None, kernels)
+    total: Tensor = _RingSigmoidLoss.apply(left, right, scale, bias, pairing, make, world)
     return total
 
 
@@ -88,6 +95,17 @@ def nearest(left: Tensor, right: Tensor, world: World, labels: Tensor | None = N
     return found
 
 
+def _blocks(device: torch.device, block: Block | None, kernels: bool) -> MakeBlocks:
+    shape = block_shape(device) if block is None else block
+    if not kernels:
+        return partial(Blocks, block=shape)
+    try:
+        from mmssl.losses.triton_blocks import TritonBlocks
+    except ModuleNotFoundError:
+        raise UserError("form=triton needs Triton, which comes with PyTorch for GPUs; leave form at auto") from None
+    return partial(TritonBlocks, block=shape)
+
+
 def _visitors(world: World, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Every rank's columns, this rank's own first; the next ones arrive while these are worked on."""
     for following in reversed(range(world.size)):
@@ -100,17 +118,17 @@ def _visitors(world: World, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
 class _LogSumExps(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, left: Tensor, right: Tensor, scale: Tensor, pairing: Pairing, block: Block, world: World
+        ctx: Any, left: Tensor, right: Tensor, scale: Tensor, pairing: Pairing, make: MakeBlocks, world: World
     ) -> tuple[Tensor, Tensor, Tensor]:
         row_lse = left.new_full((len(left),), -torch.inf)
         column_lse = right.new_full((len(right),), -torch.inf)
         positives = torch.zeros_like(row_lse)
         for visit, (columns, *groups) in enumerate(_visitors(world, right, *pairing.columns)):
             here = pairing.visiting(visit, len(columns), groups)
-            add_logsumexps(Blocks(left, columns, scale, block), here, row_lse, column_lse, positives)
+            make(left, columns, scale).add_logsumexps(here, row_lse, column_lse, positives)
             (column_lse,) = world.ring_shift(column_lse)()
         ctx.save_for_backward(left, right, scale, row_lse, column_lse)
-        ctx.pairing, ctx.block, ctx.world = pairing, block, world
+        ctx.pairing, ctx.make, ctx.world = pairing, make, world
         return row_lse, column_lse, positives
 
     @staticmethod
@@ -125,8 +143,8 @@ class _LogSumExps(torch.autograd.Function):
             visitors = _visitors(ctx.world, right, column_lse, column_gradient, *ctx.pairing.columns)
             for visit, (columns, lse, gradient, *groups) in enumerate(visitors):
                 here = ctx.pairing.visiting(visit, len(columns), groups)
-                blocks = Blocks(left, columns, scale, ctx.block)
-                add_logsumexp_gradients(blocks, here, by_row, (lse, gradient), positive_gradient, gradients)
+                blocks = ctx.make(left, columns, scale)
+                blocks.add_logsumexp_gradients(here, by_row, (lse, gradient), positive_gradient, gradients)
                 gradients.pass_on(ctx.world)
             return *gradients.finish(), None, None, None
 
@@ -140,12 +158,12 @@ class _SigmoidLoss(torch.autograd.Function):
         scale: Tensor,
         bias: Tensor,
         pairing: Pairing,
-        block: Block,
+        make: MakeBlocks,
         with_gradients: bool,
     ) -> Tensor:
-        blocks = Blocks(left, right, scale, block)
+        blocks = make(left, right, scale)
         gradients = Gradients(left, right, scale, [with_gradients and need for need in ctx.needs_input_grad])
-        loss, bias_gradient = add_sigmoid_losses(blocks, pairing, bias, gradients if with_gradients else None)
+        loss, bias_gradient = blocks.add_sigmoid_losses(pairing, bias, gradients if with_gradients else None)
         ctx.save_for_backward(*gradients.finish(), bias_gradient)
         return loss
 
@@ -159,14 +177,21 @@ class _SigmoidLoss(torch.autograd.Function):
 class _RingSigmoidLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing, world: World
+        ctx: Any,
+        left: Tensor,
+        right: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        pairing: Pairing,
+        make: MakeBlocks,
+        world: World,
     ) -> Tensor:
         total = left.new_zeros(())
         for visit, (columns, *groups) in enumerate(_visitors(world, right, *pairing.columns)):
             here = pairing.visiting(visit, len(columns), groups)
-            total += add_sigmoid_losses(Blocks(left, columns, scale, block_shape(left.device)), here, bias, None)[0]
+            total += make(left, columns, scale).add_sigmoid_losses(here, bias, None)[0]
         ctx.save_for_backward(left, right, scale, bias)
-        ctx.pairing, ctx.world = pairing, world
+        ctx.pairing, ctx.make, ctx.world = pairing, make, world
         return total
 
     @staticmethod
@@ -179,7 +204,7 @@ class _RingSigmoidLoss(torch.autograd.Function):
         with torch.autocast(left.device.type, enabled=False):
             for visit, (columns, *groups) in enumerate(_visitors(ctx.world, right, *ctx.pairing.columns)):
                 here = ctx.pairing.visiting(visit, len(columns), groups)
-                blocks = Blocks(left, columns, scale, block_shape(left.device))
-                bias_gradient += add_sigmoid_losses(blocks, here, bias, gradients, gradient)[1]
+                blocks = ctx.make(left, columns, scale)
+                bias_gradient += blocks.add_sigmoid_losses(here, bias, gradients, gradient)[1]
                 gradients.pass_on(ctx.world)
-            return *gradients.finish(), bias_gradient, None, None
+            return *gradients.finish(), bias_gradient, None, None, None

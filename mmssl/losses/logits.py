@@ -16,8 +16,9 @@ from mmssl.losses import blockwise
 from mmssl.losses.pairing import LEFT_OUT, Diagonal, Grouped
 from mmssl.types import Groups
 
-Form = Literal["auto", "plain", "blocked"]
-"""`plain` holds the matrix, `blocked` never does."""
+Form = Literal["auto", "plain", "blocked", "triton"]
+"""`plain` holds the matrix, `blocked` never does. `triton` is the blocked form in kernels for GPUs, which multiply
+bfloat16; `auto` never chooses it."""
 
 
 def logsumexps(
@@ -34,15 +35,18 @@ def logsumexps(
 
     `left` [n, D] and `right` [m, D], `scale` a scalar. `without_diagonal` leaves the diagonal out of the sums. With
     `groups` of this rank's rows and columns these tell the positives, in place of the diagonal. Over a ring the form is
-    always the blocked one.
+    never the plain one.
     """
+    kernels = form == "triton"
     if world.ring:
         pairing = Diagonal(0, without_diagonal) if groups is None else Grouped(groups)
-        return blockwise.logsumexps(left, right, scale, pairing, world=world)
+        return blockwise.logsumexps(left, right, scale, pairing, kernels=kernels, world=world)
     all_right, offset = world.gather(right)
     pairing = Diagonal(offset, without_diagonal) if groups is None else _gathered(groups, world)
-    plain = choose_form(form, len(left), len(all_right), left.device) == "plain"
-    rows, columns, positives = (_plain_logsumexps if plain else blockwise.logsumexps)(left, all_right, scale, pairing)
+    if choose_form(form, len(left), len(all_right), left.device) == "plain":
+        rows, columns, positives = _plain_logsumexps(left, all_right, scale, pairing)
+    else:
+        rows, columns, positives = blockwise.logsumexps(left, all_right, scale, pairing, kernels=kernels)
     # So far a column has summed over this rank's rows only.
     return rows, world.logsumexp(columns)[offset : offset + len(right)], positives
 
@@ -58,13 +62,15 @@ def sigmoid_loss(
     groups: Groups | None = None,
 ) -> Tensor:
     """Sum over this rank's rows of -log sigmoid(+-(logit + bias)): + for positives, - elsewhere."""
+    kernels = form == "triton"
     if world.ring:
         pairing = Diagonal() if groups is None else Grouped(groups)
-        return blockwise.ring_sigmoid_loss(left, right, scale, bias, pairing, world=world)
+        return blockwise.ring_sigmoid_loss(left, right, scale, bias, pairing, kernels=kernels, world=world)
     all_right, offset = world.gather(right)
     pairing = Diagonal(offset) if groups is None else _gathered(groups, world)
-    plain = choose_form(form, len(left), len(all_right), left.device) == "plain"
-    return (_plain_sigmoid_loss if plain else blockwise.sigmoid_loss)(left, all_right, scale, bias, pairing)
+    if choose_form(form, len(left), len(all_right), left.device) == "plain":
+        return _plain_sigmoid_loss(left, all_right, scale, bias, pairing)
+    return blockwise.sigmoid_loss(left, all_right, scale, bias, pairing, kernels=kernels)
 
 
 @torch.no_grad()
@@ -83,7 +89,7 @@ def correct_matches(left: Tensor, right: Tensor, *, world: World, groups: Groups
     return best == own + offset if labels is None else world.gather(labels)[0][best] == own
 
 
-def choose_form(form: Form, rows: int, columns: int, device: torch.device) -> Literal["plain", "blocked"]:
+def choose_form(form: Form, rows: int, columns: int, device: torch.device) -> Form:
     """The form to use for [rows, columns] logits: `form` itself, unless it is `auto`."""
     if form != "auto":
         return form

@@ -40,6 +40,10 @@ class PairOptions(base.ObjectiveOptions):
     """Numbers of first dimensions that shall work by themselves, such as [512, 256, 128, 64] (Matryoshka, Kusupati et
     al. 2022): the loss is the mean over them, each normalised. Name the full number (`model.embed_dim`) too, or the
     embeddings as a whole are not trained. Empty: only the whole."""
+    form: Literal["auto", "plain", "blocked", "triton"] = "auto"
+    """Computation of the loss. `plain`: with the matrix of all logits. `blocked`: one block of it at a time. `auto`:
+    plain for small batches, else blocked. `triton`: blocked, in kernels for an NVIDIA GPU that multiply in bf16 and sum
+    in fp32; it needs `positives: diagonal`."""
 
     @model_validator(mode="after")
     def _check_captions(self) -> "PairOptions":
@@ -47,6 +51,12 @@ class PairOptions(base.ObjectiveOptions):
             raise ValueError(
                 "positives=caption compares one caption of each sample, and captions_per_sample gives several; use "
                 "positives=diagonal or a field of the .json"
+            )
+        if self.form == "triton" and (
+            self.positives != DIAGONAL or self.images_per_sample > 1 or self.captions_per_sample > 1
+        ):
+            raise ValueError(
+                "form=triton is for one caption per image and positives=diagonal; set form=auto for several right ones"
             )
         return self
 

@@ -59,9 +59,11 @@ class Contrastive(PairObjective):
 
     def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         image, text, groups = self.pairs(predictions, inputs)
-        scale, smoothing = predictions["logit_scale"], self.options.label_smoothing
+        scale, options = predictions["logit_scale"], self.options
         losses = [
-            info_nce(*prefix, scale, world=world, groups=groups, label_smoothing=smoothing)
+            info_nce(
+                *prefix, scale, world=world, form=options.form, groups=groups, label_smoothing=options.label_smoothing
+            )
             for prefix in self.prefixes(image, text)
         ]
         return base.Output(mean(losses), self.metrics(image, text, scale, world, groups))

@@ -19,6 +19,7 @@ class Siglip(PairObjective):
     """
 
     Options = PairOptions
+    options: PairOptions
 
     def __init__(self, options: PairOptions, encoder: DualEncoder, vocabulary: base.Vocabulary) -> None:
         super().__init__("siglip", options, encoder)
@@ -38,5 +39,8 @@ class Siglip(PairObjective):
     def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         image, text, groups = self.pairs(predictions, inputs)
         scale, bias = predictions["logit_scale"], predictions["bias"]
-        losses = [siglip(*pair, scale, bias, world=world, groups=groups) for pair in self.prefixes(image, text)]
+        form = self.options.form
+        losses = [
+            siglip(*pair, scale, bias, world=world, form=form, groups=groups) for pair in self.prefixes(image, text)
+        ]
         return base.Output(mean(losses), self.metrics(image, text, scale, world, groups))

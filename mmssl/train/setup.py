@@ -119,9 +119,7 @@ def _set_up(plan: RunPlan, resume: bool, rewind: bool, fit: MicroBatchFit, lock:
     task.on_data(lambda: stream.samples)
     run = RunState(micro_batch=_micro_batch(plan, task, accelerator, fit, say))
     unsharded = copy.deepcopy(task.encoder).cpu() if accelerator.distributed_type == "FSDP" else None
-    if config.train.compile:
-        task.encoder.vision.compile()
-        task.encoder.text.compile(dynamic=True)
+    compile_towers(task.encoder, config)
     prepare_sharding(accelerator, task)
     configure_ddp(accelerator, task, plan.objectives)
     optimizer = build_optimizer(task.named_parameters(), config.optim)
@@ -287,6 +285,13 @@ def _is_usable(path: Path) -> bool:
 def is_available(run: Path) -> bool:
     """True if a run may begin in this folder: it does not exist, or holds nothing but packed shards and a lock."""
     return not run.exists() or (run.is_dir() and {path.name for path in run.iterdir()} - {FolderLock.FILE} == {PACKED})
+
+
+def compile_towers(encoder: DualEncoder, config: Config) -> None:
+    """Compile both towers in place if the configuration says so."""
+    if config.train.compile:
+        encoder.vision.compile()
+        encoder.text.compile(dynamic=True)
 
 
 def build_accelerator(config: Config) -> Accelerator:

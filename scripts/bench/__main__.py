@@ -1,5 +1,6 @@
 """Command line of the benchmarks: `python -m scripts.bench VERB`, run from the root of the repository."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -118,7 +119,9 @@ def loss(
         list[int] | None, typer.Option("--batch", help="Pairs per batch; repeat. Default: 4096, 8192 and 16384.")
     ] = None,
     kind: Annotated[Literal["contrastive", "siglip"], typer.Option("--loss", help="Loss to measure.")] = "contrastive",
-    form: Annotated[Literal["auto", "plain", "blocked"], typer.Option(help="How the logits are computed.")] = "auto",
+    form: Annotated[
+        Literal["auto", "plain", "blocked", "triton"], typer.Option(help="How the logits are computed.")
+    ] = "auto",
     dim: Annotated[int, typer.Option(min=1, help="Dimension of the features.")] = 512,
     rounds: Rounds = 3,
     device: Device = "cpu",
@@ -282,6 +285,38 @@ def explain(
         raise UserError(f"cannot write {out}: {error.strerror}; give another path") from None
     draw_sanity(out / "deletion.png", measured)
     print(measured.text())
+
+
+@app.command()
+def gpu(
+    out: Annotated[Path, typer.Option(help="Folder for gpu.json and gpu.md, written anew after each part.")],
+    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="cuda, or cpu with --tiny.")] = "cuda",
+    tiny: Annotated[bool, typer.Option("--tiny", help="Tiny towers and batches, to try the checklist itself.")] = False,
+    shards: Annotated[str, typer.Option(help="Shards that steps and trainings read.")] = "shards/train/*.tar",
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="Run this part alone: losses, step, loader, fsdp2, mixes or tests; repeat. Default: all."),
+    ] = None,
+) -> None:
+    """Check and measure one GPU: its tests, ViT-B/16 steps, the loader beside them, losses, mixes, FSDP2.
+
+    A part that fails is reported and costs no other; the exit status is then 1. Takes about 8 minutes on an H100.
+    """
+    import torch
+
+    from scripts.bench.gpu import FULL, TINY, bench_gpu
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device; --device cpu --tiny tries the checklist without one")
+    if device == "cpu":
+        if not tiny:
+            raise UserError("a CPU takes hours for the full sizes; add --tiny")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    with Console(stderr=True).status("starting") as status:
+        found = bench_gpu(out, TINY if tiny else FULL, device, shards, part or [], status.update)
+    print(found.table())
+    if found.errors:
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ class OpenClip:
         images = (batch.views["main"].float() / 255 - self.mean) / self.std
         tokens = batch.tokens.new_full((len(batch), self.length), self.pad_id)
         tokens[:, : batch.tokens.shape[1]] = batch.tokens.masked_fill(~batch.token_mask, self.pad_id)
-        return images, tokens
+        return (images.pin_memory(), tokens.pin_memory()) if self.device.type == "cuda" else (images, tokens)
 
     def step(self, number: int, inputs: tuple[Tensor, Tensor]) -> Tensor:
         """One update; returns the loss."""

@@ -27,7 +27,7 @@ from mmssl.rng import torch_seed
 from mmssl.system import peak_memory
 from mmssl.train.cost import predicted_cost
 from mmssl.train.optim import build_optimizer, update
-from mmssl.train.setup import build_accelerator
+from mmssl.train.setup import build_accelerator, compile_towers
 from mmssl.train.step import Step, backward
 from mmssl.types import Batch
 from scripts.bench.openclip_step import OPEN_CLIP, TEXT_CONFIG, TOKENIZER, WEIGHTS, OpenClip
@@ -110,7 +110,13 @@ class _StepJob:
 
 
 def bench_step(
-    config: Config, mixes: Sequence[str] = (mix_spec.ALL,), *, peer: bool = True, rounds: int = 3, steps: int = 4
+    config: Config,
+    mixes: Sequence[str] = (mix_spec.ALL,),
+    *,
+    peer: bool = True,
+    rounds: int = 3,
+    steps: int = 4,
+    warmup: int = 1,
 ) -> StepBench:
     """Measure steps of a configuration's towers with each mix of objectives, and of open_clip beside them.
 
@@ -119,6 +125,7 @@ def bench_step(
         peer: also measure open_clip, which needs towers it can build: `open_clip:MODEL` and `model.text.config`.
         rounds: measurements of each side.
         steps: timed steps per measurement; an objective that acts on every k-th step wants a multiple of k.
+        warmup: steps before them, which are not timed.
 
     Raises:
         UserError: an unknown objective, data or towers that cannot be used.
@@ -131,9 +138,9 @@ def bench_step(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _in_fresh_process(_write_inputs, config, list(sides.values()), folder)
-        jobs = {mix: _StepJob(changed, mix, folder, steps, warmup=1) for mix, changed in sides.items()}
+        jobs = {mix: _StepJob(changed, mix, folder, steps, warmup) for mix, changed in sides.items()}
         if peer:
-            jobs[OPEN_CLIP] = _StepJob(config, OPEN_CLIP, folder, steps, warmup=1)
+            jobs[OPEN_CLIP] = _StepJob(config, OPEN_CLIP, folder, steps, warmup)
         measured: dict[str, list[StepMeasurement]] = {side: [] for side in jobs}
         for _ in range(rounds):
             for side, job in jobs.items():
@@ -175,6 +182,8 @@ def _write_inputs(config: Config, mixes: Sequence[Config], folder: Path) -> None
 def read_batches(path: Path) -> list[Batch]:
     """The batches that `_write_inputs` wrote."""
     tensors = load_file(path)
+    if torch.cuda.is_available():
+        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}  # as the loader gives them
     batches = []
     for i in range(BATCHES):
         views = {n.split("/", 2)[2]: t for n, t in tensors.items() if n.startswith(f"{i}/view/")}
@@ -216,6 +225,7 @@ class _Ours:
         self.flops = predicted_cost(build.build_task(plan.objectives, encoder, words, World()), list(self.schedules))
         encoder.zero_grad()
         self.task.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        compile_towers(encoder, config)
         self.optimizer = build_optimizer(self.task.named_parameters(), config.optim)
         self.model, self.prepared = self.accelerator.prepare(self.task, self.optimizer)
         self.model.train()

@@ -176,6 +176,17 @@ def test_smoothing_needs_all_pairs() -> None:
         complete_config(parse_config(tree, "here"))
 
 
+@pytest.mark.parametrize("name", ["contrastive", "siglip"])
+def test_the_form_reaches_the_loss(name: str) -> None:
+    """Kernels for GPUs are refused on a CPU, when the loss is computed, and with several right captions before."""
+    task = tiny_task([name], options={"form": "triton"})
+    with pytest.raises(UserError, match="leave form at auto"):
+        backward(task, Step(task, batch(task), {name: 1.0}, 0.5, (0, "step")), Plain())
+    tree = run_tree(Path("data"), Path("run"), objectives={name: {"form": "triton", "positives": "cls"}})
+    with pytest.raises(UserError, match="form=triton is for one caption per image"):
+        complete_config(parse_config(tree, "here"))
+
+
 def test_a_run_groups_samples_by_their_label(tmp_path: Path) -> None:
     """A run with positives=cls trains, and numbers the samples of a batch by the labels in the shards. A field that no
     sample has is refused, with those that there are."""

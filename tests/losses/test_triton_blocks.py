@@ -23,7 +23,10 @@ from mmssl.losses import blockwise, info_nce, nt_xent, siglip
 from mmssl.losses.pairing import Diagonal
 from tests.helpers.features import gradients, unit_rows
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+from mmssl.losses import triton_blocks  # noqa: E402
 
 BLOCK = 100, 130
 """Neither is a multiple of a tile, so that the borders of blocks and of tiles fall apart."""
@@ -144,6 +147,35 @@ def test_the_kernels_on_a_gpu_are_the_losses_of_the_matrix() -> None:
     found = computed("cuda")
     for name, rounded in CASES:
         _check(name, rounded, found)
+
+
+CONSTANTS = {"LEFT_OUT": False, "GRADIENT": True, "LEFT_COLUMN": 1, "RIGHT_COLUMN": 1, "COLUMN": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["_logsumexps", "_logsumexp_gradients", "_sigmoid_losses", "_add_product"])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernels_compile(kernel: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For A100 and H100, without a GPU: machine code that keeps everything in registers, with the matrix units."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    function = getattr(triton_blocks, kernel)
+    names = [parameter.name for parameter in function.params]
+    kinds = dict.fromkeys(names, "*fp32") | dict.fromkeys(("left", "right", "out"), "*bf16") | {"diagonal": "i32"}
+    kinds |= {name: "constexpr" if name in CONSTANTS else "i32" for name in names if name.isupper()}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name not in (*CONSTANTS, "diagonal")}
+    source = triton.compiler.ASTSource(
+        function,
+        {name: kinds[name] for name in names},
+        {(names.index(name),): value for name, value in CONSTANTS.items() if name in names},
+        aligned,
+    )
+    options = {"num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    assert ("wgmma" if capability == 90 else "mma.sync") in compiled.asm["ptx"]
+    (tmp_path / "cubin").write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    done = subprocess.run([tool, "--dump-resource-usage", tmp_path / "cubin"], capture_output=True, check=True)
+    assert b"STACK:0 " in done.stdout
 
 
 def test_a_cpu_is_refused() -> None:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmssl import build
+from mmssl import build, precision
 from mmssl.config import Config, ObjectiveConfig
 from mmssl.distributed import World
 from mmssl.errors import UserError
@@ -132,6 +132,9 @@ def bench_step(
     """
     if config.train.micro_batch == "auto":
         raise UserError("train.micro_batch=auto depends on what is free; give a number, or null, to measure")
+    if config.train.precision == "auto":
+        chosen = precision.choose_precision("cuda" if torch.cuda.is_available() else "cpu").precision
+        config = config.model_copy(update={"train": config.train.model_copy(update={"precision": chosen})})
     if peer:
         check_peer(config)
     sides = {mix: _with_objectives(config, mix) for mix in mixes}

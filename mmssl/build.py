@@ -54,7 +54,7 @@ def resolve(config: Config) -> RunPlan:
     config, objectives = complete_config(config)
     check_schedules(objectives)
     sources = resolve_sources(config.data.train, config.data.allow_pipe)
-    suites = {name: (open_suite(name, entry), entry.task) for name, entry in config.evaluate.suites.items()}
+    suites = {name: (_open_suite(name, entry), entry.task) for name, entry in config.evaluate.suites.items()}
     check_metrics(config, evaluation_names(suites))
     return RunPlan(config, sources, objectives, suites)
 
@@ -87,12 +87,8 @@ def check_metrics(config: Config, known: Sequence[str]) -> None:
             )
 
 
-def open_suite(name: str, entry: SuiteConfig) -> datasets.Dataset:
-    """The dataset of a suite, which has what its tasks need.
-
-    Raises:
-        UserError: there are no shards, or they do not fit a task.
-    """
+def _open_suite(name: str, entry: SuiteConfig) -> datasets.Dataset:
+    """The dataset of a suite, which has what its tasks need."""
     try:
         tasks = [find_task(task) for task in entry.task]
     except UserError as error:

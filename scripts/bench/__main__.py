@@ -319,6 +319,30 @@ def gpu(
         raise typer.Exit(1)
 
 
+@app.command("mteb")
+def mteb_beside(
+    model: ModelPath,
+    data: DataPath,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="zero_shot, retrieval, image_retrieval, clustering or composed; repeat. Default: what fits the data."
+        ),
+    ] = None,
+) -> None:
+    """Metrics by mteb and by mmssl on tasks of mteb that are made from a dataset: both columns should be equal."""
+    import mmssl
+    from mmssl.evaluate import open_dataset
+
+    try:
+        from scripts.bench.mteb import bench_mteb, suitable_tasks
+    except ImportError as error:
+        raise UserError(f"{error}; pip install 'mmssl[mteb]'") from None
+    dataset = open_dataset(data)
+    for row in bench_mteb(mmssl.load(model), dataset, task or suitable_tasks(dataset)):
+        print(f"{dataset.name} {row.task} {row.metric}: mmssl {row.ours:.6f}, mteb {row.theirs:.6f}")
+
+
 def main() -> None:
     """Run a verb; a wrong input is reported in one line."""
     try:

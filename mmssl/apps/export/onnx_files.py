@@ -12,7 +12,8 @@ import numpy as np
 from mmssl.apps.export.reader import missing_package
 from mmssl.inference import Model
 
-IMAGE, TEXT, PIXELS, SCRIPT = "image.onnx", "text.onnx", "pixels.onnx", "run.py"
+IMAGE, TEXT, CLASSIFIER = "image.onnx", "text.onnx", "classifier.onnx"
+PIXELS, SCRIPT = "pixels.onnx", "run.py"
 _SMALLER = ("MatMul", "Gemm", "Gather")
 """Operations whose weights are quantised."""
 _MODES = {"bicubic": "cubic", "bilinear": "linear"}
@@ -138,7 +139,7 @@ def write_pixels(model: Model, folder: Path, opset: int) -> None:
 
 
 def shrink(folder: Path, bits: int) -> float:
-    """Store the weights of both encoders in fewer bits; returns the size relative to before.
+    """Store the weights of the encoders and of a classifier in fewer bits; returns the size relative to before.
 
     Args:
         bits: 8: those of matrix products and embeddings. Convolutions stay as they are: onnxruntime's 8-bit ones are
@@ -154,7 +155,7 @@ def shrink(folder: Path, bits: int) -> float:
     except ImportError as error:
         raise missing_package("onnx and onnxruntime", error) from None
     before = after = 0
-    for name in (IMAGE, TEXT):
+    for name in filter(lambda name: (folder / name).exists(), (IMAGE, TEXT, CLASSIFIER)):
         # torch's exporter writes weights from 1.5 GB on to a file beside the graph.
         full, weights, small = folder / name, folder / f"{name}.data", folder / f"small-{name}"
         before += full.stat().st_size + (weights.stat().st_size if weights.exists() else 0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.apps.export import head
-from mmssl.apps.export.onnx_files import IMAGE, TEXT, quiet, write_pixels, write_script
+from mmssl.apps.export.onnx_files import CLASSIFIER, IMAGE, TEXT, quiet, write_pixels, write_script
 from mmssl.apps.export.reader import CAPTIONS, images, missing_package, save_tokenizer
 from mmssl.data.transforms import EvalView, Tokenizer, load_tokenizer
 from mmssl.errors import UserError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 LABEL = "onnxruntime"
 CONFIG = "config.json"
-GRAPH = "classifier.onnx"
 OPSET, OPSETS = 20, (18, 23)
 """Version of the operations; the lowest and the highest that can be chosen."""
 
@@ -91,12 +90,13 @@ def write_classifier(classifier: "Classifier", folder: Path) -> head.Classify:
     module = _Probabilities(classifier)
     batch = torch.export.Dim("batch", min=1, max=2**16)
     example = (images(classifier.model, 3),)
-    export_graph(module, example, ["images"], ({0: batch},), folder / GRAPH, "probabilities", opset)
+    export_graph(module, example, ["images"], ({0: batch},), folder / CLASSIFIER, "probabilities", opset)
     head.write_labels(classifier, folder)
-    view, session = classifier.model.view, _session(folder / GRAPH)
+    view = classifier.model.view
 
     def classify(files: Sequence[bytes]) -> Tensor:
-        return _run(session, {"images": torch.stack([view(file) for file in files]).numpy()})
+        # Opened anew, as `shrink` may have replaced the file.
+        return _run(_session(folder / CLASSIFIER), {"images": torch.stack([view(file) for file in files]).numpy()})
 
     return classify
 
@@ -105,7 +105,7 @@ def classifier_usage(folder: str) -> str:
     """Python code that classifies images."""
     return f"""import json, pathlib, onnxruntime
 labels = json.loads(pathlib.Path("{folder}/{head.LABELS}").read_text("utf-8"))
-session = onnxruntime.InferenceSession("{folder}/{GRAPH}")  # {{"images": uint8 [N, 3, S, S]}} -> [N, labels]"""
+session = onnxruntime.InferenceSession("{folder}/{CLASSIFIER}")  # {{"images": uint8 [N, 3, S, S]}} -> [N, labels]"""
 
 
 class OnnxEncoder:

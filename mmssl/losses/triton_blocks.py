@@ -38,7 +38,7 @@ class TritonBlocks(Blocks):
         Raises:
             UserError: the device cannot run the kernels.
         """
-        check_device(left.device)
+        _check_device(left.device)
         super().__init__(left.bfloat16().contiguous(), right.bfloat16().contiguous(), scale.float(), block)
 
     def add_logsumexps(self, pairing: Pairing, row_lse: Tensor, column_lse: Tensor, positives: Tensor) -> None:
@@ -107,7 +107,7 @@ class TritonBlocks(Blocks):
         return left, right, left.new_empty(len(left), len(right))
 
 
-def check_device(device: torch.device) -> None:
+def _check_device(device: torch.device) -> None:
     """Refuse a device without Triton or without products of bfloat16.
 
     Raises:
@@ -248,17 +248,7 @@ def _sigmoid_losses(
 @triton.jit
 def _add_product(total, left, right, M, N, K, LEFT_ROW, LEFT_COLUMN, RIGHT_ROW, RIGHT_COLUMN, ROW, COLUMN):
     """Add a tile of left @ right to that of total [M, N]."""
-    _, _, rows, columns, product = _product(
-        left,
-        right,
-        M,
-        N,
-        K,
-        LEFT_ROW,
-        LEFT_COLUMN,
-        RIGHT_ROW,
-        RIGHT_COLUMN,
-    )
+    _, _, rows, columns, product = _product(left, right, M, N, K, LEFT_ROW, LEFT_COLUMN, RIGHT_ROW, RIGHT_COLUMN)
     inside = (rows < M)[:, None] & (columns < N)[None, :]
     places = total + rows[:, None] * ROW + columns[None, :] * COLUMN
     tl.store(places, tl.load(places, inside, 0.0) + product, mask=inside)

@@ -299,7 +299,7 @@ def load(source: str | Path) -> Model:
         return _converted(read_open_clip(name))
     if library == "local-dir" and name:
         with foreign.reading(Path(name)):
-            return _converted(read_open_clip(words))
+            return _converted(read_open_clip(words), Path(name))
     if library == "transformers" and name:
         return _converted(read_transformers(name))
     folder = Path(source)
@@ -307,7 +307,7 @@ def load(source: str | Path) -> Model:
         folder = folder / "model"
     if (folder / "open_clip_config.json").is_file():
         with foreign.reading(folder):
-            return _converted(read_open_clip(f"local-dir:{folder}"))
+            return _converted(read_open_clip(f"local-dir:{folder}"), folder)
     if (folder / "config.yaml").is_file():
         raise UserError(
             f"run {source} has no model yet; it is written at the end: mmssl train --resume {shlex.quote(str(source))}"
@@ -318,16 +318,19 @@ def load(source: str | Path) -> Model:
             f"open_clip:MODEL/TAG or transformers:NAME"
         )
     with foreign.reading(folder):
-        return _converted(read_transformers(str(folder))) if is_transformers_folder(folder) else _own(folder)
+        return _converted(read_transformers(str(folder)), folder) if is_transformers_folder(folder) else _own(folder)
 
 
-def _converted(found: PretrainedModel) -> Model:
+def _converted(found: PretrainedModel, folder: Path | None = None) -> Model:
+    """`folder`: the one that it was read from, which may have a calibration."""
     tokenizer = load_tokenizer(found.tokenizer, found.config.text.max_tokens)
     if found.drop_punctuation:
         tokenizer.drop_punctuation()
     if isinstance(found.encoder.text.encoder, OpenClipText) and found.tokenizer != "clip":
         found.encoder.text.encoder.pad_with(tokenizer.pad_id)
-    return Model(found.encoder.eval(), tokenizer, found.config, found.notes)
+    model = Model(found.encoder.eval(), tokenizer, found.config, found.notes)
+    model.calibration = None if folder is None else read_calibration(folder)
+    return model
 
 
 def _own(folder: Path) -> Model:

@@ -237,6 +237,23 @@ def search(
 
 
 @app.command()
+def update(
+    model: ModelPath,
+    data: DataPath,
+    images: Annotated[int, typer.Option(min=100, help="Images of DATA that are embedded, in 100 shards.")] = 10_000,
+    rounds: Rounds = 5,
+) -> None:
+    """Seconds of `mmssl embed` after one shard of 100 changed, and after none did, beside those of the first time."""
+    from mmssl.evaluate import open_dataset
+    from mmssl.inference import load
+    from scripts.bench.update import bench_update
+
+    with Console(stderr=True).status("embedding"):
+        measured = bench_update(load(model), open_dataset(data).shards, images, rounds)
+    print(measured.text())
+
+
+@app.command()
 def storage(
     model: ModelPath,
     data: DataPath,

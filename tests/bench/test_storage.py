@@ -1,8 +1,9 @@
-"""The measurement of smaller embeddings."""
+"""The measurements of smaller embeddings and of bringing an index up to date."""
 
 from pathlib import Path
 
 from scripts.bench.storage import bench_storage
+from scripts.bench.update import bench_update
 from tests.helpers.export_models import own
 from tests.helpers.toy_encoder import pack, paint
 
@@ -18,3 +19,14 @@ def test_full_embeddings_find_their_own_neighbours(tmp_path: Path) -> None:
     assert min(half.images, half.texts) > 0.9
     assert min(byte.images, byte.texts) > 0.7
     assert found["float32, 2 dimensions"].images < byte.images
+
+
+def test_only_the_changed_shard_is_embedded(tmp_path: Path) -> None:
+    """Of 100 images in 100 shards the model encodes all once, and one after each change."""
+    shard = str(pack(tmp_path / "0.tar", [{"png": paint(4099 * n), "txt": "a"} for n in range(100)]))
+    model, encoded = own(), list[int]()
+    encode = model.encode_rendered
+    model.encode_rendered = lambda images, *more: encoded.append(len(images)) or encode(images, *more)  # type: ignore
+    found = bench_update(model, [shard], 100, 2)
+    assert (sum(encoded), len(found.changed), len(found.unchanged)) == (102, 2, 2)
+    assert "1 shard changed" in found.text()

@@ -8,6 +8,7 @@ import torch
 import mmssl
 from mmssl.config import ModelConfig, TextConfig, VisionConfig
 from mmssl.data.transforms import train_tokenizer
+from mmssl.inference import probabilities
 from mmssl.models import build_dual_encoder
 from tests.helpers.models import TINY_TEXT
 
@@ -32,3 +33,20 @@ def own(
     config = ModelConfig(**tree)
     encoder = build_dual_encoder(config, tokenizer.vocab_size, tokenizer.pad_id).eval()
     return mmssl.Model(encoder, tokenizer, config)
+
+
+def some_calibration() -> probabilities.Calibration:
+    """Numbers of a calibration, which nothing was fitted for."""
+    return probabilities.Calibration(
+        data="pairs",
+        samples=100,
+        label_scale=20,
+        match_scale=30,
+        match_bias=-3,
+        known_scale=10,
+        known_bias=-1,
+        coverage=0.9,
+        match_threshold=0.1,
+        label_threshold=0.3,
+        metrics={},
+    )

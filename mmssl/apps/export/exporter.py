@@ -17,7 +17,7 @@ from mmssl.apps.export.reader import Reader, largest_difference
 from mmssl.errors import UserError
 from mmssl.evaluate import datasets, labels, suite
 from mmssl.evaluate.tasks import main_metrics
-from mmssl.inference import Model
+from mmssl.inference import Model, probabilities
 
 if TYPE_CHECKING:
     from mmssl.apps.finetune import Classifier
@@ -73,6 +73,8 @@ def export(model: Model, kind: str, out: Path, *, classifier: "Classifier | None
             classify = head.write_head(classifier, out, theirs) if own is None else own(classifier, out)
             usages.append(getattr(form, "classifier_usage", head.usage))
             difference = max(difference, head.largest_difference(classifier, classify))
+        if model.calibration is not None and kind != "timm":  # there one tower is written, so nothing is compared
+            probabilities.write_calibration(out, model.calibration)
         _write_card(model, kind, _join(usages, out.name), out)
     except BaseException as error:
         _empty(out, created)
@@ -205,7 +207,7 @@ def _write_card(model: Model, kind: str, usage: str, folder: Path) -> None:
 Images: {vision.image_size} x {vision.image_size} pixels, {vision.interpolation}, {fit}, values from 0 to 1,
 mean {mean}, deviation {std}. Captions: at most {model.tokenizer.max_tokens} tokens.
 Features are compared by cosine similarity; times {model.logit_scale:.4g} they are logits.
-
+{_match_code(model, kind)}
 Vision tower: {vision.name}. Text tower: {model.text.encoder.config.model_type}. {model.config.embed_dim} dimensions.
 Weights: {"; ".join(model.notes) or "trained with mmssl"}.
 
@@ -213,6 +215,28 @@ Licence: mmssl {version("mmssl")}, which wrote these files, is under Apache-2.0.
 whoever trained them and of the weights they were trained from: say here which.
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _match_code(model: Model, kind: str) -> str:
+    """Of a calibrated model the code that turns a similarity into a probability."""
+    if model.calibration is None or kind == "timm":
+        return ""
+    return f"""
+calibration.json was fitted on {model.calibration.samples:,} held-out images. It turns the cosine similarity of an
+image and a text into the probability that they match, if a match is as likely as not beforehand:
+
+```python
+import json, math
+from pathlib import Path
+
+calibration = json.loads(Path("calibration.json").read_text())
+
+def match(similarity):
+    return 0.5 + 0.5 * math.tanh((calibration["match_scale"] * similarity + calibration["match_bias"]) / 2)
+```
+
+Calibrate again if the weights change.
+"""
 
 
 def _empty(out: Path, created: bool) -> None:

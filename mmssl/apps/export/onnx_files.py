@@ -52,8 +52,15 @@ else:  # the labels of a fine-tuned classifier
     labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))
     chances = run("classifier.onnx", images=pixels)[0]
 print(json.dumps(dict(sorted(zip(labels, chances.tolist()), key=lambda pair: -pair[1])), ensure_ascii=False))
+if sys.argv[2:] and (here / "calibration.json").exists():  # no label fits; each by itself
+    c = json.loads((here / "calibration.json").read_text(encoding="utf-8"))
+    sigmoid = lambda kind, x: (0.5 + 0.5 * np.tanh((c[kind + "_scale"] * x + c[kind + "_bias"]) / 2)).tolist()
+    familiarity = (logits.max() + np.log(np.exp(logits - logits.max()).mean())) / c["label_scale"]
+    matches = dict(zip(labels, sigmoid("match", similarities.astype(np.float64))))
+    print(json.dumps({"none_of_these": 1 - sigmoid("known", familiarity), "matches": matches}, ensure_ascii=False))
 '''
-"""run.py: the probability of each label as JSON, with neither PyTorch nor this package."""
+"""run.py: the probability of each label as JSON, with neither PyTorch nor this package; of a calibrated model also
+those of a match and of no label, in a second line."""
 
 
 def write_script(folder: Path) -> None:

@@ -26,7 +26,7 @@ from mmssl.config import dump_config, parse_config
 from mmssl.errors import UserError
 from mmssl.evaluate import datasets, open_dataset
 from mmssl.rng import torch_generator
-from tests.helpers.export_models import own
+from tests.helpers.export_models import own, some_calibration
 from tests.helpers.images import photo
 from tests.helpers.open_clip_folders import MODELS, write_open_clip
 from tests.helpers.tiny_runs import COLORS, run_tree, write_pairs
@@ -439,3 +439,31 @@ def test_a_format_is_found_by_its_dotted_path(tmp_path: Path, monkeypatch: pytes
         export(own(), "my_lab.to_half", tmp_path / "half")
     with pytest.raises(UserError, match="export format 'my_lab.to_none': there is no module"):
         export(own(), "my_lab.to_none", tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "hf", "sentence-transformers", "onnx", "timm"])
+def test_a_calibration_goes_along(kind: str, clip: mmssl.Model, tmp_path: Path) -> None:
+    """The exported folder has the model's calibration.json, and the code of its README gives the probabilities of
+    `match`; folders that load here again are calibrated. A tower alone, first dimensions and models without a
+    calibration have none."""
+    plain = clip if kind == "hf" else own()
+    model = mmssl.Model(plain.encoder, plain.tokenizer, plain.config)
+    model.calibration = some_calibration()
+    for name, source in (("out", model), ("plain", plain), ("short", model.first_dimensions(8))):
+        export(source, kind, tmp_path / name)
+        readme = (tmp_path / name / "README.md").read_text()
+        assert (tmp_path / name / "calibration.json").exists() == (name == "out" and kind != "timm")
+        assert ("calibration.json" in readme) == (name == "out" and kind != "timm")
+    if kind == "timm":
+        return
+    expected = model.match(image(32), CAPTIONS)[0]
+    similarities = (model.encode_image(image(32)) @ model.encode_text(CAPTIONS).T)[0].tolist()
+    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[2].split("```")[0]
+    names: dict[str, Any] = {}
+    with contextlib.chdir(tmp_path / "out"):
+        exec(code, names)
+    assert [names["match"](value) for value in similarities] == pytest.approx(expected.tolist(), abs=1e-9)
+    if kind in ("open_clip", "hf"):
+        again = mmssl.load(tmp_path / "out")
+        torch.testing.assert_close(again.match(image(32), CAPTIONS)[0], expected, atol=1e-4, rtol=0)
+        assert mmssl.load(tmp_path / "plain").calibration is None

@@ -17,7 +17,7 @@ from mmssl.apps.export.onnx_files import write_pixels
 from mmssl.cli import main
 from mmssl.data.transforms import EvalView
 from mmssl.errors import UserError
-from tests.helpers.export_models import own
+from tests.helpers.export_models import own, some_calibration
 from tests.helpers.images import photo
 
 LABELS = ["red", "a green square", "blue"]
@@ -25,8 +25,9 @@ LABELS = ["red", "a green square", "blue"]
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[mmssl.Model, Path]:
-    """A model, and its export with rendering."""
+    """A calibrated model, and its export with rendering."""
     model, folder = own(), tmp_path_factory.mktemp("onnx") / "out"
+    model.calibration = some_calibration()
     export(model, "onnx", folder, pixels=True, opset=18)
     return model, folder
 
@@ -56,12 +57,12 @@ def test_rendering_is_ours(fit: str, interpolation: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("inside", [True, False])
 def test_the_script_needs_no_pytorch(exported: tuple[mmssl.Model, Path], inside: bool, tmp_path: Path) -> None:
     """run.py classifies a photo as `classify` does, to 0.002, in a process that can import neither PyTorch,
-    transformers nor mmssl; with the rendering graph and with Pillow's."""
+    transformers nor mmssl; with the rendering graph and with Pillow's, with the calibration and without."""
     model, folder = exported
     place = tmp_path / "copy"
     place.mkdir()
     for path in folder.iterdir():
-        if path.name != "pixels.onnx" or inside:
+        if path.name not in ("pixels.onnx", "calibration.json") or inside:
             (place / path.name).symlink_to(path)
     photo(90, 60).save(tmp_path / "a.png")
     code = (
@@ -69,10 +70,16 @@ def test_the_script_needs_no_pytorch(exported: tuple[mmssl.Model, Path], inside:
         "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
     )
     command = [sys.executable, "-c", code, str(place / "run.py"), str(tmp_path / "a.png"), *LABELS]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     expected = model.classify(tmp_path / "a.png", LABELS)
-    assert found == pytest.approx(dict(expected), abs=2e-3)
-    assert len((folder / "run.py").read_text().splitlines()) < 40
+    assert json.loads(lines[0]) == pytest.approx(dict(expected), abs=2e-3)
+    assert len(lines) == (2 if inside else 1)
+    if inside:
+        found, verdict = json.loads(lines[1]), expected.verdict
+        assert verdict is not None
+        assert found["none_of_these"] == pytest.approx(verdict.none, abs=2e-3)
+        assert found["matches"] == pytest.approx(verdict.matches, abs=2e-3)
+    assert len((folder / "run.py").read_text().splitlines()) < 45
 
 
 def test_operations_have_the_chosen_version(exported: tuple[mmssl.Model, Path], tmp_path: Path) -> None:

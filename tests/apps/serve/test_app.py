@@ -20,9 +20,9 @@ from mmssl.apps.search import Hit, Index, exact_nearest
 from mmssl.apps.serve import create_app
 from mmssl.data.transforms.decoding import decode
 from mmssl.errors import UserError
-from mmssl.inference import Model, probabilities
+from mmssl.inference import Model
 from mmssl.types import Sample
-from tests.helpers.export_models import own
+from tests.helpers.export_models import own, some_calibration
 from tests.helpers.uploads import image, sent
 
 UPLOAD = image()
@@ -259,21 +259,8 @@ def test_formats_are_told_apart_by_their_bytes(client: TestClient) -> None:
 def test_a_calibrated_model_says_so(model: Model, index: Index) -> None:
     """With a calibration, labels have the probabilities, matches and likely ones of `classify`, with that of none of
     them; hits of a text have the sigmoid of their similarity, hits of an image none. Without, these are null."""
-    calibration = probabilities.Calibration(
-        data="pairs",
-        samples=100,
-        label_scale=20,
-        match_scale=30,
-        match_bias=-3,
-        known_scale=10,
-        known_bias=-1,
-        coverage=0.9,
-        match_threshold=0.1,
-        label_threshold=0.3,
-        metrics={},
-    )
     calibrated = Model(model.encoder, model.tokenizer, model.config)
-    calibrated.calibration = calibration
+    calibrated.calibration = some_calibration()
     labels = ["red", "green square", "white"]
     expected = calibrated.classify(UPLOAD, labels)
     assert expected.verdict is not None

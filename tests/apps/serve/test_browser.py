@@ -3,18 +3,22 @@
 import io
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from PIL import Image
 
 from mmssl.apps.search import Index, embed_shards
 from mmssl.apps.serve import create_app
-from mmssl.inference import Model
+from mmssl.inference import Model, stored
+from mmssl.rng import generator
 from tests.helpers.browser import Watched
 from tests.helpers.live_server import serving
+from tests.helpers.toy_encoder import pack
 from tests.helpers.uploads import image
 
 pytestmark = pytest.mark.browser
@@ -55,6 +59,111 @@ def upload(tmp_path: Path) -> Path:
     path = tmp_path / "mine.png"
     Image.new("RGB", (60, 40), "red").save(path)
     return path
+
+
+LONG = (
+    "Donaudampfschifffahrtsgesellschaftskapitänswitwe" * 9,
+    "a sentence that does not end " * 40,
+    "مرحبا بالعالم، هذه جملة طويلة بعض الشيء لاختبار اتجاه الكتابة",
+    "日本語の長い説明文がここに続きますので改行が必要です" * 4,
+    "e\u0301\u0323" * 60 + "👩‍👩‍👧‍👦" * 30,
+    "",
+)
+"""Captions that are hard to set."""
+
+
+@pytest.fixture(scope="module")
+def many(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page over an index of 100,000 images with hard captions, keys and fields, most of them without a shard."""
+    folder = tmp_path_factory.mktemp("many")
+    records = [
+        {"png": image(seed=n), "txt": LONG[n % 6], "json": {"style": f"größe {n % 3}", "x" * 200: "y" * 200}}
+        for n in range(60)
+    ]
+    shard = str(pack(folder / ("long-name-" * 20 + ".tar"), records))
+    embed_shards(model, [shard], folder / "i")
+    record = stored.read_record(folder / "i")
+    assert record is not None
+    part = stored.read_part(stored.vectors(folder / "i", record.parts[0]), record)
+    keys = [f"{'folder/' * 12}{n:06}" for n in range(10_000)]
+    for number in range(1, 11):
+        others = stored.rounded(generator("many", number).normal(size=(10_000, record.dim)).astype(np.float32), "int8")
+        columns = {"shard": ["gone.tar"] * 10_000, "key": keys, "caption": [LONG[n % 6] for n in range(10_000)]}
+        unit = stored.as_unit(others).astype(part.dtype)
+        stored.write_part(folder / "i", number, unit, columns, {"style": [["rare"]] * 10_000})
+    names = [shard, *(f"/nowhere/gone-{n}.tar" for n in range(10))]
+    replace(record, shards=names, parts=list(range(11)), states=[None] * 11).write(folder / "i")
+    with serving(create_app(model, Index(folder / "i"))) as (port, _):
+        yield f"http://127.0.0.1:{port}/"
+
+
+SCREENS = [(w, h, scheme) for w, h in ((390, 844), (1400, 900)) for scheme in ("light", "dark")]
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), SCREENS)
+def test_hard_texts_fit(browser: Any, many: str, width: int, height: int, scheme: str) -> None:
+    """Among 100,000 images with long words, every script and no captions, nothing is wider than the screen or leaves
+    its card; more hits come when asked for; conditions leave only images that meet them."""
+    watched = Watched(browser, many, width, height, scheme)
+    page = watched.page
+    page.get_by_text("100,060 images").wait_for()
+    page.get_by_label("What to look for").fill("a red square")
+    page.get_by_role("button", name="Search").click()
+    hits = page.locator("#hits li")
+    page.get_by_role("heading", name="Images for “a red square”").wait_for()
+    assert hits.count() == 24
+    _check_layout(page, width)
+    watched.shoot(f"serve-many-{width}-{scheme}")
+    page.get_by_role("button", name="Show more").click()
+    page.wait_for_function("document.querySelectorAll('#hits li').length === 100")
+    assert page.get_by_role("button", name="Show more").is_hidden()
+    page.get_by_text("Only some images").click()
+    page.get_by_label("Those whose field meets a condition").fill("style=größe 1, key~1, style!=a, b")
+    page.get_by_role("button", name="Search").click()
+    page.get_by_role("heading", name="only style=größe 1, key~1, style!=a, b").wait_for()
+    keys = [text.split(" in ")[0] for text in page.locator("#hits .place").all_text_contents()]
+    assert 0 < len(keys) <= 20
+    assert all("1" in key and int(key) % 3 == 1 for key in keys)
+    page.wait_for_function("[...document.querySelectorAll('#hits img')].every(i => !i.complete || i.naturalWidth > 0)")
+    _check_layout(page, width)
+    watched.shoot(f"serve-only-{width}-{scheme}")
+    page.get_by_label("Those whose field meets a condition").fill("colour=red")
+    page.get_by_role("button", name="Search").click()
+    page.get_by_text("the index has no field 'colour'").wait_for()
+    _check_layout(page, width)
+    watched.shoot(f"serve-wrong-{width}-{scheme}")
+
+
+def _check_layout(page: Any, width: int) -> None:
+    """Nothing is wider than the screen; the parts of a card are inside it, and cards are not on top of each other."""
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    outside = """[...document.querySelectorAll('#hits li')].filter((card) => {
+      const own = card.getBoundingClientRect();
+      return [...card.querySelectorAll('*')].some((part) => {
+        const { left, right, bottom } = part.getBoundingClientRect();
+        return left < own.left - 1 || right > own.right + 1 || bottom > own.bottom + 1;
+      });
+    }).length"""
+    assert page.evaluate(outside) == 0
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), SCREENS)
+def test_an_empty_index_is_said(
+    browser: Any, model: Model, tmp_path: Path, width: int, height: int, scheme: str
+) -> None:
+    """Without images the page says so, and a search finds nothing, without an error."""
+    embed_shards(model, [str(pack(tmp_path / "0.tar", []))], tmp_path / "i")
+    with serving(create_app(model, Index(tmp_path / "i"))) as (port, _):
+        url = f"http://127.0.0.1:{port}/"
+        watched = Watched(browser, url, width, height, scheme)
+        page = watched.page
+        page.get_by_text("0 images").wait_for()
+        page.get_by_label("What to look for").fill("a red square")
+        page.get_by_role("button", name="Search").click()
+        page.get_by_text("The index holds no images").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        watched.shoot(f"serve-empty-{width}-{scheme}")
+        watched.check(also=url)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@
     if (mine !== turn) return ""; // a later search has been started
     $("found-title").textContent = only.length ? `${title}, only ${only.join(", ")}` : title;
     $("nothing").hidden = hits.length > 0;
-    $("nothing").textContent = only.length ? "No image meets the condition." : "Nothing was found.";
+    $("nothing").textContent = only.length ? "No image meets the condition." : "The index holds no images.";
     $("hits").replaceChildren(...hits.map(card));
     const wanted = fields.some(([name]) => name === "k");
     $("more").hidden = wanted || !limits || hits.length < FIRST || limits.hits <= FIRST;
@@ -75,12 +75,16 @@
     const words = hit.caption || hit.key;
     const image = item.querySelector("img"), button = item.querySelector("button");
     image.alt = words;
+    image.addEventListener("error", () => { // of a remote shard, gone or broken; the caption stays
+      image.replaceWith(Object.assign(document.createElement("span"), { className: "missing", textContent: "cannot be shown here" }));
+    });
     image.src = `api/images/${hit.row}`;
     item.querySelector(".caption").textContent = words;
     item.querySelector(".note").textContent = hit.match === null
       ? `similarity ${hit.similarity.toFixed(3)}`
       : `match ${percent(hit.match)}, similarity ${hit.similarity.toFixed(3)}`;
-    item.querySelector(".place").textContent = `${hit.key} in ${hit.shard}`;
+    const place = item.querySelector(".place");
+    place.textContent = place.title = hit.caption ? `${hit.key} in ${hit.shard}` : `in ${hit.shard}`;
     button.setAttribute("aria-label", `More like this: ${words}`);
     button.addEventListener("click", () =>
       work(button, "Searching.", () => find(`Images like “${words}”`, `api/images/${hit.row}/nearest`, [])));
@@ -198,7 +202,8 @@
   ask("api/model").then((facts) => {
     limits = facts.limits;
     for (const id of ["text", "word"]) $(id).maxLength = limits.text_chars;
-    $("fields").textContent = `Fields: ${["key", "caption", "shard", ...facts.fields].join(", ")}. ` +
+    const names = facts.fields.map((name) => (name.length > 40 ? `${name.slice(0, 39)}…` : name));
+    $("fields").textContent = `Fields: ${["key", "caption", "shard", ...names].join(", ")}. ` +
       "Signs: = != < <= > >= and ~ for a part of a text.";
     const words = facts.images === null ? "no index, so nothing to search" : `${facts.images.toLocaleString("en")} images`;
     $("facts").textContent = `${words}; ${facts.vision}, ${facts.image_size} px, embeddings of length ${facts.dimensions}.`;

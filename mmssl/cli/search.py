@@ -23,6 +23,7 @@ from mmssl.cli.common import (
     verb,
     writing,
 )
+from mmssl.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -146,6 +147,10 @@ def embed(
         if world.rank != 0:
             return
         index = Index(out)
+        if not len(index):
+            raise UserError(
+                f"no image could be used, so a search in {out} finds nothing; remove it, and give other DATA"
+            )
         print(f"{out}: {len(index):,} images, {total:,} of them embedded now")
         if graph or (graph is None and (done.had_graph or len(index) > LARGE)):
             with status("building the graph"):
@@ -215,8 +220,10 @@ def search(
     hits = stored.hits(rows[0].tolist(), similarities[0].tolist())
     if as_json:
         print(json.dumps([asdict(hit) for hit in hits], indent=1, ensure_ascii=False))
-    else:
+    elif hits:
         stdout().print(_table(hits))
+    else:
+        print("no image meets the conditions" if conditions else f"{index} holds no images")
     if out is not None:
         images = read_images(hits, stored.members, remote)
         with writing(out, remedy="give another file"):

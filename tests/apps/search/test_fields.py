@@ -141,6 +141,22 @@ def test_a_wrong_condition_is_said(home: Path, where: str, reason: str, capsys: 
     assert "--where" in capsys.readouterr().err
 
 
+def test_nothing_found_is_said(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no image meets the conditions the command says so, in place of an empty table; JSON stays a list. An index
+    without any usable image is an error."""
+    command = ["search", str(home / "model"), str(home / "index"), "red", "--where", "style=nothing"]
+    capsys.readouterr()
+    main_ok(command)
+    assert capsys.readouterr().out == "no image meets the conditions\n"
+    main_ok([*command, "--json"])
+    assert json.loads(capsys.readouterr().out) == []
+    (tmp_path / "a.png").write_bytes(paint(3))
+    with pytest.raises(SystemExit) as caught:
+        main(["embed", str(home / "model"), str(tmp_path / "a.png"), "--out", str(tmp_path / "i")])
+    assert caught.value.code == 2
+    assert "no image could be used" in capsys.readouterr().err
+
+
 @given(st.text(max_size=12), st.sampled_from(["=", "!=", "<", "<=", ">", ">=", "~"]), st.text(max_size=12))
 def test_any_condition_is_read_or_refused(name: str, operator: str, value: str) -> None:
     """Whatever the text, nothing but UserError is raised, and what is read is compared with any value."""

@@ -115,7 +115,8 @@ def test_hard_texts_fit(browser: Any, many: str, width: int, height: int, scheme
     _check_layout(page, width)
     watched.shoot(f"serve-many-{width}-{scheme}")
     page.get_by_role("button", name="Show more").click()
-    page.wait_for_function("document.querySelectorAll('#hits li').length === 100")
+    hits.nth(99).wait_for()
+    assert hits.count() == 100
     assert page.get_by_role("button", name="Show more").is_hidden()
     page.get_by_text("Only some images").click()
     page.get_by_label("Those whose field meets a condition").fill("style=größe 1, key~1, style!=a, b")
@@ -124,7 +125,7 @@ def test_hard_texts_fit(browser: Any, many: str, width: int, height: int, scheme
     keys = [text.split(" in ")[0] for text in page.locator("#hits .place").all_text_contents()]
     assert 0 < len(keys) <= 20
     assert all("1" in key and int(key) % 3 == 1 for key in keys)
-    page.wait_for_function("[...document.querySelectorAll('#hits img')].every(i => !i.complete || i.naturalWidth > 0)")
+    page.locator("#hits img").first.evaluate("image => image.decode()")
     _check_layout(page, width)
     watched.shoot(f"serve-only-{width}-{scheme}")
     page.get_by_label("Those whose field meets a condition").fill("colour=red")
@@ -181,7 +182,7 @@ def test_searching_and_classifying(browser: Any, url: str, upload: Path, width: 
     hits = page.locator("#hits li")
     assert hits.count() == 8
     assert sorted({hits.nth(i).locator(".caption").inner_text() for i in range(8)}) == sorted(HOSTILE)
-    page.wait_for_function("[...document.querySelectorAll('#hits img')].some(i => i.naturalWidth > 0)")
+    page.locator("#hits img").first.evaluate("image => image.decode()")
     hits.nth(0).get_by_role("button").click()
     page.get_by_role("heading", name="Images like “").wait_for()
     assert hits.count() == 7

@@ -67,7 +67,7 @@
     $("more").onclick = () =>
       work($("more"), "Searching.", () => find(title, path, [...fields, ["k", limits.hits]], image));
     if (!wanted && $("found").getBoundingClientRect().top > innerHeight * 0.6) $("found").scrollIntoView();
-    return `${hits.length} ${hits.length === 1 ? "image" : "images"}, the most similar first.`;
+    return hits.length ? `${hits.length} ${hits.length === 1 ? "image" : "images"}, the most similar first.` : "";
   }
 
   function card(hit) {

@@ -441,12 +441,12 @@ def test_a_format_is_found_by_its_dotted_path(tmp_path: Path, monkeypatch: pytes
         export(own(), "my_lab.to_none", tmp_path / "none")
 
 
-@pytest.mark.parametrize("kind", ["open_clip", "hf", "sentence-transformers", "onnx", "timm"])
+@pytest.mark.parametrize("kind", ["open_clip", "transformers", "sentence-transformers", "onnx", "timm"])
 def test_a_calibration_goes_along(kind: str, clip: mmssl.Model, tmp_path: Path) -> None:
     """The exported folder has the model's calibration.json, and the code of its README gives the probabilities of
     `match`; folders that load here again are calibrated. A tower alone, first dimensions and models without a
     calibration have none."""
-    plain = clip if kind == "hf" else own()
+    plain = clip if kind == "transformers" else own()
     model = mmssl.Model(plain.encoder, plain.tokenizer, plain.config)
     model.calibration = some_calibration()
     for name, source in (("out", model), ("plain", plain), ("short", model.first_dimensions(8))):
@@ -463,7 +463,7 @@ def test_a_calibration_goes_along(kind: str, clip: mmssl.Model, tmp_path: Path) 
     with contextlib.chdir(tmp_path / "out"):
         exec(code, names)
     assert [names["match"](value) for value in similarities] == pytest.approx(expected.tolist(), abs=1e-9)
-    if kind in ("open_clip", "hf"):
+    if kind in ("open_clip", "transformers"):
         again = mmssl.load(tmp_path / "out")
         torch.testing.assert_close(again.match(image(32), CAPTIONS)[0], expected, atol=1e-4, rtol=0)
         assert mmssl.load(tmp_path / "plain").calibration is None

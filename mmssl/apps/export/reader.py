@@ -67,8 +67,8 @@ def largest_difference(model: Model, theirs: encode.Encoder) -> float:
 
 
 def unit(features: Tensor) -> Tensor:
-    """Unit vectors, float32."""
-    return torch.nn.functional.normalize(features.float(), dim=-1)
+    """Unit vectors, float32 on the CPU."""
+    return torch.nn.functional.normalize(features.float().cpu(), dim=-1)
 
 
 def png_files(images: Tensor) -> list[bytes]:

@@ -1,6 +1,7 @@
 """Export of the vision tower alone, as weights for timm.create_model(..., checkpoint_path=FILE)."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ import open_clip
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from mmssl.apps.export import head
 from mmssl.apps.export.reader import Reader, pillow, state
@@ -74,10 +75,12 @@ def reader(model: Model, folder: Path) -> Reader:
     theirs = timm.create_model(record["architecture"], checkpoint_path=folder / WEIGHTS, **record["model_args"]).eval()
     config = timm.data.resolve_data_config(pretrained_cfg=record["pretrained_cfg"])
     transform = timm.data.create_transform(**config, is_training=False)
-    return Reader(
-        lambda images: model.encoder.project_image(theirs(torch.stack([transform(image) for image in pillow(images)]))),
-        model.encode_text,
-    )
+
+    def encode(images: Sequence[bytes]) -> Tensor:
+        pooled = theirs(torch.stack([transform(image) for image in pillow(images)]))
+        return model.encoder.project_image(pooled.to(model.device))
+
+    return Reader(encode, model.encode_text)
 
 
 def write_classifier(classifier: "Classifier", folder: Path) -> head.Classify:

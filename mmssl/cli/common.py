@@ -72,6 +72,8 @@ Data = Annotated[
         "labelled images: a folder of images per class, or a table with a column of labels.",
     ),
 ]
+OptionalData = Annotated[list[str] | None, Data.__metadata__[0]]
+"""The same where an option may stand in for it."""
 ImageMember = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,7 +1,8 @@
 """`mmssl eval`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,11 +11,11 @@ from mmssl.cli.common import (
     BatchSize,
     Cache,
     Classnames,
-    Data,
     Device,
     JsonFile,
     Label,
     NoCache,
+    OptionalData,
     Precision,
     Tasks,
     Templates,
@@ -31,6 +32,11 @@ from mmssl.cli.common import (
     write_json,
 )
 from mmssl.errors import UserError
+
+if TYPE_CHECKING:
+    from mmssl.evaluate import Metrics
+    from mmssl.evaluate.datasets import Dataset
+    from mmssl.evaluate.published import Published
 
 SliceBy = Annotated[
     list[str] | None,
@@ -51,7 +57,15 @@ Shift = Annotated[
 @verb(30, "eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Run or model folder.")],
-    data: Data,
+    data: OptionalData = None,
+    suite_name: Annotated[
+        str | None,
+        typer.Option(
+            "--suite",
+            help="Published suite (mmssl suites), such as vtab+: its test splits are downloaded into the cache of the "
+            "Hugging Face hub, tens of GB for the large ones, and evaluated beside DATA.",
+        ),
+    ] = None,
     task: Tasks = None,
     slice_by: SliceBy = None,
     classnames: Classnames = None,
@@ -85,7 +99,10 @@ def evaluate(
     from mmssl.evaluate import compare, suite
 
     options = {"classnames": classnames, "templates": templates, "label": label, "slice_by": split_words(slice_by)}
-    datasets = open_datasets(data, languages=language, bad_samples=bad_samples, **options)
+    datasets = open_datasets(data or (), languages=language, bad_samples=bad_samples, **options)
+    published = _open_suite(suite_name, datasets, options)
+    if not datasets:
+        raise UserError("nothing to evaluate; give DATA or --suite NAME (mmssl suites lists them)")
     plan = {name: (dataset, parse_tasks(dataset, task)) for name, dataset in datasets.items()}
     pairs = compare.parse_shifts(shift or (), datasets)
     numbers = _parse_dims(dims)
@@ -118,10 +135,39 @@ def evaluate(
         if world.rank == 0:
             results |= compare.measure_shifts(results, pairs)
             (print_dimensions if numbers else print_results)(results)
+            if published:
+                print(_mean_line(str(suite_name), published, results))
             if json_file is not None:
                 write_json(json_file, results)
             if card is not None:
                 print(card.renewed())
+
+
+def _open_suite(name: str | None, datasets: "dict[str, Dataset]", options: Mapping[str, Any]) -> "dict[str, Published]":
+    """Download a suite and add its datasets to the others; returns its entries by the names of their datasets."""
+    from mmssl.evaluate import open_dataset
+    from mmssl.evaluate.published import download, find_suite
+
+    entries = {} if name is None else {one.name.replace("/", "-"): one for one in find_suite(name).sets}
+    with progress_bar("datasets", len(entries), text="downloading", shown=bool(entries)) as bar:
+        for own, entry in entries.items():
+            if own in datasets:
+                raise UserError(f"two datasets are named {own!r}; evaluate them with two commands")
+            datasets[own] = open_dataset(download(entry), name=own, **options)
+            bar.advance()
+    return entries
+
+
+def _mean_line(name: str, published: "Mapping[str, Published]", results: "Mapping[str, Metrics]") -> str:
+    """The mean over a suite of each dataset's metric, as far as it was measured."""
+    values = [
+        metrics[entry.metric]
+        for own, entry in published.items()
+        for key, metrics in results.items()
+        if key.rpartition("/")[0] == own and entry.metric in metrics
+    ]
+    measured = f"{sum(values) / len(values):.4f}" if values else "not measured"
+    return f"{name}: mean of {len(values)} of {len(published)} datasets: {measured}"
 
 
 def _parse_dims(text: str | None) -> tuple[int, ...]:

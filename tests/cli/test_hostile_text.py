@@ -121,6 +121,7 @@ STEPS: dict[str, Sequence[str]] = {
     "interpolate": ["interpolate", "<M>", "<M>", "--out", "<.>/between<B>"],
     "export": ["export", "<M>", "--format", "timm", "--out", "<.>/exported<B>"],
     "presets": ["presets", "<H>"],
+    "suites": ["suites", "<H>"],
     "towers": ["towers", "check", "<H>"],
     "serve": ["serve", "<M>", "<.>/<B>"],
     "ablate": ["ablate", "<.>/<B>.yaml", "<H>=<H>", "--out", "<.>/ablation"],

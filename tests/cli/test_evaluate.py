@@ -219,7 +219,7 @@ def test_what_is_refused(home: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     common = (home / "a", shards)
     line = refused(capsys, "eval", *common, "--task", "zero_shot,zeroshot")
     assert "'zeroshot'" in line
-    assert "retrieval, zero_shot" in line
+    assert "retrieval, segmentation, zero_shot" in line
     assert "no training split" in refused(capsys, "eval", *common, "--task", "knn")
     line = refused(capsys, "eval", *common, "--slice-by", "kind")
     assert "'kind'" in line

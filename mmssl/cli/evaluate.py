@@ -34,8 +34,7 @@ from mmssl.cli.common import (
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
-    from mmssl.evaluate import Metrics
-    from mmssl.evaluate.datasets import Dataset
+    from mmssl.evaluate import Metrics, datasets
     from mmssl.evaluate.published import Published
 
 SliceBy = Annotated[
@@ -143,7 +142,9 @@ def evaluate(
                 print(card.renewed())
 
 
-def _open_suite(name: str | None, datasets: "dict[str, Dataset]", options: Mapping[str, Any]) -> "dict[str, Published]":
+def _open_suite(
+    name: str | None, found: "dict[str, datasets.Dataset]", options: Mapping[str, Any]
+) -> "dict[str, Published]":
     """Download a suite and add its datasets to the others; returns its entries by the names of their datasets."""
     from mmssl.evaluate import open_dataset
     from mmssl.evaluate.published import download, find_suite
@@ -151,9 +152,9 @@ def _open_suite(name: str | None, datasets: "dict[str, Dataset]", options: Mappi
     entries = {} if name is None else {one.name.replace("/", "-"): one for one in find_suite(name).sets}
     with progress_bar("datasets", len(entries), text="downloading", shown=bool(entries)) as bar:
         for own, entry in entries.items():
-            if own in datasets:
+            if own in found:
                 raise UserError(f"two datasets are named {own!r}; evaluate them with two commands")
-            datasets[own] = open_dataset(download(entry), name=own, **options)
+            found[own] = open_dataset(download(entry), name=own, **options)
             bar.advance()
     return entries
 

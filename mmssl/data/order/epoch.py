@@ -20,6 +20,10 @@ SHUFFLE_UNIT = 8 << 20
 """Bytes per shuffling unit; blocks are counted in these units."""
 _SINGLE = 64 << 20
 """Sources of at most this many bytes are shuffled sample by sample."""
+_MARK = 64
+"""Slices between two positions that an order keeps."""
+_TOGETHER = 1 << 12
+"""Shards that are cut at a time, and kept positions that are computed at a time: arrays in between stay small."""
 
 
 def shuffled(count: int, *words: Word) -> Ints:
@@ -29,7 +33,7 @@ def shuffled(count: int, *words: Word) -> Ints:
     """
     bits = generator(*words).bit_generator
     raw = bits.random_raw(count) if count > 0 else np.empty(0, dtype=np.uint64)
-    return np.argsort(raw, kind="stable").astype(np.int64)
+    return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
 
 
 def default_slice_bytes(total: int, remote: bool = False) -> int:
@@ -45,15 +49,22 @@ def default_slice_bytes(total: int, remote: bool = False) -> int:
 
 @dataclass(frozen=True)
 class Slices:
-    """Runs of neighbouring samples, int64 [M] each."""
+    """Runs of neighbouring samples that follow each other through a source."""
 
-    first: Ints
-    """Number of the first sample in the source."""
-    length: Ints
+    bounds: Ints
+    """Number of the first sample of each of M slices, and the number of samples, int64 [M + 1]."""
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def samples(self) -> int:
+        """Number of samples of all slices."""
+        return int(self.bounds[-1])
 
     def unit(self, total: int) -> int:
         """Slices per shuffling unit, in a source of `total` bytes."""
-        return max(1, SHUFFLE_UNIT * len(self.first) // total)
+        return max(1, SHUFFLE_UNIT * len(self) // total)
 
     @staticmethod
     def cut(counts: Sequence[int], sizes: Sequence[int], slice_bytes: int) -> "Slices":
@@ -61,23 +72,34 @@ class Slices:
         samples = np.asarray(counts, dtype=np.int64)
         pieces = -(-np.asarray(sizes, dtype=np.int64) // slice_bytes)
         pieces = np.minimum(np.maximum(pieces, 1), samples)
-        shard = np.repeat(np.arange(len(samples)), pieces)
-        number = np.arange(len(shard)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        begin = samples[shard] * number // pieces[shard]
-        stop = samples[shard] * (number + 1) // pieces[shard]
-        return Slices((np.cumsum(samples) - samples)[shard] + begin, stop - begin)
+        bounds = np.zeros(int(pieces.sum()) + 1, dtype=np.int64)
+        filled, done = 1, 0
+        for start in range(0, len(samples), _TOGETHER):
+            count, piece = samples[start : start + _TOGETHER], pieces[start : start + _TOGETHER]
+            shard = np.repeat(np.arange(len(count)), piece)
+            number = np.arange(len(shard)) - np.repeat(np.cumsum(piece) - piece, piece)
+            ends = (np.cumsum(count) - count)[shard] + count[shard] * (number + 1) // piece[shard]
+            bounds[filled : filled + len(ends)] = done + ends
+            filled, done = filled + len(ends), done + int(count.sum())
+        return Slices(bounds)
 
 
 class EpochOrder:
-    """The order of one source in one epoch."""
+    """The order of one source in one epoch.
+
+    It holds 4 bytes per slice: a source of 10 billion samples has 119 million.
+    """
 
     def __init__(self, slices: Slices, words: tuple[Word, ...], lanes: int, block: int) -> None:
-        permutation = shuffled(len(slices.length), *words, "slices")
-        self._first = slices.first[permutation]
-        self._bounds = np.concatenate([[0], np.cumsum(slices.length[permutation])])
+        self._slices = slices
+        self._permutation = shuffled(len(slices), *words, "slices").astype(np.min_scalar_type(len(slices)))
         self._words = words
         self._lanes = lanes
         self._block = block
+        # The position of every so many slices; those between are added up when asked for.
+        steps = range(0, len(slices), _MARK * _TOGETHER)
+        sums = [np.add.reduceat(x, np.arange(0, len(x), _MARK)) for x in map(self._lengths, steps, [*steps[1:], None])]
+        self._marks = np.cumsum(np.concatenate([[0], *sums]))[:-1]
         self._block_ids = lru_cache(2 * lanes)(self._block_ids_of)
 
     def addresses(self, lane: int, start: int, stop: int) -> Ints:
@@ -94,7 +116,8 @@ class EpochOrder:
         """The sample numbers of the block that contains `depth`, in order, and the position of `depth` among them."""
         begin, _ = self._lane(lane)
         number = self.block_number(lane, depth)
-        low = max(begin, int(self._bounds[self._slice_at(begin) + number * self._block]))
+        head = self._slice_at(begin) + number * self._block
+        low = max(begin, int(self._positions(head, head)[0]))
         return self._block_ids(lane, number), begin + depth - low
 
     def block_number(self, lane: int, depth: int) -> int:
@@ -110,20 +133,32 @@ class EpochOrder:
         return np.concatenate([self._block_ids(lane, number) for number in range(first, min(last, final) + 1)])
 
     def _lane(self, lane: int) -> tuple[int, int]:
-        total = int(self._bounds[-1])
+        total = self._slices.samples
         return total * lane // self._lanes, total * (lane + 1) // self._lanes
 
     def _slice_at(self, position: int) -> int:
-        return int(np.searchsorted(self._bounds, position, side="right")) - 1
+        head = (int(np.searchsorted(self._marks, position, side="right")) - 1) * _MARK
+        return head + int(np.searchsorted(self._positions(head, head + _MARK), position, side="right")) - 1
+
+    def _positions(self, head: int, tail: int) -> Ints:
+        """Positions at which slices `head` to `tail` of the epoch begin; the end of the epoch is the last one."""
+        mark = head // _MARK
+        steps = np.cumsum(self._lengths(mark * _MARK, tail))
+        return self._marks[mark] + np.concatenate([[0], steps])[head - mark * _MARK :]
+
+    def _lengths(self, head: int, tail: int | None) -> Ints:
+        """Samples of slices [head, tail) of the epoch."""
+        number = self._permutation[head:tail]
+        return self._slices.bounds[1:][number] - self._slices.bounds[number]
 
     def _block_ids_of(self, lane: int, number: int) -> Ints:
         begin, stop = self._lane(lane)
         head = self._slice_at(begin) + number * self._block
-        tail = min(head + self._block, len(self._first))
+        positions = self._positions(head, head + self._block)
         # A slice on the border of two lanes is split between them.
-        low = np.maximum(self._bounds[head:tail], begin)
-        high = np.minimum(self._bounds[head + 1 : tail + 1], stop)
+        low = np.maximum(positions[:-1], begin)
+        high = np.minimum(positions[1:], stop)
         length = np.maximum(high - low, 0)
-        first = self._first[head:tail] + low - self._bounds[head:tail]
+        first = self._slices.bounds[self._permutation[head : head + self._block]] + low - positions[:-1]
         ids = np.repeat(first - (np.cumsum(length) - length), length) + np.arange(int(length.sum()))
         return ids[shuffled(len(ids), *self._words, "block", lane, number)]

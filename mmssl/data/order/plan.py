@@ -63,7 +63,7 @@ class PlannedSource:
     @property
     def samples(self) -> int:
         """Number of samples."""
-        return int(self.slices.length.sum())
+        return self.slices.samples
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class StreamPlan:
         digest = hashlib.blake2b(repr(self._block).encode(), digest_size=8)
         for source in self.sources:
             digest.update(repr((source.fingerprint, source.weight, source.unit)).encode())
-            digest.update(source.slices.first.astype("<i8").tobytes())
+            digest.update(source.slices.bounds[:-1].astype("<i8", copy=False).data)
         return digest.hexdigest()
 
     def _order(self, source: int, epoch: int) -> EpochOrder | TableOrder:

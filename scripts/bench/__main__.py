@@ -176,6 +176,46 @@ def step(
 
 
 @app.command()
+def scale(
+    config: Annotated[str, typer.Argument(help="A YAML file or a preset.")] = "configs/ci_tiny.yaml",
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the configuration.")
+    ] = None,
+    ranks: Annotated[
+        list[int] | None,
+        typer.Option("--ranks", min=1, help="Processes; repeat. Default: 1, 2 and 4; of GPUs 8, 64 and 512."),
+    ] = None,
+    batches: Annotated[
+        list[int] | None,
+        typer.Option("--batch", min=1, help="Global batches; repeat. Default: 128 and 512; of GPUs 32k to 512k."),
+    ] = None,
+    rounds: Rounds = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps per training.")] = 8,
+    gpus: Annotated[bool, typer.Option("--gpus", help="Print what the model says for H100s; measure nothing.")] = False,
+    utilisation: Annotated[float, typer.Option(help="With --gpus: share of the peak FLOP/s that is reached.")] = 0.4,
+    load_rate: Annotated[float, typer.Option(help="With --gpus: pairs per CPU-second of the loader.")] = 500.0,
+    micro_batch: Annotated[int, typer.Option(min=1, help="With --gpus: pairs whose activations a GPU holds.")] = 2048,
+) -> None:
+    """A step's time over the number of ranks: a model of its parts, compared with training on CPU processes here.
+
+    Constants are fitted to one process and to exchanges between two; the other trainings are predicted. All processes
+    are taken to share one core: taskset -c 1 python -m scripts.bench scale
+    """
+    if gpus:
+        from mmssl.config import load_config
+        from scripts.bench.scale_gpus import project
+
+        projection = project(load_config(config, overrides or []), utilisation, load_rate, micro_batch)
+        print(projection.text(batches or [2**k for k in range(15, 20)], ranks or (8, 64, 512)))
+        return
+    from scripts.bench.scale import Training, bench_scale
+
+    training = Training(config, overrides or [], steps)
+    with Console(stderr=True).status("starting") as status:
+        print(bench_scale(training, ranks or (1, 2, 4), batches or (128, 512), rounds, status.update).text())
+
+
+@app.command()
 def busy(
     config: Annotated[str, typer.Argument(help="A YAML file or a preset.")] = "configs/quickstart.yaml",
     overrides: Annotated[

@@ -103,14 +103,15 @@ def plan(
     samples: Annotated[int, typer.Option(min=1, help="Samples of the dataset.")] = 10_000_000,
     shards: Annotated[int, typer.Option(min=1, help="Shards that hold them.")] = 10_000,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 4096,
+    files: Annotated[bool, typer.Option(help="Begin runs from files too, about 100 MB for 10,000 shards.")] = True,
 ) -> None:
     """Cost of ordering a very large dataset: the plan of an epoch, and the first batch of a resumed run.
 
-    The dataset is synthetic: one small shard under many names. It needs about 100 MB on disk for 10,000 shards.
+    The dataset is synthetic: indexes in memory for the plan, and one small shard under many names for the runs.
     """
     from scripts.bench.plan import bench_plan
 
-    print(bench_plan(samples, shards, batch_size).text())
+    print(bench_plan(samples, shards, batch_size, files=files).text())
 
 
 @app.command()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from torch import Tensor
@@ -29,7 +30,11 @@ from mmssl.system import peak_memory
 
 SAMPLE_BYTES = 100_000
 """Of the samples whose order is planned: 10 million of them are 1 TB."""
+BEGINS = {"new run: index files, plan, first batch": 0.0, "run resumed in mid-epoch: the same": 0.5}
+"""Runs that begin, each with the fraction of the second epoch at which it does; 0: at the start of the first."""
 _SIDE = 32
+FOLDER = "/data/a/folder/of/shards"
+LIMIT = SampleLimits().max_member_bytes
 Result = TypeVar("Result")
 
 
@@ -42,7 +47,11 @@ class Order:
     cpu_seconds: float
     """CPU time of the same: what it takes on a machine with nothing else to do."""
     extra_bytes: int
-    """Peak memory above what the process held with the entries in place."""
+    """Peak memory above what the process held with the indexes in place."""
+    kept_bytes: int
+    """What stays of it, for this epoch."""
+    index_bytes: int
+    """Memory of the shards' indexes."""
 
 
 @dataclass(frozen=True)
@@ -64,36 +73,38 @@ class PlanCost:
     shards: int
     batch_size: int
     order: Order
-    fresh: Begin
-    resumed: Begin
-    """In the middle of an epoch."""
+    begins: dict[str, Begin]
+    """From files; empty if only the order was measured."""
 
     def text(self) -> str:
         """The measurements as lines."""
-        rows: list[tuple[str, Order | Begin]] = [
-            ("plan of an epoch, first batch's numbers", self.order),
-            ("new run: index files, plan, first batch", self.fresh),
-            ("run resumed in mid-epoch: the same", self.resumed),
-        ]
+        rows = {"plan of an epoch, first batch's numbers": self.order, **self.begins}
         lines = [f"{self.samples:,} samples in {self.shards:,} shards, batches of {self.batch_size:,}"]
         lines.append(f"{'':42} {'seconds':>8} {'of CPU':>8} {'extra MB':>9}")
-        lines += [f"{what:42} {c.seconds:8.2f} {c.cpu_seconds:8.2f} {c.extra_bytes / 1e6:9.0f}" for what, c in rows]
-        return "\n".join(lines)
+        lines += [
+            f"{what:42} {c.seconds:8.2f} {c.cpu_seconds:8.2f} {c.extra_bytes / 1e6:9.0f}" for what, c in rows.items()
+        ]
+        kept = f"{self.order.index_bytes / 1e6:.0f} MB of indexes and {self.order.kept_bytes / 1e6:.0f} MB of the plan"
+        return "\n".join([*lines, f"in memory from then on: {kept}"])
 
 
-def bench_plan(samples: int = 10_000_000, shards: int = 10_000, batch_size: int = 4096) -> PlanCost:
-    """Measure a plan of `samples` samples in equal `shards`, each part in a process of its own."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _write_set(folder, samples // shards, shards)
-        return PlanCost(
-            samples=samples // shards * shards,
-            shards=shards,
-            batch_size=batch_size,
-            order=_in_fresh_process(_order, samples // shards, shards, batch_size),
-            fresh=_in_fresh_process(_begin, folder, batch_size, 0.0),
-            resumed=_in_fresh_process(_begin, folder, batch_size, 0.5),
-        )
+def bench_plan(
+    samples: int = 10_000_000, shards: int = 10_000, batch_size: int = 4096, *, files: bool = True
+) -> PlanCost:
+    """Measure a plan of `samples` samples in equal `shards`, each part in a process of its own.
+
+    Args:
+        files: also begin runs from files, a name on disk for each shard.
+    """
+    order = _in_fresh_process(_order, samples // shards, shards, batch_size)
+    begins = {}
+    if files:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            _write_set(folder, samples // shards, shards)
+            for what, fraction in BEGINS.items():
+                begins[what] = _in_fresh_process(_begin, folder, batch_size, fraction)
+    return PlanCost(samples // shards * shards, shards, batch_size, order, begins)
 
 
 def _in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
@@ -109,22 +120,28 @@ def _reset_peak() -> None:
 
 
 def _order(per_shard: int, shards: int, batch_size: int) -> Order:
-    size = per_shard * SAMPLE_BYTES
+    size, before = per_shard * SAMPLE_BYTES, _memory()
     entries = [
-        ShardIndex(f"{i:06}.tar", size, 0, per_shard, (), (), "", SampleLimits().max_member_bytes)
+        # Every shard has a name, a size, a time and a checksum of its own, as when read from files.
+        ShardIndex(f"{FOLDER}/{i:08}.tar", size + i % 2, i << 40, per_shard, (), (), f"{i:032x}", LIMIT)
         for i in range(shards)
     ]
     _reset_peak()
-    before, start, cpu = peak_memory(), time.perf_counter(), time.process_time()
+    indexed, start, cpu = _memory(), time.perf_counter(), time.process_time()
     plan = StreamPlan([plan_source(entries, 1.0, None)], seed=0, lanes=default_lanes(batch_size), block=8)
     numbers = [plan.ids(run) for run in plan.runs(Position(), batch_size, 0, batch_size)]
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     assert sum(map(len, numbers)) == batch_size
-    return Order(seconds, cpu_seconds, peak_memory() - before)
+    return Order(seconds, cpu_seconds, peak_memory() - indexed, _memory() - indexed, indexed - before)
+
+
+def _memory() -> int:
+    """Memory of this process now, in bytes."""
+    return psutil.Process().memory_info().rss
 
 
 def _begin(folder: Path, batch_size: int, fraction: float) -> Begin:
-    """Start at a fraction of the second epoch, or with fraction 0 at the start of the first."""
+    """Begin a run at a fraction of `BEGINS`."""
     _reset_peak()
     before, start, cpu = peak_memory(), time.perf_counter(), time.process_time()
     view = views.View(ViewConfig(), _SIDE)

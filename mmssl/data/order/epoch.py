@@ -143,13 +143,14 @@ class EpochOrder:
     def _positions(self, head: int, tail: int) -> Ints:
         """Positions at which slices `head` to `tail` of the epoch begin; the end of the epoch is the last one."""
         mark = head // _MARK
-        steps = np.cumsum(self._lengths(mark * _MARK, tail))
-        return self._marks[mark] + np.concatenate([[0], steps])[head - mark * _MARK :]
+        ends: Ints = self._marks[mark] + np.cumsum(np.concatenate([[0], self._lengths(mark * _MARK, tail)]))
+        return ends[head - mark * _MARK :]
 
     def _lengths(self, head: int, tail: int | None) -> Ints:
         """Samples of slices [head, tail) of the epoch."""
         number = self._permutation[head:tail]
-        return self._slices.bounds[1:][number] - self._slices.bounds[number]
+        lengths: Ints = self._slices.bounds[1:][number] - self._slices.bounds[number]
+        return lengths
 
     def _block_ids_of(self, lane: int, number: int) -> Ints:
         begin, stop = self._lane(lane)

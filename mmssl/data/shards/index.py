@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from mmssl.data.shards.members import MemberNames, SampleLimits
+from mmssl.data.shards.members import USUAL_MEMBERS, MemberNames, SampleLimits
 from mmssl.data.shards.shard_index import RULES, LeftOut, ShardIndex, index_shard, offsets_path
 from mmssl.data.shards.urls import is_remote
 from mmssl.files import atomic_write
@@ -38,9 +38,9 @@ def index_shards(
     If the folder is read-only, the index stays in memory. `processes` > 0 reads the headers in that many processes,
     0 in threads.
     """
-    kept = {folder: _read_folder(folder) for folder in {Path(shard).parent for shard in shards}}
-    done = {shard: index for shard in shards if (index := _still_fits(shard, kept, limits)) is not None}
+    done = dict(_written(shards, limits))
     missing = [shard for shard in shards if shard not in done]
+    kept = {folder: _read_folder(folder) for folder in {Path(shard).parent for shard in missing}}
     made: list[ShardIndex] = []
     try:
         for number, index in enumerate(_index_all(missing, limits, processes), start=len(done) + 1):
@@ -67,6 +67,18 @@ def fingerprint(indexes: Sequence[ShardIndex]) -> str:
     return digest.hexdigest()
 
 
+def _written(shards: Sequence[str], limits: SampleLimits) -> Iterator[tuple[str, ShardIndex]]:
+    """The shards with an index beside them that still fits. One folder's file is in memory at a time: parsed, it takes
+    four times as much as its indexes."""
+    folders: dict[Path, list[str]] = {}
+    for shard in shards:
+        folders.setdefault(Path(shard).parent, []).append(shard)
+    for folder, names in folders.items():
+        entries = _read_folder(folder)
+        found = ((shard, _still_fits(shard, entries, limits)) for shard in names)
+        yield from ((shard, index) for shard, index in found if index is not None)
+
+
 def _read_folder(folder: Path) -> dict[str, Any]:
     """The folder's entries by file name; empty if the file is missing or damaged."""
     try:
@@ -76,10 +88,10 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _still_fits(shard: str, kept: Mapping[Path, dict[str, Any]], limits: SampleLimits) -> ShardIndex | None:
+def _still_fits(shard: str, entries: Mapping[str, Any], limits: SampleLimits) -> ShardIndex | None:
     """The stored index of a shard if the shard has not changed since and its offsets exist."""
     path = Path(shard)
-    entry = kept[path.parent].get(path.name)
+    entry = entries.get(path.name)
     try:
         status = path.stat()
         index = None if entry is None else index_from_json(shard, entry)
@@ -135,8 +147,13 @@ def index_from_json(shard: str, entry: Mapping[str, Any]) -> ShardIndex:
         checksum=str(entry["checksum"]),
         max_member_bytes=counts["max_member_bytes"],
         rules=int(entry.get("rules", 1)),
-        members=MemberNames.of(**entry.get("members", {})),
+        members=_shared(MemberNames.of(**entry.get("members", {}))),
     )
+
+
+def _shared(members: MemberNames) -> MemberNames:
+    """The usual names as one object for all shards."""
+    return USUAL_MEMBERS if members == USUAL_MEMBERS else members
 
 
 def _entry_checksum(entry: Mapping[str, Any]) -> str:

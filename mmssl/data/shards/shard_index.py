@@ -37,7 +37,7 @@ class LeftOut:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardIndex:
     """The index of one shard."""
 

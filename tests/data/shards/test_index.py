@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tarfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from mmssl.data.shards import FOLDER_FILE, SampleLimits, ShardIndex, describe_problems, index_shards
+from mmssl.data.shards import index as index_module
 from mmssl.data.shards.groups import FRAGMENT
 from mmssl.data.shards.index import fingerprint
 from mmssl.data.shards.samples import parse_sample
@@ -30,6 +32,10 @@ def write(folder: Path, files: list[File], name: str = "x.tar", fmt: int = tarfi
     path = folder / name
     path.write_bytes(tar_bytes(files, fmt))
     return str(path)
+
+
+class Parsed(dict[str, Any]):
+    """A folder's entries; a plain dict cannot be watched."""
 
 
 def samples_of(index: ShardIndex) -> list[Sample]:
@@ -174,6 +180,27 @@ def test_folder_that_cannot_be_written_keeps_the_index_in_memory(tmp_path: Path)
     (found,) = index_shards([shard], LIMITS)
     assert [s.key for s in samples_of(found)] == ["0-0", "0-1", "0-2"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.tar", "00000.tar.idx"]
+
+
+def test_one_folder_at_a_time_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many folders whose indexes fit, the file of one is in memory at a time; the indexes are as of each alone."""
+    shards = [shard for i in range(9) for shard in write_shards(tmp_path / str(i), [3, 2])]
+    made = [index_shards([shard], LIMITS)[0] for shard in shards]
+    parsed: list[weakref.ref[Parsed]] = []
+    most = 0
+    read = index_module._read_folder
+
+    def watched(folder: Path) -> dict[str, Any]:
+        nonlocal most
+        entries = Parsed(read(folder))
+        parsed.append(weakref.ref(entries))
+        most = max(most, sum(entry() is not None for entry in parsed))
+        return entries
+
+    monkeypatch.setattr(index_module, "_read_folder", watched)
+    assert index_shards(shards[::-1], LIMITS) == made[::-1]
+    assert len(parsed) == 9
+    assert most <= 2, "the last one may live until the next is read"
 
 
 def test_an_interrupted_index_keeps_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

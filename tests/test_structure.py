@@ -25,7 +25,7 @@ FOLDERS = sorted({path.parent for path in MODULES})
 OUTSIDE = sorted((ROOT / "scripts" / "examples").rglob("*.py"))
 """Code of users: it imports through the front doors too."""
 
-LINES = 48_000
+LINES = 48_010
 """26,500 were planned for what the package did in 31,000 then. Since then came tables, folders and tars in any form,
 refusals of hostile files, checks of towers, objectives with teachers and groups, batches by choice, averages of all
 samples, names for files of other kinds, teachers of one side, conditions on the fields of an index, segmentation,

@@ -24,7 +24,7 @@ from mmssl.config import ViewConfig
 from mmssl.data import LoaderConfig, Source, TrainLoader
 from mmssl.data.order import Position, StreamPlan, default_lanes
 from mmssl.data.shards import FOLDER_FILE, SampleLimits, ShardIndex, index_shards, offsets_path
-from mmssl.data.sources import plan_source
+from mmssl.data.sources.catalog import plan_source
 from mmssl.data.transforms import Renderer, views
 from mmssl.system import peak_memory
 

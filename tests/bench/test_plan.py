@@ -6,7 +6,7 @@ import pytest
 
 from mmssl.data.order import Position, StreamPlan, default_lanes
 from mmssl.data.shards import SampleLimits, index_shards
-from mmssl.data.sources import plan_source
+from mmssl.data.sources.catalog import plan_source
 from scripts.bench.plan import _begin, _shards, _write_set, bench_plan
 
 BATCH = 16

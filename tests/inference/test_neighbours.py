@@ -14,7 +14,8 @@ from mmssl.build import build_batching, resolve
 from mmssl.cli.show import describe
 from mmssl.config import parse_config
 from mmssl.data.shards import SampleLimits
-from mmssl.data.sources import index_source, plan_source, sample_keys
+from mmssl.data.sources import index_source, sample_keys
+from mmssl.data.sources.catalog import plan_source
 from mmssl.data.storage import Access, iter_samples
 from mmssl.distributed import World
 from mmssl.errors import UserError

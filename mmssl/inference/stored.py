@@ -168,7 +168,7 @@ def table(folder: Path, number: int) -> Path:
 
 def as_unit(rows: Rows | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """The unit vectors of stored embeddings [..., D], float32."""
-    found: npt.NDArray[np.float32] = rows.astype(np.float32)
+    found = np.array(rows, np.float32)  # no memory map, which FAISS would take for a tensor
     if rows.dtype == np.int8:
         found /= np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-30)
     return found

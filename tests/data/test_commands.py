@@ -47,6 +47,7 @@ OPENERS = {
 """Functions that open a shard by its name."""
 CALLERS = {
     "apps/autoconfig/inputs.py",
+    "apps/autoconfig/preparation.py",
     "apps/doctor/shards.py",
     "apps/explain/explanation.py",
     "apps/search/embed.py",

@@ -206,7 +206,7 @@ def test_a_failure_inside_says_nothing_of_the_inside(
 ) -> None:
     """500 as JSON; the reason is in the log only."""
     client = TestClient(create_app(model, index), base_url="http://localhost")
-    monkeypatch.setattr(index, "nearest", lambda *_: 1 / 0)
+    monkeypatch.setattr(index, "nearest", lambda *_, **__: 1 / 0)
     answer = client.get("/api/search", params={"text": "a"})
     assert answer.status_code == 500
     assert "zero" not in answer.text

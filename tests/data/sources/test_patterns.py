@@ -7,7 +7,7 @@ from pathlib import Path
 import braceexpand
 import fsspec
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmssl.data import expand
@@ -52,6 +52,7 @@ PIECES = st.sampled_from(["{", "}", ",", "{0..3}", "{07..1..2}", "{a..c}", "{c..
 
 
 @given(st.lists(PIECES, max_size=12).map("".join), st.integers(1, 20))
+@settings(deadline=None)
 @example("}a{b,c}d{e", 1)
 @example("{{1..2},{a,}{b..d}}{x}", 13)
 def test_the_number_of_names_is_known_before_they_are_made(pattern: str, most: int) -> None:

@@ -112,7 +112,8 @@ class HoldOutConfig(ConfigBase):
 
     share: float = Field(0.0, ge=0, lt=1)
     """Fraction of the samples, chosen by a hash of their keys: the same ones in any shard, order and process. The
-    shards must be on a disk. `mmssl train --data SHARDS` sets it, and copies those samples to RUN/held-out."""
+    shards must be on a disk. `mmssl train --data SHARDS` sets it, and copies those samples to
+    RUN/shards/held-out-*.tar."""
     group: str | None = None
     """Field of the .json (or `cls`), for example a patient or a product: samples with the same value are held out
     together. The fraction is then one of the values."""

@@ -113,7 +113,8 @@ def _clustering(model: Any, encoder: MtebEncoder, dataset: Dataset, samples: lis
     scores = _theirs(encoder, task)
     classes, numbers = np.unique(labels.numpy(), return_inverse=True)
     kmeans = MiniBatchKMeans(len(classes), batch_size=BATCH, n_init="auto", random_state=SEED)
-    clusters = kmeans.fit(model.encode_image([sample.image for sample in samples]).numpy()).labels_
+    images = [Image.fromarray(decoding.decode(sample.image)) for sample in samples]  # as mteb has them
+    clusters = kmeans.fit(model.encode_image(images).numpy()).labels_
     shape = len(classes), len(classes)
     counts = clustering.count_table(numbers, clusters.astype(np.int64), shape)
     yield Agreement("clustering", "v_measure", clustering.v_measure(counts), scores["v_measure"])

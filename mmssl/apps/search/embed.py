@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _Kind = tuple[MemberNames, bool, stored.Dtype | None, list[str] | None]
+"""The members of the shards, whether captions are embedded too, the number format, and the fields."""
 
 
 @dataclass
@@ -123,11 +124,9 @@ def _embed_shard(
 
 
 def _prepare(
-    model: "Model", shards: list[str], out: Path, kind: "_Kind", world: World, done: Embedded
+    model: "Model", shards: list[str], out: Path, kind: _Kind, world: World, done: Embedded
 ) -> stored.EmbeddingRecord:
     """Write the new index.json, and remove the parts of shards that changed or vanished. All ranks get the record.
-
-    `kind`: the members of the shards, whether captions are embedded too, the number format, and the fields.
 
     Raises:
         UserError: the folder holds an index of another model or of other data, or cannot be written.

@@ -27,8 +27,16 @@ _CAPTION_WORDS = 3
 """Words from which on the items of a list are captions under any name; shorter ones are tags."""
 
 
-def render_caption(fields: Mapping[str, Any], templates: Sequence[str], rng: np.random.Generator | None) -> str:
+def render_caption(
+    fields: Mapping[str, Any],
+    templates: Sequence[str],
+    rng: np.random.Generator | None,
+    weights: Sequence[float] | None = None,
+) -> str:
     """Render a sample's caption from one of the templates, such as `{txt}` or `{label}: {tags}`.
+
+    A template that renders nothing, because the fields it names are empty here, gives way to one of the others. So the
+    caption is empty only if all of them are.
 
     A field is named in braces; `{{` and `}}` are literal braces. Only whole field names are looked up: attributes,
     indices and formats are refused, so data cannot reach anything else.
@@ -41,12 +49,17 @@ def render_caption(fields: Mapping[str, Any], templates: Sequence[str], rng: np.
         fields: the sample's fields.
         rng: draws the template, one of several captions, and of tags a non-empty subset in random order. None: the
             first template, the first caption and all tags.
+        weights: how often each template is drawn. None: equally often.
 
     Raises:
         UserError: the template is malformed, or names a field that the sample lacks or that is no text.
     """
-    template = templates[0 if rng is None else int(rng.integers(len(templates)))]
-    return _SLOT.sub(lambda slot: _fill(slot, template, fields, rng), template)
+    place = _draw(len(templates), rng, weights)
+    template, others = templates[place], [*templates[:place], *templates[place + 1 :]]
+    text = _SLOT.sub(lambda slot: _fill(slot, template, fields, rng), template)
+    if text.strip() or not others:
+        return text
+    return render_caption(fields, others, rng, weights and [*weights[:place], *weights[place + 1 :]])
 
 
 def sample_captions(fields: Mapping[str, Any]) -> list[str]:
@@ -90,6 +103,7 @@ def further_captions(
     """
     others = dict.fromkeys(text for template in templates for text in every_caption(fields, template))
     others.pop(first, None)
+    others.pop("", None)
     order = [list(others)[place] for place in rng.permutation(len(others))]
     return list(islice(cycle([*order, first]), count))
 
@@ -116,6 +130,13 @@ def clean_caption(text: str) -> str:
     if "&" in text:
         text = html.unescape(html.unescape(text))
     return " ".join(text.split())
+
+
+def _draw(count: int, rng: np.random.Generator | None, weights: Sequence[float] | None) -> int:
+    """A place among `count`, drawn with weights or equally; the first without a generator."""
+    if rng is None:
+        return 0
+    return int(rng.choice(count, p=np.divide(weights, np.sum(weights))) if weights else rng.integers(count))
 
 
 def _fill(slot: re.Match[str], template: str, fields: Mapping[str, Any], rng: np.random.Generator | None) -> str:

@@ -126,11 +126,8 @@ class Renderer:
         has_lists = any(isinstance(value, (list, tuple)) for value in sample.fields.values())
         is_drawn = len(self.templates) > 1 or has_lists or "\n" in str(sample.fields.get("txt", "")).strip()
         rng = generator(self.seed, "caption", epoch, sample.id) if is_drawn else None
-        templates = self.templates
-        if rng is not None and self.weights:
-            templates = [templates[int(rng.choice(len(templates), p=self.weights))]]
         try:
-            texts = [render_caption(sample.fields, templates, rng)]
+            texts = [render_caption(sample.fields, self.templates, rng, self.weights)]
             if self.captions > 1:
                 further = generator(self.seed, "further captions", epoch, sample.id)
                 texts += further_captions(sample.fields, self.templates, texts[0], self.captions - 1, further)

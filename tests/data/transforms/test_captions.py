@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.tokenizer import basic_clean, whitespace_clean
 
-from mmssl.data.transforms.captions import check_templates, clean_caption, every_caption, render_caption
+from mmssl.data.transforms.captions import (
+    check_templates,
+    clean_caption,
+    every_caption,
+    further_captions,
+    render_caption,
+)
 from mmssl.errors import UserError
 
 FIELDS: dict[str, Any] = {
@@ -47,6 +53,25 @@ def test_templates_are_drawn_evenly() -> None:
     assert min(counts.values()) > 240
     again = [render_caption(FIELDS, templates, np.random.default_rng(5)) for _ in range(3)]
     assert len(set(again)) == 1
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 5.0, 1.0]])
+def test_an_empty_template_gives_way(weights: list[float] | None) -> None:
+    """Where `{tags}` renders nothing the others are drawn in proportion; only if all are empty is the caption empty."""
+    fields = {"txt": "a red fox", "label": "fox", "tags": [], "none": "  "}
+    templates = ["{txt}", "{tags}", "{label}"]
+    drawn = Counter(render_caption(fields, templates, np.random.default_rng(seed), weights) for seed in range(900))
+    assert set(drawn) == {"a red fox", "fox"}
+    assert abs(drawn["fox"] - 450) < 60
+    assert render_caption(fields, ["{tags}", "{none}", "{label}"], None) == "fox"
+    assert not render_caption(fields, ["{tags}", "{none}"], np.random.default_rng(0)).strip()
+
+
+def test_further_captions_are_never_empty() -> None:
+    """A template that renders nothing adds no caption to a sample."""
+    fields = {"txt": "a red fox", "label": "fox", "tags": []}
+    rng = np.random.default_rng(0)
+    assert set(further_captions(fields, ["{txt}", "{tags}", "{label}"], "fox", 3, rng)) == {"a red fox", "fox"}
 
 
 def test_lists_render_every_subset_in_every_order() -> None:

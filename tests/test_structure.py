@@ -25,7 +25,7 @@ FOLDERS = sorted({path.parent for path in MODULES})
 OUTSIDE = sorted((ROOT / "scripts" / "examples").rglob("*.py"))
 """Code of users: it imports through the front doors too."""
 
-LINES = 48_010
+LINES = 48_600
 """26,500 were planned for what the package did in 31,000 then. Since then came tables, folders and tars in any form,
 refusals of hostile files, checks of towers, objectives with teachers and groups, batches by choice, averages of all
 samples, names for files of other kinds, teachers of one side, conditions on the fields of an index, segmentation,
@@ -46,12 +46,12 @@ PLUGIN_FOLDERS = (PACKAGE / "cli", PACKAGE / "objectives")
 SMALL_MODULES = 30
 """Modules under 60 lines, `__init__.py` aside."""
 CLOSURE_MODULES = 143
-CLOSURE_LINES = 20_570
+CLOSURE_LINES = 20_650
 """What `import mmssl.train.trainer` loads of the package: of data/ all that reads shards, and the losses of every
 objective. 13,000 lines were planned; further images, captions, positives and dimensions added 300, batches by choice
 as many, decisions from held-out metrics 250. Calibration and the metrics of tasks on classes and pairs
 added 300, resized images 250, samples held out 50, reasons for members and captions that are not read 100, overlaps of
-segmentations 70."""
+segmentations 70, templates that give way 20."""
 HEAVY_LIBRARIES = 0
 BEHIND_DOORS = 0
 AGAINST_LAYERS = 0

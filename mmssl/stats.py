@@ -16,6 +16,9 @@ Interval = tuple[float, float]
 
 RESAMPLES = 1000
 LEVEL = 0.95
+CLASS_SIZE = 10
+"""Samples per class, on average, from which classes are resampled each by itself: with n samples the variance that a
+class shows by itself is too small by 1/n."""
 
 
 def bootstrap(
@@ -36,17 +39,20 @@ def bootstrap(
         samples: number of samples, at least 1.
         level: probability that the interval covers the metric of the population.
         strata: the class of each sample, [N]. Classes of unequal sizes are resampled each by itself, so that no
-            resample lacks a rare one. None, or equal sizes: all samples together.
+            resample lacks a rare one. None, equal sizes, or fewer than CLASS_SIZE samples per class: all samples
+            together, as a class of one sample has no spread of its own.
     """
     rng = generator(seed, "bootstrap")
-    draw = _draw_all(samples, rng) if strata is None or _equal_sizes(strata) else _draw_by_class(strata, rng)
+    draw = _draw_all(samples, rng) if strata is None or not _resampled_apart(strata) else _draw_by_class(strata, rng)
     drawn = [metrics(draw()) for _ in range(resamples)]
     tails = ((1 - level) / 2, (1 + level) / 2)
     return {name: _quantiles(np.array([d[name] for d in drawn]), tails) for name in drawn[0]}
 
 
-def _equal_sizes(strata: NDArray[np.int64]) -> bool:
-    return len(np.unique(np.unique(strata, return_counts=True)[1])) == 1
+def _resampled_apart(strata: NDArray[np.int64]) -> bool:
+    """Whether classes differ in size and have enough samples to be resampled each by itself."""
+    sizes = np.unique(strata, return_counts=True)[1]
+    return len(np.unique(sizes)) > 1 and float(sizes.mean()) >= CLASS_SIZE
 
 
 def _draw_all(samples: int, rng: np.random.Generator) -> Callable[[], Rows]:

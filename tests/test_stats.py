@@ -62,6 +62,18 @@ def test_classes_of_unequal_sizes_are_resampled_each_by_itself() -> None:
     assert bootstrap(mean, 75, strata=equal) == bootstrap(mean, 75)
 
 
+def test_tiny_classes_keep_their_spread() -> None:
+    """With about one sample per class the interval is the binomial one; resampling within classes gives a point."""
+    strata = np.array([*range(70), 0, 1, 2, 3, 4])
+    right = np.arange(75) % 5 == 0
+
+    def mean(rows: Rows) -> dict[str, float]:
+        return {"mean": float(right[rows].mean())}
+
+    low, high = bootstrap(mean, 75, resamples=4000, strata=strata)["mean"]
+    assert (low, high) == pytest.approx(tuple(stats.binom(75, 0.2).ppf([0.025, 0.975]) / 75), abs=0.02)
+
+
 def test_the_same_seed_gives_the_same_interval() -> None:
     """Intervals are a function of data and seed; resamples in which a figure has no value are left out."""
     values = np.array([np.nan, 1.0, 2.0])

@@ -18,6 +18,12 @@ from mmssl.models.vision import Encoded, still
 
 PROBE_LENGTHS = (13, 6)
 """Tokens of the two captions that a new tower is measured with."""
+LENGTH_GROUPS = 4
+"""Groups of captions of like length into which a CPU's batch is split, so that short ones are hardly padded."""
+SMALLEST_GROUP = 16
+"""Captions in a group, below which a call costs more than the padding that it saves."""
+WORTH_SPLITTING = 0.8
+"""Fraction of a batch's tokens, padding included, that may be left for a split to pay."""
 
 
 class TextTower(nn.Module):
@@ -90,7 +96,23 @@ class TextTower(nn.Module):
         return int(together.shape[-1])
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Encoded:
-        """Encode captions: token ids int64 [B, L] and their mask bool [B, L] (True: a real token)."""
+        """Encode captions: token ids int64 [B, L] and their mask bool [B, L] (True: a real token).
+
+        On a CPU, captions of like length are encoded together. Vectors of padding are then zero.
+        """
+        splits = self.pad_to is None and tokens.device.type == "cpu"
+        groups = length_groups(mask) if splits else []
+        if not groups:
+            return Encoded(*self._encode(tokens, mask))
+        parts = [self._encode(tokens[rows, :length], mask[rows, :length]) for rows, length in groups]
+        length = max(tokens.shape[1], *(hidden.shape[1] for _, hidden in parts))
+        back = torch.cat([rows for rows, _ in groups]).argsort()
+        pooled = torch.cat([pooled for pooled, _ in parts])
+        hidden = torch.cat([F.pad(hidden, (0, 0, 0, length - hidden.shape[1])) for _, hidden in parts])
+        return Encoded(pooled[back], hidden[back])
+
+    def _encode(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled vectors [B, W] and those of tokens [B, L, W] of captions that are padded to one length."""
         if self.pad_to is not None and tokens.shape[1] < self.pad_to:
             missing = self.pad_to - tokens.shape[1]
             tokens, mask = F.pad(tokens, (0, missing), value=self.pad_id), F.pad(mask, (0, missing))
@@ -102,8 +124,8 @@ class TextTower(nn.Module):
             if pooled is None:
                 kind = self.encoder.config.model_type
                 raise UserError(f"model.text.pooling=pooler: a {kind!r} has no pooled vector; use mean or eos")
-            return Encoded(pooled, hidden)
-        return Encoded(pool(hidden, mask, self.pooling), hidden)
+            return pooled, hidden
+        return pool(hidden, mask, self.pooling), hidden
 
     @property
     def embedding(self) -> Tensor:
@@ -211,6 +233,21 @@ class TextTower(nn.Module):
     def train(self, mode: bool = True) -> "TextTower":
         """As nn.Module.train, but a completely locked tower stays in evaluation mode (no dropout)."""
         return super().train(mode and not (self._locked and not any(p.requires_grad for p in self.parameters())))
+
+
+def length_groups(mask: Tensor) -> list[tuple[Tensor, int]]:
+    """Rows of captions of like length, from the shortest on, and the length of the longest of each group.
+
+    Empty if a split would not save a fifth of the tokens, or in a compiled graph, which would be made anew each time.
+    """
+    count = min(LENGTH_GROUPS, mask.shape[0] // SMALLEST_GROUP)
+    if count < 2 or torch.compiler.is_compiling():
+        return []
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    lengths = (mask * places).amax(1).clamp(min=1)
+    groups = [(rows, int(lengths[rows].max())) for rows in lengths.argsort(stable=True).chunk(count)]
+    left = sum(len(rows) * longest for rows, longest in groups)
+    return groups if left <= WORTH_SPLITTING * mask.numel() else []
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:

@@ -8,14 +8,17 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 from torch import Tensor, nn
 
 from mmssl.config import TextConfig
 from mmssl.errors import UserError
-from mmssl.models.text import TextTower
+from mmssl.models.text import TextTower, length_groups
 from mmssl.models.text_factory import build_text
+from mmssl.models.vision import Encoded
 from tests.helpers.tower_types import CAUSAL, TEXT, text_config
 
 LENGTHS = (77, 20, 7)
@@ -81,6 +84,47 @@ def test_a_caption_has_the_same_vector_in_every_batch(kind: str) -> None:
                 parameter.add_(0.1)
             other.load_state_dict({name: tensor.clone() for name, tensor in tower.state_dict().items()})
             assert torch.equal(other(tokens, mask).pooled, together)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "eos"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "t5", "modernbert", "gpt2"])
+def test_groups_of_like_length_change_nothing(kind: str, pooling: str) -> None:
+    """A batch that is split by length gives the vectors and the gradients of the unsplit one."""
+    tower = build(text_config(kind, pooling))
+    lengths = torch.randint(2, 78, (64,), generator=torch.Generator().manual_seed(2))
+    mask = torch.arange(77) < lengths.unsqueeze(1)
+    tokens = torch.randint(5, 300, mask.shape, generator=torch.Generator().manual_seed(3)).masked_fill(~mask, 0)
+    assert [len(rows) for rows, _ in length_groups(mask)] == [16, 16, 16, 16]
+    cotangent = torch.randn(64, tower.width, generator=torch.Generator().manual_seed(4))
+    found: list[tuple[Tensor, Tensor, list[Tensor]]] = []
+    for encoded in (tower(tokens, mask), Encoded(*tower._encode(tokens, mask))):
+        assert encoded.tokens is not None
+        hidden = encoded.tokens * mask.unsqueeze(-1)
+        tower.zero_grad()
+        ((encoded.pooled * cotangent).sum() + hidden.square().sum()).backward()
+        found.append((encoded.pooled, hidden, [p.grad for p in tower.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[0][:2], found[1][:2], atol=1e-5, rtol=1e-4)
+    scale = max(float(grad.abs().max()) for grad in found[1][2])
+    torch.testing.assert_close(found[0][2], found[1][2], atol=1e-5 * scale, rtol=1e-3)
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=120))
+def test_groups_hold_every_caption_whole(lengths: list[int]) -> None:
+    """Each row is in one group, no caption is longer than its group, groups ascend, and at least a fifth is saved."""
+    mask = torch.arange(60) < torch.tensor(lengths).unsqueeze(1)
+    groups = length_groups(mask)
+    if not groups:
+        return
+    assert sorted(row for rows, _ in groups for row in rows.tolist()) == list(range(len(lengths)))
+    assert all(lengths[row] <= longest for rows, longest in groups for row in rows.tolist())
+    assert [longest for _, longest in groups] == sorted(longest for _, longest in groups)
+    assert sum(len(rows) * longest for rows, longest in groups) <= 0.8 * mask.numel()
+
+
+def test_few_or_equal_captions_are_not_split() -> None:
+    """Captions of one length, and fewer than 32, stay one batch."""
+    assert length_groups(torch.ones(64, 20, dtype=torch.bool)) == []
+    assert length_groups(torch.arange(20) < torch.tensor([[1]] * 30 + [[20]])) == []
 
 
 @pytest.mark.parametrize("kind", sorted(CAUSAL))

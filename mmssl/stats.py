@@ -50,7 +50,7 @@ def bootstrap(
 
 
 def _resampled_apart(strata: NDArray[np.int64]) -> bool:
-    """Whether classes differ in size and have enough samples to be resampled each by itself."""
+    """True if classes differ in size and have enough samples to be resampled each by itself."""
     sizes = np.unique(strata, return_counts=True)[1]
     return len(np.unique(sizes)) > 1 and float(sizes.mean()) >= CLASS_SIZE
 

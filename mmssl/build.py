@@ -175,7 +175,7 @@ def _load_start(model: ModelConfig, longest: int | None) -> Model:
 def build_limits(data: DataConfig) -> SampleLimits:
     """Limits and names of members of the training shards."""
     members = MemberNames.of(data.members.image, data.members.caption)
-    return SampleLimits(int(data.max_member_mib * 2**20), members)
+    return SampleLimits(int(data.max_member_mib * 2**20), members, data.images)
 
 
 def build_access(data: DataConfig) -> Access:
@@ -292,12 +292,27 @@ def build_views(config: Config, task: TrainingTask) -> dict[str, ViewConfig]:
     """Every view that training needs: the configured ones and those the objectives ask for.
 
     A main view at another size that is the main view's own is left out.
+
+    Raises:
+        UserError: an objective reads images, and `data.images` is false.
     """
+    if not config.data.images:
+        _check_texts_only(task)
+        return {}
     main, own = config.data.views["main"], _own_size(config, task)
     required = {name: asked for name, asked in task.required_views().items() if asked != own}
     views_of = {k: main if isinstance(v, base.Resized) else v for k, v in required.items()}
     further = dict.fromkeys(mixing.further_views(task.objective(name) for name in task.names), main)
     return {**views_of, **config.data.views, **further}
+
+
+def _check_texts_only(task: TrainingTask) -> None:
+    for name in task.names:
+        objective = task.objective(name)
+        if objective.views() or any(forward.tower == "vision" for forward in objective.required_passes()):
+            raise UserError(
+                f"data.images=false, but objectives.{name} reads images; set data.images=true, or leave {name} out"
+            )
 
 
 def _own_size(config: Config, task: TrainingTask) -> base.Resized:
@@ -438,6 +453,8 @@ def _renderings(config: Config, task: TrainingTask) -> dict[str, views.View]:
 
 def _check_resize(data: DataConfig, renderings: Mapping[str, views.View]) -> None:
     """Refuse to shrink images below the size of a view."""
+    if not renderings:
+        return
     name, view = max(renderings.items(), key=lambda item: item[1].image_size)
     if data.cache.resize is not None and data.cache.resize < view.image_size:
         raise UserError(

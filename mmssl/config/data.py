@@ -133,6 +133,9 @@ class DataConfig(ConfigBase):
     the .txt member, other fields come from the .json member. A list of tags such as `{tags}` renders a random
     non-empty subset in random order. Of several captions (a list of sentences, or the lines of `{txt}`) one is drawn.
     `{name|one}` and `{name|all}` decide for themselves."""
+    images: bool = True
+    """False: samples need no image and none is decoded, for objectives that read captions alone (mlm, replaced_tokens,
+    distill with a teacher of texts)."""
     lanes: int | None = Field(None, ge=1)
     """Parallel read positions in the data, fixed for a run. The number must divide the batch size. Default: the
     largest divisor of the batch size up to 64."""

@@ -79,22 +79,23 @@ def check_towers(encoder: DualEncoder) -> list[str]:
     return lines
 
 
-def check_embeddings(encoder: DualEncoder, images: Tensor, tokens: Tensor, mask: Tensor) -> None:
+def check_embeddings(encoder: DualEncoder, images: Tensor | None, tokens: Tensor, mask: Tensor) -> None:
     """Compare the embeddings of the first different captions and images of a run.
 
     Args:
-        images: uint8 [B, 3, S, S].
+        images: uint8 [B, 3, S, S]; None in a run of captions alone.
         tokens: int64 [B, L], with their mask bool [B, L].
 
     Raises:
         UserError: all different captions, or all different images, have the same embedding.
     """
     captions = _different(tokens.masked_fill(~mask, -1))
-    shown = _different(images.flatten(1))
     with still(encoder), torch.no_grad():
         # Not the compiled towers: other shapes than those of a step would be compiled again.
         texts = encoder.project_text(encoder.text.forward(tokens[captions], mask[captions]).pooled)
-        seen = encoder.project_image(encoder.vision.forward(images[shown]).pooled)
+        seen = texts[:0]
+        if images is not None:
+            seen = encoder.project_image(encoder.vision.forward(images[_different(images.flatten(1))]).pooled)
     for key, rows, what, cause in (
         ("model.text", texts, "captions", _CAUSES[encoder.text.pooling]),
         ("model.vision", seen, "images", "the tower ignores its input; use another one, or other weights"),

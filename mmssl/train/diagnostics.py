@@ -26,7 +26,8 @@ def objective_gradients(
 ) -> dict[str, float]:
     """`NAME.gradient_norm` of each unweighted loss with respect to the towers, its `NAME.gradient_cosine` with the
     contrastive (or siglip) gradient over the weights both touch, `NAME.time_share` of its forward and backward
-    pass, and `image_effective_rank` of the image features (1: all are equal; at most the number of samples).
+    pass, and `image_effective_rank` of the image features (1: all are equal; at most the number of samples),
+    where images are read.
 
     Dropout is off and batch norms keep their statistics, so that measuring changes nothing.
     """
@@ -48,7 +49,7 @@ def objective_gradients(
         found[name] = list(torch.autograd.grad(loss, weights, allow_unused=True)) if touched else [None] * len(weights)
         _wait(loss.device)
         seconds[name] = time.monotonic() - start
-    rank = _effective_rank(task, rows, accelerator)
+    rank = {"image_effective_rank": _effective_rank(task, rows, accelerator)} if IMAGE.input in rows else {}
     task.train(training)
     measured = {f"{name}.gradient_norm": float(_dot(found[name], found[name]) ** 0.5) for name in names}
     measured |= {f"{name}.time_share": seconds[name] / sum(seconds.values()) for name in names}
@@ -56,7 +57,7 @@ def objective_gradients(
     for name in names:
         if reference is not None and name != reference:
             measured[f"{name}.gradient_cosine"] = _cosine(found[name], found[reference])
-    return measured | {"image_effective_rank": rank}
+    return measured | rank
 
 
 @torch.no_grad()

@@ -230,7 +230,7 @@ class Trainer:
         # Sharded weights cannot be read outside of a step.
         encoder = self.setup.unsharded or self.task.encoder
         first = batch.slice(0, min(len(batch), 4 * tower_check.SAMPLES)).to(encoder.log_logit_scale.device)
-        tower_check.check_embeddings(encoder, first.views["main"], first.tokens, first.token_mask)
+        tower_check.check_embeddings(encoder, first.views.get("main"), first.tokens, first.token_mask)
 
     def _waiting(self) -> AbstractContextManager[None]:
         """A wait that a signal ends; not with several processes, where the others would wait for this one."""

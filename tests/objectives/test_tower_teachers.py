@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,44 @@ def test_the_teacher_reads_its_own_field(workers: int, parallel: Path, minilm: s
     maker = open_teacher(minilm).sample_inputs()
     assert maker is not None
     assert torch.equal(given.extras["distill.tokens"], maker(english, [])["distill.tokens"])
+
+
+@pytest.fixture(scope="module")
+def sentences(parallel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shard of `parallel` without its images."""
+    folder = tmp_path_factory.mktemp("sentences")
+    with tarfile.open(parallel / "0.tar") as tar:
+        texts = [(m.name, tar.extractfile(m).read()) for m in tar if m.name.endswith(".json")]  # type: ignore[union-attr]
+    (folder / "0.tar").write_bytes(tar_bytes(texts))
+    return folder
+
+
+def test_samples_need_no_image(parallel: Path, sentences: Path, minilm: str, tmp_path: Path) -> None:
+    """With data.images=false, shards without images give the weights that those with images give, in any number of
+    workers and beside an index that wanted images; a sample with neither image nor text stays unusable."""
+    found = {}
+    for name, shards, changes in (
+        ("images", parallel, {}),
+        ("unread", parallel, {"data__images": False}),
+        ("none", sentences, {"data__images": False, "data__workers": 2}),
+    ):
+        train(bilingual(shards, tmp_path / name, minilm, optim__weight_decay=0.0, **changes))
+        found[name] = (tmp_path / name / "model/model.safetensors").read_bytes()
+    assert found["images"] == found["unread"] == found["none"]
+    with pytest.raises(UserError, match="24 left out: no image.*data.images=false"):
+        train(bilingual(sentences, tmp_path / "refused", minilm))
+    train(bilingual(sentences, tmp_path / "again", minilm, optim__weight_decay=0.0, data__images=False))
+    assert (tmp_path / "again" / "model/model.safetensors").read_bytes() == found["none"]
+
+
+def test_objectives_of_images_are_refused_without_images(sentences: Path, tmp_path: Path) -> None:
+    """With data.images=false, contrastive and mae are named as readers of images; mlm trains."""
+    changes: dict[str, Any] = {"data__captions": ["{german}"], "data__images": False, "evaluate": {}, "train__steps": 2}
+    for name in ("contrastive", "mae"):
+        with pytest.raises(UserError, match=rf"data\.images=false, but objectives\.{name} reads images"):
+            train(parse_config(run_tree(sentences, tmp_path / name, objectives={name: {}}, **changes), "test"))
+    train(parse_config(run_tree(sentences, tmp_path / "mlm", objectives={"mlm": {}}, **changes), "test"))
+    assert (tmp_path / "mlm/model/model.safetensors").is_file()
 
 
 def test_a_text_tower_learns_from_captions_alone(parallel: Path, minilm: str, tmp_path: Path) -> None:

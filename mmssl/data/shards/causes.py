@@ -25,7 +25,7 @@ _REMEDIES = (
     ("no text: ", f"if one of these members is the caption, name it: {_NAME.format('caption')}"),
     ("no image: ", f"if one of these members is the image, name it: {_NAME.format('image')}"),
     ("no text", "put KEY.txt, or KEY.json with a caption, beside KEY.jpg in the tar"),
-    ("no image", "put KEY.jpg beside KEY.txt in the tar"),
+    ("no image", "put KEY.jpg beside KEY.txt in the tar, or train on captions alone with data.images=false"),
     ("the caption is empty", f"write a caption, or pack without these samples: {_PACK}"),
     (
         "data.max_pixels",

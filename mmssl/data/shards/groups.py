@@ -227,7 +227,7 @@ def describe_defect(group: Group, limits: SampleLimits, need_text: bool) -> str 
         (extension,) = group.members
         is_container = extension.rpartition(".")[2] in _CONTAINERS
         return f"a .{extension} file within a tar is not read" if is_container else STRAY
-    if not group.images():
+    if limits.images and not group.images():
         return f"no image{_other_members(group)}"
     texts = [*group.texts(), *(member for extension, member in group.members.items() if extension == "json")]
     if need_text and not texts:

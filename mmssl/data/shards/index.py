@@ -100,7 +100,7 @@ def _still_fits(shard: str, entries: Mapping[str, Any], limits: SampleLimits) ->
         return None
     if index is None or size != 8 * (index.groups + 1):
         return None
-    key = (index.bytes, index.mtime_ns, index.rules, SampleLimits(index.max_member_bytes, index.members))
+    key = (index.bytes, index.mtime_ns, index.rules, index.limits)
     return index if key == (status.st_size, status.st_mtime_ns, RULES, limits) else None
 
 
@@ -115,6 +115,7 @@ def index_to_json(index: ShardIndex) -> dict[str, Any]:
         "max_member_bytes": index.max_member_bytes,
         "rules": index.rules,
         "members": asdict(index.members),
+        **({} if index.images else {"images": False}),
         "left_out": [[out.ordinal, out.key, out.reason] for out in index.left_out],
         "problems": list(index.problems),
     }
@@ -148,6 +149,7 @@ def index_from_json(shard: str, entry: Mapping[str, Any]) -> ShardIndex:
         max_member_bytes=counts["max_member_bytes"],
         rules=int(entry.get("rules", 1)),
         members=_shared(MemberNames.of(**entry.get("members", {}))),
+        images=bool(entry.get("images", True)),
     )
 
 

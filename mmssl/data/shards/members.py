@@ -60,6 +60,8 @@ class SampleLimits:
     """A larger member makes its sample unusable."""
     members: MemberNames = USUAL_MEMBERS
     """Members that hold the image and the caption, beside the usual ones."""
+    images: bool = True
+    """A sample without an image is unusable."""
 
     @property
     def max_sample_bytes(self) -> int:

@@ -71,7 +71,7 @@ def read_sample(number: int, shard: str, group: Group, read: Callable[[int, int]
         SampleError: a member is cut or cannot be parsed.
     """
     fields = read_fields(group, read)
-    image, *more = (_bytes_of(member, read) for member in group.images())
+    image, *more = [_bytes_of(member, read) for member in group.images()] or [b""]
     masks = (group.members[name] for name in MASKS if name in group.members)
     return Sample(number, shard, group.key, image, fields, tuple(more), next((_bytes_of(m, read) for m in masks), b""))
 

@@ -59,8 +59,15 @@ class ShardIndex:
     """[groups + 1], if they are not stored in a file."""
     members: MemberNames = USUAL_MEMBERS
     """The names of members that were used to make the index."""
+    images: bool = True
+    """Samples without an image were left out."""
     rules: int = RULES
     """Version of the rules that were used to make the index."""
+
+    @property
+    def limits(self) -> SampleLimits:
+        """What was read of the shard to make the index."""
+        return SampleLimits(self.max_member_bytes, self.members, self.images)
 
     @property
     def samples(self) -> int:
@@ -80,7 +87,7 @@ class ShardIndex:
         """
         offsets = self.offsets if self.offsets is not None else _read_offsets(self)
         if offsets is None:
-            offsets = index_shard(self.shard, SampleLimits(self.max_member_bytes, self.members)).offsets
+            offsets = index_shard(self.shard, self.limits).offsets
             assert offsets is not None
         return self.usable(offsets)
 
@@ -124,6 +131,7 @@ def index_archive(shard: str, archive: Archive, mtime_ns: int, limits: SampleLim
         checksum=checksum(offsets),
         max_member_bytes=limits.max_member_bytes,
         members=limits.members,
+        images=limits.images,
         offsets=offsets,
     )
 
@@ -134,13 +142,13 @@ def usable_groups(index: ShardIndex) -> Iterator[tuple[Group, ReadAt]]:
     Raises:
         UserError: the shard changed since it was indexed, or cannot be read.
     """
-    left_out, limits = {out.ordinal for out in index.left_out}, SampleLimits(index.max_member_bytes, index.members)
+    left_out = {out.ordinal for out in index.left_out}
     found = 0
     try:
         with open_regular(index.shard) as file:
             archive = Archive(windowed(file.fileno()), index.bytes)
             # Behind the last indexed sample may lie the damage that ends the shard.
-            for ordinal, group in zip(range(index.groups), groups(archive, limits), strict=False):
+            for ordinal, group in zip(range(index.groups), groups(archive, index.limits), strict=False):
                 if ordinal not in left_out:
                     found += 1
                     yield group, archive.read

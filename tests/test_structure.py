@@ -46,12 +46,13 @@ PLUGIN_FOLDERS = (PACKAGE / "cli", PACKAGE / "objectives")
 SMALL_MODULES = 30
 """Modules under 60 lines, `__init__.py` aside."""
 CLOSURE_MODULES = 143
-CLOSURE_LINES = 20_650
+CLOSURE_LINES = 20_750
 """What `import mmssl.train.trainer` loads of the package: of data/ all that reads shards, and the losses of every
 objective. 13,000 lines were planned; further images, captions, positives and dimensions added 300, batches by choice
 as many, decisions from held-out metrics 250. Calibration and the metrics of tasks on classes and pairs
 added 300, resized images 250, samples held out 50, reasons for members and captions that are not read 100, overlaps of
-segmentations 70, templates that give way 20."""
+segmentations 70, templates that give way 20, captions of like length 40,
+samples without images 30."""
 HEAVY_LIBRARIES = 0
 BEHIND_DOORS = 0
 AGAINST_LAYERS = 0

@@ -66,7 +66,7 @@ class ShardIndex:
 
     @property
     def limits(self) -> SampleLimits:
-        """What was read of the shard to make the index."""
+        """Limits that were used to make the index."""
         return SampleLimits(self.max_member_bytes, self.members, self.images)
 
     @property

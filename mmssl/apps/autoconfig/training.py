@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mmssl import errors, system
-from mmssl.apps.autoconfig.choices import Choice, choose
+from mmssl.apps.autoconfig.choices import Choice, choose, touched
 from mmssl.apps.autoconfig.inputs import Machine, Pairs, Start, probe_pairs, this_machine
 from mmssl.apps.autoconfig.preparation import HELD_OUT, TRAIN, Prepared, Source, patterns_of, prepare
 from mmssl.apps.report import write_card
@@ -30,6 +30,9 @@ from mmssl.train import PACKED, Finished, is_available, resume_command, train
 
 INDEX = "index"
 """Folder of a run for the embeddings of its packed pairs."""
+EVALUATIONS, PATIENCE = 12, 4
+"""Evaluations of a run on its held-out pairs, and those in a row without an improvement that end it: a third, as a
+metric often rests until the learning rate falls."""
 _TRIAL = Pairs(1_000, 16, 224)
 """Placeholder for unknown pairs, to check the settings before anything is packed."""
 
@@ -84,7 +87,8 @@ def train_on(
         given = {key: value for key, value in given.items() if not key.startswith("data.hold_out")}
         templates = list(given.get("data.captions", ["{txt}"]))
         pairs = probe_pairs(expand(patterns_of(prepared.train)), prepared.pairs, templates, limits)
-        choices = [*choose(pairs, machine, start, given), *_evaluation(prepared, given)]
+        choices = choose(pairs, machine, start, given)
+        choices += [*_evaluation(prepared, given), *selection(prepared, choices, given)]
         console.print(_settings_table(choices, given))
         _report_unused_gpus(machine, console)
         tree = _tree(choices)
@@ -197,6 +201,21 @@ def _evaluation(prepared: Prepared, pinned: Tree) -> list[Choice]:
         return choices
     suites = {HELD_OUT: {"data": prepared.held_out, "task": ["retrieval"]}} if prepared.held_out else {}
     return [*choices, Choice("evaluate.suites", suites, prepared.why)]
+
+
+def selection(prepared: Prepared, choices: Sequence[Choice], pinned: Tree) -> list[Choice]:
+    """Evaluations on the way, the best of which gives the model: with few pairs a long training overfits."""
+    chosen = {choice.key: choice.value for choice in choices}
+    given = any(touched(section, pinned) for section in ("evaluate", "train.early_stopping"))
+    if given or not prepared.held_out or "train.epochs" not in chosen:
+        return []
+    batch = int(chosen.get("data.batch_size", pinned.get("data.batch_size", 1)))
+    every = max(1, int(chosen["train.epochs"]) * prepared.pairs // batch // EVALUATIONS)
+    why = f"{PATIENCE} evaluations in a row without an improvement end the run; the model is that of the best step"
+    return [
+        Choice("evaluate.every", every, f"{EVALUATIONS} evaluations on the held-out pairs"),
+        Choice("train.early_stopping", {"patience": PATIENCE}, why),
+    ]
 
 
 def _settings_table(choices: Sequence[Choice], pinned: Mapping[str, Any]) -> Table:

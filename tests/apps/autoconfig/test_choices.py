@@ -1,6 +1,7 @@
 """Chosen settings follow the pairs and the machine, fit together, and yield to pinned settings."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 
 from mmssl.apps.autoconfig import Choice, Machine, Pairs, Start, choose
 from mmssl.apps.autoconfig.choices import BYTES_PER_PARAMETER, FILL, max_tokens
+from mmssl.apps.autoconfig.preparation import Prepared
 from mmssl.apps.autoconfig.towers import TOWERS, choose_towers
+from mmssl.apps.autoconfig.training import selection
 from mmssl.config import Config, known_keys, parse_config, set_key
 
 GIB = 2**30
@@ -269,3 +272,17 @@ def test_unknown_towers_are_measured() -> None:
         assert values(choose(known, machine, pinned={key: None}))["train.micro_batch"] == "auto"
     assert values(choose(known, machine, Start("runs/x", True, 10)))["train.micro_batch"] == "auto"
     assert values(choose(known, machine))["train.micro_batch"] is None
+
+
+def test_a_run_of_chosen_length_keeps_its_best_step() -> None:
+    """Twelve evaluations and early stopping are chosen with the length, unless nothing is held out or one of the three
+    is given."""
+    prepared = Prepared("a", 4_000, "b", 40, "", packed=False)
+    chosen = [Choice("train.epochs", 50, ""), Choice("data.batch_size", 128, "")]
+    found = values(selection(prepared, chosen, {}))
+    assert found["evaluate.every"] == 50 * 4_000 // 128 // 12
+    assert found["train.early_stopping"] == {"patience": 4}
+    assert not selection(replace(prepared, held_out=None), chosen, {})
+    assert not selection(prepared, chosen[1:], {"train.steps": 5})
+    assert not selection(prepared, chosen, {"evaluate.every": 5})
+    assert not selection(prepared, chosen, {"train.early_stopping": None})

@@ -209,8 +209,8 @@ def selection(prepared: Prepared, choices: Sequence[Choice], pinned: Tree) -> li
     given = any(touched(section, pinned) for section in ("evaluate", "train.early_stopping"))
     if given or not prepared.held_out or "train.epochs" not in chosen:
         return []
-    batch = int(chosen.get("data.batch_size", pinned.get("data.batch_size", 1)))
-    every = max(1, int(chosen["train.epochs"]) * prepared.pairs // batch // EVALUATIONS)
+    batch: int = {**pinned, **chosen}["data.batch_size"]
+    every = max(1, chosen["train.epochs"] * prepared.pairs // batch // EVALUATIONS)
     why = f"{PATIENCE} evaluations in a row without an improvement end the run; the model is that of the best step"
     return [
         Choice("evaluate.every", every, f"{EVALUATIONS} evaluations on the held-out pairs"),

@@ -62,6 +62,14 @@ def calibrate(
     templates: Templates = None,
     label: Label = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the halves to fit and to measure on.")] = 0,
+    halves: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Random halves to measure on. With more than one, a second table has the mean over them and the range "
+            "of 95 % of them; the first one is stored.",
+        ),
+    ] = 1,
     json_file: JsonFile = None,
     cache: Cache = None,
     no_cache: NoCache = False,
@@ -96,9 +104,11 @@ def calibrate(
             cache=open_cache(loaded, cache, no_cache),
             progress=lambda what, done: spinner.update(f"{what}: {done:,}"),
         )
-        found = run(loaded, datasets[0], by=by, coverage=coverage, seed=seed, options=settings)
+        found = run(loaded, datasets[0], by=by, coverage=coverage, seed=seed, halves=halves, options=settings)
     place = _store(loaded, found, out)
     print_results({f"{datasets[0].name}/calibration": found.metrics})
+    if halves > 1:
+        print_results({f"{datasets[0].name}/calibration, mean over {halves} halves": found.metrics["halves"]})
     if json_file is not None:
         write_json(json_file, found.model_dump(mode="json"))
     print(

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_metric_is_mtebs(folder: Path) -> None:
     """Zero-shot accuracy, recall of captions and images, of images by class and by composed queries, and V-measure
-    equal mteb's to 1e-6, on tasks of mteb made from the same shard."""
+    equal mteb's, on tasks of mteb made from the same shard: to 1e-6, and recalls to the five decimals of mteb."""
     from scripts.bench.mteb import MAKERS, bench_mteb, suitable_tasks
 
     dataset = open_dataset(folder)
@@ -40,7 +40,8 @@ def test_every_metric_is_mtebs(folder: Path) -> None:
     found = bench_mteb(own(), dataset, list(MAKERS))
     assert len(found) == 1 + 6 + 1 + 1 + 3
     for row in found:
-        assert row.ours == pytest.approx(row.theirs, abs=1e-6), row
+        rounded = "recall" in row.metric  # mteb rounds metrics of retrieval to five decimals
+        assert row.ours == pytest.approx(row.theirs, abs=5e-6 + 1e-9 if rounded else 1e-6), row
     assert len({round(row.ours, 6) for row in found}) > 5
 
 

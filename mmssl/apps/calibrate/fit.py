@@ -1,18 +1,17 @@
 """The fit of a calibration on half of the trials, and its measurement on the other half."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from mmssl.apps.calibrate.measure import Measurement, measure
 from mmssl.apps.calibrate.trials import By, Trials, trials_of
 from mmssl.errors import UserError
 from mmssl.evaluate import Metrics, datasets, suite
-from mmssl.evaluate.metrics import calibration, novelty, ranking
+from mmssl.evaluate.metrics import calibration
 from mmssl.inference import Model, probabilities
 from mmssl.rng import generator
-from mmssl.stats import Rows, bootstrap
 
 COVERAGE = 0.9
 LEAST = 100
@@ -26,6 +25,7 @@ def calibrate(
     by: By | None = None,
     coverage: float = COVERAGE,
     seed: int = 0,
+    halves: int = 1,
     options: suite.SuiteOptions | None = None,
 ) -> probabilities.Calibration:
     """Fit a calibration on a random half of held-out images, and measure it on the other half.
@@ -35,6 +35,7 @@ def calibrate(
         by: the candidates that images are compared with. Default: see `trials_of`.
         coverage: probability with which the thresholds let the right one pass.
         seed: of the halves.
+        halves: number of random halves to measure on. More than one: `halves` in the metrics has the mean over them.
 
     Raises:
         UserError: the data cannot be used, or are too few.
@@ -47,9 +48,11 @@ def calibrate(
             f"{dataset.name} has {count} usable images; a calibration with {coverage:.0%} coverage needs {needed}: "
             "half of them to fit, half to measure"
         )
-    order = torch.from_numpy(generator(seed, "halves").permutation(count))
-    fitted = fit(found.rows(order[: count // 2]), coverage)
-    metrics = measure(fitted, found.rows(order[count // 2 :]), model.logit_scale)
+    mine, others = split(found, seed)
+    fitted = fit(mine, coverage)
+    metrics = measure(fitted, others, model.logit_scale)
+    if halves > 1:
+        metrics["halves"] = over_halves(found, coverage, model.logit_scale, range(seed, seed + halves))
     return fitted.model_copy(update={"metrics": metrics})
 
 
@@ -64,7 +67,7 @@ def fit(trials: Trials, coverage: float = COVERAGE) -> probabilities.Calibration
     right = torch.arange(len(scores)) < len(own)
     weights = torch.where(right, 1.0, 1 / others.shape[1])
     match = calibration.fit_sigmoid(scores, right, weights)
-    known, unknown = familiarities(trials, scale)
+    known, unknown = trials.familiarities(scale)
     both = torch.cat([known, unknown])
     fits = calibration.fit_sigmoid(both, torch.arange(len(both)) < len(known))
     chances = (scale * trials.similarities.double()).softmax(dim=1).gather(1, trials.right[:, None])[:, 0]
@@ -83,77 +86,25 @@ def fit(trials: Trials, coverage: float = COVERAGE) -> probabilities.Calibration
     )
 
 
-def familiarities(trials: Trials, scale: float) -> tuple[Tensor, Tensor]:
-    """The familiarity of images with the right candidate among the others, and without it. float64 [N] each."""
-    return calibration.familiarity(trials.similarities, scale), calibration.familiarity(trials.others(), scale)
+def split(trials: Trials, seed: int) -> tuple[Trials, Trials]:
+    """A random half to fit on, and the other half to measure on. They share no image."""
+    order = torch.from_numpy(generator(seed, "halves").permutation(len(trials.right)))
+    return trials.rows(order[: len(order) // 2]), trials.rows(order[len(order) // 2 :])
 
 
-@dataclass(frozen=True)
-class _Claims:
-    """Probabilities, and whether what they claim is true."""
+def over_halves(trials: Trials, coverage: float, logit_scale: float, seeds: Sequence[int]) -> Metrics:
+    """The mean of each metric over random halves, each fitted by itself and measured on its other half.
 
-    probabilities: Tensor
-    """[N, K], K claims per image."""
-    true: Tensor
-    """bool [N, K]."""
-
-    def error(self, rows: Rows) -> float:
-        """The calibration error over some of the images."""
-        return ranking.expected_calibration_error(self.probabilities[rows].flatten(), self.true[rows].flatten())
-
-
-def measure(found: probabilities.Calibration, trials: Trials, logit_scale: float, seed: int = 0) -> Metrics:
-    """Metrics of a calibration on trials that it was not fitted on, with 95 % intervals over images.
-
-    Calibration errors (15 bins) of the most probable label before and after, of matches (an image with its own text
-    and with one other) and of "one of the labels fits" (with the right label and without it); the coverage of both
-    thresholds, how many labels and mismatches pass them; and how well familiarity tells images whose label is among the
-    candidates from those whose label is left out.
-
-    Args:
-        logit_scale: the model's own factor from similarities to logits.
-        seed: of the mismatches.
+    The interval holds 95 % of the halves: one calibration on as many images has a metric in it.
     """
-    count, candidates = trials.similarities.shape
-    others = trials.others()
-    column = torch.from_numpy(generator(seed, "mismatches").integers(0, candidates - 1, count))
-    mismatch = others.gather(1, column[:, None])[:, 0]
-    after = found.label_probabilities(trials.similarities)
-    known, unknown = familiarities(trials, found.label_scale)
-    fits = torch.stack([1 - found.none_probability(part) for part in (trials.similarities, others)], dim=1)
-    truth = torch.tensor([True, False]).expand(count, 2)
-    claims = {
-        "label_calibration_error_before": _best((logit_scale * trials.similarities.double()).softmax(1), trials.right),
-        "label_calibration_error": _best(after, trials.right),
-        "match_calibration_error": _Claims(
-            found.match_probability(torch.stack([trials.own(), mismatch], dim=1)), truth
-        ),
-        "known_calibration_error": _Claims(fits, truth),
-    }
-    passes = after >= found.label_threshold
-    shares = {
-        "label_coverage": passes.gather(1, trials.right[:, None])[:, 0],
-        "labels_per_image": passes.sum(dim=1),
-        "match_coverage": trials.own() >= found.match_threshold,
-        "mismatches_passed": (others >= found.match_threshold).double().mean(dim=1),
-    }
-
-    def values(rows: Rows) -> dict[str, float]:
-        result = {name: claim.error(rows) for name, claim in claims.items()}
-        result |= {name: float(column[rows].double().mean()) for name, column in shares.items()}
-        return result | {"unknown_auroc": novelty.auroc(known[rows], unknown[rows])}
-
-    intervals = bootstrap(values, count)
+    found = []
+    for seed in seeds:
+        mine, others = split(trials, seed)
+        measurement = Measurement(fit(mine, coverage), others, logit_scale)
+        found.append(measurement.values(np.arange(len(others.right))) | measurement.perfect(seed))
+    columns = {name: [values[name] for values in found] for name in found[0]}
     return {
-        **values(np.arange(count)),
-        "samples": count,
-        "candidates": candidates,
-        "intervals": {name: list(interval) for name, interval in intervals.items()},
-        "baselines": {"unknown_auroc": {"chance": 0.5}},
+        **{name: float(np.mean(column)) for name, column in columns.items()},
+        "halves": len(found),
+        "intervals": {name: np.percentile(column, (2.5, 97.5)).tolist() for name, column in columns.items()},
     }
-
-
-def _best(chances: Tensor, right: Tensor) -> _Claims:
-    """The claim of the most probable label."""
-    best = chances.max(dim=1)
-    return _Claims(best.values[:, None], (best.indices == right)[:, None])

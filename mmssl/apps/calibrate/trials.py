@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmssl.errors import UserError
 from mmssl.evaluate import datasets, encode, labels, suite
+from mmssl.evaluate.metrics import calibration
 from mmssl.inference import Model
 from mmssl.rng import generator
 from mmssl.types import Sample
@@ -43,6 +44,10 @@ class Trials:
         """Similarities to the wrong candidates, [N, C - 1]."""
         wrong = torch.ones_like(self.similarities, dtype=torch.bool).scatter_(1, self.right[:, None], False)
         return self.similarities[wrong].view(len(self.right), -1)
+
+    def familiarities(self, scale: float) -> tuple[Tensor, Tensor]:
+        """The familiarity of images with the right candidate among the others, and without it, float64 [N] each."""
+        return calibration.familiarity(self.similarities, scale), calibration.familiarity(self.others(), scale)
 
 
 def trials_of(

@@ -77,6 +77,22 @@ def kept_statistics(module: nn.Module) -> Iterator[None]:
             buffer.copy_(before)
 
 
+@contextmanager
+def uncounted(module: nn.Module) -> Iterator[None]:
+    """Forward passes in here train on their own statistics, but leave the running ones, used in evaluation, alone."""
+    # A momentum of 0 rather than no running statistics: activation checkpointing compares what both passes save.
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+            norm.num_batches_tracked = None
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
 def has_local_statistics(module: nn.Module) -> bool:
     """True if a batch norm inside `module` uses the statistics of this process alone."""
     ours = (_OverProcesses, _OverGpus)

@@ -1,6 +1,7 @@
 """The training task: the objectives of a step, their weights, and one forward pass that serves all of them."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from mmssl.config import ObjectiveConfig, ViewConfig
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.models import DualEncoder, Encoded
-from mmssl.objectives._base import EncoderPass, Inputs, Objective, Output, Predictions, Resized
+from mmssl.models import DualEncoder, Encoded, batch_norm
+from mmssl.objectives._base import IMAGE, EncoderPass, Inputs, Objective, Output, Predictions, Resized
 from mmssl.objectives._registry import find_objective
 from mmssl.rng import RowRandom
 from mmssl.types import Batch
@@ -152,11 +153,15 @@ class TrainingTask(nn.Module):
         """
         features: dict[EncoderPass, Encoded] = {}
         predictions = {}
+        # Batch norms evaluate with the statistics of whole, unchanged images, where a step has some.
+        has_plain = IMAGE in encoder_passes(self.objective(name) for name in active)
         for name in sorted(active, key=lambda name: not self.objective(name).batch_coupled):
             objective = self.objective(name)
             for forward in objective.required_passes():
                 if forward not in features:
-                    features[forward] = self._encode(forward, inputs)
+                    changed = has_plain and forward.tower == "vision" and forward != IMAGE
+                    with batch_norm.uncounted(self.encoder.vision) if changed else nullcontext():
+                        features[forward] = self._encode(forward, inputs)
             predictions[name] = objective.predict(features, inputs, self.encoder)
         return predictions
 

@@ -8,7 +8,10 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from mmssl.distributed import World
-from mmssl.models.batch_norm import synchronize_batch_norm
+from mmssl.models.batch_norm import synchronize_batch_norm, uncounted
+from mmssl.rng import RowRandom
+from tests.helpers import objective_batch
+from tests.helpers.objective_batch import batch, tiny_task
 from tests.helpers.ranks import on_ranks
 
 ROWS = 12
@@ -62,3 +65,42 @@ def test_one_process_and_evaluation_are_unchanged() -> None:
         torch.testing.assert_close(other.train(mode)(x), plain.train(mode)(x), rtol=1e-4, atol=1e-4)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("kind", ["plain", "with_activation", "over processes"])
+def test_uncounted_passes_leave_the_running_statistics(kind: str, momentum: float | None) -> None:
+    """Outputs and gradients of an uncounted pass are those of a counted one, at the same statistics before and after;
+    the next pass counts again."""
+    module = network(kind)
+    module[1].momentum = momentum
+    if kind == "over processes":
+        synchronize_batch_norm(module, World(), torch.device("cpu"))
+    module(data())
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with uncounted(module):
+        found = run(module, data() * 2, 1e-3)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
+    module.zero_grad()
+    expected = run(module, data() * 2, 1e-3)
+    for name, _ in module.named_parameters():
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert not any(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
+
+
+@pytest.mark.parametrize("other", ["maskfeat", "mae", "simclr", "rotation"])
+def test_running_statistics_are_those_of_plain_images(other: str) -> None:
+    """Beside contrastive, an objective with changed images leaves the running statistics of a ResNet as contrastive
+    alone does; by itself it changes them, as no other images are there."""
+    resnet = {"name": "timm:resnet10t", "options": {"channels": [8, 8, 16, 16], "stem_width": 8}}
+    found = {}
+    for names in (["contrastive"], ["contrastive", other], [other]):
+        task = tiny_task(names, changes=resnet)
+        random = RowRandom(torch.Generator().manual_seed(1), 0, objective_batch.ROWS, objective_batch.ROWS)
+        inputs = task.inputs(batch(task), names, lambda _: random, 0.0)  # noqa: B023
+        task.predict(inputs, names)
+        found[tuple(names)] = {k: v for k, v in task.encoder.vision.state_dict().items() if "running" in k}
+    alone, beside, itself = found.values()
+    assert alone
+    assert all(torch.equal(value, beside[name]) for name, value in alone.items())
+    assert not any(torch.equal(value, itself[name]) for name, value in alone.items())

@@ -30,6 +30,7 @@ GREEN, RED, BLUE, ORANGE = "#1a7f37", "#c93c37", "#1d4ed8", "#c2410c"
 PURPLE, TEAL, PINK, BROWN = "#7c3aed", "#0f766e", "#be185d", "#a16207"
 TEXT, MUTED, FAINT, GRAY, GRID = "#424a53", "#57606a", "#8c959f", "#d0d7de", "#eaeef2"
 """Grays, from dark to light."""
+DPI = 110
 FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC", "WenQuanYi Zen Hei"),
     *("PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic"),
@@ -41,7 +42,7 @@ FONTS = (
 
 @contextmanager
 def drawing(
-    path: Path, width: float, height: float, *, dpi: int = 110, font_size: float = 10, format: str | None = None
+    path: Path, width: float, height: float, *, dpi: int = DPI, font_size: float = 10, format: str | None = None
 ) -> "Iterator[Figure]":
     """A white matplotlib figure, in inches, that is saved on leaving.
 
@@ -149,13 +150,29 @@ def sheet(path: Path, width: float, height: float, title: str) -> Iterator[Page]
     from matplotlib.figure import Figure
 
     with text_fonts():
-        canvas = Figure(figsize=(width, height), dpi=110, facecolor="white")
+        canvas = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
         page = Page(canvas.add_axes((0, 0, 1, 1)))
         yield page
-        page.text(width / 2, 0.1, title, fontsize=12, ha="center", va="top")
+        _write_title(page, width, title)
         page.axes.set(xlim=(0, width), ylim=(height, 0))
         page.axes.axis("off")
         _save(canvas, path, "png")
+
+
+def _write_title(page: Page, width: float, title: str) -> None:
+    """A title of 12 points, smaller (down to 7) or cut where the page is too narrow for it."""
+    drawn = page.axes.text(width / 2, 0.1, title, parse_math=False, fontsize=12, ha="center", va="top")
+    room = 0.95 * width * DPI
+
+    def excess() -> float:
+        return float(drawn.get_window_extent().width) / room
+
+    if excess() > 1:
+        drawn.set_fontsize(max(7.0, 11.3 / excess()))  # below 12: letters of small sizes are rounded up to pixels
+    if excess() > 1:
+        lines = title.split("\n")
+        most = int(max(map(len, lines)) / excess())
+        drawn.set_text("\n".join(shortened(line, most) for line in lines))
 
 
 def shrink(pixels: Pixels, side: int) -> Pixels:

@@ -29,6 +29,7 @@ def bootstrap(
     level: float = LEVEL,
     seed: int = 0,
     strata: NDArray[np.int64] | None = None,
+    fractions: Mapping[str, float] | None = None,
 ) -> dict[str, Interval]:
     """The percentile interval (Efron 1979) of each metric that `metrics` computes from a choice of samples.
 
@@ -41,12 +42,24 @@ def bootstrap(
         strata: the class of each sample, [N]. Classes of unequal sizes are resampled each by itself, so that no
             resample lacks a rare one. None, equal sizes, or fewer than CLASS_SIZE samples per class: all samples
             together, as a class of one sample has no spread of its own.
+        fractions: metrics that are means of values from 0 to 1, each with its number of samples. Where all values, or
+            all of each class, are equal, every resample agrees; then the interval is `wilson`'s in place of a point.
     """
+    assert not fractions or level == LEVEL
     rng = generator(seed, "bootstrap")
     draw = _draw_all(samples, rng) if strata is None or not _resampled_apart(strata) else _draw_by_class(strata, rng)
     drawn = [metrics(draw()) for _ in range(resamples)]
     tails = ((1 - level) / 2, (1 + level) / 2)
-    return {name: _quantiles(np.array([d[name] for d in drawn]), tails) for name in drawn[0]}
+    found = {name: _quantiles(np.array([d[name] for d in drawn]), tails) for name in drawn[0]}
+    for name, count in (fractions or {}).items():
+        if is_point(found[name]):
+            found[name] = wilson(found[name][0] * count, count)
+    return found
+
+
+def is_point(interval: Interval) -> bool:
+    """True for an interval without width, but for rounding."""
+    return interval[1] - interval[0] < 1e-12
 
 
 def _resampled_apart(strata: NDArray[np.int64]) -> bool:
@@ -80,7 +93,8 @@ def means(
     def measure(rows: Rows) -> dict[str, float]:
         return {name: float(column[rows].mean()) for name, column in values.items()}
 
-    return measure(np.arange(samples)), bootstrap(measure, samples, strata=strata)
+    fractions = {name: samples for name, column in values.items() if column.min() >= 0 and column.max() <= 1}
+    return measure(np.arange(samples)), bootstrap(measure, samples, strata=strata, fractions=fractions)
 
 
 def _quantiles(values: NDArray[np.float64], tails: tuple[float, float]) -> Interval:
@@ -121,7 +135,7 @@ _Z = 1.959963984540054
 """97.5 % quantile of the normal distribution."""
 
 
-def wilson(hits: int, samples: int) -> Interval:
+def wilson(hits: float, samples: float) -> Interval:
     """95 % score interval of a proportion (Wilson 1927), which has a width even at 0 and 1. samples >= 1."""
     share = hits / samples
     middle = (share + _Z**2 / (2 * samples)) / (1 + _Z**2 / samples)
@@ -129,7 +143,7 @@ def wilson(hits: int, samples: int) -> Interval:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def newcombe(first: tuple[int, int], second: tuple[int, int]) -> Interval:
+def newcombe(first: tuple[float, float], second: tuple[float, float]) -> Interval:
     """95 % interval of the difference of two independent proportions (Newcombe 1998, method 10), given as hits and
     samples."""
     p, q = first[0] / first[1], second[0] / second[1]
@@ -198,3 +212,23 @@ def paired_t(differences: Sequence[float], level: float = LEVEL) -> Paired:
         return Paired(mean, (mean, mean), float(mean == 0))
     half = t_quantile(level, degrees) * error
     return Paired(mean, (mean - half, mean + half), 1 - t_central_probability(abs(mean) / error, degrees))
+
+
+def over_draws(interval: Interval, draws: Sequence[float], limits: Interval = (-1.0, 1.0)) -> Interval:
+    """The interval of a mean over draws of training samples, for other test samples and for other draws.
+
+    The distances of the mean from both intervals, that over the samples and Student's over the draws, add as squares
+    (Zou and Donner 2008). One draw tells nothing about others, and the interval stays as it is.
+
+    Args:
+        interval: over the test samples.
+        draws: the value of each draw.
+        limits: least and greatest possible value.
+    """
+    if len(draws) < 2:
+        return interval
+    found = paired_t(draws)
+    low, high = (
+        math.hypot(found.mean - mine, found.mean - over) for mine, over in zip(interval, found.interval, strict=True)
+    )
+    return max(limits[0], found.mean - low), min(limits[1], found.mean + high)

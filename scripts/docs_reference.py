@@ -1,8 +1,13 @@
-"""The reference of configuration keys and of the command line, as Markdown, read off the code."""
+"""The reference of configuration keys and of the command line, as Markdown, read off the code.
+
+`python -m scripts.docs_reference` writes it into the pages of docs/reference/.
+"""
 
 import inspect
+import re
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer.main
@@ -179,3 +184,21 @@ def _prose(text: str) -> str:
 
 def _summary(model: type[BaseModel]) -> str:
     return inspect.getdoc(model) or ""
+
+
+PAGES = {"configuration.md": ("configuration", configuration), "command-line.md": ("command line", command_line)}
+"""Page of docs/reference/ -> the name of its generated part, and the function that makes it."""
+
+
+def filled(page: str, text: str) -> str:
+    """The text of a page with its generated part made anew."""
+    name, make = PAGES[page]
+    begin, end = f"<!-- generated: {name} -->\n", "<!-- generated: end -->"
+    pattern = re.compile(f"(?<={re.escape(begin)}).*?(?={end})", re.DOTALL)
+    return pattern.sub(lambda _: f"\n{make().strip()}\n\n", text)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        path = Path(__file__).parents[1] / "docs" / "reference" / page
+        path.write_text(filled(page, path.read_text(encoding="utf-8")), encoding="utf-8")

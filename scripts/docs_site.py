@@ -6,17 +6,14 @@ repository; a link that leaves docs/ leads to a page of the site that shows the 
 
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from docs_reference import command_line, configuration
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-GENERATED: dict[str, Callable[[], str]] = {"configuration": configuration, "command line": command_line}
-"""Functions that fill in `<!-- generated: NAME -->`."""
 MOVED = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 """Files outside docs/ that have a page of their own."""
 
@@ -43,7 +40,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill in what is generated, and turn links between files into links between pages."""
+    """Fill in README.md, and turn links between files into links between pages."""
     uri = page.file.src_uri
     if uri.startswith("files/"):
         source = uri.removeprefix("files/")
@@ -56,10 +53,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if uri == "index.md":
         readme = relink(_text("README.md").partition("\n")[2], "README.md", uri)
         markdown = markdown.replace("<!-- README -->", readme)
-    for name, make in GENERATED.items():
-        mark = f"<!-- generated: {name} -->"
-        if mark in markdown:
-            markdown = markdown.replace(mark, make())
     return markdown
 
 

@@ -1,9 +1,13 @@
 """Names in any script: how wide they are, and that they are drawn."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from matplotlib.font_manager import FontEntry, fontManager
+from PIL import Image
 
-from mmssl.plotting import columns, text_fonts, wrapped
+from mmssl.plotting import columns, sheet, text_fonts, wrapped
 
 
 @pytest.mark.parametrize(("text", "width"), [("cat", 3), ("写真", 4), ("cafe\u0301s", 5), ("ねこ cat", 8), ("", 0)])
@@ -36,3 +40,14 @@ def test_installed_fonts_lend_their_letters(monkeypatch: pytest.MonkeyPatch) -> 
         assert "Noto Sans CJK JP" in matplotlib.rcParams["font.family"]
         assert "Malgun Gothic" not in matplotlib.rcParams["font.family"]
     assert matplotlib.rcParams["font.family"] == before
+
+
+@pytest.mark.parametrize("title", ["letters: " + "w" * 300, "x" * 80 + "\nshort", "日本語" * 60, "two words"])
+def test_a_title_is_never_cut_by_the_edge(title: str, tmp_path: Path) -> None:
+    """However long, a title leaves a margin of white at both sides of its page."""
+    with sheet(tmp_path / "page.png", 5, 1, title):
+        pass
+    dark = np.asarray(Image.open(tmp_path / "page.png").convert("L")) < 128
+    assert dark.any()
+    assert not dark[:, :4].any()
+    assert not dark[:, -4:].any()

@@ -109,11 +109,11 @@ def _report(plan: "AblationPlan", command: str, metrics: list[str], failed: dict
     result = write_report(plan, command, metrics, failed)
     moments = [(moment.title, result.metric_table(moment)) for moment in result.moments]
     for title, (header, rows) in [*moments, ("Cost", result.cost_table())]:
-        table = Table(
-            Column(header[0], no_wrap=True), *(Column(name, overflow="fold") for name in header[1:]), title=title
-        )
-        for row in rows:
-            table.add_row(*row)
+        # A line per value: beside each other they are too narrow to read in a terminal of 80 columns.
+        table = Table(Column(header[0], overflow="fold"), Column("", overflow="fold"), Column("", ratio=1), title=title)
+        for mix, *values in rows:
+            for place, (name, value) in enumerate(zip(header[1:], values, strict=True)):
+                table.add_row("" if place else mix, name, value, end_section=place == len(values) - 1)
         stdout().print(table)
     for line in result.sentences():
         stdout().print(line, highlight=False, soft_wrap=True)

@@ -180,9 +180,9 @@ class ProgressBar:
         self._progress = progress
         self._task = task
 
-    def describe(self, text: str, done: int) -> None:
+    def describe(self, text: str, done: int | None = None) -> None:
         """Show the work within one unit, for example ("images", 1024)."""
-        self._progress.update(self._task, description=f"{text} {done:,}")
+        self._progress.update(self._task, description=text if done is None else f"{text} {done:,}")
 
     def advance(self) -> None:
         """Count one more unit as done."""

@@ -1,5 +1,6 @@
 """`mmssl explain`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -35,11 +36,14 @@ def explain(
     found = run(loaded, image, caption, method)
     neighbours = []
     if shards:
-        with status("encoding the training pairs"):
+        with status("encoding the training pairs") as spinner:
             image_embedding, text_embedding = loaded.encode_image(found.image)[0], loaded.encode_text(caption)[0]
+            near = partial(
+                nearest, loaded, shards=shards, progress=lambda what, done: spinner.update(f"{done:,} training {what}")
+            )
             neighbours = [
-                ("nearest training images to the image", nearest(loaded, image_embedding, shards)),
-                ("nearest training captions to the caption", nearest(loaded, text_embedding, shards, by="caption")),
+                ("nearest training images to the image", near(image_embedding)),
+                ("nearest training captions to the caption", near(text_embedding, by="caption")),
             ]
     with writing(out):
         draw_explanation(out, found, neighbours)

@@ -274,6 +274,9 @@ def _report(found: "study.Study | methods.Tuned", name: str, out: Path | None) -
         print(f"table and plot: {out}")
 
 
+_DRAW = "; for this draw of labels, and --seeds 5 tries others"
+
+
 def _print_tuned(found: "methods.Tuned") -> None:
     from rich.table import Table
 
@@ -294,7 +297,7 @@ def _print_tuned(found: "methods.Tuned") -> None:
         low, high = difference.interval
         print(
             f"gain: {100 * difference.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}, "
-            f"p = {difference.p_value:.2g})"
+            f"p = {difference.p_value:.2g}){_DRAW if found.classifier.record['shots'] is not None else ''}"
         )
     words = baselines.no_better(metrics["acc1"], found.baselines())
     if words:
@@ -305,6 +308,11 @@ def _print_tuned(found: "methods.Tuned") -> None:
         before, after = found.chosen["guard_before"], found.chosen["guard_after"]
         print(f"zero-shot accuracy on the guard: {before:.4f} before, {after:.4f} now")
     print(f"trained on {found.train_samples:,} samples; chosen on others: {chosen}")
+    if found.kept_start:
+        print(
+            "no weights of the training were better on these others than those before it, so the weights before it are "
+            f"kept; try an --lr other than {found.chosen['lr']:g}, more labels, or --method linear"
+        )
 
 
 def _print_study(found: "study.Study") -> None:
@@ -320,12 +328,12 @@ def _print_study(found: "study.Study") -> None:
     for name, accuracy in found.baselines().items():
         accuracies.add_row("0", _BASELINES[name], f"{100 * accuracy:.1f}", "", "")
     if found.zero_shot is not None:
-        accuracies.add_row("0", "zero-shot", *_percent(found.zero_shot.mean(), found.interval(found.zero_shot)), "")
+        accuracies.add_row("0", "zero-shot", *_percent(found.zero_shot.mean(), found.zero_shot_interval()), "")
     for k in next(iter(found.lines.values())):
         for name in found.lines:
             mean = found.mean(name, k)
             spread = found.spread(name, k)
-            accuracies.add_row(str(k), name, *_percent(mean.mean(), found.interval(mean)), _points(spread))
+            accuracies.add_row(str(k), name, *_percent(mean.mean(), found.interval(name, k)), _points(spread))
         for name in found.tuned():
             for other, by_shots in found.differences(name).items():
                 gain = by_shots[k]

@@ -167,6 +167,7 @@ def _report(packed: "Packed", source: Path, out: Path) -> None:
         UserError: no pair is usable.
     """
     from mmssl.data.packing import BAD
+    from mmssl.data.transforms import captions
 
     for name, paths in packed.shards.items():
         print(f"{name}: {counted(len(paths), 'shard')}, {counted(packed.counts[name], 'sample')}")
@@ -174,6 +175,11 @@ def _report(packed: "Packed", source: Path, out: Path) -> None:
         print(f"{counted(packed.kept, 'shard')} existed already")
     if packed.shards.get("train"):
         print(f"train on them with data.train='{out}/train-*.tar'")
+    if packed.long_captions:
+        print(
+            f"{counted(packed.long_captions, 'caption')} of more than {captions.LONGEST:,} characters: training leaves "
+            "these pairs out; shorten them, or raise data.max_caption_chars"
+        )
     if packed.account.omitted:
         print(f"pairs left out are listed in {out / BAD}")
     print(packed.account.text())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmssl.cli.common import Device, Precision, load_model, parse_device, set_precision, stdout, verb
+from mmssl.cli.common import Device, Precision, load_model, parse_device, progress_bar, set_precision, stdout, verb
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,12 @@ def predict(
     from mmssl.inference import predict as run
 
     classify = _classifier(model, _read_labels(labels, classnames), template, device, precision, classnames is not None)
-    found = list(run(list_images(images), classify, False if out is None else out, bad_images))
+    files = list_images(images)
+    with progress_bar("images", len(files), text="classifying") as bar:
+        found = []
+        for prediction in run(files, classify, False if out is None else out, bad_images):
+            found.append(prediction)
+            bar.advance()
     if as_json:
         print(json.dumps([_record(prediction) for prediction in found], indent=1, ensure_ascii=False))
         return

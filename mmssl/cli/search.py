@@ -18,6 +18,7 @@ from mmssl.cli.common import (
     check_file,
     cut_model,
     load_model,
+    progress_bar,
     status,
     stdout,
     verb,
@@ -125,10 +126,18 @@ def embed(
     wanted = None if fields is None else [name.strip() for name in fields.split(",") if name.strip()]
     with process_group() as world:
         loaded = cut_model(load_model(model, device, precision, show_notes=world.rank == 0), dim)
-        with status("embedding") as spinner:
+        with status("reading"):
+            shards = resolve_shards(data[0] if len(data) == 1 else data, out / "shards", need_captions=False)
+        own = len(range(world.rank, len(shards), world.size))
+        with progress_bar("shards", own, text="embedding", shown=world.rank == 0) as bar:
+
+            def show(shards_done: int, images: int) -> None:
+                bar.update(shards_done, own)
+                bar.describe("images", images)
+
             done = embed_shards(
                 loaded,
-                resolve_shards(data[0] if len(data) == 1 else data, out / "shards", need_captions=False),
+                shards,
                 out,
                 batch_size=batch_size,
                 members=MemberNames.of(image_member or [], caption_member or []),
@@ -137,7 +146,7 @@ def embed(
                 dtype=dtype,
                 fields=wanted,
                 world=world,
-                progress=lambda count: spinner.update(f"embedding: {count:,} images"),
+                progress=show,
             )
         if done.bad:
             print(account_of(done.images, done.bad).text())

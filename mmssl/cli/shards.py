@@ -14,6 +14,7 @@ from mmssl.cli.common import (
     group,
     progress_bar,
     status,
+    stdout,
     writing,
 )
 from mmssl.errors import UserError
@@ -163,7 +164,8 @@ def check(
     if image is not None:
         with writing(image, "--image", "give another file"):
             draw_report(found, health, image, tokens)
-    print(health.text())
+    terminal = stdout()
+    print(health.text(terminal.width if terminal.is_terminal else None))
     if not len(found):
         raise UserError(f"no sample of {names[0]}{_more(len(names))} is usable; see the causes above")
 

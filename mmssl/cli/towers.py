@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmssl.cli.common import group, status, stdout
+from mmssl.cli.common import group, progress_bar, stdout
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,9 +44,11 @@ def check(
     if pooling not in POOLINGS:
         raise UserError(f"--pooling {pooling} is unknown; choose one of {', '.join(POOLINGS)}")
     reports = []
-    for name in names:
-        with status(f"trying {name}"):
+    with progress_bar("towers", len(names)) as bar:
+        for name in names:
+            bar.describe(name)
             reports += _reports(name, image_size, pooling)
+            bar.advance()
     if as_json:
         print(json.dumps([asdict(report) for report in reports], indent=1))
     else:

@@ -15,7 +15,7 @@ from mmssl.evaluate.metrics import baselines
 from mmssl.evaluate.task import DRAWS, Metrics
 from mmssl.evaluate.tasks.retrieval import RECALL_AT
 from mmssl.files import read_csv
-from mmssl.stats import Interval, bootstrap, holm, mcnemar, newcombe, paired_t, sign_flip
+from mmssl.stats import Interval, bootstrap, holm, is_point, mcnemar, newcombe, over_draws, paired_t, sign_flip
 
 Values = NDArray[np.float64]
 Outcomes = tuple[list[str], dict[str, Values]]
@@ -24,8 +24,6 @@ Outcomes = tuple[list[str], dict[str, Values]]
 
 LEAST_DRAWS = 3
 """Draws of training samples, or seeds, from which a p-value is computed: two of them agree by chance too often."""
-LOWER_IS_BETTER = ("calibration_error", "median_rank", "bad_samples", "real_gaps", "fpr95_prompts", "fpr95_images")
-"""Endings of metric names for which lower is better."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,8 @@ class Difference:
     first: float
     second: float
     interval: Interval
-    """95 % interval of second - first, from a bootstrap of the paired samples."""
+    """95 % interval of second - first, from a bootstrap of the paired samples; for other draws of training samples too,
+    if there are some."""
     p_value: float | None
     """Probability of a difference at least this large between equal models; None with one or two draws of training
     samples."""
@@ -61,6 +60,9 @@ def compare(first: Values, second: Values, seed: int = 0, strata: NDArray[np.int
     assert first.shape == second.shape
     change = second - first
     mean = bootstrap(lambda rows: {"mean": float(change[rows].mean())}, len(change), seed=seed, strata=strata)["mean"]
+    if is_point(mean):  # all samples, or all of each class, change alike: others may not
+        gained, lost = (float(np.maximum(sign * change, 0).sum()) for sign in (1, -1))
+        mean = newcombe((gained, len(change)), (lost, len(change)))
     binary = bool(np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all())
     p_value = mcnemar(int((change > 0).sum()), int((change < 0).sum())) if binary else sign_flip(change, seed)
     return Difference(float(first.mean()), float(second.mean()), mean, p_value)
@@ -82,8 +84,9 @@ def compare_draws(
 
 
 def _over_draws(found: Difference, differences: Sequence[float]) -> Difference:
-    """A difference with its spread over draws, whose p-value holds for draws too."""
+    """A difference with its spread over draws, whose interval and p-value hold for draws too."""
     spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else None
+    found = replace(found, interval=over_draws(found.interval, differences))
     if len(differences) < LEAST_DRAWS or found.p_value is None:
         return replace(found, p_value=None, spread=spread)
     return replace(found, p_value=max(found.p_value, paired_t(differences).p_value), spread=spread)

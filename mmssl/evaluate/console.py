@@ -29,25 +29,38 @@ def format_results(results: Mapping[str, Metrics]) -> str:
 
 
 def format_differences(differences: Mapping[str, Difference]) -> str:
-    """A table for a terminal: both values and their difference in percent; * marks significant ones (Holm, 5 %).
+    """A table per evaluation, for a terminal of 80 columns: both values and their difference in percent; * marks
+    significant ones (Holm, 5 %).
 
-    Beside both are the values of answers without the image: the most frequent class, and chance.
+    Below stand the values of answers without the image: the most frequent class, and chance.
     """
-    real = significant(differences)
-    header = ["", "first", "second", "without the image", "difference", "95 % interval", "p", ""]
-    lines = [
-        [
-            name,
-            *map(_percent, (d.first, d.second)),
-            ", ".join(f"{name} {100 * value:.2f}" for name, value in d.baselines.items()),
-            f"{100 * d.difference:+.2f}",
-            f"{100 * d.interval[0]:+.2f} to {100 * d.interval[1]:+.2f}",
-            "" if d.p_value is None else f"{d.p_value:.2g}",
-            "*" if sure else "",
-        ]
-        for (name, d), sure in zip(differences.items(), real, strict=True)
+    real = dict(zip(differences, significant(differences), strict=True))
+    evaluations: dict[str, dict[str, str]] = {}
+    for key in differences:
+        evaluation, _, metric = key.rpartition("/")
+        evaluations.setdefault(evaluation, {})[metric] = key
+    blocks = []
+    for evaluation, metrics in evaluations.items():
+        rows = [_difference(metric, differences[key], real[key]) for metric, key in metrics.items()]
+        table = _aligned([["", "first", "second", "change", "95 % interval", "p"], *rows])
+        known = [(metric, differences[key].baselines) for metric, key in metrics.items() if differences[key].baselines]
+        lines = [f"{metric} without the image: {_in_percent(found)}" for metric, found in known]
+        blocks.append("\n".join([*([evaluation] if evaluation else []), table, *lines]))
+    return "\n\n".join(blocks)
+
+
+def _in_percent(found: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {100 * value:.2f} %" for name, value in found.items())
+
+
+def _difference(metric: str, d: Difference, sure: bool) -> list[str]:
+    return [
+        metric,
+        *map(_percent, (d.first, d.second)),
+        f"{100 * d.difference:+.2f}",
+        f"{100 * d.interval[0]:+.2f} to {100 * d.interval[1]:+.2f}",
+        ("-" if d.p_value is None else f"{d.p_value:.2g}") + ("*" if sure else " "),
     ]
-    return _aligned([header, *lines])
 
 
 def format_metrics(metrics: Metrics) -> list[tuple[str, str, str, str]]:

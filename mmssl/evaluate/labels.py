@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def label_index(dataset: Dataset, sample: Sample, value: Any) -> int | str:
 
 
 def class_indices(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, ...], Tensor]:
-    """Class names and the class of each sample, int64 [N]. Without class names: the distinct labels, sorted.
+    """Class names and the class of each sample, int64 [N]. Without class names: the distinct labels in order.
 
     Raises:
         UserError: some labels fit the class names and others do not.
@@ -92,9 +92,20 @@ def class_indices(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[st
                 f"names of {dataset.classnames_source}, but others are; add it there"
             )
         _log.warning("no value of %r is in %s: the classes are its values", dataset.label, dataset.classnames_source)
-    names = tuple(sorted({str(label) for label in labels}))
+    names = in_order(str(label) for label in labels)
     position = {name: index for index, name in enumerate(names)}
     return names, torch.tensor([position[str(label)] for label in labels], dtype=torch.int64)
+
+
+def in_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """Distinct labels: whole numbers by their value, then others by their letters."""
+
+    def place(label: str) -> tuple[bool, int, str]:
+        number = label.removeprefix("-")
+        is_number = number.isascii() and number.isdigit()
+        return not is_number, int(label) if is_number else 0, label
+
+    return tuple(sorted(set(labels), key=place))
 
 
 def image_captions(sample: Sample) -> list[str]:

@@ -58,7 +58,8 @@ def draw_matrix(path: Path, name: str, found: Classification) -> None:
     cell, margin = 0.42, 0.5 + 0.085 * max(map(columns, names))
     side = margin + classes * cell + 0.3
     below = 0.5 + classes * cell
-    with sheet(path, side, side + 0.2, f"{name}: predictions for the images of each row, in %") as page:
+    # The title is wider than the matrix of a few classes.
+    with sheet(path, max(side, 5.0), side + 0.2, f"{name}: predictions for the images of each row, in %") as page:
         for row in range(classes):
             page.text(margin - 0.08, 0.5 + (row + 0.5) * cell, names[row], ha="right")
             page.text(margin + (row + 0.5) * cell, below + 0.08, names[row], va="top", ha="center", rotation=90)

@@ -135,7 +135,11 @@ def draw_prediction(path: Path, image: ImageInput, prediction: Prediction) -> No
         bars.barh(range(len(shown)), heights, color=[BLUE, *[_OTHERS] * (len(shown) - 1)])
         bars.set_yticks(range(len(shown)), names, fontsize=10, parse_math=False)
         for place, value in enumerate(heights):
-            bars.text(min(value, 0.84) + 0.01, place, f"{value:.1%}", va="center", fontsize=9)
+            inside = value > 0.84  # beside the bar there is no room
+            end, color = (value - 0.01, "white") if inside else (value + 0.01, "black")
+            bars.text(
+                end, place, f"{value:.1%}", va="center", ha="right" if inside else "left", color=color, fontsize=9
+            )
         bars.set_xlim(0, 1)
         if prediction.verdict is not None:
             bars.set_title(f"none of these: {prediction.verdict.none:.1%}", fontsize=10, loc="left")

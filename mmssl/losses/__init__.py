@@ -4,19 +4,18 @@ A loss over pairs takes `world` and returns this rank's share: the mean of the s
 global batch. A loss over independent items returns (sum, count).
 """
 
-from mmssl.losses import distillation, prediction, redundancy
+from mmssl.losses import distillation, logits, prediction, redundancy
 from mmssl.losses.contrastive import SIGLIP_BIAS, SIGLIP_LOG_SCALE, info_nce, moco, nt_xent, siglip
 from mmssl.losses.global_contrastive import UNSEEN, global_contrastive
-from mmssl.losses.logits import correct_matches
 
 __all__ = [
     "SIGLIP_BIAS",
     "SIGLIP_LOG_SCALE",
     "UNSEEN",
-    "correct_matches",
     "distillation",
     "global_contrastive",
     "info_nce",
+    "logits",
     "moco",
     "nt_xent",
     "prediction",

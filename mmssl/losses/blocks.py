@@ -5,6 +5,7 @@ The matrix exists one block at a time, in two buffers whose size does not grow w
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from mmssl.distributed import World
 from mmssl.losses.pairing import LEFT_OUT, Pairing
 
+BlockForm = Literal["blocked", "triton"]
+"""`triton` is the blocked form in kernels for GPUs, which multiply bfloat16."""
 SMALLEST_EXPONENT = -60.0
 """Smaller exponents are set to this. exp(-60) is below the rounding of every sum, and much smaller ones make
 subnormal numbers: a CPU multiplies them about 20 times slower, and a confident model's matrix is full of them."""

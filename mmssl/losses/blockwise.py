@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from mmssl.distributed import SINGLE_PROCESS, World
 from mmssl.errors import UserError
-from mmssl.losses.blocks import Blocks, Gradients, block_shape
+from mmssl.losses.blocks import BlockForm, Blocks, Gradients, block_shape
 from mmssl.losses.pairing import Pairing
 
 Block = tuple[int, int]
@@ -35,16 +35,15 @@ def logsumexps(
     pairing: Pairing,
     *,
     block: Block | None = None,
-    kernels: bool = False,
+    form: BlockForm = "blocked",
     world: World = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of each row [n] and each column [N] of scale * left @ right.T, and each row's sum of positives [n].
 
     `left` is [n, D], `right` [N, D], `scale` a scalar. Differentiable once, in the three tensors. In a `world` of
-    several ranks, the sums run over the columns of all ranks, and N is this rank's number of columns. `kernels` uses
-    `triton_blocks`, which multiplies bfloat16.
+    several ranks, the sums run over the columns of all ranks, and N is this rank's number of columns.
     """
-    make = _blocks(left.device, block, kernels)
+    make = _blocks(left.device, block, form)
     rows, columns, positives = _LogSumExps.apply(left, right, scale, pairing, make, world)
     return rows, columns, positives
 
@@ -57,22 +56,29 @@ def sigmoid_loss(
     pairing: Pairing,
     *,
     block: Block | None = None,
-    kernels: bool = False,
+    form: BlockForm = "blocked",
 ) -> Tensor:
     """Sum over [n, N] of -log sigmoid(+-(scale * left @ right.T + bias)): + for positives, - elsewhere.
 
     Arguments as in `logsumexps`. The forward pass finds the gradients while it has each block.
     """
-    make = _blocks(left.device, block, kernels)
+    make = _blocks(left.device, block, form)
     total: Tensor = _SigmoidLoss.apply(left, right, scale, bias, pairing, make, torch.is_grad_enabled())
     return total
 
 
 def ring_sigmoid_loss(
-    left: Tensor, right: Tensor, scale: Tensor, bias: Tensor, pairing: Pairing, *, kernels: bool = False, world: World
+    left: Tensor,
+    right: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    pairing: Pairing,
+    *,
+    form: BlockForm = "blocked",
+    world: World,
 ) -> Tensor:
     """Sum over this rank's rows and all ranks' columns, as `sigmoid_loss`. Differentiable once."""
-    make = _blocks(left.device, None, kernels)
+    make = _blocks(left.device, None, form)
     total: Tensor = _RingSigmoidLoss.apply(left, right, scale, bias, pairing, make, world)
     return total
 
@@ -95,9 +101,9 @@ def nearest(left: Tensor, right: Tensor, world: World, labels: Tensor | None = N
     return found
 
 
-def _blocks(device: torch.device, block: Block | None, kernels: bool) -> MakeBlocks:
+def _blocks(device: torch.device, block: Block | None, form: BlockForm) -> MakeBlocks:
     shape = block_shape(device) if block is None else block
-    if not kernels:
+    if form == "blocked":
         return partial(Blocks, block=shape)
     try:
         from mmssl.losses.triton_blocks import TritonBlocks

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from mmssl.distributed import World
 from mmssl.losses import blockwise
-from mmssl.losses.pairing import LEFT_OUT, Diagonal, Grouped
+from mmssl.losses.blocks import BlockForm
+from mmssl.losses.pairing import LEFT_OUT, Diagonal, Grouped, group_sizes
 from mmssl.types import Groups
 
-Form = Literal["auto", "plain", "blocked", "triton"]
-"""`plain` holds the matrix, `blocked` never does. `triton` is the blocked form in kernels for GPUs, which multiply
-bfloat16; `auto` never chooses it."""
+Form = Literal["auto", "plain"] | BlockForm
+"""`plain` holds the matrix, the others never do. `auto` never chooses `triton`."""
 
 
 def logsumexps(
@@ -37,16 +37,16 @@ def logsumexps(
     `groups` of this rank's rows and columns these tell the positives, in place of the diagonal. Over a ring the form is
     never the plain one.
     """
-    kernels = form == "triton"
     if world.ring:
         pairing = Diagonal(0, without_diagonal) if groups is None else Grouped(groups)
-        return blockwise.logsumexps(left, right, scale, pairing, kernels=kernels, world=world)
+        return blockwise.logsumexps(left, right, scale, pairing, form=_in_blocks(form), world=world)
     all_right, offset = world.gather(right)
     pairing = Diagonal(offset, without_diagonal) if groups is None else _gathered(groups, world)
-    if choose_form(form, len(left), len(all_right), left.device) == "plain":
+    chosen = choose_form(form, len(left), len(all_right), left.device)
+    if chosen == "plain":
         rows, columns, positives = _plain_logsumexps(left, all_right, scale, pairing)
     else:
-        rows, columns, positives = blockwise.logsumexps(left, all_right, scale, pairing, kernels=kernels)
+        rows, columns, positives = blockwise.logsumexps(left, all_right, scale, pairing, form=chosen)
     # So far a column has summed over this rank's rows only.
     return rows, world.logsumexp(columns)[offset : offset + len(right)], positives
 
@@ -62,15 +62,15 @@ def sigmoid_loss(
     groups: Groups | None = None,
 ) -> Tensor:
     """Sum over this rank's rows of -log sigmoid(+-(logit + bias)): + for positives, - elsewhere."""
-    kernels = form == "triton"
     if world.ring:
         pairing = Diagonal() if groups is None else Grouped(groups)
-        return blockwise.ring_sigmoid_loss(left, right, scale, bias, pairing, kernels=kernels, world=world)
+        return blockwise.ring_sigmoid_loss(left, right, scale, bias, pairing, form=_in_blocks(form), world=world)
     all_right, offset = world.gather(right)
     pairing = Diagonal(offset) if groups is None else _gathered(groups, world)
-    if choose_form(form, len(left), len(all_right), left.device) == "plain":
+    chosen = choose_form(form, len(left), len(all_right), left.device)
+    if chosen == "plain":
         return _plain_sigmoid_loss(left, all_right, scale, bias, pairing)
-    return blockwise.sigmoid_loss(left, all_right, scale, bias, pairing, kernels=kernels)
+    return blockwise.sigmoid_loss(left, all_right, scale, bias, pairing, form=chosen)
 
 
 @torch.no_grad()
@@ -89,7 +89,21 @@ def correct_matches(left: Tensor, right: Tensor, *, world: World, groups: Groups
     return best == own + offset if labels is None else world.gather(labels)[0][best] == own
 
 
-def choose_form(form: Form, rows: int, columns: int, device: torch.device) -> Form:
+@torch.no_grad()
+def count_candidates(groups: Groups, world: World) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers of the entries that are not left out: in each of this rank's rows [n], in each of its columns [m]; and of
+    the positives in each row [n]."""
+    left, right = (world.gather(side)[0] for side in (groups.left, groups.right))
+    by_row, positives = _count(groups.left, right)
+    return by_row, _count(groups.right, left)[0], positives
+
+
+def _count(own: Tensor, everyone: Tensor) -> tuple[Tensor, Tensor]:
+    positives, alike = (group_sizes(own[:, k].contiguous(), everyone[:, k].contiguous()) for k in (0, -1))
+    return len(everyone) - (alike - positives), positives
+
+
+def choose_form(form: Form, rows: int, columns: int, device: torch.device) -> Literal["plain"] | BlockForm:
     """The form to use for [rows, columns] logits: `form` itself, unless it is `auto`."""
     if form != "auto":
         return form
@@ -97,6 +111,11 @@ def choose_form(form: Form, rows: int, columns: int, device: torch.device) -> Fo
     # when autograd's four or so copies of the matrix would take a GiB.
     largest_plain = 2**22 if device.type == "cpu" else 2**26
     return "plain" if rows * columns < largest_plain else "blocked"
+
+
+def _in_blocks(form: Form) -> BlockForm:
+    """The form over a ring, where no rank holds the matrix."""
+    return "triton" if form == "triton" else "blocked"
 
 
 def _gathered(groups: Groups, world: World) -> Grouped:

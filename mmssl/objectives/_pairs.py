@@ -1,5 +1,6 @@
 """What objectives that pair images with captions share: which pairs are right, and further images and captions."""
 
+import abc
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.losses import correct_matches
+from mmssl.losses import logits
 from mmssl.models import DualEncoder
 from mmssl.objectives import _base as base
 from mmssl.types import Groups
@@ -122,13 +123,26 @@ class PairObjective(base.Objective):
     def metrics(
         self, images: Tensor, texts: Tensor, scale: Tensor, world: World, groups: Groups | None
     ) -> dict[str, tuple[Tensor, Tensor | float]]:
-        """Accuracy in the batch, with `dims` also that of the fewest dimensions, and the temperature's inverse."""
-        found = {"accuracy": matching_accuracy(images, texts, world, groups)}
+        """Accuracy in the batch, with `dims` also that of the fewest dimensions, and the temperature's inverse; with
+        groups, the chance loss of this batch."""
+        found: dict[str, tuple[Tensor, Tensor | float]] = {"accuracy": matching_accuracy(images, texts, world, groups)}
         if self.options.dims:
             least = min(self.options.dims)
             image, text = (F.normalize(side[:, :least].detach(), dim=-1) for side in (images, texts))
             found[f"accuracy_{least}"] = matching_accuracy(image, text, world, groups)
+        if groups is not None:
+            found["chance_loss"] = (self.chance_with_groups(*logits.count_candidates(groups, world), world), 1.0)
         return {**found, "logit_scale": (scale.detach(), 1.0)}
+
+    @abc.abstractmethod
+    def chance_with_groups(self, of_images: Tensor, of_texts: Tensor, right: Tensor, world: World) -> Tensor:
+        """The chance loss where further pairs are right or left out.
+
+        Args:
+            of_images: number of captions that the loss compares each of this rank's images with, [n].
+            of_texts: number of images for each caption, [m].
+            right: number of right captions of each image, [n].
+        """
 
     def _image_passes(self) -> dict[str, base.EncoderPass]:
         further = range(1, self.options.images_per_sample)
@@ -150,4 +164,4 @@ def matching_accuracy(rows: Tensor, columns: Tensor, world: World, groups: Group
     """Number of this process's first rows [n, D] that are nearest to their own column [n, D] of the global batch, or to
     one of their group, and the number of rows tested."""
     rows = rows[:ACCURACY_ROWS]
-    return correct_matches(rows, columns, world=world, groups=groups).sum(), len(rows)
+    return logits.correct_matches(rows, columns, world=world, groups=groups).sum(), len(rows)

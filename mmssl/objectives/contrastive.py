@@ -57,6 +57,9 @@ class Contrastive(PairObjective):
     def chance_loss(cls, batch_size: int) -> float:
         return math.log(batch_size)
 
+    def chance_with_groups(self, of_images: Tensor, of_texts: Tensor, right: Tensor, world: World) -> Tensor:
+        return (of_images.float().log().mean() + of_texts.float().log().mean()) / 2
+
     def loss(self, predictions: base.Predictions, inputs: base.Inputs, world: World) -> base.Output:
         image, text, groups = self.pairs(predictions, inputs)
         scale, options = predictions["logit_scale"], self.options

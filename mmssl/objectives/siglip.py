@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmssl.distributed import World
 from mmssl.losses import SIGLIP_BIAS, SIGLIP_LOG_SCALE, siglip
@@ -31,6 +31,13 @@ class Siglip(PairObjective):
         # Equal logits cost -ln p - (n - 1) ln(1 - p) per image, which is lowest at p = 1 / n.
         n = batch_size
         return math.log(n) + ((n - 1) * math.log(n / (n - 1)) if n > 1 else 0.0)
+
+    def chance_with_groups(self, of_images: Tensor, of_texts: Tensor, right: Tensor, world: World) -> Tensor:
+        found, all_pairs = world.sum(torch.stack([right.sum(), of_images.sum()])).float()
+        wrong = all_pairs - found
+        # As above with p = found / all_pairs; 0 * log(0) counts as 0.
+        chance: Tensor = (all_pairs / found).log() + torch.special.xlogy(wrong, all_pairs / wrong.clamp(min=1)) / found
+        return chance
 
     def predict(self, features: base.Features, inputs: base.Inputs, encoder: DualEncoder) -> base.Predictions:
         # A new tensor: cached gradients of predictions then reach the parameter.

@@ -147,6 +147,8 @@ class Alarms:
         active = [name for name in sorted(self.objectives) if f"{name}.loss" in record]
         reference = next((name for name in active if self.objectives[name].is_reference), "")
         chance = (self.objectives[reference].chance_loss(self.batch_size) if reference else None) or 0.0
+        # Where captions repeat, that of the batch is known.
+        chance = float(record.get(f"{reference}.chance_loss", chance))
         late = progress > EARLY and value("step") > EARLY_STEPS
         if late and value(f"{reference}.loss") > STUCK * chance > 0:
             signs["stuck"] = (

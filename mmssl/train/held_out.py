@@ -10,6 +10,7 @@ from mmssl.build import RunPlan, evaluation_names
 from mmssl.config import GuardConfig
 from mmssl.errors import UserError
 from mmssl.evaluate import Metrics
+from mmssl.evaluate.tasks import direction, main_metrics
 from mmssl.train.state import RunState, Watch
 
 
@@ -51,7 +52,7 @@ class HeldOut:
         if guard is None or watched is None:
             return False
         metric, start, last = watched
-        return not _sign(metric) * (last - _floor(guard, metric, start)) >= 0  # NaN has fallen
+        return not direction(metric) * (last - _floor(guard, metric, start)) >= 0  # NaN has fallen
 
     @property
     def lacks_start(self) -> bool:
@@ -143,7 +144,7 @@ class HeldOut:
             self.say(f"the best step is chosen anew, by {metric} in place of {self.run.watch.metric}")
             kept = {name: getattr(self.run.watch, name) for name in ("guard", "rate", "counted")}
             self.run.best, self.run.watch = None, Watch(**kept)
-        watch, sign = self.run.watch, _sign(metric)
+        watch, sign = self.run.watch, direction(metric)
         watch.metric, watch.last = metric, (value, step)
         eligible = math.isfinite(value) and not self.fallen
         if eligible and (self.run.best is None or sign * (value - self.run.best[0]) > 0):
@@ -184,17 +185,8 @@ class HeldOut:
 
 def _main(evaluation: str, metrics: Mapping[str, float]) -> str:
     """The main metric of an evaluation; of a task that names none, the first one."""
-    from mmssl.evaluate.tasks import main_metrics  # a run without evaluation does not load the tasks
-
     names = [name for name in main_metrics(evaluation.rpartition("/")[2]) if name in metrics]
     return (names or [*metrics, ""])[0]
-
-
-def _sign(metric: str) -> int:
-    """1 where higher is better, else -1."""
-    from mmssl.evaluate import compare
-
-    return -1 if metric.endswith(compare.LOWER_IS_BETTER) else 1
 
 
 def _floor(guard: GuardConfig, metric: str, start: float) -> float:
@@ -202,4 +194,4 @@ def _floor(guard: GuardConfig, metric: str, start: float) -> float:
     if guard.floor is not None:
         return guard.floor
     assert guard.drop is not None
-    return start * (1 - _sign(metric) * guard.drop)
+    return start * (1 - direction(metric) * guard.drop)

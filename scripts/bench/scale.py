@@ -27,8 +27,8 @@ from mmssl.build import resolve
 from mmssl.config import load_config
 from mmssl.distributed import World, process_group
 from mmssl.errors import UserError
-from mmssl.losses import correct_matches, info_nce
-from mmssl.losses.logits import Form
+from mmssl.losses import info_nce
+from mmssl.losses.logits import Form, correct_matches
 from mmssl.objectives._pairs import ACCURACY_ROWS
 from mmssl.rng import torch_generator
 from mmssl.train.setup import set_up

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from mmssl.config import load_config
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.losses import correct_matches, info_nce
+from mmssl.losses import info_nce
+from mmssl.losses.logits import correct_matches
 from scripts.bench import scale_gpus
 from scripts.bench.scale import SIZES, Training, bench_scale, fit, fit_links
 from scripts.bench.scale_model import Exchange, Link, Links, Machine, Work, step_seconds, step_terms

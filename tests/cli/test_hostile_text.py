@@ -120,6 +120,7 @@ STEPS: dict[str, Sequence[str]] = {
     "finetune": ["finetune", "<M>", "<S>", "--out", "<.>/tuned<B>", "--no-cache"],
     "interpolate": ["interpolate", "<M>", "<M>", "--out", "<.>/between<B>"],
     "export": ["export", "<M>", "--format", "timm", "--out", "<.>/exported<B>"],
+    "load-check": ["load-check", "<M>"],
     "presets": ["presets", "<H>"],
     "suites": ["suites", "<H>"],
     "towers": ["towers", "check", "<H>"],

@@ -83,6 +83,20 @@ def test_pack_reads_a_pattern_of_shards(tmp_path: Path, capsys: pytest.CaptureFi
         assert image.size == (24, 24)
 
 
+def test_pack_counts_captions_that_training_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A caption that is too long for training is packed, and said to be so; a text of many lines is many captions."""
+    (tmp_path / "in").mkdir()
+    for name, text in (("long", "word " * 6000), ("lines", "a line\n" * 6000), ("usual", "a red fox")):
+        (tmp_path / "in" / f"{name}.png").write_bytes(encode(photo(8, 8), "PNG"))
+        (tmp_path / "in" / f"{name}.txt").write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        main(["shards", "pack", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+    assert not caught.value.code
+    out = capsys.readouterr().out
+    assert "1 caption of more than 20,000 characters: training leaves these pairs out" in out
+    assert "3 used" in out
+
+
 def photo_of(path: Path) -> bytes:
     """The first image of a shard."""
     import tarfile

@@ -3,11 +3,13 @@
 import re
 from typing import Any
 
+import pytest
 import typer.main
 
 from mmssl.cli import app
 from mmssl.config import Config, known_keys
 from mmssl.objectives import objective_names
+from tests.helpers.docs_blocks import ROOT
 from tests.helpers.docs_scripts import load_script
 
 reference = load_script("docs_reference")
@@ -24,6 +26,14 @@ def test_every_key_has_a_row_with_its_meaning() -> None:
     assert [key for key, *_, meaning in rows if len(meaning.strip()) < 5] == []
     for name in objective_names():
         assert f"### objectives.{name}" in page
+
+
+@pytest.mark.parametrize("page", reference.PAGES)
+def test_the_pages_of_the_repository_are_whole(page: str) -> None:
+    """The pages hold the reference, made from the code as it is; `python -m scripts.docs_reference` writes it anew."""
+    text = (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8")
+    assert reference.filled(page, text) == text
+    assert len(text.splitlines()) > 300
 
 
 def test_values_and_defaults_are_said() -> None:

@@ -8,7 +8,7 @@ import pytest
 from mmssl.errors import UserError
 from mmssl.evaluate import suite
 from mmssl.evaluate.datasets import find_datasets, open_dataset, open_images, read, training_split
-from mmssl.evaluate.labels import class_indices, image_captions, sample_label
+from mmssl.evaluate.labels import class_indices, image_captions, in_order, sample_label
 from mmssl.types import Sample
 from tests.helpers.toy_encoder import ToyEncoder, pack, paint
 
@@ -68,7 +68,7 @@ def test_flat_folder_and_pattern(tmp_path: Path) -> None:
 
 
 def test_names_from_labels(tmp_path: Path) -> None:
-    """Where a JSON entry holds the label, the classes are the distinct labels in sorted order."""
+    """Where a JSON entry holds the label, the classes are the distinct labels in order, numbers by their value."""
     records = [{"png": paint(i), "json": {"label": f"c{i % 3}", "group": i % 2}, "txt": "x"} for i in range(6)]
     shard = pack(tmp_path / "a-0.tar", records)
     dataset = open_dataset(shard)
@@ -77,6 +77,7 @@ def test_names_from_labels(tmp_path: Path) -> None:
     assert labels.tolist() == [0, 1, 2, 0, 1, 2]
     groups = open_dataset(shard, label="group")
     assert class_indices(groups, list(read(groups, on_bad=pytest.fail)))[0] == ("0", "1")
+    assert in_order(["10", "b", "9", "-1", "10", "a", "9a"]) == ("-1", "9", "10", "9a", "a", "b")
 
 
 def test_a_named_field_keeps_the_class_names(numbers: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,11 +4,13 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from mmssl.errors import UserError
 from mmssl.inference import ImageInput, list_images, predict, probabilities
+from mmssl.inference.classify import Prediction, draw_prediction
 from mmssl.inference.images import pixels_of
 
 
@@ -29,6 +31,19 @@ def test_a_drawing_lies_beside_its_image_also_where_names_have_spaces(tmp_path: 
     assert found.saved == tmp_path / "my photos" / "a-cat-predicted.png"
     assert found.saved.is_file()
     assert [place.name for place in tmp_path.iterdir()] == ["my photos"]
+
+
+def test_the_number_on_a_long_bar_can_be_read(tmp_path: Path) -> None:
+    """A number that stands in the dark bar is white, and one beside the bar is black."""
+    prediction = Prediction("a.png", {"cat": 0.99, "dog": 0.01})
+    draw_prediction(tmp_path / "drawn.png", Image.new("RGB", (8, 8), "red"), prediction)
+    pixels = np.asarray(Image.open(tmp_path / "drawn.png").convert("RGB")).astype(int)
+    bar = (abs(pixels - (0x1D, 0x4E, 0xD8)) < 8).all(2)  # plotting.BLUE
+    rows, columns = (np.flatnonzero(bar.any(axis)) for axis in (1, 0))
+    inside = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    assert (inside.min(2) > 240).any()
+    assert not (inside.max(2) < 60).any()
+    assert (pixels[rows[-1] + 1 :, columns[0] :].max(2) < 60).any()
 
 
 def test_drawings_are_no_images_of_their_folder(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmssl.distributed import World
-from mmssl.losses import blockwise, correct_matches, info_nce, siglip
-from mmssl.losses.logits import Form
+from mmssl.losses import blockwise, info_nce, siglip
+from mmssl.losses.logits import Form, correct_matches
 from mmssl.types import Groups
 from tests.helpers.features import gradients, unit_rows
 

@@ -63,11 +63,11 @@ def by_kernels(name: str, left: Tensor, right: Tensor, scale: Tensor, bias: Tens
     if loss == "nt_xent":
         return nt_xent(left, right, 0.1, form="triton")
     if loss == "sigmoid":
-        return 3 * blockwise.sigmoid_loss(left, right, scale, bias, pairing, kernels=True) / len(left)
+        return 3 * blockwise.sigmoid_loss(left, right, scale, bias, pairing, form="triton") / len(left)
     if loss == "ring sigmoid":
-        single: dict[str, Any] = {"kernels": True, "world": SINGLE_PROCESS}
+        single: dict[str, Any] = {"form": "triton", "world": SINGLE_PROCESS}
         return 3 * blockwise.ring_sigmoid_loss(left, right, scale, bias, pairing, **single) / len(left)
-    rows, columns, positives = blockwise.logsumexps(left, right, scale, pairing, kernels=True)
+    rows, columns, positives = blockwise.logsumexps(left, right, scale, pairing, form="triton")
     return (rows - positives).mean() if loss == "rows" else (columns * _weights(columns)).sum()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,7 +18,7 @@ from mmssl.config import parse_config
 from mmssl.data.storage import iter_samples
 from mmssl.distributed import World
 from mmssl.errors import UserError
-from mmssl.objectives import TrainingTask
+from mmssl.objectives import TrainingTask, base
 from mmssl.train.setup import set_up
 from mmssl.train.step import Step, Tally, backward
 from mmssl.train.trainer import Trainer, train
@@ -113,6 +114,29 @@ def test_all_pairs_of_a_sample_are_right() -> None:
     expected = (F.cross_entropy(logits, same / 3) + F.cross_entropy(logits.T, same.T / 2)) / 2
     total, count = tally.sums["contrastive.loss"]
     assert float(total / count) == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "case", ["positives", "mask", "several", "sigmoid positives", "sigmoid mask", "sigmoid several"]
+)
+def test_the_chance_loss_of_a_batch_is_that_of_equal_embeddings(case: str) -> None:
+    """Where captions or labels repeat, the chance loss in the metrics is the loss of embeddings that are all the same,
+    for SigLIP with the best of all biases."""
+    name, options = CASES[case]
+    task = tiny_task([name], options=options)
+    objective, given = task.objectives[name], batch(task)
+    inputs = {"ids": torch.arange(ROWS), "group.cls": given.groups.get("cls", torch.arange(ROWS))}
+    images = ["image", *(f"image.{i}" for i in range(1, options.get("images_per_sample", 1)))]
+    texts = ["text", *(f"text.{i}" for i in range(1, options.get("captions_per_sample", 1)))]
+    same = {key: torch.ones(ROWS, 4) / 2 for key in (*images, *texts)}
+
+    def found(bias: float) -> base.Output:
+        scalars = {"logit_scale": torch.tensor(3.0), "bias": torch.tensor(bias)}
+        return objective.loss(same | scalars, inputs, World())
+
+    chance, count = found(0.0).metrics["chance_loss"]
+    best = minimize_scalar(lambda bias: float(found(bias).total), (-10, 0)).fun if name == "siglip" else found(0).total
+    assert float(chance) / count == pytest.approx(float(best), rel=1e-5)
 
 
 @pytest.mark.parametrize("dims", [[8, 2], [16, 8, 5, 1]])

@@ -78,6 +78,8 @@ HEALTHY = {
             "the contrastive loss 5.55 is no better than guessing, 5.55",
         ),
         ({"contrastive.loss": math.log(256)}, 0.05, ""),
+        ({"contrastive.loss": 5.5, "contrastive.chance_loss": 5.9}, 0.3, ""),
+        ({"contrastive.loss": 4.9, "contrastive.chance_loss": 4.9}, 0.3, "is no better than guessing, 4.90"),
         ({"contrastive.loss": math.log(256), "step": 1}, 1.0, ""),
         ({"contrastive.logit_scale": 100.0}, 0.3, "temperature reached its clamp"),
         ({"contrastive.logit_scale": 100.0}, 0.8, ""),

@@ -11,8 +11,8 @@ from mmssl.apps.ablate.results import (
     Results,
     RunResults,
     compare_mixes,
-    lower_is_better,
 )
+from mmssl.evaluate.tasks import direction
 
 Metric = tuple[str, str]
 """`suite/task` and the name of a metric."""
@@ -82,6 +82,6 @@ def best_evaluation(
 ) -> EvaluationPoint | None:
     """The first evaluation with the best value; None if none has the metric."""
     suite, metric = chosen_by
-    sign = -1 if lower_is_better(metric) else 1
+    sign = direction(metric)
     known = [e for e in evaluations if e.minutes <= most_minutes and metric in e.results.get(suite, {})]
     return max(known, key=lambda e: sign * float(e.results[suite][metric]), default=None)

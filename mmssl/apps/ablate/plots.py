@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mmssl.apps.ablate.results import NOT_A_RATE, EvaluationPoint, MixComparison, Results, RunResults
+from mmssl.plotting import shortened, wrapped
 
 COLORS = {"helps": "#1a7f37", "hurts": "#c93c37", "no difference": "#57606a", "too few runs": "#57606a"}
 
@@ -31,8 +32,9 @@ def draw_differences(path: Path, comparisons: Sequence[MixComparison], baseline:
         axes = figure.add_subplot(1, len(panels), place + 1)
         _panel(axes, found, first=place == 0)
         unit = "" if name.endswith(NOT_A_RATE) else " (percentage points)"
-        axes.set_title(suite, fontsize=10)
-        axes.set_xlabel(f"{name}: difference to {baseline}{unit}", fontsize=8.5)
+        axes.set_title(wrapped(suite, 50, 2), fontsize=10, parse_math=False)
+        label = wrapped(f"{name}: difference to {baseline}{unit}", 62, 2)
+        axes.set_xlabel(label, fontsize=8.5, parse_math=False)
     figure.supxlabel(
         "circles: seeds; dot and thick line: mean and 95 % interval over seeds; thin line: over samples",
         fontsize=7.5,
@@ -85,8 +87,10 @@ def draw_curves(path: Path, results: Results, metrics: Sequence[tuple[str, str]]
             axes.tick_params(labelsize=8)
             axes.grid(color="#eaeef2")
             if row == 0:
-                axes.set_title(f"{suite} {metric}", fontsize=9.5)
-    figure.legend(lines, list(results), loc="outside lower center", ncols=3, fontsize=8.5)
+                axes.set_title(wrapped(f"{suite} {metric}", 52, 2), fontsize=9.5, parse_math=False)
+    names = [shortened(mix, 80) for mix in results]
+    beside = int(figure.get_figwidth() / (0.6 + 0.075 * max(map(len, names))))
+    figure.legend(lines, names, loc="outside lower center", ncols=min(3, max(1, beside)), fontsize=8.5)
     figure.savefig(path)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from mmssl.apps.ablate.plan import AblationPlan, AblationRun, PlannedMix
 from mmssl.errors import UserError
 from mmssl.evaluate import Metrics, compare
-from mmssl.evaluate.tasks import main_metrics
+from mmssl.evaluate.tasks import direction, main_metrics
 from mmssl.files import read_json_lines
 from mmssl.stats import LEVEL, Interval, Paired, bootstrap, holm, paired_t
 
@@ -196,17 +196,12 @@ def format_interval(metric: str, interval: Interval) -> str:
     return f"{scale * interval[0]:+.2f} to {scale * interval[1]:+.2f}"
 
 
-def lower_is_better(metric: str) -> bool:
-    """True if a smaller value is the better one."""
-    return metric.endswith(compare.LOWER_IS_BETTER)
-
-
 def decide(metric: str, paired: Paired | None, over_samples: Interval | None) -> Verdict:
     """The verdict: a difference counts only if no interval, over seeds or over samples, contains 0."""
     if paired is None:
         return "too few runs"
     intervals = [paired.interval, *([] if over_samples is None else [over_samples])]
-    sign = -1 if lower_is_better(metric) else 1
+    sign = direction(metric)
     if all(sign * low > 0 and sign * high > 0 for low, high in intervals):
         return "helps"
     if all(sign * low < 0 and sign * high < 0 for low, high in intervals):

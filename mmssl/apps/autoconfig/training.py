@@ -131,7 +131,9 @@ def index_packed(finished: Finished) -> None:
         if known is not None and set(known.shards) == names and known.model != model.image_fingerprint():
             shutil.rmtree(run / INDEX)  # made with the weights before the run was resumed
         with errors.console(stderr=True).status("embedding") as status:
-            embed_shards(model, shards, run / INDEX, progress=lambda done: status.update(f"embedding: {done:,} images"))
+            embed_shards(
+                model, shards, run / INDEX, progress=lambda _, done: status.update(f"embedding: {done:,} images")
+            )
 
 
 def next_commands(run: Path) -> list[str]:

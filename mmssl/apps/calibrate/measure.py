@@ -95,7 +95,8 @@ def measure(found: probabilities.Calibration, trials: Trials, logit_scale: float
     """
     count, candidates = trials.similarities.shape
     measurement = Measurement(found, trials, logit_scale, seed)
-    intervals = bootstrap(measurement.values, count)
+    fractions = dict.fromkeys(("label_coverage", "match_coverage", "mismatches_passed"), count)
+    intervals = bootstrap(measurement.values, count, fractions=fractions)
     return {
         **measurement.values(np.arange(count)),
         **measurement.perfect(),

@@ -89,6 +89,7 @@ def nearest(
     shards: str | Sequence[str],
     by: Literal["image", "caption"] = "image",
     count: int = 6,
+    progress: encode.Progress | None = None,
 ) -> list[Neighbour]:
     """The pairs whose images (or captions) are nearest to a unit-length embedding [D], the nearest first.
 
@@ -100,13 +101,14 @@ def nearest(
     """
     names = expand(shards)
     if by == "image":
-        encoded = encode.encode_images(model, _pairs(names))
+        encoded = encode.encode_images(model, _pairs(names), progress=progress)
         features, samples = encoded.features, encoded.samples
     else:
         samples = [replace(sample, image=b"") for sample in _pairs(names)]
         if not samples:
             raise UserError(f"no pair in {', '.join(names)}; give shards of images with captions")
-        features = encode.encode_texts(model, [labels.image_captions(sample)[0] for sample in samples])
+        texts = [labels.image_captions(sample)[0] for sample in samples]
+        features = encode.encode_texts(model, texts, progress=progress)
     rows, similarities = exact_nearest(query.cpu()[None].numpy(), [features.numpy()], count)
     chosen = [samples[row] for row in rows[0].tolist()]
     hits = [

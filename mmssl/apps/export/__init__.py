@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mmssl.apps.export.formats import Format, find_format, format_names
     from mmssl.apps.export.onnx_files import shrink
     from mmssl.apps.export.reader import Reader
+    from mmssl.apps.export.source import compare_with_source
     from mmssl.apps.export.to_onnx import OnnxEncoder
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Format",
     "OnnxEncoder",
     "Reader",
+    "compare_with_source",
     "export",
     "find_format",
     "format_names",
@@ -30,6 +32,7 @@ _MODULES = {
     **dict.fromkeys(("Format", "find_format", "format_names"), "formats"),
     "OnnxEncoder": "to_onnx",
     "Reader": "reader",
+    "compare_with_source": "source",
     "shrink": "onnx_files",
 }
 

@@ -19,7 +19,7 @@ from mmssl.evaluate.classifiers import fine_tuning, logistic_regression
 from mmssl.evaluate.metrics import baselines, classification
 from mmssl.inference import Model
 from mmssl.models import ImageEncoder
-from mmssl.stats import Interval, bootstrap
+from mmssl.stats import Interval, means
 
 Method = Literal["linear", "full", "lp-ft"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -63,6 +63,8 @@ class Tuned:
     train_samples: int
     labels: Tensor
     """Classes of the test samples, int64 [N]."""
+    kept_start: bool = False
+    """No weights of full training were better on held-out samples than those before it, so that these are kept."""
 
     def metrics(self) -> dict[str, Any]:
         """Accuracies, 95 % intervals, the difference, and the accuracies without the image, for JSON."""
@@ -80,7 +82,8 @@ class Tuned:
                 "zero_shot_mean_per_class_recall": mean_over_classes(self.before, self.labels),
             }
             found |= {"gain_interval": list(difference.interval), "gain_p_value": difference.p_value}
-        return found | self.chosen | {"train_samples": self.train_samples, "test_samples": len(self.after)}
+        found |= self.chosen | {"train_samples": self.train_samples, "test_samples": len(self.after)}
+        return found | ({"kept_start": True} if self.kept_start else {})
 
     def difference(self) -> compare.Difference | None:
         """The gain of fine-tuning on the test samples; None without class names."""
@@ -123,12 +126,12 @@ def fine_tune(
     head = start
     if settings.method != "full":
         head, chosen["c"] = fit_head(data.train, rows, start, settings.shots is None, settings.balance)
-    tuned = model
+    tuned, kept_start = model, False
     if settings.method == "linear":
         head, mixture = _mix_heads(data.train, rows[1], (start, head), settings.alpha)
         chosen |= mixture
     else:
-        tuned, head, more = _train(model, data, rows, (start, head), settings, (progress, guard))
+        tuned, head, more, kept_start = _train(model, data, rows, (start, head), settings, (progress, guard))
         chosen |= more
     record = {
         "method": settings.method,
@@ -147,6 +150,7 @@ def fine_tune(
         chosen=chosen,
         train_samples=len(rows[0]),
         labels=data.test.labels,
+        kept_start=kept_start,
     )
     classifier.record["figures"] = result.metrics()
     return result
@@ -224,8 +228,7 @@ def accuracy_interval(outcomes: Hits, labels: Tensor) -> Interval:
     Args:
         labels: of the samples, int64 [N].
     """
-    found = bootstrap(lambda rows: {"acc1": float(outcomes[rows].mean())}, len(outcomes), strata=labels.numpy())
-    return found["acc1"]
+    return means({"acc1": outcomes}, labels.numpy())[1]["acc1"]
 
 
 def encode_with(model: Model, images: LabelledImages, progress: encode.Progress | None = None) -> Tensor:
@@ -240,8 +243,9 @@ def _train(
     heads: tuple[logistic_regression.Linear, logistic_regression.Linear],
     settings: FineTuneSettings,
     watchers: tuple[encode.Progress | None, GuardSet | None],
-) -> tuple[Model, logistic_regression.Linear, dict[str, float]]:
-    """The model and the head after training both, and the settings that were chosen.
+) -> tuple[Model, logistic_regression.Linear, dict[str, float], bool]:
+    """The model and the head after training both, the settings that were chosen, and true if the weights before the
+    training are kept.
 
     Args:
         heads: the zero-shot head, and the initial one.
@@ -254,7 +258,9 @@ def _train(
     shown, held_out = (data.train.render(model, part) for part in rows)
     prior = logistic_regression.log_prior(shown[1], len(data.classnames)) if settings.balance else None
     options = fine_tuning.TuneOptions(settings.rates, settings.epochs, settings.seed, PATIENCE, prior)
+    before = tuned.weights()
     chosen = {"lr": fine_tuning.tune(tuned, shown, held_out, options, progress=progress)}
+    kept_start = all(torch.equal(before[name], weight) for name, weight in tuned.weights().items())
     if settings.alpha is None or guard is not None:
         # A given alpha is the largest that a guard may choose.
         alphas = [alpha for alpha in ALPHAS if settings.alpha is None or alpha < settings.alpha]
@@ -266,7 +272,7 @@ def _train(
     head = logistic_regression.Linear(weights, tuned.bias.detach().double().cpu())
     tower = tuned.tower
     assert isinstance(tower, ImageEncoder)
-    return _with_tower(model, tower), head, chosen
+    return _with_tower(model, tower), head, chosen, kept_start
 
 
 def _with_tower(model: Model, tower: ImageEncoder) -> Model:

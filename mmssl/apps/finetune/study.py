@@ -26,9 +26,9 @@ from mmssl.evaluate.classifiers import logistic_regression
 from mmssl.evaluate.metrics import baselines
 from mmssl.inference import Model
 from mmssl.models import build_dual_encoder
-from mmssl.plotting import FAINT, GREEN, drawing
+from mmssl.plotting import FAINT, GREEN, drawing, wrapped
 from mmssl.rng import generator, torch_seed
-from mmssl.stats import Interval
+from mmssl.stats import Interval, over_draws
 
 PROBE, UNTRAINED = "linear probe", "linear probe, untrained tower"
 STATISTICS = 256
@@ -74,30 +74,40 @@ class Study:
         draws = self.lines[name][shots]
         return float(np.std([draw.mean() for draw in draws], ddof=1)) if len(draws) > 1 else None
 
-    def interval(self, outcomes: Hits) -> Interval:
-        """The 95 % bootstrap interval of an accuracy, over test samples."""
-        return accuracy_interval(outcomes, self.labels)
+    def interval(self, name: str, shots: int) -> Interval:
+        """The 95 % interval of a mean accuracy, over test samples and draws of labels."""
+        over_samples = accuracy_interval(self.mean(name, shots), self.labels)
+        return over_draws(over_samples, [float(draw.mean()) for draw in self.lines[name][shots]], (0, 1))
+
+    def zero_shot_interval(self) -> Interval:
+        """The 95 % interval of the zero-shot accuracy, over test samples."""
+        assert self.zero_shot is not None
+        return accuracy_interval(self.zero_shot, self.labels)
 
     def tuned(self) -> list[str]:
         """The classifiers other than the baselines."""
         return [name for name in self.lines if name not in (PROBE, UNTRAINED)]
 
     def metrics(self) -> dict[str, Any]:
-        """Everything for JSON; intervals are over test samples, `std` is over draws."""
+        """Everything for JSON; intervals are over test samples and draws of labels, `std` is over draws."""
         found: dict[str, Any] = {
             name: {str(k): self._metric(name, k) for k in line} for name, line in self.lines.items()
         }
         if self.zero_shot is not None:
             found["zero-shot"] = {
                 "acc1": float(self.zero_shot.mean()),
-                "interval": list(self.interval(self.zero_shot)),
+                "interval": list(self.zero_shot_interval()),
             }
         found["baselines"] = self.baselines()
         return found | {"differences": {name: self._differences(name) for name in self.tuned()}}
 
     def _metric(self, name: str, shots: int) -> dict[str, Any]:
         mean = self.mean(name, shots)
-        return {"acc1": float(mean.mean()), "interval": list(self.interval(mean)), "std": self.spread(name, shots)}
+        return {
+            "acc1": float(mean.mean()),
+            "interval": list(self.interval(name, shots)),
+            "std": self.spread(name, shots),
+        }
 
     def _differences(self, name: str) -> dict[str, Any]:
         return {
@@ -220,18 +230,19 @@ def draw_study(path: Path, name: str, found: Study) -> None:
         axes = canvas.add_subplot()
         for way, line in found.lines.items():
             means = [found.mean(way, k) for k in line]
-            bands = [found.interval(mean) for mean in means]
+            bands = [found.interval(way, k) for k in line]
             axes.plot(list(line), [100 * m.mean() for m in means], marker="o", color=colors[way], label=way)
             lows, highs = ([100 * band[side] for band in bands] for side in (0, 1))
             axes.fill_between(list(line), lows, highs, color=colors[way], alpha=0.15, linewidth=0)
         if found.zero_shot is not None:
-            low, high = (100 * end for end in found.interval(found.zero_shot))
+            low, high = (100 * end for end in found.zero_shot_interval())
             axes.axhline(100 * found.zero_shot.mean(), color="black", linestyle="--", label="zero-shot")
             axes.axhspan(low, high, color="black", alpha=0.07, linewidth=0)
         axes.axhline(100 * found.baselines()["majority"], color=FAINT, linestyle=":", label="most frequent class")
         ticks = sorted({k for line in found.lines.values() for k in line})
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(k) for k in ticks])
-        axes.set(xlabel="labels per class to train on", ylabel="accuracy on the test split (%)", title=name)
+        axes.set(xlabel="labels per class to train on", ylabel="accuracy on the test split (%)")
+        axes.set_title(wrapped(name, 50, 2), parse_math=False)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)

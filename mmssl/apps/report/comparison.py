@@ -9,6 +9,7 @@ from mmssl.apps.report.wording import Metric, list_metrics, result_title
 from mmssl.config import Config
 from mmssl.errors import UserError
 from mmssl.evaluate import compare
+from mmssl.evaluate.tasks import direction
 
 NO_DIRECTION = ("samples", "classes", "captions", "train_samples", "k", "c")
 
@@ -78,7 +79,7 @@ def _best(name: str, row: Sequence[Metric | None]) -> list[bool]:
     values = [metric.value for metric in row if metric is not None]
     if last in NO_DIRECTION or len(set(values)) < 2:
         return [False] * len(row)
-    best = min(values) if last.endswith(compare.LOWER_IS_BETTER) else max(values)
+    best = max(values, key=lambda value: direction(last) * value)
     return [metric is not None and metric.value == best for metric in row]
 
 

@@ -3,6 +3,7 @@ ranks share the shards."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,7 @@ def embed_shards(
     dtype: stored.Dtype | None = None,
     fields: Sequence[str] | None = None,
     world: World = SINGLE_PROCESS,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Embedded:
     """Store the embedding of every image.
 
@@ -72,7 +73,7 @@ def embed_shards(
         with_text: store the embeddings of the captions too; samples without a caption are unusable then.
         dtype: number format of the stored embeddings. Default: float16, or that of the folder.
         fields: names of the fields of samples to store. Default: all with short values, or those of the folder.
-        progress: called with the number of images embedded so far.
+        progress: called as `progress(shards done, images embedded)`, of this rank.
 
     Raises:
         UserError: the folder holds an index of another model or of other data, or cannot be written; or too many
@@ -82,32 +83,47 @@ def embed_shards(
     done = Embedded()
     chosen = None if fields is None else sorted(set(fields))
     record = _prepare(model, names, out, (members, with_text, dtype, chosen), world, done)
-    for name, number in list(zip(record.shards, record.parts, strict=True))[world.rank :: world.size]:
+    own = list(zip(record.shards, record.parts, strict=True))[world.rank :: world.size]
+    for place, (name, number) in enumerate(own):
+        report = None if progress is None else partial(progress, place)
         if stored.is_whole(out, number, record):
             done.kept += 1
             continue
         try:
-            _embed_shard(model, name, out, number, batch_size, record, done)
+            _embed_shard(model, name, out, number, batch_size, record, done, report)
         except OSError as error:
             raise UserError(
                 f"{out} cannot be written: {error.strerror}; finished shards are kept, call again to resume"
             ) from None
         account_of(done.images, done.bad).limit(bad_samples, "raise that limit, --bad-samples, and embed again")
-        if progress is not None:
-            progress(done.images)
+    if progress is not None:
+        progress(len(own), done.images)
     world.barrier()
     return done
 
 
 def _embed_shard(
-    model: "Model", shard: str, out: Path, number: int, batch_size: int, record: stored.EmbeddingRecord, done: Embedded
+    model: "Model",
+    shard: str,
+    out: Path,
+    number: int,
+    batch_size: int,
+    record: stored.EmbeddingRecord,
+    done: Embedded,
+    progress: Callable[[int], None] | None,
 ) -> None:
     from mmssl.evaluate import encode
 
     with_text, limits = record.text_model is not None, SampleLimits(members=record.members)
     samples_read = iter_samples([shard], limits, need_text=with_text, on_bad=done.bad.append)
     found = (row for sample in samples_read for row in sample.each_image())
-    images = encode.encode_images(model, found, batch_size=batch_size, required=False)
+    before = done.images
+
+    def report(_: str, count: int) -> None:
+        if progress is not None:
+            progress(before + count)
+
+    images = encode.encode_images(model, found, batch_size=batch_size, required=False, progress=report)
     samples, features = images.samples, images.features.reshape(-1, model.config.embed_dim)
     columns = {
         "shard": [sample.shard for sample in samples],

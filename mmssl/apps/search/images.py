@@ -12,7 +12,7 @@ from mmssl.data.shards import SampleLimits, image_ranges, is_remote
 from mmssl.data.transforms import DecodeError, decoding
 from mmssl.errors import UserError
 from mmssl.files import open_regular
-from mmssl.plotting import drawing
+from mmssl.plotting import drawing, wrapped
 
 REMOTE = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
 """Schemes of addresses that an index may name."""
@@ -92,7 +92,7 @@ def draw_hits(path: Path, query: str, hits: Sequence[Hit], images: Sequence[byte
     rows = -(-len(hits) // columns)
     size = (columns * _INCHES, rows * (_INCHES + 0.6) + 0.4)
     with drawing(path, *size, dpi=100, font_size=8, format="png") as canvas:
-        canvas.suptitle(textwrap.shorten(query, 100), fontsize=11, parse_math=False)
+        canvas.suptitle(wrapped(query, int(11 * size[0]), 2), fontsize=11, parse_math=False)
         for place, (hit, image) in enumerate(zip(hits, images, strict=True)):
             axes = canvas.add_subplot(rows, columns, place + 1)
             axes.set_axis_off()

@@ -1,6 +1,7 @@
 """Health report of a dataset: problems of its samples, and advice."""
 
 import json
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,20 +47,37 @@ class HealthReport:
         names = ("samples", "images", "captions", "batches", *(["against"] if self.against else []))
         return {name: getattr(self, name) for name in names}
 
-    def text(self) -> str:
-        """The report as text, ending with the advice and the account of the samples."""
-        lines = []
+    def text(self, width: int | None = None) -> str:
+        """The report as text, ending with the advice and the account of the samples.
+
+        Args:
+            width: columns of the terminal, in which long lines are broken between words. None: lines stay whole.
+        """
+        lines: list[tuple[str, int]] = []  # with the column in which a broken line goes on
         for subject, values in self.statistics().items():
-            lines.append(subject)
+            lines.append((subject, 0))
             shown = {name: _show(value, name != _PAIRS) for name, value in values.items() if value not in ([], {})}
-            lines += [f"  {name:<42} {value}" for name, value in shown.items()]
-        lines += ["", "what to fix" if self.advice else "nothing to fix"]
-        lines += [f"  {number}. {line}" for number, line in enumerate(self.advice, start=1)]
-        return "\n".join([*lines, "", self.account.text()])
+            lines += [(f"  {name:<42} {value}", 45) for name, value in shown.items()]
+        lines += [("", 0), ("what to fix" if self.advice else "nothing to fix", 0)]
+        lines += [(f"  {number}. {line}", 5) for number, line in enumerate(self.advice, start=1)]
+        lines += [("", 0), *((line, 2) for line in self.account.text().splitlines())]
+        return "\n".join(part for line, column in lines for part in _broken(line, width, column))
 
     def json(self) -> str:
         """Statistics and advice as JSON."""
         return json.dumps({**self.statistics(), "advice": self.advice}, indent=1, ensure_ascii=False)
+
+
+def _broken(text: str, width: int | None, column: int) -> Iterator[str]:
+    for line in text.split("\n"):
+        if width is None or len(line) <= width:
+            yield line
+        else:
+            # Paths stay whole, to be copied.
+            indent = " " * column
+            yield from textwrap.wrap(
+                line, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+            )
 
 
 def check_health(
@@ -211,6 +229,8 @@ def _histogram(axes: "Axes", values: npt.NDArray[Any], title: str, log: bool = F
     edges = np.geomspace(low, high, 40) if log else np.linspace(*ends, 40)
     axes.hist(values, bins=edges.tolist(), color=BLUE)
     axes.set_xscale("log" if log else "linear")
+    if not log and (values == values.round()).all():
+        axes.locator_params(axis="x", integer=True)
     axes.set_ylabel("samples")
 
 

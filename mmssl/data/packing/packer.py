@@ -82,6 +82,8 @@ class Packed:
     """Samples written by this call."""
     kept: int = 0
     """Shards that existed from an interrupted packing."""
+    long_captions: int = 0
+    """Samples of these with a caption that training refuses for its length, unless data.max_caption_chars is raised."""
     bad: list[tuple[str, str]] = field(default_factory=list)
     """Key and error of each record left out by this call."""
     account: Account = field(default_factory=Account)
@@ -170,9 +172,10 @@ def _pack(
     counter = _Progress(len(keys) - sum(len(shard.records) for shard in missing), len(keys), progress)
 
     def work(shard: _ShardPlan, find: CopyFinder | None) -> None:
-        written, bad = _write_shard(records, keys, shard, encoding, counter.tick, find)
+        written, long, bad = _write_shard(records, keys, shard, encoding, counter.tick, find)
         with counter.lock:
             packed.samples += written
+            packed.long_captions += long
             packed.bad += [(key, str(error)) for key, error in bad]
             _finish(out, shard, written, bad)
 
@@ -377,9 +380,13 @@ def _write_shard(
     encoding: Encoding,
     tick: Callable[[], None],
     find: CopyFinder | None,
-) -> tuple[int, Bad]:
-    """Write one tar under its partial name. Returns the number of samples and the records left out."""
-    written = 0
+) -> tuple[int, int, Bad]:
+    """Write one tar under its partial name.
+
+    Returns:
+        The number of samples, that of those with a caption too long for training, and the records left out.
+    """
+    written, long = 0, 0
     bad: list[tuple[str, RecordError | DecodeError]] = []
     with tarfile.open(_partial_path(shard.path), "w") as tar:
         for number in shard.records:
@@ -397,10 +404,18 @@ def _write_shard(
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
                 written += 1
+                long += _is_long(fields)
             except (RecordError, DecodeError) as error:
                 bad.append((key, error))
             tick()
-    return written, bad
+    return written, long, bad
+
+
+def _is_long(fields: Fields) -> bool:
+    """True if training refuses a caption for its length. A text of several lines is several captions."""
+    text = str(fields["txt"])
+    texts = captions.sample_captions({**fields, "txt": text}) if len(text) > captions.LONGEST else ()
+    return any(captions.length_problem(caption) is not None for caption in texts)
 
 
 def _finish(out: Path, shard: _ShardPlan, written: int, bad: Bad) -> None:

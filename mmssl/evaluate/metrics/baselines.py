@@ -46,9 +46,9 @@ def recall_by_chance(right: NDArray[np.int64], candidates: int, k: int) -> float
     return float((1 - missed).mean())
 
 
-def describe(found: Mapping[str, float], scale: float = 1.0) -> str:
+def describe(found: Mapping[str, float]) -> str:
     """Baselines of one metric as text: `majority 0.6000, chance 0.4100`."""
-    return ", ".join(f"{name} {scale * value:.4f}" for name, value in found.items())
+    return ", ".join(f"{name} {value:.4f}" for name, value in found.items())
 
 
 def no_better(value: float, found: Mapping[str, float]) -> str:

@@ -98,4 +98,8 @@ def _intervals(outcome: Outcome, labels: Tensor, confidence: Tensor | None) -> d
             found["calibration_error"] = float(np.abs(totals).sum() / len(rows))
         return found
 
-    return bootstrap(measure, len(true), strata=true)
+    fractions = {name: float(len(true)) for name in measure(np.arange(len(true))) if name.startswith("acc")}
+    # Samples that tell as much about the mean recall as these do: all of them where the classes have equal sizes.
+    sizes = np.unique(true, return_counts=True)[1]
+    fractions["mean_per_class_recall"] = len(sizes) ** 2 / float((1 / sizes).sum())
+    return bootstrap(measure, len(true), strata=true, fractions=fractions)

@@ -12,7 +12,15 @@ from mmssl.plugins import builtin_names, load_plugin
 if TYPE_CHECKING:
     from mmssl.evaluate.task import Task
 
-__all__ = ["find_task", "main_metrics", "paired_tasks", "task_label", "task_names"]
+__all__ = ["direction", "find_task", "main_metrics", "paired_tasks", "task_label", "task_names"]
+
+_LOWER_IS_BETTER = ("calibration_error", "median_rank", "bad_samples", "real_gaps", "fpr95_prompts", "fpr95_images")
+"""Endings of metric names for which lower is better."""
+
+
+def direction(metric: str) -> int:
+    """1 where higher is better, else -1."""
+    return -1 if metric.endswith(_LOWER_IS_BETTER) else 1
 
 
 def task_names() -> list[str]:

@@ -198,13 +198,17 @@ def robustness(clean: NDArray[np.bool_], under: NDArray[np.bool_]) -> Robustness
             f"acc1_severity{k}": float(rate) for k, rate in zip(SEVERITIES, table.mean(axis=0), strict=True)
         }
 
+    found = measure(np.arange(len(clean)))
+    fractions = {name: len(clean) for name in found if name != "acc1_kept"}
+
     def rates(rows: Rows) -> dict[str, float]:
         return {str(i): float(rate) for i, rate in enumerate(flat[:, rows].mean(axis=1))}
 
-    ends = np.array(list(bootstrap(rates, len(clean)).values())).reshape(*under.shape[:2], 2)
+    cells = dict.fromkeys(map(str, range(len(flat))), len(clean))
+    ends = np.array(list(bootstrap(rates, len(clean), fractions=cells).values())).reshape(*under.shape[:2], 2)
     return Robustness(
-        metrics=measure(np.arange(len(clean))) | {"samples": len(clean)},
-        intervals=bootstrap(measure, len(clean)),
+        metrics=found | {"samples": len(clean)},
+        intervals=bootstrap(measure, len(clean), fractions=fractions),
         accuracies=under.mean(axis=2),
         low=ends[:, :, 0],
         high=ends[:, :, 1],

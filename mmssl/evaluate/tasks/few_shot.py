@@ -8,7 +8,7 @@ from mmssl.evaluate.metrics import baselines
 from mmssl.evaluate.task import DRAWS, Metrics, TaskContext, list_baselines, list_intervals, write_outcomes
 from mmssl.evaluate.tasks._classification import TrainedTask
 from mmssl.files import write_csv
-from mmssl.stats import means
+from mmssl.stats import means, over_draws
 
 SEEDS = 5
 """Random draws of training samples."""
@@ -42,7 +42,8 @@ class FewShot(TrainedTask):
         if context.folder is not None:
             table = zip(range(SEEDS), *by_draw.values(), strict=True)
             write_csv(context.folder / DRAWS, ("draw", *by_draw), table)
-        metrics, intervals = means(right, labels.numpy())
+        metrics, over_samples = means(right, labels.numpy())
+        intervals = {name: over_draws(over_samples[name], draws, (0, 1)) for name, draws in by_draw.items()}
         spread = {name.replace("acc1", "std"): float(np.std(draws, ddof=1)) for name, draws in by_draw.items()}
         counts = {"classes": len(names), "samples": len(labels), "draws": SEEDS}
         known = list_baselines(baselines.of_classes(labels, list(metrics)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmssl.errors import UserError
 from mmssl.evaluate.datasets import Dataset
-from mmssl.evaluate.labels import UnusableSampleError, label_index
+from mmssl.evaluate.labels import UnusableSampleError, in_order, label_index
 from mmssl.evaluate.metrics import ranking
 from mmssl.evaluate.task import Metrics, Task, TaskContext, list_intervals
 from mmssl.files import write_csv
@@ -87,7 +87,7 @@ def label_matrix(dataset: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str
         )
     names = dataset.classnames
     if names is None:
-        names = tuple(sorted({str(label) for row in labels for label in row}))
+        names = in_order(str(label) for row in labels for label in row)
     position: dict[int | str, int] = {name: index for index, name in enumerate(names)}
     targets = torch.zeros(len(samples), len(names), dtype=torch.int64)
     for row, entries in enumerate(labels):

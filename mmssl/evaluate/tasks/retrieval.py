@@ -128,8 +128,10 @@ def search(
         for k in recall_at
         if k <= found.depth
     }
-    intervals = bootstrap(measure, count)
-    return RetrievalResult(measure(np.arange(count)) | counts, intervals, by_chance, to_image, to_text)
+    found = measure(np.arange(count))
+    fractions = {name: count for name in found if not name.endswith("median_rank")}
+    intervals = bootstrap(measure, count, fractions=fractions)
+    return RetrievalResult(found | counts, intervals, by_chance, to_image, to_text)
 
 
 def same_words(captions: Sequence[str]) -> Tensor:

@@ -11,6 +11,7 @@ from PIL import Image
 from mmssl import MMSSL, load
 from mmssl.apps.finetune import load_classifier
 from mmssl.apps.finetune.classifier import is_classifier
+from mmssl.evaluate.classifiers import fine_tuning as tuning
 from mmssl.rng import generator
 from tests.cli.test_evaluate import refused, run
 from tests.helpers.tiny_runs import COLORS
@@ -29,6 +30,19 @@ def test_a_classifier_is_written_and_its_figures_printed(
     assert f"{found['zero_shot']:.4f}" in printed
     assert "gain: " in printed
     assert "is not empty" in refused(capsys, "finetune", model_folder, colors, "--out", out)
+
+
+def test_weights_that_are_not_better_are_told(
+    model_folder: Path,
+    colors: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a rate that ruins the weights, the output says that those before the training are kept, and what to try."""
+    monkeypatch.setattr(tuning, "STEPS", 4)
+    run("finetune", model_folder, colors, "--method", "full", "--lr", "1e5", "--epochs", "1")
+    assert "the weights before it are kept; try an --lr other than 100000" in capsys.readouterr().out
 
 
 def test_several_numbers_of_labels_make_a_table(

@@ -80,6 +80,19 @@ def test_the_guard_is_kept(method: str, lr: float, able: Model, colors: Path) ->
     assert guarded.classifier.record["alpha"] == guarded.chosen["alpha"]
 
 
+def test_a_training_that_was_of_no_use_is_told(model: Model, able: Model, problem: FineTuneData) -> None:
+    """At a rate that ruins the weights, those before the training are kept to the bit and that is recorded; a rate that
+    fits keeps the trained ones."""
+    found = fine_tune(able, problem, FineTuneSettings("full", rates=(1e4,), epochs=2))
+    assert found.kept_start
+    assert found.metrics()["kept_start"]
+    old, new = able.encoder.state_dict(), found.classifier.model.encoder.state_dict()
+    assert all(torch.equal(value, old[name]) for name, value in new.items())
+    useful = fine_tune(model, problem, FineTuneSettings("full", rates=(1e-3,), epochs=10))
+    assert not useful.kept_start
+    assert "kept_start" not in useful.metrics()
+
+
 def test_alpha_auto_is_the_best_on_held_out_labels(model: Model, problem: FineTuneData) -> None:
     """Of the linear heads between zero-shot and fitted, the one that is right most often on held-out labels is used,
     the nearest to zero-shot of equal ones."""

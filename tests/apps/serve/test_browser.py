@@ -209,15 +209,16 @@ def test_searching_and_classifying(browser: Any, url: str, upload: Path, width: 
 
 
 def test_it_can_be_used_by_keyboard(browser: Any, url: str) -> None:
-    """The tab key reaches the link past the head, the field, the button and the choice of a file; Enter searches."""
+    """The tab key reaches the link past the head, the field, the button, the conditions and the choice of a file; Enter
+    searches."""
     watched = Watched(browser, url, 1280, 900)
     page = watched.page
     page.get_by_text("8 images").wait_for()
     reached = []
-    for _ in range(4):
+    for _ in range(5):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    assert reached == ["Skip to the content", "text", "Search", "file"]
+    assert reached == ["Skip to the content", "text", "Search", "Only some images", "file"]
     page.locator("#text").focus()
     page.keyboard.type("apple")
     page.keyboard.press("Enter")

@@ -91,6 +91,15 @@ def test_losses_are_counted_by_reason(tmp_path: Path) -> None:
     assert "samples left out: 8" in health.advice[0]
 
 
+def test_a_terminal_of_80_columns_cuts_no_word(tmp_path: Path) -> None:
+    """In 80 columns every line of the report fits, but for a long path, and its words are those of the whole lines."""
+    members = sound() | {f"x{i}.png": image(i) for i in range(9)} | {f"y{i}.txt": b"alone" for i in range(9)}
+    _, health = survey_and_check(tmp_path, members)
+    assert max(map(len, health.text().splitlines())) > 80
+    assert [line for line in health.text(80).splitlines() if len(line) > 80 and len(line.split()) > 1] == []
+    assert health.text(80).split() == health.text().split()
+
+
 def test_copies_of_images(tmp_path: Path) -> None:
     """Exact copies, those under another caption, and near copies are told apart."""
     members = sound(100)

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
 
@@ -99,6 +100,42 @@ def test_the_choice_depends_on_the_key_alone(shards: list[str], tmp_path: Path) 
     assert chosen(shards, 0.0) == set()
     read = set(iter_captions([str(one)], ["{txt}"], held_out=RULE))
     assert read == {f"caption of {key}" for key in whole.keys() - chosen(shards, 0.2)}
+
+
+@pytest.mark.parametrize("group", [None, "patient"])
+def test_the_hashes_are_read_from_beside_the_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str | None
+) -> None:
+    """A second start computes no hash and divides the shards alike. Hashes of another group, of a shard that
+    changed since, and damaged ones are computed anew, also where nothing can be written."""
+    path, rule = str(tmp_path / "0.tar"), HoldOutConfig(share=0.3, group=group)
+    fields = json.dumps({"patient": 7, "site": 1}).encode()
+
+    def write(count: int) -> None:
+        files = [file for n in range(count) for file in (*pair(str(n)), (f"{n}.json", fields))]
+        Path(path).write_bytes(tar_bytes(files))
+
+    def parts(rule: HoldOutConfig) -> list[list[int]]:
+        return [[out.ordinal for out in part[0].left_out] for part in hold_out(indexes([path]), rule)]
+
+    write(50)
+    first, stored = parts(rule), Path(f"{path}.hashes")
+    with monkeypatch.context() as patch:
+        module = import_module("mmssl.data.sources.hold_out")
+        patch.setattr(module, "sample_keys", None)
+        patch.setattr(module, "_number", None)
+        assert parts(rule) == first
+    content = stored.read_bytes()
+    stored.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert parts(rule) == first
+    assert stored.read_bytes() == content
+    parts(HoldOutConfig(share=0.3, group="site"))
+    assert parts(rule) == first
+    write(60)
+    assert sum(map(len, parts(rule))) == 60
+    stored.unlink()
+    stored.mkdir()
+    assert sum(map(len, parts(rule))) == 60
 
 
 def test_a_group_is_held_out_as_a_whole(tmp_path: Path) -> None:

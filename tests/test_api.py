@@ -22,7 +22,7 @@ from mmssl.data import expand, iter_samples
 from mmssl.errors import UserError
 from tests.cli.test_main import fails, main_ok
 from tests.helpers.color_pairs import TINY, write_table
-from tests.helpers.tiny_runs import write_pairs
+from tests.helpers.tiny_runs import run_tree, write_pairs
 
 LABELS = ["a red square", "a green square", "a blue square", "a white square"]
 
@@ -224,6 +224,30 @@ def test_a_mixture_is_trained_on_as_in_a_configuration(tmp_path: Path) -> None:
     assert load_config(finished.run_dir / "config.yaml").data.train == [SourceConfig(**part) for part in parts]
     with pytest.raises(UserError, match="shards.* required.*weight"):
         MMSSL().train([{"shard": "x"}], tmp_path / "x")
+
+
+def test_a_configuration_holds_out_what_the_words_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`mmssl train CONFIG --data TABLE data.hold_out.group=product`: no product is on both sides, every pair is on one,
+    and the held-out pairs are evaluated beside the configuration's own suites."""
+    lines = write_table(tmp_path).read_text().splitlines()
+    rows = [f"{line},P{number // 2}" for number, line in enumerate(lines[1:])]
+    (tmp_path / "products.csv").write_text("\n".join([f"{lines[0]},product", *rows]))
+    (tmp_path / "shards").mkdir()
+    tree = run_tree(write_pairs(tmp_path / "shards"), tmp_path / "unused", train__steps=1)
+    (tmp_path / "c.yaml").write_text(json.dumps(tree))
+    run = tmp_path / "run"
+    table = str(tmp_path / "products.csv")
+    main_ok(["train", str(tmp_path / "c.yaml"), "--data", table, "--run", str(run), "data.hold_out.group=product"])
+    assert "are held out from training" in capsys.readouterr().out
+    parts = [list(iter_samples(expand(str(run / "shards" / f"{name}-*.tar")))) for name in ("train", "held-out")]
+    first, second = ({sample.fields["product"] for sample in part} for part in parts)
+    assert first
+    assert second
+    assert not first & second
+    assert sum(map(len, parts)) == 40
+    results = json.loads((run / "results.json").read_text())
+    assert {name.partition("/")[0] for name in results} == {"colors", "held-out"}
+    assert results["held-out/retrieval"]["samples"] == len(parts[1])
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:

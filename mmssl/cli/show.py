@@ -76,8 +76,8 @@ def _passes(task: "TrainingTask") -> list[str]:
     from mmssl.objectives import mixing
 
     lines = []
-    for forward in mixing.encoder_passes(task.objective(name) for name in task.objectives):
-        users = [n for n in task.objectives if forward in task.objective(n).required_passes()]
+    for forward in mixing.encoder_passes(task.objective(name) for name in task.names):
+        users = [n for n in task.names if forward in task.objective(n).required_passes()]
         masked = f" seeing {forward.mask} only" if forward.tower == "vision" and forward.mask else ""
         lines.append(f"  {forward.tower} tower on {forward.input}{masked}: for {', '.join(users)}")
     return lines

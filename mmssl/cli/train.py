@@ -183,6 +183,7 @@ def _report(finished: "Finished") -> None:
     """Print the metrics, the model folder, and commands that use the model."""
     from mmssl import system
     from mmssl.apps.autoconfig import next_commands
+    from mmssl.config import load_config
     from mmssl.train import resume_command
 
     if system.rank() == 0:
@@ -191,10 +192,9 @@ def _report(finished: "Finished") -> None:
             print(f"model: {finished.run_dir / 'model'}")
             print("next:", *next_commands(finished.run_dir), sep="\n  ")
     if finished.signal is not None:
-        print(
-            f"stopped by signal {finished.signal}; resume with: {resume_command(finished.run_dir)}",
-            file=sys.stderr,
-        )
+        trust = " --trust" if _named_code(load_config(finished.run_dir / "config.yaml")) else ""
+        command = resume_command(finished.run_dir) + trust
+        print(f"stopped by signal {finished.signal}; resume with: {command}", file=sys.stderr)
         raise typer.Exit(128 + finished.signal)
 
 

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 
 import psutil
@@ -52,6 +54,7 @@ def start_processes(count: int, module: str, arguments: Sequence[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     # The signals that torchrun passes on to the processes; its own list lacks those of schedulers.
+    stop_with_parent()
     names = ",".join(signal.Signals(number).name for number in system.stop_signals())
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", f"{names},SIGQUIT")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(system.allowed_cores()) // count)))
@@ -62,6 +65,21 @@ def start_processes(count: int, module: str, arguments: Sequence[str]) -> None:
         sys.exit(min(codes, default=1))
     except SignalException as error:  # the processes got it too, and have saved
         sys.exit(128 + error.sigval)
+
+
+def stop_with_parent(seconds: float = 0.5) -> None:
+    """Send this process SIGTERM when its parent has ended, which is looked up every so many seconds.
+
+    `accelerate launch` ends on a signal without passing it on; its run would go on unseen.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="watch of the launcher", daemon=True).start()
 
 
 def _num_processes(command: Sequence[str]) -> int | None:

@@ -55,7 +55,7 @@ def train_on(
         run_dir: folder of the run. Default: runs/NAME, by the name of the data.
         start: a model to start from.
         tree: a configuration, in which the data and pinned settings are replaced. None: settings are chosen, and the
-            model is evaluated on held-out pairs at the end.
+            model is evaluated on held-out pairs at the end; so it is with a configuration if `data.hold_out` is pinned.
         pinned: dotted key -> value given by the user.
         table: how to read a table: image_column, caption_column, separator, encoding. Others are recognised.
 
@@ -81,10 +81,11 @@ def train_on(
     tried = _config(trial, "unknown", run, given)
     objective_options(tried)
     console, limits = errors.console(quiet=not _is_first()), build_limits(tried.data)
-    rule = tried.data.hold_out if tree is None else HoldOutConfig(share=0)
-    prepared = _prepared(data, run, rule, limits, console, table)
-    if tree is None:
+    apart = tree is None or any(key.startswith("data.hold_out") for key in given)
+    prepared = _prepared(data, run, tried.data.hold_out if apart else HoldOutConfig(share=0), limits, console, table)
+    if apart:
         given = {key: value for key, value in given.items() if not key.startswith("data.hold_out")}
+    if tree is None:
         templates = list(given.get("data.captions", ["{txt}"]))
         pairs = probe_pairs(expand(patterns_of(prepared.train)), prepared.pairs, templates, limits)
         choices = choose(pairs, machine, start, given)
@@ -92,6 +93,9 @@ def train_on(
         console.print(_settings_table(choices, given))
         _report_unused_gpus(machine, console)
         tree = _tree(choices)
+    elif apart:
+        tree = _with_held_out(tree, prepared, given)
+        console.print(prepared.why, soft_wrap=True, markup=False)
     finished = train(_config(tree, prepared.train, run, given))
     after_training(finished)
     return finished
@@ -218,6 +222,15 @@ def selection(prepared: Prepared, choices: Sequence[Choice], pinned: Tree) -> li
         Choice("evaluate.every", every, f"{EVALUATIONS} evaluations on the held-out pairs"),
         Choice("train.early_stopping", {"patience": PATIENCE}, why),
     ]
+
+
+def _with_held_out(tree: Tree, prepared: Prepared, pinned: Tree) -> Tree:
+    """A configuration that does not train on the held-out pairs, and evaluates on them beside its own suites."""
+    found = copy.deepcopy(dict(tree))
+    set_key(found, "data.hold_out", prepared.rule.model_dump(exclude_defaults=True))
+    if prepared.held_out and not any(key.startswith("evaluate.suites") for key in pinned):
+        set_key(found, f"evaluate.suites.{HELD_OUT}", {"data": prepared.held_out, "task": ["retrieval"]})
+    return found
 
 
 def _settings_table(choices: Sequence[Choice], pinned: Mapping[str, Any]) -> Table:

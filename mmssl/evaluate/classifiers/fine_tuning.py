@@ -98,13 +98,16 @@ class HeadedTower(nn.Module):
 class BestWeights:
     """The weights with the highest accuracy on held-out images; of equal ones, those with the likeliest labels."""
 
-    def __init__(self, model: HeadedTower, held_out: Labelled) -> None:
-        self._model, self._held_out = model, held_out
-        self.quality, self.weights, self.waited = quality(model, held_out), model.weights(), 0
+    def __init__(self, model: HeadedTower, held_out: Labelled, by_class: bool = False) -> None:
+        """Args:
+        by_class: each class counts alike.
+        """
+        self._model, self._held_out, self._by_class = model, held_out, by_class
+        self.quality, self.weights, self.waited = quality(model, held_out, by_class), model.weights(), 0
 
     def measure(self) -> int:
         """Measure the present weights; the number of measurements since the best."""
-        found = quality(self._model, self._held_out)
+        found = quality(self._model, self._held_out, self._by_class)
         self.waited += 1
         if found > self.quality:
             self.quality, self.weights, self.waited = found, self._model.weights(), 0
@@ -133,7 +136,7 @@ def train(
     epochs = max(options.epochs, math.ceil(STEPS / batches))
     steps, step = epochs * batches, 0
     watched = held_out is not None and len(held_out[1]) > 0 and options.patience is not None
-    best = BestWeights(model, held_out) if watched and held_out is not None else None
+    best = BestWeights(model, held_out, options.log_prior is not None) if watched and held_out is not None else None
     prior = 0.0 if options.log_prior is None else options.log_prior.float().to(device)
     for epoch in range(epochs):
         order = torch.from_numpy(generator(options.seed, "fine-tune", epoch).permutation(len(labels)))
@@ -179,7 +182,7 @@ def tune(
     for lr in (rates if len(held_out[1]) > 0 else rates[:1]) if alone else ():
         model.load_state_dict(start)
         train(model, shown, lr, options, progress, held_out)
-        found.append((accuracy(model, held_out), lr, model.weights()))
+        found.append((quality(model, held_out, options.log_prior is not None)[0], lr, model.weights()))
     best = max(found, key=lambda trial: trial[0], default=(0.0, 0.0, start))
     model.load_state_dict({n: world.sum(w if alone else torch.zeros_like(w)) for n, w in best[2].items()})
     lr = float(world.broadcast(best[1]))
@@ -220,9 +223,13 @@ def accuracy(model: HeadedTower, held_out: Labelled) -> float:
     return quality(model, held_out)[0]
 
 
-def quality(model: HeadedTower, held_out: Labelled) -> tuple[float, float]:
+def quality(model: HeadedTower, held_out: Labelled, by_class: bool = False) -> tuple[float, float]:
     """Fraction of images that are classified correctly, and the mean log-likelihood of their labels; 0 and -inf if the
-    outputs are not finite, zeros without any image."""
+    outputs are not finite, zeros without any image.
+
+    Args:
+        by_class: means over the classes of the means of each, so that rare classes count as much as frequent ones.
+    """
     images, labels = held_out
     if len(labels) == 0:
         return 0.0, 0.0
@@ -230,4 +237,12 @@ def quality(model: HeadedTower, held_out: Labelled) -> tuple[float, float]:
     with torch.no_grad():
         scores = torch.cat([model(part.to(device)).cpu() for part in torch.split(images, BATCH)])
     likelihood = -float(F.cross_entropy(scores, labels))
-    return (share(scores.argmax(1) == labels), likelihood) if math.isfinite(likelihood) else (0.0, -math.inf)
+    if not math.isfinite(likelihood):
+        return 0.0, -math.inf
+    right = scores.argmax(1) == labels
+    if not by_class:
+        return share(right), likelihood
+    counts = torch.bincount(labels).double()
+    weights = 1 / (counts[labels] * (counts > 0).sum())
+    losses = F.cross_entropy(scores, labels, reduction="none").double()
+    return float((weights * right).sum()), -float((weights * losses).sum())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 from torch.nn import functional as F
 
 from mmssl.evaluate.classifiers import fine_tuning as tuning
@@ -63,3 +64,29 @@ def test_the_rate_that_is_best_on_held_out_images_is_taken(shown: Labelled) -> N
     assert all(torch.equal(value, alone.state_dict()[name]) for name, value in model.state_dict().items())
     nothing = shown[0][:0], shown[1][:0]
     assert tune(headed(), shown, nothing, TuneOptions(rates=(1e-9, 1e-2))) == 1e-9
+
+
+def test_with_balance_rare_classes_count_alike(shown: Labelled) -> None:
+    """By class, the accuracy is the mean of sklearn's recalls and the likelihood the mean of those of each class.
+    Balanced tuning leaves a head that always names the frequent class."""
+    images, labels = shown[0], torch.tensor([0] * 16 + [1, 1, 2, 2])
+    model = headed()
+    with torch.no_grad():
+        scores = model(images)
+    accuracy, likelihood = tuning.quality(model, (images, labels), by_class=True)
+    assert accuracy == pytest.approx(balanced_accuracy_score(labels, scores.argmax(1)))
+    own = scores.log_softmax(1).gather(1, labels[:, None])[:, 0]
+    expected = sum(float(own[labels == number].mean()) for number in range(3)) / 3
+    assert likelihood == pytest.approx(expected, rel=1e-5)
+
+    def outcome(head: HeadedTower, by_class: bool) -> float:
+        return tuning.quality(head, (images, labels), by_class)[0]
+
+    always = HeadedTower(Tower(), torch.zeros(3, 8), 5.0, torch.tensor([1.0, 0.0, 0.0])).eval()
+    assert outcome(always, False) == 0.8
+    assert outcome(always, True) == pytest.approx(1 / 3)
+    prior = torch.tensor([0.8, 0.1, 0.1]).log()
+    options = TuneOptions(rates=(1e-9, 1e-2), log_prior=prior)
+    tuned = HeadedTower(Tower(), torch.zeros(3, 8), 5.0, torch.tensor([1.0, 0.0, 0.0])).eval()
+    tune(tuned, (images, labels), (images, labels), options)
+    assert outcome(tuned, True) > outcome(always, True) + 0.1

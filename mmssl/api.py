@@ -196,8 +196,9 @@ class MMSSL:
         from mmssl.evaluate import datasets, open_dataset
 
         dataset = datasets.open_images(data, **options) or open_dataset(data, **options)
-        self.model.calibration = calibrate(self.model, dataset, by=by, coverage=coverage)
-        return self.model.calibration.metrics
+        found = calibrate(self.model, dataset, by=by, coverage=coverage, head=self._classifier)
+        (self._classifier or self.model).calibration = found
+        return found.metrics
 
     def encode_image(
         self, images: ImageInput | Iterable[ImageInput], batch_size: int = 256, patches: bool = False

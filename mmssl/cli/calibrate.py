@@ -30,6 +30,7 @@ from mmssl.cli.common import (
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
+    from mmssl.apps.finetune import Classifier
     from mmssl.inference import Model, probabilities
 
 
@@ -81,13 +82,16 @@ def calibrate(
     """Fit probabilities on held-out pairs: is this a match, does none of the labels fit, which labels are likely.
 
     Half of the images fit them, the other half measures them. predict and serve then use the calibration.json in the
-    model's folder. docs/calibration.md explains the metrics.
+    model's folder; of a fine-tuned classifier, predict uses its head_calibration.json. docs/calibration.md explains the
+    metrics.
 
     Example: mmssl calibrate runs/mine /data/held-out
     """
     from mmssl.apps.calibrate import calibrate as run
+    from mmssl.apps.finetune import is_classifier, load_classifier
     from mmssl.evaluate import suite
 
+    head = load_classifier(model) if is_classifier(model) else None
     loaded = load_model(model, device, precision)
     if out is None and loaded.folder is None:
         raise UserError(f"{model} is no folder of mmssl, so its calibration needs a place: --out FOLDER")
@@ -104,17 +108,17 @@ def calibrate(
             cache=open_cache(loaded, cache, no_cache),
             progress=lambda what, done: spinner.update(f"{what}: {done:,}"),
         )
-        found = run(loaded, datasets[0], by=by, coverage=coverage, seed=seed, halves=halves, options=settings)
-    place = _store(loaded, found, out)
+        found = run(
+            loaded, datasets[0], by=by, coverage=coverage, seed=seed, halves=halves, options=settings, head=head
+        )
+    place = _store(loaded, found, out) if head is None else _store_head(head, Path(model), found, out)
     print_results({f"{datasets[0].name}/calibration": found.metrics})
     if halves > 1:
         print_results({f"{datasets[0].name}/calibration, mean over {halves} halves": found.metrics["halves"]})
     if json_file is not None:
         write_json(json_file, found.model_dump(mode="json"))
-    print(
-        f"{place}: an image and a text match from a similarity of {found.match_threshold:.3f} on "
-        f"({coverage:.0%} of the right pairs pass)"
-    )
+    what = "an image and a text match from a similarity" if head is None else "an image has a label from a logit"
+    print(f"{place}: {what} of {found.match_threshold:.3f} on ({coverage:.0%} of the right pairs pass)")
 
 
 def _store(model: "Model", found: "probabilities.Calibration", out: Path | None) -> Path:
@@ -129,3 +133,16 @@ def _store(model: "Model", found: "probabilities.Calibration", out: Path | None)
     with writing(model.folder, "the model folder", "give a place: --out FOLDER"):
         probabilities.write_calibration(model.folder, found)
     return model.folder / probabilities.FILE
+
+
+def _store_head(classifier: "Classifier", folder: Path, found: "probabilities.Calibration", out: Path | None) -> Path:
+    """Write the calibration into the classifier's folder, or the classifier to a new folder; returns the file."""
+    from mmssl.inference import probabilities
+
+    classifier.calibration = found
+    if out is not None:
+        classifier.save(out)
+        return out / probabilities.HEAD_FILE
+    with writing(folder, "the classifier's folder", "give a place: --out FOLDER"):
+        probabilities.write_calibration(folder, found, probabilities.HEAD_FILE)
+    return folder / probabilities.HEAD_FILE

@@ -31,12 +31,16 @@ from mmssl.cli.common import (
 from mmssl.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from mmssl.apps.finetune import FineTuneData, FineTuneSettings, methods, study
     from mmssl.apps.finetune import guard as guards
     from mmssl.inference import Model
     from mmssl.stats import Interval
 
 
+_MOST_CLASSES = 20
+"""Classes of which each gets a line."""
 _BASELINES = {"majority": "always the most frequent class", "chance": "chance at the class frequencies"}
 
 
@@ -280,6 +284,7 @@ _DRAW = "; for this draw of labels, and --seeds 5 tries others"
 def _print_tuned(found: "methods.Tuned") -> None:
     from rich.table import Table
 
+    from mmssl.apps.finetune import methods
     from mmssl.evaluate.metrics import baselines
 
     metrics = found.metrics()
@@ -289,9 +294,13 @@ def _print_tuned(found: "methods.Tuned") -> None:
             low, high = metrics[f"{key}_interval"]
             mean = metrics[f"{prefix}mean_per_class_recall"]
             table.add_row(name, f"{metrics[key]:.4f}", f"{low:.4f} to {high:.4f}", f"{mean:.4f}")
+    classes = methods.by_class(found.after, found.labels)
     for name, accuracy in found.baselines().items():
-        table.add_row(_BASELINES[name], f"{accuracy:.4f}", "", "")
+        # Whatever does not look at the image is right equally often over the classes.
+        table.add_row(_BASELINES[name], f"{accuracy:.4f}", "", f"{1 / len(classes):.4f}")
     stdout().print(table)
+    if len(classes) <= _MOST_CLASSES:
+        stdout().print(_class_table(found))
     difference = found.difference()
     if difference is not None:
         low, high = difference.interval
@@ -300,8 +309,11 @@ def _print_tuned(found: "methods.Tuned") -> None:
             f"p = {difference.p_value:.2g}){_DRAW if found.classifier.record['shots'] is not None else ''}"
         )
     words = baselines.no_better(metrics["acc1"], found.baselines())
-    if words:
+    mean, chance = metrics["mean_per_class_recall"], 1 / len(classes)
+    if words and mean <= chance:
         print(f"the classifier is {words}")
+    elif words:
+        print(f"the classifier is {words}, but over the classes it is right in {mean:.1%}; chance is {chance:.1%}")
     settings = {name: value for name, value in found.chosen.items() if not name.startswith("guard")}
     chosen = ", ".join(f"{name} = {value:.3g}" for name, value in settings.items())
     if "guard_after" in found.chosen:
@@ -313,6 +325,21 @@ def _print_tuned(found: "methods.Tuned") -> None:
             "no weights of the training were better on these others than those before it, so the weights before it are "
             f"kept; try an --lr other than {found.chosen['lr']:g}, more labels, or --method linear"
         )
+
+
+def _class_table(found: "methods.Tuned") -> "Table":
+    """One row per class with test images."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from mmssl.apps.finetune import methods
+
+    table = Table(Column("class", overflow="fold"), "test images", "zero-shot", "fine-tuned")
+    before = {} if found.before is None else methods.by_class(found.before, found.labels)
+    for number, (count, accuracy) in methods.by_class(found.after, found.labels).items():
+        zero = f"{before[number][1]:.4f}" if before else ""
+        table.add_row(Text(found.classifier.labels[number]), f"{count:,}", zero, f"{accuracy:.4f}")
+    return table
 
 
 def _print_study(found: "study.Study") -> None:

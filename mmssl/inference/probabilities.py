@@ -14,11 +14,13 @@ from mmssl.evaluate.metrics import calibration as metrics
 from mmssl.files import write_json
 
 FILE = "calibration.json"
+HEAD_FILE = "head_calibration.json"
+"""The calibration of a fine-tuned classifier, beside that of its model."""
 Positive = Annotated[float, Field(gt=0)]
 
 
 class Calibration(BaseModel):
-    """From cosine similarities to probabilities. `mmssl calibrate` fits it.
+    """From cosine similarities, or the logits of a classifier, to probabilities. `mmssl calibrate` fits it.
 
     The probabilities of a match and of no label suppose that it is as likely as not beforehand.
     """
@@ -115,13 +117,13 @@ def label_probabilities(labels: Sequence[str], logits: Tensor) -> list[LabelProb
     ]
 
 
-def read_calibration(folder: Path) -> Calibration | None:
-    """The calibration in a model folder; None without one.
+def read_calibration(folder: Path, name: str = FILE) -> Calibration | None:
+    """The calibration in a model folder, in the file of this name; None without one.
 
     Raises:
         UserError: the file is damaged.
     """
-    path = folder / FILE
+    path = folder / name
     if not path.is_file():
         return None
     try:
@@ -135,9 +137,9 @@ def read_calibration(folder: Path) -> Calibration | None:
         ) from None
 
 
-def write_calibration(folder: Path, found: Calibration | None) -> None:
+def write_calibration(folder: Path, found: Calibration | None, name: str = FILE) -> None:
     """Write a calibration into a model folder; None removes that of earlier weights."""
     if found is None:
-        (folder / FILE).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
     else:
-        write_json(folder / FILE, found.model_dump(mode="json"))
+        write_json(folder / name, found.model_dump(mode="json"))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mmssl.apps.calibrate.measure import Measurement, measure
-from mmssl.apps.calibrate.trials import By, Trials, trials_of
+from mmssl.apps.calibrate.trials import By, Head, Trials, trials_of
 from mmssl.errors import UserError
 from mmssl.evaluate import Metrics, datasets, suite
 from mmssl.evaluate.metrics import calibration
@@ -27,6 +27,7 @@ def calibrate(
     seed: int = 0,
     halves: int = 1,
     options: suite.SuiteOptions | None = None,
+    head: Head | None = None,
 ) -> probabilities.Calibration:
     """Fit a calibration on a random half of held-out images, and measure it on the other half.
 
@@ -36,11 +37,12 @@ def calibrate(
         coverage: probability with which the thresholds let the right one pass.
         seed: of the halves.
         halves: number of random halves to measure on. More than one: `halves` in the metrics has the mean over them.
+        head: of a classifier, which is calibrated in place of the model.
 
     Raises:
         UserError: the data cannot be used, or are too few.
     """
-    found = trials_of(model, dataset, by, options)
+    found = trials_of(model, dataset, by, options, head)
     count = len(found.right)
     needed = max(LEAST, 2 * int(np.ceil(1 / (1 - coverage))))
     if count < needed:
@@ -49,10 +51,10 @@ def calibrate(
             "half of them to fit, half to measure"
         )
     mine, others = split(found, seed)
-    fitted = fit(mine, coverage)
-    metrics = measure(fitted, others, model.logit_scale)
+    fitted, scale = fit(mine, coverage), model.logit_scale if head is None else 1.0
+    metrics = measure(fitted, others, scale)
     if halves > 1:
-        metrics["halves"] = over_halves(found, coverage, model.logit_scale, range(seed, seed + halves))
+        metrics["halves"] = over_halves(found, coverage, scale, range(seed, seed + halves))
     return fitted.model_copy(update={"metrics": metrics})
 
 

@@ -1,9 +1,9 @@
 """Trials: images among candidates of which one is right, from a dataset with labels or with captions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -50,18 +50,36 @@ class Trials:
         return calibration.familiarity(self.similarities, scale), calibration.familiarity(self.others(), scale)
 
 
+class Head(Protocol):
+    """The head of a classifier on the model's image vectors."""
+
+    labels: list[str]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits [N, C] of image vectors [N, D]."""
+
+
 def trials_of(
-    model: Model, dataset: datasets.Dataset, by: By | None = None, options: suite.SuiteOptions | None = None
+    model: Model,
+    dataset: datasets.Dataset,
+    by: By | None = None,
+    options: suite.SuiteOptions | None = None,
+    head: Head | None = None,
 ) -> Trials:
     """The images of a dataset, among its labels or among captions.
 
     Args:
         by: default: labels if the dataset has class names or names the field of its labels, else captions.
+        head: of a classifier, whose labels are the candidates, and whose logits stand for similarities.
 
     Raises:
         UserError: the dataset has no such labels or captions, or fewer than three different ones.
     """
     settings = options or suite.SuiteOptions()
+    if head is not None and by == "captions":
+        raise UserError("a classifier knows labels, no captions; leave out --by captions")
+    if head is not None:
+        by = "labels"
     chosen = by or ("labels" if dataset.classnames is not None or dataset.label is not None else "captions")
     if chosen == "labels" and dataset.kind == "multilabel":
         raise UserError(f"dataset {dataset.name!r} has several labels per image; calibrate on captions: --by captions")
@@ -74,11 +92,33 @@ def trials_of(
     context = encoder.context(dataset.name, dataset, images, None)
     if chosen == "labels":
         names, right = labels.class_indices(dataset, images.samples)
+        if head is not None:
+            _require(len(head.labels), "the classifier", "labels")
+            return Trials(dataset.name, head.logits(images.features), _among_labels(head.labels, names, right))
         _require(len(names), dataset.name, "classes")
         return Trials(dataset.name, images.features @ context.class_weights(names).T, right)
     firsts, texts, words = _captions(images)
     features = context.encode_texts(texts)
     return Trials(dataset.name, *_among_captions(images.features[firsts], features, words))
+
+
+def _among_labels(known: list[str], names: Sequence[str], right: Tensor) -> Tensor:
+    """The classifier's numbers of the classes of images, int64 [N].
+
+    Args:
+        names: of the dataset's classes. right: the class of each image, int64 [N].
+
+    Raises:
+        UserError: an image has a class that the classifier does not know.
+    """
+    places = {label: place for place, label in enumerate(known)}
+    unknown = [names[number] for number in sorted(set(right.tolist())) if names[number] not in places]
+    if unknown:
+        raise UserError(
+            f"the data have images of {unknown[0]!r}, which is none of the classifier's labels ({', '.join(known[:5])}"
+            f"{', ...' if len(known) > 5 else ''}); name the field of the labels: --label FIELD, or leave them out"
+        )
+    return torch.tensor([places.get(name, 0) for name in names])[right]
 
 
 def _captions(images: encode.EncodedImages) -> tuple[list[int], list[str], Tensor]:

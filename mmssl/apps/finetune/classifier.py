@@ -32,6 +32,7 @@ class Classifier:
         labels: the classes, in the order of the head's rows.
         weight: [C, D]; products with the model's unit vectors plus `bias` [C] are logits. Both float32.
         record: its origin, for classifier.json: templates, method, metrics, version.
+        calibration: fitted on its logits by `mmssl calibrate`; None without.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class Classifier:
         self.weight = weight.float().cpu()
         self.bias = bias.float().cpu()
         self.record = dict(record or {})
+        self.calibration: probabilities.Calibration | None = None
 
     def predict(
         self, images: ImageInput | Sequence[ImageInput], batch_size: int = 256
     ) -> list[probabilities.LabelProbabilities]:
-        """The probability of each label for each image, highest first.
+        """The probability of each label for each image, highest first; calibrated also with a `verdict`.
 
         Args:
             images: one image or a list of them, as `Model.encode_image` takes them.
@@ -57,7 +59,8 @@ class Classifier:
             UserError: a file cannot be read.
             DecodeError: an image cannot be decoded.
         """
-        return probabilities.label_probabilities(self.labels, self.logits(self.model.encode_image(images, batch_size)))
+        logits = self.logits(self.model.encode_image(images, batch_size))
+        return probabilities.decide(self.labels, logits, 1.0, self.calibration)
 
     def probabilities(self, images: ImageInput | Sequence[ImageInput], batch_size: int = 256) -> Tensor:
         """The probability of each label for each image, [N, C], in the order of the labels."""
@@ -79,6 +82,7 @@ class Classifier:
         try:
             save_file({"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}, place / HEAD)
             (place / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+            probabilities.write_calibration(place, self.calibration, probabilities.HEAD_FILE)
         except (OSError, SafetensorError) as error:
             raise UserError(f"the classifier cannot be written to {place}: {error}; pick another folder") from None
 
@@ -106,7 +110,9 @@ def load_classifier(folder: str | Path) -> Classifier:
     model = load(place)
     if weight.shape != (len(labels), model.config.embed_dim) or bias.shape != (len(labels),):
         raise UserError(f"{place}: {HEAD} does not fit the {len(labels)} labels and the model; write it again")
-    return Classifier(model, labels, weight, bias, record)
+    found = Classifier(model, labels, weight, bias, record)
+    found.calibration = probabilities.read_calibration(place, probabilities.HEAD_FILE)
+    return found
 
 
 _SHOWN = 3

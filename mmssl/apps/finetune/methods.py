@@ -190,11 +190,17 @@ def fit_head(
     return logistic_regression.probe(train.features, train.labels, rows, len(start.bias), refit, start, balance)
 
 
-def mean_over_classes(outcomes: Hits, labels: Tensor) -> float:
-    """The mean of the accuracies of the classes."""
+def by_class(outcomes: Hits, labels: Tensor) -> dict[int, tuple[int, float]]:
+    """The number of test samples and the accuracy of each class that has any."""
     counts = np.bincount(labels.numpy())
     right = np.bincount(labels.numpy(), weights=outcomes)
-    return float((right[counts > 0] / counts[counts > 0]).mean())
+    present = np.flatnonzero(counts).tolist()
+    return {number: (int(counts[number]), float(right[number] / counts[number])) for number in present}
+
+
+def mean_over_classes(outcomes: Hits, labels: Tensor) -> float:
+    """The mean of the accuracies of the classes."""
+    return float(np.mean([accuracy for _, accuracy in by_class(outcomes, labels).values()]))
 
 
 def _mix_heads(

@@ -1,18 +1,21 @@
 """`mmssl finetune` and `mmssl interpolate` from the command line."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mmssl import MMSSL, load
-from mmssl.apps.finetune import load_classifier
+from mmssl.apps.finetune import load_classifier, methods
 from mmssl.apps.finetune.classifier import is_classifier
 from mmssl.evaluate.classifiers import fine_tuning as tuning
 from mmssl.rng import generator
+from tests.apps.finetune.conftest import write_colors
 from tests.cli.test_evaluate import refused, run
 from tests.helpers.tiny_runs import COLORS
 
@@ -29,6 +32,8 @@ def test_a_classifier_is_written_and_its_figures_printed(
     assert f"{found['acc1']:.4f}" in printed
     assert f"{found['zero_shot']:.4f}" in printed
     assert "gain: " in printed
+    for name in COLORS:
+        assert f"{name} " in printed
     assert "is not empty" in refused(capsys, "finetune", model_folder, colors, "--out", out)
 
 
@@ -43,6 +48,51 @@ def test_weights_that_are_not_better_are_told(
     monkeypatch.setattr(tuning, "STEPS", 4)
     run("finetune", model_folder, colors, "--method", "full", "--lr", "1e5", "--epochs", "1")
     assert "the weights before it are kept; try an --lr other than 100000" in capsys.readouterr().out
+
+
+def test_the_accuracy_of_each_class_is_that_of_a_loop() -> None:
+    """Counts and accuracies by class, and their mean; a class without samples is left out."""
+    labels, hits = [0, 0, 0, 2, 2, 3], [1, 0, 1, 0, 1, 0]
+    found = methods.by_class(np.array(hits, dtype=np.float64), torch.tensor(labels))
+    for number in (0, 2, 3):
+        own = [hit for hit, label in zip(hits, labels, strict=True) if label == number]
+        assert found[number] == (len(own), pytest.approx(sum(own) / len(own)))
+    assert found.keys() == {0, 2, 3}
+    mean = methods.mean_over_classes(np.array(hits, dtype=np.float64), torch.tensor(labels))
+    assert mean == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+
+
+def test_a_calibrated_classifier_says_if_no_label_fits(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`calibrate` fits the classifier's own logits: probabilities are those of the stored factor, and `predict` shows
+    the stored sigmoid of the familiarity. The zero-shot model stays without calibration, the folder can be copied, and
+    images of a class that the classifier does not know are refused."""
+    home, out = write_colors(tmp_path / "colors", test=120), tmp_path / "classifier"
+    run("finetune", model_folder, home, "--out", out)
+    run("calibrate", out, home, "--no-cache")
+    stored = json.loads((out / "head_calibration.json").read_text())
+    assert not (out / "calibration.json").exists()
+    classifier = load_classifier(out)
+    classifier.save(tmp_path / "copy")
+    image = Image.new("RGB", (20, 20), "green")
+    logits = classifier.logits(classifier.model.encode_image(image))[0].double()
+    k = stored["label_scale"]
+    familiarity = (torch.logsumexp(k * logits, 0) - math.log(len(logits))) / k
+    none = 1 - torch.sigmoid(stored["known_scale"] * familiarity + stored["known_bias"])
+    for place in (out, tmp_path / "copy"):
+        (found,) = load_classifier(place).predict(image)
+        assert [found[label] for label in classifier.labels] == pytest.approx((k * logits).softmax(0).tolist())
+        assert found.verdict is not None
+        assert found.verdict.none == pytest.approx(float(none), abs=1e-6)
+    image.save(tmp_path / "a.png")
+    capsys.readouterr()
+    run("predict", out, tmp_path / "a.png", "--json")
+    assert json.loads(capsys.readouterr().out)[0]["none_of_these"] == pytest.approx(float(none), abs=0.02)
+    assert MMSSL(out).calibrate(home)["samples"] == 60
+    assert "leave out --by" in refused(capsys, "calibrate", out, home, "--by", "captions")
+    (home / "classnames.txt").write_text("red\ngreen\nblue\npurple\n")
+    assert "none of the classifier's labels" in refused(capsys, "calibrate", out, home, "--no-cache")
 
 
 def test_several_numbers_of_labels_make_a_table(

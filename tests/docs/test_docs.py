@@ -32,8 +32,9 @@ def run_page(page: Path, stock: Path, folder: Path, *, slow: bool) -> None:
     """Run the blocks of a page in order."""
     stage = make_stage(stock, folder / "stage", tutorial="tutorials" in page.parts)
     names: dict[str, Any] = {"__name__": "__docs__"}
-    for block in blocks(page, "bash", "python"):
-        if block.skip is None and (slow or not block.slow):
+    for block in blocks(page):
+        runs = block.language != "yaml" or block.file is not None
+        if runs and block.skip is None and (slow or not block.slow):
             run_block(block, stage, names)
 
 
@@ -53,8 +54,13 @@ def test_the_slow_blocks_of_a_page_run_too(page: Path, stock: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("block", SHELL, ids=str)
-def test_commands_exist(block: Block) -> None:
-    """Every `mmssl` command of a shell block, whether it runs or not, has a verb, options and keys that exist."""
+def test_commands_exist(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `mmssl` command of a shell block, whether it runs or not, has a verb, options and keys that exist. Files
+    that the page has its readers save are there."""
+    monkeypatch.chdir(tmp_path)
+    for saved in blocks(block.page):
+        if saved.file is not None:
+            run_block(saved, tmp_path, {})
     for line in commands.lines(block.code):
         words = commands.arguments(line)
         if words is not None and "..." not in words:
@@ -92,6 +98,9 @@ def test_settings_are_accepted(block: Block) -> None:
     base = load_config(ROOT / "configs" / "small.yaml").model_dump(mode="json")
     tree = yaml.safe_load(block.code)
     assert tree
+    if block.file is not None:  # a whole one
+        parse_config(tree, str(block))
+        return
     parse_config({**base, **{key: merged(base.get(key), value) for key, value in tree.items()}}, str(block))
 
 
@@ -112,6 +121,10 @@ def test_rules_are_read(tmp_path: Path) -> None:
     )
     first, second = blocks(page)
     assert (first.tested, first.slow, first.line, second.tested, second.slow) == ("b d\n", True, 3, "a\n", False)
+    page.write_text("<!-- test: save as my_lab/a.py; with a -> b -->\n```python\na\n```\n")
+    (saved,) = blocks(page)
+    run_block(saved, tmp_path, {})
+    assert (tmp_path / "my_lab" / "a.py").read_text() == "b\n"
     page.write_text("<!-- test: never -->\n```bash\na\n```\n")
     with pytest.raises(ValueError, match="never"):
         blocks(page)

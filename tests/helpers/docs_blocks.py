@@ -5,6 +5,7 @@ A comment right before a block says what a test does with it; without one the bl
     <!-- test: skip because needs 8 GPUs -->                    it does not run; its commands are still checked
     <!-- test: slow -->                                         it runs with the slow tests only
     <!-- test: with train.steps=500 -> train.steps=2 -->        this text is replaced first; or `with a -> b, c -> d`
+    <!-- test: save as own/shelf.py -->                         it does not run; it becomes this file
 
 Several of these are joined by semicolons. CONTRIBUTING.md tells writers the same.
 """
@@ -43,6 +44,8 @@ class Block:
     slow: bool = False
     changes: tuple[tuple[str, str], ...] = ()
     """Texts and what is put in their place."""
+    file: str | None = None
+    """Path, relative to the page's folder, of the file that the reader saves it as."""
 
     @property
     def tested(self) -> str:
@@ -80,12 +83,14 @@ def blocks(page: Path, *languages: str) -> list[Block]:
 
 def _ruled(block: Block, rule: str) -> Block:
     """The block with what its comment says."""
-    skip, slow, changes = None, False, []
+    skip, slow, changes, file = None, False, [], None
     for clause in rule.split("; "):
         if clause.startswith("skip because "):
             skip = clause.removeprefix("skip because ")
         elif clause == "slow":
             slow = True
+        elif clause.startswith("save as "):
+            file = clause.removeprefix("save as ")
         elif clause.startswith("with "):
             for pair in clause.removeprefix("with ").split(", "):
                 old, arrow, new = pair.partition(" -> ")
@@ -93,5 +98,5 @@ def _ruled(block: Block, rule: str) -> Block:
                     raise ValueError(f"{block}: {pair!r} is not of the form OLD -> NEW")
                 changes.append((old, new))
         else:
-            raise ValueError(f"{block}: {clause!r} is none of `skip because`, `slow` and `with`")
-    return Block(block.page, block.line, block.language, block.code, skip, slow, tuple(changes))
+            raise ValueError(f"{block}: {clause!r} is none of `skip because`, `slow`, `save as` and `with`")
+    return Block(block.page, block.line, block.language, block.code, skip, slow, tuple(changes), file)

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ MODULES = {"mmssl": (), "mmssl.train": ("train",)}
 """Verbs of `mmssl` that `-m NAME` starts."""
 BENCH = "scripts.bench"
 _SHELL = re.compile(r"[$`;&|<>()]")
+_OPERATOR = re.compile(r"\d*[<>|&;].*")
 _NOT_OF_ONE_WORD = re.compile(r"'[^']*'|\"[^\"]*\"|#.*")
 
 
@@ -41,8 +43,9 @@ def lines(code: str) -> list[str]:
 
 
 def arguments(line: str) -> list[str] | None:
-    """The words behind `mmssl` in a line of shell code, launched in whatever way; None if it does not call it."""
-    words = shlex.split(line, comments=True)
+    """The words behind `mmssl` in a line of shell code, launched in whatever way, up to a pipe, a redirection or `&`;
+    None if it does not call it."""
+    words = list(takewhile(lambda word: _OPERATOR.fullmatch(word) is None, shlex.split(line, comments=True)))
     for i, word in enumerate(words):
         if word == "-m" and i + 1 < len(words) and words[i + 1] in MODULES:
             return [*MODULES[words[i + 1]], *words[i + 2 :]]
@@ -99,12 +102,14 @@ def check(words: list[str], program: typer.Typer = app) -> None:
 
 
 def check_overrides(config: str | None, overrides: list[str]) -> None:
-    """Check KEY=VALUE words on top of a configuration of the repository; of configs/small.yaml where none is named.
+    """Check KEY=VALUE words on top of a configuration of the repository or of the current folder; of configs/small.yaml
+    where none is named.
 
     Raises:
         UserError: a key or value is wrong, also among the options of an objective.
     """
-    path = ROOT / config if config is not None and (ROOT / config).is_file() else ROOT / "configs" / "small.yaml"
+    places = [] if config is None else [ROOT / config, Path(config)]
+    path = next((place for place in places if place.is_file()), ROOT / "configs" / "small.yaml")
     if overrides:
         # Ellipses stand for what readers put there.
         objective_options(load_config(path, [word for word in overrides if word not in ("...", "KEY=VALUE")]))

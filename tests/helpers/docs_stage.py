@@ -85,17 +85,33 @@ def _photos(folder: Path) -> None:
 
 
 def run_block(block: Block, folder: Path, names: dict[str, Any]) -> None:
-    """Run a block in a folder. Python's names stay for the page's next blocks."""
+    """Run a block in a folder, or save it there. Python's names stay for the page's next blocks."""
+    if block.file is not None:
+        path = folder / block.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.tested, encoding="utf-8")
+        return
     with contextlib.chdir(folder):
         if block.language == "python":
             code = "\n" * (block.line - 1) + block.tested
-            exec(compile(code, str(block.page), "exec"), names)
+            with _importable(folder):
+                exec(compile(code, str(block.page), "exec"), names)
             return
         for part in _parts(commands.lines(block.tested)):
             if commands.is_plain(part):
                 commands.run(part)
             else:
                 _shell(part, folder, str(block))
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Modules of a folder can be imported, as in a Python that was started there."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 def _parts(code: list[str]) -> Iterator[str]:

@@ -198,7 +198,12 @@ def filled(page: str, text: str) -> str:
     return pattern.sub(lambda _: f"\n{make().strip()}\n\n", text)
 
 
-if __name__ == "__main__":
+def write_pages() -> None:
+    """Make the generated part of every page anew."""
     for page in PAGES:
         path = Path(__file__).parents[1] / "docs" / "reference" / page
         path.write_text(filled(page, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_pages()

@@ -1,7 +1,7 @@
 """Snapshots of what a user types (every verb's help, every configuration key), and of the numbers of a small run.
 
-`python -m tests.golden.snapshots` writes the first two anew after an intended change, which also goes into
-CHANGELOG.md. With `--numbers` it writes the numbers of the run anew too.
+`python -m tests.golden.snapshots` writes the first two, and the pages of docs/reference/, anew after an intended change,
+which also goes into CHANGELOG.md. With `--numbers` it writes the numbers of the run anew too.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from mmssl.cli import app
 from mmssl.config import Config, known_keys, load_config
 from mmssl.train.trainer import train
+from scripts import docs_reference
 
 HELP = Path(__file__).parent / "help.txt"
 KEYS = Path(__file__).parent / "config_keys.txt"
@@ -62,3 +63,4 @@ if __name__ == "__main__":
             NUMBERS.write_text(json.dumps(run_numbers(Path(folder) / "run"), indent=1) + "\n", encoding="utf-8")
     HELP.write_text(help_text(), encoding="utf-8")
     KEYS.write_text(config_keys(), encoding="utf-8")
+    docs_reference.write_pages()

@@ -1,7 +1,7 @@
 """Snapshots of what a user types (every verb's help, every configuration key), and of the numbers of a small run.
 
-`python -m tests.golden.snapshots` writes the first two, and the pages of docs/reference/, anew after an intended change,
-which also goes into CHANGELOG.md. With `--numbers` it writes the numbers of the run anew too.
+`python -m tests.golden.snapshots` writes the first two, and the pages of docs/reference/, anew after an intended
+change, which also goes into CHANGELOG.md. With `--numbers` it writes the numbers of the run anew too.
 """
 
 import hashlib

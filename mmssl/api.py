@@ -304,7 +304,9 @@ class MMSSL:
                 found = [open_dataset(shards, **options)]
             plan = {dataset.name: (dataset, task or suite.default_task(dataset)) for dataset in found}
             folder = None if out is None else Path(out)
-            settings = suite.SuiteOptions(logit_scale=self.model.label_scale, bad_samples=bad_samples)
+            settings = suite.SuiteOptions(
+                logit_scale=self.model.label_scale, logit_curve=self.model.label_curve, bad_samples=bad_samples
+            )
             return suite.run(self.model, plan, folder, settings)
 
     def _labelled(

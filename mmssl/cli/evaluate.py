@@ -124,6 +124,7 @@ def evaluate(
                     batch_size=batch_size,
                     bad_samples=bad_samples,
                     logit_scale=loaded.label_scale,
+                    logit_curve=loaded.label_curve,
                     cache=open_cache(loaded, cache, no_cache),
                     dims=numbers,
                     world=world,

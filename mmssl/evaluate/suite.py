@@ -48,6 +48,8 @@ class SuiteOptions:
     """Images or texts per forward pass."""
     logit_scale: float | None = None
     """The model's factor from similarities to logits, for calibration and the bars of examples."""
+    logit_curve: float = 0.0
+    """Of calibrated logits: see `metrics.calibration.bend`."""
     bad_samples: float = 0.1
     """Largest fraction of a dataset's samples that may be unusable; of fewer than 100, it is that of 100."""
     limit: int | None = None
@@ -282,6 +284,7 @@ class DatasetEncoder:
             draw=self.options.draw,
             batch_size=self.options.batch_size,
             logit_scale=self.options.logit_scale,
+            logit_curve=self.options.logit_curve,
             world=self.options.world,
             progress=_named(name, self.options.progress),
         )

@@ -46,6 +46,8 @@ class TaskContext:
     batch_size: int
     logit_scale: float | None
     """The model's factor from similarities to logits, if it has one."""
+    logit_curve: float
+    """Of calibrated logits, else 0."""
     world: World
     progress: Progress | None
     text_encoder: Encoder | None = None

@@ -86,8 +86,13 @@ class Model:
 
     @property
     def label_scale(self) -> float:
-        """Factor from cosine similarities to the logits of labels: the calibrated one, or else that of training."""
+        """Factor from cosine similarities, bent by `label_curve`, to the logits of labels, fitted or trained."""
         return self.logit_scale if self.calibration is None else self.calibration.label_scale
+
+    @property
+    def label_curve(self) -> float:
+        """Steepness of the calibrated logits of labels at high similarities; 0 without a calibration."""
+        return 0.0 if self.calibration is None else self.calibration.label_curve
 
     def to(self, device: torch.device | str) -> "Model":
         """Move the weights; returns itself."""

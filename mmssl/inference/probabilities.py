@@ -33,7 +33,9 @@ class Calibration(BaseModel):
     samples: Annotated[int, Field(ge=1)]
     """Samples that it was fitted on."""
     label_scale: Positive
-    """Factor from similarities to the logits of labels."""
+    """Factor from similarities, bent by `label_curve`, to the logits of labels."""
+    label_curve: Annotated[float, Field(ge=metrics.CURVES[0], le=metrics.CURVES[1])] = 0.0
+    """Steepness at high similarities; 0 is temperature scaling."""
     match_scale: float
     match_bias: float
     """An image and a text match with probability sigmoid(match_scale * similarity + match_bias)."""
@@ -51,11 +53,15 @@ class Calibration(BaseModel):
 
     def label_probabilities(self, similarities: Tensor) -> Tensor:
         """Probabilities among the labels, given that one fits, float64 [N, C]; each row sums to 1."""
-        return (self.label_scale * similarities.double()).softmax(dim=1)
+        return self.label_logits(similarities).softmax(dim=1)
+
+    def label_logits(self, similarities: Tensor) -> Tensor:
+        """Logits of the labels, float64 [N, C]."""
+        return self.label_scale * metrics.bend(similarities.double(), self.label_curve)
 
     def none_probability(self, similarities: Tensor) -> Tensor:
         """Probability that none of the labels fits, float64 [N], from similarities [N, C]."""
-        familiarity = metrics.familiarity(similarities, self.label_scale)
+        familiarity = metrics.familiarity(metrics.bend(similarities.double(), self.label_curve), self.label_scale)
         return 1 - metrics.Sigmoid(self.known_scale, self.known_bias)(familiarity)
 
     def match_probability(self, similarities: Tensor) -> Tensor:
@@ -94,7 +100,7 @@ def decide(
     """
     if calibration is None:
         return label_probabilities(labels, logit_scale * similarities)
-    found = label_probabilities(labels, calibration.label_scale * similarities)
+    found = label_probabilities(labels, calibration.label_logits(similarities))
     nones, matches = calibration.none_probability(similarities), calibration.match_probability(similarities)
     for probabilities, none, row in zip(found, nones.tolist(), matches.tolist(), strict=True):
         by_label = dict(zip(labels, row, strict=True))

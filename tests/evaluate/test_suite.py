@@ -15,8 +15,10 @@ from PIL import Image
 from mmssl.errors import UserError
 from mmssl.evaluate import suite
 from mmssl.evaluate.console import format_metrics, format_results
-from mmssl.evaluate.datasets import open_dataset
+from mmssl.evaluate.datasets import class_templates, open_dataset, read
 from mmssl.evaluate.encode import class_weights
+from mmssl.evaluate.labels import class_indices
+from mmssl.evaluate.metrics.ranking import expected_calibration_error
 from mmssl.evaluate.suite import default_task
 from mmssl.files import write_json
 from tests.helpers.toy_encoder import ToyEncoder, pack, paint
@@ -69,6 +71,23 @@ def test_tables_agree_with_the_figures(numbers: Path, tmp_path: Path) -> None:
     assert wrong == round(40 * (1 - figures["acc1"]))
     low, high = figures["intervals"]["calibration_error"]
     assert 0 <= low <= figures["calibration_error"] <= high <= 1
+
+
+def test_the_calibration_error_is_that_of_bent_logits(numbers: Path) -> None:
+    """With a curve, the probabilities are softmax(scale (exp(c s) - 1) / c), computed here from the toy's vectors."""
+    encoder = ToyEncoder(noise=2.0)
+    options = suite.SuiteOptions(draw=False, logit_scale=10.0, logit_curve=2.0)
+    found = suite.run(encoder, {"n": (numbers, "zero_shot")}, None, options)["n/zero_shot"]
+    dataset = open_dataset(numbers)
+    samples = list(read(dataset))
+    names, labels = class_indices(dataset, samples)
+    images = encoder.encode_image([sample.image for sample in samples])
+    similarities = images @ class_weights(encoder, names, class_templates(dataset)).T
+    chances = (10 * ((2 * similarities).exp() - 1) / 2).double().softmax(1).max(1)
+    expected = expected_calibration_error(chances.values, chances.indices == labels)
+    assert found["calibration_error"] == pytest.approx(expected, abs=1e-5)
+    plain = suite.run(encoder, {"n": (numbers, "zero_shot")}, None, suite.SuiteOptions(draw=False, logit_scale=10.0))
+    assert plain["n/zero_shot"]["calibration_error"] != pytest.approx(expected, abs=1e-3)
 
 
 def test_images_are_drawn(numbers: Path, captioned: Path, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def some_calibration() -> probabilities.Calibration:
         data="pairs",
         samples=100,
         label_scale=20,
+        label_curve=1.5,
         match_scale=30,
         match_bias=-3,
         known_scale=10,

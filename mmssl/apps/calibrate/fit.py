@@ -64,19 +64,24 @@ def fit(trials: Trials, coverage: float = COVERAGE) -> probabilities.Calibration
     An image becomes an unknown one when its right label is left out of the candidates.
     """
     own, others = trials.own(), trials.others()
-    scale = calibration.fit_scale(trials.similarities, trials.right)
+    scale, curve = calibration.fit_curve(trials.similarities, trials.right)
     scores = torch.cat([own, others.flatten()])
     right = torch.arange(len(scores)) < len(own)
     weights = torch.where(right, 1.0, 1 / others.shape[1])
     match = calibration.fit_sigmoid(scores, right, weights)
-    known, unknown = trials.familiarities(scale)
+    known, unknown = trials.familiarities(scale, curve)
     both = torch.cat([known, unknown])
     fits = calibration.fit_sigmoid(both, torch.arange(len(both)) < len(known))
-    chances = (scale * trials.similarities.double()).softmax(dim=1).gather(1, trials.right[:, None])[:, 0]
+    chances = (
+        (scale * calibration.bend(trials.similarities.double(), curve))
+        .softmax(dim=1)
+        .gather(1, trials.right[:, None])[:, 0]
+    )
     return probabilities.Calibration(
         data=trials.name,
         samples=len(own),
         label_scale=scale,
+        label_curve=curve,
         match_scale=match.scale,
         match_bias=match.bias,
         known_scale=fits.scale,

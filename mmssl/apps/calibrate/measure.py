@@ -51,7 +51,7 @@ class Measurement:
         column = torch.from_numpy(generator(seed, "mismatches").integers(0, candidates - 1, count))
         mismatch = others.gather(1, column[:, None])[:, 0]
         after = found.label_probabilities(trials.similarities)
-        self.known, self.unknown = trials.familiarities(found.label_scale)
+        self.known, self.unknown = trials.familiarities(found.label_scale, found.label_curve)
         fits = torch.stack([1 - found.none_probability(part) for part in (trials.similarities, others)], dim=1)
         truth = torch.tensor([True, False]).expand(count, 2)
         matches = found.match_probability(torch.stack([trials.own(), mismatch], dim=1))

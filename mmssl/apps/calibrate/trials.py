@@ -45,9 +45,11 @@ class Trials:
         wrong = torch.ones_like(self.similarities, dtype=torch.bool).scatter_(1, self.right[:, None], False)
         return self.similarities[wrong].view(len(self.right), -1)
 
-    def familiarities(self, scale: float) -> tuple[Tensor, Tensor]:
+    def familiarities(self, scale: float, curve: float) -> tuple[Tensor, Tensor]:
         """The familiarity of images with the right candidate among the others, and without it, float64 [N] each."""
-        return calibration.familiarity(self.similarities, scale), calibration.familiarity(self.others(), scale)
+        bent = (calibration.bend(part.double(), curve) for part in (self.similarities, self.others()))
+        known, unknown = (calibration.familiarity(part, scale) for part in bent)
+        return known, unknown
 
 
 class Head(Protocol):

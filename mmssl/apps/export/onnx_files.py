@@ -46,7 +46,8 @@ if labels:
     rows = tokenizer.encode_batch(labels)
     tokens, mask = (np.array([getattr(row, kind) for row in rows], np.int64) for kind in ("ids", "attention_mask"))
     similarities = run("image.onnx", images=pixels)[0] @ run("text.onnx", tokens=tokens, mask=mask).T
-    logits = config["logit_scale"] * similarities.astype(np.float64)
+    curve, logits = config["logit_curve"], similarities.astype(np.float64)
+    logits = config["logit_scale"] * (np.expm1(curve * logits) / curve if curve else logits)
     chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
 else:  # the labels of a fine-tuned classifier
     labels = json.loads((here / "labels.json").read_text(encoding="utf-8"))

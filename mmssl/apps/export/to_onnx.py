@@ -68,6 +68,7 @@ def write(model: Model, folder: Path, opset: int = OPSET, pixels: bool = False) 
         "max_tokens": length,
         "pad_id": model.tokenizer.pad_id,
         "logit_scale": model.label_scale,
+        "logit_curve": model.label_curve,
     }
     (folder / CONFIG).write_text(json.dumps(record, indent=1), encoding="utf-8")
     write_script(folder)

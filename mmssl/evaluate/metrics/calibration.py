@@ -8,7 +8,12 @@ from torch import Tensor
 
 SCALES = (1e-2, 1e4)
 """Bounds of the factor from similarities to logits. Classes without any error would have an infinite one."""
-_HALVINGS = 50
+CURVES = (-16.0, 16.0)
+"""Bounds of the curve of `fit_curve`."""
+CURVE_SPREAD = 2.0
+"""Standard deviation of the curve expected beforehand: few samples leave it near 0."""
+_HALVINGS, _ROUGH_HALVINGS = 50, 14
+_GOLDEN_STEPS = 16
 _NEWTON_STEPS = 100
 
 
@@ -63,21 +68,63 @@ def fit_sigmoid(scores: Tensor, right: Tensor, weights: Tensor | None = None) ->
     return Sigmoid(scale, float(found[1]) - scale * float(centre))
 
 
-def fit_scale(similarities: Tensor, labels: Tensor) -> float:
+def fit_scale(similarities: Tensor, labels: Tensor, halvings: int = _HALVINGS) -> float:
     """The factor from similarities to logits under which the labels are most likely: temperature scaling, whose
     temperature is 1 over it (Guo et al. 2017). Bisection: the slope of the loss rises with the factor.
 
     Args:
-        similarities: [N, C]. labels: int64 [N].
+        similarities: [N, C]. labels: int64 [N]. halvings: of the interval of the logarithm of the factor.
     """
     rows = similarities.double()
     own = rows.gather(1, labels[:, None])[:, 0].mean()
     low, high = (math.log(bound) for bound in SCALES)
-    for _ in range(_HALVINGS):
+    for _ in range(halvings):
         middle = (low + high) / 2
         expected = ((math.exp(middle) * rows).softmax(dim=1) * rows).sum(dim=1).mean()
         low, high = (middle, high) if expected < own else (low, middle)
     return math.exp((low + high) / 2)
+
+
+def bend(similarities: Tensor, curve: float) -> Tensor:
+    """(exp(curve * s) - 1) / curve of each similarity s: steeper at high ones if the curve is positive.
+
+    It rises with s, so that the order of the labels stays. A curve of 0 changes nothing.
+    """
+    return similarities if curve == 0 else torch.expm1(curve * similarities) / curve
+
+
+def fit_curve(similarities: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The factor and the curve under which the labels are most likely with the logits factor * bend(s, curve).
+
+    Temperature scaling, which is the curve 0, supposes that a difference of similarities means the same everywhere.
+    Where some images are recognised and others are not, it means more at high similarities. Golden-section search in
+    the curve, with the likeliest factor for each.
+
+    Args:
+        similarities: [N, C]. labels: int64 [N].
+    """
+
+    def loss(curve: float) -> float:
+        rows = bend(similarities.double(), curve)
+        logits = fit_scale(rows, labels, _ROUGH_HALVINGS) * rows
+        beforehand = (curve / CURVE_SPREAD) ** 2 / 2
+        return float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum")) + beforehand
+
+    ratio = (math.sqrt(5) - 1) / 2
+    low, high = CURVES
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    at_left, at_right = loss(left), loss(right)
+    for _ in range(_GOLDEN_STEPS):
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - ratio * (high - low)
+            at_left = loss(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + ratio * (high - low)
+            at_right = loss(right)
+    curve = (low + high) / 2
+    return fit_scale(bend(similarities.double(), curve), labels), curve
 
 
 def familiarity(similarities: Tensor, scale: float) -> Tensor:

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmssl.evaluate.metrics.calibration import bend
+
 SCORES_PER_BLOCK = 1 << 24
 """Similarities held at a time (64 MiB in float32)."""
 
@@ -78,10 +80,14 @@ def best_classes(scores: Tensor, k: int) -> Outcome:
     return Outcome(found.values, found.indices, scores.argmax(dim=1))
 
 
-def confidence(features: Tensor, weights: Tensor, logit_scale: float) -> Tensor:
-    """The probability of the most probable class: the maximum of softmax(logit_scale * similarity), [N]."""
-    parts = blocks(features, len(weights))
-    return torch.cat([(logit_scale * block @ weights.T).softmax(dim=1).amax(dim=1) for block in parts])
+def confidence(features: Tensor, weights: Tensor, logit_scale: float, logit_curve: float = 0.0) -> Tensor:
+    """The probability of the most probable class: the maximum of softmax(logit_scale * similarity), [N].
+
+    Args:
+        logit_curve: of calibrated logits, see `calibration.bend`.
+    """
+    parts = (block @ weights.T for block in blocks(features, len(weights)))
+    return torch.cat([(logit_scale * bend(part, logit_curve)).softmax(dim=1).amax(dim=1) for part in parts])
 
 
 def top_k_accuracy(best: Tensor, labels: Tensor, k: int) -> float:

@@ -17,6 +17,7 @@ from mmssl.apps.calibrate.measure import Measurement
 from mmssl.errors import UserError
 from mmssl.evaluate import open_dataset, suite
 from mmssl.evaluate.metrics import ranking
+from mmssl.evaluate.metrics.calibration import fit_scale
 from mmssl.inference import zero_shot
 from mmssl.inference.probabilities import Calibration
 from tests.cli.test_main import fails, main_ok
@@ -36,10 +37,11 @@ def drawn(seed: int, count: int = 2000, candidates: int = 20, scale: float = 40.
 
 
 def test_a_calibration_holds_on_other_samples() -> None:
-    """Fitted on 2,000 simulated images and measured on 4,000 others: the factor is the true one, each calibration error
-    is below 0.03 though that of the model's own factor is above 0.1, and both coverages are within 2 points of 90 %."""
+    """Fitted on 2,000 simulated images and measured on 4,000 others: the slope of the logits is the true factor, each
+    calibration error is below 0.03 though that of the model's own factor is above 0.1, and both coverages are within 2
+    points of 90 %."""
     found = fit(drawn(0))
-    assert found.label_scale == pytest.approx(40, rel=0.05)
+    assert found.label_scale * math.exp(found.label_curve * 0.15) == pytest.approx(40, rel=0.05)
     metrics = measure(found, drawn(1, 4000), logit_scale=100.0)
     assert metrics["label_calibration_error_before"] > 0.1
     for name in ("label_calibration_error", "match_calibration_error", "known_calibration_error"):
@@ -51,6 +53,25 @@ def test_a_calibration_holds_on_other_samples() -> None:
     assert metrics["samples"] == 4000
 
 
+def test_images_that_are_not_recognised_are_no_reason_for_doubt_of_others() -> None:
+    """Where the right label of half of the images is no closer than the others, temperature scaling (the softmax
+    with the likeliest factor) has a calibration error above 0.07; that of the fitted curve is below 0.05."""
+    parts = []
+    for seed in (0, 1):
+        g = torch.Generator().manual_seed(seed)
+        similarities = 0.1 + 0.08 * torch.randn(4000, 20, generator=g)
+        right = torch.randint(20, (4000,), generator=g)
+        similarities[torch.arange(2000), right[:2000]] += 0.15
+        parts.append(Trials("half", similarities, right))
+    mine, others = parts
+    error = measure(fit(mine), others, 40.0)["label_calibration_error"]
+    scaled = (fit_scale(mine.similarities, mine.right) * others.similarities.double()).softmax(1)
+    best = scaled.max(dim=1)
+    alone = ranking.expected_calibration_error(best.values, best.indices == others.right)
+    assert alone > 0.07
+    assert error < 0.05
+
+
 def test_the_metrics_are_those_of_a_loop() -> None:
     """Calibration error, coverage, labels per image, passed mismatches and AUROC are those of loops."""
     trials = drawn(2, 300, 6)
@@ -58,13 +79,14 @@ def test_the_metrics_are_those_of_a_loop() -> None:
     metrics = measure(found, trials, 40.0)
     right, sizes, passed, scores = [], [], [], []
     for row, label in zip(trials.similarities.double().tolist(), trials.right.tolist(), strict=True):
-        total = sum(math.exp(found.label_scale * s) for s in row)
-        chances = [math.exp(found.label_scale * s) / total for s in row]
+        logits = [found.label_scale * (math.exp(found.label_curve * s) - 1) / found.label_curve for s in row]
+        total = sum(math.exp(logit) for logit in logits)
+        chances = [math.exp(logit) / total for logit in logits]
         right.append(chances[label] >= found.label_threshold - 1e-9)
         sizes.append(sum(p >= found.label_threshold - 1e-9 for p in chances))
         passed += [s >= found.match_threshold for place, s in enumerate(row) if place != label]
-        rest = [s for place, s in enumerate(row) if place != label]
-        scores.append([math.log(np.mean(np.exp(found.label_scale * np.array(part)))) for part in (row, rest)])
+        others = [logit for place, logit in enumerate(logits) if place != label]
+        scores.append([math.log(np.mean(np.exp(part))) for part in (logits, others)])
     assert metrics["label_coverage"] == pytest.approx(np.mean(right))
     assert metrics["labels_per_image"] == pytest.approx(np.mean(sizes))
     assert metrics["mismatches_passed"] == pytest.approx(np.mean(passed), abs=2e-3)
@@ -99,7 +121,7 @@ def test_halves_share_no_image_and_average_out() -> None:
 def test_perfect_probabilities_have_the_error_that_is_stated() -> None:
     """A calibration with the true factor has the stated error of perfect probabilities on average over 400 data sets of
     150 images, and that is above 0.05: so few images show such an error even if nothing is wrong."""
-    true = fit(drawn(4)).model_copy(update={"label_scale": 40.0})
+    true = fit(drawn(4)).model_copy(update={"label_scale": 40.0, "label_curve": 0.0})
     found = [over_one(true, drawn(100 + seed, 150)) for seed in range(400)]
     errors, stated = np.mean(found, axis=0)
     assert errors == pytest.approx(stated, rel=0.04)
@@ -182,14 +204,15 @@ def test_a_stored_calibration_decides(tmp_path: Path, capsys: pytest.CaptureFixt
     model, image, labels = mmssl.load(folder), photo(32, 32), ["red", "green", "blue square"]
     cosines = (model.encode_image(image) @ model.encode_text(labels).T)[0].double()
     found = model.classify(image, labels)
-    expected = dict(zip(labels, (stored["label_scale"] * cosines).softmax(0).tolist(), strict=True))
+    k, curve = stored["label_scale"], stored["label_curve"]
+    bent = [(math.exp(curve * c) - 1) / curve for c in cosines.tolist()]
+    expected = dict(zip(labels, (k * torch.tensor(bent)).softmax(0).tolist(), strict=True))
     assert found == pytest.approx(expected, abs=1e-6)
     matches = torch.sigmoid(stored["match_scale"] * cosines + stored["match_bias"])
     assert found.verdict is not None
     assert found.verdict.matches == pytest.approx(dict(zip(labels, matches.tolist(), strict=True)), abs=1e-6)
     torch.testing.assert_close(MMSSL(folder).match(image, labels)[0], matches, atol=1e-6, rtol=0)
-    k = stored["label_scale"]
-    familiarity = math.log(sum(math.exp(k * c) for c in cosines.tolist()) / 3) / k
+    familiarity = math.log(sum(math.exp(k * c) for c in bent) / 3) / k
     none = 1 / (1 + math.exp(stored["known_scale"] * familiarity + stored["known_bias"]))
     assert found.verdict.none == pytest.approx(none, abs=1e-6)
     assert found.verdict.likely == [label for label, p in found.items() if p >= stored["label_threshold"]]

@@ -97,6 +97,39 @@ def test_the_scale_is_recovered() -> None:
     assert calibration.fit_scale(similarities, labels) == pytest.approx(30, rel=0.03)
 
 
+@pytest.mark.parametrize("curve", [-2.0, 0.0, 3.0])
+def test_the_curve_is_recovered_and_the_likeliest(curve: float) -> None:
+    """Of labels drawn from softmax(20 (exp(c s) - 1) / c), computed here, the fitted logits have the same slope at low
+    and at high similarities, and no curve on a grid, with its likeliest factor, has a lower cross-entropy."""
+    g = torch.Generator().manual_seed(0)
+    similarities = torch.rand(20_000, 8, generator=g, dtype=torch.float64) * 0.6 - 0.1
+    true = 20 * (similarities if curve == 0 else ((curve * similarities).exp() - 1) / curve)
+    labels = torch.multinomial(true.softmax(1), 1, generator=g)[:, 0]
+    scale, found = calibration.fit_curve(similarities, labels)
+    for at in (0.0, 0.25, 0.5):
+        assert scale * math.exp(found * at) == pytest.approx(20 * math.exp(curve * at), rel=0.1), at
+
+    def loss(scale: float, bent: torch.Tensor) -> float:
+        return float(torch.nn.functional.cross_entropy(scale * bent, labels))
+
+    for other in np.linspace(-7, 7, 15):
+        bent = torch.from_numpy(np.expm1(other * similarities.numpy()) / other if other else similarities.numpy())
+        assert loss(scale, calibration.bend(similarities, found)) <= loss(calibration.fit_scale(bent, labels), bent)
+
+
+def test_few_samples_have_little_curve() -> None:
+    """On 50 images whose labels follow temperature scaling, the curve stays within 2 standard deviations of what is
+    expected beforehand, and the order of the labels is that of the similarities whatever the curve."""
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        similarities = 0.15 + 0.06 * torch.randn(50, 20, generator=g, dtype=torch.float64)
+        labels = torch.multinomial((30 * similarities).softmax(1), 1, generator=g)[:, 0]
+        scale, curve = calibration.fit_curve(similarities, labels)
+        assert abs(curve) < 4
+        assert bool((calibration.bend(similarities, curve).argsort(1) == similarities.argsort(1)).all())
+        assert scale > 0
+
+
 def test_familiarity_is_a_soft_maximum() -> None:
     """It is the loop's log-mean-exp, lies between mean and maximum, and does not change when all labels are doubled."""
     similarities = torch.tensor([[0.1, 0.3, 0.2], [0.0, 0.0, 0.0]], dtype=torch.float64)

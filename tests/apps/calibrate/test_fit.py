@@ -178,12 +178,12 @@ def test_too_few_or_unsuitable_images_are_refused(tmp_path: Path) -> None:
 def test_a_calibration_is_better_than_the_models_own_factor(tmp_path: Path) -> None:
     """On a noisy encoder whose factor is too large, the labels' calibration error falls to a fraction, and unknown
     images are told from known ones better than by chance."""
-    records = [{"png": paint(n % 30, n), "cls": n % 30} for n in range(240)]
+    records = [{"png": paint(n % 30, n % 256), "cls": n % 30} for n in range(600)]
     shard = pack(tmp_path / "0.tar", records)
     names = [f"thing {n}" for n in range(30)]
     dataset = open_dataset(str(shard), classnames=names, templates=("{c}",))
-    metrics = calibrate(toy(), dataset, options=OPTIONS).metrics  # type: ignore[arg-type]
-    assert metrics["label_calibration_error"] < 0.6 * metrics["label_calibration_error_before"]
+    metrics = calibrate(toy(120.0), dataset, options=OPTIONS).metrics  # type: ignore[arg-type]
+    assert metrics["label_calibration_error"] < 0.7 * metrics["label_calibration_error_before"]
     assert metrics["intervals"]["unknown_auroc"][0] > 0.5
 
 

@@ -140,7 +140,8 @@ def wilson(hits: float, samples: float) -> Interval:
     share = hits / samples
     middle = (share + _Z**2 / (2 * samples)) / (1 + _Z**2 / samples)
     half = _Z / (1 + _Z**2 / samples) * math.sqrt(share * (1 - share) / samples + _Z**2 / (4 * samples**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # Exact at the ends, where the sums round.
+    return (max(0.0, middle - half) if hits else 0.0), (min(1.0, middle + half) if hits < samples else 1.0)
 
 
 def newcombe(first: tuple[float, float], second: tuple[float, float]) -> Interval:

@@ -128,7 +128,17 @@ STEPS: dict[str, Sequence[str]] = {
     "ablate": ["ablate", "<.>/<B>.yaml", "<H>=<H>", "--out", "<.>/ablation"],
 }
 """Commands over the stage, in the order in which one uses what another wrote."""
-SILENT = {"shards index", "tokenizer", "doctor", "doctor --json", "interpolate", "report", "compare", "eval retrieval"}
+SILENT = {
+    "shards index",
+    "tokenizer",
+    "doctor",
+    "doctor --json",
+    "interpolate",
+    "report",
+    "compare",
+    "eval retrieval",
+    "load-check",
+}
 """Those that need not print any of the hostile text."""
 
 

@@ -21,6 +21,7 @@ MODULES = {"mmssl": (), "mmssl.train": ("train",)}
 """Verbs of `mmssl` that `-m NAME` starts."""
 BENCH = "scripts.bench"
 _SHELL = re.compile(r"[$`;&|<>()]")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _OPERATOR = re.compile(r"\d*[<>|&;].*")
 _NOT_OF_ONE_WORD = re.compile(r"'[^']*'|\"[^\"]*\"|#.*")
 
@@ -45,7 +46,10 @@ def lines(code: str) -> list[str]:
 def arguments(line: str) -> list[str] | None:
     """The words behind `mmssl` in a line of shell code, launched in whatever way, up to a pipe, a redirection or `&`;
     None if it does not call it."""
-    words = list(takewhile(lambda word: _OPERATOR.fullmatch(word) is None, shlex.split(line, comments=True)))
+    # An operator within quotes is a word.
+    bare = shlex.split(_QUOTED.sub("quoted", line), comments=True)
+    count = sum(1 for _ in takewhile(lambda word: _OPERATOR.fullmatch(word) is None, bare))
+    words = shlex.split(line, comments=True)[:count]
     for i, word in enumerate(words):
         if word == "-m" and i + 1 < len(words) and words[i + 1] in MODULES:
             return [*MODULES[words[i + 1]], *words[i + 2 :]]

@@ -77,7 +77,8 @@ def test_a_calibrated_classifier_says_if_no_label_fits(
     classifier.save(tmp_path / "copy")
     image = Image.new("RGB", (20, 20), "green")
     logits = classifier.logits(classifier.model.encode_image(image))[0].double()
-    k = stored["label_scale"]
+    k, curve = stored["label_scale"], stored["label_curve"]
+    logits = (torch.exp(curve * logits) - 1) / curve if curve else logits
     familiarity = (torch.logsumexp(k * logits, 0) - math.log(len(logits))) / k
     none = 1 - torch.sigmoid(stored["known_scale"] * familiarity + stored["known_bias"])
     for place in (out, tmp_path / "copy"):

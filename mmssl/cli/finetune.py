@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _MOST_CLASSES = 20
 """Classes of which each gets a line."""
+_DRAW = "; for this draw of labels, and --seeds 5 tries others"
 _BASELINES = {"majority": "always the most frequent class", "chance": "chance at the class frequencies"}
 
 
@@ -278,9 +279,6 @@ def _report(found: "study.Study | methods.Tuned", name: str, out: Path | None) -
         print(f"table and plot: {out}")
 
 
-_DRAW = "; for this draw of labels, and --seeds 5 tries others"
-
-
 def _print_tuned(found: "methods.Tuned") -> None:
     from rich.table import Table
 
@@ -294,12 +292,13 @@ def _print_tuned(found: "methods.Tuned") -> None:
             low, high = metrics[f"{key}_interval"]
             mean = metrics[f"{prefix}mean_per_class_recall"]
             table.add_row(name, f"{metrics[key]:.4f}", f"{low:.4f} to {high:.4f}", f"{mean:.4f}")
-    classes = methods.by_class(found.after, found.labels)
+    classes = len(methods.by_class(found.after, found.labels))
+    chance = 1 / classes
     for name, accuracy in found.baselines().items():
         # Whatever does not look at the image is right equally often over the classes.
-        table.add_row(_BASELINES[name], f"{accuracy:.4f}", "", f"{1 / len(classes):.4f}")
+        table.add_row(_BASELINES[name], f"{accuracy:.4f}", "", f"{chance:.4f}")
     stdout().print(table)
-    if len(classes) <= _MOST_CLASSES:
+    if classes <= _MOST_CLASSES:
         stdout().print(_class_table(found))
     difference = found.difference()
     if difference is not None:
@@ -309,7 +308,7 @@ def _print_tuned(found: "methods.Tuned") -> None:
             f"p = {difference.p_value:.2g}){_DRAW if found.classifier.record['shots'] is not None else ''}"
         )
     words = baselines.no_better(metrics["acc1"], found.baselines())
-    mean, chance = metrics["mean_per_class_recall"], 1 / len(classes)
+    mean = metrics["mean_per_class_recall"]
     if words and mean <= chance:
         print(f"the classifier is {words}")
     elif words:

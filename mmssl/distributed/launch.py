@@ -53,8 +53,8 @@ def start_processes(count: int, module: str, arguments: Sequence[str]) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # The signals that torchrun passes on to the processes; its own list lacks those of schedulers.
     stop_with_parent()
+    # The signals that torchrun passes on to the processes; its own list lacks those of schedulers.
     names = ",".join(signal.Signals(number).name for number in system.stop_signals())
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", f"{names},SIGQUIT")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(system.allowed_cores()) // count)))

@@ -54,8 +54,9 @@ def train_on(
         data: None: that of the configuration, as it is.
         run_dir: folder of the run. Default: runs/NAME, by the name of the data.
         start: a model to start from.
-        tree: a configuration, in which the data and pinned settings are replaced. None: settings are chosen, and the
-            model is evaluated on held-out pairs at the end; so it is with a configuration if `data.hold_out` is pinned.
+        tree: a configuration, in which the data and pinned settings are replaced. None: settings are chosen, and
+            the model is that of the best of several evaluations on held-out pairs. With a configuration, pairs are held
+            out if `data.hold_out` is pinned, and evaluated at the end.
         pinned: dotted key -> value given by the user.
         table: how to read a table: image_column, caption_column, separator, encoding. Others are recognised.
 

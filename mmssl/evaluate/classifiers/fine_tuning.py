@@ -99,8 +99,9 @@ class BestWeights:
     """The weights with the highest accuracy on held-out images; of equal ones, those with the likeliest labels."""
 
     def __init__(self, model: HeadedTower, held_out: Labelled, by_class: bool = False) -> None:
-        """Args:
-        by_class: each class counts alike.
+        """
+        Args:
+            by_class: each class counts alike.
         """
         self._model, self._held_out, self._by_class = model, held_out, by_class
         self.quality, self.weights, self.waited = quality(model, held_out, by_class), model.weights(), 0

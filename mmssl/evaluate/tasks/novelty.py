@@ -71,7 +71,7 @@ class Novelty(Task):
             lines = ((n, names[c], int(draw[c])) for n, draw in enumerate(known) for c in present.tolist())
             write_csv(context.folder / "classes.csv", ("draw", "class", "known"), lines)
         metrics = measure(np.arange(len(labels)))
-        # Classes are resampled each by itself, so that no resample lacks known or unknown images.
+        # Large classes are resampled each by itself, so that no resample lacks known or unknown images.
         intervals = bootstrap(measure, len(labels), resamples=RESAMPLES, strata=labels.numpy())
         chance = {name: {"chance": 0.5 if name.startswith("auroc") else RECALL} for name in metrics}
         return {
